@@ -1,0 +1,32 @@
+"""Errors a user can mend: they name the file, the value and the choices, and end a command without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something outside the program has to change; the message says what."""
+
+
+class ConfigError(UserError):
+    """A config, an override or a name in it is wrong."""
+
+
+class DataError(UserError):
+    """A data set, an image or a label is missing, damaged or does not fit."""
+
+
+class WeightsError(UserError):
+    """A file of weights is damaged or does not fit the model."""
+
+
+class WorkdirError(UserError):
+    """A working directory cannot be written, or belongs to another run."""
+
+
+def unknown(kind: str, value: str, choices: Iterable[str]) -> str:
+    """Return the message for an unknown name: the nearest choices first, then all of them."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(value, choices, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"unknown {kind} {value!r}.{hint} Choices: {', '.join(choices)}"

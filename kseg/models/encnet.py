@@ -1,0 +1,90 @@
+"""EncNet: context encoding for semantic segmentation (Zhang et al. 2018, arXiv:1803.08904)."""
+
+import keras
+from keras import ops
+
+from kseg.config import Model
+from kseg.models.layers import BatchNormalization, ResizeLike, classifier, conv_bn_relu
+
+
+def encnet(features: list, classes: int, model: Model) -> dict:
+    """Return {"main": logits at the stride of stage 4, "se": class-presence logits (N, classes)}.
+
+    `se` is there where model.encnet.se is set; it is used by the loss alone.
+    """
+    top = conv_bn_relu(features[3], model.channels, 3, "decode_head.bottleneck")
+    if model.encnet.lateral:
+        top = _lateral(features, top, model)
+    projected = conv_bn_relu(top, model.channels, 1, "decode_head.enc_module.encoding_project")
+    residuals = Encoding(model.encnet.codewords, name="decode_head.enc_module.encoding.0")(projected)
+    # The statistics are per codeword, which is the last axis.
+    residuals = BatchNormalization(name="decode_head.enc_module.encoding.1")(residuals)
+    residuals = keras.layers.Activation("relu", name="decode_head.enc_module.encoding.relu")(residuals)
+    context = ops.mean(residuals, axis=-1)
+    gate = _dense(context, model.channels, "decode_head.enc_module.fc.0")
+    gate = keras.layers.Activation("sigmoid", name="decode_head.enc_module.sigmoid")(gate)
+    gate = keras.layers.Reshape((1, 1, model.channels), name="decode_head.enc_module.gate")(gate)
+    weighted = keras.layers.Multiply(name="decode_head.enc_module.weighted")([top, gate])
+    outputs = keras.layers.Add(name="decode_head.enc_module.add")([top, weighted])
+    outputs = keras.layers.Activation("relu", name="decode_head.enc_module.relu")(outputs)
+    heads = {"main": classifier(outputs, classes, model.dropout, "decode_head")}
+    if model.encnet.se:
+        heads["se"] = _dense(context, classes, "decode_head.se_layer", dtype="float32")
+    return heads
+
+
+def _lateral(features, top, model):
+    """Join stages 2 and 3, brought to the size of `top` by 1x1 convolutions and resizing."""
+    joined = [top]
+    for index in (0, 1):
+        side = conv_bn_relu(features[index + 1], model.channels, 1, f"decode_head.lateral_convs.{index}")
+        joined.append(ResizeLike(model.align_corners, name=f"decode_head.lateral_resize.{index}")([side, top]))
+    joined = keras.layers.Concatenate(name="decode_head.concat")(joined)
+    return conv_bn_relu(joined, model.channels, 3, "decode_head.fusion")
+
+
+def _dense(inputs, units, name, dtype=None):
+    """A dense layer with PyTorch's default initial weights: uniform within 1 / sqrt(inputs)."""
+    limit = inputs.shape[-1] ** -0.5
+    return keras.layers.Dense(
+        units, kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
+        bias_initializer=keras.initializers.RandomUniform(-limit, limit), dtype=dtype, name=name)(inputs)
+
+
+@keras.saving.register_keras_serializable("kseg")
+class Encoding(keras.layers.Layer):
+    """Residuals to learned codewords, softly assigned and summed over all positions (section 3.1, equation 1).
+
+    NHWC features with D channels give (N, D, K) float32 for K codewords. The distance is written out as
+    |x|^2 - 2 x c + |c|^2 so that matrix products replace an (N, HW, K, D) tensor. The sum is not divided by the number
+    of positions, so its scale grows with the area.
+    """
+
+    def __init__(self, codewords, **kwargs):
+        # Differences of large squares need full precision, whatever the model's policy.
+        super().__init__(**kwargs | {"dtype": "float32"})
+        self.number = codewords
+
+    def build(self, input_shape):
+        limit = (self.number * input_shape[-1]) ** -0.5
+        self.codewords = self.add_weight(
+            name="codewords", shape=(self.number, input_shape[-1]),
+            initializer=keras.initializers.RandomUniform(-limit, limit))
+        self.scale = self.add_weight(
+            name="scale", shape=(self.number,), initializer=keras.initializers.RandomUniform(-1, 0))
+
+    def call(self, inputs):
+        shape = ops.shape(inputs)
+        positions = ops.reshape(inputs, (shape[0], shape[1] * shape[2], inputs.shape[-1]))
+        distance = (ops.sum(ops.square(positions), axis=-1, keepdims=True)
+                    - 2 * ops.matmul(positions, ops.transpose(self.codewords))
+                    + ops.sum(ops.square(self.codewords), axis=-1))
+        assignment = ops.softmax(self.scale * distance, axis=-1)
+        summed = ops.matmul(ops.transpose(positions, (0, 2, 1)), assignment)
+        return summed - ops.sum(assignment, axis=1)[:, None, :] * ops.transpose(self.codewords)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], input_shape[-1], self.number)
+
+    def get_config(self):
+        return super().get_config() | {"codewords": self.number}

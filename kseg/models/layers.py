@@ -1,0 +1,231 @@
+"""Layers that Keras lacks or defines otherwise than PyTorch, and the two ways of writing a convolution.
+
+Everything is defined in Keras operations. Where TensorFlow has a faster kernel for the same numbers, or where replicas
+have to talk to each other, the choice is made here and nowhere else.
+"""
+
+import keras
+from keras import ops
+
+# Kaiming normal over the fan-out, as mmcv initialises every convolution before a norm (SPEC: std sqrt(2 / (out k k))).
+KAIMING_FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def on_tensorflow() -> bool:
+    """Return whether Keras runs on TensorFlow."""
+    return keras.backend.backend() == "tensorflow"
+
+
+def replica_context():
+    """Return tf.distribute's replica context where several replicas train together, else None."""
+    if not on_tensorflow():
+        return None
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context if context is not None and context.num_replicas_in_sync > 1 else None
+
+
+@keras.saving.register_keras_serializable("kseg")
+class BatchNormalization(keras.layers.Layer):
+    """Batch normalisation over all axes but the last, with PyTorch's statistics, synchronised over replicas.
+
+    Training normalises with the biased variance of the global batch and moves the running variance towards the
+    *unbiased* one (factor n / (n - 1)); Keras' own layer uses the biased one for both. Momentum is Keras' sense of it:
+    0.9 here is PyTorch's 0.1.
+    """
+
+    def __init__(self, momentum=0.9, epsilon=1e-5, gamma_initializer="ones", **kwargs):
+        super().__init__(**kwargs)
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.gamma_initializer = gamma_initializer
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer=self.gamma_initializer)
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+        self.moving_mean = self.add_weight(
+            name="moving_mean", shape=shape, initializer="zeros", trainable=False, autocast=False)
+        self.moving_variance = self.add_weight(
+            name="moving_variance", shape=shape, initializer="ones", trainable=False, autocast=False)
+
+    def call(self, inputs, training=False):
+        fused = on_tensorflow() and len(inputs.shape) == 4
+        if not training:
+            normalise = fused_inference if fused else normalise_with
+            return normalise(inputs, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
+        context = replica_context()
+        train = fused_training if fused and context is None else normalise_training
+        outputs, mean, unbiased_variance = train(inputs, self.gamma, self.beta, self.epsilon, context)
+        self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
+        self.moving_variance.assign(
+            self.momentum * self.moving_variance + (1 - self.momentum) * unbiased_variance)
+        return outputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"momentum": self.momentum, "epsilon": self.epsilon,
+                                       "gamma_initializer": self.gamma_initializer}
+
+
+def normalise_with(inputs, mean, variance, gamma, beta, epsilon):
+    """Return (inputs - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis."""
+    dtype = inputs.dtype
+    scale = ops.cast(gamma, "float32") * ops.rsqrt(variance + epsilon)
+    outputs = ops.cast(inputs, "float32") * scale + (ops.cast(beta, "float32") - mean * scale)
+    return ops.cast(outputs, dtype)
+
+
+def normalise_training(inputs, gamma, beta, epsilon, context=None):
+    """Return the inputs normalised by their own statistics, those means and the unbiased variances, in float32.
+
+    `context` is the replica context whose replicas hold equal shares of the global batch, or None.
+    """
+    def sum_over_batch(values):
+        total = ops.sum(values, axis=tuple(range(len(values.shape) - 1)))
+        return total if context is None else context.all_reduce("sum", total)
+
+    values = ops.cast(inputs, "float32")
+    shape = ops.shape(inputs)
+    count = 1 if context is None else context.num_replicas_in_sync
+    for size in shape[:-1]:
+        count = count * size
+    count = ops.cast(count, "float32")
+    mean = sum_over_batch(values) / count
+    variance = sum_over_batch(ops.square(values - mean)) / count
+    outputs = normalise_with(inputs, mean, variance, gamma, beta, epsilon)
+    return outputs, mean, variance * (count / ops.maximum(count - 1, 1))
+
+
+def fused_training(inputs, gamma, beta, epsilon, context=None):
+    """Return what `normalise_training` returns on one replica, from TensorFlow's one-pass kernel (NHWC)."""
+    import tensorflow as tf
+
+    # The kernel's own variance output already carries the factor n / (n - 1).
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=tf.cast(gamma, tf.float32), offset=tf.cast(beta, tf.float32), mean=[], variance=[],
+        epsilon=epsilon, exponential_avg_factor=1.0, is_training=True)
+    return outputs, mean, variance
+
+
+def fused_inference(inputs, mean, variance, gamma, beta, epsilon):
+    """Return what `normalise_with` returns, from TensorFlow's kernel, which its graph optimiser can fold (NHWC)."""
+    import tensorflow as tf
+
+    return tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=tf.cast(gamma, tf.float32), offset=tf.cast(beta, tf.float32),
+        mean=tf.convert_to_tensor(mean), variance=tf.convert_to_tensor(variance), epsilon=epsilon,
+        is_training=False)[0]
+
+
+@keras.saving.register_keras_serializable("kseg")
+class ChannelDropout(keras.layers.Layer):
+    """Dropout of whole channels (PyTorch's Dropout2d); the same channels fall however many replicas share the batch.
+
+    Each replica draws the mask of the whole global batch from the same seed state and takes its own share, so that a
+    run does not depend on the number of devices. The seed state counts the calls and is part of every checkpoint.
+    """
+
+    def __init__(self, rate, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def call(self, inputs, training=False):
+        if not training or self.rate == 0:
+            return inputs
+        context = replica_context()
+        share, channels = ops.shape(inputs)[0], inputs.shape[-1]
+        replicas = 1 if context is None else context.num_replicas_in_sync
+        draws = keras.random.uniform((share * replicas, 1, 1, channels), seed=self.seed_generator)
+        if context is not None:
+            start = ops.cast(context.replica_id_in_sync_group, "int32") * share
+            draws = ops.slice(draws, (start, 0, 0, 0), (share, 1, 1, channels))
+        return inputs * ops.cast(draws >= self.rate, inputs.dtype) / (1 - self.rate)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"rate": self.rate}
+
+
+@keras.saving.register_keras_serializable("kseg")
+class ResizeLike(keras.layers.Layer):
+    """Bilinear resize of the first input to the height and width of the second."""
+
+    def __init__(self, align_corners=False, **kwargs):
+        super().__init__(**kwargs)
+        self.align_corners = align_corners
+
+    def call(self, inputs):
+        source, target = inputs
+        return resize(source, ops.shape(target)[1:3], self.align_corners)
+
+    def compute_output_shape(self, input_shape):
+        source, target = input_shape
+        return (source[0], target[1], target[2], source[3])
+
+    def get_config(self):
+        return super().get_config() | {"align_corners": self.align_corners}
+
+
+def resize(images, size, align_corners=False):
+    """Return NHWC images bilinearly resized to (height, width) in float32, without antialiasing.
+
+    The same numbers as PyTorch's interpolate(mode="bilinear") for both values of align_corners. Sizes may be tensors.
+    """
+    if on_tensorflow():
+        import tensorflow as tf
+
+        return tf.raw_ops.ResizeBilinear(
+            images=images, size=tf.stack(size), align_corners=align_corners, half_pixel_centers=not align_corners)
+    return resize_by_gather(images, size, align_corners)
+
+
+def resize_by_gather(images, size, align_corners=False):
+    """Return what `resize` returns, in Keras operations only."""
+    images = ops.cast(images, "float32")
+    for axis in (1, 2):
+        length, target = ops.shape(images)[axis], size[axis - 1]
+        positions = ops.cast(ops.arange(target), "float32")
+        if align_corners:
+            positions = positions * ((length - 1) / max(target - 1, 1))
+        else:
+            positions = ops.maximum((positions + 0.5) * (length / target) - 0.5, 0)
+        lower = ops.cast(ops.floor(positions), "int32")
+        upper = ops.minimum(lower + 1, length - 1)
+        weight = ops.reshape(positions - ops.cast(lower, "float32"), (-1, 1, 1) if axis == 1 else (-1, 1))
+        below, above = ops.take(images, lower, axis=axis), ops.take(images, upper, axis=axis)
+        images = below + (above - below) * weight
+    return images
+
+
+def convolution(inputs, channels, kernel, name, stride=1, dilation=1, bias=False, initializer=KAIMING_FAN_OUT):
+    """Return a convolution padded symmetrically by dilation * (kernel // 2), as PyTorch pads.
+
+    Keras' padding="same" puts the odd row and column of a strided convolution at the other end, hence the explicit
+    padding there; at stride 1 both are equal and "same" saves a copy.
+    """
+    if stride > 1 and kernel > 1:
+        inputs = keras.layers.ZeroPadding2D(dilation * (kernel // 2), name=f"{name}.pad")(inputs)
+    return keras.layers.Conv2D(
+        channels, kernel, strides=stride, dilation_rate=dilation, padding="same" if stride == 1 else "valid",
+        use_bias=bias, kernel_initializer=initializer.clone(), name=name)(inputs)
+
+
+def conv_bn_relu(inputs, channels, kernel, name, dilation=1):
+    """Return convolution without bias, batch normalisation, ReLU; the layers are `name`.conv and `name`.bn."""
+    outputs = convolution(inputs, channels, kernel, f"{name}.conv", dilation=dilation)
+    outputs = BatchNormalization(name=f"{name}.bn")(outputs)
+    return keras.layers.Activation("relu", name=f"{name}.relu")(outputs)
+
+
+def classifier(inputs, classes, dropout, name):
+    """Return float32 class logits: channel dropout, then a 1x1 convolution with bias; the layer is `name`.conv_seg."""
+    outputs = ChannelDropout(dropout, name=f"{name}.dropout")(inputs)
+    return keras.layers.Conv2D(classes, 1, kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+                               dtype="float32", name=f"{name}.conv_seg")(outputs)
