@@ -1,0 +1,33 @@
+# Everything a checkout needs: `make demo` and `make test` create .venv by themselves, once.
+SHELL := /bin/bash
+PYTHON := $(shell for p in python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+RUN := .venv/bin/python
+
+.PHONY: demo test lock clean
+
+# Trains EncNet on the built-in synthetic set, evaluates it and draws what it predicts.
+demo: .venv/installed
+	@$(RUN) -m kseg.train --config encnet_shapes --workdir demo/run
+	@$(RUN) -m kseg.evaluate --workdir demo/run --out demo/val
+	@$(RUN) -m kseg.data show shapes --workdir demo/run --out demo/predictions.png
+
+test: .venv/installed
+	@$(RUN) -m pytest
+
+# The lock is installed as it stands: nothing is resolved again.
+.venv/installed: requirements.lock setup.cfg pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "kseg needs Python 3.11: neither python3.11 nor python3 is that version" >&2; exit 1; fi
+	@echo "installing into .venv (about 3 GB)"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	@.venv/bin/python -m uv pip install --quiet --no-deps --python .venv/bin/python -r requirements.lock
+	@.venv/bin/python -m uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python -e .
+	@touch .venv/installed
+
+# Resolves requirements.in again.
+lock: .venv/installed
+	.venv/bin/python -m uv pip compile --quiet --override overrides.txt requirements.in -o requirements.lock \
+	    --python-version 3.11 --no-header --no-annotate --no-emit-index-url
+
+clean:
+	rm -rf .venv demo build kseg.egg-info

@@ -1,0 +1,70 @@
+"""What the commands share on the command line."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from kseg import config as configs
+from kseg.errors import ConfigError, UserError
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --config NAME and --set KEY=VALUE ..."""
+    parser.add_argument("--config", metavar="NAME",
+                        help=f"a named config or the path of a .py file; names: {', '.join(configs.config_names())}")
+    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+                        help="override config values, such as train.steps=100 augment.crop=256,320")
+
+
+def load_config(arguments: argparse.Namespace) -> configs.Config:
+    """Return the config that --config and --set name; raises ConfigError without --config."""
+    if not arguments.config:
+        raise ConfigError(f"--config is needed; names: {', '.join(configs.config_names())}")
+    return configs.load(arguments.config, arguments.overrides)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the two ways of naming a trained model: its working directory, or a config and a file of weights."""
+    add_config_arguments(parser)
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="a directory that kseg.train has written")
+    parser.add_argument("--weights", type=Path, metavar="FILE",
+                        help="a .weights.h5 file, or a .pth of MMSegmentation or SSSegmentation; "
+                             "default: best.weights.h5 of --workdir")
+
+
+def load_model(arguments: argparse.Namespace) -> tuple:
+    """Return (model, config, data set record) with trained weights, from `add_model_arguments`' values."""
+    from kseg import datasets, models, weights, workdirs
+
+    if arguments.workdir:
+        if arguments.config:
+            raise ConfigError("--workdir holds its own config; leave --config away")
+        config, dataset = workdirs.read(arguments.workdir)
+        for override in arguments.overrides:
+            config = configs.set_value(config, override)
+        config = configs.check(config)
+        path = arguments.weights or workdirs.best_weights(arguments.workdir)
+    elif arguments.weights:
+        config = load_config(arguments)
+        dataset, path = datasets.find(config.data), arguments.weights
+    else:
+        raise ConfigError("name a model: --workdir DIR, or --config NAME with --weights FILE")
+    model = models.build(config.model, len(dataset.classes))
+    if path.suffix in (".pth", ".pt"):
+        weights.load_checkpoint(model, path, config.model.head)
+    else:
+        weights.load_keras(model, path)
+    return model, config, dataset
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a command's main and exit; an error the user can mend is printed without a traceback, with status 2."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,201 @@
+"""Batches for training and examples for evaluation, through tf.data.
+
+    python -m kseg.data check NAME [--directory DIR]
+    python -m kseg.data show NAME --out grid.png [--directory DIR]
+
+The order of examples and every random draw are pure functions of (seed, step): a run continues at any step without
+replaying what came before, and the same seed gives the same batches on any machine.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+
+from kseg import augmentations, datasets
+from kseg.config import Config
+from kseg.datasets import IGNORED, UNMAPPED, Dataset, Split
+from kseg.errors import DataError
+from kseg.inference import normalise
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, PALETTE = 0, 3
+
+
+def train_batches(config: Config, start_step: int = 0) -> tf.data.Dataset:
+    """Return the global batches from `start_step` to the last step of training.
+
+    Each is a dict: "image" float32 (B, h, w, 3), normalised and padded with 0 to the crop; "label" uint8 train ids
+    (B, h, w), 255 ignored; "index" int64 (B,), the example's place in its split. Raises DataError as `open_split` does.
+    """
+    dataset = datasets.find(config.data)
+    split = datasets.open_split(config.data, config.data.train_split)
+    batch = config.train.global_batch
+
+    def example(position: tf.Tensor) -> dict:
+        index = shuffled(position, len(split.names), config.train.seed)
+        image, label = read_example(dataset, split, index)
+        seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
+        image, label = augmentations.augment(tf.cast(image, tf.float32), label, seed, config.augment)
+        height, width = config.augment.crop
+        after = [[0, height - tf.shape(label)[0]], [0, width - tf.shape(label)[1]]]
+        image = tf.pad(normalise(image, config), [*after, [0, 0]])
+        label = tf.pad(label, after, constant_values=IGNORED)
+        return {"image": tf.ensure_shape(image, (height, width, 3)),
+                "label": tf.ensure_shape(label, (height, width)), "index": index}
+
+    positions = tf.data.Dataset.range(start_step * batch, config.train.steps * batch)
+    batches = positions.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = batches.batch(batch, drop_remainder=True).prefetch(2)
+    options = tf.data.Options()
+    # The order is ours: every replica's share is cut from the global batch, never from the list of files.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return batches.with_options(options)
+
+
+def eval_examples(config: Config, split_name: str) -> tf.data.Dataset:
+    """Return every example of a split in order at its own size: "image" uint8 (H, W, 3), "label" uint8, "index"."""
+    dataset = datasets.find(config.data)
+    split = datasets.open_split(config.data, split_name)
+
+    def example(index: tf.Tensor) -> dict:
+        image, label = read_example(dataset, split, index)
+        return {"image": image, "label": label, "index": index}
+
+    indices = tf.data.Dataset.range(len(split.names))
+    return indices.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
+
+
+def shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
+    """Return which of `count` examples stands at a position of the endless training order.
+
+    Every stretch of `count` positions is one permutation of the whole split, another for each stretch.
+    """
+    epoch, place = position // count, position % count
+    seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
+    return tf.random.experimental.index_shuffle(place, tf.cast(seeds, tf.int32), tf.constant(count - 1, tf.int64))
+
+
+def batch_indices(config: Config, step: int) -> list[int]:
+    """Return the places in the training split of the examples in one step's batch."""
+    count = len(datasets.open_split(config.data, config.data.train_split).names)
+    first = step * config.train.global_batch
+    return [int(shuffled(tf.constant(position, tf.int64), count, config.train.seed))
+            for position in range(first, first + config.train.global_batch)]
+
+
+def read_example(dataset: Dataset, split: Split, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the uint8 image (H, W, 3) and uint8 train ids (H, W) of one example, in a graph.
+
+    What is wrong with an example fails here in few words; `explain` says it in full.
+    """
+    image_data, label_data = split.read(index)
+    image, label = decode_image(image_data), decode_label(label_data)
+    same = tf.reduce_all(tf.equal(tf.shape(image)[:2], tf.shape(label)))
+    label = tf.gather(tf.constant(dataset.label_table, tf.uint8), tf.cast(label, tf.int32))
+    known = tf.reduce_all(tf.not_equal(label, UNMAPPED))
+    with tf.control_dependencies([tf.debugging.Assert(same, ["image and label differ in size: example", index]),
+                                  tf.debugging.Assert(known, ["label value outside the table: example", index])]):
+        return tf.identity(image), tf.identity(label)
+
+
+def decode_image(data: tf.Tensor) -> tf.Tensor:
+    """Return the uint8 RGB picture (H, W, 3) of an encoded JPEG, PNG or BMP."""
+    image = tf.cond(
+        tf.io.is_jpeg(data),
+        # The accurate transform is what other readers use; the default one differs by a few grey levels.
+        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(data, channels=3, expand_animations=False))
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def decode_label(data: tf.Tensor) -> tf.Tensor:
+    """Return the raw uint8 ids (H, W) of a label PNG: 8-bit grey, or palette indices (never their colours)."""
+    header = tf.io.decode_raw(tf.strings.substr(data, 0, 26), tf.uint8)
+    header = tf.ensure_shape(header, (26,))
+    kind, depth = header[25], header[24]
+    grey = tf.equal(kind, GREY) & tf.equal(depth, 8)
+    with tf.control_dependencies([tf.debugging.Assert(
+            grey | tf.equal(kind, PALETTE), ["a label must be an 8-bit grey or a palette PNG"])]):
+        # TensorFlow would turn palette indices into the luminance of their colours.
+        label = tf.cond(grey, lambda: tf.io.decode_png(data, channels=1)[..., 0],
+                        lambda: tf.numpy_function(_palette_indices, [data], tf.uint8))
+    return tf.ensure_shape(label, (None, None))
+
+
+def _palette_indices(data: bytes) -> np.ndarray:
+    return np.array(PIL.Image.open(io.BytesIO(data)), np.uint8)
+
+
+def examine(dataset: Dataset, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return one example's uint8 image and *raw* label, or raise DataError naming the file, the value and the choices."""
+    image_name, label_name = split.names[index], split.label_names[index]
+    image_data, label_data = split.read(tf.constant(index, tf.int64))
+    try:
+        image = decode_image(image_data).numpy()
+    except tf.errors.OpError as error:
+        raise DataError(f"{image_name}: not a readable JPEG, PNG or BMP ({_reason(error)})") from None
+    header = label_data.numpy()[:26]
+    if len(header) < 26 or header[:8] != PNG_SIGNATURE:
+        raise DataError(f"{label_name}: not a PNG file")
+    if header[25] != PALETTE and (header[25], header[24]) != (GREY, 8):
+        kinds = {0: "grey", 2: "RGB", 4: "grey with alpha", 6: "RGBA"}
+        raise DataError(f"{label_name}: {header[24]}-bit {kinds.get(header[25], header[25])} PNG; "
+                        "a label must be 8-bit grey or palette, one class id a pixel")
+    try:
+        label = decode_label(label_data).numpy()
+    except (tf.errors.OpError, OSError) as error:
+        raise DataError(f"{label_name}: damaged PNG ({_reason(error)})") from None
+    if image.shape[:2] != label.shape:
+        raise DataError(f"{label_name} is {label.shape[1]}x{label.shape[0]}, "
+                        f"its image {image_name} {image.shape[1]}x{image.shape[0]}")
+    for value in np.unique(label):
+        if dataset.label_table[value] == UNMAPPED:
+            known = [raw for raw, train_id in enumerate(dataset.label_table) if train_id != UNMAPPED]
+            raise DataError(f"{label_name}: value {value} ({int((label == value).sum())} pixels) is no label value "
+                            f"of {dataset.name}; those are {_ranges(known)}")
+    return image, label
+
+
+def explain(config: Config, split_name: str, indices: Iterable[int], error: Exception) -> DataError:
+    """Return the DataError that says which of some examples made reading fail, or the original words if none does."""
+    dataset, split = datasets.find(config.data), datasets.open_split(config.data, split_name)
+    try:
+        for index in indices:
+            examine(dataset, split, index)
+    except DataError as found:
+        return found
+    except tf.errors.OpError as found:
+        return DataError(f"{split.names[index]}: {_reason(found)}")
+    return DataError(f"reading {split_name} failed: {_reason(error)}")
+
+
+def explained(config: Config, split_name: str, examples: tf.data.Dataset) -> Iterator[dict]:
+    """Yield the elements of `eval_examples`; an unreadable one raises DataError naming its file."""
+    iterator, index = iter(examples), 0
+    while True:
+        try:
+            element = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            raise explain(config, split_name, [index], error) from None
+        yield element
+        index += 1
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "message", error)).splitlines()[0][:200]
+
+
+def _ranges(values: list[int]) -> str:
+    """Return sorted numbers as text, runs as first-last."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,349 @@
+"""Training: one command that starts, continues and finishes a run.
+
+    python -m kseg.train --config encnet_camvid --workdir runs/camvid
+    python -m kseg.train --config encnet_camvid --dry-run
+
+Started again with the same working directory, it continues at the step it had reached.
+"""
+
+import argparse
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kseg import commands, data, datasets, evaluate, losses, metrics, models, pictures, runtime, weights, workdirs
+from kseg import config as configs
+from kseg.config import Config
+from kseg.errors import UserError
+from kseg.inference import predictor
+from kseg.optimizers import MomentumSGD
+from kseg.progress import duration
+from kseg.schedules import schedule
+
+FIXED_IMAGES = 4
+
+
+class NonFiniteLoss(UserError):
+    """The loss became nan or infinite."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its state has been saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
+          report: Callable[[str], None] = print) -> dict:
+    """Train to the last step and return {"step", "mIoU", "best_mIoU", "best_step"}.
+
+    `strategy` comes from `runtime.prepare`. Everything is written to `workdir`, from which a run that was cut off is
+    continued. Raises the UserErrors of its parts, NonFiniteLoss, and Stopped after SIGTERM or SIGINT.
+    """
+    dataset = datasets.find(config.data)
+    datasets.open_split(config.data, config.data.train_split)
+    datasets.open_split(config.data, config.data.val_split)
+    workdirs.open_run(workdir, config, dataset)
+    report(runtime.device_line())
+    report(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
+    with strategy.scope():
+        model, optimizer = build(config, len(dataset.classes), report)
+        checkpoint = workdirs.tracked(model, optimizer)
+    step = workdirs.restore_newest(workdir, checkpoint, report)
+    if step:
+        report(f"continuing at step {step} of {config.train.steps}")
+        workdirs.trim_metrics(workdir, step)
+    run = Run(config, workdir, dataset, model, report)
+    with Signals() as signals, run:
+        step = run_steps(run, optimizer, checkpoint, strategy, step, signals)
+    if not (workdir / "best.json").exists():
+        run.validate(step, lambda: False)
+    workdirs.save_weights(model, workdir / "final.weights.h5")
+    best = run.best()
+    report(f"finished {step} steps; best validation mIoU {100 * best['mIoU']:.2f} at step {best['step']}: "
+           f"{workdir / 'best.weights.h5'}")
+    return {"step": step, "best_mIoU": best["mIoU"], "best_step": best["step"]}
+
+
+def build(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
+    """Return (model, optimizer) with all their variables, and pretrained weights where the config names them."""
+    model = models.build(config.model, classes)
+    if config.model.pretrained:
+        weights.load_backbone(model, Path(config.model.pretrained), config.model.pretrained_missing,
+                              config.model.pretrained_unused)
+        report(f"backbone from {config.model.pretrained}")
+    optimizer = MomentumSGD(schedule(config.train), config.train.momentum, config.train.weight_decay)
+    optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
+def make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, config: Config,
+              strategy: tf.distribute.Strategy) -> Callable[[dict], dict]:
+    """Return the compiled step: a distributed batch in, the global losses {"loss", "main", ...} out.
+
+    Sums are added over the replicas and divided by the global counts, so that the numbers do not depend on how many
+    replicas share the batch or where its ignored pixels lie.
+    """
+    def replica_step(batch: dict) -> dict:
+        context = tf.distribute.get_replica_context()
+        variables = model.trainable_variables
+        with tf.GradientTape() as tape:
+            outputs = model(batch["image"], training=True)
+            terms = losses.terms(outputs, batch["label"], config.loss, config.model.align_corners)
+            counts = {name: count for name, (_, _, count) in terms.items()}
+            if strategy.num_replicas_in_sync > 1:
+                counts = context.all_reduce("sum", counts)
+            parts = {name: weight * total / counts[name] for name, (weight, total, _) in terms.items()}
+            loss = tf.add_n(list(parts.values()))
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        optimizer.apply(gradients, variables)
+        return {"loss": loss, **parts}
+
+    @tf.function(jit_compile=config.train.jit_compile)
+    def step(batch: dict) -> dict:
+        shares = strategy.run(replica_step, args=(batch,))
+        return {name: strategy.reduce("sum", share, axis=None) for name, share in shares.items()}
+
+    return step
+
+
+def run_steps(run: "Run", optimizer, checkpoint, strategy, step: int, signals: "Signals") -> int:
+    """Take the steps that are left, with their logging, validation and checkpoints; return the last step's number."""
+    config, settings = run.config, run.config.train
+    if step >= settings.steps:
+        return step
+    take_step = make_step(run.model, optimizer, config, strategy)
+    batches = strategy.experimental_distribute_dataset(data.train_batches(config, step))
+    iterator = iter(batches)
+    log = StepLog(settings, step)
+    saved = step
+    while step < settings.steps:
+        rate = float(optimizer.learning_rate)
+        started = time.monotonic()
+        try:
+            batch = next(iterator)
+        except tf.errors.OpError as error:
+            raise data.explain(config, config.data.train_split, data.batch_indices(config, step), error) from None
+        fetched = time.monotonic()
+        values = {name: float(value) for name, value in take_step(batch).items()}
+        if not math.isfinite(values["loss"]):
+            raise NonFiniteLoss(non_finite(config, step, rate, values))
+        step += 1
+        log.add(values, fetched - started)
+        if step % settings.log_every == 0 or step == settings.steps:
+            run.log(step, log.flush(step, rate))
+        if step % settings.validate_every == 0 or step == settings.steps:
+            run.validate(step, lambda: signals.received is not None)
+            log.restart()
+        if step % settings.checkpoint_every == 0 or step == settings.steps or signals.received is not None:
+            workdirs.save_checkpoint(run.workdir, checkpoint, step, settings.keep_checkpoints)
+            saved = step
+        if signals.received is not None and step < settings.steps:
+            run.report(f"{signal.Signals(signals.received).name}: saved step {saved} of {settings.steps} in {run.workdir}; "
+                       "the same command continues there")
+            raise Stopped(signals.received)
+    return step
+
+
+def non_finite(config: Config, step: int, rate: float, values: dict) -> str:
+    """Return the message for a loss that is not a number: step, learning rate and the files of the batch."""
+    names = datasets.open_split(config.data, config.data.train_split).names
+    files = "\n".join(f"  {names[index]}" for index in data.batch_indices(config, step))
+    parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    return (f"the loss is not finite at step {step} ({parts}), learning rate {rate:g}. The checkpoints before it are "
+            f"whole. Lower train.learning_rate, or look at the files of this batch:\n{files}")
+
+
+class StepLog:
+    """Means over the steps since the last line, and how long they took."""
+
+    def __init__(self, settings: configs.Train, step: int):
+        self.settings = settings
+        self.first = step
+        self.seconds_per_step = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        self.sums, self.count, self.waited = {}, 0, 0.0
+        self.started = time.monotonic()
+
+    def add(self, values: dict, waited: float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        self.waited += waited
+
+    def flush(self, step: int, rate: float) -> dict:
+        """Return what was measured since the last call, and start over."""
+        seconds = time.monotonic() - self.started
+        # The first stretch holds the compilation, so the estimate forgets quickly.
+        latest = seconds / self.count
+        self.seconds_per_step = latest if not self.seconds_per_step else 0.5 * (self.seconds_per_step + latest)
+        values = {name: total / self.count for name, total in self.sums.items()}
+        values |= {"learning_rate": rate, "images_per_second": self.settings.global_batch * self.count / seconds,
+                   "input_share": self.waited / seconds,
+                   "eta_seconds": (self.settings.steps - step) * self.seconds_per_step}
+        self.restart()
+        return values
+
+
+class Signals:
+    """Notes SIGTERM and SIGINT while in force, so that the step in progress can end and be saved."""
+
+    def __enter__(self) -> "Signals":
+        self.received: int | None = None
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number: int, frame) -> None:
+        # A second Ctrl-C means it.
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Run:
+    """What a run writes while it trains: progress lines, metrics.jsonl, TensorBoard, the best weights."""
+
+    def __init__(self, config: Config, workdir: Path, dataset: datasets.Dataset, model: keras.Model,
+                 report: Callable[[str], None]):
+        self.config, self.workdir, self.dataset, self.model, self.report = config, workdir, dataset, model, report
+        self.count_split = evaluate.counter(model, config, len(dataset.classes))
+        self.predict = predictor(model, config)
+
+    def __enter__(self) -> "Run":
+        self.jsonl = (self.workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.jsonl.close()
+        self.board.close()
+
+    def write(self, step: int, values: dict) -> None:
+        """Append a line to metrics.jsonl and the same numbers to TensorBoard."""
+        self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        self.jsonl.flush()
+        with self.board.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+
+    def log(self, step: int, values: dict) -> None:
+        """Report the progress line of a step."""
+        eta = values.pop("eta_seconds")
+        self.write(step, values)
+        parts = " ".join(f"{name} {values[name]:.4f}" for name in ("main", "aux", "se") if name in values)
+        self.report(f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f} ({parts})  "
+                    f"lr {values['learning_rate']:.5f}  {values['images_per_second']:.1f} images/s  "
+                    f"input {100 * values['input_share']:.0f}%  eta {duration(eta)}")
+
+    def best(self) -> dict:
+        """Return {"step", "mIoU"} of the best validation."""
+        path = self.workdir / "best.json"
+        return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
+
+    def validate(self, step: int, interrupted: Callable[[], bool]) -> None:
+        """Count the validation split, keep the weights if they are the best, and draw the fixed images."""
+        matrix = self.count_split(self.config.data.val_split, interrupted=interrupted)
+        if matrix is None:
+            return
+        results = metrics.summary(matrix, self.dataset.classes)
+        best = self.best()
+        better = not results["mIoU"] <= best["mIoU"]
+        if better:
+            workdirs.save_weights(self.model, self.workdir / "best.weights.h5")
+            workdirs.write_text(self.workdir / "best.json", json.dumps({"step": step, "mIoU": results["mIoU"]}) + "\n")
+        self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
+        self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f}"
+                    + ("  (best so far)" if better else ""))
+        with self.board.as_default(step=step):
+            tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)
+        self.board.flush()
+
+    def fixed_images(self) -> list[np.ndarray]:
+        """Return image, truth and prediction side by side for validation images that never change."""
+        split = datasets.open_split(self.config.data, self.config.data.val_split)
+        count = min(FIXED_IMAGES, len(split.names))
+        rows = []
+        for index in np.linspace(0, len(split.names) - 1, count).astype(int):
+            image, raw = data.examine(self.dataset, split, int(index))
+            truth = np.array(self.dataset.label_table, np.uint8)[raw]
+            ids = self.predict(image)
+            palette = self.dataset.palette
+            rows.append(np.concatenate(
+                [image, pictures.colour(truth, palette), pictures.colour(ids, palette)], axis=1))
+        # TensorBoard wants one size.
+        smallest = min(rows, key=lambda row: row.shape[0] * row.shape[1]).shape[:2]
+        return tf.stack([tf.image.resize(row, smallest, method="nearest") for row in rows])
+
+
+def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print) -> None:
+    """Report the resolved config, parameter counts, the first batch's shapes and the device, and train nothing."""
+    report(configs.to_json(config).rstrip())
+    report(runtime.device_line())
+    report(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
+    missing = None
+    try:
+        classes = len(datasets.find(config.data).classes)
+        batch = next(iter(data.train_batches(config)))
+        shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}
+    except UserError as error:
+        if config.data.name not in datasets.DATASETS or not datasets.DATASETS[config.data.name].classes:
+            raise
+        missing = error
+        classes = len(datasets.DATASETS[config.data.name].classes)
+        size = (config.train.global_batch, *config.augment.crop)
+        shapes = {"image": f"{(*size, 3)} float32", "label": f"{size} uint8", "index": f"{size[:1]} int64"}
+    with strategy.scope():
+        model, _ = build(config, classes, report)
+    report(f"{'first batch' if missing is None else 'batches, by the config'}: "
+           + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+    counts: dict[str, int] = {}
+    for variable in model.trainable_variables:
+        part = variable.path.split(".")[0]
+        counts[part] = counts.get(part, 0) + math.prod(variable.shape)
+    report(f"parameters: {sum(counts.values()):,} (" + ", ".join(f"{part} {count:,}" for part, count in counts.items()) + ")")
+    report(f"{config.model.head} on {config.model.backbone}, output stride {config.model.output_stride}, "
+           f"{classes} classes, {config.train.steps} steps")
+    if missing is not None:
+        report(f"the data is not there yet: {missing}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kseg.train", description=__doc__.splitlines()[0])
+    commands.add_config_arguments(parser)
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="where the run is written and continued")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print the resolved config, parameter counts, the first batch's shapes and the device")
+    parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
+                        help="without a GPU: split the CPU into N virtual devices (default 1)")
+    values = parser.parse_args(arguments)
+    config = commands.load_config(values)
+    if not values.dry_run and values.workdir is None:
+        parser.error("--workdir DIR is needed (or --dry-run)")
+    strategy = runtime.prepare(config.train, values.cpu_replicas)
+    if values.dry_run:
+        dry_run(config, strategy)
+        return 0
+    try:
+        train(config, values.workdir, strategy)
+    except Stopped as stopped:
+        return 128 + stopped.number
+    return 0
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,160 @@
+"""The working directory of a run: its config, its data set record, its checkpoints, its logs.
+
+    config.json dataset.json         what the run is
+    checkpoints/step-*               the whole state; the newest good one is continued
+    best.weights.h5 best.json        weights of the best validation mIoU
+    final.weights.h5                 weights after the last step
+    metrics.jsonl tensorboard/       what was measured
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from kseg import config as configs
+from kseg import datasets
+from kseg.config import Config
+from kseg.datasets import Dataset
+from kseg.errors import WorkdirError
+
+# Values that may differ when a run is continued: where things lie, and how often something is written.
+FREE = ("name", "data.directory", "model.pretrained", "train.log_every", "train.validate_every",
+        "train.checkpoint_every", "train.keep_checkpoints")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def open_run(workdir: Path, config: Config, dataset: Dataset) -> None:
+    """Make the directory this run's, or check that it already is.
+
+    Raises WorkdirError where it cannot be written, or where it was made by a config that differs in more than FREE.
+    """
+    try:
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if (workdir / "config.json").exists():
+            old = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))
+            changes = [change for change in configs.difference(old, config) if change[0] not in FREE]
+            if changes:
+                lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
+                raise WorkdirError(f"{workdir} belongs to another run:\n" + "\n".join(lines)
+                                   + "\nTake another --workdir, or the same values.")
+        write_text(workdir / "config.json", configs.to_json(config))
+        record = {field: getattr(dataset, field) for field in ("name", "classes", "palette", "label_table")}
+        write_text(workdir / "dataset.json", json.dumps(record) + "\n")
+    except OSError as error:
+        raise WorkdirError(f"cannot write to {workdir}: {error.strerror}") from None
+
+
+def read(workdir: Path) -> tuple[Config, Dataset]:
+    """Return the config and the data set record of a run, which need none of its data."""
+    try:
+        config = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))
+        record = json.loads((workdir / "dataset.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WorkdirError(f"{workdir} is no working directory of kseg.train: {error.strerror}: "
+                           f"{error.filename}") from None
+    known = datasets.DATASETS[record["name"]]
+    return config, dataclasses.replace(
+        known, classes=tuple(record["classes"]), palette=tuple(map(tuple, record["palette"])),
+        label_table=tuple(record["label_table"]))
+
+
+def best_weights(workdir: Path) -> Path:
+    """Return the file of the best validated weights; raises WorkdirError where no validation has been made yet."""
+    path = workdir / "best.weights.h5"
+    if not path.is_file():
+        raise WorkdirError(f"{workdir} has no best.weights.h5 yet: training has not reached its first validation")
+    return path
+
+
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Write a .weights.h5 file atomically."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    model.save_weights(temporary)
+    os.replace(temporary, path)
+
+
+def tracked(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> tf.train.Checkpoint:
+    """Return a checkpoint of all state under readable names: weights, statistics, velocities, seeds, step."""
+    values = {}
+    for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables)):
+        for variable in variables:
+            name = f"{owner}/{variable.path}"
+            if name in values:
+                raise ValueError(f"two variables are called {name}")
+            values[name] = variable.value
+    return tf.train.Checkpoint(**values)
+
+
+def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, keep: int) -> Path:
+    """Write the state after `step` steps and drop all but the newest `keep` checkpoints.
+
+    The index file is written last, so what is cut off is not seen. Raises WorkdirError naming the newest checkpoint
+    that stays where the disk is full or cannot be written.
+    """
+    prefix = workdir / "checkpoints" / f"step-{step:08d}"
+    try:
+        checkpoint.write(str(prefix))
+    except (tf.errors.OpError, OSError) as error:
+        for path in prefix.parent.glob(f"{prefix.name}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        left = checkpoint_steps(workdir)
+        kept = f"the checkpoint of step {left[-1]} is whole" if left else "there is no checkpoint before it"
+        raise WorkdirError(f"cannot write the checkpoint of step {step} to {prefix.parent}: "
+                           f"{str(getattr(error, 'message', error)).splitlines()[0]}; {kept}") from None
+    for old in checkpoint_steps(workdir)[:-keep]:
+        for path in prefix.parent.glob(f"step-{old:08d}.*"):
+            path.unlink()
+    return prefix
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Return the steps of the finished checkpoints, oldest first."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in (workdir / "checkpoints").glob("step-*.index"))
+
+
+def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Callable[[str], None]) -> int:
+    """Read the newest good checkpoint into the tracked state and return its step; 0 where there is none.
+
+    Checksums are verified as tensors are read; a damaged checkpoint is reported and the one before it taken. Raises
+    WorkdirError where checkpoints exist and none is good.
+    """
+    steps = checkpoint_steps(workdir)
+    for step in reversed(steps):
+        prefix = workdir / "checkpoints" / f"step-{step:08d}"
+        try:
+            checkpoint.read(str(prefix)).assert_consumed()
+            return step
+        except (tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
+            report(f"checkpoint of step {step} cannot be read ({str(error).splitlines()[0][:120]}); "
+                   "trying the one before it")
+    if steps:
+        raise WorkdirError(f"none of the checkpoints in {workdir / 'checkpoints'} can be read "
+                           f"(steps {', '.join(map(str, steps))}); remove them to start over")
+    return 0
+
+
+def trim_metrics(workdir: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl after a step, and a line that was cut off, so that each step stands once."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    write_text(path, "".join(kept))

@@ -1,0 +1,137 @@
+"""EncNet and FCN against numbers computed by MMSegmentation and SSSegmentation themselves."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from shared_files import FIXTURES, needs_fixtures
+
+from kseg import losses, models, weights
+from kseg.config import Encnet, Fcn, Loss, Model
+from kseg.models.layers import resize
+
+CASES = ["mmseg/encnet_r50_d8", "mmseg/encnet_r18_d16_lateral", "mmseg/fcn_r18_d16", "mmseg/fcn_r18v1b_d8",
+         "sss/encnet_r50_d8", "sss/fcn_r50_d8"]
+SSS_LOSSES = {"loss_cls": "main", "loss_aux": "aux", "loss_se": "se"}
+MMSEG_LOSSES = {"decode.loss_ce": "main", "aux.loss_ce": "aux", "decode.loss_se": "se"}
+
+
+class Case:
+    """One fixture: its arrays, and our model with its weights."""
+
+    def __init__(self, name):
+        self.directory = FIXTURES / name
+        self.system = name.split("/")[0]
+        self.description = json.loads((self.directory / "config.json").read_text())
+        self.config, self.loss = getattr(self, f"read_{self.system}")()
+        self.model = models.build(self.config, self.description["args"]["classes"])
+        self.load()
+
+    def load(self):
+        weights.load_checkpoint(self.model, self.directory / "model.pth", self.config.head)
+
+    def array(self, name):
+        return np.load(self.directory / f"{name}.npy")
+
+    def json(self, name):
+        return json.loads((self.directory / f"{name}.json").read_text())
+
+    def read_mmseg(self):
+        args, cfg = self.description["args"], self.description["cfg"]
+        head, auxiliary = cfg["decode_head"], cfg["auxiliary_head"]
+        config = Model(
+            backbone=f"resnet{args['depth']}", stem="deep" if args["variant"] == "v1c" else "7x7",
+            width=cfg["backbone"]["base_channels"], output_stride=args["os"],
+            contract_dilation=cfg["backbone"]["contract_dilation"], head=args["model"], channels=head["channels"],
+            auxiliary_channels=auxiliary["channels"], dropout=0.0, align_corners=head["align_corners"],
+            encnet=Encnet(codewords=head.get("num_codes", 32), lateral=head.get("add_lateral", False),
+                          se=head.get("use_se_loss", True)),
+            fcn=Fcn(convolutions=head.get("num_convs", 2), concat_input=head.get("concat_input", True)))
+        average = "valid" if head["loss_decode"]["avg_non_ignore"] else "all"
+        return config, Loss(average=average, auxiliary=auxiliary["loss_decode"]["loss_weight"],
+                            se=head.get("loss_se_decode", {}).get("loss_weight", 0.2))
+
+    def read_sss(self):
+        args, cfg = self.description["args"], self.description["cfg"]
+        config = Model(
+            backbone=f"resnet{args['depth']}", width=cfg["backbone"].get("base_channels", 64 // args["width_div"]),
+            output_stride=args["os"], head=args["model"], channels=cfg["head"]["feats_channels"],
+            auxiliary_channels=cfg["auxiliary"]["out_channels"], dropout=0.0,
+            encnet=Encnet(codewords=cfg["head"].get("num_codes", 32)), fcn=Fcn(concat_input=False))
+        return config, Loss(average="valid")
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return Case(request.param)
+
+
+def close(actual, expected, tolerance=1e-4):
+    """Largest difference, relative where the expected value is above 1."""
+    assert actual.shape == expected.shape
+    return np.max(np.abs(actual - expected) / np.maximum(np.abs(expected), 1)) <= tolerance
+
+
+@needs_fixtures
+def test_logits(case):
+    outputs = case.model(case.array("input"), training=False)
+    for name, file in (("main", "logits"), ("aux", "aux_logits"), ("se", "se_logits")):
+        assert (name in outputs) == (case.directory / f"{file}.npy").exists()
+        if name in outputs:
+            assert close(outputs[name].numpy(), case.array(file)), name
+    size = case.array("input").shape[1:3]
+    full = resize(outputs["main"], size, case.config.align_corners).numpy()
+    expected = case.array("logits_full")
+    assert close(full[: len(expected)], expected)
+
+
+@needs_fixtures
+def test_stages(case):
+    import keras
+
+    last = [max((layer.name for layer in case.model.layers if layer.name.startswith(f"backbone.layer{stage}.")
+                 and layer.name.endswith(".relu") and layer.name.count(".") == 3),
+                key=lambda name: int(name.split(".")[2])) for stage in (1, 2, 3, 4)]
+    stages = keras.Model(case.model.input, [case.model.get_layer(name).output for name in last])
+    for index, output in enumerate(stages(case.array("input"), training=False)):
+        assert close(output.numpy(), case.array(f"backbone_{index}")), last[index]
+
+
+@needs_fixtures
+def test_losses_gradients_and_statistics(case):
+    case.load()
+    variables = weights.mmseg_names(case.model)
+    images, labels = tf.constant(case.array("input")), tf.constant(case.array("label"))
+    with tf.GradientTape() as tape:
+        terms = losses.terms(case.model(images, training=True), labels, case.loss, case.config.align_corners)
+        parts = {name: weight * total / count for name, (weight, total, count) in terms.items()}
+        loss = sum(parts.values())
+    names = MMSEG_LOSSES if case.system == "mmseg" else SSS_LOSSES
+    expected = case.json("losses")
+    assert {names[key] for key in expected if key in names} == set(parts)
+    for key in names.keys() & expected.keys():
+        assert float(parts[names[key]]) == pytest.approx(expected[key], rel=1e-5), key
+    assert float(loss) == pytest.approx(expected["total" if case.system == "mmseg" else "loss_total"], rel=1e-5)
+
+    trained = {name: variable for name, variable in variables.items() if variable.trainable}
+    gradients = dict(zip(trained, tape.gradient(loss, [variable.value for variable in trained.values()])))
+    check_sums(case, "grads", {name: value.numpy() for name, value in gradients.items()})
+    running = {name: variable.numpy() for name, variable in variables.items() if not variable.trainable}
+    check_sums(case, "bn_after_step", running)
+    case.load()
+
+
+def check_sums(case, file, values):
+    """Compare [norm, sum] of each array with the fixture's, under mmseg's names."""
+    expected = {key: value for key, value in case.json(file).items()
+                if not key.startswith("_") and not key.endswith("num_batches_tracked")}
+    if case.system == "sss":
+        expected = {weights.sss_to_mmseg(key, case.config.head): value for key, value in expected.items()}
+    assert set(expected) == set(values)
+    # A gradient that is zero but for rounding (a bias in front of a norm) has no relative error to speak of.
+    floor = 1e-6 * max(norm for norm, _ in expected.values())
+    for name, (norm, total) in expected.items():
+        value = values[name].astype(np.float64)
+        assert np.linalg.norm(value) == pytest.approx(norm, rel=1e-3, abs=floor), name
+        assert value.sum() == pytest.approx(total, rel=1e-3, abs=max(1e-3 * norm, floor)), name
