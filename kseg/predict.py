@@ -94,7 +94,7 @@ def _listed(value: str, out: Path) -> tuple[Path, list[Path]]:
         raise UserError(f"no file or directory {value}")
     # --out may lie inside the directory that is predicted.
     place, written = base.resolve(), [(out / kind).resolve() for kind in ("ids", "overlay", "legend.png")]
-    written = [path.relative_to(place) for path in written if path.is_relative_to(place)]
+    written = [path.relative_to(place) for path in written if place in path.parents]
     return base, [path for path in paths if path.suffix.lower() in pictures.SUFFIXES
                   and not any(path.relative_to(base).is_relative_to(result) for result in written)]
 
@@ -181,7 +181,7 @@ def _write_results(predictor: Callable[[np.ndarray], np.ndarray], image: np.ndar
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.predict", description=__doc__.splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="INPUT",
-                        help="a file, a directory (searched recursively), or a quoted pattern such as 'photos/**/*.jpg'")
+                        help="a file, a directory (searched recursively), or a quoted pattern like 'photos/**/*.jpg'")
     commands.add_model_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", required=True,
                         help="where ids/, overlay/ and legend.png are written; existing files are overwritten")

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,18 +24,10 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 # A stride of 0 repeats one stored number at will; without a limit a tiny file could fill the memory.
 LARGEST_REPEATING_TENSOR = 2**24
-STORAGE_DTYPES = {
-    "DoubleStorage": np.dtype("float64"),
-    "FloatStorage": np.dtype("float32"),
-    "HalfStorage": np.dtype("float16"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("int64"),
-    "IntStorage": np.dtype("int32"),
-    "ShortStorage": np.dtype("int16"),
-    "CharStorage": np.dtype("int8"),
-    "ByteStorage": np.dtype("uint8"),
-    "BoolStorage": np.dtype("bool"),
-}
+
+STORAGE_DTYPES = {f"{name}Storage": np.dtype(dtype) for name, dtype in (
+    ("Double", "float64"), ("Float", "float32"), ("Half", "float16"), ("BFloat16", ml_dtypes.bfloat16),
+    ("Long", "int64"), ("Int", "int32"), ("Short", "int16"), ("Char", "int8"), ("Byte", "uint8"), ("Bool", "bool"))}
 SCALAR_KINDS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 BYTE_ORDERS = {b"little": "<", b"big": ">"}
 LEAVES = (type(None), bool, int, float, complex, str, bytes, bytearray, np.generic)
@@ -59,11 +52,11 @@ class Tensor(NamedTuple):
 
 class Global:
     """An allowed name. A pickle may call it, but neither look into it nor change it."""
+
     __slots__ = ("name", "build")
 
     def __init__(self, name: str, build: Callable[..., Any]):
-        self.name = name
-        self.build = build
+        self.name, self.build = name, build
 
     def __call__(self, *arguments: Any) -> Any:
         return self.build(*arguments)
@@ -80,8 +73,7 @@ class ScalarType:
     def __init__(self, kind: Any, *_: Any):
         if kind not in SCALAR_KINDS:
             raise WeightsError(f"holds a numpy scalar of type {kind!r}; readable: {', '.join(sorted(SCALAR_KINDS))}")
-        self.kind = kind
-        self.order = "<"
+        self.kind, self.order = kind, "<"
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "|"):
@@ -129,12 +121,12 @@ class Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO):
         # Files that Python 2 wrote hold byte strings; PyTorch reads them as UTF-8 as well.
         super().__init__(file, encoding="utf-8")
+        _refuse_large_memo(file)
         self.storages: dict[str, tuple[np.dtype, int]] = {}
 
     def find_class(self, module: str, name: str) -> Global:
         if (module, name) not in ALLOWED:
-            raise WeightsError(f"is refused: its pickle asks for {module}.{name}, and only tensors, numbers, texts and"
-                               " plain containers are read")
+            raise WeightsError(f"is refused: it asks for {module}.{name}; only tensors and plain values are read")
         return Global(name, ALLOWED[module, name])
 
     def persistent_load(self, identifier: Any) -> Storage:
@@ -154,6 +146,15 @@ class Unpickler(pickle.Unpickler):
         if not _is_count(start) or not _is_count(length) or start + length > elements:
             raise WeightsError(f"has a view from {start} of length {length} on storage {key} of {elements} elements")
         return Storage(key, start, length)
+
+
+def _refuse_large_memo(file: BinaryIO) -> None:
+    # pickle makes room for any memo index at once, so that one wrong bit could take all memory. Writers count upwards.
+    start = file.tell()
+    for position, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > position:
+            raise WeightsError(f"is damaged: its pickle uses memo index {argument} after {position} operations")
+    file.seek(start)
 
 
 def read(path: str | Path) -> object:
@@ -209,8 +210,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
         name = f"{folder}data/{key}"
         if name not in names:
             raise WeightsError(f"is incomplete: it has no entry {name}")
-        size = archive.getinfo(name).file_size
-        if size != elements * dtype.itemsize:
+        if (size := archive.getinfo(name).file_size) != elements * dtype.itemsize:
             raise WeightsError(f"is damaged: {name} has {size} bytes instead of {elements * dtype.itemsize}")
         arrays[key] = _flat(archive.read(name), dtype, BYTE_ORDERS[order])
     return root, arrays

@@ -149,7 +149,8 @@ def sss_to_mmseg(name: str, head: str) -> str:
     for module, replacement in modules.items():
         if name.startswith(f"{module}."):
             return replacement + name.removeprefix(module)
-    raise WeightsError(unknown(f"weight of an SSSegmentation {head} model", name, [f"{module}.*" for module in modules]))
+    choices = [f"{module}.*" for module in modules]
+    raise WeightsError(unknown(f"weight of an SSSegmentation {head} model", name, choices))
 
 
 def _in_mmseg_names(path: str | Path, state: dict[str, np.ndarray], head: str) -> dict[str, np.ndarray]:
@@ -200,17 +201,18 @@ def _listed(path: str | Path, argument: str, patterns: Sequence[str], names: set
     """Return those of `names` that the patterns cover; one that covers none of them, or a shared name, is an error."""
     covered = set()
     for pattern in patterns:
-        def matches(name: str) -> bool:
-            return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
-
-        if common := sorted(filter(matches, shared)):
+        if common := sorted(name for name in shared if _matches(name, pattern)):
             raise WeightsError(f"{path}: {argument} lists {pattern!r}, but both file and model have {common[0]}")
-        found = set(filter(matches, names))
+        found = {name for name in names if _matches(name, pattern)}
         if not found:
             raise WeightsError(f"{path}: {argument} lists {pattern!r}, which is not among the {len(names)} {argument}"
                                f" weights{_first(names)}")
         covered |= found
     return covered
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 
 def _require_fit(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, np.ndarray],
