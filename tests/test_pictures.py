@@ -112,10 +112,13 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation, red, green):
 
 
 def test_first_frame_of_an_animation(tmp_path):
-    Image.new("RGB", (2, 2), RED).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), BLUE)])
+    later = Image.new("RGB", (2, 2), BLUE)
+    Image.new("RGB", (2, 2), RED).save(tmp_path / "a.gif", save_all=True, append_images=[later])
     assert pictures.read_image(tmp_path / "a.gif")[0, 0].tolist() == list(RED)
 
 
+# Pillow's notes on damaged headers.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "gif"])
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
 def test_truncated_files_are_refused(tmp_path, suffix, share):
@@ -138,6 +141,7 @@ def test_what_is_no_picture_is_refused(tmp_path):
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_content_gives_no_other_error(tmp_path):
     random = np.random.default_rng(1)
     path = tmp_path / "damaged"
@@ -237,7 +241,8 @@ def test_grid_by_hand():
     sheet = np.array(pictures.grid([[large, small], [small]]))
     # Columns 30 and 12 wide, rows 20 and 10 high, 4 pixels around each.
     assert sheet.shape == (4 + 20 + 4 + 10 + 4, 4 + 30 + 4 + 12 + 4, 3)
-    assert (sheet[4:24, 4:34] == RED).all() and (sheet[4:14, 38:50] == BLUE).all() and (sheet[28:38, 4:16] == BLUE).all()
+    assert (sheet[4:24, 4:34] == RED).all()
+    assert (sheet[4:14, 38:50] == BLUE).all() and (sheet[28:38, 4:16] == BLUE).all()
     assert (sheet == WHITE).all(axis=2).sum() == sheet.shape[0] * sheet.shape[1] - 20 * 30 - 2 * 10 * 12
 
 
@@ -251,8 +256,9 @@ def test_grid_titles_stand_above_and_widen_their_column():
 
 def test_grid_refuses_what_does_not_fit():
     cell = np.zeros((2, 2, 3), np.uint8)
-    for rows, titles, reason in (([[cell]], ("a", "b"), "2 titles for 1 columns"), ([], (), "one cell"), ([[]], (), "one"),
-                                 ([[cell[..., 0]]], (), r"\(2, 2\)"), ([[cell / 255]], (), "float64")):
+    for rows, titles, reason in (([[cell]], ("a", "b"), "2 titles for 1 columns"), ([], (), "one cell"),
+                                 ([[]], (), "one cell"), ([[cell[..., 0]]], (), r"\(2, 2\)"),
+                                 ([[cell / 255]], (), "float64")):
         with pytest.raises(ValueError, match=reason):
             pictures.grid(rows, titles)
 
@@ -286,4 +292,5 @@ def test_failed_save_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch
 
 
 def test_pictures_need_no_tensorflow():
-    subprocess.run([sys.executable, "-c", "import sys, kseg.pictures; assert 'tensorflow' not in sys.modules"], check=True)
+    program = "import sys, kseg.pictures; assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

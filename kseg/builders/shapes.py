@@ -6,6 +6,7 @@ it; only the outline does.
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -140,9 +141,10 @@ def _figure_colours(x: Grid, y: Grid, kind: int, generator: np.random.Generator)
     return first + (second - first) * weave[..., None]
 
 
-def _centre(taken: list[tuple[float, float, float]], radius: float, generator: np.random.Generator) -> tuple[float, float]:
+def _centre(taken: list[tuple[float, float, float]], radius: float,
+            generator: np.random.Generator) -> tuple[float, float]:
     """Return the roomiest of a few random centres (row, column), so that figures overlap but seldom vanish."""
-    places = generator.uniform((4.0, 4.0), (HEIGHT - 4.0, WIDTH - 4.0), (4, 2))
+    places = generator.uniform((4.0, 4.0), (HEIGHT - 4.0, WIDTH - 4.0), (3, 2))
     room = [min((np.hypot(row - r, column - c) - radius - other for r, c, other in taken), default=0.0)
             for row, column in places]
     row, column = places[int(np.argmax(room))]
@@ -192,12 +194,11 @@ def _outlines(owners: np.ndarray) -> np.ndarray:
     return band
 
 
-def _png(pixels: np.ndarray) -> io.BytesIO:
-    """Return a PNG file: encoding it here spares the builder a TensorFlow session, and with it a hold on any GPU."""
+def _png(pixels: np.ndarray) -> bytes:
+    """Return the PNG file: encoding it here spares the builder a TensorFlow session, and with it a hold on any GPU."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
-    file.seek(0)
-    return file
+    return file.getvalue()
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
@@ -221,7 +222,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         return {split: self._generate_examples(split) for split in COUNTS}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, io.BytesIO | str]]]:
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, bytes | str]]]:
         for index in range(COUNTS[split]):
             image, labels = draw(split, index)
             yield index, {"image": _png(image), "segmentation_mask": _png(labels), "name": f"{split}/{index:05d}"}
@@ -237,7 +238,7 @@ def prepare(directory: Path, split: str) -> Sequence[dict[str, bytes]]:
         raise DataError(unknown("split of shapes", split, COUNTS))
     try:
         builder = Shapes(data_dir=directory)
-        if not builder.is_prepared():
+        if not Path(builder.data_dir).is_dir():
             print(f"drawing the synthetic set shapes into {directory}", flush=True)
             _build(builder)
             # A builder reads what lies in its directory only when it is made.
@@ -246,21 +247,25 @@ def prepare(directory: Path, split: str) -> Sequence[dict[str, bytes]]:
         raise DataError(f"cannot draw the data set shapes into {directory}: {error.strerror or error}") from error
     try:
         skip = tfds.decode.SkipDecoding()
-        return builder.as_data_source(split=split, decoders={"image": skip, "segmentation_mask": skip})
+        source = builder.as_data_source(split=split, decoders={"image": skip, "segmentation_mask": skip})
+        # Files are opened at the first read; a missing one should show here and not in the middle of training.
+        source[0]
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"the data set in {builder.data_dir} is damaged; delete that directory to have it drawn "
                         f"again: {error}") from error
+    return source
 
 
 def _build(builder: Shapes) -> None:
-    """Draw the set into a temporary directory that takes its final name once everything is written."""
+    """Draw the set into a temporary directory beside its final place, which it takes once everything is written."""
     tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        # One line says it all; the builder would print how much it is about to download.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                file_format="array_record", download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        # One line says it all; the builder would announce a download. It also wants a place for what it downloads,
+        # and leaves that behind even when empty.
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+            builder.download_and_prepare(download_dir=downloads, file_format="array_record", download_config=config)
     except OSError:
-        # Whoever draws the set at the same time and ends first takes the name, and its files hold the same.
-        if not builder.is_prepared():
+        # Of two processes that draw at once the first to end takes the place, with the same pictures.
+        if not Path(builder.data_dir).is_dir():
             raise
