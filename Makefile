@@ -8,8 +8,7 @@ RUN := .venv/bin/python
 # Trains EncNet on the built-in synthetic set, evaluates it and draws what it predicts.
 demo: .venv/installed
 	@$(RUN) -m kseg.train --config encnet_shapes --workdir demo/run
-	@$(RUN) -m kseg.evaluate --workdir demo/run --out demo/val
-	@$(RUN) -m kseg.data show shapes --workdir demo/run --out demo/predictions.png
+	@$(RUN) -m kseg.evaluate --workdir demo/run --out demo
 
 test: .venv/installed
 	@$(RUN) -m pytest

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from kseg.config_checks import check, leaves
 from kseg.errors import ConfigError, unknown
 
 
@@ -245,40 +246,6 @@ def _typed(wanted: Any, value: Any, key: str) -> Any:
     return value
 
 
-def check(config: Config) -> Config:
-    """Return the config if its values can go together, else raise ConfigError naming the key."""
-    lengths = {"data.mean": 3, "data.std": 3, "augment.scale_range": 2, "augment.crop": 2}
-    optional = {"augment.scale": 2, "evaluate.resize": 2}
-    positive = ("augment.crop", "augment.scale", "augment.scale_range", "evaluate.resize", "model.width",
-                "model.channels", "model.encnet.codewords", "model.fcn.convolutions", "train.global_batch",
-                "train.steps", "train.learning_rate", "train.log_every", "train.validate_every",
-                "train.checkpoint_every", "train.keep_checkpoints", "data.std")
-    shares = ("model.dropout", "augment.flip", "augment.cat_max_ratio")
-    for key, length in lengths.items():
-        if len(get_value(config, key)) != length:
-            raise ConfigError(f"{key} takes {length} values, got {get_value(config, key)}")
-    for key, length in optional.items():
-        if len(get_value(config, key)) not in (0, length):
-            raise ConfigError(f"{key} takes no or {length} values, got {get_value(config, key)}")
-    for key in positive:
-        value = get_value(config, key)
-        if any(item <= 0 for item in (value if isinstance(value, tuple) else (value,))):
-            raise ConfigError(f"{key} must be above 0, got {value}")
-    for key in shares:
-        if not 0 <= get_value(config, key) <= 1:
-            raise ConfigError(f"{key} must be between 0 and 1, got {get_value(config, key)}")
-    if config.augment.scale_range[0] > config.augment.scale_range[1]:
-        raise ConfigError(f"augment.scale_range must rise, got {config.augment.scale_range}")
-    return config
-
-
-def get_value(config: Config, key: str) -> Any:
-    """Return the value at a dotted key."""
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
-
-
 def to_dict(config: Config) -> dict:
     """Return nested plain dicts of plain values."""
     return dataclasses.asdict(config)
@@ -286,6 +253,8 @@ def to_dict(config: Config) -> dict:
 
 def from_dict(values: dict, kind: type = Config, prefix: str = "") -> Any:
     """Return the config that `to_dict` described; unknown keys and wrong types raise ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a group of values, got {values!r}")
     types = typing.get_type_hints(kind)
     arguments = {}
     for name, value in values.items():
@@ -313,15 +282,7 @@ def from_json(text: str) -> Config:
     return check(from_dict(values))
 
 
-def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one dict with dotted keys."""
-    flat = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def difference(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Return (dotted key, old value, new value) wherever two configs differ."""
-    old_values, new_values = flatten(to_dict(old)), flatten(to_dict(new))
-    return [(key, old_values[key], new_values[key]) for key in new_values if old_values[key] != new_values[key]]
+    pairs = zip(leaves(old), leaves(new))
+    return [(key, old_value, new_value) for (key, old_value), (_, new_value) in pairs if old_value != new_value]

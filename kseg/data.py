@@ -1,23 +1,26 @@
 """Batches for training and examples for evaluation, through tf.data.
 
-    python -m kseg.data check NAME [--directory DIR]
-    python -m kseg.data show NAME --out grid.png [--directory DIR]
+    python -m kseg.data check NAME [--directory DIR] [--split SPLIT ...]
+    python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
 
 The order of examples and every random draw are pure functions of (seed, step): a run continues at any step without
 replaying what came before, and the same seed gives the same batches on any machine.
 """
 
+import argparse
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-from kseg import augmentations, datasets
-from kseg.config import Config
+from kseg import augmentations, commands, datasets
+from kseg.config import Config, Data
 from kseg.datasets import IGNORED, UNMAPPED, Dataset, Split
-from kseg.errors import DataError
+from kseg.errors import ConfigError, DataError
 from kseg.inference import normalise
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -116,9 +119,11 @@ def decode_label(data: tf.Tensor) -> tf.Tensor:
     header = tf.io.decode_raw(tf.strings.substr(data, 0, 26), tf.uint8)
     header = tf.ensure_shape(header, (26,))
     kind, depth = header[25], header[24]
+    # Both decoders below would read a JPEG too, whose values are not ids.
+    png = tf.reduce_all(tf.equal(header[:8], tf.constant(list(PNG_SIGNATURE), tf.uint8)))
     grey = tf.equal(kind, GREY) & tf.equal(depth, 8)
     with tf.control_dependencies([tf.debugging.Assert(
-            grey | tf.equal(kind, PALETTE), ["a label must be an 8-bit grey or a palette PNG"])]):
+            png & (grey | tf.equal(kind, PALETTE)), ["a label must be an 8-bit grey or a palette PNG"])]):
         # TensorFlow would turn palette indices into the luminance of their colours.
         label = tf.cond(grey, lambda: tf.io.decode_png(data, channels=1)[..., 0],
                         lambda: tf.numpy_function(_palette_indices, [data], tf.uint8))
@@ -130,9 +135,27 @@ def _palette_indices(data: bytes) -> np.ndarray:
 
 
 def examine(dataset: Dataset, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return one example's uint8 image and *raw* label, or raise DataError naming the file, the value and the choices."""
+    """Return one example's uint8 image (H, W, 3) and *raw* uint8 label (H, W).
+
+    Raises DataError naming the file, the value and the choices where either cannot be used.
+    """
+    image, label = decode_pair(split, index)
+    fault = unmapped(dataset, np.bincount(label.ravel(), minlength=256))
+    if fault:
+        raise DataError(f"{split.label_names[index]}: {fault}")
+    return image, label
+
+
+def decode_pair(split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return one example's image and raw label as `examine` does, whatever values the label holds.
+
+    Raises DataError naming the file that is missing, damaged, of the wrong kind, or does not fit the other in size.
+    """
     image_name, label_name = split.names[index], split.label_names[index]
-    image_data, label_data = split.read(tf.constant(index, tf.int64))
+    try:
+        image_data, label_data = split.read(tf.constant(index, tf.int64))
+    except tf.errors.OpError as error:
+        raise DataError(f"{image_name} or its label {label_name} cannot be read: {_reason(error)}") from None
     try:
         image = decode_image(image_data).numpy()
     except tf.errors.OpError as error:
@@ -146,17 +169,25 @@ def examine(dataset: Dataset, split: Split, index: int) -> tuple[np.ndarray, np.
                         "a label must be 8-bit grey or palette, one class id a pixel")
     try:
         label = decode_label(label_data).numpy()
-    except (tf.errors.OpError, OSError) as error:
+    # Pillow, which reads palettes, raises whatever a damaged file makes it stumble over.
+    except Exception as error:
         raise DataError(f"{label_name}: damaged PNG ({_reason(error)})") from None
     if image.shape[:2] != label.shape:
         raise DataError(f"{label_name} is {label.shape[1]}x{label.shape[0]}, "
                         f"its image {image_name} {image.shape[1]}x{image.shape[0]}")
-    for value in np.unique(label):
-        if dataset.label_table[value] == UNMAPPED:
-            known = [raw for raw, train_id in enumerate(dataset.label_table) if train_id != UNMAPPED]
-            raise DataError(f"{label_name}: value {value} ({int((label == value).sum())} pixels) is no label value "
-                            f"of {dataset.name}; those are {_ranges(known)}")
     return image, label
+
+
+def unmapped(dataset: Dataset, counts: np.ndarray) -> str:
+    """Return what is wrong with a label of which `counts` (256,) pixels have each raw value; nothing: empty text."""
+    values = [value for value in np.flatnonzero(counts) if dataset.label_table[value] == UNMAPPED]
+    if not values:
+        return ""
+    named = ", ".join(f"{value} ({counts[value]} pixel{'s' * (counts[value] > 1)})" for value in values[:5])
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    known = _ranges([raw for raw, train_id in enumerate(dataset.label_table) if train_id != UNMAPPED])
+    verb = "values {} are no label values" if len(values) > 1 else "value {} is no label value"
+    return f"{verb.format(named + more)} of {dataset.name}; those are {known}"
 
 
 def explain(config: Config, split_name: str, indices: Iterable[int], error: Exception) -> DataError:
@@ -167,8 +198,6 @@ def explain(config: Config, split_name: str, indices: Iterable[int], error: Exce
             examine(dataset, split, index)
     except DataError as found:
         return found
-    except tf.errors.OpError as found:
-        return DataError(f"{split.names[index]}: {_reason(found)}")
     return DataError(f"reading {split_name} failed: {_reason(error)}")
 
 
@@ -187,7 +216,8 @@ def explained(config: Config, split_name: str, examples: tf.data.Dataset) -> Ite
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "message", error)).splitlines()[0][:200]
+    text = str(getattr(error, "message", error)) or type(error).__name__
+    return text.splitlines()[0][:200]
 
 
 def _ranges(values: list[int]) -> str:
@@ -199,3 +229,44 @@ def _ranges(values: list[int]) -> str:
         else:
             runs.append([value, value])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    # It builds on this module.
+    from kseg import inspections
+
+    parser = argparse.ArgumentParser(prog="python -m kseg.data", description="Looks at a data set before training.")
+    names = f"data sets: {', '.join(sorted(datasets.DATASETS))}"
+    parsers = parser.add_subparsers(dest="command", required=True)
+    checking = parsers.add_parser("check", help="read every file and count the label values", epilog=names)
+    showing = parsers.add_parser("show", help="draw augmented training samples", epilog=names)
+    for command in (checking, showing):
+        command.add_argument("name", metavar="NAME", help="a data set's name")
+        command.add_argument("--directory", default="", metavar="DIR",
+                             help="where it lies (default: $KSEG_DATA/NAME, else data/NAME)")
+    checking.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
+    showing.add_argument("--split", metavar="SPLIT", help="which split (default: the training split)")
+    showing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the PNG file to write")
+    showing.add_argument("--count", type=int, default=8, help="how many samples (default 8)")
+    showing.add_argument("--step", type=int, default=0, help="the training step to start at (default 0)")
+    commands.add_config_arguments(showing)
+    values = parser.parse_args(arguments)
+    if values.command == "check":
+        inspections.check(Data(name=values.name, directory=values.directory), values.split)
+        return 0
+    given = {"directory": values.directory, "train_split": values.split}
+    given = {key: value for key, value in given.items() if value}
+    if values.config:
+        config = commands.load_config(values)
+        if config.data.name != values.name:
+            raise ConfigError(f"config {values.config} is for {config.data.name}, not for {values.name}; "
+                              f"add --set data.name={values.name} if that is meant")
+        config = replace(config, data=replace(config.data, **given))
+    else:
+        config = inspections.plain_config(Data(name=values.name, **given), values.overrides)
+    inspections.show(config, values.count, values.step, values.out)
+    return 0
+
+
+if __name__ == "__main__":
+    commands.run(main)

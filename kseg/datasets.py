@@ -64,12 +64,15 @@ def file_split(pairs: list[tuple[Path, Path]]) -> Split:
 
 def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path]) -> list[tuple[Path, Path]]:
     """Return (image, label) for each key in order; raises DataError naming what has no partner."""
+    alone = []
     for kind, other, names in (("image", "label", images.keys() - labels.keys()),
                                ("label", "image", labels.keys() - images.keys())):
         if names:
             files = [str((images | labels)[name]) for name in sorted(names)]
             more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-            raise DataError(f"split {split!r}: {kind} without {other}: {', '.join(files[:3])}{more}")
+            alone.append(f"{kind} without {other}: {', '.join(files[:3])}{more}")
+    if alone:
+        raise DataError(f"split {split!r}: {'; '.join(alone)}")
     if not images:
         raise DataError(f"split {split!r} is empty")
     return [(images[name], labels[name]) for name in sorted(images)]
@@ -86,12 +89,17 @@ def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
+def folder_splits(directory: Path) -> tuple[str, ...]:
+    """Return the names of the directories that contain a directory images."""
+    return tuple(sorted(path.parent.name for path in directory.glob("*/images") if path.is_dir()))
+
+
 def open_folder_split(directory: Path, split: str) -> Split:
     """Open `SPLIT/images/NAME.{jpg,png,bmp}` beside `SPLIT/labels/NAME.png`."""
     for part in ("images", "labels"):
         if not (directory / split / part).is_dir():
-            found = sorted(path.parent.name for path in directory.glob("*/images"))
-            raise DataError(f"no directory {directory / split / part}; splits found: {', '.join(found) or 'none'}")
+            found = ", ".join(folder_splits(directory)) or "none"
+            raise DataError(f"no directory {directory / split / part}; splits found: {found}")
     images = _by_stem(directory / split / "images", IMAGE_SUFFIXES)
     labels = _by_stem(directory / split / "labels", (".png",))
     try:
@@ -141,13 +149,24 @@ def read_classes(directory: Path) -> Dataset:
     if not path.is_file():
         raise DataError(f"no file {path}: the folder data set names one class a line there")
     pairs, classes, colours = {}, [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        # Some editors put a byte order mark first, which would become part of the first word.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             continue
         colour = words.pop() if len(words) > 1 and words[-1].startswith("#") else ""
-        value = int(words.pop(0)) if len(words) > 1 and words[0].isdigit() else len(classes)
+        explicit = len(words) > 1 and words[0].isdecimal()
+        value = int(words.pop(0)) if explicit else len(classes)
         name = " ".join(words)
+        if name == "ignore" and not explicit:
+            raise DataError(f"{path}, line {number}: which value is to be ignored? Write VALUE ignore")
+        if name.startswith("#"):
+            raise DataError(f"{path}, line {number}: {line.strip()!r} names no class; a line is NAME or VALUE NAME, "
+                            "and a colour like #40a0ff may follow")
         if value > 255 or value in pairs:
             raise DataError(f"{path}, line {number}: value {value} is {'above 255' if value > 255 else 'given twice'}")
         if name == "ignore":
@@ -163,8 +182,9 @@ def read_classes(directory: Path) -> Dataset:
             colours.append(())
         if len(colours[-1]) != 3:
             raise DataError(f"{path}, line {number}: {colour!r} is not a colour like #40a0ff")
-    if len(classes) < 2:
-        raise DataError(f"{path} names {len(classes)} classes; at least 2 are needed")
+    # 254 and 255 mark unmapped and ignored pixels and can be no train ids.
+    if not 2 <= len(classes) <= UNMAPPED:
+        raise DataError(f"{path} names {len(classes)} class{'es' * (len(classes) != 1)}; 2 to {UNMAPPED} are needed")
     return replace(DATASETS["folder"], classes=tuple(classes), palette=tuple(colours),
                    label_table=table({IGNORED: IGNORED} | pairs))
 
@@ -187,7 +207,10 @@ def directory_of(data: Data) -> Path:
 
 
 def find(data: Data) -> Dataset:
-    """Return the record of a data config's data set; needs the files only where the classes stand in them (`folder`)."""
+    """Return the record of a data config's data set; reads files only where they name the classes (`folder`).
+
+    Raises DataError for an unknown name and for what `read_classes` refuses.
+    """
     if data.name not in DATASETS:
         raise DataError(unknown("data set", data.name, DATASETS))
     if data.name == "folder":
@@ -200,8 +223,22 @@ def require_directory(data: Data) -> Path:
     """Return the data set's directory; raises DataError saying how to get the data where it is missing."""
     directory = directory_of(data)
     if not directory.is_dir() and data.name != "shapes":
-        raise DataError(f"{data.name}: no directory {directory}\n{DATASETS[data.name].how_to_get.format(directory=directory)}")
+        how_to_get = DATASETS[data.name].how_to_get.format(directory=directory)
+        raise DataError(f"{data.name}: no directory {directory}\n{how_to_get}")
     return directory
+
+
+def split_names(data: Data) -> tuple[str, ...]:
+    """Return the names of a data set's splits; for `folder`, those of its directories that contain images.
+
+    Raises DataError where the data set or every split of it is missing.
+    """
+    names = find(data).splits or folder_splits(require_directory(data))
+    if not names:
+        directory = directory_of(data)
+        how_to_get = DATASETS[data.name].how_to_get.format(directory=directory)
+        raise DataError(f"{data.name}: no split in {directory}\n{how_to_get}")
+    return names
 
 
 def open_split(data: Data, split: str) -> Split:
@@ -248,7 +285,8 @@ DATASETS = {
         label_table=table({value: IGNORED for value in range(34)} | {IGNORED: IGNORED}
                           | {value: index for index, (value, _) in enumerate(CITYSCAPES_CLASSES.values())}),
         splits=("train", "val", "test"), open_split=open_cityscapes_split,
-        how_to_get="Register at cityscapes-dataset.com; download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip.\n"
+        how_to_get="Register at cityscapes-dataset.com; download leftImg8bit_trainvaltest.zip and\n"
+                   "gtFine_trainvaltest.zip.\n"
                    "Extract both into {directory}, so that {directory}/leftImg8bit and {directory}/gtFine exist,\n"
                    "or say where they lie: --set data.directory=DIR"),
     "folder": Dataset(

@@ -14,13 +14,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import __version__, commands, data, datasets, metrics, workdirs
+from kseg import __version__, commands, data, datasets, metrics, pictures, workdirs
 from kseg import config as configs
 from kseg.config import Config
 from kseg.datasets import Dataset
 from kseg.errors import DataError, WorkdirError
-from kseg.inference import predict_ids
+from kseg.inference import predict_ids, predictor
 from kseg.progress import Progress
+
+PICTURES = 6
 
 
 def counter(model: keras.Model, config: Config, classes: int) -> Callable[..., np.ndarray | None]:
@@ -56,9 +58,25 @@ def counter(model: keras.Model, config: Config, classes: int) -> Callable[..., n
     return count_split
 
 
+def picture_rows(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
+                 count: int) -> list[list[np.ndarray]]:
+    """Return [image, truth, prediction] as uint8 (H, W, 3) for `count` images spread evenly over a split."""
+    split = datasets.open_split(config.data, split_name)
+    rows = []
+    for index in np.linspace(0, len(split.names) - 1, min(count, len(split.names))).astype(int):
+        image, raw = data.examine(dataset, split, int(index))
+        truth = np.array(dataset.label_table, np.uint8)[raw]
+        rows.append([image, pictures.colour(truth, dataset.palette), pictures.colour(predict(image), dataset.palette)])
+    return rows
+
+
 def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, out: Path | None = None,
              report: Callable[[str], None] = print) -> dict:
-    """Return `metrics.summary` of a split with its image count, and write metrics.json and confusion.npy to `out`."""
+    """Return `metrics.summary` of a split with its image count.
+
+    Writes metrics.json, confusion.npy and predictions.png (image, truth, prediction) to `out`. Raises DataError where
+    an example cannot be read, WorkdirError where `out` cannot be written.
+    """
     names = datasets.open_split(config.data, split).names
     started = time.time()
     matrix = counter(model, config, len(dataset.classes))(split, Progress(len(names), "images", report))
@@ -75,7 +93,9 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, o
             np.save(out / "confusion.npy", matrix)
         except OSError as error:
             raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
-        report(f"wrote {out / 'metrics.json'} and {out / 'confusion.npy'}")
+        rows = picture_rows(predictor(model, config), config, dataset, split, PICTURES)
+        pictures.save(pictures.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
+        report(f"wrote metrics.json, confusion.npy and predictions.png to {out}")
     return results
 
 
@@ -84,7 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_model_arguments(parser)
     parser.add_argument("--split", help="which split to count (default: the config's data.val_split)")
     parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where to write metrics.json and confusion.npy (default with --workdir: WORKDIR/SPLIT)")
+                        help="where to write metrics.json, confusion.npy and predictions.png "
+                             "(default with --workdir: WORKDIR/SPLIT)")
     values = parser.parse_args(arguments)
     model, config, dataset = commands.load_model(values)
     split = values.split or config.data.val_split

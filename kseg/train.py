@@ -7,7 +7,6 @@ Started again with the same working directory, it continues at the step it had r
 """
 
 import argparse
-import json
 import math
 import signal
 import time
@@ -15,19 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from kseg import commands, data, datasets, evaluate, losses, metrics, models, pictures, runtime, weights, workdirs
+from kseg import commands, data, datasets, losses, models, runtime, weights, workdirs
 from kseg import config as configs
 from kseg.config import Config
 from kseg.errors import UserError
-from kseg.inference import predictor
 from kseg.optimizers import MomentumSGD
-from kseg.progress import duration
+from kseg.runs import Run, StepLog
 from kseg.schedules import schedule
-
-FIXED_IMAGES = 4
 
 
 class NonFiniteLoss(UserError):
@@ -116,7 +111,7 @@ def make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, config:
     return step
 
 
-def run_steps(run: "Run", optimizer, checkpoint, strategy, step: int, signals: "Signals") -> int:
+def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Signals") -> int:
     """Take the steps that are left, with their logging, validation and checkpoints; return the last step's number."""
     config, settings = run.config, run.config.train
     if step >= settings.steps:
@@ -163,39 +158,6 @@ def non_finite(config: Config, step: int, rate: float, values: dict) -> str:
             f"whole. Lower train.learning_rate, or look at the files of this batch:\n{files}")
 
 
-class StepLog:
-    """Means over the steps since the last line, and how long they took."""
-
-    def __init__(self, settings: configs.Train, step: int):
-        self.settings = settings
-        self.first = step
-        self.seconds_per_step = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        self.sums, self.count, self.waited = {}, 0, 0.0
-        self.started = time.monotonic()
-
-    def add(self, values: dict, waited: float) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-        self.waited += waited
-
-    def flush(self, step: int, rate: float) -> dict:
-        """Return what was measured since the last call, and start over."""
-        seconds = time.monotonic() - self.started
-        # The first stretch holds the compilation, so the estimate forgets quickly.
-        latest = seconds / self.count
-        self.seconds_per_step = latest if not self.seconds_per_step else 0.5 * (self.seconds_per_step + latest)
-        values = {name: total / self.count for name, total in self.sums.items()}
-        values |= {"learning_rate": rate, "images_per_second": self.settings.global_batch * self.count / seconds,
-                   "input_share": self.waited / seconds,
-                   "eta_seconds": (self.settings.steps - step) * self.seconds_per_step}
-        self.restart()
-        return values
-
-
 class Signals:
     """Notes SIGTERM and SIGINT while in force, so that the step in progress can end and be saved."""
 
@@ -213,81 +175,6 @@ class Signals:
     def __exit__(self, *exception) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-class Run:
-    """What a run writes while it trains: progress lines, metrics.jsonl, TensorBoard, the best weights."""
-
-    def __init__(self, config: Config, workdir: Path, dataset: datasets.Dataset, model: keras.Model,
-                 report: Callable[[str], None]):
-        self.config, self.workdir, self.dataset, self.model, self.report = config, workdir, dataset, model, report
-        self.count_split = evaluate.counter(model, config, len(dataset.classes))
-        self.predict = predictor(model, config)
-
-    def __enter__(self) -> "Run":
-        self.jsonl = (self.workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.jsonl.close()
-        self.board.close()
-
-    def write(self, step: int, values: dict) -> None:
-        """Append a line to metrics.jsonl and the same numbers to TensorBoard."""
-        self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
-        self.jsonl.flush()
-        with self.board.as_default(step=step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-
-    def log(self, step: int, values: dict) -> None:
-        """Report the progress line of a step."""
-        eta = values.pop("eta_seconds")
-        self.write(step, values)
-        parts = " ".join(f"{name} {values[name]:.4f}" for name in ("main", "aux", "se") if name in values)
-        self.report(f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f} ({parts})  "
-                    f"lr {values['learning_rate']:.5f}  {values['images_per_second']:.1f} images/s  "
-                    f"input {100 * values['input_share']:.0f}%  eta {duration(eta)}")
-
-    def best(self) -> dict:
-        """Return {"step", "mIoU"} of the best validation."""
-        path = self.workdir / "best.json"
-        return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
-
-    def validate(self, step: int, interrupted: Callable[[], bool]) -> None:
-        """Count the validation split, keep the weights if they are the best, and draw the fixed images."""
-        matrix = self.count_split(self.config.data.val_split, interrupted=interrupted)
-        if matrix is None:
-            return
-        results = metrics.summary(matrix, self.dataset.classes)
-        best = self.best()
-        better = not results["mIoU"] <= best["mIoU"]
-        if better:
-            workdirs.save_weights(self.model, self.workdir / "best.weights.h5")
-            workdirs.write_text(self.workdir / "best.json", json.dumps({"step": step, "mIoU": results["mIoU"]}) + "\n")
-        self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
-        self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f}"
-                    + ("  (best so far)" if better else ""))
-        with self.board.as_default(step=step):
-            tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)
-        self.board.flush()
-
-    def fixed_images(self) -> list[np.ndarray]:
-        """Return image, truth and prediction side by side for validation images that never change."""
-        split = datasets.open_split(self.config.data, self.config.data.val_split)
-        count = min(FIXED_IMAGES, len(split.names))
-        rows = []
-        for index in np.linspace(0, len(split.names) - 1, count).astype(int):
-            image, raw = data.examine(self.dataset, split, int(index))
-            truth = np.array(self.dataset.label_table, np.uint8)[raw]
-            ids = self.predict(image)
-            palette = self.dataset.palette
-            rows.append(np.concatenate(
-                [image, pictures.colour(truth, palette), pictures.colour(ids, palette)], axis=1))
-        # TensorBoard wants one size.
-        smallest = min(rows, key=lambda row: row.shape[0] * row.shape[1]).shape[:2]
-        return tf.stack([tf.image.resize(row, smallest, method="nearest") for row in rows])
 
 
 def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print) -> None:
