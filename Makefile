@@ -2,13 +2,16 @@
 SHELL := /bin/bash
 PYTHON := $(shell for p in python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin/python
+# Where the demo is written.
+DEMO ?= demo
 
 .PHONY: demo test lock clean
 
 # Trains EncNet on the built-in synthetic set, evaluates it and draws what it predicts.
 demo: .venv/installed
-	@$(RUN) -m kseg.train --config encnet_shapes --workdir demo/run
-	@$(RUN) -m kseg.evaluate --workdir demo/run --out demo
+	@$(RUN) -m kseg.train --config encnet_shapes --workdir "$(DEMO)/run" --set data.directory="$(DEMO)/shapes"
+	@$(RUN) -m kseg.evaluate --workdir "$(DEMO)/run" --out "$(DEMO)"
+	@echo "look at $(DEMO)/predictions.png"
 
 test: .venv/installed
 	@$(RUN) -m pytest

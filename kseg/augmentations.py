@@ -84,9 +84,8 @@ def crop_window(label: tf.Tensor, seed: tf.Tensor, config: Augment) -> tuple:
 
     attempt = tf.constant(0)
     if tries:
-        attempt = tf.while_loop(lambda index: (index < tries) & one_sided(tf.minimum(index, tries)),
-                                lambda index: index + 1, [attempt])
-        attempt = attempt[0] if isinstance(attempt, (list, tuple)) else attempt
+        [attempt] = tf.while_loop(
+            lambda index: (index < tries) & one_sided(index), lambda index: [index + 1], [attempt])
     return corners[attempt, 0], corners[attempt, 1], height, width
 
 
@@ -118,7 +117,7 @@ def distort(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """
     def maybe(purpose, changed):
         def apply(picture):
-            chosen = tf.random.stateless_uniform((), stream(seed, purpose + 16), alg="philox") < 0.5
+            chosen = uniform(seed, purpose + 16) < 0.5
             return tf.cond(chosen, lambda: tf.floor(tf.clip_by_value(changed(picture), 0, 255)), lambda: picture)
         return apply
 

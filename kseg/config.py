@@ -197,8 +197,7 @@ def _set(node: Any, parts: list[str], text: str, key: str) -> Any:
     types = typing.get_type_hints(type(node))
     name = parts[0]
     if name not in types:
-        prefix = key[: len(key) - len(".".join(parts))]
-        raise ConfigError(unknown("config key", key, (prefix + choice for choice in types)))
+        raise ConfigError(unknown("config key", name, types, prefix=key[: len(key) - len(".".join(parts))]))
     if dataclasses.is_dataclass(types[name]):
         if len(parts) == 1:
             choices = (f"{key}.{choice}" for choice in typing.get_type_hints(types[name]))
@@ -260,7 +259,7 @@ def from_dict(values: dict, kind: type = Config, prefix: str = "") -> Any:
     for name, value in values.items():
         key = prefix + name
         if name not in types:
-            raise ConfigError(unknown("config key", key, (prefix + choice for choice in types)))
+            raise ConfigError(unknown("config key", name, types, prefix))
         if dataclasses.is_dataclass(types[name]):
             arguments[name] = from_dict(value, types[name], key + ".")
         else:

@@ -56,7 +56,8 @@ def _check_together(config: Any) -> None:
     low, high = config.augment.scale_range
     _require(low <= high, "augment.scale_range", "must not fall", (low, high))
     model, train = config.model, config.train
-    _require(model.stem != "deep" or model.width % 2 == 0, "model.width", "must be even with the deep stem", model.width)
+    _require(model.stem != "deep" or model.width % 2 == 0,
+             "model.width", "must be even with the deep stem", model.width)
     _require(train.end_learning_rate <= train.learning_rate, "train.end_learning_rate",
              f"must not be above train.learning_rate {train.learning_rate}", train.end_learning_rate)
     _require(train.warmup_steps < train.steps, "train.warmup_steps",

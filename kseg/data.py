@@ -130,8 +130,9 @@ def decode_label(data: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(label, (None, None))
 
 
-def _palette_indices(data: bytes) -> np.ndarray:
-    return np.array(PIL.Image.open(io.BytesIO(data)), np.uint8)
+def _palette_indices(data: bytes | np.ndarray) -> np.ndarray:
+    # Bytes inside a graph; outside, TensorFlow hands over an array of one such object.
+    return np.array(PIL.Image.open(io.BytesIO(np.asarray(data, object).item())), np.uint8)
 
 
 def examine(dataset: Dataset, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,10 +181,10 @@ def decode_pair(split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def unmapped(dataset: Dataset, counts: np.ndarray) -> str:
     """Return what is wrong with a label of which `counts` (256,) pixels have each raw value; nothing: empty text."""
-    values = [value for value in np.flatnonzero(counts) if dataset.label_table[value] == UNMAPPED]
+    values = [value for value, count in enumerate(counts) if count and dataset.label_table[value] == UNMAPPED]
     if not values:
         return ""
-    named = ", ".join(f"{value} ({counts[value]} pixel{'s' * (counts[value] > 1)})" for value in values[:5])
+    named = ", ".join(f"{value} ({counts[value]} pixel{'s' if counts[value] > 1 else ''})" for value in values[:5])
     more = f" and {len(values) - 5} more" if len(values) > 5 else ""
     known = _ranges([raw for raw, train_id in enumerate(dataset.label_table) if train_id != UNMAPPED])
     verb = "values {} are no label values" if len(values) > 1 else "value {} is no label value"

@@ -24,9 +24,9 @@ class WorkdirError(UserError):
     """A working directory cannot be written, or belongs to another run."""
 
 
-def unknown(kind: str, value: str, choices: Iterable[str]) -> str:
-    """Return the message for an unknown name: the nearest choices first, then all of them."""
+def unknown(kind: str, value: str, choices: Iterable[str], prefix: str = "") -> str:
+    """Return the message for an unknown name: the nearest choices first, then all of them; each after `prefix`."""
     choices = sorted(choices)
     near = difflib.get_close_matches(value, choices, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"unknown {kind} {value!r}.{hint} Choices: {', '.join(choices)}"
+    hint = f" Did you mean {' or '.join(prefix + name for name in near)}?" if near else ""
+    return f"unknown {kind} {prefix + value!r}.{hint} Choices: {', '.join(prefix + name for name in choices)}"

@@ -77,6 +77,7 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, o
     Writes metrics.json, confusion.npy and predictions.png (image, truth, prediction) to `out`. Raises DataError where
     an example cannot be read, WorkdirError where `out` cannot be written.
     """
+    workdirs.require_same_classes(dataset, datasets.find(config.data), "the model")
     names = datasets.open_split(config.data, split).names
     started = time.time()
     matrix = counter(model, config, len(dataset.classes))(split, Progress(len(names), "images", report))

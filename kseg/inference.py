@@ -24,7 +24,8 @@ def fitted_size(height, width, box):
     height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
     box = tf.cast(box, tf.float64)
     factor = tf.minimum(tf.reduce_max(box) / tf.maximum(height, width), tf.reduce_min(box) / tf.minimum(height, width))
-    return tf.cast(height * factor + 0.5, tf.int32), tf.cast(width * factor + 0.5, tf.int32)
+    # A very long picture keeps at least one pixel across.
+    return tuple(tf.maximum(tf.cast(side * factor + 0.5, tf.int32), 1) for side in (height, width))
 
 
 def predict_ids(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:

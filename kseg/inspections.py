@@ -18,7 +18,7 @@ from kseg import data as batches
 from kseg import datasets, pictures
 from kseg.config import Config, Data
 from kseg.datasets import IGNORED, UNMAPPED, Dataset, Split
-from kseg.errors import ConfigError, DataError
+from kseg.errors import ConfigError, DataError, unknown
 from kseg.progress import Progress
 
 FAULTS_LISTED = 10
@@ -46,7 +46,7 @@ def check(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] 
     known = datasets.split_names(data)
     for name in splits:
         if name not in known:
-            raise DataError(datasets.unknown(f"split of {data.name}", name, known))
+            raise DataError(unknown(f"split of {data.name}", name, known))
     results, faults = {}, []
     for name in dict.fromkeys(splits or known):
         try:
@@ -136,7 +136,8 @@ def describe(dataset: Dataset, name: str, result: dict) -> str:
     pixels, total = result["pixels"], result["pixels"].sum()
     if not total:
         return f"{name}: no readable example\n"
-    lines = [f"{name}: {result['images']} images, {sizes_line(result['sizes'])}"]
+    plural = "s" if result["images"] > 1 else ""
+    lines = [f"{name}: {result['images']} image{plural}, {sizes_line(result['sizes'])}"]
     width = max(map(len, (*dataset.classes, "not a label value")))
     lines.append(f"  {'value':>5}  {'train id':>8}  {'class':<{width}}  {'pixels':>15}  {'share':>7}  {'images':>7}")
     for value, train_id in enumerate(dataset.label_table):
@@ -166,9 +167,10 @@ def sizes_line(sizes: dict[tuple[int, int], int]) -> str:
 
 
 def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
-    """Return the default config with `data` and `a.b=c` overrides; the crop is the first picture's size, to 512x1024.
+    """Return the default config with `data` and `a.b=c` overrides, its crop as large as the first picture.
 
-    Raises ConfigError for a wrong override, DataError where the first training example cannot be read.
+    The crop is at most 512 high and 1024 wide. Raises ConfigError for a wrong override, DataError where the first
+    training example cannot be read.
     """
     def overridden(config: Config) -> Config:
         return functools.reduce(configs.set_value, overrides, config)
@@ -185,9 +187,9 @@ def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
 def show(config: Config, count: int, step: int, out: Path, report: Callable[[str], None] = print) -> None:
     """Write a PNG of the first `count` training samples from a step on: image, label and overlay, beside the legend.
 
-    The samples are those of training, augmentation undone by nothing but the normalisation; ignored pixels, padding
-    among them, are striped. Raises ConfigError for a count or step that is none, DataError naming an unreadable file,
-    UserError where `out` cannot be written.
+    They are what training gets, only with the normalisation undone; ignored pixels, padding among them, are striped.
+    One line for each sample names its file, row by row. Raises ConfigError for a count below 1 or a step below 0,
+    DataError naming an unreadable file, UserError where `out` cannot be written.
     """
     if count < 1 or step < 0:
         raise ConfigError(f"count must be above 0 and step not below 0, got {count} and {step}")
@@ -196,17 +198,18 @@ def show(config: Config, count: int, step: int, out: Path, report: Callable[[str
     samples = _samples(config, count, step)
     cells = []
     for number, (image, label, index) in enumerate(samples, 1):
-        # The number of the sample in the sheet, row by row.
         report(f"{number}: {names[index]}")
         picture = np.rint(np.clip(image * np.float32(config.data.std) + np.float32(config.data.mean), 0, 255))
         cells.append(sample_cells(picture.astype(np.uint8), label, dataset))
     height, width = config.augment.crop
     columns = min(range(1, count + 1),
                   key=lambda number: abs(math.log(3 * width * number / (height * -(-count // number)) / SHEET_RATIO)))
-    rows = [sum(cells[first:first + columns], []) for first in range(0, count, columns)]
-    pictures.save(_beside(pictures.grid(rows, TITLES * columns), _legend(dataset)), out)
-    report(f"wrote {out}: {count} samples of {config.data.name} {config.data.train_split} from step {step}, "
-           f"crop {width}x{height}")
+    # A white column sets one sample off from the next.
+    gap = np.full((height, pictures.MARGIN, 3), 255, np.uint8)
+    rows = [sum(([*three, gap] for three in cells[first:first + columns]), []) for first in range(0, count, columns)]
+    pictures.save(_beside(pictures.grid(rows, (*TITLES, "") * columns), _legend(dataset)), out)
+    report(f"wrote {out}: {count} sample{'s' * (count > 1)} of {config.data.name} {config.data.train_split} "
+           f"from step {step}, crop {width}x{height}")
 
 
 def _samples(config: Config, count: int, step: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
@@ -244,11 +247,12 @@ def sample_cells(image: np.ndarray, label: np.ndarray, dataset: Dataset) -> list
 
 
 def _legend(dataset: Dataset) -> Image.Image:
-    """Return the classes' legend with a line for ignored pixels below."""
+    """Return the classes' legend with a line for ignored pixels below, its text in line with the classes' names."""
     upper = pictures.legend(dataset.classes, dataset.palette)
     font = ImageFont.load_default(pictures.FONT_SIZE)
-    margin, text_left, height, line = pictures.MARGIN, pictures.MARGIN + 32 + 2 * pictures.GAP, 18, 24
-    text = f"{IGNORED}  ignored, padding"
+    margin, gap, height, line = pictures.MARGIN, pictures.GAP, 18, 24
+    numbers = math.ceil(font.getlength(str(len(dataset.classes) - 1)))
+    text, text_left = f"ignored or padding ({IGNORED})", margin + 32 + 2 * gap + numbers + 2 * gap
     width = max(upper.width, text_left + math.ceil(font.getlength(text)) + margin)
     sheet = Image.new("RGB", (width, upper.height + line), "white")
     sheet.paste(upper, (0, 0))

@@ -32,4 +32,7 @@ class MomentumSGD(keras.optimizers.Optimizer):
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * updated)
 
     def get_config(self):
-        return super().get_config() | {"momentum": self.momentum, "weight_decay": self.l2}
+        # The parent's other settings (clipping, averaging) are none of ours.
+        settings = super().get_config()
+        return {"learning_rate": settings["learning_rate"], "name": settings["name"],
+                "momentum": self.momentum, "weight_decay": self.l2}

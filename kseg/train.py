@@ -56,7 +56,7 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     step = workdirs.restore_newest(workdir, checkpoint, report)
     if step:
         report(f"continuing at step {step} of {config.train.steps}")
-        workdirs.trim_metrics(workdir, step)
+    workdirs.trim_metrics(workdir, step)
     run = Run(config, workdir, dataset, model, report)
     with Signals() as signals, run:
         step = run_steps(run, optimizer, checkpoint, strategy, step, signals)

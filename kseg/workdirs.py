@@ -49,9 +49,11 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> None:
                 lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
                 raise WorkdirError(f"{workdir} belongs to another run:\n" + "\n".join(lines)
                                    + "\nTake another --workdir, or the same values.")
-        write_text(workdir / "config.json", configs.to_json(config))
+            require_same_classes(read(workdir)[1], dataset, str(workdir))
         record = {field: getattr(dataset, field) for field in ("name", "classes", "palette", "label_table")}
         write_text(workdir / "dataset.json", json.dumps(record) + "\n")
+        # Last: where it stands, the directory is complete.
+        write_text(workdir / "config.json", configs.to_json(config))
     except OSError as error:
         raise WorkdirError(f"cannot write to {workdir}: {error.strerror}") from None
 
@@ -68,6 +70,17 @@ def read(workdir: Path) -> tuple[Config, Dataset]:
     return config, dataclasses.replace(
         known, classes=tuple(record["classes"]), palette=tuple(map(tuple, record["palette"])),
         label_table=tuple(record["label_table"]))
+
+
+def require_same_classes(trained: Dataset, found: Dataset, where: str) -> None:
+    """Raise WorkdirError where a data set's classes are not those that a model was trained on."""
+    if trained.classes != found.classes:
+        different = next((index for index, pair in enumerate(zip(trained.classes, found.classes)) if pair[0] != pair[1]),
+                         min(len(trained.classes), len(found.classes)))
+        raise WorkdirError(f"{where} was trained on {len(trained.classes)} classes of {trained.name}, the data now has "
+                           f"{len(found.classes)}; the first difference is class {different}: "
+                           f"{', '.join(trained.classes[different:different + 1]) or 'none'} there, "
+                           f"{', '.join(found.classes[different:different + 1]) or 'none'} now")
 
 
 def best_weights(workdir: Path) -> Path:

@@ -28,7 +28,7 @@ def batches(step):
 
 def losses(strategy, average):
     config = Config(model=Model(backbone="resnet18", width=8, channels=16, auxiliary_channels=8),
-                    loss=Loss(average=average), train=Train(global_batch=BATCH, steps=STEPS, learning_rate=0.02))
+                    loss=Loss(average=average), train=Train(global_batch=BATCH, steps=STEPS, learning_rate=0.05))
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model, optimizer = train.build(config, CLASSES, print)

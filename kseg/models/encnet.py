@@ -20,7 +20,7 @@ def encnet(features: list, classes: int, model: Model) -> dict:
     # The statistics are per codeword, which is the last axis.
     residuals = BatchNormalization(name="decode_head.enc_module.encoding.1")(residuals)
     residuals = keras.layers.Activation("relu", name="decode_head.enc_module.encoding.relu")(residuals)
-    context = ops.mean(residuals, axis=-1)
+    context = keras.layers.GlobalAveragePooling1D("channels_first", name="decode_head.enc_module.mean")(residuals)
     gate = _dense(context, model.channels, "decode_head.enc_module.fc.0")
     gate = keras.layers.Activation("sigmoid", name="decode_head.enc_module.sigmoid")(gate)
     gate = keras.layers.Reshape((1, 1, model.channels), name="decode_head.enc_module.gate")(gate)

@@ -18,6 +18,6 @@ def fcn(features: list, classes: int, model: Model) -> dict:
 
 
 def auxiliary(features: list, classes: int, model: Model):
-    """Return the auxiliary logits on stage 3, used by the loss alone (Zhao et al. 2017, arXiv:1612.01105, section 3.3)."""
+    """Return the auxiliary logits on stage 3, for the loss alone (Zhao et al. 2017, arXiv:1612.01105, section 3.3)."""
     outputs = conv_bn_relu(features[2], model.auxiliary_channels, 3, "auxiliary_head.convs.0")
     return classifier(outputs, classes, model.dropout, "auxiliary_head")

@@ -190,14 +190,16 @@ def resize_by_gather(images, size, align_corners=False):
     """Return what `resize` returns, in Keras operations only."""
     images = ops.cast(images, "float32")
     for axis in (1, 2):
-        length, target = ops.shape(images)[axis], size[axis - 1]
-        positions = ops.cast(ops.arange(target), "float32")
+        positions = ops.cast(ops.arange(size[axis - 1]), "float32")
+        last = ops.shape(images)[axis] - 1
+        length, target = ops.cast(last + 1, "float32"), ops.cast(size[axis - 1], "float32")
         if align_corners:
-            positions = positions * ((length - 1) / max(target - 1, 1))
+            positions = positions * ((length - 1) / ops.maximum(target - 1, 1))
         else:
             positions = ops.maximum((positions + 0.5) * (length / target) - 0.5, 0)
-        lower = ops.cast(ops.floor(positions), "int32")
-        upper = ops.minimum(lower + 1, length - 1)
+        # Rounding may carry the last position past the edge.
+        lower = ops.minimum(ops.cast(ops.floor(positions), "int32"), last)
+        upper = ops.minimum(lower + 1, last)
         weight = ops.reshape(positions - ops.cast(lower, "float32"), (-1, 1, 1) if axis == 1 else (-1, 1))
         below, above = ops.take(images, lower, axis=axis), ops.take(images, upper, axis=axis)
         images = below + (above - below) * weight

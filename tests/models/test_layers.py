@@ -1,0 +1,203 @@
+"""Layers against slow numpy references, and each fast form against the portable one."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg.models import layers
+from kseg.models.layers import BatchNormalization, ChannelDropout, ResizeLike
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(1, 2, shape).astype(np.float32)
+
+
+# Batch normalisation.
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 4), (2, 1, 1, 4), (1, 4, 3, 4)])
+def test_fused_and_portable_training_agree(shape):
+    inputs, upstream = tf.constant(random(*shape)), tf.constant(random(*shape, seed=1))
+    gamma, beta = tf.constant(random(4, seed=2)), tf.constant(random(4, seed=3))
+    results = []
+    for train in (layers.fused_training, layers.normalise_training):
+        with tf.GradientTape() as tape:
+            tape.watch((inputs, gamma, beta))
+            outputs, mean, variance = train(inputs, gamma, beta, 1e-5)
+            loss = tf.reduce_sum(outputs * upstream)
+        results.append([outputs, mean, variance, *tape.gradient(loss, (inputs, gamma, beta))])
+    for fused, portable in zip(*results):
+        np.testing.assert_allclose(fused, portable, rtol=2e-4, atol=2e-4)
+
+
+def test_fused_and_portable_inference_agree():
+    inputs, mean, gamma, beta = random(3, 5, 7, 4), random(4, seed=1), random(4, seed=2), random(4, seed=3)
+    variance = random(4, seed=4) ** 2
+    expected = (inputs - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+    for infer in (layers.fused_inference, layers.normalise_with):
+        found = infer(tf.constant(inputs), mean, variance, gamma, beta, 1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (2, 6, 4)])
+def test_statistics_against_numpy(shape):
+    layer = BatchNormalization(momentum=0.9)
+    inputs = random(*shape)
+    outputs = layer(inputs, training=True)
+    flat = inputs.reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(outputs.numpy().reshape(-1, 4), (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5),
+                               rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(layer.moving_mean.numpy(), 0.1 * flat.mean(0), rtol=1e-4, atol=1e-6)
+    unbiased = 0.9 + 0.1 * flat.var(0, ddof=1)
+    np.testing.assert_allclose(layer.moving_variance.numpy(), unbiased, rtol=1e-4)
+    # Few enough values that the biased variance would be seen.
+    assert np.abs(unbiased - (0.9 + 0.1 * flat.var(0))).max() > 5e-3
+    before = layer.moving_mean.numpy()
+    inference = layer(inputs, training=False).numpy().reshape(-1, 4)
+    np.testing.assert_allclose(inference, (flat - before) / np.sqrt(layer.moving_variance.numpy() + 1e-5), rtol=1e-4,
+                               atol=1e-4)
+    assert (layer.moving_mean.numpy() == before).all()
+
+
+def test_one_value_per_channel_stays_finite():
+    layer = BatchNormalization()
+    assert np.isfinite(layer(random(1, 1, 4), training=True)).all()
+    assert np.isfinite(layer.moving_variance.numpy()).all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_half_precision_keeps_statistics_single(training):
+    layer = BatchNormalization(dtype="mixed_bfloat16")
+    outputs = layer(random(2, 6, 5, 4), training=training)
+    assert outputs.dtype == tf.bfloat16
+    assert {str(variable.dtype) for variable in layer.variables} == {"float32"}
+
+
+# Resizing.
+
+
+def resized(images, size, align_corners):
+    """PyTorch's rule, one pixel after the other, in float64."""
+    height, width = images.shape[1:3]
+    outputs = np.zeros((len(images), *size, images.shape[-1]))
+
+    def position(index, length, target):
+        if align_corners:
+            return index * (length - 1) / (target - 1) if target > 1 else 0.0
+        return max((index + 0.5) * length / target - 0.5, 0.0)
+
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y, x = position(row, height, size[0]), position(column, width, size[1])
+            top, left = min(int(y), height - 1), min(int(x), width - 1)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            upper = images[:, top, left] * (1 - (x - left)) + images[:, top, right] * (x - left)
+            lower = images[:, bottom, left] * (1 - (x - left)) + images[:, bottom, right] * (x - left)
+            outputs[:, row, column] = upper * (1 - (y - top)) + lower * (y - top)
+    return outputs
+
+
+SIZES = [((4, 6), (8, 12)), ((4, 6), (7, 5)), ((9, 13), (3, 4)), ((5, 5), (5, 5)), ((1, 1), (4, 3)), ((4, 5), (1, 1)),
+         ((1, 7), (3, 2)), ((13, 25), (97, 193))]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("source, target", SIZES)
+@pytest.mark.parametrize("resize", [layers.resize, layers.resize_by_gather])
+def test_resizing_against_a_loop(resize, source, target, align_corners):
+    images = random(2, *source, 3)
+    found = resize(tf.constant(images), target, align_corners)
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(found, resized(images, target, align_corners), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("resize", [layers.resize, layers.resize_by_gather])
+def test_resizing_to_sizes_known_later(resize, align_corners):
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((2,), tf.int32)])
+    def dynamic(images, size):
+        return resize(images, (size[0], size[1]), align_corners)
+
+    for source, target in SIZES[:6]:
+        images = random(2, *source, 3)
+        found = dynamic(images, target)
+        np.testing.assert_allclose(found, resized(images, target, align_corners), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_resize_like(align_corners):
+    images, target = random(2, 3, 4, 5), random(2, 7, 6, 1)
+    layer = ResizeLike(align_corners)
+    np.testing.assert_allclose(layer([images, target]), resized(images, (7, 6), align_corners), rtol=1e-4, atol=1e-4)
+    assert layer.compute_output_shape([(None, 3, 4, 5), (None, 7, None, 1)]) == (None, 7, None, 5)
+
+
+# Dropout.
+
+
+def test_dropout_takes_whole_channels_and_scales_the_rest():
+    keras.utils.set_random_seed(0)
+    outputs = ChannelDropout(0.3)(np.full((40, 3, 2, 100), 7, np.float32), training=True).numpy()
+    dropped = (outputs == 0).all(axis=(1, 2))
+    kept = np.isclose(outputs, 7 / 0.7).all(axis=(1, 2))
+    assert (dropped ^ kept).all()
+    # 4000 draws: five standard deviations are 0.036.
+    assert dropped.mean() == pytest.approx(0.3, abs=0.036)
+    assert len({row.tobytes() for row in dropped}) == 40
+
+
+def test_dropout_is_nothing_in_inference_or_at_rate_zero():
+    inputs = random(2, 3, 3, 8)
+    assert (np.asarray(ChannelDropout(0.9)(inputs, training=False)) == inputs).all()
+    assert (np.asarray(ChannelDropout(0.0)(inputs, training=True)) == inputs).all()
+
+
+def test_dropout_repeats_with_its_seed_state():
+    keras.utils.set_random_seed(0)
+    layer = ChannelDropout(0.5)
+    inputs = np.ones((2, 1, 1, 64), np.float32)
+    state = layer.seed_generator.state.numpy()
+    first, second = (layer(inputs, training=True).numpy() for _ in range(2))
+    assert (first != second).any()
+    layer.seed_generator.state.assign(state)
+    assert (layer(inputs, training=True).numpy() == first).all()
+    assert (layer(inputs, training=True).numpy() == second).all()
+
+
+# Convolutions.
+
+
+def convolved(images, kernel, stride, dilation):
+    """A convolution padded symmetrically by dilation * (size // 2), tap by tap."""
+    size = kernel.shape[0]
+    margin = dilation * (size // 2)
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0))).astype(np.float64)
+    height, width = ((length + 2 * margin - dilation * (size - 1) - 1) // stride + 1 for length in images.shape[1:3])
+    outputs = np.zeros((len(images), height, width, kernel.shape[3]))
+    for row in range(size):
+        for column in range(size):
+            top, left = row * dilation, column * dilation
+            taps = padded[:, top:top + (height - 1) * stride + 1:stride, left:left + (width - 1) * stride + 1:stride]
+            outputs += taps @ kernel[row, column]
+    return outputs
+
+
+@pytest.mark.parametrize("size", [(8, 10), (9, 11), (9, 10)])
+@pytest.mark.parametrize("kernel, stride, dilation", [
+    (3, 2, 1), (7, 2, 1), (1, 2, 1), (3, 1, 1), (3, 1, 2), (3, 1, 4)])
+def test_convolutions_pad_symmetrically(size, kernel, stride, dilation):
+    images = keras.Input((*size, 3))
+    outputs = layers.convolution(images, 4, kernel, "c", stride=stride, dilation=dilation)
+    model = keras.Model(images, outputs)
+    inputs = random(2, *size, 3)
+    expected = convolved(inputs, model.get_layer("c").kernel.numpy(), stride, dilation)
+    assert expected.shape[1:3] == tuple(-(-length // stride) for length in size)
+    np.testing.assert_allclose(model(inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [
+    BatchNormalization(0.8, 1e-3, "zeros", name="n"), ChannelDropout(0.2, name="d"), ResizeLike(True, name="r")])
+def test_layers_survive_their_config(layer):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(again) is type(layer) and again.get_config() == layer.get_config()
