@@ -60,8 +60,6 @@ def _check_together(config: Any) -> None:
              "model.width", "must be even with the deep stem", model.width)
     _require(train.end_learning_rate <= train.learning_rate, "train.end_learning_rate",
              f"must not be above train.learning_rate {train.learning_rate}", train.end_learning_rate)
-    _require(train.warmup_steps < train.steps, "train.warmup_steps",
-             f"must be below train.steps {train.steps}, or the warm-up never ends", train.warmup_steps)
 
 
 def _require(true: bool, key: str, rule: str, value: Any) -> None:

@@ -46,4 +46,5 @@ def device_line() -> str:
 
 def batch_line(train: Train, replicas: int) -> str:
     """Return how the global batch is shared."""
-    return f"global batch {train.global_batch} = {replicas} replica{'s' * (replicas > 1)} x {train.global_batch // replicas}"
+    share = train.global_batch // replicas
+    return f"global batch {train.global_batch} = {replicas} replica{'s' * (replicas > 1)} x {share}"

@@ -143,8 +143,8 @@ def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Si
             workdirs.save_checkpoint(run.workdir, checkpoint, step, settings.keep_checkpoints)
             saved = step
         if signals.received is not None and step < settings.steps:
-            run.report(f"{signal.Signals(signals.received).name}: saved step {saved} of {settings.steps} in {run.workdir}; "
-                       "the same command continues there")
+            run.report(f"{signal.Signals(signals.received).name}: saved step {saved} of {settings.steps} in "
+                       f"{run.workdir}; the same command continues there")
             raise Stopped(signals.received)
     return step
 
@@ -202,7 +202,8 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     for variable in model.trainable_variables:
         part = variable.path.split(".")[0]
         counts[part] = counts.get(part, 0) + math.prod(variable.shape)
-    report(f"parameters: {sum(counts.values()):,} (" + ", ".join(f"{part} {count:,}" for part, count in counts.items()) + ")")
+    parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    report(f"parameters: {sum(counts.values()):,} ({parts})")
     report(f"{config.model.head} on {config.model.backbone}, output stride {config.model.output_stride}, "
            f"{classes} classes, {config.train.steps} steps")
     if missing is not None:

@@ -75,7 +75,8 @@ def read(workdir: Path) -> tuple[Config, Dataset]:
 def require_same_classes(trained: Dataset, found: Dataset, where: str) -> None:
     """Raise WorkdirError where a data set's classes are not those that a model was trained on."""
     if trained.classes != found.classes:
-        different = next((index for index, pair in enumerate(zip(trained.classes, found.classes)) if pair[0] != pair[1]),
+        pairs = zip(trained.classes, found.classes)
+        different = next((index for index, (before, now) in enumerate(pairs) if before != now),
                          min(len(trained.classes), len(found.classes)))
         raise WorkdirError(f"{where} was trained on {len(trained.classes)} classes of {trained.name}, the data now has "
                            f"{len(found.classes)}; the first difference is class {different}: "
@@ -149,7 +150,8 @@ def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Calla
         try:
             checkpoint.read(str(prefix)).assert_consumed()
             return step
-        except (tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
+        # A file that is cut off makes TensorFlow raise whatever it stumbles over: DataLoss, NotFound, IndexError ...
+        except Exception as error:
             report(f"checkpoint of step {step} cannot be read ({str(error).splitlines()[0][:120]}); "
                    "trying the one before it")
     if steps:

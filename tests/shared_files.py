@@ -6,8 +6,17 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FIXTURES = SHARED / "fixtures"
+KEYS = SHARED / "reference" / "keys"
 CAMVID = SHARED / "data" / "camvid"
 
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason="the reference systems' fixtures are not there (../shared/fixtures)")
 needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not there (../shared/data/camvid)")
+
+
+def read_keys(path):
+    """Return the shapes of a key list by name, without the step counters."""
+    lines = [line.split("\t") for line in path.read_text().splitlines() if not line.startswith("#")]
+    shapes = {name: tuple(int(number) for number in shape.strip("()").split(",") if number.strip())
+              for name, shape, _ in lines}
+    return {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}

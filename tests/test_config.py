@@ -161,7 +161,7 @@ def test_json_that_is_no_config(text, words):
 @pytest.mark.parametrize("override", [
     "train.steps=-5", "train.steps=0", "train.global_batch=0", "train.learning_rate=0", "train.learning_rate=1e999",
     "train.learning_rate=-1e999", "train.end_learning_rate=-0.1", "train.end_learning_rate=0.02", "train.power=-1",
-    "train.end_step=-1", "train.warmup_steps=-1", "train.warmup_steps=300", "train.warmup_start=1.5",
+    "train.end_step=-1", "train.warmup_steps=-1", "train.warmup_start=1.5",
     "train.warmup_start=-0.5", "train.momentum=1", "train.momentum=-0.1", "train.weight_decay=-1e-4", "train.seed=-1",
     "train.seed=2147483648", "train.log_every=0", "train.validate_every=0", "train.checkpoint_every=0",
     "train.keep_checkpoints=0", "augment.crop=5,6,7", "augment.crop=5", "augment.crop=0,5", "augment.crop=",
