@@ -1,0 +1,100 @@
+"""What the README says, run as it stands there on small stand-ins for the data and the weights."""
+
+import json
+import re
+import subprocess
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+from running import ROOT, run
+
+from kseg import config as configs
+from kseg import datasets, models, weights
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
+         "train.global_batch=2", "train.steps=3", "train.log_every=1"]
+
+
+def readme_commands():
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    """A few pictures in CamVid's layout with its label values."""
+    directory = tmp_path_factory.mktemp("data") / "cam vid"
+    generator = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for part in ("images", "labels"):
+            (directory / split / part).mkdir(parents=True)
+        for index in range(3):
+            label = generator.integers(0, 12, (9, 12)).repeat(10, 0).repeat(10, 1).astype(np.uint8)
+            image = (label[..., None] * 20 + generator.integers(0, 30, (*label.shape, 3))).astype(np.uint8)
+            PIL.Image.fromarray(image).save(directory / split / "images" / f"{index}.jpg")
+            PIL.Image.fromarray(label).save(directory / split / "labels" / f"{index}.png")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    """Backbone weights that lack just what the CamVid config lists, under torchvision's names."""
+    config = configs.load("encnet_camvid", SMALL)
+    keras.utils.set_random_seed(9)
+    names = weights.mmseg_names(models.build(config.model, 11))
+    state = {"fc.weight": np.zeros((10, 32), np.float32), "fc.bias": np.zeros(10, np.float32)}
+    for name, variable in names.items():
+        prefix, _, rest = name.partition(".")
+        missing = re.match(r"layer4\.0\.(conv|bn)|layer4\.1", rest)
+        if prefix == "backbone" and not missing:
+            value = variable.numpy()
+            state[rest] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+    path = tmp_path_factory.mktemp("weights") / "resnet18.npz"
+    np.savez(path, **state)
+    return path
+
+
+def test_every_readme_command_is_known():
+    commands = readme_commands()
+    assert commands[:2] == ["make demo", "make test"]
+    assert all(command.startswith(".venv/bin/python -m kseg.") for command in commands[2:])
+    assert len(commands) == 7
+
+
+def test_readme_commands_in_order(camvid, resnet18, tmp_path):
+    """Each command but the two of make, in the README's order, from an empty directory."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    PIL.Image.open(camvid / "test" / "images" / "0.jpg").resize((75, 41)).save(photos / "street.png")
+    for command in readme_commands()[2:]:
+        words = [word.replace("CAMVID", str(camvid)).replace("RESNET18", str(resnet18)) for word in command.split()]
+        module, arguments = words[2], words[3:]
+        if "kseg.train" in module:
+            arguments += SMALL
+        elif "--config" in arguments:
+            arguments += ["--set", *SMALL]
+        output = run(module, *arguments, directory=tmp_path)
+        if module == "kseg.evaluate":
+            assert "3 of 3 images of camvid test" in output and "mIoU" in output
+    assert (tmp_path / "samples.png").is_file()
+    results = json.loads((tmp_path / "runs" / "camvid" / "test" / "metrics.json").read_text())
+    assert results["images"] == 3 and list(results["classes"]) == list(datasets.CAMVID_CLASSES)
+    assert PIL.Image.open(tmp_path / "predicted" / "ids" / "street.png").size == (75, 41)
+    assert PIL.Image.open(tmp_path / "predicted" / "overlay" / "street.png").size == (75, 41)
+    assert (tmp_path / "predicted" / "legend.png").is_file()
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / "installed").exists(), reason="no .venv: these tests were not run by make")
+def test_make_demo(tmp_path):
+    """The README's first command, in full; it keeps to .venv and writes to another directory than the user's."""
+    result = subprocess.run(["make", "demo", f"DEMO={tmp_path / 'a demo'}"], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800)
+    assert result.returncode == 0, result.stdout
+    results = json.loads((tmp_path / "a demo" / "metrics.json").read_text())
+    assert results["images"] == 16
+    assert results["mIoU"] >= 0.75
+    assert PIL.Image.open(tmp_path / "a demo" / "predictions.png").size[0] > 3 * 256
+
