@@ -1,0 +1,37 @@
+"""Models, losses and metrics are Keras operations only: on JAX they give the reference systems' numbers too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shared_files import FIXTURES, needs_fixtures
+
+pytest.importorskip("jax", reason="JAX is not installed")
+HERE = Path(__file__).parent
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", ["mmseg/encnet_r50_d8", "mmseg/encnet_r18_d16_lateral"])
+def test_jax_gives_the_reference_numbers(name):
+    result = subprocess.run([sys.executable, HERE / "other_backend.py", name], text=True, capture_output=True,
+                            env=os.environ | {"KERAS_BACKEND": "jax"}, cwd=HERE.parents[1])
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["backend"] == "jax"
+    expected = {key: json.loads((FIXTURES / name / f"{key}.json").read_text())
+                for key in ("losses", "grads", "bn_after_step")}
+    assert found["loss"] == pytest.approx(expected["losses"]["total"], rel=1e-5)
+    floor = 1e-6 * max(norm for key, (norm, _) in expected["grads"].items() if key != "_note")
+    for key, value in found["gradients"].items():
+        assert value == pytest.approx(expected["grads"][key][0], rel=1e-3, abs=floor), key
+    for key, value in found["statistics"].items():
+        assert value == pytest.approx(expected["bn_after_step"][key][0], rel=1e-3), key
+    labels, ids = np.array(found["labels"]).ravel(), np.array(found["ids"]).ravel()
+    classes = len(found["confusion"])
+    matrix = np.zeros((classes, classes), int)
+    np.add.at(matrix, (labels[labels < 255], ids[labels < 255]), 1)
+    np.testing.assert_array_equal(matrix, found["confusion"])
