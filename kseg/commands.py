@@ -60,6 +60,8 @@ def load_model(arguments: argparse.Namespace) -> tuple:
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a command's main and exit; an error the user can mend is printed without a traceback, with status 2."""
+    # A log that somebody follows shall not lag behind by a buffer.
+    sys.stdout.reconfigure(line_buffering=True)
     try:
         sys.exit(main() or 0)
     except UserError as error:

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import traceback
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,10 +173,18 @@ def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
         raise ConfigError(f"no config file {path}")
     spec = importlib.util.spec_from_file_location(f"kseg_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "config", None)):
-        raise ConfigError(f"{path} has no function config() that returns a kseg.config.Config")
-    config = module.config()
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "config", None)):
+            raise ConfigError(f"{path} has no function config() that returns a kseg.config.Config")
+        config = module.config()
+    except ConfigError:
+        raise
+    # A config is the user's own program, and its mistakes are theirs to read in one line.
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{path}{line}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: config() returned {type(config).__name__}, not a kseg.config.Config")
     # Through JSON's checks once, so that a wrong type written in a config file is met here and not in a model.

@@ -1,6 +1,7 @@
 """The data sets kseg knows, as plain frozen records: classes, colours, one label table, and where examples lie."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def read_classes(directory: Path) -> Dataset:
         name = " ".join(words)
         if name == "ignore" and not explicit:
             raise DataError(f"{path}, line {number}: which value is to be ignored? Write VALUE ignore")
-        if name.startswith("#"):
+        if name.startswith("#") or not explicit and re.match(r"[+-]?\d+\s*[:,;=.)]|[+-]\d", name):
             raise DataError(f"{path}, line {number}: {line.strip()!r} names no class; a line is NAME or VALUE NAME, "
                             "and a colour like #40a0ff may follow")
         if value > 255 or value in pairs:
@@ -277,7 +278,7 @@ DATASETS = {
         splits=("train", "val", "test"), open_split=open_folder_split,
         how_to_get="Get CamVid in SegNet's split (480x360, 367/101/233 pairs) from the SegNet tutorial's repository,\n"
                    "and lay it out as {directory}/{{train,val,test}}/images/NAME and .../labels/NAME.png,\n"
-                   "or say where it lies: --set data.directory=DIR"),
+                   "or say where it lies: --set data.directory=DIR (kseg.data: --directory DIR)"),
     "cityscapes": Dataset(
         name="cityscapes", classes=tuple(CITYSCAPES_CLASSES),
         palette=tuple(colour for _, colour in CITYSCAPES_CLASSES.values()),
@@ -288,10 +289,10 @@ DATASETS = {
         how_to_get="Register at cityscapes-dataset.com; download leftImg8bit_trainvaltest.zip and\n"
                    "gtFine_trainvaltest.zip.\n"
                    "Extract both into {directory}, so that {directory}/leftImg8bit and {directory}/gtFine exist,\n"
-                   "or say where they lie: --set data.directory=DIR"),
+                   "or say where they lie: --set data.directory=DIR (kseg.data: --directory DIR)"),
     "folder": Dataset(
         name="folder", classes=(), palette=(), label_table=(), splits=(), open_split=open_folder_split,
         how_to_get="Lay your pictures out as {directory}/SPLIT/images/NAME.jpg and {directory}/SPLIT/labels/NAME.png,\n"
                    "with one class a line in {directory}/classes.txt,\n"
-                   "or say where they lie: --set data.directory=DIR"),
+                   "or say where they lie: --set data.directory=DIR (kseg.data: --directory DIR)"),
 }

@@ -79,6 +79,12 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, o
     """
     workdirs.require_same_classes(dataset, datasets.find(config.data), "the model")
     names = datasets.open_split(config.data, split).names
+    if out:
+        # Now, and not when all is counted.
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
     started = time.time()
     matrix = counter(model, config, len(dataset.classes))(split, Progress(len(names), "images", report))
     results = {"split": split, "images": len(names), **metrics.summary(matrix, dataset.classes)}
@@ -86,7 +92,6 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, o
     report(f"{len(names)} of {len(names)} images of {dataset.name} {split} in {time.time() - started:.0f} s")
     if out:
         try:
-            out.mkdir(parents=True, exist_ok=True)
             # JSON has no nan; an absent class reads null.
             plain = json.loads(json.dumps(results), parse_constant=lambda name: None)
             described = plain | {"kseg": __version__, "config": configs.to_dict(config)}

@@ -36,7 +36,8 @@ def check(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] 
 
     A split's dict holds "images": how many; "sizes": {(height, width): images}; "pixels" and "images_with": int64
     (256,), pixels of each raw value and images in which it occurs; "class_pixels": int64 (C,); "void_share": ignored
-    pixels' share of all; "unseen": names of classes without a pixel; "weights": float64 (C,), see `class_weights`.
+    pixels' share of all; "turned": pictures with an EXIF orientation; "unseen": names of classes without a pixel;
+    "weights": float64 (C,), see `class_weights`.
     Faulty examples are not counted. Raises DataError for an unknown data set or split or a missing directory at once,
     and after all files were read with the first ten faults: files without a partner, damaged or of the wrong kind,
     labels of another size than their image, values that the data set does not define, empty splits.
@@ -73,7 +74,7 @@ def count_split(dataset: Dataset, split: Split, progress: Progress) -> tuple[dic
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
     # Of each class: the images in which it occurs, all their pixels counted.
     pixels_beside = np.zeros(classes, np.int64)
-    faults = []
+    faults, turned = [], 0
     for done, (size, counts, fault) in enumerate(_counted(dataset, split), 1):
         if fault:
             faults.append(fault)
@@ -82,11 +83,12 @@ def count_split(dataset: Dataset, split: Split, progress: Progress) -> tuple[dic
             pixels += counts
             images_with += counts > 0
             pixels_beside += (_by_class(table, counts, classes) > 0) * counts.sum()
+        turned += _is_turned(split.names[done - 1])
         progress.update(done)
     class_pixels, total = _by_class(table, pixels, classes), pixels.sum()
     return {
         "images": sum(sizes.values()), "sizes": dict(sizes), "pixels": pixels, "images_with": images_with,
-        "class_pixels": class_pixels,
+        "class_pixels": class_pixels, "turned": turned,
         "void_share": float(pixels[table == IGNORED].sum() / total) if total else math.nan,
         "unseen": [name for name, count in zip(dataset.classes, class_pixels) if not count],
         "weights": class_weights(class_pixels, pixels_beside),
@@ -110,6 +112,18 @@ def _counted(dataset: Dataset, split: Split) -> Iterator[tuple]:
     finally:
         # An interrupted command shall not read the rest first.
         pool.shutdown(cancel_futures=True)
+
+
+def _is_turned(name: str) -> bool:
+    """Return whether a JPEG says that it is to be shown turned or mirrored."""
+    if Path(name).suffix.lower() not in (".jpg", ".jpeg") or not Path(name).is_file():
+        return False
+    try:
+        with Image.open(name) as image:
+            return image.getexif().get(pictures.EXIF_ORIENTATION, 1) != 1
+    except OSError:
+        # Told already, as a fault.
+        return False
 
 
 def _by_class(table: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
@@ -149,6 +163,9 @@ def describe(dataset: Dataset, name: str, result: dict) -> str:
                      f"{100 * pixels[value] / total:>6.2f}%  {result['images_with'][value]:>7}")
     lines.append(f"  never seen: {', '.join(result['unseen']) or 'none'}")
     lines.append(f"  void: {100 * result['void_share']:.2f}% of all pixels")
+    if result["turned"]:
+        lines.append(f"  {result['turned']} pictures carry an EXIF orientation, which training and evaluation leave "
+                     "alone and prediction applies: turn the pixels themselves")
     lines.append("  median-frequency weights: " + " ".join(f"{weight:.4f}" for weight in result["weights"]))
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from kseg import evaluate, metrics, workdirs
 from kseg.config import Config, Train
 from kseg.datasets import Dataset
+from kseg.errors import WorkdirError
 from kseg.inference import predictor
 from kseg.progress import duration
 
@@ -21,9 +22,8 @@ FIXED_IMAGES = 4
 class StepLog:
     """Means over the steps since the last line, and how long they took."""
 
-    def __init__(self, settings: Train, step: int):
+    def __init__(self, settings: Train):
         self.settings = settings
-        self.first = step
         self.seconds_per_step = 0.0
         self.restart()
 
@@ -89,13 +89,24 @@ class Run:
     def best(self) -> dict:
         """Return {"step", "mIoU"} of the best validation."""
         path = self.workdir / "best.json"
-        return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
+        try:
+            return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
+        except ValueError:
+            raise WorkdirError(f"{path} is damaged; remove it, and the next validation counts as the best") from None
 
-    def validate(self, step: int, interrupted: Callable[[], bool]) -> None:
-        """Count the validation split, keep the weights if they are the best, and draw the fixed images."""
+    def validated(self, step: int) -> bool:
+        """Return whether metrics.jsonl holds the validation of a step."""
+        lines = map(json.loads, (self.workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return any(line["step"] == step and "val/mIoU" in line for line in lines)
+
+    def validate(self, step: int, interrupted: Callable[[], bool]) -> bool:
+        """Count the validation split, keep the weights if they are the best, and draw the fixed images.
+
+        Returns False where `interrupted()` became true; nothing is written then.
+        """
         matrix = self.count_split(self.config.data.val_split, interrupted=interrupted)
         if matrix is None:
-            return
+            return False
         results = metrics.summary(matrix, self.dataset.classes)
         best = self.best()
         better = not results["mIoU"] <= best["mIoU"]
@@ -108,6 +119,7 @@ class Run:
         with self.board.as_default(step=step):
             tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)
         self.board.flush()
+        return True
 
     def fixed_images(self) -> tf.Tensor:
         """Return image, truth and prediction side by side, uint8 (N, H, 3 W, 3), for images that never change."""

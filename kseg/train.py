@@ -10,10 +10,11 @@ import argparse
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kseg import commands, data, datasets, losses, models, runtime, weights, workdirs
@@ -47,7 +48,7 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     dataset = datasets.find(config.data)
     datasets.open_split(config.data, config.data.train_split)
     datasets.open_split(config.data, config.data.val_split)
-    workdirs.open_run(workdir, config, dataset)
+    lock = workdirs.open_run(workdir, config, dataset)
     report(runtime.device_line())
     report(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
     with strategy.scope():
@@ -58,10 +59,8 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         report(f"continuing at step {step} of {config.train.steps}")
     workdirs.trim_metrics(workdir, step)
     run = Run(config, workdir, dataset, model, report)
-    with Signals() as signals, run:
+    with lock, Signals() as signals, run:
         step = run_steps(run, optimizer, checkpoint, strategy, step, signals)
-    if not (workdir / "best.json").exists():
-        run.validate(step, lambda: False)
     workdirs.save_weights(model, workdir / "final.weights.h5")
     best = run.best()
     report(f"finished {step} steps; best validation mIoU {100 * best['mIoU']:.2f} at step {best['step']}: "
@@ -114,48 +113,71 @@ def make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, config:
 def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Signals") -> int:
     """Take the steps that are left, with their logging, validation and checkpoints; return the last step's number."""
     config, settings = run.config, run.config.train
+
+    def due(every: int) -> bool:
+        return step % every == 0 or step == settings.steps
+
+    def stop() -> None:
+        run.report(f"{signal.Signals(signals.received).name}: saved step {step} of {settings.steps} in {run.workdir}; "
+                   "the same command continues there")
+        raise Stopped(signals.received)
+
+    def validate() -> None:
+        if not run.validate(step, lambda: signals.received is not None):
+            stop()
+        log.restart()
+
+    log = StepLog(settings)
+    if step and due(settings.validate_every) and not run.validated(step):
+        # Something cut off the validation of the step that was saved.
+        validate()
     if step >= settings.steps:
         return step
     take_step = make_step(run.model, optimizer, config, strategy)
-    batches = strategy.experimental_distribute_dataset(data.train_batches(config, step))
-    iterator = iter(batches)
-    log = StepLog(settings, step)
-    saved = step
+    iterator = iter(strategy.experimental_distribute_dataset(data.train_batches(config, step)))
     while step < settings.steps:
         rate = float(optimizer.learning_rate)
         started = time.monotonic()
-        try:
-            batch = next(iterator)
-        except tf.errors.OpError as error:
-            raise data.explain(config, config.data.train_split, data.batch_indices(config, step), error) from None
-        fetched = time.monotonic()
+        batch = next_batch(iterator, config, step)
+        waited = time.monotonic() - started
         values = {name: float(value) for name, value in take_step(batch).items()}
-        if not math.isfinite(values["loss"]):
-            raise NonFiniteLoss(non_finite(config, step, rate, values))
+        require_finite(config, step, rate, values, values["loss"])
         step += 1
-        log.add(values, fetched - started)
-        if step % settings.log_every == 0 or step == settings.steps:
+        log.add(values, waited)
+        if due(settings.log_every):
             run.log(step, log.flush(step, rate))
-        if step % settings.validate_every == 0 or step == settings.steps:
-            run.validate(step, lambda: signals.received is not None)
-            log.restart()
-        if step % settings.checkpoint_every == 0 or step == settings.steps or signals.received is not None:
+        # Asked once, so that what is said to be saved has been.
+        stopping = signals.received is not None
+        if due(settings.validate_every) or due(settings.checkpoint_every) or stopping:
+            # An update may be infinite although the loss before it was not; such a state is not to be kept.
+            require_finite(config, step - 1, rate, values, *run.model.trainable_variables)
+            # Before the validation, which may meet a bad file: nothing of the steps is lost then.
             workdirs.save_checkpoint(run.workdir, checkpoint, step, settings.keep_checkpoints)
-            saved = step
-        if signals.received is not None and step < settings.steps:
-            run.report(f"{signal.Signals(signals.received).name}: saved step {saved} of {settings.steps} in "
-                       f"{run.workdir}; the same command continues there")
-            raise Stopped(signals.received)
+        if due(settings.validate_every):
+            validate()
+        if stopping and step < settings.steps:
+            stop()
     return step
 
 
-def non_finite(config: Config, step: int, rate: float, values: dict) -> str:
-    """Return the message for a loss that is not a number: step, learning rate and the files of the batch."""
+def next_batch(iterator: Iterator[dict], config: Config, step: int) -> dict:
+    """Return the batch of a step; what cannot be read raises DataError naming the file."""
+    try:
+        return next(iterator)
+    except tf.errors.OpError as error:
+        raise data.explain(config, config.data.train_split, data.batch_indices(config, step), error) from None
+
+
+def require_finite(config: Config, step: int, rate: float, losses_of_step: dict, *values) -> None:
+    """Raise NonFiniteLoss naming step, learning rate and the files of the batch where a value is nan or infinite."""
+    if all(np.isfinite(keras.ops.convert_to_numpy(value)).all() for value in values):
+        return
     names = datasets.open_split(config.data, config.data.train_split).names
     files = "\n".join(f"  {names[index]}" for index in data.batch_indices(config, step))
-    parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
-    return (f"the loss is not finite at step {step} ({parts}), learning rate {rate:g}. The checkpoints before it are "
-            f"whole. Lower train.learning_rate, or look at the files of this batch:\n{files}")
+    parts = ", ".join(f"{name} {value:g}" for name, value in losses_of_step.items())
+    raise NonFiniteLoss(
+        f"the loss or its update is not finite at step {step} ({parts}), learning rate {rate:g}. The checkpoints "
+        f"before it are whole. Lower train.learning_rate, or look at the files of this batch:\n{files}")
 
 
 class Signals:
@@ -186,6 +208,7 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     try:
         classes = len(datasets.find(config.data).classes)
         batch = next(iter(data.train_batches(config)))
+        datasets.open_split(config.data, config.data.val_split)
         shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}
     except UserError as error:
         if config.data.name not in datasets.DATASETS or not datasets.DATASETS[config.data.name].classes:

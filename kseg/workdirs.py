@@ -8,11 +8,13 @@
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import keras
 import tensorflow as tf
@@ -21,7 +23,7 @@ from kseg import config as configs
 from kseg import datasets
 from kseg.config import Config
 from kseg.datasets import Dataset
-from kseg.errors import WorkdirError
+from kseg.errors import ConfigError, WorkdirError
 
 # Values that may differ when a run is continued: where things lie, and how often something is written.
 FREE = ("name", "data.directory", "model.pretrained", "train.log_every", "train.validate_every",
@@ -35,27 +37,34 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def open_run(workdir: Path, config: Config, dataset: Dataset) -> None:
-    """Make the directory this run's, or check that it already is.
+def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
+    """Make the directory this run's, or check that it already is; return the lock, which holds until it is closed.
 
-    Raises WorkdirError where it cannot be written, or where it was made by a config that differs in more than FREE.
+    Raises WorkdirError where it cannot be written, where another process is training in it, or where it was made by a
+    config that differs in more than FREE.
     """
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkdirError(f"another process is training in {workdir}") from None
         if (workdir / "config.json").exists():
-            old = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))
+            old, trained = read(workdir)
             changes = [change for change in configs.difference(old, config) if change[0] not in FREE]
             if changes:
                 lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
                 raise WorkdirError(f"{workdir} belongs to another run:\n" + "\n".join(lines)
                                    + "\nTake another --workdir, or the same values.")
-            require_same_classes(read(workdir)[1], dataset, str(workdir))
+            require_same_classes(trained, dataset, str(workdir))
         record = {field: getattr(dataset, field) for field in ("name", "classes", "palette", "label_table")}
         write_text(workdir / "dataset.json", json.dumps(record) + "\n")
         # Last: where it stands, the directory is complete.
         write_text(workdir / "config.json", configs.to_json(config))
     except OSError as error:
         raise WorkdirError(f"cannot write to {workdir}: {error.strerror}") from None
+    return lock
 
 
 def read(workdir: Path) -> tuple[Config, Dataset]:
@@ -63,13 +72,16 @@ def read(workdir: Path) -> tuple[Config, Dataset]:
     try:
         config = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))
         record = json.loads((workdir / "dataset.json").read_text(encoding="utf-8"))
+        return config, dataclasses.replace(
+            datasets.DATASETS[record["name"]], classes=tuple(record["classes"]),
+            palette=tuple(map(tuple, record["palette"])), label_table=tuple(record["label_table"]))
     except OSError as error:
         raise WorkdirError(f"{workdir} is no working directory of kseg.train: {error.strerror}: "
                            f"{error.filename}") from None
-    known = datasets.DATASETS[record["name"]]
-    return config, dataclasses.replace(
-        known, classes=tuple(record["classes"]), palette=tuple(map(tuple, record["palette"])),
-        label_table=tuple(record["label_table"]))
+    except ConfigError as error:
+        raise WorkdirError(f"{workdir / 'config.json'}: {error}") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise WorkdirError(f"{workdir / 'dataset.json'} is damaged: {type(error).__name__}: {error}") from None
 
 
 def require_same_classes(trained: Dataset, found: Dataset, where: str) -> None:
@@ -135,7 +147,7 @@ def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, k
 
 def checkpoint_steps(workdir: Path) -> list[int]:
     """Return the steps of the finished checkpoints, oldest first."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in (workdir / "checkpoints").glob("step-*.index"))
+    return sorted(int(path.stem.removeprefix("step-")) for path in (workdir / "checkpoints").glob("step-[0-9]*.index"))
 
 
 def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Callable[[str], None]) -> int:
@@ -166,10 +178,10 @@ def trim_metrics(workdir: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, LookupError, TypeError):
             break
     write_text(path, "".join(kept))

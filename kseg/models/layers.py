@@ -132,7 +132,8 @@ class ChannelDropout(keras.layers.Layer):
     def __init__(self, rate, **kwargs):
         super().__init__(**kwargs)
         self.rate = rate
-        self.seed_generator = keras.random.SeedGenerator()
+        # Named, since a checkpoint knows it by its name, and Keras would number it through the process.
+        self.seed_generator = keras.random.SeedGenerator(name=f"{self.name}.seed")
 
     def call(self, inputs, training=False):
         if not training or self.rate == 0:

@@ -1,7 +1,5 @@
 """EncNet and FCN against numbers computed by MMSegmentation and SSSegmentation themselves."""
 
-import json
-
 import numpy as np
 import pytest
 import tensorflow as tf
