@@ -6,10 +6,8 @@ pair; the same seed gives the same draws on any machine and at any time.
 
 import tensorflow as tf
 
-from kseg.config import Augment
+from kseg.config import IGNORED, Augment
 from kseg.inference import fitted_size
-
-IGNORED = 255
 
 # One stream of random numbers for each decision, so that adding a decision leaves the others' draws alone.
 SCALE, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = range(8)

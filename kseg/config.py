@@ -18,6 +18,10 @@ from kseg.config_checks import check, leaves
 from kseg.errors import ConfigError, unknown
 
 
+# The label value of pixels that no loss and no metric counts, everywhere.
+IGNORED = 255
+
+
 @dataclass(frozen=True)
 class Data:
     """Where examples come from. `directory` is the data set's own; empty means $KSEG_DATA/NAME, else data/NAME."""

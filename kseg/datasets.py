@@ -10,10 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from kseg.builders import shapes
-from kseg.config import Data
+from kseg.config import IGNORED, Data
 from kseg.errors import DataError, unknown
 
-IGNORED = 255
 # Marks raw values that a data set does not define; meeting one is an error, never a silent class.
 UNMAPPED = 254
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -55,7 +54,7 @@ def file_split(pairs: list[tuple[Path, Path]]) -> Split:
     """Return a split over (image file, label file) pairs."""
     images = [str(image) for image, _ in pairs]
     labels = [str(label) for _, label in pairs]
-    image_paths, label_paths = np.array(images), np.array(labels)
+    image_paths, label_paths = tf.constant(images), tf.constant(labels)
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.io.read_file(tf.gather(image_paths, index)), tf.io.read_file(tf.gather(label_paths, index))
@@ -225,7 +224,7 @@ def require_directory(data: Data) -> Path:
     directory = directory_of(data)
     if not directory.is_dir() and data.name != "shapes":
         how_to_get = DATASETS[data.name].how_to_get.format(directory=directory)
-        raise DataError(f"{data.name}: no directory {directory}\n{how_to_get}")
+        raise DataError(f"{data.name}: no directory {directory}. {how_to_get}")
     return directory
 
 

@@ -5,14 +5,12 @@ Averaging each replica's mean is wrong as soon as replicas hold different number
 
 from keras import ops
 
-from kseg.config import Loss
+from kseg.config import IGNORED, Loss
 from kseg.models.layers import resize
-
-IGNORED = 255
 
 
 def terms(outputs: dict, labels, loss: Loss, align_corners: bool = False) -> dict:
-    """Return {name: (weight, sum, count)} for each output of a model; each loss is weight * sum / count.
+    """Return {name: (weight, sum, count)} for each output of a model; each loss is weight * mean(sum, count).
 
     `labels` are integer train ids (N, H, W), 255 ignored. Logits are resized to the labels' size first. Sums and
     counts are those of the given batch alone: a caller with several replicas adds the counts up before dividing.
@@ -32,15 +30,19 @@ def cross_entropy(logits, labels, average: str):
     """Return (sum, count) of the softmax cross-entropy over pixels whose label is not 255.
 
     `logits` float32 (N, H, W, C), `labels` (N, H, W). The count is all pixels for average "all" (MMSegmentation's
-    recipes divide by ignored pixels too) and the labelled ones for "valid"; at least 1, so that an all-ignored batch
-    has loss 0 and not nan.
+    recipes divide by ignored pixels too) and the labelled ones for "valid", which may be none.
     """
     labels = ops.cast(labels, "int32")
     valid = ops.not_equal(labels, IGNORED)
     each = ops.sparse_categorical_crossentropy(ops.where(valid, labels, 0), logits, from_logits=True)
     total = ops.sum(ops.where(valid, each, 0.0))
     counted = valid if average == "valid" else ops.ones_like(valid)
-    return total, ops.maximum(ops.sum(ops.cast(counted, "float32")), 1.0)
+    return total, ops.sum(ops.cast(counted, "float32"))
+
+
+def mean(total, count):
+    """Return sum / count of a whole batch, 0 where nothing was counted: an all-ignored batch has no loss, not nan."""
+    return total / ops.maximum(count, 1.0)
 
 
 def presence(logits, labels):
@@ -55,5 +57,5 @@ def presence(logits, labels):
     found = ops.segment_max(ops.ones_like(ops.reshape(segments, (-1,))), ops.reshape(segments, (-1,)),
                             num_segments=samples * (classes + 1))
     present = ops.reshape(ops.cast(found > 0, "float32"), (samples, classes + 1))[:, :classes]
-    each = ops.maximum(logits, 0.0) - logits * present + ops.log1p(ops.exp(-ops.abs(logits)))
+    each = ops.binary_crossentropy(present, logits, from_logits=True)
     return ops.sum(each), ops.cast(samples * classes, "float32")

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-IGNORED = 255
+from kseg.config import IGNORED
 
 
 def confusion(labels, predictions, classes: int):

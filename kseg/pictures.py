@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from kseg.config import IGNORED
 from kseg.errors import DataError, UserError
 
-# The label value of pixels without a class; kseg.datasets has the same, but brings TensorFlow with it.
-IGNORED = 255
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 MAX_PIXELS = 200_000_000
 # Pillow warns from 89 megapixels on and refuses from 179; aerial and microscope pictures are larger. `read_image`

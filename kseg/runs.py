@@ -1,6 +1,7 @@
 """What a training run writes while it goes: progress lines, metrics.jsonl, TensorBoard, the best weights."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,9 @@ class Run:
 
     def write(self, step: int, values: dict) -> None:
         """Append a line to metrics.jsonl and the same numbers to TensorBoard."""
-        self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        # JSON has no nan; an absent class can leave a mean without a value.
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.jsonl.write(json.dumps({"step": step, **plain}) + "\n")
         self.jsonl.flush()
         with self.board.as_default(step=step):
             for name, value in values.items():

@@ -20,7 +20,9 @@ def prepare(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strategy:
         tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        # Once: a second run in one process may not set it again.
+        if not tf.config.experimental.get_memory_growth(gpu):
+            tf.config.experimental.set_memory_growth(gpu, True)
     if cpu_replicas > 1 and not gpus:
         processor = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(

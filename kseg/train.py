@@ -20,7 +20,7 @@ import tensorflow as tf
 from kseg import commands, data, datasets, losses, models, runtime, weights, workdirs
 from kseg import config as configs
 from kseg.config import Config
-from kseg.errors import UserError
+from kseg.errors import ConfigError, DataError, UserError
 from kseg.optimizers import MomentumSGD
 from kseg.runs import Run, StepLog
 from kseg.schedules import schedule
@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
           report: Callable[[str], None] = print) -> dict:
-    """Train to the last step and return {"step", "mIoU", "best_mIoU", "best_step"}.
+    """Train to the last step and return {"step", "best_mIoU", "best_step"}.
 
     `strategy` comes from `runtime.prepare`. Everything is written to `workdir`, from which a run that was cut off is
     continued. Raises the UserErrors of its parts, NonFiniteLoss, and Stopped after SIGTERM or SIGINT.
@@ -96,7 +96,7 @@ def make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, config:
             counts = {name: count for name, (_, _, count) in terms.items()}
             if strategy.num_replicas_in_sync > 1:
                 counts = context.all_reduce("sum", counts)
-            parts = {name: weight * total / counts[name] for name, (weight, total, _) in terms.items()}
+            parts = {name: weight * losses.mean(total, counts[name]) for name, (weight, total, _) in terms.items()}
             loss = tf.add_n(list(parts.values()))
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         optimizer.apply(gradients, variables)
@@ -123,9 +123,13 @@ def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Si
         raise Stopped(signals.received)
 
     def validate() -> None:
+        started = time.monotonic()
         if not run.validate(step, lambda: signals.received is not None):
             stop()
-        log.restart()
+        log.started += time.monotonic() - started
+
+    def save() -> None:
+        workdirs.save_checkpoint(run.workdir, checkpoint, step, settings.keep_checkpoints)
 
     log = StepLog(settings)
     if step and due(settings.validate_every) and not run.validated(step):
@@ -138,7 +142,13 @@ def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Si
     while step < settings.steps:
         rate = float(optimizer.learning_rate)
         started = time.monotonic()
-        batch = next_batch(iterator, config, step)
+        try:
+            batch = next_batch(iterator, config, step)
+        except DataError:
+            # The steps so far are sound.
+            if step:
+                save()
+            raise
         waited = time.monotonic() - started
         values = {name: float(value) for name, value in take_step(batch).items()}
         require_finite(config, step, rate, values, values["loss"])
@@ -152,7 +162,7 @@ def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Si
             # An update may be infinite although the loss before it was not; such a state is not to be kept.
             require_finite(config, step - 1, rate, values, *run.model.trainable_variables)
             # Before the validation, which may meet a bad file: nothing of the steps is lost then.
-            workdirs.save_checkpoint(run.workdir, checkpoint, step, settings.keep_checkpoints)
+            save()
         if due(settings.validate_every):
             validate()
         if stopping and step < settings.steps:
@@ -176,7 +186,7 @@ def require_finite(config: Config, step: int, rate: float, losses_of_step: dict,
     files = "\n".join(f"  {names[index]}" for index in data.batch_indices(config, step))
     parts = ", ".join(f"{name} {value:g}" for name, value in losses_of_step.items())
     raise NonFiniteLoss(
-        f"the loss or its update is not finite at step {step} ({parts}), learning rate {rate:g}. The checkpoints "
+        f"the loss or its update is not finite at step {step + 1} ({parts}), learning rate {rate:g}. The checkpoints "
         f"before it are whole. Lower train.learning_rate, or look at the files of this batch:\n{files}")
 
 
@@ -207,14 +217,15 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     missing = None
     try:
         classes = len(datasets.find(config.data).classes)
-        batch = next(iter(data.train_batches(config)))
         datasets.open_split(config.data, config.data.val_split)
+        batch = next_batch(iter(data.train_batches(config)), config, 0)
         shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}
-    except UserError as error:
-        if config.data.name not in datasets.DATASETS or not datasets.DATASETS[config.data.name].classes:
+    except DataError as error:
+        known = datasets.DATASETS.get(config.data.name)
+        if known is None or not known.classes or datasets.directory_of(config.data).exists():
             raise
         missing = error
-        classes = len(datasets.DATASETS[config.data.name].classes)
+        classes = len(known.classes)
         size = (config.train.global_batch, *config.augment.crop)
         shapes = {"image": f"{(*size, 3)} float32", "label": f"{size} uint8", "index": f"{size[:1]} int64"}
     with strategy.scope():
@@ -236,21 +247,22 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.train", description=__doc__.splitlines()[0])
     commands.add_config_arguments(parser)
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="where the run is written and continued")
+    parser.add_argument("--workdir", type=Path, metavar="DIR",
+                        help="where the run is written and continued (default: runs/NAME)")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the resolved config, parameter counts, the first batch's shapes and the device")
     parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
                         help="without a GPU: split the CPU into N virtual devices (default 1)")
     values = parser.parse_args(arguments)
     config = commands.load_config(values)
-    if not values.dry_run and values.workdir is None:
-        parser.error("--workdir DIR is needed (or --dry-run)")
+    if values.cpu_replicas < 1:
+        raise ConfigError(f"--cpu-replicas must be at least 1, got {values.cpu_replicas}")
     strategy = runtime.prepare(config.train, values.cpu_replicas)
     if values.dry_run:
         dry_run(config, strategy)
         return 0
     try:
-        train(config, values.workdir, strategy)
+        train(config, values.workdir or Path("runs") / config.name, strategy)
     except Stopped as stopped:
         return 128 + stopped.number
     return 0

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import keras
 import tensorflow as tf
@@ -26,8 +26,8 @@ from kseg.datasets import Dataset
 from kseg.errors import ConfigError, WorkdirError
 
 # Values that may differ when a run is continued: where things lie, and how often something is written.
-FREE = ("name", "data.directory", "model.pretrained", "train.log_every", "train.validate_every",
-        "train.checkpoint_every", "train.keep_checkpoints")
+FREE = ("name", "data.directory", "train.log_every", "train.validate_every", "train.checkpoint_every",
+        "train.keep_checkpoints")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,12 +52,14 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
             raise WorkdirError(f"another process is training in {workdir}") from None
         if (workdir / "config.json").exists():
             old, trained = read(workdir)
-            changes = [change for change in configs.difference(old, config) if change[0] not in FREE]
-            if changes:
+            changes = [change for change in configs.difference(old, config) if not _is_free(*change)]
+            # Without a checkpoint nothing has been trained here, and a mended config may start over.
+            if changes and checkpoint_steps(workdir):
                 lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
                 raise WorkdirError(f"{workdir} belongs to another run:\n" + "\n".join(lines)
                                    + "\nTake another --workdir, or the same values.")
-            require_same_classes(trained, dataset, str(workdir))
+            if checkpoint_steps(workdir):
+                require_same_classes(trained, dataset, str(workdir))
         record = {field: getattr(dataset, field) for field in ("name", "classes", "palette", "label_table")}
         write_text(workdir / "dataset.json", json.dumps(record) + "\n")
         # Last: where it stands, the directory is complete.
@@ -65,6 +67,11 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
     except OSError as error:
         raise WorkdirError(f"cannot write to {workdir}: {error.strerror}") from None
     return lock
+
+
+def _is_free(key: str, before: Any, now: Any) -> bool:
+    """Return whether a value may differ when a run is continued; of pretrained weights only where they lie."""
+    return key in FREE or key == "model.pretrained" and bool(before) and bool(now)
 
 
 def read(workdir: Path) -> tuple[Config, Dataset]:
@@ -86,6 +93,10 @@ def read(workdir: Path) -> tuple[Config, Dataset]:
 
 def require_same_classes(trained: Dataset, found: Dataset, where: str) -> None:
     """Raise WorkdirError where a data set's classes are not those that a model was trained on."""
+    if trained.classes == found.classes and trained.label_table != found.label_table:
+        value = next(value for value in range(256) if trained.label_table[value] != found.label_table[value])
+        raise WorkdirError(f"{where} was trained with label value {value} as {trained.label_table[value]}, "
+                           f"the data now reads it as {found.label_table[value]}")
     if trained.classes != found.classes:
         pairs = zip(trained.classes, found.classes)
         different = next((index for index, (before, now) in enumerate(pairs) if before != now),
@@ -105,10 +116,16 @@ def best_weights(workdir: Path) -> Path:
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Write a .weights.h5 file atomically."""
+    """Write a .weights.h5 file atomically; raises WorkdirError where the disk is full or cannot be written."""
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    model.save_weights(temporary)
-    os.replace(temporary, path)
+    try:
+        model.save_weights(temporary)
+        os.replace(temporary, path)
+    # h5py raises either.
+    except (OSError, RuntimeError) as error:
+        raise WorkdirError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def tracked(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> tf.train.Checkpoint:
@@ -133,16 +150,19 @@ def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, k
     try:
         checkpoint.write(str(prefix))
     except (tf.errors.OpError, OSError) as error:
-        for path in prefix.parent.glob(f"{prefix.name}*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _remove(workdir, step)
         left = checkpoint_steps(workdir)
         kept = f"the checkpoint of step {left[-1]} is whole" if left else "there is no checkpoint before it"
         raise WorkdirError(f"cannot write the checkpoint of step {step} to {prefix.parent}: "
                            f"{str(getattr(error, 'message', error)).splitlines()[0]}; {kept}") from None
     for old in checkpoint_steps(workdir)[:-keep]:
-        for path in prefix.parent.glob(f"step-{old:08d}.*"):
-            path.unlink()
+        _remove(workdir, old)
     return prefix
+
+
+def _remove(workdir: Path, step: int) -> None:
+    for path in (workdir / "checkpoints").glob(f"step-{step:08d}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
@@ -161,11 +181,15 @@ def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Calla
         prefix = workdir / "checkpoints" / f"step-{step:08d}"
         try:
             checkpoint.read(str(prefix)).assert_consumed()
-            return step
         # A file that is cut off makes TensorFlow raise whatever it stumbles over: DataLoss, NotFound, IndexError ...
         except Exception as error:
             report(f"checkpoint of step {step} cannot be read ({str(error).splitlines()[0][:120]}); "
                    "trying the one before it")
+            continue
+        for damaged in steps[steps.index(step) + 1:]:
+            # Else they would pass for the newest ones, and good ones be dropped for them.
+            _remove(workdir, damaged)
+        return step
     if steps:
         raise WorkdirError(f"none of the checkpoints in {workdir / 'checkpoints'} can be read "
                            f"(steps {', '.join(map(str, steps))}); remove them to start over")

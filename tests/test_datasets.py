@@ -122,7 +122,7 @@ def test_missing_directory_says_how_to_get_it(tmp_path, monkeypatch, name, words
     with pytest.raises(DataError) as error:
         datasets.open_split(Data(name=name), "train")
     message = str(error.value)
-    assert message.startswith(f"{name}: no directory {tmp_path / name}\n") and words in message
+    assert message.startswith(f"{name}: no directory {tmp_path / name}. ") and words in message
     assert "--set data.directory=DIR" in message and "{" not in message.replace("{train,val,test}", "")
 
 

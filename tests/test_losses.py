@@ -44,7 +44,7 @@ def test_all_ignored_is_zero_and_finite(average):
     labels = np.full((2, 6, 6), 255, np.uint8)
     with tf.GradientTape() as tape:
         terms = losses.terms(outputs, labels, Loss(average=average))
-        parts = {name: weight * total / count for name, (weight, total, count) in terms.items()}
+        parts = {name: weight * losses.mean(total, count) for name, (weight, total, count) in terms.items()}
         loss = sum(parts.values())
     assert float(parts["main"]) == float(parts["aux"]) == 0
     for name, gradient in zip(outputs, tape.gradient(loss, list(outputs.values()))):

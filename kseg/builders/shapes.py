@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from kseg.config import IGNORED
 from kseg.errors import DataError, unknown
 
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
 PALETTE = ((54, 60, 78), (228, 87, 86), (238, 187, 77), (106, 186, 96), (72, 196, 190), (84, 120, 216), (196, 110, 200))
-IGNORED = 255
 HEIGHT, WIDTH = 128, 256
 COUNTS = {"train": 64, "val": 16}
 

@@ -215,6 +215,11 @@ def convolution(inputs, channels, kernel, name, stride=1, dilation=1, bias=False
     """
     if stride > 1 and kernel > 1:
         inputs = keras.layers.ZeroPadding2D(dilation * (kernel // 2), name=f"{name}.pad")(inputs)
+    if stride > 1 and kernel == 1:
+        # The same numbers; TensorFlow 2.21's CPU kernel for the gradient of a strided 1x1 convolution writes outside
+        # its memory at batch 1.
+        inputs = keras.layers.MaxPooling2D(1, strides=stride, name=f"{name}.subsample")(inputs)
+        stride = 1
     return keras.layers.Conv2D(
         channels, kernel, strides=stride, dilation_rate=dilation, padding="same" if stride == 1 else "valid",
         use_bias=bias, kernel_initializer=initializer.clone(), name=name)(inputs)
