@@ -285,10 +285,10 @@ DATASETS = {
         label_table=table({value: IGNORED for value in range(34)} | {IGNORED: IGNORED}
                           | {value: index for index, (value, _) in enumerate(CITYSCAPES_CLASSES.values())}),
         splits=("train", "val", "test"), open_split=open_cityscapes_split,
-        how_to_get="Register at cityscapes-dataset.com; download leftImg8bit_trainvaltest.zip and\n"
-                   "gtFine_trainvaltest.zip.\n"
-                   "Extract both into {directory}, so that {directory}/leftImg8bit and {directory}/gtFine exist,\n"
-                   "or say where they lie: --set data.directory=DIR (kseg.data: --directory DIR)"),
+        how_to_get="Register at cityscapes-dataset.com\n"
+                   "and download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; extract both so that\n"
+                   "{directory}/leftImg8bit and {directory}/gtFine exist, or say where they lie: "
+                   "--set data.directory=DIR (kseg.data: --directory DIR)"),
     "folder": Dataset(
         name="folder", classes=(), palette=(), label_table=(), splits=(), open_split=open_folder_split,
         how_to_get="Lay your pictures out as {directory}/SPLIT/images/NAME.jpg and {directory}/SPLIT/labels/NAME.png,\n"

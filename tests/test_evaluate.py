@@ -100,10 +100,13 @@ def test_a_bad_file_is_named_and_nothing_is_counted(folder, tiny_model):
 def test_other_classes_than_the_model_learned_are_refused(folder, tiny_model, tmp_path):
     config = config_of(folder)
     trained = datasets.find(config.data)
-    workdirs.open_run(tmp_path / "run", config, trained)
+    workdirs.open_run(tmp_path / "run", config, trained).close()
     (folder / "classes.txt").write_text("ground\nfrog\n2 never\n9 ignore\n")
     with pytest.raises(WorkdirError, match="class 1: thing there, frog now"):
         evaluate.evaluate(tiny_model, config, trained, "val", report=lambda line: None)
+    # Before the first checkpoint nothing has been learned of the old classes.
+    workdirs.open_run(tmp_path / "run", config, trained).close()
+    (tmp_path / "run" / "checkpoints" / "step-00000001.index").touch()
     with pytest.raises(WorkdirError, match="frog now"):
         workdirs.open_run(tmp_path / "run", config, datasets.find(config.data))
 
