@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kseg import config as configs
+from kseg.config_files import config_names
 from kseg.errors import ConfigError, UserError
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --config NAME and --set KEY=VALUE ..."""
-    parser.add_argument("--config", metavar="NAME",
-                        help=f"a named config or the path of a .py file; names: {', '.join(configs.config_names())}")
+    """Add --config NAME[:VARIANT] and --set KEY=VALUE ..."""
+    parser.add_argument("--config", metavar="NAME[:VARIANT]",
+                        help="a named config, or the path of a .py file, and one of its variants, which "
+                             f"`python -m kseg.train --list` prints; names: {', '.join(config_names())}")
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
                         help="override config values, such as train.steps=100 augment.crop=256,320")
 
@@ -20,7 +22,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(arguments: argparse.Namespace) -> configs.Config:
     """Return the config that --config and --set name; raises ConfigError without --config."""
     if not arguments.config:
-        raise ConfigError(f"--config is needed; names: {', '.join(configs.config_names())}")
+        raise ConfigError(f"--config is needed; names: {', '.join(config_names())}; "
+                          "`python -m kseg.train --list` prints their variants")
     return configs.load(arguments.config, arguments.overrides)
 
 

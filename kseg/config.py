@@ -1,22 +1,19 @@
-"""The one frozen config object: loading it by name, overriding it with types, JSON both ways.
+"""The one frozen config object: its values, loading it by name, JSON both ways.
 
-A config is a Python file with a function `config()` that returns a `Config`. The same object is printed
-by `--dry-run`, stored in the working directory and travels as JSON text.
+A config is a Python file with a function `config()` that returns a `Config`, and may name variants of it in a dict
+`VARIANTS`. The same object is printed by `--dry-run`, stored in the working directory and travels as JSON text.
 """
 
-import ast
 import dataclasses
-import importlib.util
 import json
-import traceback
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from kseg.config_checks import check, leaves
-from kseg.errors import ConfigError, unknown
-
+from kseg import config_files
+from kseg.config_checks import check
+from kseg.config_values import read_dict, replace_value, set_value
+from kseg.errors import ConfigError
 
 # The label value of pixels that no loss and no metric counts, everywhere.
 IGNORED = 255
@@ -49,6 +46,10 @@ class Augment:
     crop_tries: int = 10
     flip: float = 0.5
     photometric: bool = True
+    # Where a picture smaller than the crop stands in it (MMSegmentation: corner, SSSegmentation: centre), and on what:
+    # the mean colour, or black (MMSegmentation on VOC). Its label is 255 there.
+    pad: Literal["corner", "centre"] = "corner"
+    pad_colour: Literal["mean", "black"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -69,39 +70,99 @@ class Fcn:
 
 
 @dataclass(frozen=True)
+class Deeplab:
+    """Atrous spatial pyramid pooling of the heads deeplabv3 and deeplabv3plus."""
+
+    # Empty: 1, 12, 24, 36 at output stride 8 and 1, 6, 12, 18 at 16, as published.
+    dilations: tuple[int, ...] = ()
+    # Channels to which deeplabv3plus reduces stage 1 before it joins it; 0: it joins none and stays at its stride.
+    shortcut_channels: int = 48
+
+
+@dataclass(frozen=True)
+class Apcnet:
+    """Adaptive context modules, one for each pool scale."""
+
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    fusion: bool = True
+
+
+@dataclass(frozen=True)
+class Pspnet:
+    """Pyramid pooling."""
+
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+
+
+@dataclass(frozen=True)
 class Model:
-    """Backbone, main head and auxiliary head."""
+    """Backbone, main head and auxiliary head. The ResNet variants v1, v1b, v1c, v1d are values of stem, stride_on and
+    downsample: v1 strides on the 1x1, v1b on the 3x3, v1c has the deep stem too, and v1d averages on its shortcuts."""
 
     backbone: str = "resnet50"
-    # "deep": three 3x3 convolutions (v1c); "7x7": one (v1b, torchvision).
+    # "deep": three 3x3 convolutions (v1c, v1d); "7x7": one (v1, v1b, torchvision).
     stem: Literal["deep", "7x7"] = "deep"
+    # Channels of the first stage; a bottleneck multiplies them by 4.
     width: int = 64
+    # Channels of the stem; 0: as many as width.
+    stem_channels: int = 0
+    # Which convolution of a bottleneck strides.
+    stride_on: Literal["3x3", "1x1"] = "3x3"
+    # What a strided shortcut does: a strided 1x1 convolution, or average pooling before one (v1d).
+    downsample: Literal["convolution", "average"] = "convolution"
     output_stride: Literal[8, 16] = 8
+    # The first block of a dilated stage takes half the dilation.
     contract_dilation: bool = True
+    # Dilations of the last stage's blocks, instead of the stage's own and not multiplied by it; empty: the stage's.
+    multi_grid: tuple[int, ...] = ()
     head: str = "encnet"
     channels: int = 512
     # Channels of the auxiliary FCN head on stage 3; 0: none.
     auxiliary_channels: int = 256
     dropout: float = 0.1
     align_corners: bool = False
+    # How weights start that no file gives: Kaiming normal and a last gamma of 0 in each block (MMSegmentation), or
+    # PyTorch's uniform defaults everywhere (SSSegmentation).
+    initial_weights: Literal["kaiming", "uniform"] = "kaiming"
     encnet: Encnet = field(default_factory=Encnet)
     fcn: Fcn = field(default_factory=Fcn)
-    # Backbone weights to start from (.npz or .pth, PyTorch names); empty: random. Loading is strict: every weight the
-    # file lacks and every one it has too many must be listed, by name or by prefix ending in "*".
-    pretrained: str = ""
-    pretrained_missing: tuple[str, ...] = ()
-    pretrained_unused: tuple[str, ...] = ()
+    deeplab: Deeplab = field(default_factory=Deeplab)
+    apcnet: Apcnet = field(default_factory=Apcnet)
+    pspnet: Pspnet = field(default_factory=Pspnet)
+
+
+@dataclass(frozen=True)
+class Init:
+    """The files a training run starts from. Loading is strict: what does not fit is an error unless `skip` lists it."""
+
+    # Backbone weights in PyTorch's names (.npz, .pth) or of keras.applications (.h5): a path, or the name of a
+    # published file, such as resnet50_v1c; empty: random.
+    backbone: str = ""
+    # Weights of the whole model (.weights.h5, .pth): a path; empty: random.
+    weights: str = ""
+    # Names of weights that are not loaded, or beginnings that end in "*", whichever side has them.
+    skip: tuple[str, ...] = ()
+    # The order of the input channels that the file was trained with; pictures are RGB here.
+    channels: Literal["RGB", "BGR"] = "RGB"
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Weights of the loss terms, and what the cross-entropy is divided by."""
+    """Weights of the loss terms, which pixels count, and what the cross-entropy is divided by."""
 
-    # "all": every pixel, ignored ones too (MMSegmentation's recipes); "valid": the labelled ones only.
-    average: Literal["all", "valid"] = "all"
+    # "all": every pixel, ignored ones too (MMSegmentation's recipes); "valid": the labelled ones only; "kept": those
+    # of them that hard example mining keeps.
+    average: Literal["all", "valid", "kept"] = "all"
     main: float = 1.0
     auxiliary: float = 0.4
     se: float = 0.2
+    # One weight for each class; empty: all 1. Averages divide by the sum of the weights.
+    class_weights: tuple[float, ...] = ()
+    # Online hard example mining on the main head: at least this many pixels for each image of the batch count, those
+    # with the largest loss; 0: all count.
+    ohem_kept: int = 0
+    # Beyond those, all pixels whose true class has a lower probability; 0: none.
+    ohem_threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +185,11 @@ class Train:
     # Bit-for-bit repeatable kernels, at some cost in speed.
     deterministic: bool = False
     jit_compile: bool = False
+    # What the layers compute in; variables, logits and losses stay float32.
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    # The loss is multiplied by it and the gradients divided, so that small ones survive float16. A step whose gradients
+    # are not finite is then left out.
+    loss_scale: float = 1.0
     log_every: int = 50
     validate_every: int = 4_000
     checkpoint_every: int = 1_000
@@ -136,6 +202,12 @@ class Evaluate:
 
     # The (height, width) box a picture is fitted into before the network; empty: its own size.
     resize: tuple[int, ...] = ()
+    # (height, width) of the windows that slide over the picture and their step; empty: the whole picture at once.
+    window: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    # "twice": logits go to the network's input size and from there to the label's (MMSegmentation); "once": straight
+    # to the label's (SSSegmentation).
+    resize_logits: Literal["twice", "once"] = "twice"
 
 
 @dataclass(frozen=True)
@@ -146,116 +218,35 @@ class Config:
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
+    init: Init = field(default_factory=Init)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
 
 
-def config_directory() -> Path:
-    """Return the directory of the named configs: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+def load(name: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """Return the config NAME or NAME:VARIANT, with `a.b=c` overrides applied in order; NAME may be a .py file's path.
 
-
-def config_names() -> list[str]:
-    """Return the names `--config` knows."""
-    return sorted(path.stem for path in config_directory().glob("*.py") if not path.stem.startswith("_"))
-
-
-def load(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Config:
-    """Return the config of that name, or of that .py file, with `a.b=c` overrides applied in order.
-
-    Raises ConfigError for an unknown name or key, a value of the wrong type, or values that exclude each other.
+    Raises ConfigError for an unknown name, variant or key, a value of the wrong type, or values that exclude each
+    other.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".py":
-        if name_or_path not in config_names():
-            raise ConfigError(unknown("config", name_or_path, config_names()) + ", or the path of a .py file")
-        path = config_directory() / f"{name_or_path}.py"
-    elif not path.is_file():
-        raise ConfigError(f"no config file {path}")
-    spec = importlib.util.spec_from_file_location(f"kseg_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, "config", None)):
-            raise ConfigError(f"{path} has no function config() that returns a kseg.config.Config")
-        config = module.config()
-    except ConfigError:
-        raise
-    # A config is the user's own program, and its mistakes are theirs to read in one line.
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = f", line {lines[-1]}" if lines else ""
-        raise ConfigError(f"{path}{line}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: config() returned {type(config).__name__}, not a kseg.config.Config")
+    base, variant = config_files.split_name(name)
+    file = config_files.read(base)
+    if not isinstance(file.config, Config):
+        raise ConfigError(f"{file.path}: config() returned {type(file.config).__name__}, not a kseg.config.Config")
+    own_name = (file.config.name or file.path.stem) + (f":{variant}" if variant is not None else "")
     # Through JSON's checks once, so that a wrong type written in a config file is met here and not in a model.
-    config = from_dict(to_dict(dataclasses.replace(config, name=config.name or path.stem)))
+    config = from_dict(to_dict(dataclasses.replace(file.config, name=own_name)))
+    if variant is not None:
+        row = config_files.find_variant(file, variant)
+        try:
+            for key, value in row.overrides.items():
+                config = replace_value(config, key, value)
+        except ConfigError as error:
+            raise ConfigError(f"{file.path}, variant {variant}: {error}") from None
     for override in overrides:
         config = set_value(config, override)
     return check(config)
-
-
-def set_value(config: Config, override: str) -> Config:
-    """Return a copy with one `a.b=c` applied; the text `c` is read as the field's own type."""
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
-    return _set(config, key.strip().split("."), text.strip(), key.strip())
-
-
-def _set(node: Any, parts: list[str], text: str, key: str) -> Any:
-    types = typing.get_type_hints(type(node))
-    name = parts[0]
-    if name not in types:
-        raise ConfigError(unknown("config key", name, types, prefix=key[: len(key) - len(".".join(parts))]))
-    if dataclasses.is_dataclass(types[name]):
-        if len(parts) == 1:
-            choices = (f"{key}.{choice}" for choice in typing.get_type_hints(types[name]))
-            raise ConfigError(f"{key} is a group; set one of its values: {', '.join(choices)}")
-        value = _set(getattr(node, name), parts[1:], text, key)
-    elif len(parts) > 1:
-        raise ConfigError(f"{key}: {'.'.join(key.split('.')[: -len(parts) + 1])} is a value, not a group")
-    else:
-        value = _typed(types[name], _parse(text, types[name]), key)
-    return dataclasses.replace(node, **{name: value})
-
-
-def _parse(text: str, wanted: Any) -> Any:
-    """Read command-line text as a Python value; text that is wanted as text stays as it is."""
-    if wanted is str:
-        return text
-    if wanted is bool and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if typing.get_origin(wanted) is tuple and not text.startswith(("(", "[")):
-        item = typing.get_args(wanted)[0]
-        return [_parse(part.strip(), item) for part in text.split(",") if part.strip()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _typed(wanted: Any, value: Any, key: str) -> Any:
-    """Return `value` as the type `wanted`, or raise ConfigError naming the key, the value and what is wanted."""
-    origin = typing.get_origin(wanted)
-    if origin is Literal:
-        choices = typing.get_args(wanted)
-        for choice in choices:
-            if value == choice and type(value) is type(choice):
-                return choice
-        raise ConfigError(unknown(f"value of {key}:", str(value), map(str, choices)))
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{key} takes a list such as a,b; got {value!r}")
-        return tuple(_typed(typing.get_args(wanted)[0], item, key) for item in value)
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted:
-        raise ConfigError(f"{key} takes {wanted.__name__}, got {value!r}")
-    return value
 
 
 def to_dict(config: Config) -> dict:
@@ -263,21 +254,9 @@ def to_dict(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict, kind: type = Config, prefix: str = "") -> Any:
+def from_dict(values: dict) -> Config:
     """Return the config that `to_dict` described; unknown keys and wrong types raise ConfigError."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a group of values, got {values!r}")
-    types = typing.get_type_hints(kind)
-    arguments = {}
-    for name, value in values.items():
-        key = prefix + name
-        if name not in types:
-            raise ConfigError(unknown("config key", name, types, prefix))
-        if dataclasses.is_dataclass(types[name]):
-            arguments[name] = from_dict(value, types[name], key + ".")
-        else:
-            arguments[name] = _typed(types[name], value, key)
-    return kind(**arguments)
+    return read_dict(Config, values)
 
 
 def to_json(config: Config) -> str:
@@ -292,9 +271,3 @@ def from_json(text: str) -> Config:
     except ValueError as error:
         raise ConfigError(f"not a JSON config: {error}") from None
     return check(from_dict(values))
-
-
-def difference(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, old value, new value) wherever two configs differ."""
-    pairs = zip(leaves(old), leaves(new))
-    return [(key, old_value, new_value) for (key, old_value), (_, new_value) in pairs if old_value != new_value]

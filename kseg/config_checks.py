@@ -1,23 +1,26 @@
 """Which values of a config make sense, by themselves and together."""
 
-import dataclasses
 import math
 from operator import attrgetter
 from typing import Any
 
+from kseg.config_values import leaves
 from kseg.errors import ConfigError
 
 LENGTHS = {"data.mean": 3, "data.std": 3, "augment.scale_range": 2, "augment.crop": 2}
-OPTIONAL_LENGTHS = {"augment.scale": 2, "evaluate.resize": 2}
+OPTIONAL_LENGTHS = {"augment.scale": 2, "evaluate.resize": 2, "evaluate.window": 2, "evaluate.stride": 2}
 
 ABOVE_ZERO = (
     "data.std", "augment.scale", "augment.scale_range", "augment.crop", "model.width", "model.channels",
-    "model.encnet.codewords", "model.fcn.convolutions", "train.global_batch", "train.steps", "train.learning_rate",
-    "train.log_every", "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "evaluate.resize")
+    "model.multi_grid", "model.encnet.codewords", "model.fcn.convolutions", "model.deeplab.dilations",
+    "model.apcnet.pool_scales", "model.pspnet.pool_scales", "train.global_batch", "train.steps", "train.learning_rate",
+    "train.log_every", "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.loss_scale",
+    "evaluate.resize", "evaluate.window", "evaluate.stride")
 AT_LEAST_ZERO = (
-    "augment.crop_tries", "model.auxiliary_channels", "loss.main", "loss.auxiliary", "loss.se",
+    "augment.crop_tries", "model.stem_channels", "model.auxiliary_channels", "model.deeplab.shortcut_channels",
+    "loss.main", "loss.auxiliary", "loss.se", "loss.class_weights", "loss.ohem_kept",
     "train.end_learning_rate", "train.power", "train.end_step", "train.warmup_steps", "train.weight_decay")
-SHARES = ("augment.cat_max_ratio", "augment.flip", "train.warmup_start")
+SHARES = ("augment.cat_max_ratio", "augment.flip", "loss.ohem_threshold", "train.warmup_start")
 # These divide by what is left of 1.
 SHARES_BELOW_ONE = ("model.dropout", "train.momentum")
 # Random numbers are drawn from pairs of int32.
@@ -56,8 +59,21 @@ def _check_together(config: Any) -> None:
     low, high = config.augment.scale_range
     _require(low <= high, "augment.scale_range", "must not fall", (low, high))
     model, train = config.model, config.train
-    _require(model.stem != "deep" or model.width % 2 == 0,
-             "model.width", "must be even with the deep stem", model.width)
+    stem = "model.stem_channels" if model.stem_channels else "model.width"
+    _require(model.stem != "deep" or (model.stem_channels or model.width) % 2 == 0,
+             stem, "must be even with the deep stem", model.stem_channels or model.width)
+    for key in ("model.apcnet.pool_scales", "model.pspnet.pool_scales"):
+        _require(len(attrgetter(key)(config)) > 0, key, "takes at least one value", ())
+    init = config.init
+    _require(not (init.backbone and init.weights), "init.weights",
+             f"already has a backbone; leave init.backbone={init.backbone} empty", init.weights)
+    loss, evaluate = config.loss, config.evaluate
+    _require(not loss.ohem_threshold or loss.ohem_kept, "loss.ohem_threshold",
+             "needs loss.ohem_kept above 0", loss.ohem_threshold)
+    _require(bool(evaluate.window) == bool(evaluate.stride), "evaluate.stride",
+             "goes together with evaluate.window", evaluate.stride)
+    _require(all(step <= side for step, side in zip(evaluate.stride, evaluate.window)), "evaluate.stride",
+             f"must not be above evaluate.window {evaluate.window}, or pixels would be left out", evaluate.stride)
     _require(train.end_learning_rate <= train.learning_rate, "train.end_learning_rate",
              f"must not be above train.learning_rate {train.learning_rate}", train.end_learning_rate)
 
@@ -69,13 +85,3 @@ def _require(true: bool, key: str, rule: str, value: Any) -> None:
 
 def _items(value: Any) -> tuple:
     return value if isinstance(value, tuple) else (value,)
-
-
-def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return (dotted key, value) for each value of nested dataclasses."""
-    pairs = []
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        key = prefix + field.name
-        pairs += leaves(value, f"{key}.") if dataclasses.is_dataclass(value) else [(key, value)]
-    return pairs

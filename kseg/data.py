@@ -30,8 +30,8 @@ GREY, PALETTE = 0, 3
 def train_batches(config: Config, start_step: int = 0) -> tf.data.Dataset:
     """Return the global batches from `start_step` to the last step of training.
 
-    Each is a dict: "image" float32 (B, h, w, 3), normalised and padded with 0 to the crop; "label" uint8 train ids
-    (B, h, w), 255 ignored; "index" int64 (B,), the example's place in its split. Raises DataError as `open_split` does.
+    Each is a dict: "image" float32 (B, h, w, 3), normalised and padded to the crop; "label" uint8 train ids (B, h, w),
+    255 ignored; "index" int64 (B,), the example's place in its split. Raises DataError as `open_split` does.
     """
     dataset = datasets.find(config.data)
     split = datasets.open_split(config.data, config.data.train_split)
@@ -42,12 +42,8 @@ def train_batches(config: Config, start_step: int = 0) -> tf.data.Dataset:
         image, label = read_example(dataset, split, index)
         seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
         image, label = augmentations.augment(tf.cast(image, tf.float32), label, seed, config.augment)
-        height, width = config.augment.crop
-        after = [[0, height - tf.shape(label)[0]], [0, width - tf.shape(label)[1]]]
-        image = tf.pad(normalise(image, config), [*after, [0, 0]])
-        label = tf.pad(label, after, constant_values=IGNORED)
-        return {"image": tf.ensure_shape(image, (height, width, 3)),
-                "label": tf.ensure_shape(label, (height, width)), "index": index}
+        image, label = padded(image, label, config)
+        return {"image": image, "label": label, "index": index}
 
     positions = tf.data.Dataset.range(start_step * batch, config.train.steps * batch)
     batches = positions.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -56,6 +52,25 @@ def train_batches(config: Config, start_step: int = 0) -> tf.data.Dataset:
     # The order is ours: every replica's share is cut from the global batch, never from the list of files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return batches.with_options(options)
+
+
+def padded(image: tf.Tensor, label: tf.Tensor, config: Config) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the normalised image, float32 (h, w, 3), and uint8 train ids (h, w), padded to the crop h, w.
+
+    The picture, RGB 0..255 and at most as large, stands at augment.pad; around it are augment.pad_colour and label 255.
+    With an odd rest, the odd row and column are below and to the right.
+    """
+    height, width = config.augment.crop
+    rest = (height - tf.shape(label)[0], width - tf.shape(label)[1])
+    before = [side // 2 if config.augment.pad == "centre" else 0 for side in rest]
+    sides = [[first, side - first] for first, side in zip(before, rest)]
+    # 0 is black before normalisation and the mean after it.
+    if config.augment.pad_colour == "black":
+        image = normalise(tf.pad(image, [*sides, [0, 0]]), config)
+    else:
+        image = tf.pad(normalise(image, config), [*sides, [0, 0]])
+    label = tf.pad(label, sides, constant_values=IGNORED)
+    return tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(label, (height, width))
 
 
 def eval_examples(config: Config, split_name: str) -> tf.data.Dataset:

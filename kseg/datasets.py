@@ -3,28 +3,17 @@
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import tensorflow as tf
-
+from kseg import class_names, layouts
 from kseg.builders import shapes
 from kseg.config import IGNORED, Data
 from kseg.errors import DataError, unknown
+from kseg.layouts import Split
 
 # Marks raw values that a data set does not define; meeting one is an error, never a silent class.
 UNMAPPED = 254
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split's examples: `read` takes an int64 index and gives the encoded image and label as string tensors."""
-
-    names: tuple[str, ...]
-    label_names: tuple[str, ...]
-    read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +22,8 @@ class Dataset:
 
     `label_table` has 256 entries, raw label value -> train id; 255 is ignored, 254 is not a value of this data set.
     `palette` holds one RGB colour for each class. `open_split(directory, split)` lists a split and raises DataError
-    where files are missing or do not pair up. `how_to_get` is printed where the directory is missing.
+    where files are missing or do not pair up. `how_to_get` is printed where the directory is missing. `published` holds
+    how many examples each split has as published, which a directory may hold a part of.
     """
 
     name: str
@@ -43,99 +33,12 @@ class Dataset:
     splits: tuple[str, ...]
     open_split: Callable[[Path, str], Split]
     how_to_get: str
+    published: dict[str, int] = field(default_factory=dict)
 
 
 def table(pairs: dict[int, int]) -> tuple[int, ...]:
     """Return the 256-entry table of raw value -> train id in which every other value is unmapped."""
     return tuple(pairs.get(value, UNMAPPED) for value in range(256))
-
-
-def file_split(pairs: list[tuple[Path, Path]]) -> Split:
-    """Return a split over (image file, label file) pairs."""
-    images = [str(image) for image, _ in pairs]
-    labels = [str(label) for _, label in pairs]
-    image_paths, label_paths = tf.constant(images), tf.constant(labels)
-
-    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.io.read_file(tf.gather(image_paths, index)), tf.io.read_file(tf.gather(label_paths, index))
-
-    return Split(tuple(images), tuple(labels), read)
-
-
-def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path]) -> list[tuple[Path, Path]]:
-    """Return (image, label) for each key in order; raises DataError naming what has no partner."""
-    alone = []
-    for kind, other, names in (("image", "label", images.keys() - labels.keys()),
-                               ("label", "image", labels.keys() - images.keys())):
-        if names:
-            files = [str((images | labels)[name]) for name in sorted(names)]
-            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-            alone.append(f"{kind} without {other}: {', '.join(files[:3])}{more}")
-    if alone:
-        raise DataError(f"split {split!r}: {'; '.join(alone)}")
-    if not images:
-        raise DataError(f"split {split!r} is empty")
-    return [(images[name], labels[name]) for name in sorted(images)]
-
-
-def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in found:
-            raise DataError(f"two files of one name: {found[path.stem]} and {path}")
-        found[path.stem] = path
-    return found
-
-
-def folder_splits(directory: Path) -> tuple[str, ...]:
-    """Return the names of the directories that contain a directory images."""
-    return tuple(sorted(path.parent.name for path in directory.glob("*/images") if path.is_dir()))
-
-
-def open_folder_split(directory: Path, split: str) -> Split:
-    """Open `SPLIT/images/NAME.{jpg,png,bmp}` beside `SPLIT/labels/NAME.png`."""
-    for part in ("images", "labels"):
-        if not (directory / split / part).is_dir():
-            found = ", ".join(folder_splits(directory)) or "none"
-            raise DataError(f"no directory {directory / split / part}; splits found: {found}")
-    images = _by_stem(directory / split / "images", IMAGE_SUFFIXES)
-    labels = _by_stem(directory / split / "labels", (".png",))
-    try:
-        return file_split(pair_up(split, images, labels))
-    except DataError as error:
-        raise DataError(f"{directory / split}: {error}") from None
-
-
-def open_cityscapes_split(directory: Path, split: str) -> Split:
-    """Open an extracted Cityscapes tree: leftImg8bit/SPLIT/CITY beside gtFine/SPLIT/CITY (labelIds)."""
-    def by_frame(part: str, suffix: str) -> dict[str, Path]:
-        paths = (directory / part / split).glob(f"*/*{suffix}")
-        return {path.name.removesuffix(suffix): path for path in paths}
-
-    images = by_frame("leftImg8bit", "_leftImg8bit.png")
-    labels = by_frame("gtFine", "_gtFine_labelIds.png")
-    try:
-        return file_split(pair_up(split, images, labels))
-    except DataError as error:
-        raise DataError(f"{directory}: {error}") from None
-
-
-def open_shapes_split(directory: Path, split: str) -> Split:
-    """Open the synthetic set, drawing it into `directory` at first use."""
-    source = shapes.prepare(directory, split)
-
-    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def fetch(position: np.ndarray) -> tuple[bytes, bytes]:
-            example = source[int(position)]
-            return example["image"], example["segmentation_mask"]
-
-        image, label = tf.numpy_function(fetch, [index], [tf.string, tf.string], stateful=False)
-        return tf.ensure_shape(image, []), tf.ensure_shape(label, [])
-
-    names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(source)))
-    return Split(names, names, read)
 
 
 def read_classes(directory: Path) -> Dataset:
@@ -177,7 +80,7 @@ def read_classes(directory: Path) -> Dataset:
         pairs[value] = len(classes)
         classes.append(name)
         try:
-            colours.append(tuple(bytes.fromhex(colour[1:])) if colour else _colour(len(colours)))
+            colours.append(tuple(bytes.fromhex(colour[1:])) if colour else class_names.spread(len(colours) + 1))
         except ValueError:
             colours.append(())
         if len(colours[-1]) != 3:
@@ -187,17 +90,6 @@ def read_classes(directory: Path) -> Dataset:
         raise DataError(f"{path} names {len(classes)} class{'es' * (len(classes) != 1)}; 2 to {UNMAPPED} are needed")
     return replace(DATASETS["folder"], classes=tuple(classes), palette=tuple(colours),
                    label_table=table({IGNORED: IGNORED} | pairs))
-
-
-def _colour(index: int) -> tuple[int, int, int]:
-    """Return the index-th colour of a set in which neighbours differ: the bits of index + 1 spread as VOC does."""
-    colour = [0, 0, 0]
-    number = index + 1
-    for bit in range(7, 0, -1):
-        for channel in range(3):
-            colour[channel] |= (number >> channel & 1) << bit
-        number >>= 3
-    return tuple(colour)
 
 
 def directory_of(data: Data) -> Path:
@@ -233,7 +125,7 @@ def split_names(data: Data) -> tuple[str, ...]:
 
     Raises DataError where the data set or every split of it is missing.
     """
-    names = find(data).splits or folder_splits(require_directory(data))
+    names = find(data).splits or layouts.folder_splits(require_directory(data))
     if not names:
         directory = directory_of(data)
         how_to_get = DATASETS[data.name].how_to_get.format(directory=directory)
@@ -249,49 +141,53 @@ def open_split(data: Data, split: str) -> Split:
     return dataset.open_split(require_directory(data), split)
 
 
-CITYSCAPES_CLASSES = {
-    "road": (7, (128, 64, 128)), "sidewalk": (8, (244, 35, 232)), "building": (11, (70, 70, 70)),
-    "wall": (12, (102, 102, 156)), "fence": (13, (190, 153, 153)), "pole": (17, (153, 153, 153)),
-    "traffic light": (19, (250, 170, 30)), "traffic sign": (20, (220, 220, 0)), "vegetation": (21, (107, 142, 35)),
-    "terrain": (22, (152, 251, 152)), "sky": (23, (70, 130, 180)), "person": (24, (220, 20, 60)),
-    "rider": (25, (255, 0, 0)), "car": (26, (0, 0, 142)), "truck": (27, (0, 0, 70)), "bus": (28, (0, 60, 100)),
-    "train": (31, (0, 80, 100)), "motorcycle": (32, (0, 0, 230)), "bicycle": (33, (119, 11, 32)),
-}
-
-# SegNet's split and grouping of CamVid (Badrinarayanan, Kendall, Cipolla, PAMI 2017); 11 is void.
-CAMVID_CLASSES = {
-    "sky": (128, 128, 128), "building": (128, 0, 0), "pole": (192, 192, 128), "road": (128, 64, 128),
-    "pavement": (60, 40, 222), "tree": (128, 128, 0), "sign": (192, 128, 128), "fence": (64, 64, 128),
-    "car": (64, 0, 128), "pedestrian": (64, 64, 0), "bicyclist": (0, 128, 192),
-}
+# Ends each hint on how to get a data set.
+ELSEWHERE = "or say where they lie: --set data.directory=DIR (kseg.data: --directory DIR)"
 
 DATASETS = {
     "shapes": Dataset(
         name="shapes", classes=shapes.CLASSES, palette=shapes.PALETTE,
         label_table=table({index: index for index in range(len(shapes.CLASSES))} | {IGNORED: IGNORED}),
-        splits=("train", "val"), open_split=open_shapes_split,
+        splits=("train", "val"), open_split=layouts.open_shapes_split,
         how_to_get="drawn at first use into {directory}"),
     "camvid": Dataset(
-        name="camvid", classes=tuple(CAMVID_CLASSES), palette=tuple(CAMVID_CLASSES.values()),
+        name="camvid", classes=tuple(class_names.CAMVID), palette=tuple(class_names.CAMVID.values()),
+        # 11 is void.
         label_table=table({index: index for index in range(11)} | {11: IGNORED, IGNORED: IGNORED}),
-        splits=("train", "val", "test"), open_split=open_folder_split,
+        splits=("train", "val", "test"), open_split=layouts.open_folder_split,
         how_to_get="Get CamVid in SegNet's split (480x360, 367/101/233 pairs) from the SegNet tutorial's repository,\n"
                    "and lay it out as {directory}/{{train,val,test}}/images/NAME and .../labels/NAME.png,\n"
-                   "or say where it lies: --set data.directory=DIR (kseg.data: --directory DIR)"),
+                   + ELSEWHERE,
+        published={"train": 367, "val": 101, "test": 233}),
     "cityscapes": Dataset(
-        name="cityscapes", classes=tuple(CITYSCAPES_CLASSES),
-        palette=tuple(colour for _, colour in CITYSCAPES_CLASSES.values()),
+        name="cityscapes", classes=tuple(class_names.CITYSCAPES), palette=tuple(class_names.CITYSCAPES.values()),
         # labelIds 0..33; whatever is not one of the 19 classes is void.
         label_table=table({value: IGNORED for value in range(34)} | {IGNORED: IGNORED}
-                          | {value: index for index, (value, _) in enumerate(CITYSCAPES_CLASSES.values())}),
-        splits=("train", "val", "test"), open_split=open_cityscapes_split,
+                          | {value: index for index, value in enumerate(class_names.CITYSCAPES_LABEL_IDS)}),
+        splits=("train", "val", "test"), open_split=layouts.open_cityscapes_split,
         how_to_get="Register at cityscapes-dataset.com\n"
                    "and download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; extract both so that\n"
-                   "{directory}/leftImg8bit and {directory}/gtFine exist, or say where they lie: "
-                   "--set data.directory=DIR (kseg.data: --directory DIR)"),
+                   "{directory}/leftImg8bit and {directory}/gtFine exist, " + ELSEWHERE,
+        published={"train": 2975, "val": 500, "test": 1525}),
+    "ade20k": Dataset(
+        name="ade20k", classes=tuple(class_names.ADE20K), palette=tuple(class_names.ADE20K.values()),
+        # 0 is what has none of the 150 classes.
+        label_table=table({0: IGNORED, IGNORED: IGNORED} | {index + 1: index for index in range(150)}),
+        splits=("train", "val"), open_split=layouts.open_ade20k_split,
+        how_to_get="Get data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and extract it so that\n"
+                   "{directory}/ADEChallengeData2016 exists, with images and annotations, " + ELSEWHERE,
+        published={"train": 20210, "val": 2000}),
+    "voc2012": Dataset(
+        name="voc2012", classes=tuple(class_names.VOC2012), palette=tuple(class_names.VOC2012.values()),
+        label_table=table({index: index for index in range(21)} | {IGNORED: IGNORED}),
+        splits=("train", "trainaug", "val"), open_split=layouts.open_voc2012_split,
+        how_to_get="Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012 and extract it so\n"
+                   "that {directory}/VOCdevkit/VOC2012 exists. For trainaug add SegmentationClassAug/NAME.png, the\n"
+                   "masks of Hariharan et al. 2011 (SBD) as ids, and ImageSets/Segmentation/trainaug.txt, its names,\n"
+                   + ELSEWHERE,
+        published={"train": 1464, "trainaug": 10582, "val": 1449}),
     "folder": Dataset(
-        name="folder", classes=(), palette=(), label_table=(), splits=(), open_split=open_folder_split,
+        name="folder", classes=(), palette=(), label_table=(), splits=(), open_split=layouts.open_folder_split,
         how_to_get="Lay your pictures out as {directory}/SPLIT/images/NAME.jpg and {directory}/SPLIT/labels/NAME.png,\n"
-                   "with one class a line in {directory}/classes.txt,\n"
-                   "or say where they lie: --set data.directory=DIR (kseg.data: --directory DIR)"),
+                   "with one class a line in {directory}/classes.txt,\n" + ELSEWHERE),
 }

@@ -28,23 +28,110 @@ def fitted_size(height, width, box):
     return tuple(tf.maximum(tf.cast(side * factor + 0.5, tf.int32), 1) for side in (height, width))
 
 
-def predict_ids(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
-    """Return int32 ids (N, height, width) at `size` for uint8 RGB images (N, H, W, 3), by the whole-image protocol.
+def prepare(images: tf.Tensor, config: Config) -> tf.Tensor:
+    """Return the network's input, normalised float32, for RGB images 0..255 (N, H, W, 3).
 
-    Logits go to the network's input size and then to `size`, as MMSegmentation does; the second step is nothing where
-    both agree.
+    Where evaluate.resize says so they are fitted into its box first, as bytes.
     """
-    inputs = tf.cast(images, tf.float32)
-    own = tf.shape(images)[1:3]
     if config.evaluate.resize:
-        target = fitted_size(own[0], own[1], config.evaluate.resize)
-        inputs = tf.round(resize(inputs, target))
-        own = tf.stack(target)
-    logits = model(normalise(inputs, config), training=False)["main"]
-    align_corners = config.model.align_corners
-    logits = resize(logits, (own[0], own[1]), align_corners)
-    if config.evaluate.resize:
-        logits = resize(logits, size, align_corners)
+        shape = tf.shape(images)
+        images = resize_bytes(images, fitted_size(shape[1], shape[2], config.evaluate.resize))
+    return normalise(images, config)
+
+
+def resize_bytes(images: tf.Tensor, size: tuple) -> tf.Tensor:
+    """Return int32 images (N, height, width, C) resized bilinearly from whole numbers 0..255 (N, H, W, C).
+
+    The same numbers as OpenCV's INTER_LINEAR of uint8, bit for bit: weights are 11-bit fractions, and the vertical
+    step drops bits before it rounds. Exact arithmetic would differ in every eighth pixel by one, and so would logits.
+    """
+    images = tf.cast(images, tf.int32)
+    below, above, weights = _linear_positions(tf.shape(images)[2], size[1])
+    images = (tf.gather(images, below, axis=2) * weights[0][:, None]
+              + tf.gather(images, above, axis=2) * weights[1][:, None])
+    below, above, weights = _linear_positions(tf.shape(images)[1], size[0])
+    images = tf.bitwise.right_shift(images, 4)
+    parts = (tf.bitwise.right_shift(tf.gather(images, rows, axis=1) * weight[:, None, None], 16)
+             for rows, weight in ((below, weights[0]), (above, weights[1])))
+    return tf.bitwise.right_shift(sum(parts) + 2, 2)
+
+
+def _linear_positions(length: tf.Tensor, target: tf.Tensor) -> tuple:
+    """Return for each of `target` positions the two source positions beside it and their weights in 1/2048."""
+    # Through the inverse of the factor in float64, and from there in float32, to round where OpenCV rounds.
+    inverse = 1 / (tf.cast(target, tf.float64) / tf.cast(length, tf.float64))
+    positions = tf.cast((tf.cast(tf.range(target), tf.float64) + 0.5) * inverse - 0.5, tf.float32)
+    below = tf.floor(positions)
+    share = positions - below
+    weights = tuple(tf.cast(tf.round(part * 2048), tf.int32) for part in (1 - share, share))
+    below = tf.cast(below, tf.int32)
+    return tf.clip_by_value(below, 0, length - 1), tf.clip_by_value(below + 1, 0, length - 1), weights
+
+
+def predict_logits(model: keras.Model, inputs: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
+    """Return float32 logits (N, height, width, C) at `size` for normalised images (N, H, W, 3) of any size.
+
+    The protocol is config.evaluate's: the whole picture or sliding windows, logits resized by way of the input's size
+    or straight (MMSegmentation's and SSSegmentation's slide and whole inference). Windows give logits at the input's
+    size anyhow.
+    """
+    own, align_corners = tf.shape(inputs)[1:3], config.model.align_corners
+    if config.evaluate.window:
+        logits = slide(model, inputs, config)
+    else:
+        logits = model(inputs, training=False)["main"]
+        if config.evaluate.resize_logits == "once":
+            return resize(logits, size, align_corners)
+        logits = resize(logits, (own[0], own[1]), align_corners)
+    # Most often the sizes agree, and a copy of the largest tensor of all is saved.
+    classes = logits.shape[-1]
+    logits = tf.cond(tf.reduce_all(tf.equal(own, tf.stack(size))), lambda: logits,
+                     lambda: resize(logits, size, align_corners))
+    return tf.ensure_shape(logits, (None, None, None, classes))
+
+
+def slide(model: keras.Model, inputs: tf.Tensor, config: Config) -> tf.Tensor:
+    """Return float32 logits (N, H, W, C) for images (N, H, W, 3): each pixel's mean over the windows that cover it.
+
+    Windows lie evaluate.stride apart; the last ones are shifted back into the picture, and where the picture is smaller
+    than a window, the window is as small. One window is in memory at a time, besides the sum of all.
+    """
+    length = tf.shape(inputs)[1:3]
+    window = tf.minimum(tf.constant(config.evaluate.window), length)
+    step = tf.constant(config.evaluate.stride)
+    grid = (length - window + step - 1) // step + 1
+    rows, columns = (tf.minimum(tf.range(grid[axis]) * step[axis], length[axis] - window[axis]) for axis in (0, 1))
+
+    def add(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        top, left = rows[index // grid[1]], columns[index % grid[1]]
+        bottom, right = top + window[0], left + window[1]
+        logits = model(inputs[:, top:bottom, left:right], training=False)["main"]
+        logits = resize(logits, (window[0], window[1]), config.model.align_corners)
+        # In place, where adding a padded window would cost a pass over the whole picture.
+        total = tf.raw_ops.TensorStridedSliceUpdate(
+            input=total, begin=[0, top, left], end=[0, bottom, right], strides=[1, 1, 1], begin_mask=1, end_mask=1,
+            value=total[:, top:bottom, left:right] + logits)
+        return index + 1, total
+
+    classes = model.output["main"].shape[-1]
+    total = tf.zeros([tf.shape(inputs)[0], length[0], length[1], classes])
+    _, total = tf.while_loop(
+        lambda index, total: index < grid[0] * grid[1], add, (tf.constant(0), total), parallel_iterations=1,
+        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None, None, classes])))
+    covered = [tf.reduce_sum(tf.cast(_covers(firsts, window[axis], length[axis]), tf.float32), axis=0)
+               for axis, firsts in enumerate((rows, columns))]
+    return total / (covered[0][:, None, None] * covered[1][:, None])
+
+
+def _covers(firsts: tf.Tensor, window: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Return bool (windows, length): which positions the windows cover that begin at `firsts`."""
+    positions = tf.range(length)
+    return (positions >= firsts[:, None]) & (positions < firsts[:, None] + window)
+
+
+def predict_ids(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
+    """Return int32 class ids (N, height, width) at `size` for uint8 RGB images (N, H, W, 3), by config.evaluate."""
+    logits = predict_logits(model, prepare(images, config), size, config)
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 

@@ -150,8 +150,11 @@ def describe(dataset: Dataset, name: str, result: dict) -> str:
     pixels, total = result["pixels"], result["pixels"].sum()
     if not total:
         return f"{name}: no readable example\n"
-    plural = "s" if result["images"] > 1 else ""
-    lines = [f"{name}: {result['images']} image{plural}, {sizes_line(result['sizes'])}"]
+    published = dataset.published.get(name, result["images"])
+    # A part of a split is as good to train on, but what it gives is no published number.
+    images = f"{result['images']} of {published}" if result["images"] != published else f"{published}"
+    plural = "s" if published > 1 else ""
+    lines = [f"{name}: {images} image{plural}, {sizes_line(result['sizes'])}"]
     width = max(map(len, (*dataset.classes, "not a label value")))
     lines.append(f"  {'value':>5}  {'train id':>8}  {'class':<{width}}  {'pixels':>15}  {'share':>7}  {'images':>7}")
     for value, train_id in enumerate(dataset.label_table):

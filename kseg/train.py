@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import commands, data, datasets, losses, models, runtime, weights, workdirs
+from kseg import commands, data, datasets, downloads, losses, models, runtime, weights, workdirs, zoo
 from kseg import config as configs
 from kseg.config import Config
 from kseg.errors import ConfigError, DataError, UserError
@@ -69,13 +69,13 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
 
 
 def build(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
-    """Return (model, optimizer) with all their variables, and pretrained weights where the config names them."""
-    model = models.build(config.model, classes)
-    if config.model.pretrained:
-        weights.load_backbone(model, Path(config.model.pretrained), config.model.pretrained_missing,
-                              config.model.pretrained_unused)
-        report(f"backbone from {config.model.pretrained}")
-    optimizer = MomentumSGD(schedule(config.train), config.train.momentum, config.train.weight_decay)
+    """Return (model, optimizer) with all their variables, and the weights that config.init names."""
+    losses.require_class_weights(config.loss, classes)
+    model = models.build(config.model, classes, precision=config.train.precision)
+    for note in weights.load_initial(model, config):
+        report(note)
+    optimizer = MomentumSGD(schedule(config.train), config.train.momentum, config.train.weight_decay,
+                            skip_nonfinite=config.train.precision == "mixed_float16")
     optimizer.build(model.trainable_variables)
     return model, optimizer
 
@@ -85,8 +85,11 @@ def make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, config:
     """Return the compiled step: a distributed batch in, the global losses {"loss", "main", ...} out.
 
     Sums are added over the replicas and divided by the global counts, so that the numbers do not depend on how many
-    replicas share the batch or where its ignored pixels lie.
+    replicas share the batch or where its ignored pixels lie. Under mixed_float16 a step whose gradients are not all
+    finite leaves weights and momentum as they are and gives {"skipped": 1.0}, any other one 0.0.
     """
+    settings = config.train
+
     def replica_step(batch: dict) -> dict:
         context = tf.distribute.get_replica_context()
         variables = model.trainable_variables
@@ -98,16 +101,34 @@ def make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, config:
                 counts = context.all_reduce("sum", counts)
             parts = {name: weight * losses.mean(total, counts[name]) for name, (weight, total, _) in terms.items()}
             loss = tf.add_n(list(parts.values()))
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
+            scaled = loss * settings.loss_scale
+        gradients = tape.gradient(scaled, [variable.value for variable in variables])
+        gradients = [gradient / settings.loss_scale for gradient in gradients]
+        values = {"loss": loss, **parts}
+        if settings.precision == "mixed_float16":
+            gradients, skipped = all_or_none(gradients, context)
+            # Each replica knows it, and the shares of all are added up.
+            values["skipped"] = skipped / strategy.num_replicas_in_sync
         optimizer.apply(gradients, variables)
-        return {"loss": loss, **parts}
+        return values
 
-    @tf.function(jit_compile=config.train.jit_compile)
+    @tf.function(jit_compile=settings.jit_compile)
     def step(batch: dict) -> dict:
         shares = strategy.run(replica_step, args=(batch,))
         return {name: strategy.reduce("sum", share, axis=None) for name, share in shares.items()}
 
     return step
+
+
+def all_or_none(gradients: list, context: tf.distribute.ReplicaContext) -> tuple:
+    """Return (gradients, 0.0) where they are finite on all replicas, else (nothing but nan, 1.0), on each of them."""
+    # The sum of all magnitudes is finite only if each gradient is, and then so are their sums over the replicas.
+    size = tf.add_n([tf.reduce_sum(tf.abs(gradient)) for gradient in gradients])
+    if context.num_replicas_in_sync > 1:
+        size = context.all_reduce("sum", size)
+    finite = tf.math.is_finite(size)
+    nan = tf.constant(float("nan"))
+    return [tf.where(finite, gradient, nan) for gradient in gradients], 1 - tf.cast(finite, tf.float32)
 
 
 def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Signals") -> int:
@@ -229,7 +250,7 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
         size = (config.train.global_batch, *config.augment.crop)
         shapes = {"image": f"{(*size, 3)} float32", "label": f"{size} uint8", "index": f"{size[:1]} int64"}
     with strategy.scope():
-        model, _ = build(config, classes, report)
+        model, _ = build(downloads.at_hand(config, report), classes, report)
     report(f"{'first batch' if missing is None else 'batches, by the config'}: "
            + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
     counts: dict[str, int] = {}
@@ -248,12 +269,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.train", description=__doc__.splitlines()[0])
     commands.add_config_arguments(parser)
     parser.add_argument("--workdir", type=Path, metavar="DIR",
-                        help="where the run is written and continued (default: runs/NAME)")
+                        help="where the run is written and continued (default: runs/NAME, or runs/NAME-VARIANT)")
+    parser.add_argument("--list", metavar="TEXT", nargs="?", const="",
+                        help="print every named variant, or those whose row holds TEXT, with what was published for it")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the resolved config, parameter counts, the first batch's shapes and the device")
     parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
                         help="without a GPU: split the CPU into N virtual devices (default 1)")
     values = parser.parse_args(arguments)
+    if values.list is not None:
+        print(zoo.listing(values.list))
+        return 0
     config = commands.load_config(values)
     if values.cpu_replicas < 1:
         raise ConfigError(f"--cpu-replicas must be at least 1, got {values.cpu_replicas}")
@@ -262,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
         dry_run(config, strategy)
         return 0
     try:
-        train(config, values.workdir or Path("runs") / config.name, strategy)
+        train(config, values.workdir or workdirs.default(config), strategy)
     except Stopped as stopped:
         return 128 + stopped.number
     return 0

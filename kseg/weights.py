@@ -1,19 +1,26 @@
-"""Weights from files: MMSegmentation and SSSegmentation checkpoints, backbone files, and Keras weight files.
+"""Weights from files into models.
 
 Layer names of our models are MMSegmentation's module paths, so a checkpoint fits by name. Loading is strict and all or
-nothing: every weight is accounted for by name and shape before the first one is assigned.
+nothing: every weight is accounted for by name and shape before the first one is assigned. What shall not be loaded is
+listed: by full names, or by beginnings that end in "*".
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import h5py
 import keras
 import numpy as np
 
-from kseg import torch_files
+from kseg import downloads, keras_files
+from kseg.checkpoint_diagnosis import diagnose
+from kseg.checkpoints import Checkpoint, read_checkpoint, reverse_first_kernel
+from kseg.config import Config
 from kseg.errors import WeightsError, unknown
+from kseg.weight_names import CLASSIFIERS, mmseg_head, sss_to_mmseg
+
+__all__ = ["Checkpoint", "load_backbone", "load_checkpoint", "load_initial", "load_keras", "mmseg_names",
+           "read_checkpoint", "sss_to_mmseg", "torch_targets"]
 
 # Keras weight -> PyTorch weight. Only kernels change their layout on the way.
 WEIGHT_NAMES = {
@@ -32,79 +39,17 @@ CONV_AXES = (2, 3, 1, 0)
 DEPTHWISE_AXES = (2, 3, 0, 1)
 DENSE_AXES = (1, 0)
 
-# SSSegmentation module -> MMSegmentation module, for every head alike and for each head.
-SSS_COMMON_MODULES = {
-    "backbone_net": "backbone",
-    "auxiliary_decoder.0": "auxiliary_head.convs.0.conv",
-    "auxiliary_decoder.1": "auxiliary_head.convs.0.bn",
-    "auxiliary_decoder.4": "auxiliary_head.conv_seg",
-}
-SSS_HEAD_MODULES = {
-    "encnet": {
-        "bottleneck.0": "decode_head.bottleneck.conv",
-        "bottleneck.1": "decode_head.bottleneck.bn",
-        "enc_module.encoding_project.0": "decode_head.enc_module.encoding_project.conv",
-        "enc_module.encoding_project.1": "decode_head.enc_module.encoding_project.bn",
-        "enc_module.encoding.0": "decode_head.enc_module.encoding.0",
-        "enc_module.encoding.1": "decode_head.enc_module.encoding.1",
-        "enc_module.fc.0": "decode_head.enc_module.fc.0",
-        "se_layer": "decode_head.se_layer",
-        "decoder.1": "decode_head.conv_seg",
-    },
-    "fcn": {
-        "decoder.0": "decode_head.convs.0.conv",
-        "decoder.1": "decode_head.convs.0.bn",
-        "decoder.3": "decode_head.convs.1.conv",
-        "decoder.4": "decode_head.convs.1.bn",
-        "decoder.7": "decode_head.conv_seg",
-    },
-}
-
 
 class Target(NamedTuple):
-    """A variable of the model and the order in which it takes a PyTorch array's axes; empty: as they come."""
+    """A variable of the model and the order in which it takes an array's axes; empty: as they come."""
 
     variable: keras.Variable
     axes: tuple[int, ...]
 
-    def torch_shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape that an array has to have."""
         shape = dict(zip(self.axes or range(len(self.variable.shape)), self.variable.shape))
         return tuple(shape[axis] for axis in range(len(shape)))
-
-
-def read_state(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the named arrays of a .npz, .pth or .pt file, as they lie in it, in PyTorch's names and layout.
-
-    Checkpoints are unwrapped ("state_dict" of MMSegmentation, "model" of SSSegmentation), and `num_batches_tracked`,
-    which inference and training do without, is left out.
-    Raises WeightsError where the file is missing, damaged, of another kind or holds anything but arrays.
-    """
-    path = Path(path)
-    if path.suffix == ".npz":
-        state = _read_npz(path)
-    elif path.suffix in (".pth", ".pt"):
-        state = torch_files.read(path)
-    else:
-        raise WeightsError(f"{path} has an unknown suffix {path.suffix!r}; choices: .npz, .pth, .pt")
-    if isinstance(state, dict):
-        state = state.get("state_dict", state.get("model", state))
-    if not isinstance(state, dict) or not state:
-        raise WeightsError(f"{path} holds no named weights; expected a dict of arrays, alone or under"
-                           " 'state_dict' or 'model'")
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, np.ndarray):
-            raise WeightsError(f"{path} holds {name!r} of type {type(value).__name__}; expected a named array")
-    return {name: array for name, array in state.items() if name.rpartition(".")[2] != "num_batches_tracked"}
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist") from None
-    except Exception as error:  # Besides its own errors numpy passes on those of zipfile, zlib and struct.
-        raise WeightsError(f"{path} is damaged or no .npz file ({type(error).__name__}: {error})") from error
 
 
 def mmseg_names(model: keras.Model) -> dict[str, keras.Variable]:
@@ -112,21 +57,27 @@ def mmseg_names(model: keras.Model) -> dict[str, keras.Variable]:
 
     Raises WeightsError for a weight that those checkpoints have no name for.
     """
-    return {name: target.variable for name, target in _targets(model).items()}
+    return {name: target.variable for name, target in torch_targets(model).items()}
 
 
-def _targets(model: keras.Model) -> dict[str, Target]:
+def torch_targets(model: keras.Model) -> dict[str, Target]:
+    """Return the model's variables as `mmseg_names` does, with the layout that PyTorch's arrays have for each."""
     targets = {}
     for layer in model.layers:
         for variable in layer.weights:  # States of random generators are not among a layer's weights.
-            module, _, weight = variable.path.rpartition("/")
-            if weight not in WEIGHT_NAMES:
-                raise WeightsError(f"{variable.path}: {unknown('weight', weight, WEIGHT_NAMES)}")
-            name = f"{module}.{WEIGHT_NAMES[weight]}"
+            name = _name(variable)
             if name in targets:
                 raise WeightsError(f"{variable.path} and {targets[name].variable.path} are both called {name}")
-            targets[name] = Target(variable, _axes(layer, variable) if weight == "kernel" else ())
+            kernel = variable.path.endswith("/kernel")
+            targets[name] = Target(variable, _axes(layer, variable) if kernel else ())
     return targets
+
+
+def _name(variable: keras.Variable) -> str:
+    module, _, weight = variable.path.rpartition("/")
+    if weight not in WEIGHT_NAMES:
+        raise WeightsError(f"{variable.path}: {unknown('weight', weight, WEIGHT_NAMES)}")
+    return f"{module}.{WEIGHT_NAMES[weight]}"
 
 
 def _axes(layer: keras.Layer, kernel: keras.Variable) -> tuple[int, ...]:
@@ -138,108 +89,73 @@ def _axes(layer: keras.Layer, kernel: keras.Variable) -> tuple[int, ...]:
     return axes[len(kernel.shape)]
 
 
-def sss_to_mmseg(name: str, head: str) -> str:
-    """Return the MMSegmentation name of an SSSegmentation weight of a model with that main head.
+def load_initial(model: keras.Model, config: Config) -> list[str]:
+    """Load what config.init names, if anything, and return sentences on it.
 
-    Raises WeightsError for unknown heads and names.
+    init.backbone is a path, or the name of a published file where it has no suffix and no such file is there.
+    Raises WeightsError as `load_checkpoint` and `load_backbone` do, and where a published file is unknown or absent.
     """
-    if head not in SSS_HEAD_MODULES:
-        raise WeightsError(unknown("head of an SSSegmentation checkpoint", head, SSS_HEAD_MODULES))
-    modules = SSS_COMMON_MODULES | SSS_HEAD_MODULES[head]
-    for module, replacement in modules.items():
-        if name.startswith(f"{module}."):
-            return replacement + name.removeprefix(module)
-    choices = [f"{module}.*" for module in modules]
-    raise WeightsError(unknown(f"weight of an SSSegmentation {head} model", name, choices))
+    init = config.init
+    if init.weights:
+        notes = load_checkpoint(model, init.weights, config.model.head, init.skip, init.channels)
+        return [f"weights from {init.weights}", *notes]
+    if not init.backbone:
+        return []
+    path = Path(init.backbone)
+    if not path.suffix and not path.exists():
+        path = downloads.backbone(init.backbone)
+    return [f"backbone from {path}", *load_backbone(model, path, init.skip, init.channels, config.data.std)]
 
 
-def _in_mmseg_names(path: str | Path, state: dict[str, np.ndarray], head: str) -> dict[str, np.ndarray]:
-    if not any(name.startswith("backbone_net.") for name in state):
-        return state
-    try:
-        return {sss_to_mmseg(name, head): array for name, array in state.items()}
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Sequence[str] = (),
+                    channels: Literal["RGB", "BGR"] = "RGB", average: bool = False) -> list[str]:
+    """Load weights of the whole model, whose main head is `head`, and return sentences on what was done to them.
 
-
-def load_checkpoint(model: keras.Model, path: str | Path, head: str) -> None:
-    """Load a whole checkpoint of MMSegmentation or SSSegmentation into a model whose main head is `head`.
-
-    The arrays are brought into Keras layout: convolutions OIHW -> HWIO, depthwise (C, 1, H, W) -> (H, W, C, 1), linear
-    (out, in) -> (in, out), and into the dtypes of the variables.
-    Raises WeightsError, with the model unchanged, unless file and model have the same weights in the same shapes.
+    The file is a checkpoint of MMSegmentation or SSSegmentation (.pth, .pt, .npz) or of ours (.weights.h5). Arrays are
+    brought into Keras layout: convolutions OIHW -> HWIO, depthwise (C, 1, H, W) -> (H, W, C, 1), linear (out, in) ->
+    (in, out). `skip` lists what is not loaded, whether the file lacks it, the model lacks it, its shape is another or
+    all would fit: names such as "decode_head.conv_seg.bias", or beginnings such as "decode_head.*". `channels` and
+    `average` are those of `read_checkpoint`.
+    Raises WeightsError, with the model unchanged, where anything else differs, where a name in `skip` is nowhere, and
+    where a weight is not finite.
     """
-    targets = _targets(model)
-    state = _in_mmseg_names(path, read_state(path), head)
-    _require_fit(path, targets, state, missing=targets.keys() - state.keys(), unused=state.keys() - targets.keys())
-    _assign(targets, state)
+    if str(path).endswith(".weights.h5"):
+        if average:
+            raise WeightsError(f"{path} holds one set of weights, no average beside it")
+        return _load_keras(model, path, head, skip, channels)
+    checkpoint = read_checkpoint(path, channels, average)
+    return checkpoint.notes + _load(path, torch_targets(model), checkpoint.state, skip, head)
 
 
-def load_backbone(model: keras.Model, path: str | Path,
-                  missing: Sequence[str] = (), unused: Sequence[str] = ()) -> None:
-    """Load the backbone from a file with torchvision's names ("layer1.0.conv1.weight"), bare or under "backbone.".
+def load_backbone(model: keras.Model, path: str | Path, skip: Sequence[str] = (),
+                  channels: Literal["RGB", "BGR"] = "RGB", std: Sequence[float] = ()) -> list[str]:
+    """Load the backbone from a file of torchvision, mmpretrain or keras.applications and return what was done to it.
 
-    `missing` lists the weights that the file lacks, `unused` those that the model lacks: full names without
-    "backbone.", or beginnings that end in "*" and stand for all names so begun.
-    Raises WeightsError, with the model unchanged, where anything else differs or a listed name does not apply.
+    `skip` is `load_checkpoint`'s, in torchvision's names ("layer1.0.conv1.weight"). The classifiers of ImageNet belong
+    to these files and are left out without being listed.
+
+    keras.applications feeds its networks pictures of which the means are subtracted and which are divided by nothing.
+    `std`, the RGB standard deviations that our pictures are divided by, is therefore multiplied into the first kernel
+    of such a file, after which the network computes the same but for the means: its own are (103.939, 116.779, 123.68)
+    in BGR, at most 0.5 grey levels from ours. Empty: the kernel stays, for a file that was trained on divided pictures.
+    Raises WeightsError, with the model unchanged, as `load_checkpoint` does.
     """
     prefix = "backbone."
-    targets = {name.removeprefix(prefix): target for name, target in _targets(model).items() if name.startswith(prefix)}
-    state = {}
-    for name, array in read_state(path).items():
+    targets = {name.removeprefix(prefix): target for name, target in torch_targets(model).items()
+               if name.startswith(prefix)}
+    checkpoint = read_checkpoint(path, channels)
+    notes, state = list(checkpoint.notes), {}
+    for name, array in checkpoint.state.items():
         if name.removeprefix(prefix) in state:
             raise WeightsError(f"{path} has {name.removeprefix(prefix)} both with and without {prefix!r}")
         state[name.removeprefix(prefix)] = array
-    absent, surplus, shared = targets.keys() - state, state.keys() - targets, targets.keys() & state
-    absent -= _listed(path, "missing", missing, absent, shared)
-    surplus -= _listed(path, "unused", unused, surplus, shared)
-    _require_fit(path, targets, state, absent, surplus)
-    _assign(targets, state)
-
-
-def _listed(path: str | Path, argument: str, patterns: Sequence[str], names: set[str], shared: set[str]) -> set[str]:
-    """Return those of `names` that the patterns cover; one that covers none of them, or a shared name, is an error."""
-    covered = set()
-    for pattern in patterns:
-        if common := sorted(name for name in shared if _matches(name, pattern)):
-            raise WeightsError(f"{path}: {argument} lists {pattern!r}, but both file and model have {common[0]}")
-        found = {name for name in names if _matches(name, pattern)}
-        if not found:
-            raise WeightsError(f"{path}: {argument} lists {pattern!r}, which is not among the {len(names)} {argument}"
-                               f" weights{_first(names)}")
-        covered |= found
-    return covered
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
-
-
-def _require_fit(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, np.ndarray],
-                 missing: Collection[str], unused: Collection[str]) -> None:
-    other_shapes = [f"{name} (file {state[name].shape}, model {target.torch_shape()})"
-                    for name, target in targets.items()
-                    if name in state and state[name].shape != target.torch_shape()]
-    _require_none(path, missing, unused, other_shapes)
-
-
-def _require_none(path: str | Path, missing: Collection[str], unused: Collection[str], other_shapes: list[str]) -> None:
-    found = {"missing in the file": missing, "unknown to the model": unused, "of another shape": other_shapes}
-    lines = [f"  {len(names)} {what}{_first(names)}" for what, names in found.items() if names]
-    if lines:
-        raise WeightsError("\n".join([f"{path} does not fit the model:", *lines]))
-
-
-def _first(names: Collection[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
-    return f": {shown}{', ...' if len(names) > 5 else ''}" if names else ""
-
-
-def _assign(targets: Mapping[str, Target], state: Mapping[str, np.ndarray]) -> None:
-    for name, target in targets.items():
-        if name in state:
-            array = np.transpose(state[name], target.axes) if target.axes else state[name]
-            target.variable.assign(array.astype(target.variable.dtype))
+    if checkpoint.system == "keras" and std and "conv1.weight" in state:
+        state["conv1.weight"] = state["conv1.weight"] * np.asarray(std, np.float32)[:, None, None]
+        notes.append(f"the first kernel was multiplied by data.std {tuple(std)}: keras.applications divides no picture")
+    if left := [name for name in CLASSIFIERS if name in state and not any(_matches(name, one) for one in skip)]:
+        state = {name: array for name, array in state.items() if name not in left}
+        notes.append(f"the ImageNet classifier was left out: {', '.join(left)}")
+    return notes + _load(path, targets, state, skip, head="")
 
 
 def load_keras(model: keras.Model, path: str | Path) -> None:
@@ -249,31 +165,72 @@ def load_keras(model: keras.Model, path: str | Path) -> None:
     """
     if not str(path).endswith(".weights.h5"):
         raise WeightsError(f"{path} is no Keras weights file; its name has to end in .weights.h5")
+    _load_keras(model, path, mmseg_head(mmseg_names(model)), (), "RGB")
+
+
+def _load_keras(model: keras.Model, path: str | Path, head: str, skip: Sequence[str], channels: str) -> list[str]:
     # Keras itself goes by the order of the layers, not their names, and passes over layers that only the file has.
-    layers = {layer.name: layer for layer in model.layers if layer.weights}
-    try:
-        stored = _read_keras(path)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # What h5py raises for damaged files.
-        raise WeightsError(f"{path} is damaged or no Keras weights file ({type(error).__name__}: {error})") from error
-    other_shapes = []
-    for name in layers.keys() & stored.keys():
-        found = [array.shape for array in stored[name].values()]
-        expected = [tuple(variable.shape) for variable in layers[name].weights]
-        if found != expected:
-            other_shapes.append(f"{name} (file {found}, model {expected})")
-    _require_none(path, layers.keys() - stored, stored.keys() - layers, other_shapes)
-    for name, layer in layers.items():
-        layer.load_own_variables(stored[name])
+    targets = torch_targets(model)
+    names = {layer.name: [_name(variable) for variable in layer.weights] for layer in model.layers}
+    state = {}
+    for layer, arrays in keras_files.read_layers(path).items():
+        known = names.get(layer, [])
+        if len(known) != len(arrays):
+            # The file numbers what a layer of the model would name.
+            known = [f"{layer}.{index}" for index in range(len(arrays))]
+        for name, array in zip(known, arrays):
+            axes = targets[name].axes if name in targets else ()
+            # In PyTorch's layout, in which everything is told and compared.
+            state[name] = np.transpose(array, np.argsort(axes)) if len(axes) == array.ndim else array
+    notes = []
+    if channels == "BGR":
+        notes.append(f"the input channels of {reverse_first_kernel(path, state)} were reversed, from BGR to RGB")
+    return notes + _load(path, targets, state, skip, head)
 
 
-def _read_keras(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
-    """Return each layer's weights in a Keras file, numbered as Keras numbers them, by the layer's name."""
-    stored = {}
-    with h5py.File(path, "r") as file:
-        for layer in file["layers"].values():
-            variables = layer["vars"]
-            if len(variables):
-                stored[variables.attrs["name"]] = {str(i): variables[str(i)][()] for i in range(len(variables))}
-    return stored
+def _load(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, np.ndarray], skip: Sequence[str],
+          head: str) -> list[str]:
+    """Assign a state to its targets, all of it but what `skip` lists, and return a sentence on what was left out."""
+    left = set()
+    for pattern in skip:
+        found = {name for name in targets.keys() | state if _matches(name, pattern)}
+        if not found:
+            raise WeightsError(f"{path}: init.skip lists {pattern!r}, but neither the file nor the model has a weight "
+                               "of that name; take it out")
+        left |= found
+    _require_fit(path, {name: target.shape() for name, target in targets.items()},
+                 {name: array.shape for name, array in state.items()}, left, head)
+    loaded = {name: target for name, target in targets.items() if name not in left}
+    if bad := [name for name in loaded if not np.isfinite(state[name]).all()]:
+        raise WeightsError(f"{path} holds numbers that are nan or infinite in {len(bad)} weights: "
+                           f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
+    for name, (variable, axes) in loaded.items():
+        array = np.transpose(state[name], axes) if axes else state[name]
+        variable.assign(array.astype(variable.dtype))
+    notes = [f"{len(loaded)} of the model's {len(targets)} weights were loaded"]
+    if left:
+        notes.append(f"init.skip left out {len(left)}: {', '.join(sorted(left))}")
+    return notes
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def _require_fit(path: str | Path, model: dict[str, tuple], file: dict[str, tuple], left: set[str], head: str) -> None:
+    """Raise WeightsError with a first line on what the file is, and then every weight that does not fit."""
+    groups = {
+        "in the model and not in the file": [f"{name} {model[name]}" for name in model.keys() - file - left],
+        "in the file and not in the model": [f"{name} {file[name]}" for name in file.keys() - model - left],
+        "of another shape": [f"{name} file {file[name]}, model {model[name]}" for name in (model.keys() & file) - left
+                             if file[name] != model[name]]}
+    if not any(groups.values()):
+        return
+    # What is left out on purpose explains nothing.
+    reason = diagnose(*({name: shape for name, shape in shapes.items() if name not in left}
+                        for shapes in (file, model)), head)
+    lines = [f"{path} {reason}" if reason else f"{path} does not fit the model"]
+    for what, weights in groups.items():
+        if weights:
+            lines += [f"  {len(weights)} weights {what}:", *(f"    {weight}" for weight in sorted(weights))]
+    raise WeightsError("\n".join(lines))

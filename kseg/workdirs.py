@@ -22,12 +22,18 @@ import tensorflow as tf
 from kseg import config as configs
 from kseg import datasets
 from kseg.config import Config
+from kseg.config_values import difference
 from kseg.datasets import Dataset
 from kseg.errors import ConfigError, WorkdirError
 
 # Values that may differ when a run is continued: where things lie, and how often something is written.
 FREE = ("name", "data.directory", "train.log_every", "train.validate_every", "train.checkpoint_every",
         "train.keep_checkpoints")
+
+
+def default(config: Config) -> Path:
+    """Return runs/NAME, or runs/NAME-VARIANT: a colon would part the directories of a search path."""
+    return Path("runs") / config.name.replace(":", "-")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,7 +58,7 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
             raise WorkdirError(f"another process is training in {workdir}") from None
         if (workdir / "config.json").exists():
             old, trained = read(workdir)
-            changes = [change for change in configs.difference(old, config) if not _is_free(*change)]
+            changes = [change for change in difference(old, config) if not _is_free(*change)]
             # Without a checkpoint nothing has been trained here, and a mended config may start over.
             if changes and checkpoint_steps(workdir):
                 lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
@@ -70,8 +76,8 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
 
 
 def _is_free(key: str, before: Any, now: Any) -> bool:
-    """Return whether a value may differ when a run is continued; of pretrained weights only where they lie."""
-    return key in FREE or key == "model.pretrained" and bool(before) and bool(now)
+    """Return whether a value may differ when a run is continued; of initial weights only where they lie."""
+    return key in FREE or key in ("init.backbone", "init.weights") and bool(before) and bool(now)
 
 
 def read(workdir: Path) -> tuple[Config, Dataset]:

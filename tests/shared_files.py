@@ -8,10 +8,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 FIXTURES = SHARED / "fixtures"
 KEYS = SHARED / "reference" / "keys"
 CAMVID = SHARED / "data" / "camvid"
+ADE20K = SHARED / "data" / "ade20k"
+VOC2012 = SHARED / "data" / "voc2012"
 
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason="the reference systems' fixtures are not there (../shared/fixtures)")
 needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not there (../shared/data/camvid)")
+needs_ade20k = pytest.mark.skipif(not ADE20K.is_dir(), reason="ADE20K's samples are not there (../shared/data/ade20k)")
+needs_voc2012 = pytest.mark.skipif(not VOC2012.is_dir(), reason="VOC's samples are not there (../shared/data/voc2012)")
 
 
 def read_keys(path):

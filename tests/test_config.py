@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
 from kseg import config as configs
-from kseg.config import Augment, Config, Model, Train
+from kseg.config import Augment, Config, Init, Model, Train
+from kseg.config_files import config_names
+from kseg.config_values import difference
 from kseg.errors import ConfigError
 
 
@@ -24,7 +27,7 @@ def message(call, *arguments):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", configs.config_names())
+@pytest.mark.parametrize("name", config_names())
 def test_named_configs_load_and_survive_json(name):
     config = configs.load(name)
     assert config.name == name
@@ -34,11 +37,11 @@ def test_named_configs_load_and_survive_json(name):
 
 
 def test_there_are_named_configs():
-    assert {"encnet_camvid", "encnet_cityscapes", "encnet_shapes"} <= set(configs.config_names())
+    assert {"encnet_camvid", "encnet_cityscapes", "encnet_shapes"} <= set(config_names())
 
 
 def test_json_keeps_what_differs_from_the_defaults():
-    config = Config(augment=Augment(crop=(3, 5), scale=(7, 9)), model=Model(stem="7x7", pretrained_unused=("fc.*",)),
+    config = Config(augment=Augment(crop=(3, 5), scale=(7, 9)), model=Model(stem="7x7"), init=Init(skip=("fc.*",)),
                     train=Train(learning_rate=0.1 + 0.2, deterministic=True))
     again = configs.from_json(configs.to_json(config))
     assert again == config
@@ -58,8 +61,8 @@ def test_json_keeps_what_differs_from_the_defaults():
     ("augment.scale_range=1,2", (1.0, 2.0)),
     ("augment.scale=", ()),
     ("augment.scale=()", ()),
-    ("model.pretrained_unused=fc.*,1", ("fc.*", "1")),
-    ("model.pretrained=", ""),
+    ("init.skip=fc.*,1", ("fc.*", "1")),
+    ("init.backbone=", ""),
     ("data.directory=2024", "2024"),
     ("data.directory=a=b", "a=b"),
     ("data.train_split=True", "True"),
@@ -76,7 +79,7 @@ def test_overrides_take_the_type_of_their_field(override, expected):
 
 def test_overrides_apply_in_order_and_leave_the_rest_alone():
     config = configs.load("encnet_shapes", ["train.steps=50", "train.steps=60", "model.channels=8"])
-    assert configs.difference(configs.load("encnet_shapes"), config) == [
+    assert difference(configs.load("encnet_shapes"), config) == [
         ("model.channels", 64, 8), ("train.steps", 300, 60)]
 
 
@@ -138,6 +141,57 @@ def test_a_config_file_that_holds_none(tmp_path, text, words):
     path.write_text(text)
     for word in words:
         assert word in message(configs.load, str(path))
+
+
+VARIANTS_OF_MINE = """
+from kseg.config import Config, Train
+from kseg.variants import Variant
+def config(): return Config(train=Train(steps=12))
+VARIANTS = {"long": Variant({"train.steps": 90, "augment.crop": (64, 96)}), "odd": Variant({"train.steps": "90"}),
+            "unknown": Variant({"train.step": 90}), "group": Variant({"train": 90}),
+            "none": Variant({"train.steps": 0})}
+"""
+
+
+def test_a_variant_puts_its_values_into_the_config_and_overrides_come_after(tmp_path):
+    # A colon of the path is none of the variant's.
+    path = tmp_path / "a:b" / "mine.py"
+    path.parent.mkdir()
+    path.write_text(VARIANTS_OF_MINE)
+    plain, row = configs.load(str(path)), configs.load(f"{path}:long", ["train.global_batch=2", "augment.crop=8,8"])
+    assert (plain.name, plain.train.steps) == ("mine", 12) and row.name == "mine:long"
+    assert difference(replace(plain, name="mine:long"), row) == [
+        ("augment.crop", (512, 512), (8, 8)), ("train.global_batch", 8, 2), ("train.steps", 12, 90)]
+
+
+@pytest.mark.parametrize("variant, words", [
+    ("odd", ["mine.py, variant odd: train.steps takes int, got '90'"]),
+    ("unknown", ["variant unknown: unknown config key 'train.step'", "Did you mean train.steps"]),
+    ("group", ["variant group: train is a group"]),
+    ("none", ["train.steps must be above 0"]),
+    ("lon", ["unknown variant of mine: 'lon'. Did you mean long", "Choices: group, long, none, odd, unknown"]),
+    ("", ["unknown variant of mine: ''"]),
+])
+def test_a_variant_that_is_none(tmp_path, variant, words):
+    path = tmp_path / "mine.py"
+    path.write_text(VARIANTS_OF_MINE)
+    for word in words:
+        assert word in message(configs.load, f"{path}:{variant}")
+
+
+def test_a_named_variant_and_its_neighbours():
+    assert configs.load("encnet_cityscapes:r101-d8-769x769-80k").model.backbone == "resnet101"
+    text = message(configs.load, "encnet_cityscapes:r101-d8-769x769-160k")
+    assert "Did you mean r101-d8-769x769-80k" in text and "r50-d16-512x1024-220e" in text
+    assert "has no variants" in message(configs.load, "encnet_shapes:r18")
+    assert "unknown config 'encnet_cityscape'" in message(configs.load, "encnet_cityscape:r50-d8-512x1024-40k")
+
+
+@pytest.mark.parametrize("table", ["[]", "{'a': {'train.steps': 5}}"])
+def test_variants_that_are_no_rows(tmp_path, table):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from kseg.config import Config\ndef config(): return Config()\nVARIANTS = {table}\n")
+    assert "mine.py: VARIANTS is no dict of kseg.variants.Variant" in message(configs.load, str(path))
 
 
 def test_a_config_file_that_is_not_there(tmp_path):
@@ -212,6 +266,6 @@ def test_configs_are_frozen(node):
 def test_difference_lists_what_changed():
     old = Config()
     new = configs.set_value(configs.set_value(old, "model.encnet.se=false"), "augment.crop=1,2")
-    assert configs.difference(old, old) == []
-    assert configs.difference(old, new) == [
+    assert difference(old, old) == []
+    assert difference(old, new) == [
         ("augment.crop", (512, 512), (1, 2)), ("model.encnet.se", True, False)]

@@ -10,7 +10,7 @@ from PIL import Image
 from small_sets import config, example, folder, write
 
 from kseg import data, datasets
-from kseg.config import Augment, Data
+from kseg.config import Augment, Config, Data
 from kseg.errors import DataError
 
 RANDOM = np.random.default_rng(5)
@@ -140,6 +140,30 @@ def test_types_and_padding(tmp_path):
     assert (batch["image"][0, 2:] == 0).all() and (batch["image"][0, :, 3:] == 0).all()
     # Black is (0 - mean) / std.
     assert np.allclose(batch["image"][0, 0, 0], [-123.675 / 58.395, -116.28 / 57.12, -103.53 / 57.375])
+
+
+MEAN = (123.675, 116.28, 103.53)
+
+
+@pytest.mark.parametrize("pad, top, left", [("corner", 0, 0), ("centre", 1, 1)])
+@pytest.mark.parametrize("colour, raw", [("mean", MEAN), ("black", (0, 0, 0))])
+def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
+    settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_colour=colour))
+    # 2x3 in 5x6: rests of 3, of which the smaller half comes first.
+    image, label = data.padded(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), settings)
+    expected = np.full((5, 6), 255, np.uint8)
+    expected[top:top + 2, left:left + 3] = LABEL
+    assert np.array_equal(label, expected)
+    shown = image.numpy() * (58.395, 57.12, 57.375) + MEAN
+    around = np.ones((5, 6), bool)
+    around[top:top + 2, left:left + 3] = False
+    assert np.allclose(shown[around], raw, atol=1e-4) and np.allclose(shown[~around], 200, atol=1e-4)
+
+
+def test_a_picture_of_the_crops_size_is_not_padded():
+    settings = Config(augment=Augment(crop=(2, 3), pad="centre", pad_colour="black"))
+    image, label = data.padded(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), settings)
+    assert np.array_equal(label, LABEL) and np.allclose(image[..., 0], (200 - 123.675) / 58.395)
 
 
 def test_eval_examples_are_all_there_in_order_at_their_own_size(tmp_path):

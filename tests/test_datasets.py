@@ -1,10 +1,8 @@
-"""kseg.datasets: label tables entry by entry, classes.txt with its faults, and how splits are found and paired."""
+"""kseg.datasets: label tables entry by entry, classes.txt with its faults, and how data sets and splits are found."""
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from shared_files import CAMVID, needs_camvid
-from small_sets import example, folder, write
+from small_sets import folder
 
 from kseg import datasets
 from kseg.config import Data
@@ -47,11 +45,29 @@ def test_shapes_table_entry_by_entry():
     assert mapped(DATASETS["shapes"]) == {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 255: IGNORED}
 
 
-@pytest.mark.parametrize("name", ["shapes", "camvid", "cityscapes"])
+def test_ade20k_table_entry_by_entry():
+    record = DATASETS["ade20k"]
+    assert mapped(record) == {0: IGNORED, 255: IGNORED} | {value: value - 1 for value in range(1, 151)}
+    assert (record.classes[0], record.classes[12], record.classes[149]) == ("wall", "person", "flag")
+    assert record.palette[:3] == ((120, 120, 120), (180, 120, 120), (6, 230, 230))
+    assert record.palette[149] == (92, 0, 255)
+
+
+def test_voc2012_table_entry_by_entry():
+    record = DATASETS["voc2012"]
+    assert mapped(record) == {value: value for value in range(21)} | {255: IGNORED}
+    assert (record.classes[0], record.classes[15], record.classes[20]) == ("background", "person", "tvmonitor")
+    assert record.palette[:2] == ((0, 0, 0), (128, 0, 0)) and record.palette[15] == (192, 128, 128)
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS.keys() - {"folder"}))
 def test_records_hang_together(name):
     record = DATASETS[name]
     assert record.name == name
-    assert len(set(record.classes)) == len(set(record.palette)) == len(record.classes)
+    assert len(set(record.classes)) == len(record.palette) == len(record.classes)
+    # As published, road and skyscraper of ADE20K have one colour.
+    assert len(set(record.palette)) == len(record.classes) - (name == "ade20k")
+    assert set(record.published) <= set(record.splits)
     assert set(record.label_table) - {IGNORED, UNMAPPED} == set(range(len(record.classes)))
 
 
@@ -110,12 +126,13 @@ def test_classes_file_missing_or_no_text(tmp_path):
 
 
 def test_unknown_data_set_names_the_nearest():
-    with pytest.raises(DataError, match="unknown data set 'camvit'. Did you mean camvid.*cityscapes, folder, shapes"):
+    with pytest.raises(DataError, match="unknown data set 'camvit'. Did you mean camvid.* folder, shapes, voc2012"):
         datasets.find(Data(name="camvit"))
 
 
 @pytest.mark.parametrize("name, words", [
     ("camvid", "Get CamVid"), ("cityscapes", "Register at cityscapes-dataset.com"),
+    ("ade20k", "ADEChallengeData2016.zip"), ("voc2012", "SegmentationClassAug/NAME.png"),
     ("folder", "Lay your pictures out")])
 def test_missing_directory_says_how_to_get_it(tmp_path, monkeypatch, name, words):
     monkeypatch.setenv("KSEG_DATA", str(tmp_path))
@@ -134,18 +151,6 @@ def test_directory_comes_from_the_config_then_the_environment(tmp_path, monkeypa
     assert datasets.directory_of(Data(name="camvid")).as_posix() == "data/camvid"
 
 
-def test_files_without_partner_are_all_named(tmp_path):
-    data = folder(tmp_path, {"train": [GREY] * 6})
-    for index in range(4):
-        (tmp_path / f"train/labels/e0{index}.png").unlink()
-    (tmp_path / "train/images/e05.png").unlink()
-    with pytest.raises(DataError) as error:
-        datasets.open_split(data, "train")
-    message = str(error.value)
-    assert "image without label: " in message and "images/e02.png and 1 more" in message
-    assert "e03" not in message and f"label without image: {tmp_path}/train/labels/e05.png" in message
-
-
 def test_empty_and_unknown_splits(tmp_path):
     data = folder(tmp_path, {"train": [GREY]})
     for part in ("images", "labels"):
@@ -162,54 +167,3 @@ def test_empty_and_unknown_splits(tmp_path):
 def test_folder_without_any_split(tmp_path):
     with pytest.raises(DataError, match="no split in .*\nLay your pictures out"):
         datasets.split_names(folder(tmp_path, {}))
-
-
-def test_folder_pairs_by_stem_in_order(tmp_path):
-    data = folder(tmp_path, {"train": []})
-    for name in ("b.jpg", "a.PNG", "c.bmp", ".hidden.png", "notes.txt"):
-        write(tmp_path / "train/images" / name, np.zeros((2, 3, 3), np.uint8), format="PNG")
-    for name in ("c.png", "a.png", "b.png"):
-        write(tmp_path / "train/labels" / name, GREY)
-    split = datasets.open_split(data, "train")
-    assert [name.rsplit("/", 1)[1] for name in split.names] == ["a.PNG", "b.jpg", "c.bmp"]
-    assert [name.rsplit("/", 1)[1] for name in split.label_names] == ["a.png", "b.png", "c.png"]
-    write(tmp_path / "train/images/a.jpg", np.zeros((2, 3, 3), np.uint8))
-    with pytest.raises(DataError, match="two files of one name: .*a.PNG and .*a.jpg"):
-        datasets.open_split(data, "train")
-
-
-def test_cityscapes_tree(tmp_path):
-    frames = [("ulm", "ulm_000001_000019"), ("aachen", "aachen_000000_000019"), ("aachen", "aachen_000001_000019")]
-    for number, (city, frame) in enumerate(frames):
-        write(tmp_path / f"leftImg8bit/train/{city}/{frame}_leftImg8bit.png", np.full((2, 4, 3), number, np.uint8))
-        write(tmp_path / f"gtFine/train/{city}/{frame}_gtFine_labelIds.png", np.full((2, 4), 7 + number, np.uint8))
-        # What else the archive holds.
-        for other in ("color", "instanceIds", "labelTrainIds"):
-            write(tmp_path / f"gtFine/train/{city}/{frame}_gtFine_{other}.png", GREY)
-        (tmp_path / f"gtFine/train/{city}/{frame}_gtFine_polygons.json").write_text("{}")
-    data = Data(name="cityscapes", directory=str(tmp_path))
-    split = datasets.open_split(data, "train")
-    assert [name.rsplit("/", 1)[1] for name in split.names] == [
-        "aachen_000000_000019_leftImg8bit.png", "aachen_000001_000019_leftImg8bit.png",
-        "ulm_000001_000019_leftImg8bit.png"]
-    assert split.label_names[2].endswith("gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png")
-    image, label = split.read(tf.constant(2, tf.int64))
-    assert tf.io.decode_png(image)[0, 0, 0] == 0 and tf.io.decode_png(label)[0, 0, 0] == 7
-    with pytest.raises(DataError, match="split 'val' is empty"):
-        datasets.open_split(data, "val")
-    (tmp_path / "gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png").unlink()
-    with pytest.raises(DataError, match="image without label: .*ulm_000001_000019_leftImg8bit.png"):
-        datasets.open_split(data, "train")
-
-
-def test_names_beyond_ascii(tmp_path):
-    data = folder(tmp_path / "Straße", {})
-    example(tmp_path / "Straße", "train", "über 07", GREY)
-    image, _ = datasets.open_split(data, "train").read(tf.constant(0, tf.int64))
-    assert tf.io.decode_png(image)[0, 0, 0] == 7
-
-
-@needs_camvid
-def test_camvid_counts():
-    data = Data(name="camvid", directory=str(CAMVID))
-    assert [len(datasets.open_split(data, split).names) for split in ("train", "val", "test")] == [367, 101, 233]

@@ -81,7 +81,7 @@ def test_readme_commands_in_order(camvid, resnet18, tmp_path):
             assert "3 of 3 images of camvid test" in output and "mIoU" in output
     assert (tmp_path / "samples.png").is_file()
     results = json.loads((tmp_path / "runs" / "camvid" / "test" / "metrics.json").read_text())
-    assert results["images"] == 3 and list(results["classes"]) == list(datasets.CAMVID_CLASSES)
+    assert results["images"] == 3 and list(results["classes"]) == list(datasets.DATASETS["camvid"].classes)
     assert PIL.Image.open(tmp_path / "predicted" / "ids" / "street.png").size == (75, 41)
     assert PIL.Image.open(tmp_path / "predicted" / "overlay" / "street.png").size == (75, 41)
     assert (tmp_path / "predicted" / "legend.png").is_file()

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import cv2
 import keras
 import numpy as np
 import PIL.Image
@@ -50,13 +51,12 @@ def config_of(folder, **changes):
 
 def slow_ids(model, image, config, size):
     """Class ids as the test protocol words it, with TensorFlow's own resize."""
-    inputs = tf.cast(image, tf.float32)[None]
     if config.evaluate.resize:
         long, short = max(config.evaluate.resize), min(config.evaluate.resize)
         factor = min(long / max(image.shape[:2]), short / min(image.shape[:2]))
-        target = [int(side * factor + 0.5) for side in image.shape[:2]]
-        inputs = tf.round(tf.image.resize(inputs, target))
-    inputs = (inputs - config.data.mean) / config.data.std
+        height, width = (int(side * factor + 0.5) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    inputs = (tf.cast(image, tf.float32)[None] - config.data.mean) / config.data.std
     logits = tf.image.resize(model(inputs)["main"], inputs.shape[1:3])
     return np.argmax(tf.image.resize(logits, size)[0].numpy(), axis=-1)
 

@@ -66,6 +66,15 @@ def test_report(tmp_path):
     assert "median-frequency weights: 0.6667 1.0000 1.3333 nan\n" in text
 
 
+@pytest.mark.parametrize("images, line", [(2, "train: 2 of 367 images, all"), (367, "train: 367 images, all")])
+def test_a_part_of_a_published_split_is_told(images, line):
+    pixels = np.zeros(256, np.int64)
+    pixels[0] = 4
+    result = {"images": images, "sizes": {(2, 2): images}, "pixels": pixels, "images_with": pixels, "void_share": 0.0,
+              "unseen": [], "turned": 0, "weights": np.ones(11)}
+    assert inspections.describe(datasets.DATASETS["camvid"], "train", result).startswith(line)
+
+
 def test_sizes_in_words():
     assert inspections.sizes_line({(360, 480): 7}) == "all 480x360"
     many = {(10, 100): 1, (20, 90): 1, (30, 80): 3, (40, 70): 1, (50, 60): 1}
@@ -229,7 +238,7 @@ def test_help_lists_the_data_sets(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         data.main([command, "--help"])
     assert stopped.value.code == 0
-    assert "data sets: camvid, cityscapes, folder, shapes" in capsys.readouterr().out
+    assert "data sets: ade20k, camvid, cityscapes, folder, shapes, voc2012" in capsys.readouterr().out
 
 
 def test_exit_status_of_a_faulty_set(tmp_path):

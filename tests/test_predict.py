@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kseg import commands, pictures
-from kseg.config import config_names
+from kseg.config_files import config_names
 from kseg.errors import UserError
 from kseg.predict import find_pictures, main, predict
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
@@ -10,10 +11,11 @@ from collections import OrderedDict
 import ml_dtypes
 import numpy as np
 import pytest
+from running import ROOT
 from shared_files import FIXTURES, KEYS, needs_fixtures, read_keys
 from torch_writing import FakeParameter, FakeTensor, Stored, both_containers, write_legacy, write_zip
 
-from kseg import torch_files, weights
+from kseg import torch_files
 from kseg.errors import WeightsError
 
 CHECKPOINTS = sorted(FIXTURES.glob("**/model.pth"))
@@ -117,6 +119,17 @@ def test_malicious_pickles_run_nothing(tmp_path, write):
         assert not marker.exists()
 
 
+def test_records_of_training_are_refused_with_advice(tmp_path):
+    """mmengine keeps histories in the checkpoints of a run, which only its own code could build."""
+    path = tmp_path / "epoch_3.pth"
+    for name, advice in (("mmengine.logging.history_buffer\nHistoryBuffer", True), ("subprocess\nPopen", False)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02c" + name.encode() + b"\n)R.")
+        with pytest.raises(WeightsError, match=f"is refused: it asks for {name.replace(chr(10), '.')}") as caught:
+            torch_files.read(path)
+        assert ("torch.save" in str(caught.value)) == advice
+
+
 @pytest.mark.parametrize("program, message", [
     (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.", "OrderedDict.fromkeys"),
     (b"\x80\x02ccollections\nOrderedDict\n}b.", "tries to change OrderedDict"),
@@ -167,9 +180,9 @@ def test_wrong_lengths_and_types_of_storages_are_refused(tmp_path, write):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "starts with b''"), (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE"),
+    (b"", "is empty"), (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE"),
     (pickle.dumps({"a": 1}, 2), "magic number"), (b"x" * 257 + b"ustar" + b"x" * 300, "tar file"),
-    (b"PK\x03\x04 and no more", "damaged or incomplete"),
+    (b"PK\x03\x04 and no more", "start as a zip file but do not end as one"),
 ])
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "other.pth"
@@ -187,11 +200,69 @@ def test_other_zips_and_missing_files_are_refused(tmp_path):
         torch_files.read(tmp_path / "none.pth")
 
 
+@both_containers
+def test_half_a_file_is_named_for_what_it_is(tmp_path, write):
+    value = {str(index): FakeTensor(Stored(np.ones(500, "float32"), key=str(index)), 0, (500,), (1,))
+             for index in range(20)}
+    path = write(tmp_path / "half.pth", value)
+    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    with pytest.raises(WeightsError, match="half.pth is incomplete") as caught:
+        torch_files.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_byte_in_a_zip_is_noticed(tmp_path):
+    path = write_zip(tmp_path / "a.pth", FakeTensor(Stored(np.full(500, 3, "float32")), 0, (500,), (1,)))
+    data = bytearray(path.read_bytes())
+    data[data.index(np.float32(3).tobytes() * 9) + 100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="a.pth is damaged: the checksum of its entry archive/data/0 is wrong"):
+        torch_files.read(path)
+
+
+def test_compressed_entries(tmp_path):
+    """PyTorch stores its entries as they are; a file that was packed anew reads the same."""
+    numbers = np.arange(500, dtype="float32")
+    path = write_zip(tmp_path / "a.pth", {"a": FakeTensor(Stored(numbers), 0, (500,), (1,))})
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    np.testing.assert_array_equal(torch_files.read(tmp_path / "b.pth")["a"], numbers, strict=True)
+
+
+PEAK = """
+import re, sys
+from kseg import torch_files
+
+def peak():
+    # getrusage would count the process that started this one.
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+
+before = peak()
+state = torch_files.read(sys.argv[1])
+assert sum(array.nbytes for array in state.values()) == 2**27 and "torch" not in sys.modules
+print((peak() - before) / 2**27)
+"""
+
+
+@both_containers
+def test_a_file_is_not_held_twice(tmp_path, write):
+    """128 MiB in 32 tensors: the arrays themselves and the one that is being copied, but not the file beside them."""
+    numbers = np.ones(2**20, "float32")
+    value = {str(index): FakeTensor(Stored(numbers, key=f"{index:02}"), 0, (2**20,), (1,)) for index in range(32)}
+    path = write(tmp_path / "a.pth", value)
+    result = subprocess.run([sys.executable, "-c", PEAK, str(path)], cwd=ROOT, check=True, text=True,
+                            stdout=subprocess.PIPE)
+    assert 0.9 < float(result.stdout) < 1.4
+
+
 @needs_fixtures
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}")
 def test_reference_checkpoints(path):
     """Names and shapes agree with the original's gradients and, for ResNet-50, with the original's key list."""
-    state = weights.read_state(path)
+    contents = torch_files.read(path)
+    state = {name: array for name, array in contents.get("state_dict", contents.get("model")).items()
+             if not name.endswith("num_batches_tracked")}
     assert {array.dtype for array in state.values()} == {np.dtype("float32")}
     assert all(np.isfinite(array).all() and array.flags.owndata for array in state.values())
     statistics = (".running_mean", ".running_var")
@@ -206,4 +277,3 @@ def test_reference_checkpoints(path):
         assert state.keys() == expected.keys()
         for name, shape in expected.items():
             assert len(state[name].shape) == len(shape) and state[name].shape[2:] == shape[2:], name
-    assert "torch" not in sys.modules

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -30,8 +31,9 @@ def test_one_process_at_a_time(workdir):
 
 @pytest.mark.parametrize("before, now, free", [
     ("train.log_every=50", "train.log_every=7", True), ("train.seed=0", "train.seed=1", False),
-    ("model.pretrained=a.npz", "model.pretrained=elsewhere/a.npz", True),
-    ("model.pretrained=", "model.pretrained=a.npz", False), ("model.pretrained=a.npz", "model.pretrained=", False)])
+    ("init.backbone=a.npz", "init.backbone=elsewhere/a.npz", True),
+    ("init.backbone=", "init.backbone=a.npz", False), ("init.backbone=a.npz", "init.backbone=", False),
+    ("init.weights=a.pth", "init.weights=b.pth", True), ("init.skip=", "init.skip=decode_head.*", False)])
 def test_what_may_change_once_something_is_trained(tmp_path, before, now, free):
     old, new = (configs.set_value(Config(), value) for value in (before, now))
     workdirs.open_run(tmp_path, old, CAMVID).close()
@@ -80,3 +82,10 @@ def test_a_checkpoint_knows_its_values_in_the_same_process_too():
         checkpoint = workdirs.tracked(*train.build(config, 3, print))
         names.append({name for name, _ in checkpoint._trackable_children().items() if "/" in name})
     assert names[0] == names[1] and len(names[0]) > 100
+
+
+@pytest.mark.parametrize("name, directory", [
+    ("encnet_shapes", "runs/encnet_shapes"),
+    ("encnet_cityscapes:r101-d8-769x769-80k", "runs/encnet_cityscapes-r101-d8-769x769-80k")])
+def test_the_default_directory_of_a_run_has_no_colon(name, directory):
+    assert workdirs.default(configs.load(name)) == Path(directory)

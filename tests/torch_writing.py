@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-from kseg import torch_files
+from kseg.torch_pickles import STORAGE_DTYPES
 
 
 class Stored:
@@ -58,7 +58,7 @@ class FakePickler(pickle.Pickler):
 def fake_torch():
     """Stand-ins for PyTorch's names, so that pickle can write them."""
     torch, functions = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for kind in (*torch_files.STORAGE_DTYPES, "QInt8Storage"):
+    for kind in (*STORAGE_DTYPES, "QInt8Storage"):
         setattr(torch, kind, type(kind, (), {"__module__": "torch"}))
     for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
         def function():

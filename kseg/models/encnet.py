@@ -4,7 +4,8 @@ import keras
 from keras import ops
 
 from kseg.config import Model
-from kseg.models.layers import BatchNormalization, ResizeLike, classifier, conv_bn_relu
+from kseg.models.blocks import classifier, conv_bn_relu, dense
+from kseg.models.layers import BatchNormalization, ResizeLike
 
 
 def encnet(features: list, classes: int, model: Model) -> dict:
@@ -12,24 +13,25 @@ def encnet(features: list, classes: int, model: Model) -> dict:
 
     `se` is there where model.encnet.se is set; it is used by the loss alone.
     """
-    top = conv_bn_relu(features[3], model.channels, 3, "decode_head.bottleneck")
+    initial = model.initial_weights
+    top = conv_bn_relu(features[3], model.channels, 3, "decode_head.bottleneck", initial)
     if model.encnet.lateral:
         top = _lateral(features, top, model)
-    projected = conv_bn_relu(top, model.channels, 1, "decode_head.enc_module.encoding_project")
+    projected = conv_bn_relu(top, model.channels, 1, "decode_head.enc_module.encoding_project", initial)
     residuals = Encoding(model.encnet.codewords, name="decode_head.enc_module.encoding.0")(projected)
     # The statistics are per codeword, which is the last axis.
     residuals = BatchNormalization(name="decode_head.enc_module.encoding.1")(residuals)
     residuals = keras.layers.Activation("relu", name="decode_head.enc_module.encoding.relu")(residuals)
     context = keras.layers.GlobalAveragePooling1D("channels_first", name="decode_head.enc_module.mean")(residuals)
-    gate = _dense(context, model.channels, "decode_head.enc_module.fc.0")
+    gate = dense(context, model.channels, "decode_head.enc_module.fc.0")
     gate = keras.layers.Activation("sigmoid", name="decode_head.enc_module.sigmoid")(gate)
     gate = keras.layers.Reshape((1, 1, model.channels), name="decode_head.enc_module.gate")(gate)
     weighted = keras.layers.Multiply(name="decode_head.enc_module.weighted")([top, gate])
     outputs = keras.layers.Add(name="decode_head.enc_module.add")([top, weighted])
     outputs = keras.layers.Activation("relu", name="decode_head.enc_module.relu")(outputs)
-    heads = {"main": classifier(outputs, classes, model.dropout, "decode_head")}
+    heads = {"main": classifier(outputs, classes, model.dropout, "decode_head", initial)}
     if model.encnet.se:
-        heads["se"] = _dense(context, classes, "decode_head.se_layer", dtype="float32")
+        heads["se"] = dense(context, classes, "decode_head.se_layer", dtype="float32")
     return heads
 
 
@@ -37,18 +39,11 @@ def _lateral(features, top, model):
     """Join stages 2 and 3, brought to the size of `top` by 1x1 convolutions and resizing."""
     joined = [top]
     for index in (0, 1):
-        side = conv_bn_relu(features[index + 1], model.channels, 1, f"decode_head.lateral_convs.{index}")
+        side = conv_bn_relu(features[index + 1], model.channels, 1, f"decode_head.lateral_convs.{index}",
+                            model.initial_weights)
         joined.append(ResizeLike(model.align_corners, name=f"decode_head.lateral_resize.{index}")([side, top]))
     joined = keras.layers.Concatenate(name="decode_head.concat")(joined)
-    return conv_bn_relu(joined, model.channels, 3, "decode_head.fusion")
-
-
-def _dense(inputs, units, name, dtype=None):
-    """A dense layer with PyTorch's default initial weights: uniform within 1 / sqrt(inputs)."""
-    limit = inputs.shape[-1] ** -0.5
-    return keras.layers.Dense(
-        units, kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
-        bias_initializer=keras.initializers.RandomUniform(-limit, limit), dtype=dtype, name=name)(inputs)
+    return conv_bn_relu(joined, model.channels, 3, "decode_head.fusion", model.initial_weights)
 
 
 @keras.saving.register_keras_serializable("kseg")

@@ -1,14 +1,13 @@
-"""Layers that Keras lacks or defines otherwise than PyTorch, and the two ways of writing a convolution.
+"""Layers that Keras lacks or defines otherwise than PyTorch.
 
 Everything is defined in Keras operations. Where TensorFlow has a faster kernel for the same numbers, or where replicas
 have to talk to each other, the choice is made here and nowhere else.
 """
 
+import math
+
 import keras
 from keras import ops
-
-# Kaiming normal over the fan-out, as mmcv initialises every convolution before a norm (SPEC: std sqrt(2 / (out k k))).
-KAIMING_FAN_OUT = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
 def on_tensorflow() -> bool:
@@ -57,6 +56,8 @@ class BatchNormalization(keras.layers.Layer):
             return normalise(inputs, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
         context = replica_context()
         train = fused_training if fused and context is None else normalise_training
+        if on_tensorflow() and is_small(inputs):
+            train = exact_training
         outputs, mean, unbiased_variance = train(inputs, self.gamma, self.beta, self.epsilon, context)
         self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
         self.moving_variance.assign(
@@ -72,32 +73,53 @@ class BatchNormalization(keras.layers.Layer):
 
 
 def normalise_with(inputs, mean, variance, gamma, beta, epsilon):
-    """Return (inputs - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis."""
-    dtype = inputs.dtype
-    scale = ops.cast(gamma, "float32") * ops.rsqrt(variance + epsilon)
-    outputs = ops.cast(inputs, "float32") * scale + (ops.cast(beta, "float32") - mean * scale)
-    return ops.cast(outputs, dtype)
+    """Return (inputs - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, in float32 inside."""
+    inverse = ops.rsqrt(variance + epsilon)
+    mean, inverse, gamma, beta = (ops.cast(value, "float32") for value in (mean, inverse, gamma, beta))
+    # The difference first: a large mean cancels before it is scaled.
+    outputs = (ops.cast(inputs, "float32") - mean) * (inverse * gamma) + beta
+    return ops.cast(outputs, inputs.dtype)
 
 
-def normalise_training(inputs, gamma, beta, epsilon, context=None):
+def normalise_training(inputs, gamma, beta, epsilon, context=None, dtype="float32"):
     """Return the inputs normalised by their own statistics, those means and the unbiased variances, in float32.
 
-    `context` is the replica context whose replicas hold equal shares of the global batch, or None.
+    `context` is the replica context whose replicas hold equal shares of the global batch, or None. The statistics are
+    summed in `dtype`.
     """
     def sum_over_batch(values):
         total = ops.sum(values, axis=tuple(range(len(values.shape) - 1)))
         return total if context is None else context.all_reduce("sum", total)
 
-    values = ops.cast(inputs, "float32")
+    values = ops.cast(inputs, dtype)
     shape = ops.shape(inputs)
     count = 1 if context is None else context.num_replicas_in_sync
     for size in shape[:-1]:
         count = count * size
-    count = ops.cast(count, "float32")
+    count = ops.cast(count, dtype)
     mean = sum_over_batch(values) / count
     variance = sum_over_batch(ops.square(values - mean)) / count
     outputs = normalise_with(inputs, mean, variance, gamma, beta, epsilon)
-    return outputs, mean, variance * (count / ops.maximum(count - 1, 1))
+    unbiased = variance * (count / ops.maximum(count - 1, 1))
+    return outputs, ops.cast(mean, "float32"), ops.cast(unbiased, "float32")
+
+
+# Up to this many numbers, statistics in float64 cost a CPU core at most a millisecond more than TensorFlow's kernel.
+SMALL = 2**17
+
+
+def is_small(inputs) -> bool:
+    """Return whether the inputs' size is known, and small enough for `exact_training` to cost next to nothing."""
+    return None not in inputs.shape and math.prod(inputs.shape) <= SMALL
+
+
+def exact_training(inputs, gamma, beta, epsilon, context=None):
+    """Return what `normalise_training` returns, with statistics summed in float64 as PyTorch sums them on a CPU.
+
+    The float32 sums of TensorFlow's kernels grow into differences of some percent in the gradients of a network of a
+    hundred layers over a small batch.
+    """
+    return normalise_training(inputs, gamma, beta, epsilon, context, "float64")
 
 
 def fused_training(inputs, gamma, beta, epsilon, context=None):
@@ -164,7 +186,7 @@ class ResizeLike(keras.layers.Layer):
 
     def call(self, inputs):
         source, target = inputs
-        return resize(source, ops.shape(target)[1:3], self.align_corners)
+        return ops.cast(resize(source, ops.shape(target)[1:3], self.align_corners), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         source, target = input_shape
@@ -172,6 +194,45 @@ class ResizeLike(keras.layers.Layer):
 
     def get_config(self):
         return super().get_config() | {"align_corners": self.align_corners}
+
+
+@keras.saving.register_keras_serializable("kseg")
+class AdaptiveAveragePooling(keras.layers.Layer):
+    """Averages over bins x bins rectangles: NHWC features give (N, bins, bins, C), as PyTorch's AdaptiveAvgPool2d.
+
+    Bin i of a side of length L covers [floor(i L / bins), ceil((i + 1) L / bins)): bins may overlap, and there may be
+    more of them than positions. Written as one matrix product, which works for sizes known only at run time.
+    """
+
+    def __init__(self, bins, **kwargs):
+        super().__init__(**kwargs)
+        self.bins = bins
+
+    def call(self, inputs):
+        samples, height, width = ops.shape(inputs)[:3]
+        channels = inputs.shape[-1]
+        # A sum over a whole picture outgrows half precision; and the norm of a few pooled values that follows enlarges
+        # the rounding of their differences.
+        dtype = "float64" if on_tensorflow() and is_small(inputs) else "float32"
+        rows, columns = (ops.cast(bin_members(side, self.bins), dtype) for side in (height, width))
+        members = ops.reshape(rows[:, None, :, None] * columns[None, :, None, :], (self.bins**2, height * width))
+        positions = ops.reshape(ops.cast(inputs, dtype), (samples, height * width, channels))
+        means = ops.matmul(members, positions) / ops.sum(members, axis=-1)[:, None]
+        return ops.cast(ops.reshape(means, (samples, self.bins, self.bins, channels)), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.bins, self.bins, input_shape[-1])
+
+    def get_config(self):
+        return super().get_config() | {"bins": self.bins}
+
+
+def bin_members(length, bins):
+    """Return float32 (bins, length): 1 where a bin of a side holds a position, else 0; `length` may be a tensor."""
+    numbers = ops.arange(bins)
+    starts, ends = numbers * length // bins, ((numbers + 1) * length + bins - 1) // bins
+    positions = ops.arange(length)
+    return ops.cast(ops.logical_and(positions >= starts[:, None], positions < ends[:, None]), "float32")
 
 
 def resize(images, size, align_corners=False):
@@ -205,35 +266,3 @@ def resize_by_gather(images, size, align_corners=False):
         below, above = ops.take(images, lower, axis=axis), ops.take(images, upper, axis=axis)
         images = below + (above - below) * weight
     return images
-
-
-def convolution(inputs, channels, kernel, name, stride=1, dilation=1, bias=False, initializer=KAIMING_FAN_OUT):
-    """Return a convolution padded symmetrically by dilation * (kernel // 2), as PyTorch pads.
-
-    Keras' padding="same" puts the odd row and column of a strided convolution at the other end, hence the explicit
-    padding there; at stride 1 both are equal and "same" saves a copy.
-    """
-    if stride > 1 and kernel > 1:
-        inputs = keras.layers.ZeroPadding2D(dilation * (kernel // 2), name=f"{name}.pad")(inputs)
-    if stride > 1 and kernel == 1:
-        # The same numbers; TensorFlow 2.21's CPU kernel for the gradient of a strided 1x1 convolution writes outside
-        # its memory at batch 1.
-        inputs = keras.layers.MaxPooling2D(1, strides=stride, name=f"{name}.subsample")(inputs)
-        stride = 1
-    return keras.layers.Conv2D(
-        channels, kernel, strides=stride, dilation_rate=dilation, padding="same" if stride == 1 else "valid",
-        use_bias=bias, kernel_initializer=initializer.clone(), name=name)(inputs)
-
-
-def conv_bn_relu(inputs, channels, kernel, name, dilation=1):
-    """Return convolution without bias, batch normalisation, ReLU; the layers are `name`.conv and `name`.bn."""
-    outputs = convolution(inputs, channels, kernel, f"{name}.conv", dilation=dilation)
-    outputs = BatchNormalization(name=f"{name}.bn")(outputs)
-    return keras.layers.Activation("relu", name=f"{name}.relu")(outputs)
-
-
-def classifier(inputs, classes, dropout, name):
-    """Return float32 class logits: channel dropout, then a 1x1 convolution with bias; the layer is `name`.conv_seg."""
-    outputs = ChannelDropout(dropout, name=f"{name}.dropout")(inputs)
-    return keras.layers.Conv2D(classes, 1, kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-                               dtype="float32", name=f"{name}.conv_seg")(outputs)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.models import layers
-from kseg.models.layers import BatchNormalization, ChannelDropout, ResizeLike
+from kseg.models import blocks, layers
+from kseg.models.apcnet import RegionMixture
+from kseg.models.layers import AdaptiveAveragePooling, BatchNormalization, ChannelDropout, ResizeLike
 
 
 def random(*shape, seed=0):
@@ -21,14 +22,31 @@ def test_fused_and_portable_training_agree(shape):
     inputs, upstream = tf.constant(random(*shape)), tf.constant(random(*shape, seed=1))
     gamma, beta = tf.constant(random(4, seed=2)), tf.constant(random(4, seed=3))
     results = []
-    for train in (layers.fused_training, layers.normalise_training):
+    for train in (layers.fused_training, layers.normalise_training, layers.exact_training):
         with tf.GradientTape() as tape:
             tape.watch((inputs, gamma, beta))
             outputs, mean, variance = train(inputs, gamma, beta, 1e-5)
             loss = tf.reduce_sum(outputs * upstream)
         results.append([outputs, mean, variance, *tape.gradient(loss, (inputs, gamma, beta))])
-    for fused, portable in zip(*results):
+    for fused, portable, exact in zip(*results):
         np.testing.assert_allclose(fused, portable, rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(exact, portable, rtol=2e-4, atol=2e-4)
+
+
+def test_statistics_of_small_inputs_are_exact():
+    inputs = random(2, 32, 32, 8)
+    # Far from zero, where float32 sums lose most.
+    inputs = (inputs / 10 + 1000).astype(np.float32)
+    values = inputs.reshape(-1, 8).astype(np.float64)
+    layer = BatchNormalization(momentum=0.0, name="n")
+    layer(inputs, training=True)
+    np.testing.assert_allclose(layer.moving_variance, values.var(axis=0, ddof=1), rtol=1e-6)
+    np.testing.assert_allclose(layer.moving_mean, values.mean(axis=0), rtol=1e-7)
+
+
+def test_only_inputs_of_known_and_small_size_count_as_small():
+    shapes = {(2, 32, 32, 64): True, (2, 32, 32, 65): False, (None, 4, 4, 4): False}
+    assert {shape: layers.is_small(keras.KerasTensor(shape)) for shape in shapes} == shapes
 
 
 def test_fused_and_portable_inference_agree():
@@ -188,7 +206,7 @@ def convolved(images, kernel, stride, dilation):
     (3, 2, 1), (7, 2, 1), (1, 2, 1), (3, 1, 1), (3, 1, 2), (3, 1, 4)])
 def test_convolutions_pad_symmetrically(size, kernel, stride, dilation):
     images = keras.Input((*size, 3))
-    outputs = layers.convolution(images, 4, kernel, "c", stride=stride, dilation=dilation)
+    outputs = blocks.convolution(images, 4, kernel, "c", "kaiming", stride=stride, dilation=dilation)
     model = keras.Model(images, outputs)
     inputs = random(2, *size, 3)
     expected = convolved(inputs, model.get_layer("c").kernel.numpy(), stride, dilation)
@@ -201,3 +219,61 @@ def test_convolutions_pad_symmetrically(size, kernel, stride, dilation):
 def test_layers_survive_their_config(layer):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(again) is type(layer) and again.get_config() == layer.get_config()
+
+
+# Adaptive pooling and mixtures of regions.
+
+
+def slow_pooling(images, bins):
+    """Averages bin by bin, over [floor(i L / bins), ceil((i + 1) L / bins))."""
+    samples, height, width, channels = images.shape
+    outputs = np.zeros((samples, bins, bins, channels), np.float64)
+    for row in range(bins):
+        for column in range(bins):
+            top, bottom = row * height // bins, int(np.ceil((row + 1) * height / bins))
+            left, right = column * width // bins, int(np.ceil((column + 1) * width / bins))
+            outputs[:, row, column] = images[:, top:bottom, left:right].astype(np.float64).mean(axis=(1, 2))
+    return outputs
+
+
+def test_bins_of_the_reference_example():
+    edges = [(0, 3), (2, 5), (4, 7), (6, 9), (8, 11), (10, 13)]
+    expected = [[float(start <= position < end) for position in range(13)] for start, end in edges]
+    np.testing.assert_array_equal(layers.bin_members(13, 6), expected)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize("height, width", [(13, 8), (4, 4), (1, 5), (64, 33)])
+def test_adaptive_pooling(bins, height, width):
+    images = random(2, height, width, 3)
+    layer = AdaptiveAveragePooling(bins)
+    expected = slow_pooling(images, bins)
+    np.testing.assert_allclose(layer(images), expected, rtol=1e-4, atol=1e-5)
+    open_sizes = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
+    np.testing.assert_allclose(open_sizes(images), expected, rtol=1e-4, atol=1e-5)
+    assert layer.compute_output_shape((None, None, None, 3)) == (None, bins, bins, 3)
+
+
+def test_gradient_of_adaptive_pooling():
+    images, upstream = tf.constant(random(1, 5, 4, 2)), random(1, 3, 3, 2, seed=1)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        loss = tf.reduce_sum(AdaptiveAveragePooling(3)(images) * upstream)
+    found = tape.gradient(loss, images).numpy()
+    # Pooling is linear, so each gradient is the pooled unit picture times what comes from above.
+    for position in np.ndindex(*images.shape):
+        unit = np.zeros(images.shape, np.float32)
+        unit[position] = 1
+        assert found[position] == pytest.approx((slow_pooling(unit, 3) * upstream).sum(), rel=1e-4, abs=1e-5)
+
+
+def test_mean_of_a_large_picture_in_half_precision():
+    # 65,504 is the largest float16: the sum of these ones is beyond it, their mean is not.
+    pooled = AdaptiveAveragePooling(1, dtype="mixed_float16")(np.ones((1, 300, 300, 1), np.float32))
+    assert pooled.dtype == tf.float16 and float(pooled[0, 0, 0, 0]) == pytest.approx(1, abs=1e-3)
+
+
+def test_region_mixture():
+    affinities, regions = random(2, 3, 4, 5), random(2, 5, 6, seed=1)
+    expected = np.einsum("nhws,nsc->nhwc", affinities, regions)
+    np.testing.assert_allclose(RegionMixture()([affinities, regions]), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,31 @@
+"""FCN (Long et al. 2015) on Cityscapes.
+
+    python -m kseg.train --config fcn_cityscapes --workdir runs/fcn_cityscapes
+    python -m kseg.train --config fcn_cityscapes:r101-d8-512x1024-220e
+
+Without a variant: R-50-D8, 512x1024, 220 epochs, as SSSegmentation trains it.
+"""
+
+from kseg.config import Augment, Config, Data, Evaluate, Fcn, Init, Loss, Model, Train
+from kseg.variants import D16, R101, sssegmentation
+
+
+def config() -> Config:
+    return Config(
+        data=Data(name="cityscapes"),
+        augment=Augment(scale=(1024, 2048), crop=(512, 1024), pad="centre"),
+        model=Model(backbone="resnet50", output_stride=8, head="fcn", auxiliary_channels=512,
+                    initial_weights="uniform", fcn=Fcn(concat_input=False)),
+        init=Init(backbone="resnet50_v1c"),
+        loss=Loss(average="valid"),
+        train=Train(global_batch=8, steps=81_840, end_step=81_840, validate_every=8_184),
+        evaluate=Evaluate(resize=(1024, 2048), resize_logits="once"),
+    )
+
+
+VARIANTS = {
+    "r50-d8-512x1024-220e": sssegmentation({}, "fcn_resnet50os8_cityscapes", 75.16),
+    "r50-d16-512x1024-220e": sssegmentation(D16, "fcn_resnet50os16_cityscapes", 73.94),
+    "r101-d8-512x1024-220e": sssegmentation(R101, "fcn_resnet101os8_cityscapes", 76.31),
+    "r101-d16-512x1024-220e": sssegmentation(R101 | D16, "fcn_resnet101os16_cityscapes", 75.36),
+}

@@ -1,0 +1,117 @@
+"""Nested frozen dataclasses as typed values: read from text or plain dicts, replaced by dotted key, compared."""
+
+import ast
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from kseg.errors import ConfigError, unknown
+
+
+def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) for each value of nested dataclasses."""
+    pairs = []
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        key = prefix + field.name
+        pairs += leaves(value, f"{key}.") if dataclasses.is_dataclass(value) else [(key, value)]
+    return pairs
+
+
+def difference(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, old value, new value) wherever two objects of one dataclass differ."""
+    pairs = zip(leaves(old), leaves(new))
+    return [(key, old_value, new_value) for (key, old_value), (_, new_value) in pairs if old_value != new_value]
+
+
+def set_value(node: Any, override: str) -> Any:
+    """Return a copy with one `a.b=c` applied; the text `c` is read as the field's own type.
+
+    Raises ConfigError for an unknown key and for text that is no value of that type.
+    """
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
+    key = key.strip()
+    return replace_value(node, key, parse(text.strip(), type_of(node, key)))
+
+
+def replace_value(node: Any, key: str, value: Any) -> Any:
+    """Return a copy in which the value at a dotted key is another; raises ConfigError like `set_value`."""
+    return _replaced(node, key.split("."), typed(type_of(node, key), value, key))
+
+
+def _replaced(node: Any, names: list[str], value: Any) -> Any:
+    if not names:
+        return value
+    inner = _replaced(getattr(node, names[0]), names[1:], value)
+    return dataclasses.replace(node, **{names[0]: inner})
+
+
+def type_of(node: Any, key: str) -> Any:
+    """Return the type of the value at a dotted key; raises ConfigError for what is no key and for a group of values."""
+    names = key.split(".")
+    kind = type(node)
+    for depth, name in enumerate(names):
+        if not dataclasses.is_dataclass(kind):
+            raise ConfigError(f"{key}: {'.'.join(names[:depth])} is a value, not a group")
+        types = typing.get_type_hints(kind)
+        if name not in types:
+            raise ConfigError(unknown("config key", name, types, prefix="".join(f"{part}." for part in names[:depth])))
+        kind = types[name]
+    if dataclasses.is_dataclass(kind):
+        choices = (f"{key}.{choice}" for choice in typing.get_type_hints(kind))
+        raise ConfigError(f"{key} is a group; set one of its values: {', '.join(choices)}")
+    return kind
+
+
+def parse(text: str, wanted: Any) -> Any:
+    """Read command-line text as a Python value; text that is wanted as text stays as it is."""
+    if wanted is str:
+        return text
+    if wanted is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if typing.get_origin(wanted) is tuple and not text.startswith(("(", "[")):
+        item = typing.get_args(wanted)[0]
+        return [parse(part.strip(), item) for part in text.split(",") if part.strip()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def typed(wanted: Any, value: Any, key: str) -> Any:
+    """Return `value` as the type `wanted`, or raise ConfigError naming the key, the value and what is wanted."""
+    origin = typing.get_origin(wanted)
+    if origin is Literal:
+        choices = typing.get_args(wanted)
+        for choice in choices:
+            if value == choice and type(value) is type(choice):
+                return choice
+        raise ConfigError(unknown(f"value of {key}:", str(value), map(str, choices)))
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key} takes a list such as a,b; got {value!r}")
+        return tuple(typed(typing.get_args(wanted)[0], item, key) for item in value)
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{key} takes {wanted.__name__}, got {value!r}")
+    return value
+
+
+def read_dict(kind: type, values: dict, prefix: str = "") -> Any:
+    """Return the dataclass `kind` of nested plain dicts; unknown keys and wrong types raise ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a group of values, got {values!r}")
+    types = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        key = prefix + name
+        if name not in types:
+            raise ConfigError(unknown("config key", name, types, prefix))
+        if dataclasses.is_dataclass(types[name]):
+            arguments[name] = read_dict(types[name], value, key + ".")
+        else:
+            arguments[name] = typed(types[name], value, key)
+    return kind(**arguments)

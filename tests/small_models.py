@@ -1,0 +1,60 @@
+"""A model with every kind of weight, its weights in PyTorch's layouts, and what those compute."""
+
+import keras
+import numpy as np
+
+
+class Codes(keras.layers.Layer):
+    def build(self, input_shape):
+        self.codewords = self.add_weight(name="codewords", shape=(3, input_shape[-1]))
+        self.scale = self.add_weight(name="scale", shape=(3,))
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, keras.ops.transpose(self.codewords)) * self.scale
+
+
+def small_model(classes=2):
+    """A model of every kind of weight that heads have, with MMSegmentation's names."""
+    images = keras.Input((5, 6, 3))
+    outputs = keras.layers.Conv2D(4, (3, 2), use_bias=False, name="backbone.conv1")(images)
+    outputs = keras.layers.BatchNormalization(epsilon=1e-5, name="backbone.bn1")(outputs)
+    outputs = keras.layers.DepthwiseConv2D((2, 3), use_bias=False, name="decode_head.depthwise_conv.conv")(outputs)
+    outputs = keras.layers.Dropout(0.1, name="decode_head.dropout")(outputs)
+    outputs = keras.layers.GlobalAveragePooling2D(name="decode_head.pool")(outputs)
+    outputs = Codes(name="decode_head.enc_module.encoding.0")(outputs)
+    outputs = keras.layers.Dense(classes, name="decode_head.se_layer")(outputs)
+    return keras.Model(images, outputs)
+
+
+def small_state(seed=0, classes=2):
+    shapes = {
+        "backbone.conv1.weight": (4, 3, 3, 2), "backbone.bn1.weight": (4,), "backbone.bn1.bias": (4,),
+        "backbone.bn1.running_mean": (4,), "backbone.bn1.running_var": (4,),
+        "decode_head.depthwise_conv.conv.weight": (4, 1, 2, 3),
+        "decode_head.enc_module.encoding.0.codewords": (3, 4), "decode_head.enc_module.encoding.0.scale": (3,),
+        "decode_head.se_layer.weight": (classes, 3), "decode_head.se_layer.bias": (classes,)}
+    random = np.random.default_rng(seed)
+    return {name: random.uniform(0.5, 1.5, shape).astype("float32") for name, shape in shapes.items()}
+
+
+def torch_result(state, image):
+    """What the small model computes, written out as sums over PyTorch's layouts; `image` is (3, 5, 6)."""
+    kernel, depthwise = state["backbone.conv1.weight"], state["decode_head.depthwise_conv.conv.weight"]
+    windows = np.lib.stride_tricks.sliding_window_view(image, (3, 2), axis=(1, 2))
+    outputs = np.einsum("ihwyx,oiyx->ohw", windows, kernel)
+    gamma, beta, mean, variance = (state[f"backbone.bn1.{name}"][:, None, None]
+                                   for name in ("weight", "bias", "running_mean", "running_var"))
+    outputs = (outputs - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+    windows = np.lib.stride_tricks.sliding_window_view(outputs, (2, 3), axis=(1, 2))
+    outputs = np.einsum("chwyx,cyx->chw", windows, depthwise[:, 0]).mean((1, 2))
+    encoding = "decode_head.enc_module.encoding.0."
+    outputs = state[encoding + "codewords"] @ outputs * state[encoding + "scale"]
+    return state["decode_head.se_layer.weight"] @ outputs + state["decode_head.se_layer.bias"]
+
+
+def values(model):
+    return [np.array(variable) for variable in model.weights]
+
+
+def unchanged(model, before):
+    return all(np.array_equal(old, new) for old, new in zip(before, values(model), strict=True))

@@ -1,0 +1,186 @@
+"""kseg.inference: the reference systems' own logits, and sliding windows against a count written out slowly."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from shared_files import FIXTURES, needs_fixtures
+
+from kseg import inference, models, weights
+from kseg.config import Config, Deeplab, Evaluate, Model
+
+MMSEG, SSS = FIXTURES / "mmseg" / "inference", FIXTURES / "sss" / "inference"
+MODEL = Model(backbone="resnet50", width=2, head="deeplabv3plus", channels=16, dropout=0.0,
+              deeplab=Deeplab(dilations=(1, 2, 3, 5), shortcut_channels=2))
+# A name, the protocol, the file of logits.
+MMSEG_CASES = {
+    "whole": (Evaluate(), "whole_logits"),
+    "square windows": (Evaluate(window=(64, 64), stride=(43, 43)), "slide_logits"),
+    "upright windows": (Evaluate(window=(112, 64), stride=(103, 35)), "slide_rect_logits"),
+    "keep-ratio resize": (Evaluate(resize=(80, 256)), "keepratio_logits"),
+}
+
+
+def loaded(directory, auxiliary):
+    """The fixture's model of ours, with its weights."""
+    settings = json.loads((directory / "settings.json").read_text())
+    # Both systems' models have the same configuration but for the auxiliary head.
+    head = settings.get("head") or settings["cfg"]["decode_head"]
+    assert settings["args"]["model"] == MODEL.head and tuple(head["dilations"]) == MODEL.deeplab.dilations
+    assert head.get("channels", head.get("feats_channels")) == MODEL.channels
+    config = replace(MODEL, auxiliary_channels=auxiliary)
+    model = models.build(config, settings["args"]["classes"])
+    weights.load_checkpoint(model, directory / "model.pth", MODEL.head)
+    return model
+
+
+@pytest.fixture(scope="module")
+def mmseg_model():
+    return loaded(MMSEG, auxiliary=8)
+
+
+@pytest.fixture(scope="module")
+def sss_model():
+    return loaded(SSS, auxiliary=16)
+
+
+def compiled(model, settings):
+    """`predict_logits` as evaluation runs it: in one graph for all sizes."""
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((2,), tf.int32)])
+    def logits(inputs, size):
+        return inference.predict_logits(model, inputs, (size[0], size[1]), settings)
+
+    return lambda inputs, size: logits(inputs, size).numpy()
+
+
+def agree(found, expected, bound):
+    """Whether classes are the same wherever the two best logits differ by more than a bound."""
+    best = np.sort(expected, axis=-1)
+    sure = best[..., -1] - best[..., -2] > bound
+    assert sure.mean() > 0.9
+    return np.array_equal(found[sure], np.argmax(expected, axis=-1)[sure])
+
+
+@needs_fixtures
+@pytest.mark.parametrize("case", MMSEG_CASES)
+def test_mmsegs_logits_and_classes(mmseg_model, case):
+    evaluation, file = MMSEG_CASES[case]
+    settings = Config(model=MODEL, evaluate=evaluation)
+    image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
+    expected = np.load(MMSEG / f"{file}.npy")
+    inputs = inference.prepare(image[None], settings)
+    if evaluation.resize:
+        assert np.abs(inputs - np.load(MMSEG / "keepratio_input.npy")).max() < 1e-5
+    found = compiled(mmseg_model, settings)(inputs, image.shape[:2])
+    assert found.shape == expected.shape == (1, 97, 141, 2)
+    assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    assert agree(inference.predict_ids(mmseg_model, image[None], image.shape[:2], settings).numpy(), expected, 1e-4)
+
+
+@needs_fixtures
+def test_mmsegs_windows_on_resized_and_mirrored_pictures(mmseg_model):
+    # The mean over these of probabilities at the original size is what the reference system has stored.
+    settings = Config(model=MODEL, evaluate=Evaluate(window=(64, 64), stride=(43, 43)))
+    stored = np.load(MMSEG / "tta_resized_bgr_uint8.npz")
+    original = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
+    logits, probabilities = compiled(mmseg_model, settings), []
+    for image in (*(stored[name][..., ::-1] for name in ("aug0", "aug2", "aug6")), original):
+        inputs = inference.normalise(image[None], settings)
+        height, width = image.shape[:2]
+        mirrored = logits(inputs[:, :, ::-1], (height, width))[:, :, ::-1]
+        for own in (logits(inputs, (height, width)), mirrored):
+            probabilities.append(tf.nn.softmax(inference.resize(own, (97, 141))))
+    found, expected = np.mean(probabilities, axis=0), np.load(MMSEG / "tta_slide_probs.npy")
+    assert np.abs(found - expected).max() <= 1e-5
+
+
+@needs_fixtures
+def test_sss_resizes_logits_once(sss_model):
+    inputs, expected = np.load(SSS / "input.npy"), np.load(SSS / "whole_single.npy")
+    once, twice = (compiled(sss_model, Config(model=MODEL, evaluate=Evaluate(resize_logits=way)))(inputs, (91, 133))
+                   for way in ("once", "twice"))
+    assert np.abs(once - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    assert np.abs(twice - expected).max() > 0.01
+
+
+def scaled(inputs, factor):
+    """PyTorch's bilinear interpolate(scale_factor=): its ratio is the factor, whatever the size is rounded to."""
+    for axis in (1, 2):
+        length = inputs.shape[axis]
+        positions = np.maximum((np.arange(int(length * factor)) + 0.5) / factor - 0.5, 0)
+        below = np.minimum(positions.astype(int), length - 1)
+        share = np.expand_dims(positions - below, (1, 2) if axis == 1 else (1,))
+        inputs = (np.take(inputs, below, axis) * (1 - share)
+                  + np.take(inputs, np.minimum(below + 1, length - 1), axis) * share)
+    return inputs.astype(np.float32)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("evaluation, file", [
+    (Evaluate(resize_logits="once"), "tta_whole_logits"),
+    (Evaluate(window=(64, 64), stride=(43, 43), resize_logits="once"), "tta_slide_logits")])
+def test_sss_on_scaled_and_mirrored_inputs(sss_model, evaluation, file):
+    logits, passes = compiled(sss_model, Config(model=MODEL, evaluate=evaluation)), []
+    for factor in (0.5, 1.0, 1.25):
+        inputs = scaled(np.load(SSS / "input.npy"), factor)
+        passes += [logits(inputs, (91, 133)), logits(inputs[:, :, ::-1], (91, 133))[:, :, ::-1]]
+    expected = np.load(SSS / f"{file}.npy")
+    assert np.abs(np.mean(passes, axis=0) - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bytes_are_resized_as_opencv_resizes_them(seed):
+    generator = np.random.default_rng(seed)
+    height, width, target_height, target_width = (int(side) for side in generator.integers(1, 160, 4))
+    image = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    expected = cv2.resize(image, (target_width, target_height), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(inference.resize_bytes(image[None], (target_height, target_width))[0], expected)
+
+
+def position_model(stride=4):
+    """Logits that depend on where in its window a pixel lies, so that each window gives other ones."""
+    images = keras.Input((None, None, 3))
+    pooled = keras.layers.AveragePooling2D(stride, padding="same")(images)
+    across = keras.layers.Lambda(lambda x: x + tf.cumsum(tf.ones_like(x), axis=2) - 2 * tf.cumsum(x, axis=1))(pooled)
+    return keras.Model(images, {"main": across})
+
+
+def slow_slide(model, inputs, window, stride):
+    """Sliding windows as MMSegmentation words them."""
+    (batch, height, width), (crop_height, crop_width) = inputs.shape[:3], window
+    total, count = np.zeros((batch, height, width, 3)), np.zeros((height, width, 1))
+    for row in range(max(height - crop_height + stride[0] - 1, 0) // stride[0] + 1):
+        for column in range(max(width - crop_width + stride[1] - 1, 0) // stride[1] + 1):
+            bottom, right = min(row * stride[0] + crop_height, height), min(column * stride[1] + crop_width, width)
+            top, left = max(bottom - crop_height, 0), max(right - crop_width, 0)
+            part = model(inputs[:, top:bottom, left:right])["main"]
+            total[:, top:bottom, left:right] += tf.image.resize(part, (bottom - top, right - left)).numpy()
+            count[top:bottom, left:right] += 1
+    assert count.min() >= 1
+    return total / count
+
+
+@pytest.mark.parametrize("window, stride", [
+    ((16, 16), (11, 11)), ((16, 24), (16, 24)), ((10, 31), (3, 29)), ((40, 16), (1, 16)), ((64, 64), (43, 43))])
+def test_windows_against_a_slow_count_in_one_graph(window, stride):
+    model = position_model()
+    logits = compiled(model, Config(evaluate=Evaluate(window=window, stride=stride)))
+    generator = np.random.default_rng(0)
+    # Of several pictures, and as large as, smaller and larger than the windows on one side and on both.
+    for shape in ((1, 37, 53), (2, 16, 24), (1, 9, 40), (1, 40, 9), (1, 1, 1), (1, 65, 107)):
+        inputs = generator.normal(size=(*shape, 3)).astype(np.float32)
+        expected = slow_slide(model, inputs, window, stride)
+        assert np.allclose(logits(inputs, shape[1:]), expected, atol=1e-4)
+
+
+def test_logits_of_windows_are_brought_to_the_labels_size():
+    model, inputs = position_model(), np.random.default_rng(1).normal(size=(1, 20, 30, 3)).astype(np.float32)
+    for way in ("once", "twice"):
+        settings = Config(evaluate=Evaluate(window=(16, 16), stride=(11, 11), resize_logits=way))
+        expected = tf.image.resize(slow_slide(model, inputs, (16, 16), (11, 11)), (33, 44))
+        assert np.allclose(compiled(model, settings)(inputs, (33, 44)), expected, atol=1e-4)
