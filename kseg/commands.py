@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="a directory that kseg.train has written")
     parser.add_argument("--weights", type=Path, metavar="FILE",
-                        help="a .weights.h5 file, or a .pth of MMSegmentation or SSSegmentation; "
+                        help="a .weights.h5 file, or a .pth or .npz of MMSegmentation or SSSegmentation; "
                              "default: best.weights.h5 of --workdir")
 
 
@@ -54,10 +54,8 @@ def load_model(arguments: argparse.Namespace) -> tuple:
     else:
         raise ConfigError("name a model: --workdir DIR, or --config NAME with --weights FILE")
     model = models.build(config.model, len(dataset.classes))
-    if path.suffix in (".pth", ".pt"):
-        weights.load_checkpoint(model, path, config.model.head)
-    else:
-        weights.load_keras(model, path)
+    for note in weights.load_checkpoint(model, path, config.model.head, channels=config.init.channels):
+        print(f"note: {note}")
     return model, config, dataset
 
 

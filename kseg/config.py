@@ -138,7 +138,7 @@ class Init:
     # Backbone weights in PyTorch's names (.npz, .pth) or of keras.applications (.h5): a path, or the name of a
     # published file, such as resnet50_v1c; empty: random.
     backbone: str = ""
-    # Weights of the whole model (.weights.h5, .pth): a path; empty: random.
+    # Weights of the whole model (.weights.h5, .pth, .npz): a path; empty: random.
     weights: str = ""
     # Names of weights that are not loaded, or beginnings that end in "*", whichever side has them.
     skip: tuple[str, ...] = ()

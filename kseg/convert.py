@@ -2,12 +2,16 @@
 
     python -m kseg.convert CHECKPOINT.pth --config encnet_cityscapes --out encnet.weights.h5
     python -m kseg.convert --config encnet_cityscapes:r101-d8-512x1024-80k --out encnet.weights.h5
+    python -m kseg.convert RESNET.pth --backbone --config encnet_camvid --out start.weights.h5
     python -m kseg.convert --verify DIR
 
 CHECKPOINT is a whole model of MMSegmentation or SSSegmentation: .pth or .pt in either of PyTorch's containers, or a
 .npz under the same names. Without it, the variant's published file is taken from $KSEG_WEIGHTS, else from weights/,
-or downloaded to there; `python -m kseg.train --list` prints the variants. PyTorch is not needed. A file that holds a
-backbone alone is not converted: init.backbone takes it as it is.
+or downloaded to there; `python -m kseg.train --list` prints the variants. PyTorch is not needed.
+
+With --backbone it is a ResNet alone, of torchvision, mmpretrain or keras.applications (.pth, .npz, .h5), and the heads
+keep the weights that train.seed draws: a whole model to start training from, by init.weights. Training also takes such
+a file as it is, by init.backbone.
 
 Every weight has to fit by name and shape, or what does not is printed, for both sides, and nothing is written.
 init.skip lists what may be left out (its names of a backbone file, such as fc.*, are passed over here), and
@@ -49,6 +53,7 @@ from kseg.config import Config
 from kseg.errors import ConfigError, WeightsError
 
 SUFFIXES = (".pth", ".pt", ".npz")
+BACKBONE_SUFFIXES = (*SUFFIXES, ".h5")
 OUT_SUFFIX = ".weights.h5"
 # How names begin in a file that holds a backbone alone.
 BACKBONE_FILE_NAMES = ("stem.", "conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "fc.", "head.fc.")
@@ -78,22 +83,42 @@ def published_address(name: str) -> str:
     return address
 
 
-def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", average: bool = False) -> dict[str, Any]:
+def load(model: Any, checkpoint: Path, config: Config, average: bool, backbone: bool) -> tuple[str, list[str]]:
+    """Load a checkpoint, or a backbone alone, and return the system that wrote it and sentences on what was done.
+
+    Raises WeightsError where it does not fit, or is of another kind.
+    """
+    from kseg import checkpoints, weights
+
+    kind, suffixes = ("backbone", BACKBONE_SUFFIXES) if backbone else ("whole model", SUFFIXES)
+    if checkpoint.suffix not in suffixes:
+        raise WeightsError(f"{checkpoint} is no checkpoint of a {kind}; choices: {', '.join(suffixes)}")
+    channels = config.init.channels
+    system = checkpoints.read_checkpoint(checkpoint, channels, average).system
+    if backbone:
+        notes = weights.load_backbone(model, checkpoint, config.init.skip, channels, config.data.std)
+        return system, [*notes, f"the heads have their first weights, drawn with train.seed {config.train.seed}"]
+    skip, notes = split_skip(config.init.skip)
+    return system, notes + weights.load_checkpoint(model, checkpoint, config.model.head, skip, channels, average)
+
+
+def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", average: bool = False,
+            backbone: bool = False) -> dict[str, Any]:
     """Write the checkpoint's weights to `out`, and their provenance beside it, which is returned.
 
     `origin` is the address it was fetched from, if it was. `average` takes the moving average of the weights where the
-    file holds both. Raises WeightsError, and writes nothing, where the checkpoint does not fit the config's model, and
-    where what was written does not read back as it was; WorkdirError where it cannot be written.
+    file holds both; `backbone` says that it holds no heads, which then begin anew. Raises WeightsError, and writes
+    nothing, where the checkpoint does not fit the config's model, and where what was written does not read back as it
+    was; WorkdirError where it cannot be written.
     """
-    from kseg import checkpoints, datasets, models, weights, workdirs
+    import keras
 
-    if checkpoint.suffix not in SUFFIXES:
-        raise WeightsError(f"{checkpoint} is no checkpoint of a whole model; choices: {', '.join(SUFFIXES)}")
+    from kseg import datasets, models, weights, workdirs
+
     dataset = datasets.find(config.data)
-    skip, notes = split_skip(config.init.skip)
+    keras.utils.set_random_seed(config.train.seed)
     model = models.build(config.model, len(dataset.classes))
-    system = checkpoints.read_checkpoint(checkpoint, config.init.channels, average).system
-    notes += weights.load_checkpoint(model, checkpoint, config.model.head, skip, config.init.channels, average)
+    system, notes = load(model, checkpoint, config, average, backbone)
     variables = weights.mmseg_names(model)
     record = {
         "source": {"origin": origin or str(checkpoint.resolve()), "file": checkpoint.name, **_fingerprint(checkpoint),
@@ -158,7 +183,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     """Return what a .pth file tells of itself in plain short values: versions, dates, steps, the number of classes."""
     from kseg import torch_files
 
-    contents = torch_files.read(checkpoint) if checkpoint.suffix != ".npz" else None
+    contents = torch_files.read(checkpoint) if checkpoint.suffix in (".pth", ".pt") else None
     if not isinstance(contents, Mapping):
         return {}
     meta = contents.get("meta")
@@ -184,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="a .pth, .pt or .npz file of a whole model; default: the published one of the variant")
     commands.add_config_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="NAME.weights.h5", help="the file of Keras weights to write")
+    parser.add_argument("--backbone", action="store_true",
+                        help="CHECKPOINT holds a ResNet alone; the heads keep their first weights")
     parser.add_argument("--average", action="store_true",
                         help="take the moving average of the weights, where the file holds it beside the plain ones")
     parser.add_argument("--verify", type=Path, metavar="DIR",
@@ -195,11 +222,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not values.out or not values.out.name.endswith(OUT_SUFFIX) or values.out.name == OUT_SUFFIX:
         raise ConfigError(f"--out NAME{OUT_SUFFIX} is needed, got {str(values.out) if values.out else 'nothing'}")
     config = commands.load_config(values)
+    if values.backbone and (values.average or not values.checkpoint):
+        raise ConfigError("--backbone takes a CHECKPOINT, and no --average")
     origin = "" if values.checkpoint else published_address(values.config)
     checkpoint = values.checkpoint or downloads.fetch(origin)
     if not checkpoint.is_file():
         raise WeightsError(f"{checkpoint} does not exist")
-    record = convert(checkpoint, config, values.out, origin, values.average)
+    record = convert(checkpoint, config, values.out, origin, values.average, values.backbone)
     source = record["source"]
     print(f"{checkpoint}: {source['system']}, {record['tensors']} tensors, {record['parameters']:,} parameters, "
           f"sha256 {source['sha256'][:8]}")
@@ -211,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _verify(values: argparse.Namespace) -> int:
-    if values.checkpoint or values.out:
+    if values.checkpoint or values.out or values.backbone:
         raise ConfigError("--verify reads DIR/model.pth and writes nothing; leave CHECKPOINT and --out away")
     if not values.verify.is_dir():
         raise ConfigError(f"--verify takes a directory, and {values.verify} is none")

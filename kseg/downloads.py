@@ -95,7 +95,8 @@ def fetch(address: str, report: Callable[[str], None] = print) -> Path:
     except urllib.error.HTTPError as error:
         raise WeightsError(f"the server answers {error.code} ({error.reason}); {by_hand}") from None
     except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
-        raise WeightsError(f"cannot download ({getattr(error, 'reason', '') or error!r}); {by_hand}") from None
+        reason = getattr(error, "reason", None) or repr(error)
+        raise WeightsError(f"cannot download ({reason}); {by_hand}") from None
     except OSError as error:
         raise WeightsError(f"cannot download to {partial} ({error}); {by_hand}") from None
     finally:

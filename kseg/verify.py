@@ -24,7 +24,7 @@ import numpy as np
 from keras import ops
 
 from kseg import losses, models, weights
-from kseg.config import Loss
+from kseg.config import Loss, Model
 from kseg.errors import ConfigError, DataError
 from kseg.models.layers import resize
 from kseg.originals import Original, translate
@@ -114,7 +114,7 @@ def verify(directory: str | Path, values: Original | None = None, skip: Sequence
         if labels.shape != images.shape[:3]:
             raise DataError(f"{directory}: label.npy has shape {labels.shape}, input.npy {images.shape}")
         step = train_step(model, images, labels, values.loss, align_corners)
-        rows += _step_rows(directory, step, head, notes)
+        rows += _step_rows(directory, step, values.model, notes)
     return Report(directory, tuple(rows), tuple(notes))
 
 
@@ -122,8 +122,7 @@ def _values(directory: Path, given: Original | None) -> Original:
     path = directory / "config.json"
     if not path.exists():
         if given is None:
-            raise DataError(f"{directory} has no config.json with the original's model configuration; name a config "
-                            "of ours with --config")
+            raise DataError(f"{directory} has no config.json of the original; name a config of ours with --config")
         return given
     if given is not None:
         raise ConfigError(f"{directory} has its own config.json; leave --config away")
@@ -246,7 +245,7 @@ def _named(names: Mapping[int, str], variables: list, values: list) -> dict[str,
             for variable, value in zip(variables, values) if id(variable) in names}
 
 
-def _step_rows(directory: Path, step: Step, head: str, notes: list[str]) -> list[Row]:
+def _step_rows(directory: Path, step: Step, model: Model, notes: list[str]) -> list[Row]:
     rows, path = [], directory / "losses.json"
     for key, expected in _json(path).items():
         if key.startswith("_") or "acc_" in key:
@@ -262,16 +261,16 @@ def _step_rows(directory: Path, step: Step, head: str, notes: list[str]) -> list
             notes.append(f"{file}: not run on this backend ({keras.backend.backend()}); gradients are taken on "
                          f"{' and '.join(DIFFERENTIATE)}")
         else:
-            rows.append(_compare_sums(file, found, _sums(directory / f"{file}.json", head)))
+            rows.append(_compare_sums(file, found, _sums(directory / f"{file}.json", model)))
     return rows
 
 
-def _sums(path: Path, head: str) -> dict[str, tuple[float, float]]:
+def _sums(path: Path, model: Model) -> dict[str, tuple[float, float]]:
     """Return {MMSegmentation's name: (norm, sum)} of a file in either system's names."""
     pairs = {name: pair for name, pair in _json(path).items()
              if not name.startswith("_") and not name.endswith("num_batches_tracked")}
     if any(name.startswith("backbone_net.") for name in pairs):
-        pairs = {sss_to_mmseg(name, head): pair for name, pair in pairs.items()}
+        pairs = {sss_to_mmseg(name, model.head, model.fcn.convolutions): pair for name, pair in pairs.items()}
     for name, pair in pairs.items():
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(item, (int, float)) for item in pair):
             raise DataError(f"{path}: {name} is {pair!r}, not [norm, sum]")

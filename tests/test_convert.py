@@ -132,6 +132,30 @@ def test_bgr_turns_the_first_kernel(checkpoint, values, trained, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_backbone_alone_becomes_a_model_to_start_from(values, trained, tmp_path, capsys):
+    state = {name.removeprefix("backbone."): array for name, array in state_of(trained).items()
+             if name.startswith("backbone.")}
+    np.savez(tmp_path / "resnet.npz", **state, **{"fc.weight": np.zeros((5, 8), np.float32)})
+    out, config = tmp_path / "start.weights.h5", str(write_config(tmp_path, values))
+    arguments = [str(tmp_path / "resnet.npz"), "--config", config, "--out", str(out)]
+    # The heads are missing, unless it is said that they are.
+    with pytest.raises(WeightsError, match="decode_head.conv_seg.weight"):
+        convert.main(arguments)
+    assert not out.exists()
+    assert convert.main([*arguments, "--backbone"]) == 0
+    assert "the heads have their first weights, drawn with train.seed 0" in capsys.readouterr().out
+    first = read_back(out, values)
+    for name, array in state_of(first).items():
+        if name.startswith("backbone."):
+            np.testing.assert_array_equal(array, state_of(trained)[name])
+        elif name.endswith(".conv.weight"):
+            assert array.any() and not np.array_equal(array, state_of(trained)[name]), name
+    # The same seed draws the same heads.
+    convert.main([*arguments, "--backbone"])
+    for name, array in state_of(read_back(out, values)).items():
+        np.testing.assert_array_equal(array, state_of(first)[name])
+
+
 def test_npz_and_what_init_skip_leaves_out(values, trained, tmp_path, capsys):
     state = {name: array for name, array in state_of(trained).items() if not name.startswith("auxiliary_head.")}
     np.savez(tmp_path / "part.npz", **state, extra=np.zeros(3, np.float32))

@@ -135,7 +135,7 @@ def test_a_config_of_ours_in_place_of_the_original_s(copy):
         verify.verify(copy, values)
     (copy / "config.json").unlink()
     assert verify.verify(copy, values).ok
-    with pytest.raises(DataError, match="has no config.json .* name a config of ours"):
+    with pytest.raises(DataError, match="has no config.json of the original; name a config of ours"):
         verify.verify(copy)
 
 
@@ -214,9 +214,9 @@ def test_the_step_leaves_the_model_as_it_is_and_its_gradients_are_tensorflow_s()
 
 
 @needs_fixtures
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-@pytest.mark.parametrize("name", ["mmseg/deeplabv3plus_r18_d16", "sss/encnet_r50_d8"])
-def test_the_command_on_the_originals_own_numbers(name, backend):
+@pytest.mark.parametrize("backend, name", [
+    ("tensorflow", "mmseg/encnet_r18_d16_lateral"), ("jax", "sss/deeplabv3plus_r18_d16")])
+def test_the_command_on_the_originals_own_numbers(backend, name):
     if backend == "jax":
         pytest.importorskip("jax", reason="JAX is not installed")
     result = subprocess.run([sys.executable, "-m", "kseg.convert", "--verify", FIXTURES / name], cwd=ROOT, text=True,
