@@ -71,7 +71,7 @@ def _foreign(file: Shapes, model: Shapes, head: str) -> str:
 
 def _backbone_alone(file: Shapes, model: Shapes, head: str) -> str:
     if head and not any(name.startswith(("decode_head.", "auxiliary_head.")) for name in file) and _blocks(file):
-        return "holds a backbone alone; name it by init.backbone instead"
+        return "holds a backbone alone; name it by init.backbone, or convert it with --backbone"
     return ""
 
 

@@ -29,9 +29,11 @@ SSS_FIXED = {
     "fcn": {"num_convs": (2,)},
     "auxiliary": {"num_convs": (1,)},
     "norm": {"type": ("BatchNorm2d", "SyncBatchNorm"), "eps": (1e-5,), "momentum": (0.1,)},
-    "loss": {"type": ("CrossEntropyLoss",), "reduction": ("mean",), "ignore_index": (-100,), "use_sigmoid": (False,)},
+    "loss": {"type": ("CrossEntropyLoss",), "reduction": ("mean",), "ignore_index": (-100,), "use_sigmoid": (False,),
+             "norm_loss_with_class_weight": (True,), "label_smoothing": (None,), "lowest_loss_value": (None,)},
     "se loss": {"type": ("CrossEntropyLoss",), "reduction": ("mean",), "ignore_index": (-100,),
-                "use_sigmoid": (True,), "weight": (None,)},
+                "use_sigmoid": (True,), "class_weight": (None,), "label_smoothing": (None,),
+                "lowest_loss_value": (None,)},
 }
 # Options that change no number of the network or its losses: the data, initial files, memory, the test protocol.
 WITHOUT_EFFECT = {
@@ -39,7 +41,7 @@ WITHOUT_EFFECT = {
     "mmseg backbone": ("with_cp", "pretrained", "init_cfg"),
     "mmseg head": ("init_cfg",),
     "sss model": ("inference",),
-    "sss backbone": ("structure_type", "pretrained", "pretrained_model_path"),
+    "sss backbone": ("structure_type", "pretrained", "pretrained_model_path", "use_checkpoint"),
 }
 
 REQUIRED = object()

@@ -18,6 +18,7 @@ MMSEG_HEADS = {"EncHead": "encnet", "ASPPHead": "deeplabv3", "DepthwiseSeparable
 SSS_HEADS = {"ENCNet": "encnet", "Deeplabv3": "deeplabv3", "Deeplabv3Plus": "deeplabv3plus", "APCNet": "apcnet",
              "PSPNet": "pspnet", "FCN": "fcn"}
 
+
 class Original(NamedTuple):
     """A translated configuration."""
 
@@ -210,7 +211,7 @@ def from_sss(cfg: Mapping[str, Any]) -> Original:
         _require_alike(head, side, {"dropout": dropout}, [float(side.take("dropout", kind=(int, float)))])
         side.finish(SSS_FIXED["auxiliary"])
         side_term = _sss_term(losses, "loss_aux", "loss")
-        _require_alike(losses.group("loss_cls"), losses.group("loss_aux"), {"weight": term.class_weights},
+        _require_alike(losses.group("loss_cls"), losses.group("loss_aux"), {"class_weight": term.class_weights},
                        [side_term.class_weights])
         loss["auxiliary"] = side_term.weight
     if kind == "encnet" and values["encnet"].se:
@@ -233,9 +234,11 @@ def _sss_backbone(options: Options, kind: str, norm: Any) -> tuple[dict[str, Any
     if output_stride not in STAGES:
         raise options.no_equal("outstride", output_stride, ", ".join(map(str, STAGES)))
     averaged = options.take("use_avg_for_downsample", False, bool)
+    options.expect("style", "pytorch", "caffe", default="pytorch")
     values = {"stem": "deep" if options.take("use_conv3x3_stem", True, bool) else "7x7",
               "downsample": "average" if averaged else "convolution", "output_stride": output_stride,
               "stem_channels": options.take("stem_channels", 64, int),
+              "stride_on": "1x1" if options.values.get("style") == "caffe" else "3x3",
               "contract_dilation": options.take("contract_dilation", True, bool), "initial_weights": "uniform"}
     return _with_stages(options, values, SSS_FIXED["backbone"], WITHOUT_EFFECT["sss backbone"])
 
@@ -266,7 +269,7 @@ def _sss_head_values(kind: str, head: Options, widths: list[int]) -> dict[str, A
 def _sss_term(losses: Options, key: str, fixed: str) -> Term:
     options = losses.group(key)
     weight = float(options.take("scale_factor", 1.0, (int, float)))
-    class_weights = () if fixed == "se loss" else tuple(map(float, options.numbers("weight", None, (int, float))))
+    class_weights = () if fixed == "se loss" else tuple(map(float, options.numbers("class_weight", None, (int, float))))
     options.finish(SSS_FIXED[fixed])
     return Term(weight, class_weights)
 

@@ -14,13 +14,10 @@ import numpy as np
 
 from kseg import downloads, keras_files
 from kseg.checkpoint_diagnosis import diagnose
-from kseg.checkpoints import Checkpoint, read_checkpoint, reverse_first_kernel
+from kseg.checkpoints import read_checkpoint, reverse_first_kernel
 from kseg.config import Config
 from kseg.errors import WeightsError, unknown
-from kseg.weight_names import CLASSIFIERS, mmseg_head, sss_to_mmseg
-
-__all__ = ["Checkpoint", "load_backbone", "load_checkpoint", "load_initial", "load_keras", "mmseg_names",
-           "read_checkpoint", "sss_to_mmseg", "torch_targets"]
+from kseg.weight_names import CLASSIFIERS, mmseg_head
 
 # Keras weight -> PyTorch weight. Only kernels change their layout on the way.
 WEIGHT_NAMES = {

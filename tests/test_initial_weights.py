@@ -66,7 +66,7 @@ def test_a_whole_model_is_no_backbone(tmp_path, donor):
     weights.load_initial(donor, tiny_config(f"init.backbone={tmp_path / 'a.npz'}",
                                             "init.skip=decode_head.*,auxiliary_head.*"))
     np.savez(tmp_path / "b.npz", **backbone_arrays(donor))
-    with pytest.raises(WeightsError, match="b.npz holds a backbone alone; name it by init.backbone instead\n"):
+    with pytest.raises(WeightsError, match="b.npz holds a backbone alone; name it by init.backbone, or convert it with --backbone\n"):
         weights.load_initial(donor, tiny_config(f"init.weights={tmp_path / 'b.npz'}"))
 
 

@@ -166,7 +166,20 @@ def test_mmseg_options_that_have_no_equal(changes, message):
         originals.translate(changed(mmseg_encnet(), changes))
 
 
+def test_sss_options():
+    changes = {"backbone.style": "caffe", "backbone.use_conv3x3_stem": False, "backbone.use_checkpoint": True,
+               "backbone.use_avg_for_downsample": True, "losses.loss_cls.class_weight": [1, 2, 0.5],
+               "losses.loss_aux.class_weight": [1, 2, 0.5], "losses.loss_cls.label_smoothing": None,
+               "losses.loss_cls.norm_loss_with_class_weight": True}
+    model, loss, _ = originals.translate(changed(sss_deeplabv3plus(), changes))
+    assert (model.stride_on, model.stem, model.downsample) == ("1x1", "7x7", "average")
+    assert loss.class_weights == (1.0, 2.0, 0.5)
+
+
 @pytest.mark.parametrize("changes, message", [
+    ({"losses.loss_cls.weight": [1.0, 1.0, 1.0]}, r"losses.loss_cls.weight = \[1.0, 1.0, 1.0\] has no equal here"),
+    ({"losses.loss_cls.label_smoothing": 0.1}, "losses.loss_cls.label_smoothing = 0.1 has no equal here"),
+    ({"losses.loss_cls.class_weight": [1.0, 1.0, 1.0]}, r"losses.loss_aux.class_weight = \(\)"),
     ({"type": "CCNet"}, "unknown type 'CCNet'"),
     ({"backbone.outstride": 32}, "backbone.outstride = 32 has no equal here; choices: 8, 16"),
     ({"backbone.type": "HRNet"}, "backbone.type = 'HRNet'"),
