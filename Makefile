@@ -13,8 +13,9 @@ demo: .venv/installed
 	@$(RUN) -m kseg.evaluate --workdir "$(DEMO)/run" --out "$(DEMO)"
 	@echo "look at $(DEMO)/predictions.png"
 
+# Two processes, for two cores; more would want 4 GB of memory each.
 test: .venv/installed
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 2 --dist loadfile
 
 # The lock is installed as it stands: nothing is resolved again.
 .venv/installed: requirements.lock setup.cfg pyproject.toml

@@ -5,7 +5,7 @@
 The README's table holds the results with their exact commands.
 """
 
-from kseg.config import Augment, Config, Data, Init, Model, Train
+from kseg.config import Augment, Config, Data, Model, Train
 
 
 def config() -> Config:
@@ -14,8 +14,6 @@ def config() -> Config:
         augment=Augment(crop=(256, 320)),
         # One 7x7 convolution as stem, so that torchvision's ImageNet weights fit: --set init.backbone=FILE.
         model=Model(backbone="resnet18", stem="7x7", output_stride=16, channels=128, auxiliary_channels=64),
-        # The ImageNet file at hand ends before the 3x3 convolutions of the last stage.
-        init=Init(skip=("layer4.0.conv*", "layer4.0.bn*", "layer4.1.*")),
         train=Train(global_batch=8, steps=2400, learning_rate=0.02, warmup_steps=100, log_every=20,
                     validate_every=400, checkpoint_every=200),
     )

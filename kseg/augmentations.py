@@ -1,7 +1,8 @@
 """Training augmentation as pure functions of tensors and a seed, after MMSegmentation's pipeline and its ranges.
 
-Images are float32 RGB (H, W, 3) holding whole numbers 0..255, labels uint8 (H, W), 255 ignored. A seed is an int32
-pair; the same seed gives the same draws on any machine and at any time.
+Images are RGB (H, W, 3) holding whole numbers 0..255, of any number type before they are resized and float32 from
+there on; labels are uint8 (H, W), 255 ignored. A seed is an int32 pair; the same seed gives the same draws on any
+machine and at any time.
 """
 
 import tensorflow as tf
@@ -14,7 +15,7 @@ SCALE, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = range(8)
 
 
 def augment(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, config: Augment) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return image and label scaled, cropped (at most to config.crop), flipped and distorted."""
+    """Return the float32 image and the label scaled, cropped (at most to config.crop), flipped and distorted."""
     size = scaled_size(tf.shape(image), seed, config)
     rows, columns = (nearest_positions(tf.shape(label)[axis], size[axis]) for axis in (0, 1))
     label = tf.gather(tf.gather(label, rows), columns, axis=1)
@@ -90,21 +91,33 @@ def crop_window(label: tf.Tensor, seed: tf.Tensor, config: Augment) -> tuple:
 def resize_window(image: tf.Tensor, size: tuple, window: tuple) -> tf.Tensor:
     """Return the window (top, left, height, width) of the picture resized bilinearly to `size`, in whole numbers.
 
-    Only the window is computed, which is most of the work saved when the picture is larger than the crop.
+    The picture may be of any number type; the result is float32. Only the window is computed, from the part of the
+    picture that lies under it, which is most of the work saved when the picture is larger than the crop. At most one
+    grey level from OpenCV's INTER_LINEAR of uint8, which computes in fixed point.
     """
-    top, left, height, width = (tf.cast(value, tf.float32) for value in window)
-    # One repeated pixel around the picture clamps the positions that fall outside it.
-    padded = tf.pad(image, [[1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-    corners = []
-    for axis, start, extent in ((0, top, height), (1, left, width)):
-        length = tf.cast(tf.shape(image)[axis], tf.float32)
-        step = length / tf.cast(size[axis], tf.float32)
-        first = (start + 0.5) * step - 0.5 + 1
-        # crop_and_resize counts in units of the picture's last position.
-        corners.append((first / (length + 1), (first + (extent - 1) * step) / (length + 1)))
-    box = tf.stack([corners[0][0], corners[1][0], corners[0][1], corners[1][1]])
-    resized = tf.image.crop_and_resize(padded[None], box[None], [0], tf.stack([window[2], window[3]]))[0]
-    return tf.round(resized)
+    (top, below, first_row, last_row), (left, right, first_column, last_column) = (
+        covered(tf.shape(image)[axis], size[axis], window[axis], window[axis + 2]) for axis in (0, 1))
+    part = tf.cast(image[top:below, left:right], tf.float32)
+    # One repeated pixel around it clamps the positions that fall outside the picture.
+    part = tf.pad(part, [[1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+    box = tf.stack([first_row, first_column, last_row, last_column])
+    return tf.round(tf.image.crop_and_resize(part[None], box[None], [0], tf.stack(window[2:]))[0])
+
+
+def covered(length: tf.Tensor, target: tf.Tensor, start: tf.Tensor, extent: tf.Tensor) -> tuple:
+    """Return where `extent` positions from `start` on, of a side resized from `length` to `target`, get their pixels.
+
+    That is the first source position and the one after the last, and then where the first and the last of the
+    positions fall in that part with one pixel added at both ends, in units of its last position.
+    """
+    step = tf.cast(length, tf.float32) / tf.cast(target, tf.float32)
+    first = (tf.cast(start, tf.float32) + 0.5) * step - 0.5
+    last = first + tf.cast(extent - 1, tf.float32) * step
+    low = tf.clip_by_value(tf.cast(tf.floor(first), tf.int32), 0, length - 1)
+    high = tf.clip_by_value(tf.cast(tf.floor(last), tf.int32) + 1, low, length - 1)
+    ends = tf.cast(high - low + 2, tf.float32)
+    origin = tf.cast(low - 1, tf.float32)
+    return low, high + 1, (first - origin) / ends, (last - origin) / ends
 
 
 def distort(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -124,21 +137,48 @@ def distort(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     image = maybe(BRIGHTNESS, lambda picture: picture + uniform(seed, BRIGHTNESS, -32, 32))(image)
     image = tf.cond(contrast_first, lambda: contrast(image), lambda: image)
     image = maybe(SATURATION, lambda picture: saturate(picture, uniform(seed, SATURATION, 0.5, 1.5)))(image)
-    # OpenCV's 8-bit hue has 180 units to the circle.
-    shift = tf.floor(uniform(seed, HUE, -18, 18)) / 180
+    shift = tf.floor(uniform(seed, HUE, -18, 18))
     image = maybe(HUE, lambda picture: shift_hue(picture, shift))(image)
     return tf.cond(contrast_first, lambda: image, lambda: contrast(image))
 
 
 def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Return the image with its HSV saturation multiplied by a factor."""
-    hue, saturation, value = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)
-    saturation = tf.minimum(saturation * factor, 1)
-    return tf.round(tf.image.hsv_to_rgb(tf.stack([hue, saturation, value], -1)) * 255)
+    """Return the image with its HSV saturation multiplied by a factor, as OpenCV's 8-bit HSV computes it."""
+    hue, saturation, value = hue_saturation_value(image)
+    return red_green_blue(hue, tf.floor(tf.minimum(saturation * factor, 255)), value)
 
 
 def shift_hue(image: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    """Return the image with its HSV hue moved by a share of the circle."""
-    hue, saturation, value = tf.unstack(tf.image.rgb_to_hsv(image / 255), axis=-1)
-    hue = tf.math.floormod(hue + shift, 1)
-    return tf.round(tf.image.hsv_to_rgb(tf.stack([hue, saturation, value], -1)) * 255)
+    """Return the image with its HSV hue moved by at most 30 of the 180 units of OpenCV's 8-bit HSV."""
+    hue, saturation, value = hue_saturation_value(image)
+    return red_green_blue(hue + shift, saturation, value)
+
+
+def hue_saturation_value(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the whole numbers of OpenCV's 8-bit HSV, float32 (H, W): hue -30..150, saturation and value 0..255.
+
+    A hue below 0 stands for the one 180 above it. OpenCV divides by tables of 12-bit fractions; all of its whole
+    numbers stay below 2^24, so float32 holds them exactly. Colour planes, because TensorFlow is slow on 3 channels.
+    """
+    red, green, blue = tf.unstack(tf.transpose(image, [2, 0, 1]))
+    value = tf.maximum(tf.maximum(red, green), blue)
+    spread = value - tf.minimum(tf.minimum(red, green), blue)
+    hue = tf.where(tf.equal(value, red), green - blue, tf.where(
+        tf.equal(value, green), blue - red + 2 * spread, red - green + 4 * spread))
+    # Where a divisor is 0, so is the dividend.
+    hue = tf.floor(hue * tf.round((180 << 12) / 6 / tf.maximum(spread, 1)) * 2**-12 + 0.5)
+    saturation = tf.floor(spread * tf.round((255 << 12) / tf.maximum(value, 1)) * 2**-12 + 0.5)
+    return hue, saturation, value
+
+
+def red_green_blue(hue: tf.Tensor, saturation: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Return the RGB image, whole numbers as float32 (H, W, 3), of hues -60..180 and what else OpenCV's 8-bit HSV has.
+
+    In OpenCV's order of float32 operations: it drops the fraction of the results, and what should be a whole number
+    falls to the next lower one where OpenCV lets it fall.
+    """
+    sector = tf.where(hue < 0, hue + 180, hue) * (6 / 180)
+    saturation, value = saturation * (1 / 255), value * (1 / 255)
+    losses = (2 - tf.abs(sector - 3), tf.abs(sector - 2) - 1, tf.abs(sector - 4) - 1)
+    planes = [tf.floor(value * (1 - saturation * tf.clip_by_value(loss, 0, 1)) * 255) for loss in losses]
+    return tf.transpose(tf.stack(planes), [1, 2, 0])

@@ -15,7 +15,9 @@ from kseg.errors import WeightsError
 from kseg.weight_names import sss_head, sss_to_mmseg
 
 # Where a checkpoint keeps its weights, and where moving averages of them: mmengine, PyTorch's reference scripts.
-STATE_ENTRIES = ("state_dict", "model")
+STATE_ENTRIES = ("state_dict", "model", "model_state_dict")
+# Entries of entries are followed so far; a file may hold a dict within itself.
+DEEPEST_ENTRY = 4
 AVERAGE_ENTRIES = ("ema_state_dict", "model_ema")
 # mmcv 0.x keeps a second set of weights beside the plain ones under this prefix, with "_" for each "." of the name.
 AVERAGE_PREFIX = "ema_"
@@ -44,10 +46,11 @@ def read_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB",
                     average: bool = False) -> Checkpoint:
     """Return the weights of a .pth, .pt, .npz or .h5 file in MMSegmentation's names, a backbone's in torchvision's.
 
-    Entries "state_dict" and "model", `module.` prefixes and step counters are unwrapped and left out. SSSegmentation's
-    names are translated and the input channels of its pyramid's bottleneck brought into MMSegmentation's order. Half
-    precision becomes float32. With `channels` "BGR" the input channels of the first convolution are reversed. Where a
-    file holds two sets of weights, one of them under an `ema` name, `average` asks for that one instead of the plain.
+    Entries such as "state_dict" and "model", `module.` prefixes and step counters are unwrapped and left out.
+    SSSegmentation's names are translated and the input channels of its pyramid's bottleneck brought into
+    MMSegmentation's order. Half precision becomes float32. With `channels` "BGR" the input channels of the first
+    convolution are reversed. Where a file holds two sets of weights, one of them under an `ema` name, `average` asks
+    for that one instead of the plain.
 
     Raises WeightsError where the file is missing, damaged, of another kind or holds anything but arrays of floating
     numbers, and where `average` is asked for and there is no second set.
@@ -111,8 +114,9 @@ def _select(path: Path, contents: Any, average: bool) -> tuple[dict[str, np.ndar
 
 
 def _unwrap(contents: Any) -> Any:
-    while isinstance(contents, dict):
-        entry = next((entry for entry in STATE_ENTRIES if isinstance(contents.get(entry), (dict, list))), None)
+    for _ in range(DEEPEST_ENTRY):
+        entries = STATE_ENTRIES if isinstance(contents, dict) else ()
+        entry = next((entry for entry in entries if isinstance(contents.get(entry), (dict, list))), None)
         if entry is None:
             return {} if _average_entry(contents) else contents
         contents = contents[entry]
@@ -127,7 +131,8 @@ def _average_entry(contents: Any) -> str:
 
 def _named_arrays(path: Path, state: Any, required: bool) -> dict[str, np.ndarray]:
     """Return the arrays by their names without prefix `module.` and counters, after checking that they are arrays."""
-    if isinstance(state, dict) and ("optimizer" in state or {"state", "param_groups"} <= state.keys()):
+    if isinstance(state, dict) and ({"optimizer", "optimizer_state_dict"} & state.keys()
+                                    or {"state", "param_groups"} <= state.keys()):
         raise WeightsError(f"{path} holds an optimizer's state only, and no weights of a model")
     if not isinstance(state, dict):
         raise WeightsError(f"{path} holds no named weights but {_described(state)}; expected a dict of arrays, alone "
@@ -162,6 +167,8 @@ def _split_averages(state: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     averages = {}
     for name in state.keys() - plain:
         bare = name.removeprefix(AVERAGE_PREFIX)
+        while bare.startswith("module."):
+            bare = bare.removeprefix("module.")
         averages[names.get(bare, bare)] = state[name]
     return plain, averages
 

@@ -38,8 +38,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_model(arguments: argparse.Namespace) -> tuple:
     """Return (model, config, data set record) with trained weights, from `add_model_arguments`' values."""
-    from kseg import datasets, models, weights, workdirs
+    from kseg import datasets, models, runtime, weights, workdirs
 
+    # Numbers are for comparing: however the model was trained, it is evaluated in full float32.
+    runtime.set_tensor_float_32(False)
     if arguments.workdir:
         if arguments.config:
             raise ConfigError("--workdir holds its own config; leave --config away")
@@ -54,7 +56,9 @@ def load_model(arguments: argparse.Namespace) -> tuple:
     else:
         raise ConfigError("name a model: --workdir DIR, or --config NAME with --weights FILE")
     model = models.build(config.model, len(dataset.classes))
-    for note in weights.load_checkpoint(model, path, config.model.head, channels=config.init.channels):
+    # init.channels speaks of the file a run started from, and not of the weights that kseg wrote.
+    channels = "RGB" if path.name.endswith(".weights.h5") else config.init.channels
+    for note in weights.load_checkpoint(model, path, config.model.head, channels=channels):
         print(f"note: {note}")
     return model, config, dataset
 

@@ -187,8 +187,11 @@ class Train:
     jit_compile: bool = False
     # What the layers compute in; variables, logits and losses stay float32.
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
-    # The loss is multiplied by it and the gradients divided, so that small ones survive float16. A step whose gradients
-    # are not finite is then left out.
+    # On GPUs that have it: convolutions and products of float32 with 10-bit fractions, which is faster and not equal to
+    # the original systems to 1e-4.
+    tensor_float_32: bool = False
+    # The loss is multiplied by it and the gradients divided, so that small ones survive float16. With mixed_float16 a
+    # step whose gradients are not finite is left out.
     loss_scale: float = 1.0
     log_every: int = 50
     validate_every: int = 4_000

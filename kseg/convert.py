@@ -240,8 +240,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _verify(values: argparse.Namespace) -> int:
-    if values.checkpoint or values.out or values.backbone:
-        raise ConfigError("--verify reads DIR/model.pth and writes nothing; leave CHECKPOINT and --out away")
+    if values.checkpoint or values.out or values.backbone or values.average:
+        raise ConfigError("--verify reads DIR/model.pth and writes nothing; leave CHECKPOINT, --out, --backbone and "
+                          "--average away")
     if not values.verify.is_dir():
         raise ConfigError(f"--verify takes a directory, and {values.verify} is none")
     if not values.config and values.overrides:

@@ -2,6 +2,7 @@
 
     python -m kseg.data check NAME [--directory DIR] [--split SPLIT ...]
     python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
+    python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset]
 
 The order of examples and every random draw are pure functions of (seed, step): a run continues at any step without
 replaying what came before, and the same seed gives the same batches on any machine.
@@ -256,7 +257,9 @@ def main(arguments: list[str] | None = None) -> int:
     parsers = parser.add_subparsers(dest="command", required=True)
     checking = parsers.add_parser("check", help="read every file and count the label values", epilog=names)
     showing = parsers.add_parser("show", help="draw augmented training samples", epilog=names)
-    for command in (checking, showing):
+    preparing = parsers.add_parser("prepare", help="check archives or a tree and write them as record files",
+                                   epilog=names)
+    for command in (checking, showing, preparing):
         command.add_argument("name", metavar="NAME", help="a data set's name")
         command.add_argument("--directory", default="", metavar="DIR",
                              help="where it lies (default: $KSEG_DATA/NAME, else data/NAME)")
@@ -266,7 +269,16 @@ def main(arguments: list[str] | None = None) -> int:
     showing.add_argument("--count", type=int, default=8, help="how many samples (default 8)")
     showing.add_argument("--step", type=int, default=0, help="the training step to start at (default 0)")
     commands.add_config_arguments(showing)
+    preparing.add_argument("--source", type=Path, required=True, metavar="DIR",
+                           help="where the archives as published lie, or their extracted tree")
+    preparing.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
+    preparing.add_argument("--subset", action="store_true", help="splits may be smaller than published")
     values = parser.parse_args(arguments)
+    if values.command == "prepare":
+        from kseg import prepare
+
+        prepare.prepare(Data(name=values.name, directory=values.directory), values.source, values.split, values.subset)
+        return 0
     if values.command == "check":
         inspections.check(Data(name=values.name, directory=values.directory), values.split)
         return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kseg import class_names, layouts
-from kseg.builders import shapes
+from kseg.builders import prepared, shapes
 from kseg.config import IGNORED, Data
 from kseg.errors import DataError, unknown
 from kseg.layouts import Split
@@ -106,8 +106,8 @@ def find(data: Data) -> Dataset:
     if data.name not in DATASETS:
         raise DataError(unknown("data set", data.name, DATASETS))
     if data.name == "folder":
-        require_directory(data)
-        return read_classes(directory_of(data))
+        directory = require_directory(data)
+        return read_classes(prepared.find(directory, data.name) or directory)
     return DATASETS[data.name]
 
 
@@ -123,8 +123,11 @@ def require_directory(data: Data) -> Path:
 def split_names(data: Data) -> tuple[str, ...]:
     """Return the names of a data set's splits; for `folder`, those of its directories that contain images.
 
-    Raises DataError where the data set or every split of it is missing.
+    Of a prepared set, those that were prepared. Raises DataError where the data set or every split of it is missing.
     """
+    place = prepared.find(directory_of(data), data.name)
+    if place:
+        return prepared.split_names(place, data.name)
     names = find(data).splits or layouts.folder_splits(require_directory(data))
     if not names:
         directory = directory_of(data)
@@ -134,11 +137,18 @@ def split_names(data: Data) -> tuple[str, ...]:
 
 
 def open_split(data: Data, split: str) -> Split:
-    """Return the split of that name; raises DataError for unknown splits, missing files and files without a partner."""
+    """Return the split of that name, of a prepared set where the directory holds one.
+
+    Raises DataError for unknown splits, missing files and files without a partner.
+    """
     dataset = find(data)
     if dataset.splits and split not in dataset.splits:
         raise DataError(unknown(f"split of {data.name}", split, dataset.splits))
-    return dataset.open_split(require_directory(data), split)
+    directory = require_directory(data)
+    place = prepared.find(directory, data.name)
+    if place:
+        return layouts.open_prepared_split(place, data.name, split)
+    return dataset.open_split(directory, split)
 
 
 # Ends each hint on how to get a data set.

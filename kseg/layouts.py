@@ -1,14 +1,14 @@
 """How data sets lie on disk: for each layout one function from (directory, split name) to the split's examples."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from kseg.builders import shapes
+from kseg.builders import prepared, shapes
 from kseg.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -41,7 +41,7 @@ def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path]) -> lis
     for kind, other, names in (("image", "label", images.keys() - labels.keys()),
                                ("label", "image", labels.keys() - images.keys())):
         if names:
-            alone.append(f"{kind} without {other}: {_first_three([str((images | labels)[name]) for name in names])}")
+            alone.append(f"{kind} without {other}: {first_three([str((images | labels)[name]) for name in names])}")
     if alone:
         raise DataError(f"split {split!r}: {'; '.join(alone)}")
     if not images:
@@ -49,7 +49,7 @@ def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path]) -> lis
     return [(images[name], labels[name]) for name in sorted(images)]
 
 
-def _first_three(names: Iterable[str]) -> str:
+def first_three(names: Iterable[str]) -> str:
     """Return the first three of some names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -128,8 +128,8 @@ def open_ade20k_split(directory: Path, split: str) -> Split:
 def open_voc2012_split(directory: Path, split: str) -> Split:
     """Open a VOC2012 tree, or the directories around it, by its lists ImageSets/Segmentation/SPLIT.txt.
 
-    Labels are SegmentationClass, whose palette PNGs hold ids. The split trainaug takes SegmentationClassAug where that
-    has the label, and the official label of those names it lacks; where neither has one, that is an error.
+    Labels are SegmentationClass, whose palette PNGs hold ids. The split trainaug adds SegmentationClassAug for the
+    names that have no official label; where neither has one, that is an error.
     """
     root = _root(directory, ("VOC2012", "VOCdevkit/VOC2012"), "ImageSets/Segmentation")
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -144,14 +144,14 @@ def open_voc2012_split(directory: Path, split: str) -> Split:
         raise DataError(f"{path} cannot be read: {error}; lists found: {found}") from None
     if not names or len(set(names)) < len(names):
         repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{path} names {_first_three(repeated)} twice" if names else f"{path} is empty")
+        raise DataError(f"{path} names {first_three(repeated)} twice" if names else f"{path} is empty")
     images = _by_stem(root / "JPEGImages", (".jpg",))
     labels: dict[str, Path] = {}
-    for part in parts:
+    for part in reversed(parts):
         labels |= _by_stem(root / part, (".png",))
-    missing = [f"without {kind} {place}/NAME{suffix}: {_first_three(absent)}" for kind, place, suffix, absent in (
+    missing = [f"without {kind} {place}/NAME{suffix}: {first_three(absent)}" for kind, place, suffix, absent in (
         ("image", "JPEGImages", ".jpg", set(names) - images.keys()),
-        ("label", " or ".join(reversed(parts)), ".png", set(names) - labels.keys())) if absent]
+        ("label", " or ".join(parts), ".png", set(names) - labels.keys())) if absent]
     if missing:
         raise DataError(f"{path} names examples {'; '.join(missing)}")
     return file_split([(images[name], labels[name]) for name in sorted(names)])
@@ -160,14 +160,27 @@ def open_voc2012_split(directory: Path, split: str) -> Split:
 def open_shapes_split(directory: Path, split: str) -> Split:
     """Open the synthetic set, drawing it into `directory` at first use."""
     source = shapes.prepare(directory, split)
+    names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(source)))
+    return record_split(source, names, names, "image", "segmentation_mask")
 
+
+def open_prepared_split(place: Path, name: str, split: str) -> Split:
+    """Open a split of the prepared data set `name` in `place`."""
+    source, pictures = prepared.open_split(place, name, split)
+    names = tuple(f"{place}/{split}/{picture}" for picture in pictures)
+    form = prepared.FORMATS[name]
+    return record_split(source, names, tuple(f"label of {each}" for each in names), form.image, form.label)
+
+
+def record_split(source: Sequence[dict], names: tuple[str, ...], label_names: tuple[str, ...], image_key: str,
+                 label_key: str) -> Split:
+    """Return a split over records whose values of two keys are an encoded image and label."""
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def fetch(position: np.ndarray) -> tuple[bytes, bytes]:
             example = source[int(position)]
-            return example["image"], example["segmentation_mask"]
+            return example[image_key], example[label_key]
 
         image, label = tf.numpy_function(fetch, [index], [tf.string, tf.string], stateful=False)
         return tf.ensure_shape(image, []), tf.ensure_shape(label, [])
 
-    names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(source)))
-    return Split(names, names, read)
+    return Split(names, label_names, read)

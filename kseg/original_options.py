@@ -25,7 +25,6 @@ RELU = ({"type": "ReLU", "inplace": True}, {"type": "ReLU"})
 SSS_FIXED = {
     "model": {"is_freeze_norm": (False,), "act_cfg": RELU},
     "backbone": {"type": ("ResNet",), "in_channels": (3,), "out_indices": ([0, 1, 2, 3],), "act_cfg": RELU},
-    "head": {},
     "fcn": {"num_convs": (2,)},
     "auxiliary": {"num_convs": (1,)},
     "norm": {"type": ("BatchNorm2d", "SyncBatchNorm"), "eps": (1e-5,), "momentum": (0.1,)},

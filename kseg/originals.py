@@ -214,8 +214,10 @@ def from_sss(cfg: Mapping[str, Any]) -> Original:
         _require_alike(losses.group("loss_cls"), losses.group("loss_aux"), {"class_weight": term.class_weights},
                        [side_term.class_weights])
         loss["auxiliary"] = side_term.weight
-    if kind == "encnet" and values["encnet"].se:
-        loss["se"] = _sss_term(losses, "loss_se", "se loss").weight
+    if kind == "encnet":
+        # Without presence logits the term stands in the config and is never computed.
+        if values["encnet"].se or "loss_se" in losses.values:
+            loss["se"] = _sss_term(losses, "loss_se", "se loss").weight
     losses.finish({})
     align_corners, classes = root.take("align_corners", kind=bool), root.take("num_classes", kind=int)
     root.finish(SSS_FIXED["model"], WITHOUT_EFFECT["sss model"])

@@ -16,6 +16,7 @@ def prepare(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strategy:
     if keras.backend.backend() != "tensorflow":
         raise ConfigError(f"training needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}")
     keras.utils.set_random_seed(train.seed)
+    set_tensor_float_32(train.tensor_float_32)
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
@@ -35,6 +36,11 @@ def prepare(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strategy:
                           f"{strategy.num_replicas_in_sync} replicas; set a multiple of "
                           f"{strategy.num_replicas_in_sync}")
     return strategy
+
+
+def set_tensor_float_32(enabled: bool) -> None:
+    """Say whether a GPU may round the inputs of float32 convolutions and products to 10 bits; TensorFlow's default."""
+    tf.config.experimental.enable_tensor_float_32_execution(enabled)
 
 
 def device_line() -> str:

@@ -15,7 +15,7 @@ Any Keras backend runs everything but the gradients, which are taken on TensorFl
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,9 +23,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from kseg import losses, models, weights
-from kseg.config import Loss, Model
+from kseg import models, weights
+from kseg.config import IGNORED, Model
 from kseg.errors import ConfigError, DataError
+from kseg.gradients import DIFFERENTIATE, Step, train_step
 from kseg.models.layers import resize
 from kseg.originals import Original, translate
 from kseg.weight_names import sss_to_mmseg
@@ -34,6 +35,9 @@ from kseg.weight_names import sss_to_mmseg
 ARRAY_LIMIT = 1e-4
 LOSS_LIMIT = 1e-5
 SUMS_LIMIT = 1e-3
+
+# What a training step is compared with.
+STEP_FILES = ("losses.json", "grads.json", "bn_after_step.json")
 
 # Term of losses.json -> output of a model; MMSegmentation's names, then SSSegmentation's.
 LOSS_TERMS = {"decode.loss_ce": "main", "aux.loss_ce": "aux", "decode.loss_se": "se", "total": "total",
@@ -82,14 +86,6 @@ class Report(NamedTuple):
         return "\n".join([*lines, f"{self.directory}: {kept} of {len(self.rows)} comparisons within their limits"])
 
 
-class Step(NamedTuple):
-    """One training step's numbers in MMSegmentation's names; `gradients` is None where they cannot be taken."""
-
-    terms: dict[str, float]
-    gradients: dict[str, np.ndarray] | None
-    statistics: dict[str, np.ndarray]
-
-
 def verify(directory: str | Path, values: Original | None = None, skip: Sequence[str] = (),
            channels: Literal["RGB", "BGR"] = "RGB") -> Report:
     """Return the comparison of everything the directory holds with what our model gives.
@@ -109,10 +105,10 @@ def verify(directory: str | Path, values: Original | None = None, skip: Sequence
     model = models.build(dataclasses.replace(values.model, dropout=0.0), values.classes)
     notes = list(weights.load_checkpoint(model, directory / "model.pth", head, skip, channels))
     rows = _forward_rows(directory, model, align_corners, images, notes)
-    if (directory / "losses.json").exists():
-        labels = _array(directory / "label.npy").astype(np.int32)
-        if labels.shape != images.shape[:3]:
-            raise DataError(f"{directory}: label.npy has shape {labels.shape}, input.npy {images.shape}")
+    absent = [name for name in STEP_FILES if not (directory / name).exists()]
+    notes += [f"{Path(name).stem}: not compared, there is no {name}" for name in absent]
+    if len(absent) < len(STEP_FILES):
+        labels = _labels(directory / "label.npy", images.shape[:3], values.classes)
         step = train_step(model, images, labels, values.loss, align_corners)
         rows += _step_rows(directory, step, values.model, notes)
     return Report(directory, tuple(rows), tuple(notes))
@@ -139,12 +135,25 @@ def _array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; model.pth, input.npy and logits.npy have to be there") from None
+        raise DataError(f"{path} does not exist; model.pth, input.npy and logits.npy have to be there, and label.npy "
+                        "beside numbers of a training step") from None
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is damaged or no .npy file ({error})") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not array.size or not array.ndim:
         raise DataError(f"{path} holds no array of numbers")
     return array
+
+
+def _labels(path: Path, shape: tuple[int, ...], classes: int) -> np.ndarray:
+    """Return int32 labels (N, H, W), 255 ignored; other values that are no class are an error."""
+    labels = _array(path).astype(np.int32)
+    if labels.shape != shape:
+        raise DataError(f"{path} has shape {labels.shape}, and the pictures {shape}")
+    odd = sorted(set(np.unique(labels).tolist()) - {*range(classes), IGNORED})
+    if odd:
+        raise DataError(f"{path} has the values {', '.join(map(str, odd[:5]))}; labels are 0 to {classes - 1}, and "
+                        f"{IGNORED} is ignored")
+    return labels
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -196,58 +205,9 @@ def compare(what: str, found: Any, truth: np.ndarray) -> Row:
                float(np.max(difference / np.maximum(np.abs(truth), 1))), limit)
 
 
-def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss: Loss, align_corners: bool) -> Step:
-    """Return the weighted loss terms and their "total", the gradients and the new statistics of one step.
-
-    `images` float32 NHWC, `labels` int32 (N, H, W) with 255 ignored. The model stays as it is.
-    """
-    images, labels = ops.convert_to_tensor(images), ops.convert_to_tensor(labels)
-    fixed = [variable.value for variable in model.non_trainable_variables]
-
-    def total(values: list) -> tuple[Any, tuple]:
-        outputs, updated = model.stateless_call(values, fixed, images, training=True)
-        terms = losses.terms(outputs, labels, loss, align_corners)
-        terms = {name: weight * losses.mean(summed, count) for name, (weight, summed, count) in terms.items()}
-        return sum(terms.values()), (terms, updated)
-
-    values = [variable.value for variable in model.trainable_variables]
-    differentiate = DIFFERENTIATE.get(keras.backend.backend(), lambda function, values: (function(values), None))
-    (value, (terms, updated)), gradients = differentiate(total, values)
-    names = {id(variable): name for name, variable in weights.mmseg_names(model).items()}
-    return Step({name: float(term) for name, term in (terms | {"total": value}).items()},
-                None if gradients is None else _named(names, model.trainable_variables, gradients),
-                _named(names, model.non_trainable_variables, updated))
-
-
-def _differentiate_on_tensorflow(function: Callable, values: list) -> tuple[Any, list]:
-    import tensorflow as tf
-
-    values = [tf.convert_to_tensor(value) for value in values]
-    with tf.GradientTape() as tape:
-        tape.watch(values)
-        result = function(values)
-    return result, tape.gradient(result[0], values, unconnected_gradients="zero")
-
-
-def _differentiate_on_jax(function: Callable, values: list) -> tuple[Any, list]:
-    import jax
-
-    return jax.jit(jax.value_and_grad(function, has_aux=True))(values)
-
-
-# Backend -> function (values -> (loss, other results)), values -> that function's result, gradients of the loss.
-DIFFERENTIATE = {"tensorflow": _differentiate_on_tensorflow, "jax": _differentiate_on_jax}
-
-
-def _named(names: Mapping[int, str], variables: list, values: list) -> dict[str, np.ndarray]:
-    """Return the values by name; states of random generators, which have none, are left out."""
-    return {names[id(variable)]: ops.convert_to_numpy(value).astype(np.float64)
-            for variable, value in zip(variables, values) if id(variable) in names}
-
-
 def _step_rows(directory: Path, step: Step, model: Model, notes: list[str]) -> list[Row]:
     rows, path = [], directory / "losses.json"
-    for key, expected in _json(path).items():
+    for key, expected in (_json(path) if path.exists() else {}).items():
         if key.startswith("_") or "acc_" in key:
             continue
         if LOSS_TERMS.get(key) not in step.terms or not isinstance(expected, (int, float)):

@@ -56,8 +56,8 @@ def randomise(model, seed=0):
 
 def state_of(model):
     """Return a model's weights in PyTorch's names and layout."""
-    return {name: np.transpose(target.variable.numpy(), np.argsort(target.axes) if target.axes else None)
-            if target.axes else target.variable.numpy() for name, target in weights.torch_targets(model).items()}
+    arrays = {name: (np.array(target.variable), target.axes) for name, target in weights.torch_targets(model).items()}
+    return {name: array.transpose(np.argsort(axes)) if axes else array for name, (array, axes) in arrays.items()}
 
 
 def write_checkpoint(path, state, **more):

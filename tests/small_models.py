@@ -1,7 +1,13 @@
-"""A model with every kind of weight, its weights in PyTorch's layouts, and what those compute."""
+"""Small models: one with every kind of weight, with what its weights compute, and the settings of tiny real ones."""
 
 import keras
 import numpy as np
+
+from kseg.config import Model
+
+
+def tiny(**settings):
+    return Model(**{"backbone": "resnet18", "width": 4, "channels": 8, "auxiliary_channels": 4} | settings)
 
 
 class Codes(keras.layers.Layer):

@@ -70,7 +70,8 @@ def test_other_depths():
     ({"encoder.conv1.weight": (1,)}, "of segmentation_models.pytorch by its names"),
     ({"x.weight": (1,), "y.weight": (2,)}, "has none of the model's 2 weights; its names are of another system, "
                                            "such as x.weight, y.weight"),
-    (backbone((2, 2, 2, 2), False, ""), "holds a backbone alone; name it by init.backbone, or convert it with --backbone"),
+    (backbone((2, 2, 2, 2), False, ""),
+     "holds a backbone alone; name it by init.backbone, or convert it with --backbone"),
     ({"decode_head.cca.gamma": (1,), "decode_head.convs.0.conv.weight": (1,)},
      "of an unknown head of modules cca, convs"),
 ])

@@ -178,3 +178,20 @@ def test_reference_checkpoints(path):
     assert checkpoint.system == path.parent.parent.name
     assert all(name.startswith(("backbone.", "decode_head.", "auxiliary_head.")) for name in checkpoint.state)
     assert {array.dtype for array in checkpoint.state.values()} == {np.dtype("float32")}
+
+
+def test_a_dict_within_itself_ends(tmp_path):
+    contents = {"meta": 1}
+    contents["model"] = contents
+    with pytest.raises(WeightsError, match="expected a named array"):
+        read_checkpoint(write_zip(tmp_path / "a.pth", contents))
+
+
+def test_other_entries_and_prefixes(tmp_path):
+    state = state_of("backbone.conv1.weight")
+    named = {"model_state_dict": state, "epoch": 3}
+    assert set(read_checkpoint(write_zip(tmp_path / "a.pth", named)).state) == set(state)
+    only = {f"ema_module.{name}": value for name, value in state.items()}
+    assert set(read_checkpoint(write_zip(tmp_path / "b.pth", only)).state) == set(state)
+    with pytest.raises(WeightsError, match="holds an optimizer's state only"):
+        read_checkpoint(write_zip(tmp_path / "c.pth", {"optimizer_state_dict": {}, "epoch": 1}))

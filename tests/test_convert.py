@@ -12,7 +12,8 @@ import kseg
 from kseg import convert, downloads, models, originals, weights, workdirs
 from kseg.errors import ConfigError, UserError, WeightsError
 
-CASES = sorted(f"{path.parts[-3]}/{path.parts[-2]}" for path in FIXTURES.glob("*/*/config.json"))
+# Both containers and both systems, a pyramid that is turned, and one that is not.
+CASES = ["mmseg/deeplabv3_r101_d16_mg124_ohem", "mmseg/encnet_r50_d8", "sss/apcnet_r50_d8", "sss/deeplabv3plus_r18_d16"]
 CONFIG = """
 from kseg.config import *
 from kseg.variants import Variant
@@ -210,8 +211,10 @@ def test_another_number_of_classes(checkpoint, values, tmp_path):
     (["given.py", "--config", "encnet_shapes", "--out", "a.weights.h5"], "no checkpoint of a whole model"),
     (["half.pth", "--config", "encnet_shapes", "--out", "a.weights.h5"], "half.pth"),
     (["--verify", "nowhere"], "--verify takes a directory, and nowhere is none"),
-    (["a.pth", "--verify", "."], "leave CHECKPOINT and --out away"),
-    (["--verify", ".", "--out", "a.weights.h5"], "leave CHECKPOINT and --out away"),
+    (["a.pth", "--verify", "."], "leave CHECKPOINT, --out, --backbone and --average away"),
+    (["--verify", ".", "--out", "a.weights.h5"], "leave CHECKPOINT, --out, --backbone and --average away"),
+    (["--verify", ".", "--average"], "leave CHECKPOINT, --out, --backbone and --average away"),
+    (["--config", "encnet_shapes", "--out", "a.weights.h5", "--backbone"], "--backbone takes a CHECKPOINT"),
     (["--verify", ".", "--set", "train.steps=1"], "--set changes a config; name it with --config"),
     (["--verify", "."], "input.npy does not exist; model.pth, input.npy and logits.npy have to be there"),
 ])

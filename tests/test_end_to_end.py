@@ -41,15 +41,14 @@ def camvid(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory):
-    """Backbone weights that lack just what the CamVid config lists, under torchvision's names."""
+    """Backbone weights of the CamVid config, in torchvision's names and with its classifier."""
     config = configs.load("encnet_camvid", SMALL)
     keras.utils.set_random_seed(9)
     names = weights.mmseg_names(models.build(config.model, 11))
     state = {"fc.weight": np.zeros((10, 32), np.float32), "fc.bias": np.zeros(10, np.float32)}
     for name, variable in names.items():
         prefix, _, rest = name.partition(".")
-        missing = re.match(r"layer4\.0\.(conv|bn)|layer4\.1", rest)
-        if prefix == "backbone" and not missing:
+        if prefix == "backbone":
             value = variable.numpy()
             state[rest] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
     path = tmp_path_factory.mktemp("weights") / "resnet18.npz"

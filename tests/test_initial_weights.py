@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from original_files import state_of
 
 from kseg import config as configs
 from kseg import downloads, models, weights
@@ -9,19 +10,13 @@ from kseg.errors import ConfigError, WeightsError
 
 
 def tiny_config(*overrides):
-    small = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "init.skip="]
+    small = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4"]
     return configs.load("encnet_camvid", [*small, *overrides])
-
-
-def torch_arrays(model):
-    """The model's weights as an original would hold them."""
-    arrays = {name: (np.array(target.variable), target.axes) for name, target in weights.torch_targets(model).items()}
-    return {name: array.transpose(np.argsort(axes)) if axes else array for name, (array, axes) in arrays.items()}
 
 
 def backbone_arrays(model):
     """The backbone alone, in torchvision's names."""
-    return {name.removeprefix("backbone."): array for name, array in torch_arrays(model).items()
+    return {name.removeprefix("backbone."): array for name, array in state_of(model).items()
             if name.startswith("backbone.")}
 
 
@@ -32,7 +27,7 @@ def donor():
 
 def test_a_run_starts_from_what_init_names(tmp_path, donor):
     """The whole model from .pth's names or from .weights.h5, or the backbone alone, with what init.skip lists."""
-    np.savez(tmp_path / "a.npz", **torch_arrays(donor))
+    np.savez(tmp_path / "a.npz", **state_of(donor))
     donor.save_weights(tmp_path / "a.weights.h5")
     np.savez(tmp_path / "b.npz", **backbone_arrays(donor))
     for init, skipped in [(f"init.weights={tmp_path / 'a.npz'}", "decode_head.conv_seg.bias"),
@@ -45,8 +40,8 @@ def test_a_run_starts_from_what_init_names(tmp_path, donor):
         notes = weights.load_initial(model, config)
         assert str(tmp_path) in notes[0] and f"init.skip left out 1: {skipped}" in notes[-1]
         whole = init.startswith("init.weights")
-        truth = torch_arrays(donor)
-        for name, array in torch_arrays(model).items():
+        truth = state_of(donor)
+        for name, array in state_of(model).items():
             loaded = (whole or name.startswith("backbone.")) and name not in (skipped, f"backbone.{skipped}")
             assert np.array_equal(array, truth[name]) if loaded else (array == 7).all(), name
     assert weights.load_initial(donor, tiny_config()) == []
@@ -58,7 +53,7 @@ def test_a_backbone_and_a_whole_model_exclude_each_other():
 
 
 def test_a_whole_model_is_no_backbone(tmp_path, donor):
-    np.savez(tmp_path / "a.npz", **torch_arrays(donor))
+    np.savez(tmp_path / "a.npz", **state_of(donor))
     config = tiny_config(f"init.backbone={tmp_path / 'a.npz'}")
     with pytest.raises(WeightsError, match="decode_head.conv_seg.weight"):
         weights.load_initial(donor, config)
@@ -66,7 +61,8 @@ def test_a_whole_model_is_no_backbone(tmp_path, donor):
     weights.load_initial(donor, tiny_config(f"init.backbone={tmp_path / 'a.npz'}",
                                             "init.skip=decode_head.*,auxiliary_head.*"))
     np.savez(tmp_path / "b.npz", **backbone_arrays(donor))
-    with pytest.raises(WeightsError, match="b.npz holds a backbone alone; name it by init.backbone, or convert it with --backbone\n"):
+    message = "b.npz holds a backbone alone; name it by init.backbone, or convert it with --backbone\n"
+    with pytest.raises(WeightsError, match=message):
         weights.load_initial(donor, tiny_config(f"init.weights={tmp_path / 'b.npz'}"))
 
 
@@ -81,11 +77,11 @@ def test_a_published_backbone_is_found_by_its_name(tmp_path, donor, monkeypatch)
 
 
 def test_a_failed_load_changes_nothing(tmp_path, donor):
-    state = torch_arrays(donor)
+    state = state_of(donor)
     state["decode_head.conv_seg.bias"] = state["decode_head.conv_seg.bias"] * np.nan
     np.savez(tmp_path / "a.npz", **state)
     model = models.build(tiny_config().model, 11)
-    before = torch_arrays(model)
+    before = state_of(model)
     with pytest.raises(WeightsError, match="nan or infinite in 1 weights: decode_head.conv_seg.bias"):
         weights.load_checkpoint(model, tmp_path / "a.npz", "encnet")
-    assert all(np.array_equal(array, before[name]) for name, array in torch_arrays(model).items())
+    assert all(np.array_equal(array, before[name]) for name, array in state_of(model).items())

@@ -7,7 +7,7 @@ import pytest
 from original_files import mmseg_encnet, sss_deeplabv3plus
 from shared_files import FIXTURES, needs_fixtures
 
-from kseg import models, originals
+from kseg import originals
 from kseg.config import Deeplab, Encnet, Loss, Model
 from kseg.errors import ConfigError
 
@@ -37,12 +37,10 @@ SEPARABLE = {"decode_head.type": "DepthwiseSeparableASPPHead", "decode_head.in_i
 
 @needs_fixtures
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3]}-{path.parts[-2]}")
-def test_fixtures_have_as_many_weights_as_the_originals(path):
+def test_fixtures_mean_what_they_were_made_with(path):
     description = json.loads(path.read_text())
     args = description["args"]
     model, loss, classes = originals.translate(description["cfg"])
-    built = models.build(model, classes)
-    assert sum(variable.value.shape.num_elements() for variable in built.trainable_variables) == description["params"]
     assert (model.head, model.backbone, model.output_stride) == (args["model"], f"resnet{args['depth']}", args["os"])
     assert (classes, model.align_corners) == (args["classes"], args["align_corners"])
     assert model.multi_grid == tuple(map(int, filter(None, args.get("multi_grid", "").split(","))))

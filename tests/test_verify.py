@@ -12,7 +12,7 @@ from original_files import mmseg_encnet, randomise, state_of, write_checkpoint
 from running import ROOT
 from shared_files import FIXTURES, needs_fixtures
 
-from kseg import convert, losses, models, originals, verify, weights
+from kseg import convert, gradients, losses, models, originals, verify, weights
 from kseg.config import Loss
 from kseg.errors import ConfigError, DataError, WeightsError
 
@@ -171,7 +171,7 @@ def test_malformed_directories(copy, name, content, message):
 
 def test_arrays_of_wrong_shapes(copy):
     np.save(copy / "label.npy", np.zeros((2, 32, 47), int))
-    with pytest.raises(DataError, match=r"label.npy has shape \(2, 32, 47\), input.npy \(2, 33, 47, 3\)"):
+    with pytest.raises(DataError, match=r"label.npy has shape \(2, 32, 47\), and the pictures \(2, 33, 47\)"):
         verify.verify(copy)
     np.save(copy / "input.npy", np.zeros((33, 47, 3), np.float32))
     with pytest.raises(DataError, match=r"input.npy has shape \(33, 47, 3\)"):
@@ -184,6 +184,31 @@ def test_an_output_that_the_configuration_does_not_have(copy):
     (copy / "config.json").write_text(json.dumps(description))
     with pytest.raises(WeightsError, match="decode_head.se_layer"):
         verify.verify(copy)
+    values = originals.translate(description["cfg"])
+    write_checkpoint(copy / "model.pth", state_of(models.build(values.model, values.classes)))
+    with pytest.raises(DataError, match="se_logits.npy is there, but the configuration has no such output"):
+        verify.verify(copy)
+
+
+def test_what_is_absent_is_said(copy):
+    (copy / "losses.json").unlink()
+    report = verify.verify(copy)
+    assert {"losses: not compared, there is no losses.json", "grads: not compared, there is no grads.json"} <= set(
+        report.notes)
+    # The statistics are compared all the same.
+    assert report.rows[-1].what == "bn_after_step" and report.rows[-1].ok
+
+
+@pytest.mark.parametrize("name, array, message", [
+    ("label", np.full((2, 33, 47), 3), r"label.npy has the values 3; labels are 0 to 2, and 255 is ignored"),
+    ("label", np.full((2, 33, 47), -100), "label.npy has the values -100"),
+    ("label", np.zeros((2, 33, 46), int), r"label.npy has shape \(2, 33, 46\)"),
+    ("aux_logits", np.float32(1), "aux_logits.npy holds no array of numbers"),
+    ("aux_logits", np.zeros((0, 5, 6, 3)), "aux_logits.npy holds no array of numbers")])
+def test_arrays_that_cannot_be(copy, name, array, message):
+    np.save(copy / f"{name}.npy", array)
+    with pytest.raises(DataError, match=message):
+        verify.verify(copy)
 
 
 def test_the_step_leaves_the_model_as_it_is_and_its_gradients_are_tensorflow_s():
@@ -195,7 +220,7 @@ def test_the_step_leaves_the_model_as_it_is_and_its_gradients_are_tensorflow_s()
     before = [variable.numpy() for variable in model.variables]
     images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     labels = np.random.default_rng(1).integers(0, 3, (2, 32, 32)).astype(np.int32)
-    step = verify.train_step(model, images, labels, Loss(), False)
+    step = gradients.train_step(model, images, labels, Loss(), False)
     for variable, array in zip(model.variables, before):
         np.testing.assert_array_equal(variable.numpy(), array)
     with tf.GradientTape() as tape:
@@ -204,8 +229,8 @@ def test_the_step_leaves_the_model_as_it_is_and_its_gradients_are_tensorflow_s()
     assert step.terms["total"] == pytest.approx(float(total), rel=1e-6)
     trained = {name: variable for name, variable in weights.mmseg_names(model).items() if variable.trainable}
     assert step.gradients.keys() == trained.keys()
-    gradients = tape.gradient(total, [variable.value for variable in trained.values()])
-    for name, gradient in zip(trained, gradients):
+    truth = tape.gradient(total, [variable.value for variable in trained.values()])
+    for name, gradient in zip(trained, truth):
         scale = float(tf.norm(gradient)) + 1e-4
         np.testing.assert_allclose(step.gradients[name], gradient, atol=1e-3 * scale, err_msg=name)
     for name, variable in weights.mmseg_names(model).items():

@@ -42,8 +42,10 @@ class BatchNormalization(keras.layers.Layer):
 
     def build(self, input_shape):
         shape = (input_shape[-1],)
-        self.gamma = self.add_weight(name="gamma", shape=shape, initializer=self.gamma_initializer)
-        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+        # None of them is rounded to half precision, where a gamma near 1 moves in steps of 0.8 per cent.
+        self.gamma = self.add_weight(
+            name="gamma", shape=shape, initializer=self.gamma_initializer, autocast=False)
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
         self.moving_mean = self.add_weight(
             name="moving_mean", shape=shape, initializer="zeros", trainable=False, autocast=False)
         self.moving_variance = self.add_weight(

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from fixture_cases import Case
 
-from kseg import metrics, verify
+from kseg import gradients, metrics
 
 
 def norms(arrays):
@@ -24,7 +24,7 @@ def norms(arrays):
 def main(name):
     case = Case(name)
     images, labels = case.array("input"), case.array("label").astype(np.int32)
-    step = verify.train_step(case.model, images, labels, case.loss, case.config.align_corners)
+    step = gradients.train_step(case.model, images, labels, case.loss, case.config.align_corners)
     ids = keras.ops.argmax(case.model(images)["main"], axis=-1)
     small = labels[:, :: labels.shape[1] // ids.shape[1], :: labels.shape[2] // ids.shape[2]]
     matrix = metrics.confusion(small, ids, case.classes)

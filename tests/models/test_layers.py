@@ -44,6 +44,17 @@ def test_statistics_of_small_inputs_are_exact():
     np.testing.assert_allclose(layer.moving_mean, values.mean(axis=0), rtol=1e-7)
 
 
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_gamma_and_beta_are_not_rounded_to_half_precision(precision):
+    layer = BatchNormalization(dtype=precision, name="n")
+    layer.build((None, 2, 2, 1))
+    # The nearest bfloat16 is 1, and 300 times the difference shows in half precision.
+    layer.gamma.assign([1.003])
+    layer.beta.assign([-1.0])
+    found = layer(np.full((1, 2, 2, 1), 1.0, np.float32), training=False)
+    assert float(found[0, 0, 0, 0]) == pytest.approx(1.003 / np.sqrt(1 + 1e-5) - 1, rel=5e-3)
+
+
 def test_only_inputs_of_known_and_small_size_count_as_small():
     shapes = {(2, 32, 32, 64): True, (2, 32, 32, 65): False, (None, 4, 4, 4): False}
     assert {shape: layers.is_small(keras.KerasTensor(shape)) for shape in shapes} == shapes

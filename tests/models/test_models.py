@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 from keras.layers import DepthwiseConv2D
 from shared_files import SHARED, needs_fixtures
+from small_models import tiny
 
 from kseg import models
 from kseg.config import Deeplab, Encnet, Fcn, Model
 from kseg.errors import ConfigError
 
 CLASSES = 5
-
-
-def tiny(**settings):
-    return Model(**{"backbone": "resnet18", "width": 4, "channels": 8, "auxiliary_channels": 4} | settings)
 
 
 SIZES = {"resnet18": ("R-18-D8", 128, 64), "resnet50": ("R-50-D8", 512, 256), "resnet101": ("R-101-D8", 512, 256)}

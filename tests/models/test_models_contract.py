@@ -10,17 +10,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_models import tiny
 
 from kseg import losses, models
-from kseg.config import Apcnet, Deeplab, Encnet, Loss, Model, Pspnet
+from kseg.config import Apcnet, Deeplab, Encnet, Loss, Pspnet
 from kseg.errors import ConfigError
 from kseg.models.layers import AdaptiveAveragePooling
 
 CLASSES = 5
-
-
-def tiny(**settings):
-    return Model(**{"backbone": "resnet18", "width": 4, "channels": 8, "auxiliary_channels": 4} | settings)
 
 
 def pictures(*shape, seed=0):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixture_cases import Case
+from fixture_cases import NAMES, Case
 from shared_files import FIXTURES, needs_fixtures
 
 from kseg import losses, weights
@@ -33,8 +33,15 @@ def close(actual, expected, tolerance=1e-4):
 
 @needs_fixtures
 def test_no_case_is_left_out():
+    assert set(NAMES) == set(CASES)
     found = {str(path.parent.relative_to(FIXTURES)) for path in FIXTURES.glob("*/*/logits.npy")}
     assert found == set(CASES)
+
+
+@needs_fixtures
+def test_as_many_weights_as_the_original(case):
+    trained = sum(np.prod(variable.shape) for variable in case.model.trainable_variables)
+    assert trained == case.description["params"]
 
 
 @needs_fixtures

@@ -1,0 +1,225 @@
+"""Preparing a data set: its archives or trees become record files that say nothing false.
+
+    python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset]
+
+Every picture and label is read once and checked. All is written in a hidden directory, split by split, which takes its
+final place in one step when everything is there; started again, finished splits are kept.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from kseg import data as batches
+from kseg import datasets, layouts
+from kseg.builders import files, pairs, prepared, sources
+from kseg.builders.sources import Pair, Pairs
+from kseg.config import Data
+from kseg.datasets import Dataset, Split
+from kseg.errors import DataError, unknown
+from kseg.progress import Progress
+
+# Record files and their descriptions beside what they store.
+OVERHEAD = 1.05
+# In a split's directory, written when its records are whole.
+NAMES = "names.txt"
+
+
+def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False,
+            report: Callable[[str], None] = print) -> Path:
+    """Prepare a data set from `source` into the directory that `data` means, and return where its records lie.
+
+    `splits`, none given: all, are prepared; `subset`: they may be smaller than published. A set that is already there
+    is left as it is. Raises DataError for an unknown name or split; where archives are missing, damaged or not the ones
+    published; for pictures without a label, counts other than published, and labels that are no 8-bit ids or hold
+    values that the data set does not define, naming the file; where another process prepares the same, or the disk has
+    too little room.
+    """
+    dataset, wanted = _choose(data, source, splits)
+    directory = datasets.directory_of(data)
+    final = directory / prepared.FORMATS[data.name].place
+    if final.is_dir():
+        there = prepared.split_names(final, data.name)
+        if not set(splits) <= set(there):
+            raise DataError(f"{final} is there and holds {', '.join(there)} only; delete it to prepare other splits")
+        report(f"{final} is there already, with {', '.join(there)}; delete it to have it prepared again")
+        return final
+    found = sources.SOURCES[data.name](source, wanted, report)
+    for split, examples in found.items():
+        _check_count(dataset, split, len(examples), subset)
+    around = directory if directory.is_dir() else directory.parent
+    hidden = around / f".{data.name}-preparing"
+    try:
+        hidden.mkdir(parents=True, exist_ok=True)
+        with (hidden / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"another process is preparing {data.name} in {hidden}") from None
+            parts = {split: hidden / f"{split}-{_digest(dataset, examples)}" for split, examples in found.items()}
+            _keep(hidden, parts, report)
+            require_room(hidden, _room(source, data.name, hidden, found, parts), report)
+            for split, examples in found.items():
+                if not (parts[split] / NAMES).is_file():
+                    _write_part(dataset, source, split, examples, parts[split], report)
+            finished = _join(data.name, source, parts, hidden / "finished")
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(finished, final)
+            shutil.rmtree(hidden)
+    except OSError as error:
+        raise DataError(f"cannot prepare {data.name} in {hidden}: {files.reason(error)}") from error
+    counts = ", ".join(f"{split} {len(examples)}" for split, examples in found.items())
+    report(f"prepared {final}: {counts}; it needs {source} no more")
+    return final
+
+
+def _choose(data: Data, source: Path, splits: Sequence[str]) -> tuple[Dataset, tuple[str, ...]]:
+    """Return the record of a data set and which of its splits are to be prepared."""
+    if data.name not in sources.SOURCES:
+        raise DataError(unknown("data set to prepare", data.name, sources.SOURCES))
+    if not source.is_dir():
+        raise DataError(f"no directory {source}; --source names the one in which the archives or the extracted tree of "
+                        f"{data.name} lie")
+    dataset = datasets.read_classes(source) if data.name == "folder" else datasets.DATASETS[data.name]
+    known = dataset.splits or layouts.folder_splits(source)
+    for split in splits:
+        if split not in known:
+            raise DataError(unknown(f"split of {data.name}", split, known))
+    if not known:
+        raise DataError(f"no directory SPLIT/images in {source}")
+    return dataset, tuple(dict.fromkeys(splits or known))
+
+
+def _check_count(dataset: Dataset, split: str, count: int, subset: bool) -> None:
+    published = dataset.published.get(split, count)
+    if count > published or count < published and not subset:
+        hint = "; with --subset a part of the published set will do" if count < published else ""
+        raise DataError(f"{dataset.name} {split}: {count} of {published} pairs{hint}")
+
+
+def _digest(dataset: Dataset, examples: list[Pair]) -> str:
+    """Return what tells a split from another state of its source: names and sizes, and which label values are fine."""
+    lines = [(pair.name, pair.image.size, pair.label.size) for pair in examples]
+    return hashlib.sha256(repr((prepared.VERSION, dataset.label_table, lines)).encode()).hexdigest()[:16]
+
+
+def _keep(hidden: Path, parts: dict[str, Path], report: Callable[[str], None]) -> None:
+    """Remove whatever an earlier process left, but finished splits of the same source and extracted archives."""
+    for path in hidden.iterdir():
+        if path in parts.values() and (path / NAMES).is_file():
+            report(f"{path.name.rsplit('-', 1)[0]} was finished before and is kept")
+        elif path.is_dir() and path.name != "downloads":
+            shutil.rmtree(path)
+
+
+def _room(source: Path, name: str, hidden: Path, found: Pairs, parts: dict[str, Path]) -> int:
+    """Return how many bytes preparing will take at its peak, the finished set included."""
+    sizes = [sum(pair.image.size + pair.label.size for pair in examples)
+             for split, examples in found.items() if not (parts[split] / NAMES).is_file()]
+    # The builder collects a split's records before it writes them.
+    needed = sum(sizes) + max(sizes, default=0)
+    if name == "cityscapes" and sizes:
+        archives = {path for path in sources.cityscapes_roots(source) if path.is_file()}
+        extracted = sum(file.size for path in archives for file in files.zip_files(path).values())
+        there = sum(file.size for file in files.tree_files(hidden, ("downloads",)).values())
+        needed += max(extracted - there, 0)
+    return int(OVERHEAD * needed)
+
+
+def require_room(directory: Path, needed: int, report: Callable[[str], None]) -> None:
+    """Report how many bytes are needed and free in `directory`; raises DataError where they do not suffice."""
+    free = shutil.disk_usage(directory).free
+    line = f"needs {needed / 1e9:.3g} GB on the disk of {directory.parent}, where {free / 1e9:.3g} GB are free"
+    if needed > free:
+        raise DataError(line)
+    report(line)
+
+
+def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair], part: Path,
+                report: Callable[[str], None]) -> None:
+    """Check a split and write its records below `part`, and last its names."""
+    # Builders are silenced, but not what counts their examples; taken here, for a generator runs within them.
+    out, progress = sys.stdout, Progress(len(examples), f"pairs of {split}", report)
+
+    def update(done: int) -> None:
+        with contextlib.redirect_stdout(out):
+            progress.update(done)
+
+    counted = _checked(dataset, examples, update)
+    if dataset.name == "cityscapes":
+        names = _write_cityscapes(source, split, counted, part, report)
+    else:
+        pairs.write_split(pairs.BUILDERS[dataset.name](part, split, counted))
+        names = [pair.name for pair in examples]
+    (part / f".{NAMES}").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    os.replace(part / f".{NAMES}", part / NAMES)
+
+
+def _checked(dataset: Dataset, examples: list[Pair], update: Callable[[int], None]) -> Iterator[dict[str, bytes | str]]:
+    """Yield the pairs as the builders store them; raises DataError naming the first file that cannot be used."""
+    for done, pair in enumerate(examples, 1):
+        encoded = pair.image.read(), pair.label.read()
+        single = Split((pair.image.where,), (pair.label.where,),
+                       lambda index, encoded=encoded: tuple(map(tf.constant, encoded)))
+        _, label = batches.examine(dataset, single, 0)
+        stored = encoded[1]
+        # Every reader takes a grey PNG for ids, and many a palette for colours.
+        if stored[25] == batches.PALETTE:
+            stored = pairs.png(Image.fromarray(label))
+        yield {"image": encoded[0], "segmentation_mask": stored, "name": pair.name}
+        update(done)
+
+
+def _write_cityscapes(source: Path, split: str, counted: Iterator[dict], part: Path,
+                      report: Callable[[str], None]) -> list[str]:
+    """Let the builder of tensorflow-datasets write a split once all its files are found good; return its names.
+
+    It extracts both archives in whole, once for all splits. An extracted tree it reads where it lies.
+    """
+    for _ in counted:
+        pass
+    theirs = prepared.FORMATS["cityscapes"].theirs(split)
+    builder = tfds.builder("cityscapes/semantic_segmentation", data_dir=part)
+    generators = builder._split_generators
+    if (source / "leftImg8bit").is_dir() and (source / "gtFine").is_dir():
+        builder._split_generators = lambda dl_manager: {theirs: builder._generate_examples(
+            images_left=str(source / "leftImg8bit" / split), segmentation_labels=str(source / "gtFine" / split))}
+    else:
+        builder._split_generators = lambda dl_manager: [
+            generator for generator in generators(dl_manager) if generator.name == theirs]
+    report(f"tensorflow-datasets writes {split} of cityscapes")
+    pairs.write_split(builder, part.parent / "downloads", source)
+    # The builder shuffles.
+    builder = prepared.open_builder(part / prepared.FORMATS["cityscapes"].place)
+    return [example["image_id"].decode() for example in prepared.data_source(builder, "cityscapes", split)]
+
+
+def _join(name: str, source: Path, parts: dict[str, Path], finished: Path) -> Path:
+    """Bring the splits, which the builders wrote one by one, into one directory that reads as if written at once."""
+    finished.mkdir()
+    form, descriptions = prepared.FORMATS[name], []
+    for split, part in parts.items():
+        os.replace(part / NAMES, finished / prepared.NAMES_FILE.format(split=form.theirs(split)))
+        for path in (part / form.place).iterdir():
+            if path.name == "dataset_info.json":
+                descriptions.append(json.loads(path.read_text(encoding="utf-8")))
+            else:
+                os.replace(path, finished / path.name)
+    joined = descriptions[0] | {"splits": [split for one in descriptions for split in one["splits"]]}
+    (finished / "dataset_info.json").write_text(json.dumps(joined, indent=2) + "\n", encoding="utf-8")
+    if name == "folder":
+        shutil.copyfile(source / "classes.txt", finished / "classes.txt")
+    # What cannot be read shall not take its place.
+    for split in parts:
+        prepared.open_split(finished, name, split)
+    return finished
