@@ -72,6 +72,9 @@ def _foreign(file: Shapes, model: Shapes, head: str) -> str:
 def _backbone_alone(file: Shapes, model: Shapes, head: str) -> str:
     if head and not any(name.startswith(("decode_head.", "auxiliary_head.")) for name in file) and _blocks(file):
         return "holds a backbone alone; name it by init.backbone, or convert it with --backbone"
+    if not head and any(name.startswith("decode_head.") for name in file):
+        return ("is a whole model and no backbone alone; name it by init.weights or convert it without --backbone, or "
+                "leave its heads out (init.skip=decode_head.*,auxiliary_head.*)")
     return ""
 
 

@@ -14,11 +14,13 @@ from kseg import keras_files, torch_files
 from kseg.errors import WeightsError
 from kseg.weight_names import sss_head, sss_to_mmseg
 
-# Where a checkpoint keeps its weights, and where moving averages of them: mmengine, PyTorch's reference scripts.
+# Where a checkpoint keeps its weights, and where a second set of them: mmengine, PyTorch's reference scripts.
 STATE_ENTRIES = ("state_dict", "model", "model_state_dict")
 # Entries of entries are followed so far; a file may hold a dict within itself.
 DEEPEST_ENTRY = 4
 AVERAGE_ENTRIES = ("ema_state_dict", "model_ema")
+# mmengine exchanges the two sets before it saves: the average is its state_dict.
+EXCHANGED_ENTRY = "ema_state_dict"
 # mmcv 0.x keeps a second set of weights beside the plain ones under this prefix, with "_" for each "." of the name.
 AVERAGE_PREFIX = "ema_"
 # Counters among the weights, which neither training nor inference needs.
@@ -105,6 +107,9 @@ def _select(path: Path, contents: Any, average: bool) -> tuple[dict[str, np.ndar
         return plain, []
     if not plain:
         return second, ["the file holds no weights but those under an ema name; they were read"]
+    if entry == EXCHANGED_ENTRY:
+        return plain, [f"the moving average was read, which mmengine saves as state_dict; {entry} holds the weights "
+                       "that were averaged"]
     # Which of the two is the average depends on the training system and on when it saved.
     if average:
         # Statistics of the norms are not averaged everywhere; they stand among the plain weights then.

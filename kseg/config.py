@@ -50,6 +50,8 @@ class Augment:
     # the mean colour, or black (MMSegmentation on VOC). Its label is 255 there.
     pad: Literal["corner", "centre"] = "corner"
     pad_colour: Literal["mean", "black"] = "mean"
+    # Layers of KerasCV that follow, by their names in kseg.extra_augmentations; the extra [dev] installs them.
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

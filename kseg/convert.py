@@ -133,12 +133,16 @@ def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", avera
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WeightsError(f"cannot make the directory {out.parent}: {error.strerror}") from None
-    # Not under its name before it has been read back.
-    unchecked = out.with_name(f".{os.getpid()}.unchecked.{out.name}")
+    # Not under its name before it has been read back. What a killed conversion left behind is written over.
+    unchecked = out.with_name(f".unchecked.{out.name}")
     try:
         workdirs.save_weights(model, unchecked)
         require_equal(model, unchecked, config, len(dataset.classes))
+        # Weights never stand beside the provenance of others.
+        provenance_path(out).unlink(missing_ok=True)
         os.replace(unchecked, out)
+    except OSError as error:
+        raise WeightsError(f"cannot write to {out}: {error.strerror or error}") from None
     finally:
         unchecked.unlink(missing_ok=True)
     record["weights"] = {"file": out.name, **_fingerprint(out)}

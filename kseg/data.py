@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-from kseg import augmentations, commands, datasets
+from kseg import augmentations, commands, datasets, extra_augmentations
 from kseg.config import Config, Data
 from kseg.datasets import IGNORED, UNMAPPED, Dataset, Split
 from kseg.errors import ConfigError, DataError
@@ -28,31 +28,38 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
 
 
-def train_batches(config: Config, start_step: int = 0) -> tf.data.Dataset:
-    """Return the global batches from `start_step` to the last step of training.
+def train_batches(config: Config, start_step: int = 0,
+                  worker: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+    """Return the global batches from `start_step` to the last step of training, or one input worker's share of each.
 
     Each is a dict: "image" float32 (B, h, w, 3), normalised and padded to the crop; "label" uint8 train ids (B, h, w),
-    255 ignored; "index" int64 (B,), the example's place in its split. Raises DataError as `open_split` does.
+    255 ignored; "index" int64 (B,), the example's place in its split. A worker reads its share only; all workers' make
+    up the global batch. Raises DataError as `open_split` does, ConfigError where the batch cannot be shared evenly.
     """
     dataset = datasets.find(config.data)
     split = datasets.open_split(config.data, config.data.train_split)
     batch = config.train.global_batch
+    extra = extra_augmentations.build(config.augment.extra)
+    workers, place = (worker.num_input_pipelines, worker.input_pipeline_id) if worker else (1, 0)
+    share, rest = divmod(batch, workers)
+    if rest:
+        raise ConfigError(f"train.global_batch {batch} cannot be shared evenly by {workers} workers")
 
     def example(position: tf.Tensor) -> dict:
         index = shuffled(position, len(split.names), config.train.seed)
         image, label = read_example(dataset, split, index)
         seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
-        image, label = augmentations.augment(tf.cast(image, tf.float32), label, seed, config.augment)
-        image, label = padded(image, label, config)
+        image, label = augmentations.augment(image, label, seed, config.augment)
+        image, label = padded(extra(image, seed), label, config)
         return {"image": image, "label": label, "index": index}
 
-    positions = tf.data.Dataset.range(start_step * batch, config.train.steps * batch)
-    batches = positions.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    batches = batches.batch(batch, drop_remainder=True).prefetch(2)
+    own = tf.data.Dataset.range(start_step * share, config.train.steps * share)
+    batches = own.map(lambda number: example(number // share * batch + place * share + number % share),
+                      num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(share, drop_remainder=True)
     options = tf.data.Options()
     # The order is ours: every replica's share is cut from the global batch, never from the list of files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return batches.with_options(options)
+    return batches.prefetch(2).with_options(options)
 
 
 def padded(image: tf.Tensor, label: tf.Tensor, config: Config) -> tuple[tf.Tensor, tf.Tensor]:
@@ -249,17 +256,15 @@ def _ranges(values: list[int]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    # It builds on this module.
-    from kseg import inspections
+    # They build on this module.
+    from kseg import inspections, prepare
 
-    parser = argparse.ArgumentParser(prog="python -m kseg.data", description="Looks at a data set before training.")
+    parser = argparse.ArgumentParser(prog="python -m kseg.data", description="Prepares a data set and looks at it.")
     names = f"data sets: {', '.join(sorted(datasets.DATASETS))}"
     parsers = parser.add_subparsers(dest="command", required=True)
     checking = parsers.add_parser("check", help="read every file and count the label values", epilog=names)
     showing = parsers.add_parser("show", help="draw augmented training samples", epilog=names)
-    preparing = parsers.add_parser("prepare", help="check archives or a tree and write them as record files",
-                                   epilog=names)
-    for command in (checking, showing, preparing):
+    for command in (checking, showing):
         command.add_argument("name", metavar="NAME", help="a data set's name")
         command.add_argument("--directory", default="", metavar="DIR",
                              help="where it lies (default: $KSEG_DATA/NAME, else data/NAME)")
@@ -269,14 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
     showing.add_argument("--count", type=int, default=8, help="how many samples (default 8)")
     showing.add_argument("--step", type=int, default=0, help="the training step to start at (default 0)")
     commands.add_config_arguments(showing)
-    preparing.add_argument("--source", type=Path, required=True, metavar="DIR",
-                           help="where the archives as published lie, or their extracted tree")
-    preparing.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
-    preparing.add_argument("--subset", action="store_true", help="splits may be smaller than published")
+    prepare.add_parser(parsers)
     values = parser.parse_args(arguments)
     if values.command == "prepare":
-        from kseg import prepare
-
         prepare.prepare(Data(name=values.name, directory=values.directory), values.source, values.split, values.subset)
         return 0
     if values.command == "check":

@@ -6,6 +6,7 @@ Every picture and label is read once and checked. All is written in a hidden dir
 final place in one step when everything is there; started again, finished splits are kept.
 """
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -33,6 +34,19 @@ from kseg.progress import Progress
 OVERHEAD = 1.05
 # In a split's directory, written when its records are whole.
 NAMES = "names.txt"
+
+
+def add_parser(parsers: argparse._SubParsersAction) -> None:
+    """Add the command line of `prepare`, whose values are called as its arguments."""
+    parser = parsers.add_parser("prepare", help="check archives or a tree, and write them as record files",
+                                epilog=f"data sets: {', '.join(sorted(sources.SOURCES))}")
+    parser.add_argument("name", metavar="NAME", help="a data set's name")
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR",
+                        help="where the archives lie as published, or their extracted tree")
+    parser.add_argument("--directory", default="", metavar="OUT",
+                        help="where the prepared set goes (default: $KSEG_DATA/NAME, else data/NAME)")
+    parser.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
+    parser.add_argument("--subset", action="store_true", help="splits may be smaller than published")
 
 
 def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False,
@@ -126,8 +140,8 @@ def _room(source: Path, name: str, hidden: Path, found: Pairs, parts: dict[str, 
     """Return how many bytes preparing will take at its peak, the finished set included."""
     sizes = [sum(pair.image.size + pair.label.size for pair in examples)
              for split, examples in found.items() if not (parts[split] / NAMES).is_file()]
-    # The builder collects a split's records before it writes them.
-    needed = sum(sizes) + max(sizes, default=0)
+    # The builder collects a split's records in files before it writes them, but removes each when it has read it.
+    needed = sum(sizes)
     if name == "cityscapes" and sizes:
         archives = {path for path in sources.cityscapes_roots(source) if path.is_file()}
         extracted = sum(file.size for path in archives for file in files.zip_files(path).values())
@@ -159,7 +173,7 @@ def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair]
     if dataset.name == "cityscapes":
         names = _write_cityscapes(source, split, counted, part, report)
     else:
-        pairs.write_split(pairs.BUILDERS[dataset.name](part, split, counted))
+        pairs.write_split(pairs.BUILDERS[dataset.name](part, split, counted, len(examples)))
         names = [pair.name for pair in examples]
     (part / f".{NAMES}").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     os.replace(part / f".{NAMES}", part / NAMES)

@@ -146,7 +146,7 @@ def _left(file: BinaryIO, count: int) -> int:
     """Return `count`, after making sure that so many bytes are left; a damaged length could demand all memory."""
     left = _size(file) - file.tell()
     if left < count:
-        raise WeightsError(f"is incomplete: it ends {count - left} bytes too early")
+        raise WeightsError(f"is incomplete: it ends at least {count - left} bytes too early")
     return count
 
 

@@ -31,6 +31,9 @@ WEIGHT_NAMES = {
     "scale": "scale",
 }
 
+# Lines of an error that may leave no sight of the first.
+LONG = 20
+
 # Axes of a PyTorch array in Keras order.
 CONV_AXES = (2, 3, 1, 0)
 DEPTHWISE_AXES = (2, 3, 0, 1)
@@ -201,6 +204,10 @@ def _load(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, n
     if bad := [name for name in loaded if not np.isfinite(state[name]).all()]:
         raise WeightsError(f"{path} holds numbers that are nan or infinite in {len(bad)} weights: "
                            f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
+    if not loaded:
+        raise WeightsError(f"{path}: init.skip leaves out all of the model's {len(targets)} weights")
+    if bad := [name for name in loaded if name.endswith(".running_var") and (state[name] < 0).any()]:
+        raise WeightsError(f"{path} holds negative variances in {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
     for name, (variable, axes) in loaded.items():
         array = np.transpose(state[name], axes) if axes else state[name]
         variable.assign(array.astype(variable.dtype))
@@ -230,4 +237,7 @@ def _require_fit(path: str | Path, model: dict[str, tuple], file: dict[str, tupl
     for what, weights in groups.items():
         if weights:
             lines += [f"  {len(weights)} weights {what}:", *(f"    {weight}" for weight in sorted(weights))]
+    # What has scrolled away is said once more.
+    if len(lines) > LONG:
+        lines.append(lines[0])
     raise WeightsError("\n".join(lines))

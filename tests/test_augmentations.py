@@ -123,7 +123,7 @@ def test_saturation_and_hue_of_many_colours_are_opencvs(factor, shift):
     for found, expected in ((augmentations.saturate(tensor(image), factor), saturated),
                             (augmentations.shift_hue(tensor(image), shift), shifted)):
         error = np.abs(found.numpy() - cv2.cvtColor(expected, cv2.COLOR_HSV2RGB))
-        assert error.max() <= 1 and error.mean() <= 0.001
+        assert error.max() <= 1 and error.mean() <= 0.02
 
 
 @pytest.mark.parametrize("channels", [(0, 1, 2), (0, 0, 0)])

@@ -85,3 +85,22 @@ def test_a_failed_load_changes_nothing(tmp_path, donor):
     with pytest.raises(WeightsError, match="nan or infinite in 1 weights: decode_head.conv_seg.bias"):
         weights.load_checkpoint(model, tmp_path / "a.npz", "encnet")
     assert all(np.array_equal(array, before[name]) for name, array in state_of(model).items())
+
+
+def test_what_no_network_has_is_refused(tmp_path, donor):
+    state = state_of(donor)
+    state["backbone.bn1.running_var"] = -state["backbone.bn1.running_var"]
+    np.savez(tmp_path / "a.npz", **state)
+    with pytest.raises(WeightsError, match="holds negative variances in backbone.bn1.running_var"):
+        weights.load_checkpoint(donor, tmp_path / "a.npz", "encnet")
+    np.savez(tmp_path / "b.npz", **state_of(donor))
+    with pytest.raises(WeightsError, match="init.skip leaves out all of the model's"):
+        weights.load_checkpoint(donor, tmp_path / "b.npz", "encnet", skip=["*"])
+
+
+def test_a_long_error_ends_with_its_reason(tmp_path, donor):
+    np.savez(tmp_path / "b.npz", **backbone_arrays(donor))
+    with pytest.raises(WeightsError) as error:
+        weights.load_checkpoint(donor, tmp_path / "b.npz", "encnet")
+    lines = str(error.value).splitlines()
+    assert len(lines) > 20 and lines[0] == lines[-1] and "holds a backbone alone" in lines[0]

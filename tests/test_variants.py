@@ -71,7 +71,7 @@ def of_both(head, stride):
         "model.apcnet.fusion": True, "model.pspnet.pool_scales": (1, 2, 3, 6), "init.weights": "",
         "init.channels": "RGB", "loss.main": 1.0, "loss.class_weights": (), "loss.ohem_threshold": 0.0,
         "train.warmup_steps": 0, "train.seed": 0, "augment.flip": 0.5, "augment.photometric": True,
-        "augment.crop_tries": 10, "data.mean": (123.675, 116.28, 103.53), "data.std": (58.395, 57.12, 57.375),
+        "data.mean": (123.675, 116.28, 103.53), "data.std": (58.395, 57.12, 57.375),
         "data.val_split": "val"}
 
 
@@ -108,6 +108,7 @@ def of_mmseg(row):
         "train.precision": "mixed_float16" if mixed else "float32", "train.loss_scale": 512.0 if mixed else 1.0,
         "augment.scale": height_width(row["resize_scale"]), "augment.scale_range": value(row["ratio_range"]),
         "augment.crop": crop, "augment.cat_max_ratio": float(row["cat_max_ratio"]), "augment.pad": "corner",
+        "augment.crop_tries": 10,
         "augment.pad_colour": "black" if black else "mean",
         "evaluate.resize": height_width(row["test_scale"]), "evaluate.resize_logits": "twice",
         "evaluate.window": value(row["test_crop"]) or (), "evaluate.stride": value(row["test_stride"]) or ()}
@@ -146,7 +147,7 @@ def of_sss(row):
         "train.precision": "float32", "train.loss_scale": 1.0,
         "augment.scale": tuple(reversed(resize["output_size"])), "augment.scale_range": resize["scale_range"],
         "augment.crop": crop["crop_size"], "augment.cat_max_ratio": crop["one_category_max_ratio"],
-        "augment.pad": "centre", "augment.pad_colour": "mean",
+        "augment.crop_tries": 9, "augment.pad": "centre", "augment.pad_colour": "mean",
         "evaluate.resize": height_width(row["test_resize"]), "evaluate.resize_logits": "once",
         "evaluate.window": (), "evaluate.stride": ()}
 

@@ -88,7 +88,11 @@ def damaged(path: Path, error: Exception) -> DataError:
 
 
 def below(files: dict[str, File], directory: str, suffix: str) -> dict[str, File]:
-    """Return the files directly in a directory whose names end in `suffix`, by their names without it."""
+    """Return the files directly in a directory whose names end in `suffix`, by their names without it.
+
+    Names that begin with a dot are left out.
+    """
     start = len(directory) + 1
     return {path[start:-len(suffix)]: file for path, file in files.items()
-            if path.startswith(f"{directory}/") and path.endswith(suffix) and "/" not in path[start:]}
+            if path.startswith(f"{directory}/") and path.endswith(suffix) and "/" not in path[start:]
+            and path[start] != "."}

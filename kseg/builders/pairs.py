@@ -11,6 +11,9 @@ from PIL import Image
 
 from kseg.builders.prepared import VERSION
 
+# Of as many different keys tensorflow-datasets can tell the order.
+KEYS = 2 ** 128
+
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Stores the pairs of one split as they are encoded: "image" JPEG, PNG or BMP, "segmentation_mask" PNG of raw ids,
@@ -18,8 +21,8 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, data_dir: Path, split: str, examples: Iterable[dict[str, bytes | str]]):
-        self.split, self.examples = split, examples
+    def __init__(self, data_dir: Path, split: str, examples: Iterable[dict[str, bytes | str]], count: int):
+        self.split, self.examples, self.count = split, examples, count
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -39,7 +42,11 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {self.split: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, bytes | str]]]:
-        yield from enumerate(self.examples)
+        # Far apart, over all the room keys have: examples are then collected in many small files, by their keys, of
+        # which one at a time is read to be sorted. Keys of small numbers would share one.
+        step = KEYS // self.count
+        for index, example in enumerate(self.examples):
+            yield index * step, example
 
 
 class Ade20k(PairsBuilder, skip_registration=True):
@@ -71,11 +78,15 @@ BUILDERS = {"ade20k": Ade20k, "voc2012": Voc2012, "camvid": Camvid, "folder": Fo
 def write_split(builder: tfds.core.DatasetBuilder, downloads: Path | None = None, manual: Path | None = None) -> None:
     """Let a builder write what it is to write, in array_record files, without a word of its own.
 
-    It reads archives in `manual` and extracts them below `downloads`.
+    It reads archives in `manual` and extracts them below `downloads`. Raises OSError where it cannot write.
     """
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=manual)
     # The builder would announce a download, and wants a place for it.
     with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_dir=downloads or nothing, file_format="array_record",
-                                     download_config=config)
+        try:
+            builder.download_and_prepare(download_dir=downloads or nothing, file_format="array_record",
+                                         download_config=config)
+        # What the writer of records raises, such as on a full disk.
+        except RuntimeError as error:
+            raise OSError(str(error)) from error

@@ -32,7 +32,6 @@ def read_archive(path: Path, update: Callable[[int], None]) -> dict[str, File]:
                 update(stored.tell())
     except files.FAULTS as error:
         raise files.damaged(path, error) from None
-    update(path.stat().st_size)
     if not masks:
         raise DataError(f"{path} holds no {MASKS}/NAME.mat; benchmark.tgz of SBD does")
     return masks

@@ -138,8 +138,12 @@ def _augmented(source: Path, found: dict[str, File], report: Callable[[str], Non
     if (source / SBD_TGZ).is_file():
         path = source / SBD_TGZ
         report(f"reading {path}")
-        progress = Progress(path.stat().st_size >> 20, f"MiB of {path.name}", report)
-        return sbd.read_archive(path, lambda done: progress.update(done >> 20))
+        # One more than whole ones: the last is told when all is read.
+        total = (path.stat().st_size >> 20) + 1
+        progress = Progress(total, f"MiB of {path.name}", report)
+        masks = sbd.read_archive(path, lambda done: progress.update(done >> 20))
+        progress.update(total)
+        return masks
     masks = sbd.read_tree(source / Path(sbd.MASKS).parent)
     if masks:
         return masks

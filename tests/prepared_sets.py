@@ -1,0 +1,18 @@
+"""Preparing data sets in tests, and reading them back."""
+
+from kseg import data as batches
+from kseg import datasets, prepare
+from kseg.config import Data
+
+
+def run(name, source, out, splits=(), subset=True):
+    """Prepare a data set and return its config and the lines that were reported."""
+    data, lines = Data(name=name, directory=str(out)), []
+    prepare.prepare(data, source, splits, subset, lines.append)
+    return data, lines
+
+
+def contents(data, split):
+    """Return {picture's file name: (image, raw label)} of a prepared split."""
+    record, found = datasets.find(data), datasets.open_split(data, split)
+    return {name.rsplit("/", 1)[1]: batches.examine(record, found, index) for index, name in enumerate(found.names)}
