@@ -75,11 +75,14 @@ def fetch(address: str, report: Callable[[str], None] = print) -> Path:
     """Return the file of an http, https or file address, downloading it where it is absent.
 
     What arrives is written beside its place, checked against the length the server tells and the digits of the SHA-256
-    at the end of its name, and only then given its name. Raises WeightsError, naming the address and the place, where
-    it cannot be had or is not what it should be.
+    at the end of its name, and only then given its name; what is there already is checked too. Raises WeightsError,
+    naming the address and the place, where it cannot be had or is not what it should be.
     """
     path = place(address)
     if path.is_file():
+        # It may have been put there by hand, and cut short on the way.
+        with path.open("rb") as file:
+            _check_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
         return path
     # One of its own for each process: two runs may start together.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -129,5 +132,5 @@ def _download(address: str, file: BinaryIO, report: Callable[[str], None]) -> st
 def _check_digest(path: Path, digest: str) -> None:
     named = DIGEST.search(path.name)
     if named and not digest.startswith(named[1]):
-        raise WeightsError(f"the download is damaged or another file: its SHA-256 begins with {digest[:8]}, "
-                           f"its name says {named[1]}")
+        raise WeightsError(f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]}, its name says "
+                           f"{named[1]}")

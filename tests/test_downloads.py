@@ -122,10 +122,15 @@ def test_addresses_that_are_none(store):
             downloads.fetch(address)
 
 
-def test_backbones_are_found_under_their_names(store):
+def test_backbones_are_found_under_their_names(store, monkeypatch):
     store.mkdir()
-    (store / "resnet50_v1c-2cccc1ad.pth").write_bytes(b"there")
-    assert downloads.backbone("resnet50_v1c") == store / "resnet50_v1c-2cccc1ad.pth"
+    (store / NAMED).write_bytes(CONTENT)
+    monkeypatch.setitem(downloads.BACKBONES, "resnet7", f"http://127.0.0.1:9/{NAMED}")
+    assert downloads.backbone("resnet7") == store / NAMED
+    # Somebody has put another file there, or half of it.
+    (store / "resnet50_v1c-2cccc1ad.pth").write_bytes(b"half")
+    with pytest.raises(WeightsError, match="resnet50_v1c-2cccc1ad.pth is damaged or another file: .* says 2cccc1ad"):
+        downloads.backbone("resnet50_v1c")
     with pytest.raises(WeightsError, match="unknown backbone file 'resnet50_v1x'. Did you mean resnet50_v1c"):
         downloads.backbone("resnet50_v1x")
 
