@@ -28,6 +28,8 @@ class Data:
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
+    # GiB that reading ahead may fill with examples for training.
+    memory: float = 1.0
     # RGB mean and standard deviation on the 0..255 scale.
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     std: tuple[float, ...] = (58.395, 57.12, 57.375)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import __version__, commands, data, datasets, metrics, pictures, workdirs
+from kseg import __version__, commands, data, datasets, examples, metrics, pictures, workdirs
 from kseg import config as configs
 from kseg.config import Config
 from kseg.datasets import Dataset
@@ -64,7 +64,7 @@ def picture_rows(predict: Callable[[np.ndarray], np.ndarray], config: Config, da
     split = datasets.open_split(config.data, split_name)
     rows = []
     for index in np.linspace(0, len(split.names) - 1, min(count, len(split.names))).astype(int):
-        image, raw = data.examine(dataset, split, int(index))
+        image, raw = examples.examine(dataset, split, int(index))
         truth = np.array(dataset.label_table, np.uint8)[raw]
         rows.append([image, pictures.colour(truth, dataset.palette), pictures.colour(predict(image), dataset.palette)])
     return rows

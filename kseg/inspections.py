@@ -1,8 +1,8 @@
 """Looking at a data set before training on it: every label value counted, and augmented samples drawn."""
 
-import collections
 import dataclasses
 import functools
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kseg import config as configs
 from kseg import data as batches
-from kseg import datasets, pictures
+from kseg import datasets, examples, pictures, statistics, workdirs
 from kseg.config import Config, Data
-from kseg.datasets import IGNORED, UNMAPPED, Dataset, Split
-from kseg.errors import ConfigError, DataError, unknown
+from kseg.datasets import IGNORED, Dataset, Split
+from kseg.errors import ConfigError, DataError, UserError, unknown
 from kseg.progress import Progress
+from kseg.statistics import Example
 
 FAULTS_LISTED = 10
-SIZES_LISTED = 4
 LARGEST_CROP = (512, 1024)
 # Width to height that the sheet of samples comes closest to.
 SHEET_RATIO = 1.6
@@ -34,14 +34,39 @@ STRIPE_GREYS = (60, 200)
 def check(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] = print) -> dict[str, dict]:
     """Read every example of the splits (none given: all), report what their labels hold, and return it by split.
 
-    A split's dict holds "images": how many; "sizes": {(height, width): images}; "pixels" and "images_with": int64
-    (256,), pixels of each raw value and images in which it occurs; "class_pixels": int64 (C,); "void_share": ignored
-    pixels' share of all; "turned": pictures with an EXIF orientation; "unseen": names of classes without a pixel;
-    "weights": float64 (C,), see `class_weights`.
-    Faulty examples are not counted. Raises DataError for an unknown data set or split or a missing directory at once,
-    and after all files were read with the first ten faults: files without a partner, damaged or of the wrong kind,
-    labels of another size than their image, values that the data set does not define, empty splits.
+    A split's dict is that of `statistics.summarise`. Faulty examples are not counted, but the pixels of a label with
+    values that the data set does not define are. Raises DataError for an unknown data set or split or a missing
+    directory at once, and after all files were read with the first ten faults: files without a partner, damaged or of
+    the wrong kind, labels of another size than their image, values that the data set does not define, empty splits.
     """
+    return _inspect(data, splits, _image_size, statistics.describe_values, report)
+
+
+def stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
+          report: Callable[[str], None] = print) -> dict[str, dict]:
+    """Report sizes, frequencies of classes and void share of the splits (none given: all), and return them by split.
+
+    As `check`, but pictures are not decoded, only labels are: faults are all of `check`'s but a picture that is damaged
+    behind its header. `out` is given the same numbers, `statistics.plain` by split, as JSON, if there is no fault.
+    Raises UserError where it cannot be written.
+    """
+    try:
+        if out:
+            # Told before all files are read, and not after.
+            out.parent.mkdir(parents=True, exist_ok=True)
+        results = _inspect(data, splits, examples.header_size, statistics.describe_classes, report)
+        if out:
+            dataset = datasets.find(data)
+            plain = {name: statistics.plain(dataset, name, result) for name, result in results.items()}
+            workdirs.write_text(out, json.dumps(plain, indent=2) + "\n")
+            report(f"wrote {out}")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    return results
+
+
+def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Tensor], tuple[int, int]],
+             describe: Callable[[Dataset, str, dict], str], report: Callable[[str], None]) -> dict[str, dict]:
     dataset = datasets.find(data)
     datasets.require_directory(data)
     known = datasets.split_names(data)
@@ -56,8 +81,9 @@ def check(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] 
             faults.append(str(error))
             report(f"{name}: cannot be opened\n")
             continue
-        results[name], found = count_split(dataset, split, Progress(len(split.names), f"images of {name}", report))
-        faults += found
+        progress = Progress(len(split.names), f"images of {name}", report)
+        read = functools.partial(_read, dataset, split, image_size)
+        results[name] = statistics.summarise(dataset, _counted(split, read, progress, faults))
         report(describe(dataset, name, results[name]))
     if faults:
         more = len(faults) - FAULTS_LISTED
@@ -66,124 +92,41 @@ def check(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] 
     return results
 
 
-def count_split(dataset: Dataset, split: Split, progress: Progress) -> tuple[dict, list[str]]:
-    """Return what `check` says of a split, and one line for each faulty example."""
-    classes = len(dataset.classes)
-    table = np.array(dataset.label_table)
-    sizes: collections.Counter = collections.Counter()
-    pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    # Of each class: the images in which it occurs, all their pixels counted.
-    pixels_beside = np.zeros(classes, np.int64)
-    faults, turned = [], 0
-    for done, (size, counts, fault) in enumerate(_counted(dataset, split), 1):
-        if fault:
-            faults.append(fault)
-        if counts is not None:
-            sizes[size] += 1
-            pixels += counts
-            images_with += counts > 0
-            pixels_beside += (_by_class(table, counts, classes) > 0) * counts.sum()
-        turned += _is_turned(split.names[done - 1])
-        progress.update(done)
-    class_pixels, total = _by_class(table, pixels, classes), pixels.sum()
-    return {
-        "images": sum(sizes.values()), "sizes": dict(sizes), "pixels": pixels, "images_with": images_with,
-        "class_pixels": class_pixels, "turned": turned,
-        "void_share": float(pixels[table == IGNORED].sum() / total) if total else math.nan,
-        "unseen": [name for name, count in zip(dataset.classes, class_pixels) if not count],
-        "weights": class_weights(class_pixels, pixels_beside),
-    }, faults
-
-
-def _counted(dataset: Dataset, split: Split) -> Iterator[tuple]:
-    """Yield for each example in order its (height, width), pixels of each raw value (256,), and what is wrong or ""."""
-    def count(index: int) -> tuple:
-        try:
-            _, label = batches.decode_pair(split, index)
-        except DataError as error:
-            return None, None, str(error)
-        counts = np.bincount(label.ravel(), minlength=256)
-        fault = batches.unmapped(dataset, counts)
-        return label.shape, counts, fault and f"{split.label_names[index]}: {fault}"
-
+def _counted(split: Split, read: Callable[[int], tuple[Example | None, str]], progress: Progress,
+             faults: list[str]) -> Iterator[Example]:
+    """Yield the examples of a split in order as far as they can be counted, adding what is wrong to `faults`."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        yield from pool.map(count, range(len(split.names)))
+        for done, (example, fault) in enumerate(pool.map(read, range(len(split.names))), 1):
+            if fault:
+                faults.append(fault)
+            if example:
+                yield example
+            progress.update(done)
     finally:
         # An interrupted command shall not read the rest first.
         pool.shutdown(cancel_futures=True)
 
 
-def _is_turned(name: str) -> bool:
-    """Return whether a JPEG says that it is to be shown turned or mirrored."""
-    if Path(name).suffix.lower() not in (".jpg", ".jpeg") or not Path(name).is_file():
-        return False
+def _read(dataset: Dataset, split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
+          index: int) -> tuple[Example | None, str]:
+    """Return what an example adds to the statistics, None where it cannot be read, and what is wrong with it or ""."""
+    name, label_name = split.names[index], split.label_names[index]
     try:
-        with Image.open(name) as image:
-            return image.getexif().get(pictures.EXIF_ORIENTATION, 1) != 1
-    except OSError:
-        # Told already, as a fault.
-        return False
+        image_data, label_data = examples.read_pair(split, index)
+        size = image_size(name, image_data)
+        label = examples.label(label_name, label_data)
+        examples.require_same_size(name, size, label_name, label.shape)
+    except DataError as error:
+        return None, str(error)
+    counts = statistics.value_counts(label)
+    fault = examples.unmapped(dataset, counts)
+    return Example(name, label.shape, counts, examples.is_turned(image_data)), fault and f"{label_name}: {fault}"
 
 
-def _by_class(table: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
-    """Return int64 (C,): counts of raw values summed by train id."""
-    return np.bincount(table, weights=counts, minlength=256)[:classes].astype(np.int64)
-
-
-def class_weights(class_pixels: np.ndarray, pixels_beside: np.ndarray) -> np.ndarray:
-    """Return SegNet's median-frequency weights, float64 (C,): median of freq / freq of the class, nan where unseen.
-
-    A class's freq is its pixels divided by all pixels, ignored ones too, of the images in which it occurs. The median
-    is over the classes seen, and of two middle ones their mean.
-    """
-    seen = class_pixels > 0
-    weights = np.full(len(class_pixels), np.nan)
-    if seen.any():
-        frequencies = class_pixels[seen] / pixels_beside[seen]
-        weights[seen] = np.median(frequencies) / frequencies
-    return weights
-
-
-def describe(dataset: Dataset, name: str, result: dict) -> str:
-    """Return a split's result as text: sizes, the table of values, classes never seen, void share and weights."""
-    pixels, total = result["pixels"], result["pixels"].sum()
-    if not total:
-        return f"{name}: no readable example\n"
-    published = dataset.published.get(name, result["images"])
-    # A part of a split is as good to train on, but what it gives is no published number.
-    images = f"{result['images']} of {published}" if result["images"] != published else f"{published}"
-    plural = "s" if published > 1 else ""
-    lines = [f"{name}: {images} image{plural}, {sizes_line(result['sizes'])}"]
-    width = max(map(len, (*dataset.classes, "not a label value")))
-    lines.append(f"  {'value':>5}  {'train id':>8}  {'class':<{width}}  {'pixels':>15}  {'share':>7}  {'images':>7}")
-    for value, train_id in enumerate(dataset.label_table):
-        if train_id >= UNMAPPED and not pixels[value]:
-            continue
-        number, title = {IGNORED: (IGNORED, "ignored"), UNMAPPED: ("-", "not a label value")}.get(
-            train_id) or (train_id, dataset.classes[train_id])
-        lines.append(f"  {value:>5}  {number:>8}  {title:<{width}}  {pixels[value]:>15,}  "
-                     f"{100 * pixels[value] / total:>6.2f}%  {result['images_with'][value]:>7}")
-    lines.append(f"  never seen: {', '.join(result['unseen']) or 'none'}")
-    lines.append(f"  void: {100 * result['void_share']:.2f}% of all pixels")
-    if result["turned"]:
-        lines.append(f"  {result['turned']} pictures carry an EXIF orientation, which training and evaluation leave "
-                     "alone and prediction applies: turn the pixels themselves")
-    lines.append("  median-frequency weights: " + " ".join(f"{weight:.4f}" for weight in result["weights"]))
-    return "\n".join(lines) + "\n"
-
-
-def sizes_line(sizes: dict[tuple[int, int], int]) -> str:
-    """Return {(height, width): images} as text, width before height: each size if they are few, else the extent."""
-    if len(sizes) == 1:
-        ((height, width),) = sizes
-        return f"all {width}x{height}"
-    if len(sizes) <= SIZES_LISTED:
-        return ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
-    sides = np.repeat(list(sizes), list(sizes.values()), axis=0)
-    low, middle, high = (np.quantile(sides, share, axis=0, method="lower") for share in (0, 0.5, 1))
-    return (f"width {low[1]} to {high[1]}, median {middle[1]}; height {low[0]} to {high[0]}, median {middle[0]} "
-            f"({len(sizes)} sizes)")
+def _image_size(name: str, data: tf.Tensor) -> tuple[int, int]:
+    """Return (height, width) of an encoded picture that is decoded in whole."""
+    return examples.image(name, data).shape[:2]
 
 
 def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
@@ -198,7 +141,7 @@ def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
     # Twice, for an override may say where the first picture lies, and another how large the crop is.
     config = overridden(Config(data=data))
     dataset, split = datasets.find(config.data), datasets.open_split(config.data, config.data.train_split)
-    image, _ = batches.examine(dataset, split, 0)
+    image, _ = examples.examine(dataset, split, 0)
     crop = tuple(min(side, largest) for side, largest in zip(image.shape, LARGEST_CROP))
     return configs.check(overridden(dataclasses.replace(
         config, augment=dataclasses.replace(config.augment, crop=crop))))

@@ -21,13 +21,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from kseg import data as batches
 from kseg import datasets, layouts
 from kseg.builders import files, pairs, prepared, sources
 from kseg.builders.sources import Pair, Pairs
 from kseg.config import Data
 from kseg.datasets import Dataset, Split
+from kseg.decoding import KIND, PALETTE
 from kseg.errors import DataError, unknown
+from kseg.examples import examine
 from kseg.progress import Progress
 
 # Record files and their descriptions beside what they store.
@@ -185,10 +186,10 @@ def _checked(dataset: Dataset, examples: list[Pair], update: Callable[[int], Non
         encoded = pair.image.read(), pair.label.read()
         single = Split((pair.image.where,), (pair.label.where,),
                        lambda index, encoded=encoded: tuple(map(tf.constant, encoded)))
-        _, label = batches.examine(dataset, single, 0)
+        _, label = examine(dataset, single, 0)
         stored = encoded[1]
         # Every reader takes a grey PNG for ids, and many a palette for colours.
-        if stored[25] == batches.PALETTE:
+        if stored[KIND] == PALETTE:
             stored = pairs.png(Image.fromarray(label))
         yield {"image": encoded[0], "segmentation_mask": stored, "name": pair.name}
         update(done)

@@ -1,7 +1,6 @@
 """Preparing data sets in tests, and reading them back."""
 
-from kseg import data as batches
-from kseg import datasets, prepare
+from kseg import datasets, examples, prepare
 from kseg.config import Data
 
 
@@ -15,4 +14,4 @@ def run(name, source, out, splits=(), subset=True):
 def contents(data, split):
     """Return {picture's file name: (image, raw label)} of a prepared split."""
     record, found = datasets.find(data), datasets.open_split(data, split)
-    return {name.rsplit("/", 1)[1]: batches.examine(record, found, index) for index, name in enumerate(found.names)}
+    return {name.rsplit("/", 1)[1]: examples.examine(record, found, index) for index, name in enumerate(found.names)}

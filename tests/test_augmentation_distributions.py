@@ -11,6 +11,8 @@ import pytest
 import slow_augmentations
 import tensorflow as tf
 from distributions import COUNT, distance, plant, samples
+from whole_pictures import IDS as IDENTITY
+from whole_pictures import augment, crop_window
 
 from kseg import augmentations, data
 from kseg.augmentations import CROP, FLIP, SCALE
@@ -88,7 +90,7 @@ def placements(**changes):
     """Counts (rows, columns) of the crops' corners, and the share of flipped ones."""
     config = Augment(scale_range=(1.0, 1.0), crop=(8, 10), cat_max_ratio=1.0, photometric=False, **changes)
     image = tf.zeros((*IDS.shape, 3), tf.uint8)
-    labels = samples(lambda seed: augmentations.augment(image, tf.constant(IDS), seed, config)[1])
+    labels = samples(lambda seed: augment(image, tf.constant(IDS), seed, config)[1])
     flipped = labels[:, 0, 0] > labels[:, 0, 1]
     corner = np.where(flipped, labels[:, 0, -1], labels[:, 0, 0])
     counts = np.zeros(ROOM, int)
@@ -173,7 +175,7 @@ def largest_shares(corners):
 def share_faults(**changes):
     """How far the share of crops over the limit is from what it must be, and the shares' own distance."""
     config = Augment(crop=WINDOW, **changes)
-    corners = np.array(samples(lambda seed: augmentations.crop_window(tf.constant(UNEVEN), seed, config)[:2], 6000)).T
+    corners = np.array(samples(lambda seed: crop_window(tf.constant(UNEVEN), seed, config)[:2], 6000)).T
     every = largest_shares(np.ndindex(UNEVEN.shape[0] - WINDOW[0] + 1, UNEVEN.shape[1] - WINDOW[1] + 1))
     # Eleven crops in a row are over it, the last of which is taken as it is.
     expected = np.mean(every >= 0.75) ** 11
@@ -225,8 +227,8 @@ def whole(config, count=1200):
     settings = Config(augment=config)
 
     def example(seed):
-        found, ids = augmentations.augment(tf.constant(image), tf.constant(label), seed, config)
-        return data.padded(found, ids, settings)
+        found, ids = augment(tf.constant(image), tf.constant(label), seed, config)
+        return data.finished(found, ids, IDENTITY, settings)
 
     pictures, labels = samples(example, count)
     return pictures * np.float32(settings.data.std) + np.float32(settings.data.mean), labels

@@ -9,9 +9,10 @@ import tensorflow as tf
 from PIL import Image
 from small_sets import config, example, folder, write
 
-from kseg import data, datasets
+from kseg import data, datasets, decoding
 from kseg.config import Augment, Config, Data
 from kseg.errors import DataError
+from kseg.examples import examine
 
 RANDOM = np.random.default_rng(5)
 LABEL = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
@@ -47,7 +48,7 @@ def train_indices(settings, count):
 def test_jpeg_as_pillow_reads_it(options):
     stored = encoded(PHOTO, format="JPEG", **options)
     truth = np.array(Image.open(io.BytesIO(stored)).convert("RGB")).astype(int)
-    assert np.abs(data.decode_image(tf.constant(stored)).numpy() - truth).max() <= 1
+    assert np.abs(decoding.decode_image(tf.constant(stored)).numpy() - truth).max() <= 1
 
 
 @pytest.mark.parametrize("image, form", [
@@ -55,24 +56,24 @@ def test_jpeg_as_pillow_reads_it(options):
     (palette_image(RANDOM.integers(0, 250, (9, 7))), "PNG")])
 def test_lossless_images_exactly(image, form):
     stored = encoded(image, format=form)
-    assert np.array_equal(data.decode_image(tf.constant(stored)), Image.open(io.BytesIO(stored)).convert("RGB"))
+    assert np.array_equal(decoding.decode_image(tf.constant(stored)), Image.open(io.BytesIO(stored)).convert("RGB"))
 
 
 def test_grey_jpeg_has_three_channels():
-    assert data.decode_image(tf.constant(encoded(PHOTO[..., 0], format="JPEG"))).shape == (61, 83, 3)
+    assert decoding.decode_image(tf.constant(encoded(PHOTO[..., 0], format="JPEG"))).shape == (61, 83, 3)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_palette_label_gives_indices(bits):
     indices = RANDOM.integers(0, min(2 ** bits, 250), (7, 13))
     stored = tf.constant(encoded(palette_image(indices), format="PNG", bits=bits))
-    assert np.array_equal(data.decode_label(stored), indices)
-    assert np.array_equal(tf.function(data.decode_label)(stored), indices)
+    assert np.array_equal(decoding.decode_label(stored), indices)
+    assert np.array_equal(tf.function(decoding.decode_label)(stored), indices)
 
 
 def test_grey_label_exactly():
     indices = RANDOM.integers(0, 256, (7, 13)).astype(np.uint8)
-    assert np.array_equal(data.decode_label(tf.constant(encoded(indices, format="PNG"))), indices)
+    assert np.array_equal(decoding.decode_label(tf.constant(encoded(indices, format="PNG"))), indices)
 
 
 @pytest.mark.parametrize("image, form", [
@@ -82,7 +83,7 @@ def test_grey_label_exactly():
     (PHOTO[..., 0], "JPEG")])
 def test_other_labels_are_refused(image, form):
     with pytest.raises(tf.errors.InvalidArgumentError, match="8-bit grey or a palette PNG"):
-        data.decode_label(tf.constant(encoded(image, format=form, quality=90)))
+        decoding.decode_label(tf.constant(encoded(image, format=form, quality=90)))
 
 
 def test_order_is_a_permutation_in_each_epoch(tmp_path):
@@ -150,7 +151,7 @@ MEAN = (123.675, 116.28, 103.53)
 def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
     settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_colour=colour))
     # 2x3 in 5x6: rests of 3, of which the smaller half comes first.
-    image, label = data.padded(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), settings)
+    image, label = data.finished(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
     expected = np.full((5, 6), 255, np.uint8)
     expected[top:top + 2, left:left + 3] = LABEL
     assert np.array_equal(label, expected)
@@ -162,7 +163,7 @@ def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
 
 def test_a_picture_of_the_crops_size_is_not_padded():
     settings = Config(augment=Augment(crop=(2, 3), pad="centre", pad_colour="black"))
-    image, label = data.padded(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), settings)
+    image, label = data.finished(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
     assert np.array_equal(label, LABEL) and np.allclose(image[..., 0], (200 - 123.675) / 58.395)
 
 
@@ -182,7 +183,7 @@ def test_raw_values_become_train_ids(tmp_path):
     source = folder(tmp_path, {"val": [raw]}, "0 background\n255 object\n7 ignore\n")
     (found,) = drain(data.eval_examples(config(source), "val"))
     assert found["label"].tolist() == [[0, 1, 255]]
-    image, unmapped = data.examine(datasets.find(source), datasets.open_split(source, "val"), 0)
+    image, unmapped = examine(datasets.find(source), datasets.open_split(source, "val"), 0)
     assert np.array_equal(unmapped, raw) and image.shape == (1, 3, 3)
 
 
@@ -223,7 +224,7 @@ def test_unusable_files_are_named(tmp_path, fault):
     (tmp_path / "train" / part / "e01.png").write_bytes(content)
     record, split = datasets.find(settings.data), datasets.open_split(settings.data, "train")
     with pytest.raises(DataError, match=message):
-        data.examine(record, split, 1)
+        examine(record, split, 1)
     examples = data.explained(settings, "train", data.eval_examples(settings, "train"))
     assert next(examples)["index"] == 0
     with pytest.raises(DataError, match=message):
@@ -249,7 +250,7 @@ def test_a_file_that_has_gone_is_named(tmp_path):
     split = datasets.open_split(settings.data, "val")
     (tmp_path / "val/labels/e01.png").unlink()
     with pytest.raises(DataError, match="labels/e01.png cannot be read: .*No such file"):
-        data.examine(datasets.find(settings.data), split, 1)
+        examine(datasets.find(settings.data), split, 1)
 
 
 def test_explain_without_a_fault_keeps_the_words(tmp_path):
@@ -269,7 +270,7 @@ def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
         stored[random.integers(8, len(stored))] = random.integers(0, 256)
         (tmp_path / "val/labels/e00.png").write_bytes(stored)
         try:
-            data.examine(record, split, 0)
+            examine(record, split, 0)
         except DataError:
             refused += 1
     assert 50 < refused < 150

@@ -161,7 +161,7 @@ def test_a_disk_too_full_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 def interrupted(tmp_path, monkeypatch, source):
     """Prepare until the first pair of val, and return the names of all files that were examined on the second try."""
-    examine, seen = batches.examine, []
+    examine, seen = prepare.examine, []
 
     def fail(record, split, index):
         if "validation" in split.names[index]:
@@ -172,11 +172,11 @@ def interrupted(tmp_path, monkeypatch, source):
         seen.append(split.names[index].rsplit("/", 1)[1])
         return examine(record, split, index)
 
-    monkeypatch.setattr(batches, "examine", fail)
+    monkeypatch.setattr(prepare, "examine", fail)
     with pytest.raises(KeyboardInterrupt):
         run("ade20k", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(batches, "examine", note)
+    monkeypatch.setattr(prepare, "examine", note)
     return seen
 
 
