@@ -14,6 +14,8 @@ from kseg.inference import fitted_size
 
 # One stream of random numbers for each decision, so that adding a decision leaves the others' draws alone.
 SCALE, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = range(8)
+# Pixels of a picture for each of the crop, from which on they stay bytes.
+SHRUNK = 6
 
 
 def augment(read: Callable[[tuple], tf.Tensor], label: tf.Tensor, table: tf.Tensor, seed: tf.Tensor,
@@ -124,9 +126,15 @@ def resize_window(read: Callable[[tuple], tf.Tensor], shape: tf.Tensor, size: tu
     part = read((top, left, below, right))
     # One repeated pixel around it clamps the positions that fall outside the picture.
     part = tf.concat([part[:1], part, part[-1:]], axis=0)
-    part = tf.cast(tf.concat([part[:, :1], part, part[:, -1:]], axis=1), tf.float32)
+    part = tf.concat([part[:, :1], part, part[:, -1:]], axis=1)
     box = tf.stack([first_row, first_column, last_row, last_column])
-    return tf.round(tf.image.crop_and_resize(part[None], box[None], [0], tf.stack(window[2:]))[0])
+
+    def resized(pixels: tf.Tensor) -> tf.Tensor:
+        return tf.round(tf.image.crop_and_resize(pixels[None], box[None], [0], tf.stack(window[2:]))[0])
+
+    # Faster from float32, but of a very large picture that would fill the memory.
+    large = tf.size(part, tf.int64) // 3 > SHRUNK * tf.cast(window[2] * window[3], tf.int64)
+    return tf.cond(large, lambda: resized(part), lambda: resized(tf.cast(part, tf.float32)))
 
 
 def covered(length: tf.Tensor, target: tf.Tensor, start: tf.Tensor, extent: tf.Tensor) -> tuple:

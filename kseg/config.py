@@ -28,8 +28,13 @@ class Data:
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
+    # What an example that cannot be read does to training: it stops it, or is left out and counted, and the next one
+    # of the split stands in for it.
+    unreadable: Literal["stop", "skip"] = "stop"
     # GiB that reading ahead may fill with examples for training.
     memory: float = 1.0
+    # An address like grpc://host:port of a tf.data service that reads in this process's stead; empty: none.
+    service: str = ""
     # RGB mean and standard deviation on the 0..255 scale.
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     std: tuple[float, ...] = (58.395, 57.12, 57.375)

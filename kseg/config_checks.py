@@ -1,6 +1,7 @@
 """Which values of a config make sense, by themselves and together."""
 
 import math
+import re
 from operator import attrgetter
 from typing import Any
 
@@ -11,7 +12,7 @@ LENGTHS = {"data.mean": 3, "data.std": 3, "augment.scale_range": 2, "augment.cro
 OPTIONAL_LENGTHS = {"augment.scale": 2, "evaluate.resize": 2, "evaluate.window": 2, "evaluate.stride": 2}
 
 ABOVE_ZERO = (
-    "data.std", "augment.scale", "augment.scale_range", "augment.crop", "model.width", "model.channels",
+    "data.std", "data.memory", "augment.scale", "augment.scale_range", "augment.crop", "model.width", "model.channels",
     "model.multi_grid", "model.encnet.codewords", "model.fcn.convolutions", "model.deeplab.dilations",
     "model.apcnet.pool_scales", "model.pspnet.pool_scales", "train.global_batch", "train.steps", "train.learning_rate",
     "train.log_every", "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.loss_scale",
@@ -56,6 +57,8 @@ def _check_each(config: Any) -> None:
 
 
 def _check_together(config: Any) -> None:
+    if config.data.service:
+        host_and_port(config.data.service)
     low, high = config.augment.scale_range
     _require(low <= high, "augment.scale_range", "must not fall", (low, high))
     model, train = config.model, config.train
@@ -76,6 +79,14 @@ def _check_together(config: Any) -> None:
              f"must not be above evaluate.window {evaluate.window}, or pixels would be left out", evaluate.stride)
     _require(train.end_learning_rate <= train.learning_rate, "train.end_learning_rate",
              f"must not be above train.learning_rate {train.learning_rate}", train.end_learning_rate)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the parts of a tf.data service's address; raises ConfigError where it is none."""
+    parts = re.fullmatch(r"grpc://([\w.-]+):(\d{1,5})", address)
+    if not parts or not 0 < int(parts[2]) < 2**16:
+        raise ConfigError(f"the address of a tf.data service is like grpc://host:5050, got {address!r}")
+    return parts[1], int(parts[2])
 
 
 def _require(true: bool, key: str, rule: str, value: Any) -> None:

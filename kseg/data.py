@@ -1,8 +1,10 @@
 """Batches for training and examples for evaluation, through tf.data.
 
     python -m kseg.data check NAME [--directory DIR] [--split SPLIT ...]
+    python -m kseg.data stats NAME [--directory DIR] [--split SPLIT ...] [--json FILE]
     python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
-    python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset]
+    python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
+    python -m kseg.data serve [--dispatcher grpc://HOST:PORT] [--port PORT] [--host HOST]
 
 The order of examples and every random draw are pure functions of (seed, step): a run continues at any step without
 replaying what came before, and the same seed gives the same batches on any machine.
@@ -15,8 +17,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from kseg import augmentations, commands, datasets, extra_augmentations
-from kseg.config import Augment, Config, Data
+from kseg import augmentations, commands, datasets, extra_augmentations, services
+from kseg.config import Config, Data
 from kseg.datasets import IGNORED, UNMAPPED, Dataset, Split
 from kseg.decoding import decode_image, decode_label, decode_window
 from kseg.errors import ConfigError, DataError
@@ -31,7 +33,8 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
     Each is a dict: "image" float32 (B, h, w, 3), normalised and padded to the crop; "label" uint8 train ids (B, h, w),
     255 ignored; "index" int64 (B,), the example's place in its split. A worker reads its share only; all workers' make
     up the global batch. Where an example in `left_out` would stand, the next one in the split does that is not. Raises
-    DataError as `open_split` does, ConfigError where the batch cannot be shared evenly.
+    DataError as `open_split` does, ConfigError where the batch cannot be shared evenly, ServiceError where data.service
+    does not answer.
     """
     dataset = datasets.find(config.data)
     split = datasets.open_split(config.data, config.data.train_split)
@@ -46,13 +49,20 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
     def example(position: tf.Tensor) -> dict:
         index = tf.gather(stand_ins, shuffled(position, len(split.names), config.train.seed))
         seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
-        image, label = read_augmented(dataset, split, index, seed, config.augment)
+        image, label = read_augmented(dataset, split, index, seed, config)
         image, label = finished(extra(image, seed), label, dataset.label_table, config)
         return {"image": image, "label": label, "index": index}
 
-    own = tf.data.Dataset.range(start_step * share, config.train.steps * share)
-    batches = own.map(lambda number: example(number // share * batch + place * share + number % share),
-                      num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(share, drop_remainder=True)
+    def own(first: tf.Tensor | int, end: tf.Tensor | int) -> tf.data.Dataset:
+        """Return the worker's share of the batches of some steps."""
+        return tf.data.Dataset.range(first * share, end * share).map(
+            lambda number: example(number // share * batch + place * share + number % share),
+            num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(share, drop_remainder=True)
+
+    if config.data.service:
+        batches = services.in_order(config, lambda step: own(step, step + 1), start_step)
+    else:
+        batches = own(start_step, config.train.steps)
     options = tf.data.Options()
     # The order is ours: every replica's share is cut from the global batch, never from the list of files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -71,13 +81,15 @@ def _stand_ins(count: int, left_out: Collection[int]) -> list[int]:
 
 
 def read_augmented(dataset: Dataset, split: Split, index: tf.Tensor, seed: tf.Tensor,
-                   augment: Augment) -> tuple[tf.Tensor, tf.Tensor]:
+                   config: Config) -> tuple[tf.Tensor, tf.Tensor]:
     """Return an example's image and raw label as `augmentations.augment` does, decoding no more than it asks for."""
     image_data, label_data = split.read(index)
     label = decode_label(label_data)
     size = tf.shape(label)
-    return augmentations.augment(lambda window: decode_window(image_data, size, window), label,
-                                 tf.constant(dataset.label_table, tf.uint8), seed, augment)
+    # The service's workers are other processes.
+    shorten = not config.data.service
+    return augmentations.augment(lambda window: decode_window(image_data, size, window, shorten), label,
+                                 tf.constant(dataset.label_table, tf.uint8), seed, config.augment)
 
 
 def finished(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...],
@@ -137,11 +149,12 @@ def shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
     return tf.random.experimental.index_shuffle(place, tf.cast(seeds, tf.int32), tf.constant(count - 1, tf.int64))
 
 
-def batch_indices(config: Config, step: int) -> list[int]:
-    """Return the places in the training split of the examples in one step's batch."""
+def batch_indices(config: Config, step: int, left_out: Collection[int] = ()) -> list[int]:
+    """Return the places in the training split of the examples in one step's batch, made without those in `left_out`."""
     count = len(datasets.open_split(config.data, config.data.train_split).names)
+    stand_ins = _stand_ins(count, left_out)
     first = step * config.train.global_batch
-    return [int(shuffled(tf.constant(position, tf.int64), count, config.train.seed))
+    return [stand_ins[int(shuffled(tf.constant(position, tf.int64), count, config.train.seed))]
             for position in range(first, first + config.train.global_batch)]
 
 
@@ -160,15 +173,21 @@ def read_example(dataset: Dataset, split: Split, index: tf.Tensor) -> tuple[tf.T
         return tf.identity(image), tf.identity(label)
 
 
+def find_fault(config: Config, split_name: str, indices: Iterable[int],
+               error: Exception) -> tuple[int | None, DataError]:
+    """Return which of some examples made reading fail and what is wrong with it; none: None and the original words."""
+    dataset, split = datasets.find(config.data), datasets.open_split(config.data, split_name)
+    for index in indices:
+        try:
+            examine(dataset, split, index)
+        except DataError as found:
+            return index, found
+    return None, DataError(f"reading {split_name} failed: {reason(error)}")
+
+
 def explain(config: Config, split_name: str, indices: Iterable[int], error: Exception) -> DataError:
     """Return the DataError that says which of some examples made reading fail, or the original words if none does."""
-    dataset, split = datasets.find(config.data), datasets.open_split(config.data, split_name)
-    try:
-        for index in indices:
-            examine(dataset, split, index)
-    except DataError as found:
-        return found
-    return DataError(f"reading {split_name} failed: {reason(error)}")
+    return find_fault(config, split_name, indices, error)[1]
 
 
 def explained(config: Config, split_name: str, examples: tf.data.Dataset) -> Iterator[dict]:
@@ -208,9 +227,20 @@ def main(arguments: list[str] | None = None) -> int:
     showing.add_argument("--step", type=int, default=0, help="the training step to start at (default 0)")
     commands.add_config_arguments(showing)
     prepare.add_parser(parsers)
+    serving = parsers.add_parser("serve", help="read for training runs elsewhere: a tf.data service",
+                                 epilog="set data.service to the dispatcher's address; all must see the same paths")
+    serving.add_argument("--dispatcher", default="", metavar="ADDRESS",
+                         help="the address of the dispatcher to be a worker of (default: be a dispatcher)")
+    serving.add_argument("--port", type=int, default=0, help="the port to listen at (default: any free one)")
+    serving.add_argument("--host", default="localhost",
+                         help="how other machines reach this one (default localhost: not at all)")
     values = parser.parse_args(arguments)
     if values.command == "prepare":
-        prepare.prepare(Data(name=values.name, directory=values.directory), values.source, values.split, values.subset)
+        prepare.prepare(Data(name=values.name, directory=values.directory), values.source, values.split, values.subset,
+                        values.fast)
+        return 0
+    if values.command == "serve":
+        services.serve(values.port, values.host, values.dispatcher)
         return 0
     if values.command == "check":
         inspections.check(Data(name=values.name, directory=values.directory), values.split)

@@ -1,10 +1,13 @@
 """The data sets kseg knows, as plain frozen records: classes, colours, one label table, and where examples lie."""
 
 import os
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import tensorflow as tf
 
 from kseg import class_names, layouts
 from kseg.builders import prepared, shapes
@@ -41,20 +44,21 @@ def table(pairs: dict[int, int]) -> tuple[int, ...]:
     return tuple(pairs.get(value, UNMAPPED) for value in range(256))
 
 
-def read_classes(directory: Path) -> Dataset:
+def read_classes(directory: str | Path) -> Dataset:
     """Return the record of a `folder` data set from its classes.txt.
 
     One class a line, in order of train ids: `NAME`, or `VALUE NAME` where the raw label value is not the line's number.
     A line `VALUE ignore` leaves that raw value out; 255 is left out anyhow unless a line claims it. A colour may
     follow the name as `#rrggbb`. Raises DataError with file and line.
     """
-    path = directory / "classes.txt"
-    if not path.is_file():
+    path = posixpath.join(str(directory), "classes.txt")
+    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
         raise DataError(f"no file {path}: the folder data set names one class a line there")
     pairs, classes, colours = {}, [], []
     try:
-        # Some editors put a byte order mark first, which would become part of the first word.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with tf.io.gfile.GFile(path, "rb") as file:
+            # Some editors put a byte order mark first, which would become part of the first word.
+            lines = file.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     for number, line in enumerate(lines, 1):
@@ -92,10 +96,24 @@ def read_classes(directory: Path) -> Dataset:
                    label_table=table({IGNORED: IGNORED} | pairs))
 
 
+def location_of(data: Data) -> str:
+    """Return where a data config's data set lies: a local path, or an address that tf.io.gfile knows (gs://...)."""
+    location = data.directory or posixpath.join(os.environ.get("KSEG_DATA", "data"), data.name)
+    return location.rstrip("/") if is_address(location) else str(Path(location).expanduser())
+
+
+def is_address(location: str) -> bool:
+    """Return whether a location is no local path."""
+    return "://" in location
+
+
 def directory_of(data: Data) -> Path:
-    """Return the directory that a data config means."""
-    root = Path(os.environ.get("KSEG_DATA", "data"))
-    return Path(data.directory).expanduser() if data.directory else root / data.name
+    """Return the local directory that a data config means; raises DataError where it is an address."""
+    location = location_of(data)
+    if is_address(location):
+        raise DataError(f"{location} is not on this machine: only prepared data sets are read from there, and they are "
+                        "prepared in a local directory and then copied")
+    return Path(location)
 
 
 def find(data: Data) -> Dataset:
@@ -106,18 +124,20 @@ def find(data: Data) -> Dataset:
     if data.name not in DATASETS:
         raise DataError(unknown("data set", data.name, DATASETS))
     if data.name == "folder":
-        directory = require_directory(data)
-        return read_classes(prepared.find(directory, data.name) or directory)
+        location = require_location(data)
+        return read_classes(prepared.find(location, data.name) or location)
     return DATASETS[data.name]
 
 
-def require_directory(data: Data) -> Path:
-    """Return the data set's directory; raises DataError saying how to get the data where it is missing."""
-    directory = directory_of(data)
-    if not directory.is_dir() and data.name != "shapes":
-        how_to_get = DATASETS[data.name].how_to_get.format(directory=directory)
-        raise DataError(f"{data.name}: no directory {directory}. {how_to_get}")
-    return directory
+def require_location(data: Data) -> str:
+    """Return where the data set lies; raises DataError saying how to get the data where there is nothing to read."""
+    location = location_of(data)
+    if not tf.io.gfile.isdir(location) and data.name != "shapes":
+        raise DataError(f"{data.name}: no directory {location}. {_how_to_get(data)}")
+    if is_address(location) and not prepared.find(location, data.name):
+        raise DataError(f"{location} holds no prepared {data.name}, and only such are read from there. "
+                        f"{_how_to_get(data)}")
+    return location
 
 
 def split_names(data: Data) -> tuple[str, ...]:
@@ -125,15 +145,17 @@ def split_names(data: Data) -> tuple[str, ...]:
 
     Of a prepared set, those that were prepared. Raises DataError where the data set or every split of it is missing.
     """
-    place = prepared.find(directory_of(data), data.name)
+    place = prepared.find(location_of(data), data.name)
     if place:
         return prepared.split_names(place, data.name)
-    names = find(data).splits or layouts.folder_splits(require_directory(data))
+    names = find(data).splits or layouts.folder_splits(Path(require_location(data)))
     if not names:
-        directory = directory_of(data)
-        how_to_get = DATASETS[data.name].how_to_get.format(directory=directory)
-        raise DataError(f"{data.name}: no split in {directory}\n{how_to_get}")
+        raise DataError(f"{data.name}: no split in {location_of(data)}\n{_how_to_get(data)}")
     return names
+
+
+def _how_to_get(data: Data) -> str:
+    return DATASETS[data.name].how_to_get.format(directory=location_of(data), name=data.name)
 
 
 def open_split(data: Data, split: str) -> Split:
@@ -144,15 +166,16 @@ def open_split(data: Data, split: str) -> Split:
     dataset = find(data)
     if dataset.splits and split not in dataset.splits:
         raise DataError(unknown(f"split of {data.name}", split, dataset.splits))
-    directory = require_directory(data)
-    place = prepared.find(directory, data.name)
+    location = require_location(data)
+    place = prepared.find(location, data.name)
     if place:
         return layouts.open_prepared_split(place, data.name, split)
-    return dataset.open_split(directory, split)
+    return dataset.open_split(Path(location), split)
 
 
 # Ends each hint on how to get a data set.
-ELSEWHERE = "or say where they lie: --set data.directory=DIR (kseg.data: --directory DIR)"
+ELSEWHERE = ("or write archives or a tree into record files: python -m kseg.data prepare {name} --source DIR,\n"
+             "or say where they lie: --set data.directory=DIR (kseg.data: --directory DIR)")
 
 DATASETS = {
     "shapes": Dataset(
@@ -177,7 +200,7 @@ DATASETS = {
         splits=("train", "val", "test"), open_split=layouts.open_cityscapes_split,
         how_to_get="Register at cityscapes-dataset.com\n"
                    "and download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; extract both so that\n"
-                   "{directory}/leftImg8bit and {directory}/gtFine exist, " + ELSEWHERE,
+                   "{directory}/leftImg8bit and {directory}/gtFine exist,\n" + ELSEWHERE,
         published={"train": 2975, "val": 500, "test": 1525}),
     "ade20k": Dataset(
         name="ade20k", classes=tuple(class_names.ADE20K), palette=tuple(class_names.ADE20K.values()),
@@ -185,7 +208,7 @@ DATASETS = {
         label_table=table({0: IGNORED, IGNORED: IGNORED} | {index + 1: index for index in range(150)}),
         splits=("train", "val"), open_split=layouts.open_ade20k_split,
         how_to_get="Get data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and extract it so that\n"
-                   "{directory}/ADEChallengeData2016 exists, with images and annotations, " + ELSEWHERE,
+                   "{directory}/ADEChallengeData2016 exists, with images and annotations,\n" + ELSEWHERE,
         published={"train": 20210, "val": 2000}),
     "voc2012": Dataset(
         name="voc2012", classes=tuple(class_names.VOC2012), palette=tuple(class_names.VOC2012.values()),

@@ -1,6 +1,7 @@
 """From encoded bytes to pixels in a graph, of as much of a picture as is wanted: JPEG, PNG, BMP, and plain pixels.
 
-TensorFlow's operations only, so that the same graph runs in other processes too.
+TensorFlow's operations, and only where it is asked for a Python function, so that the same graph runs in other
+processes too.
 """
 
 import zlib
@@ -8,7 +9,9 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from kseg import png_files
+
+PNG_SIGNATURE = png_files.SIGNATURE
 GREY, PALETTE = 0, 3
 # Of a PNG's bytes those up to its first chunk's end: signature, then length, type, 13 bytes and checksum of IHDR.
 PNG_HEADER = 33
@@ -32,10 +35,11 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple) -> tf.Tensor:
+def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool) -> tf.Tensor:
     """Return the part (top, left, bottom, right) of a picture as `decode_image` gives it, without all of the rest.
 
-    `size`, int32 (height, width), is what the whole picture is known to measure; another one fails.
+    `size`, int32 (height, width), is what the whole picture is known to measure; another one fails. `shorten`: a PNG's
+    rows below the part are left out, by a Python function, which no other process can run.
     """
     top, left, bottom, right = window
 
@@ -53,7 +57,26 @@ def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple) -> tf.Tensor:
         with tf.control_dependencies([_same_size(tf.shape(image)[:2], size)]):
             return image[top:bottom, left:right]
 
-    return tf.ensure_shape(tf.cond(tf.io.is_jpeg(data), jpeg, other), (None, None, 3))
+    def upper() -> tf.Tensor:
+        # Not numpy_function: it never frees the strings that it gives.
+        image, is_whole = tf.py_function(_upper_rows, [data, bottom, size], [tf.uint8, tf.bool])
+        expected = tf.where(is_whole, size, tf.stack([bottom, size[1]]))
+        with tf.control_dependencies([_same_size(tf.shape(image)[:2], expected)]):
+            return tf.ensure_shape(image, (None, None, 3))[top:bottom, left:right]
+
+    branches = [(tf.io.is_jpeg(data), jpeg)]
+    if shorten:
+        branches.append((tf.equal(tf.strings.substr(data, 0, 8), png_files.SIGNATURE), upper))
+    return tf.ensure_shape(tf.case(branches, default=other), (None, None, 3))
+
+
+def _upper_rows(data: tf.Tensor, rows: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, bool]:
+    """Return the upper rows of a PNG of that size, or any other one in whole, and whether it is whole."""
+    encoded = data.numpy()
+    fits = png_files.sides(encoded) == tuple(size.numpy())
+    shorter = png_files.first_rows(encoded, int(rows)) if fits else encoded
+    # Of mere bytes TensorFlow would look at each.
+    return tf.io.decode_png(tf.constant(np.array(shorter, object)), channels=3), shorter is encoded
 
 
 def _same_size(found: tf.Tensor, size: tf.Tensor) -> tf.Operation:

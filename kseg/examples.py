@@ -1,6 +1,7 @@
 """One example's files outside of a graph: decoded one by one, and what is said of those that cannot be used."""
 
 import io
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +12,10 @@ from kseg.datasets import UNMAPPED, Dataset
 from kseg.decoding import DEPTH, GREY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image, decode_label
 from kseg.errors import DataError
 from kseg.layouts import Split
+
+# What TensorFlow's errors may begin with: where in a graph or in a chain of data sets they were met.
+GRAPH_PLACE = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
+                         r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )?")
 
 
 def examine(dataset: Dataset, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +109,7 @@ def is_turned(data: tf.Tensor) -> bool:
 def reason(error: Exception) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     text = str(getattr(error, "message", error)) or type(error).__name__
-    return text.splitlines()[0][:200]
+    return GRAPH_PLACE.sub("", text.splitlines()[0], count=1)[:200]
 
 
 def _unreadable(name: str, error: Exception) -> DataError:

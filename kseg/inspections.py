@@ -68,7 +68,7 @@ def stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
 def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Tensor], tuple[int, int]],
              describe: Callable[[Dataset, str, dict], str], report: Callable[[str], None]) -> dict[str, dict]:
     dataset = datasets.find(data)
-    datasets.require_directory(data)
+    datasets.require_location(data)
     known = datasets.split_names(data)
     for name in splits:
         if name not in known:

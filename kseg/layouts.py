@@ -1,14 +1,14 @@
 """How data sets lie on disk: for each layout one function from (directory, split name) to the split's examples."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from kseg.builders import prepared, shapes
+from kseg.builders.records import Records, read_record
 from kseg.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -159,28 +159,43 @@ def open_voc2012_split(directory: Path, split: str) -> Split:
 
 def open_shapes_split(directory: Path, split: str) -> Split:
     """Open the synthetic set, drawing it into `directory` at first use."""
-    source = shapes.prepare(directory, split)
-    names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(source)))
-    return record_split(source, names, names, "image", "segmentation_mask")
+    records = shapes.prepare(directory, split)
+    return record_split(records, records.names, records.names, "image", "segmentation_mask")
 
 
-def open_prepared_split(place: Path, name: str, split: str) -> Split:
+def open_prepared_split(place: str, name: str, split: str) -> Split:
     """Open a split of the prepared data set `name` in `place`."""
-    source, pictures = prepared.open_split(place, name, split)
-    names = tuple(f"{place}/{split}/{picture}" for picture in pictures)
-    form = prepared.FORMATS[name]
-    return record_split(source, names, tuple(f"label of {each}" for each in names), form.image, form.label)
+    if prepared.is_pixels(place):
+        return pixels_split(place, split, prepared.open_pixels(place, name, split))
+    records, form = prepared.open_records(place, name, split), prepared.FORMATS[name]
+    names = tuple(f"{place}/{split}/{picture}" for picture in records.names)
+    return record_split(records, names, tuple(f"label of {each}" for each in names), form.image, form.label)
 
 
-def record_split(source: Sequence[dict], names: tuple[str, ...], label_names: tuple[str, ...], image_key: str,
+def record_split(records: Records, names: tuple[str, ...], label_names: tuple[str, ...], image_key: str,
                  label_key: str) -> Split:
-    """Return a split over records whose values of two keys are an encoded image and label."""
-    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def fetch(position: np.ndarray) -> tuple[bytes, bytes]:
-            example = source[int(position)]
-            return example[image_key], example[label_key]
+    """Return a split over records in which two features are an encoded image and label."""
+    files, shards, offsets = tf.constant(records.files), tf.constant(records.shards), tf.constant(
+        records.offsets, tf.int64)
+    features = {key: tf.io.FixedLenFeature([], tf.string) for key in (image_key, label_key)}
 
-        image, label = tf.numpy_function(fetch, [index], [tf.string, tf.string], stateful=False)
-        return tf.ensure_shape(image, []), tf.ensure_shape(label, [])
+    # For those who read outside of a graph.
+    @tf.function(input_signature=[tf.TensorSpec((), tf.int64)])
+    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        record = read_record(tf.gather(files, tf.gather(shards, index)), tf.gather(offsets, index))
+        example = tf.io.parse_single_example(record, features)
+        return example[image_key], example[label_key]
 
     return Split(names, label_names, read)
+
+
+def pixels_split(place: str, split: str, pictures: tuple[str, ...]) -> Split:
+    """Return a split over files of decoded pixels, which are found by their numbers."""
+    names = tuple(f"{place}/{split}/{picture}" for picture in pictures)
+
+    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        number = tf.strings.as_string(index, width=prepared.DIGITS, fill="0")
+        return tuple(tf.io.read_file(tf.strings.join([f"{place}/{split}/", number, f".{kind}"]))
+                     for kind in prepared.KINDS)
+
+    return Split(names, tuple(f"label of {each}" for each in names), read)

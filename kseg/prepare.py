@@ -1,6 +1,6 @@
 """Preparing a data set: its archives or trees become record files that say nothing false.
 
-    python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset]
+    python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
 
 Every picture and label is read once and checked. All is written in a hidden directory, split by split, which takes its
 final place in one step when everything is there; started again, finished splits are kept.
@@ -11,12 +11,14 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
@@ -26,13 +28,15 @@ from kseg.builders import files, pairs, prepared, sources
 from kseg.builders.sources import Pair, Pairs
 from kseg.config import Data
 from kseg.datasets import Dataset, Split
-from kseg.decoding import KIND, PALETTE
+from kseg.decoding import KIND, PALETTE, encode_pixels
 from kseg.errors import DataError, unknown
-from kseg.examples import examine
+from kseg.examples import examine, header_size
 from kseg.progress import Progress
 
 # Record files and their descriptions beside what they store.
 OVERHEAD = 1.05
+# Of so many pictures of a split the sides are read, to know how large its pixels will be.
+MEASURED = 50
 # In a split's directory, written when its records are whole.
 NAMES = "names.txt"
 
@@ -48,23 +52,26 @@ def add_parser(parsers: argparse._SubParsersAction) -> None:
                         help="where the prepared set goes (default: $KSEG_DATA/NAME, else data/NAME)")
     parser.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
     parser.add_argument("--subset", action="store_true", help="splits may be smaller than published")
+    parser.add_argument("--fast", action="store_true",
+                        help="write decoded pixels and no record files: several times as large, read several times as fast")
 
 
-def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False,
+def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,
             report: Callable[[str], None] = print) -> Path:
     """Prepare a data set from `source` into the directory that `data` means, and return where its records lie.
 
-    `splits`, none given: all, are prepared; `subset`: they may be smaller than published. A set that is already there
-    is left as it is. Raises DataError for an unknown name or split; where archives are missing, damaged or not the ones
-    published; for pictures without a label, counts other than published, and labels that are no 8-bit ids or hold
-    values that the data set does not define, naming the file; where another process prepares the same, or the disk has
-    too little room.
+    `splits`, none given: all, are prepared; `subset`: they may be smaller than published; `fast`: pixels are stored
+    decoded. A set that is already there is left as it is. Raises DataError for an unknown name or split; where archives
+    are missing, damaged or not the ones published; for pictures without a label, counts other than published, and
+    labels that are no 8-bit ids or hold values that the data set does not define, naming the file; where another
+    process prepares the same, or the disk has too little room.
     """
     dataset, wanted = _choose(data, source, splits)
     directory = datasets.directory_of(data)
-    final = directory / prepared.FORMATS[data.name].place
+    form = prepared.FORMATS[data.name]
+    final = directory / (form.pixels if fast else form.place)
     if final.is_dir():
-        there = prepared.split_names(final, data.name)
+        there = prepared.split_names(str(final), data.name)
         if not set(splits) <= set(there):
             raise DataError(f"{final} is there and holds {', '.join(there)} only; delete it to prepare other splits")
         report(f"{final} is there already, with {', '.join(there)}; delete it to have it prepared again")
@@ -73,7 +80,7 @@ def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool =
     for split, examples in found.items():
         _check_count(dataset, split, len(examples), subset)
     around = directory if directory.is_dir() else directory.parent
-    hidden = around / f".{data.name}-preparing"
+    hidden = around / f".{data.name}{'-pixels' if fast else ''}-preparing"
     try:
         hidden.mkdir(parents=True, exist_ok=True)
         with (hidden / "lock").open("w") as lock:
@@ -83,11 +90,19 @@ def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool =
                 raise DataError(f"another process is preparing {data.name} in {hidden}") from None
             parts = {split: hidden / f"{split}-{_digest(dataset, examples)}" for split, examples in found.items()}
             _keep(hidden, parts, report)
-            require_room(hidden, _room(source, data.name, hidden, found, parts), report)
-            for split, examples in found.items():
-                if not (parts[split] / NAMES).is_file():
-                    _write_part(dataset, source, split, examples, parts[split], report)
-            finished = _join(data.name, source, parts, hidden / "finished")
+            left = {split: examples for split, examples in found.items() if not (parts[split] / NAMES).is_file()}
+            needed = _room_for_pixels(left) if fast else _room_for_records(source, data.name, hidden, left)
+            require_room(hidden, needed, report)
+            for split, examples in left.items():
+                _write_part(dataset, source, split, examples, parts[split], fast, report)
+            finished = hidden / "finished"
+            finished.mkdir()
+            (_join_pixels if fast else _join_records)(data.name, parts, finished)
+            if data.name == "folder":
+                shutil.copyfile(source / "classes.txt", finished / "classes.txt")
+            # What cannot be read shall not take its place.
+            for split in parts:
+                layouts.open_prepared_split(str(finished), data.name, split)
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(finished, final)
             shutil.rmtree(hidden)
@@ -137,17 +152,26 @@ def _keep(hidden: Path, parts: dict[str, Path], report: Callable[[str], None]) -
             shutil.rmtree(path)
 
 
-def _room(source: Path, name: str, hidden: Path, found: Pairs, parts: dict[str, Path]) -> int:
+def _room_for_records(source: Path, name: str, hidden: Path, left: Pairs) -> int:
     """Return how many bytes preparing will take at its peak, the finished set included."""
-    sizes = [sum(pair.image.size + pair.label.size for pair in examples)
-             for split, examples in found.items() if not (parts[split] / NAMES).is_file()]
     # The builder collects a split's records in files before it writes them, but removes each when it has read it.
-    needed = sum(sizes)
-    if name == "cityscapes" and sizes:
+    needed = sum(pair.image.size + pair.label.size for examples in left.values() for pair in examples)
+    if name == "cityscapes" and left:
         archives = {path for path in sources.cityscapes_roots(source) if path.is_file()}
         extracted = sum(file.size for path in archives for file in files.zip_files(path).values())
         there = sum(file.size for file in files.tree_files(hidden, ("downloads",)).values())
         needed += max(extracted - there, 0)
+    return int(OVERHEAD * needed)
+
+
+def _room_for_pixels(left: Pairs) -> int:
+    """Return how many bytes decoded pixels will take, by some pictures of each split."""
+    needed = 0.0
+    for examples in left.values():
+        some = examples[::len(examples) // MEASURED + 1]
+        areas = [math.prod(header_size(pair.image.where, tf.constant(pair.image.read()))) for pair in some]
+        # Three colours and an id.
+        needed += 4 * len(examples) * sum(areas) / len(areas)
     return int(OVERHEAD * needed)
 
 
@@ -160,9 +184,9 @@ def require_room(directory: Path, needed: int, report: Callable[[str], None]) ->
     report(line)
 
 
-def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair], part: Path,
+def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair], part: Path, fast: bool,
                 report: Callable[[str], None]) -> None:
-    """Check a split and write its records below `part`, and last its names."""
+    """Check a split and write its records or pixels into `part`, and last its names."""
     # Builders are silenced, but not what counts their examples; taken here, for a generator runs within them.
     out, progress = sys.stdout, Progress(len(examples), f"pairs of {split}", report)
 
@@ -170,38 +194,51 @@ def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair]
         with contextlib.redirect_stdout(out):
             progress.update(done)
 
-    counted = _checked(dataset, examples, update)
-    if dataset.name == "cityscapes":
-        names = _write_cityscapes(source, split, counted, part, report)
+    checked = _checked(dataset, examples, update)
+    if fast:
+        _write_pixels(checked, part)
+    elif dataset.name == "cityscapes":
+        _write_cityscapes(source, split, checked, part, report)
     else:
-        pairs.write_split(pairs.BUILDERS[dataset.name](part, split, counted, len(examples)))
-        names = [pair.name for pair in examples]
-    (part / f".{NAMES}").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        stored = (_stored(pair, label) for pair, _, label in checked)
+        pairs.write_split(pairs.BUILDERS[dataset.name](part, split, stored, len(examples)))
+    (part / f".{NAMES}").write_text("".join(f"{pair.name}\n" for pair in examples), encoding="utf-8")
     os.replace(part / f".{NAMES}", part / NAMES)
 
 
-def _checked(dataset: Dataset, examples: list[Pair], update: Callable[[int], None]) -> Iterator[dict[str, bytes | str]]:
-    """Yield the pairs as the builders store them; raises DataError naming the first file that cannot be used."""
+def _checked(dataset: Dataset, examples: list[Pair],
+             update: Callable[[int], None]) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
+    """Yield the pairs with picture and raw label; raises DataError naming the first file that cannot be used."""
     for done, pair in enumerate(examples, 1):
-        encoded = pair.image.read(), pair.label.read()
         single = Split((pair.image.where,), (pair.label.where,),
-                       lambda index, encoded=encoded: tuple(map(tf.constant, encoded)))
-        _, label = examine(dataset, single, 0)
-        stored = encoded[1]
-        # Every reader takes a grey PNG for ids, and many a palette for colours.
-        if stored[KIND] == PALETTE:
-            stored = pairs.png(Image.fromarray(label))
-        yield {"image": encoded[0], "segmentation_mask": stored, "name": pair.name}
+                       lambda index, pair=pair: tuple(tf.constant(file.read()) for file in (pair.image, pair.label)))
+        yield pair, *examine(dataset, single, 0)
         update(done)
 
 
-def _write_cityscapes(source: Path, split: str, counted: Iterator[dict], part: Path,
-                      report: Callable[[str], None]) -> list[str]:
-    """Let the builder of tensorflow-datasets write a split once all its files are found good; return its names.
+def _stored(pair: Pair, label: np.ndarray) -> dict[str, bytes | str]:
+    """Return a pair as the builders store it."""
+    encoded = pair.label.read()
+    # Every reader takes a grey PNG for ids, and many a palette for colours.
+    if encoded[KIND] == PALETTE:
+        encoded = pairs.png(Image.fromarray(label))
+    return {"image": pair.image.read(), "segmentation_mask": encoded, "name": pair.name}
+
+
+def _write_pixels(checked: Iterator[tuple[Pair, np.ndarray, np.ndarray]], part: Path) -> None:
+    """Write the decoded pixels of a split."""
+    part.mkdir()
+    for number, (_, *both) in enumerate(checked):
+        for kind, pixels in zip(prepared.KINDS, both, strict=True):
+            (part / prepared.pixels_file(number, kind)).write_bytes(encode_pixels(pixels))
+
+
+def _write_cityscapes(source: Path, split: str, checked: Iterator, part: Path, report: Callable[[str], None]) -> None:
+    """Let the builder of tensorflow-datasets write a split once all its files are found good.
 
     It extracts both archives in whole, once for all splits. An extracted tree it reads where it lies.
     """
-    for _ in counted:
+    for _ in checked:
         pass
     theirs = prepared.FORMATS["cityscapes"].theirs(split)
     builder = tfds.builder("cityscapes/semantic_segmentation", data_dir=part)
@@ -214,27 +251,31 @@ def _write_cityscapes(source: Path, split: str, counted: Iterator[dict], part: P
             generator for generator in generators(dl_manager) if generator.name == theirs]
     report(f"tensorflow-datasets writes {split} of cityscapes")
     pairs.write_split(builder, part.parent / "downloads", source)
-    # The builder shuffles.
-    builder = prepared.open_builder(part / prepared.FORMATS["cityscapes"].place)
-    return [example["image_id"].decode() for example in prepared.data_source(builder, "cityscapes", split)]
 
 
-def _join(name: str, source: Path, parts: dict[str, Path], finished: Path) -> Path:
+def _join_records(name: str, parts: dict[str, Path], finished: Path) -> None:
     """Bring the splits, which the builders wrote one by one, into one directory that reads as if written at once."""
-    finished.mkdir()
     form, descriptions = prepared.FORMATS[name], []
-    for split, part in parts.items():
-        os.replace(part / NAMES, finished / prepared.NAMES_FILE.format(split=form.theirs(split)))
+    for part in parts.values():
         for path in (part / form.place).iterdir():
-            if path.name == "dataset_info.json":
+            if path.name == prepared.DESCRIPTION:
                 descriptions.append(json.loads(path.read_text(encoding="utf-8")))
             else:
                 os.replace(path, finished / path.name)
     joined = descriptions[0] | {"splits": [split for one in descriptions for split in one["splits"]]}
-    (finished / "dataset_info.json").write_text(json.dumps(joined, indent=2) + "\n", encoding="utf-8")
-    if name == "folder":
-        shutil.copyfile(source / "classes.txt", finished / "classes.txt")
-    # What cannot be read shall not take its place.
+    (finished / prepared.DESCRIPTION).write_text(json.dumps(joined, indent=2) + "\n", encoding="utf-8")
     for split in parts:
-        prepared.open_split(finished, name, split)
-    return finished
+        prepared.write_index(str(finished), name, split)
+
+
+def _join_pixels(name: str, parts: dict[str, Path], finished: Path) -> None:
+    """Bring the splits of decoded pixels into one directory."""
+    form, described = prepared.FORMATS[name], []
+    for split, part in parts.items():
+        names = part / NAMES
+        count = len(names.read_text(encoding="utf-8").splitlines())
+        described.append({"name": form.theirs(split), "shardLengths": [str(count)]})
+        os.replace(names, finished / prepared.INDEX.format(split=form.theirs(split)))
+        os.replace(part, finished / split)
+    text = json.dumps({"name": name, prepared.PIXELS: True, "splits": described}, indent=2) + "\n"
+    (finished / prepared.DESCRIPTION).write_text(text, encoding="utf-8")

@@ -10,32 +10,25 @@ import argparse
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import commands, data, datasets, downloads, losses, models, runtime, weights, workdirs, zoo
+from kseg import commands, datasets, downloads, losses, models, readers, runtime, weights, workdirs, zoo
 from kseg import config as configs
 from kseg.config import Config
 from kseg.errors import ConfigError, DataError, UserError
 from kseg.optimizers import MomentumSGD
 from kseg.runs import Run, StepLog
 from kseg.schedules import schedule
+from kseg.signals import Signals, Stopped
 
 
 class NonFiniteLoss(UserError):
     """The loss became nan or infinite."""
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; its state has been saved."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
@@ -59,12 +52,15 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         report(f"continuing at step {step} of {config.train.steps}")
     workdirs.trim_metrics(workdir, step)
     run = Run(config, workdir, dataset, model, report)
+    reader = readers.BatchReader(config, workdir, strategy, report)
     with lock, Signals() as signals, run:
-        step = run_steps(run, optimizer, checkpoint, strategy, step, signals)
+        step = run_steps(run, reader, optimizer, checkpoint, step, signals)
     workdirs.save_weights(model, workdir / "final.weights.h5")
     best = run.best()
     report(f"finished {step} steps; best validation mIoU {100 * best['mIoU']:.2f} at step {best['step']}: "
-           f"{workdir / 'best.weights.h5'}")
+           f"{workdir / 'best.weights.h5'}"
+           + (f"; left out {len(reader.left_out)} of {len(reader.names)} training examples as unreadable: {reader.path}"
+              if reader.left_out else ""))
     return {"step": step, "best_mIoU": best["mIoU"], "best_step": best["step"]}
 
 
@@ -131,7 +127,7 @@ def all_or_none(gradients: list, context: tf.distribute.ReplicaContext) -> tuple
     return [tf.where(finite, gradient, nan) for gradient in gradients], 1 - tf.cast(finite, tf.float32)
 
 
-def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Signals") -> int:
+def run_steps(run: Run, reader: readers.BatchReader, optimizer, checkpoint, step: int, signals: Signals) -> int:
     """Take the steps that are left, with their logging, validation and checkpoints; return the last step's number."""
     config, settings = run.config, run.config.train
 
@@ -158,13 +154,12 @@ def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Si
         validate()
     if step >= settings.steps:
         return step
-    take_step = make_step(run.model, optimizer, config, strategy)
-    iterator = iter(strategy.experimental_distribute_dataset(data.train_batches(config, step)))
+    take_step = make_step(run.model, optimizer, config, reader.strategy)
     while step < settings.steps:
         rate = float(optimizer.learning_rate)
         started = time.monotonic()
         try:
-            batch = next_batch(iterator, config, step)
+            batch = reader.read(step)
         except DataError:
             # The steps so far are sound.
             if step:
@@ -172,16 +167,16 @@ def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Si
             raise
         waited = time.monotonic() - started
         values = {name: float(value) for name, value in take_step(batch).items()}
-        require_finite(config, step, rate, values, values["loss"])
+        require_finite(reader, step, rate, values, values["loss"])
         step += 1
         log.add(values, waited)
         if due(settings.log_every):
-            run.log(step, log.flush(step, rate))
+            run.log(step, log.flush(step, rate) | reader.counts())
         # Asked once, so that what is said to be saved has been.
         stopping = signals.received is not None
         if due(settings.validate_every) or due(settings.checkpoint_every) or stopping:
             # An update may be infinite although the loss before it was not; such a state is not to be kept.
-            require_finite(config, step - 1, rate, values, *run.model.trainable_variables)
+            require_finite(reader, step - 1, rate, values, *run.model.trainable_variables)
             # Before the validation, which may meet a bad file: nothing of the steps is lost then.
             save()
         if due(settings.validate_every):
@@ -191,43 +186,15 @@ def run_steps(run: Run, optimizer, checkpoint, strategy, step: int, signals: "Si
     return step
 
 
-def next_batch(iterator: Iterator[dict], config: Config, step: int) -> dict:
-    """Return the batch of a step; what cannot be read raises DataError naming the file."""
-    try:
-        return next(iterator)
-    except tf.errors.OpError as error:
-        raise data.explain(config, config.data.train_split, data.batch_indices(config, step), error) from None
-
-
-def require_finite(config: Config, step: int, rate: float, losses_of_step: dict, *values) -> None:
+def require_finite(reader: readers.BatchReader, step: int, rate: float, losses_of_step: dict, *values) -> None:
     """Raise NonFiniteLoss naming step, learning rate and the files of the batch where a value is nan or infinite."""
     if all(np.isfinite(keras.ops.convert_to_numpy(value)).all() for value in values):
         return
-    names = datasets.open_split(config.data, config.data.train_split).names
-    files = "\n".join(f"  {names[index]}" for index in data.batch_indices(config, step))
+    files = "\n".join(f"  {name}" for name in reader.files(step))
     parts = ", ".join(f"{name} {value:g}" for name, value in losses_of_step.items())
     raise NonFiniteLoss(
         f"the loss or its update is not finite at step {step + 1} ({parts}), learning rate {rate:g}. The checkpoints "
         f"before it are whole. Lower train.learning_rate, or look at the files of this batch:\n{files}")
-
-
-class Signals:
-    """Notes SIGTERM and SIGINT while in force, so that the step in progress can end and be saved."""
-
-    def __enter__(self) -> "Signals":
-        self.received: int | None = None
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame) -> None:
-        # A second Ctrl-C means it.
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print) -> None:
@@ -239,7 +206,7 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     try:
         classes = len(datasets.find(config.data).classes)
         datasets.open_split(config.data, config.data.val_split)
-        batch = next_batch(iter(data.train_batches(config)), config, 0)
+        batch = readers.BatchReader(config, None, tf.distribute.get_strategy(), report).read(0)
         shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}
     except DataError as error:
         known = datasets.DATASETS.get(config.data.name)

@@ -5,6 +5,7 @@
     best.weights.h5 best.json        weights of the best validation mIoU
     final.weights.h5                 weights after the last step
     metrics.jsonl tensorboard/       what was measured
+    unreadable.json                  examples that training leaves out (kseg.readers)
 """
 
 import dataclasses
@@ -26,9 +27,9 @@ from kseg.config_values import difference
 from kseg.datasets import Dataset
 from kseg.errors import ConfigError, WorkdirError
 
-# Values that may differ when a run is continued: where things lie, and how often something is written.
-FREE = ("name", "data.directory", "train.log_every", "train.validate_every", "train.checkpoint_every",
-        "train.keep_checkpoints")
+# Values that may differ when a run is continued: where things lie, how they are read, how often something is written.
+FREE = ("name", "data.directory", "data.unreadable", "data.memory", "data.service", "train.log_every",
+        "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints")
 
 
 def default(config: Config) -> Path:

@@ -4,10 +4,10 @@ from kseg import datasets, examples, prepare
 from kseg.config import Data
 
 
-def run(name, source, out, splits=(), subset=True):
+def run(name, source, out, splits=(), subset=True, fast=False):
     """Prepare a data set and return its config and the lines that were reported."""
     data, lines = Data(name=name, directory=str(out)), []
-    prepare.prepare(data, source, splits, subset, lines.append)
+    prepare.prepare(data, source, splits, subset, fast, lines.append)
     return data, lines
 
 

@@ -140,6 +140,7 @@ def test_missing_directory_says_how_to_get_it(tmp_path, monkeypatch, name, words
         datasets.open_split(Data(name=name), "train")
     message = str(error.value)
     assert message.startswith(f"{name}: no directory {tmp_path / name}. ") and words in message
+    assert f"python -m kseg.data prepare {name} --source DIR" in message
     assert "--set data.directory=DIR" in message and "{" not in message.replace("{train,val,test}", "")
 
 

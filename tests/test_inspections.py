@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from counted_sets import counted
 from PIL import Image
+from prepared_sets import run
 from shared_files import CAMVID, needs_camvid
 from small_sets import config, folder, write
 
@@ -16,18 +19,9 @@ from kseg import data, datasets, inspections, pictures
 from kseg.config import Augment, Data, Train
 from kseg.errors import ConfigError, DataError, UserError
 
-CLASSES = "0 background\n255 object\n3 rare\n9 unseen\n7 ignore\n"
-
 
 def silent(text):
     pass
-
-
-def counted(tmp_path):
-    # 2x4 and 2x2 pixels: 0 six times in both, 255 four times in the first and the second, 3 once in the second.
-    first = np.array([[0, 0, 0, 7], [0, 255, 255, 255]], np.uint8)
-    second = np.array([[0, 0], [255, 3]], np.uint8)
-    return folder(tmp_path, {"train": [first, second]}, CLASSES)
 
 
 def test_counts_by_hand(tmp_path):
@@ -39,6 +33,7 @@ def test_counts_by_hand(tmp_path):
     images = {value: int(count) for value, count in enumerate(result["images_with"]) if count}
     assert images == {0: 2, 3: 1, 7: 1, 255: 2}
     assert result["class_pixels"].tolist() == [6, 4, 1, 0]
+    assert result["class_images"].tolist() == [2, 2, 1, 0]
     assert result["void_share"] == 1 / 12 and result["unseen"] == ["unseen"]
 
 
@@ -46,11 +41,6 @@ def test_weights_by_hand(tmp_path):
     # freq: background 6/12, object 4/12, rare 1/4 of the one image that has it; the median is 1/3.
     weights = inspections.check(counted(tmp_path), report=silent)["train"]["weights"]
     assert weights[:3] == pytest.approx([2 / 3, 1, 4 / 3]) and math.isnan(weights[3])
-
-
-def test_median_of_two_classes_is_their_mean():
-    weights = inspections.class_weights(np.array([6, 2]), np.array([8, 8]))
-    assert weights == pytest.approx([0.5 / 0.75, 0.5 / 0.25])
 
 
 def test_report(tmp_path):
@@ -64,21 +54,6 @@ def test_report(tmp_path):
     assert text.startswith("train: 2 images, 2x2 (1), 4x2 (1)\n")
     assert "never seen: unseen\n" in text and "void: 8.33% of all pixels\n" in text
     assert "median-frequency weights: 0.6667 1.0000 1.3333 nan\n" in text
-
-
-@pytest.mark.parametrize("images, line", [(2, "train: 2 of 367 images, all"), (367, "train: 367 images, all")])
-def test_a_part_of_a_published_split_is_told(images, line):
-    pixels = np.zeros(256, np.int64)
-    pixels[0] = 4
-    result = {"images": images, "sizes": {(2, 2): images}, "pixels": pixels, "images_with": pixels, "void_share": 0.0,
-              "unseen": [], "turned": 0, "weights": np.ones(11)}
-    assert inspections.describe(datasets.DATASETS["camvid"], "train", result).startswith(line)
-
-
-def test_sizes_in_words():
-    assert inspections.sizes_line({(360, 480): 7}) == "all 480x360"
-    many = {(10, 100): 1, (20, 90): 1, (30, 80): 3, (40, 70): 1, (50, 60): 1}
-    assert inspections.sizes_line(many) == "width 60 to 100, median 80; height 10 to 50, median 30 (5 sizes)"
 
 
 def test_all_faults_are_gathered(tmp_path):
@@ -139,6 +114,28 @@ def test_palette_labels_are_counted_by_index(tmp_path):
     label.putpalette([200, 200, 200] * 256)
     label.save(tmp_path / "train/labels/e01.png")
     assert inspections.check(source, report=silent)["train"]["pixels"][3] == 4
+
+
+def turned_set(directory):
+    """A set of one upright picture and two that say that they are not."""
+    source = folder(directory, {"train": [np.zeros((20, 30), np.uint8)] * 3})
+    for number, orientation in ((0, 1), (1, 6), (2, 8)):
+        exif = Image.Exif()
+        exif[pictures.EXIF_ORIENTATION] = orientation
+        (directory / f"train/images/e0{number}.png").unlink()
+        write(directory / f"train/images/e0{number}.jpg", np.zeros((20, 30, 3), np.uint8), exif=exif.tobytes())
+    return source
+
+
+@pytest.mark.parametrize("count", [inspections.check, inspections.stats])
+@pytest.mark.parametrize("form", ["tree", "prepared"])
+def test_turned_pictures_are_told_of(tmp_path, form, count):
+    source, lines = turned_set(tmp_path / "set"), []
+    if form == "prepared":
+        source, _ = run("folder", tmp_path / "set", tmp_path / "out")
+        shutil.rmtree(tmp_path / "set")
+    assert count(source, report=lines.append)["train"]["turned"] == 2
+    assert any("  2 pictures carry an EXIF orientation, which training" in line for line in lines)
 
 
 @needs_camvid
@@ -233,7 +230,7 @@ def test_command_check(tmp_path, capsys):
         data.main(["check", "shape"])
 
 
-@pytest.mark.parametrize("command", ["check", "show"])
+@pytest.mark.parametrize("command", ["check", "show", "stats"])
 def test_help_lists_the_data_sets(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         data.main([command, "--help"])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import original_archives as original
@@ -156,7 +157,7 @@ def test_a_disk_too_full_is_refused_before_anything_is_written(tmp_path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match="needs .* GB on the disk of .*, where 1e-07 GB are free"):
         run("ade20k", source, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and not list(tmp_path.rglob("*array_record*"))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.rglob("*tfrecord*"))
 
 
 def interrupted(tmp_path, monkeypatch, source):
@@ -223,9 +224,9 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path):
             path.unlink()
     data, lines = run("ade20k", source, tmp_path / "out")
     assert len(contents(data, "val")) == 1 and "train was finished before and is kept" in lines
-    assert files_of(tmp_path / "out") == [f"ade20k/1.0.0/{name}" for name in (
-        "ade20k-train.array_record-00000-of-00001", "ade20k-val.array_record-00000-of-00001", "dataset_info.json",
-        "features.json", "names-train.txt", "names-val.txt")]
+    assert files_of(tmp_path / "out") == [f"ade20k/{prepared.VERSION}/{name}" for name in (
+        "ade20k-train.tfrecord-00000-of-00001", "ade20k-val.tfrecord-00000-of-00001", "dataset_info.json",
+        "features.json", "index-train.txt", "index-val.txt")]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -239,16 +240,19 @@ def test_two_at_once(tmp_path):
             run("ade20k", source, tmp_path / "out")
 
 
-@pytest.mark.parametrize("damage", ["records", "dataset_info.json", "features.json", "names-val.txt", "a name"])
+@pytest.mark.parametrize("damage", ["records", "dataset_info.json", "index-val.txt", "a line", "a number"])
 def test_a_damaged_set_says_what_to_delete(tmp_path, damage):
     labels = [np.zeros((4, 4), np.uint8)] * 2
     folder(tmp_path / "source", {"val": labels})
     data, _ = run("folder", tmp_path / "source", tmp_path / "out")
-    place = prepared.find(tmp_path / "out", "folder")
-    if damage == "a name":
-        (place / "names-val.txt").write_text("e00.png\n")
+    place = Path(prepared.find(tmp_path / "out", "folder"))
+    index = place / "index-val.txt"
+    if damage == "a line":
+        index.write_text(index.read_text().splitlines()[0] + "\n")
+    elif damage == "a number":
+        index.write_text(index.read_text().replace("0\t", "zero\t", 1))
     elif damage == "records":
-        next(place.glob("*array_record*")).unlink()
+        next(place.glob("*tfrecord*")).unlink()
     else:
         (place / damage).unlink()
     with pytest.raises(DataError, match=f"{place} is damaged; delete that directory and prepare it again"):
@@ -260,8 +264,8 @@ def test_a_prepared_file_is_named_in_faults(tmp_path):
     write(tmp_path / "source/train/labels/e00.png", np.ones((8, 12), np.uint8))
     (tmp_path / "source/classes.txt").write_text("sky\nground\n")
     data, _ = run("folder", tmp_path / "source", tmp_path / "out")
-    place = prepared.find(tmp_path / "out", "folder")
+    place = Path(prepared.find(tmp_path / "out", "folder"))
     (place / "classes.txt").write_text("0 sky\n7 ground\n")
-    with pytest.raises(DataError, match="label of .*out/folder/1.0.0/train/e00.png: value 1 .* is no label value"):
+    with pytest.raises(DataError, match="label of .*out/folder/[0-9.]*/train/e00.png: value 1 .* is no label value"):
         contents(data, "train")
     assert json.loads((place / "dataset_info.json").read_text())["name"] == "folder"

@@ -76,7 +76,7 @@ BUILDERS = {"ade20k": Ade20k, "voc2012": Voc2012, "camvid": Camvid, "folder": Fo
 
 
 def write_split(builder: tfds.core.DatasetBuilder, downloads: Path | None = None, manual: Path | None = None) -> None:
-    """Let a builder write what it is to write, in array_record files, without a word of its own.
+    """Let a builder write what it is to write, in TFRecord files, without a word of its own.
 
     It reads archives in `manual` and extracts them below `downloads`. Raises OSError where it cannot write.
     """
@@ -85,7 +85,7 @@ def write_split(builder: tfds.core.DatasetBuilder, downloads: Path | None = None
     # The builder would announce a download, and wants a place for it.
     with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
         try:
-            builder.download_and_prepare(download_dir=downloads or nothing, file_format="array_record",
+            builder.download_and_prepare(download_dir=downloads or nothing, file_format="tfrecord",
                                          download_config=config)
         # What the writer of records raises, such as on a full disk.
         except RuntimeError as error:

@@ -7,13 +7,14 @@ it; only the outline does.
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from kseg.builders.records import Records, record_offsets
 from kseg.config import IGNORED
 from kseg.errors import DataError, unknown
 
@@ -204,8 +205,8 @@ def _png(pixels: np.ndarray) -> bytes:
 class Shapes(tfds.core.GeneratorBasedBuilder):
     """The synthetic set: 64 training and 16 validation pictures of 128x256 px, seven classes, 255 ignored."""
 
-    # Whatever changes a pixel needs a new version: sets that were drawn before are found by theirs.
-    VERSION = tfds.core.Version("1.0.1")
+    # Whatever changes what is stored needs a new version: sets that were drawn before are found by theirs.
+    VERSION = tfds.core.Version("1.1.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -229,11 +230,11 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": _png(image), "segmentation_mask": _png(labels), "name": f"{split}/{index:05d}"}
 
 
-def prepare(directory: Path, split: str) -> Sequence[dict[str, bytes]]:
-    """Return the examples of a split in their order, drawing the whole set into `directory` at first use.
+def prepare(directory: Path, split: str) -> Records:
+    """Return where the examples of a split are, drawing the whole set into `directory` at first use.
 
-    An example is {"image": PNG bytes of (128, 256, 3), "segmentation_mask": PNG bytes of (128, 256), "name": bytes}.
-    Raises DataError for an unknown split and where `directory` cannot be written or holds a damaged set.
+    An example holds "image", a PNG of (128, 256, 3), and "segmentation_mask", a PNG of (128, 256). Raises DataError for
+    an unknown split and where `directory` cannot be written or holds a damaged set.
     """
     if split not in COUNTS:
         raise DataError(unknown("split of shapes", split, COUNTS))
@@ -242,19 +243,15 @@ def prepare(directory: Path, split: str) -> Sequence[dict[str, bytes]]:
         if not Path(builder.data_dir).is_dir():
             print(f"drawing the synthetic set shapes into {directory}", flush=True)
             _build(builder)
-            # A builder reads what lies in its directory only when it is made.
-            builder = Shapes(data_dir=directory)
     except OSError as error:
         raise DataError(f"cannot draw the data set shapes into {directory}: {error.strerror or error}") from error
-    try:
-        skip = tfds.decode.SkipDecoding()
-        source = builder.as_data_source(split=split, decoders={"image": skip, "segmentation_mask": skip})
-        # Files are opened at the first read; a missing one should show here and not in the middle of training.
-        source[0]
-    except (OSError, RuntimeError, ValueError) as error:
+    files = tuple(sorted(map(str, Path(builder.data_dir).glob(f"*-{split}.tfrecord-*"))))
+    places = [(shard, offset) for shard, file in enumerate(files) for offset in record_offsets(file)]
+    if len(places) != COUNTS[split]:
         raise DataError(f"the data set in {builder.data_dir} is damaged; delete that directory to have it drawn "
-                        f"again: {error}") from error
-    return source
+                        f"again: {len(places)} of {COUNTS[split]} examples of {split}")
+    names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(places)))
+    return Records(files, tuple(shard for shard, _ in places), tuple(offset for _, offset in places), names)
 
 
 def _build(builder: Shapes) -> None:
@@ -265,7 +262,7 @@ def _build(builder: Shapes) -> None:
         # One line says it all; the builder would announce a download. It also wants a place for what it downloads,
         # and leaves that behind even when empty.
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
-            builder.download_and_prepare(download_dir=downloads, file_format="array_record", download_config=config)
+            builder.download_and_prepare(download_dir=downloads, file_format="tfrecord", download_config=config)
     except OSError:
         # Of two processes that draw at once the first to end takes the place, with the same pictures.
         if not Path(builder.data_dir).is_dir():

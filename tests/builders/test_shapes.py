@@ -8,13 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from kseg.builders import shapes
+from kseg.builders.records import read_record
 from kseg.errors import DataError
 
 KEYS = ("image", "segmentation_mask")
 VERSION = str(shapes.Shapes.VERSION)
+
+
+def examples(directory: Path, split: str) -> list[dict[str, bytes]]:
+    """Return what is stored of a split, in order."""
+    found = shapes.prepare(directory, split)
+    features = {key: tf.io.FixedLenFeature([], tf.string) for key in (*KEYS, "name")}
+    return [{key: value.numpy() for key, value in tf.io.parse_single_example(
+        read_record(tf.constant(found.files[shard]), tf.constant(offset, tf.int64)), features).items()}
+        for shard, offset in zip(found.shards, found.offsets, strict=True)]
 
 
 def pixels(example: dict[str, bytes], key: str) -> np.ndarray:
@@ -30,7 +41,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labels(directory: Path) -> dict[str, np.ndarray]:
-    return {split: np.stack([pixels(example, "segmentation_mask") for example in shapes.prepare(directory, split)])
+    return {split: np.stack([pixels(example, "segmentation_mask") for example in examples(directory, split)])
             for split in shapes.COUNTS}
 
 
@@ -43,7 +54,7 @@ def test_classes_and_colours_match():
 
 @pytest.mark.parametrize(("split", "count"), [("train", 64), ("val", 16)])
 def test_examples_are_png_files_in_order(directory: Path, split: str, count: int):
-    source = shapes.prepare(directory, split)
+    source = examples(directory, split)
     assert len(source) == count
     assert [source[index]["name"] for index in range(count)] == [f"{split}/{i:05d}".encode() for i in range(count)]
     for index in (0, 7, count - 1):
@@ -57,7 +68,7 @@ def test_examples_are_png_files_in_order(directory: Path, split: str, count: int
 
 def test_pictures_differ_from_one_another(directory: Path):
     digests = {hashlib.sha256(pixels(example, "image").tobytes()).hexdigest()
-               for split in shapes.COUNTS for example in shapes.prepare(directory, split)}
+               for split in shapes.COUNTS for example in examples(directory, split)}
     assert len(digests) == 80
 
 
@@ -69,7 +80,7 @@ def test_another_process_draws_the_same(directory: Path, tmp_path: Path):
     assert done.stdout == f"drawing the synthetic set shapes into {tmp_path}\n"
     assert "%|" not in done.stderr, "a progress bar"
     for split in shapes.COUNTS:
-        assert list(shapes.prepare(tmp_path, split)) == list(shapes.prepare(directory, split))
+        assert examples(tmp_path, split) == examples(directory, split)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -118,9 +129,9 @@ def test_unfinished_drawings_do_not_count(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shapes, "draw", fail)
     with pytest.raises(KeyboardInterrupt):
         shapes.prepare(tmp_path, "train")
-    assert not list(tmp_path.rglob("*array_record*"))
+    assert not list(tmp_path.rglob("*tfrecord*"))
     monkeypatch.undo()
-    assert len(shapes.prepare(tmp_path, "train")) == 64
+    assert len(examples(tmp_path, "train")) == 64
 
 
 def test_the_slower_of_two_takes_what_the_faster_drew(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -132,7 +143,7 @@ def test_the_slower_of_two_takes_what_the_faster_drew(directory: Path, tmp_path:
 
     blank = np.zeros((128, 256, 3), np.uint8), np.zeros((128, 256), np.uint8)
     monkeypatch.setattr(shapes, "draw", overtaken)
-    assert list(shapes.prepare(tmp_path, "val")) == list(shapes.prepare(directory, "val"))
+    assert examples(tmp_path, "val") == examples(directory, "val")
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == [VERSION]
 
 
@@ -150,6 +161,6 @@ def test_a_damaged_set_says_what_to_delete(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shapes, "draw", lambda split, index: blank)
     shapes.prepare(tmp_path, "train")
     next(tmp_path.rglob("*train*")).unlink()
-    assert len(shapes.prepare(tmp_path, "val")) == 16
+    assert len(examples(tmp_path, "val")) == 16
     with pytest.raises(DataError, match=f"{tmp_path / 'shapes' / VERSION} is damaged; delete"):
         shapes.prepare(tmp_path, "train")

@@ -52,11 +52,12 @@ def test_voc2012_samples(tmp_path):
             assert np.array_equal(label, Image.open(root / "SegmentationClassAug" / name.replace(".jpg", ".png")))
     # What is stored is grey, so that no reader can take colours for ids.
     place = prepared.find(tmp_path / "out", "voc2012")
-    stored = prepared.open_split(place, "voc2012", "val")[0][7]["segmentation_mask"]
-    assert Image.open(io.BytesIO(stored)).mode == "L"
+    _, stored = datasets.open_split(data, "val").read(tf.constant(7, tf.int64))
+    assert Image.open(io.BytesIO(stored.numpy())).mode == "L"
     # And the library's own reading agrees.
-    example = tfds.builder_from_directory(place).as_data_source(split="val")[7]
-    assert np.array_equal(example["segmentation_mask"][..., 0], found["val"][example["name"].decode()][1])
+    [example] = tfds.builder_from_directory(place).as_dataset(split="val[7:8]")
+    name = example["name"].numpy().decode()
+    assert np.array_equal(example["segmentation_mask"][..., 0], found["val"][name][1])
 
 
 VOC_LISTS = {"train": ["2007_000001", "2007_000002"], "val": ["2007_000003"], "trainval": []}

@@ -1,0 +1,33 @@
+"""kseg's input pipeline, for input_pipeline.py: what kseg.train reads under a config, without the training.
+
+    PYTHON kseg_pipeline.py THREADS CONFIG [KEY=VALUE ...]
+"""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable
+
+import measured_process
+
+
+def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable[[], int]]:
+    """Return what this pipeline is and a function that takes one batch from it and returns its number of pictures."""
+    import tensorflow as tf
+
+    from kseg import __version__, config, data
+
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    batches = iter(data.train_batches(config.load(name, overrides)))
+    first = next(batches)
+
+    def step() -> int:
+        return len(next(batches)["image"])
+
+    return {"versions": {"kseg": __version__, "tensorflow": tf.__version__,
+                         "numpy": importlib.metadata.version("numpy")},
+            "image": [first["image"].dtype.name, *first["image"].shape], "label": list(first["label"].shape)}, step
+
+
+if __name__ == "__main__":
+    measured_process.serve(lambda: build(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
