@@ -108,8 +108,10 @@ def is_turned(data: tf.Tensor) -> bool:
 
 def reason(error: Exception) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
-    text = str(getattr(error, "message", error)) or type(error).__name__
-    return GRAPH_PLACE.sub("", text.splitlines()[0], count=1)[:200]
+    lines = str(getattr(error, "message", error)).splitlines()
+    # TensorFlow tells first where in a graph it was.
+    said = [line for line in lines if line and not line.startswith((" ", "\t", "Graph execution error", "Detected at"))]
+    return GRAPH_PLACE.sub("", said[0] if said else type(error).__name__, count=1)[:200]
 
 
 def _unreadable(name: str, error: Exception) -> DataError:

@@ -28,7 +28,8 @@ Batches = Callable[[tf.Tensor], tf.data.Dataset]
 PATIENCE = 300
 # Seconds in which a server has to answer at all.
 ANSWER = 10
-# Milliseconds after which a worker that has said nothing counts as gone.
+# Milliseconds between a worker's signs of life, and those after which one that gave none counts as gone.
+HEARTBEAT = 5_000
 WORKER_TIMEOUT = 20_000
 # How many batches a worker works at, so that it is never idle while one waits for its last picture.
 AT_ONCE = 2
@@ -233,5 +234,5 @@ def _start_worker(port: int, host: str, dispatcher: str) -> tuple:
             port = probe.getsockname()[1]
     server = service.WorkerServer(service.WorkerConfig(
         dispatcher_address=dispatcher.removeprefix("grpc://"), worker_address=f"{host}:{port}", port=port,
-        dispatcher_timeout_ms=1000 * ANSWER))
+        heartbeat_interval_ms=HEARTBEAT, dispatcher_timeout_ms=1000 * ANSWER))
     return server, f"{host}:{port}"

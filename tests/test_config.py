@@ -224,6 +224,7 @@ def test_json_that_is_no_config(text, words):
     "augment.cat_max_ratio=2", "augment.crop_tries=-1", "model.dropout=1.5", "model.dropout=1", "model.dropout=-0.1",
     "model.width=0", "model.width=7", "model.channels=0", "model.auxiliary_channels=-1", "model.encnet.codewords=0",
     "model.fcn.convolutions=0", "data.std=1,0,1", "data.std=1,1", "data.mean=1,2,3,4", "data.mean=1,1e999,2",
+    "data.memory=0",
     "loss.main=-1", "loss.auxiliary=-0.4", "loss.se=1e999", "evaluate.resize=5", "evaluate.resize=5,0"])
 def test_values_that_make_no_sense_are_refused_by_name(override):
     base = Config(train=Train(steps=300, learning_rate=0.01))

@@ -130,8 +130,7 @@ def test_a_restart_reads_the_same_batches_though_a_fault_lies_outside_of_most_cr
     assert set(found) == {7, 12} and len(lines) == 2
     assert any(place in indices(whole[step]) for place, first in found.items() for step in range(first))
     assert not any(place in indices(whole[step]) for place, first in found.items() for step in range(first, 60))
-    first, last = sorted(found.values())
-    for start in (0, first, last - 1, last + 1):
+    for start in (0, max(found.values()) - 1):
         again, lines = reader(settings, tmp_path)
         assert [digest(again.read(step)) for step in range(start, 60)] == [digest(batch) for batch in whole[start:]]
         assert len(lines) == 1 and lines[0].startswith("left out as unreadable: 2 of 20 examples in")
