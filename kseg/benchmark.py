@@ -180,7 +180,7 @@ def advice(figures: DataFigures, config: Config) -> str:
         return line + (f"only {figures.cores_used:.1f} of {figures.cores} cores are used: the pipeline waits for its "
                        "storage, or something else takes the cores")
     name = config.data.name
-    place = prepared.find(str(datasets.directory_of(config.data)), name)
+    place = prepared.find(datasets.location_of(config.data), name)
     encoded = name in sources.SOURCES and not (place and prepared.is_pixels(place))
     if stage.name in (LABEL, PICTURE) and encoded:
         return line + f"`python -m kseg.data prepare {name} --fast` stores pixels, which decode at once"
