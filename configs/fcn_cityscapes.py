@@ -19,7 +19,7 @@ def config() -> Config:
         init=Init(backbone="resnet50_v1c"),
         loss=Loss(average="valid"),
         train=Train(global_batch=8, steps=81_840, end_step=81_840, validate_every=8_184),
-        evaluate=Evaluate(resize=(1024, 2048), resize_logits="once"),
+        evaluate=Evaluate(resize=(1024, 2048), resize_logits="once", scale_of="input", average="logits"),
     )
 
 

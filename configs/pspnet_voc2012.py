@@ -19,7 +19,7 @@ def config() -> Config:
         init=Init(backbone="resnet50_v1c"),
         loss=Loss(average="valid"),
         train=Train(global_batch=16, steps=39_660, end_step=39_660, validate_every=3_966),
-        evaluate=Evaluate(resize=(512, 2048), resize_logits="once"),
+        evaluate=Evaluate(resize=(512, 2048), resize_logits="once", scale_of="input", average="logits"),
     )
 
 

@@ -3,11 +3,15 @@
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from kseg import config as configs
 from kseg.config_files import config_names
 from kseg.errors import ConfigError, UserError
+
+# Of all published results over several scales.
+TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +38,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE",
                         help="a .weights.h5 file, or a .pth or .npz of MMSegmentation or SSSegmentation; "
                              "default: best.weights.h5 of --workdir")
+    parser.add_argument("--tta", action="store_true",
+                        help="test-time augmentation: the mean over scales 0.5 to 1.75 and mirrored pictures "
+                             "(evaluate.scales, evaluate.flip)")
 
 
 def load_model(arguments: argparse.Namespace) -> tuple:
@@ -55,6 +62,8 @@ def load_model(arguments: argparse.Namespace) -> tuple:
         dataset, path = datasets.find(config.data), arguments.weights
     else:
         raise ConfigError("name a model: --workdir DIR, or --config NAME with --weights FILE")
+    if arguments.tta:
+        config = replace(config, evaluate=replace(config.evaluate, scales=TEST_SCALES, flip=True))
     model = models.build(config.model, len(dataset.classes))
     # init.channels speaks of the file a run started from, and not of the weights that kseg wrote.
     channels = "RGB" if path.name.endswith(".weights.h5") else config.init.channels

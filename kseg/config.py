@@ -220,6 +220,16 @@ class Evaluate:
     # "twice": logits go to the network's input size and from there to the label's (MMSegmentation); "once": straight
     # to the label's (SSSegmentation).
     resize_logits: Literal["twice", "once"] = "twice"
+    # Test-time augmentation: factors under which a picture is looked at, and whether it is looked at mirrored, too.
+    # Empty: as it is.
+    scales: tuple[float, ...] = ()
+    flip: bool = False
+    # What the factors multiply: the "picture"'s own size, in place of `resize` (MMSegmentation), or the network's
+    # "input" (SSSegmentation).
+    scale_of: Literal["picture", "input"] = "picture"
+    # What is averaged over scales and mirrored pictures: "probabilities" at the label's size (MMSegmentation),
+    # "logits" (SSSegmentation), or probabilities "before resizing" (its option).
+    average: Literal["probabilities", "logits", "before resizing"] = "probabilities"
 
 
 @dataclass(frozen=True)

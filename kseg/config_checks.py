@@ -16,7 +16,7 @@ ABOVE_ZERO = (
     "model.multi_grid", "model.encnet.codewords", "model.fcn.convolutions", "model.deeplab.dilations",
     "model.apcnet.pool_scales", "model.pspnet.pool_scales", "train.global_batch", "train.steps", "train.learning_rate",
     "train.log_every", "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.loss_scale",
-    "evaluate.resize", "evaluate.window", "evaluate.stride")
+    "evaluate.resize", "evaluate.window", "evaluate.stride", "evaluate.scales")
 AT_LEAST_ZERO = (
     "augment.crop_tries", "model.stem_channels", "model.auxiliary_channels", "model.deeplab.shortcut_channels",
     "loss.main", "loss.auxiliary", "loss.se", "loss.class_weights", "loss.ohem_kept",

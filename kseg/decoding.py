@@ -59,10 +59,8 @@ def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool
 
     def upper() -> tf.Tensor:
         # Not numpy_function: it never frees the strings that it gives.
-        image, is_whole = tf.py_function(_upper_rows, [data, bottom, size], [tf.uint8, tf.bool])
-        expected = tf.where(is_whole, size, tf.stack([bottom, size[1]]))
-        with tf.control_dependencies([_same_size(tf.shape(image)[:2], expected)]):
-            return tf.ensure_shape(image, (None, None, 3))[top:bottom, left:right]
+        rows, is_shorter = tf.py_function(_upper_rows, [data, bottom, size], [tf.uint8, tf.bool])
+        return tf.cond(is_shorter, lambda: tf.ensure_shape(rows, (None, None, 3))[top:bottom, left:right], other)
 
     branches = [(tf.io.is_jpeg(data), jpeg)]
     if shorten:
@@ -71,12 +69,13 @@ def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool
 
 
 def _upper_rows(data: tf.Tensor, rows: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, bool]:
-    """Return the upper rows of a PNG of that size, or any other one in whole, and whether it is whole."""
+    """Return the upper rows of a PNG of that size, and True; of any other one nothing, and False."""
     encoded = data.numpy()
-    fits = png_files.sides(encoded) == tuple(size.numpy())
-    shorter = png_files.first_rows(encoded, int(rows)) if fits else encoded
+    shorter = png_files.first_rows(encoded, int(rows)) if png_files.sides(encoded) == tuple(size.numpy()) else encoded
+    if shorter is encoded:
+        return tf.zeros((0, 0, 3), tf.uint8), False
     # Of mere bytes TensorFlow would look at each.
-    return tf.io.decode_png(tf.constant(np.array(shorter, object)), channels=3), shorter is encoded
+    return tf.io.decode_png(tf.constant(np.array(shorter, object)), channels=3), True
 
 
 def _same_size(found: tf.Tensor, size: tf.Tensor) -> tf.Operation:

@@ -79,23 +79,100 @@ def predict_logits(model: keras.Model, inputs: tf.Tensor, size: tuple, config: C
     or straight (MMSegmentation's and SSSegmentation's slide and whole inference). Windows give logits at the input's
     size anyhow.
     """
-    own, align_corners = tf.shape(inputs)[1:3], config.model.align_corners
+    return _resized(_own_scores(model, inputs, config, tf.identity), size, config)
+
+
+def _own_scores(model: keras.Model, inputs: tf.Tensor, config: Config,
+                activation: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """Return the scores (N, h, w, C), activated logits, at the size that config.evaluate's protocol itself gives."""
     if config.evaluate.window:
-        logits = slide(model, inputs, config)
-    else:
-        logits = model(inputs, training=False)["main"]
-        if config.evaluate.resize_logits == "once":
-            return resize(logits, size, align_corners)
-        logits = resize(logits, (own[0], own[1]), align_corners)
+        return slide(model, inputs, config, activation)
+    scores = activation(model(inputs, training=False)["main"])
+    if config.evaluate.resize_logits == "once":
+        return scores
+    own = tf.shape(inputs)
+    return resize(scores, (own[1], own[2]), config.model.align_corners)
+
+
+def _resized(logits: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
+    """Return maps (N, h, w, C) resized bilinearly to `size`."""
     # Most often the sizes agree, and a copy of the largest tensor of all is saved.
-    classes = logits.shape[-1]
-    logits = tf.cond(tf.reduce_all(tf.equal(own, tf.stack(size))), lambda: logits,
-                     lambda: resize(logits, size, align_corners))
-    return tf.ensure_shape(logits, (None, None, None, classes))
+    same = tf.reduce_all(tf.equal(tf.shape(logits)[1:3], tf.stack(size)))
+    resized = tf.cond(same, lambda: logits, lambda: resize(logits, size, config.model.align_corners))
+    return tf.ensure_shape(resized, (None, None, None, logits.shape[-1]))
 
 
-def slide(model: keras.Model, inputs: tf.Tensor, config: Config) -> tf.Tensor:
-    """Return float32 logits (N, H, W, C) for images (N, H, W, 3): each pixel's mean over the windows that cover it.
+def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
+    """Return the float32 scores (N, height, width, C) at `size` whose largest is the class, for RGB images 0..255.
+
+    Logits, or where config.evaluate has scales or mirrors, the mean over all of them of what it averages (the
+    multi-scale tests with flip of MMSegmentation, which averages probabilities, and of SSSegmentation). One pass is in
+    memory at a time, besides the sum of all.
+    """
+    settings = config.evaluate
+    if not settings.scales and not settings.flip:
+        return predict_logits(model, prepare(images, config), size, config)
+    scales = tf.constant(settings.scales or (1.0,), tf.float64)
+    ways = 2 if settings.flip else 1
+    activation = tf.nn.softmax if settings.average == "before resizing" else tf.identity
+
+    def add(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        mirrored = tf.equal(number % ways, 1)
+
+        def turned(maps: tf.Tensor) -> tf.Tensor:
+            return tf.cond(mirrored, lambda: tf.reverse(maps, [2]), lambda: maps)
+
+        inputs = turned(scaled_input(images, tf.gather(scales, number // ways), config))
+        # Mirrored back where both systems do it, before the last resize.
+        scores = turned(_own_scores(model, tf.ensure_shape(inputs, (None, None, None, 3)), config, activation))
+        scores = _resized(scores, size, config)
+        return number + 1, total + (tf.nn.softmax(scores) if settings.average == "probabilities" else scores)
+
+    classes = model.output["main"].shape[-1]
+    passes = ways * len(scales)
+    total = tf.zeros([tf.shape(images)[0], size[0], size[1], classes])
+    _, total = tf.while_loop(
+        lambda number, total: number < passes, add, (tf.constant(0), total), parallel_iterations=1,
+        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None, None, classes])))
+    return total / passes
+
+
+def scaled_input(images: tf.Tensor, factor: tf.Tensor, config: Config) -> tf.Tensor:
+    """Return the network's normalised input for RGB images 0..255 (N, H, W, 3) at a float64 factor of their size.
+
+    config.evaluate.scale_of says of which: the pictures' own, which are resized as bytes, or the input's, whose numbers
+    are.
+    """
+    if not config.evaluate.scales:
+        return prepare(images, config)
+    shape = tf.shape(images)
+    if config.evaluate.scale_of == "picture":
+        box = tf.cast(tf.cast(shape[1:3], tf.float64) * factor + 0.5, tf.int32)
+        return normalise(resize_bytes(images, fitted_size(shape[1], shape[2], box)), config)
+    inputs = prepare(images, config)
+    for axis in (1, 2):
+        length = tf.shape(inputs)[axis]
+        target = tf.maximum(tf.cast(tf.cast(length, tf.float64) * factor, tf.int32), 1)
+        if config.model.align_corners:
+            # A side of one position takes the first.
+            step = tf.cast(length - 1, tf.float64) / tf.cast(tf.maximum(target - 1, 1), tf.float64)
+            positions = tf.cast(tf.range(target), tf.float64) * step
+        else:
+            # By the factor itself, whatever size it is rounded to, as PyTorch does where it is given a factor.
+            positions = tf.maximum((tf.cast(tf.range(target), tf.float64) + 0.5) / factor - 0.5, 0)
+        below = tf.minimum(tf.cast(positions, tf.int32), length - 1)
+        share = tf.cast(positions - tf.cast(below, tf.float64), tf.float32)
+        share = share[:, None, None] if axis == 1 else share[:, None]
+        inputs = (tf.gather(inputs, below, axis=axis) * (1 - share)
+                  + tf.gather(inputs, tf.minimum(below + 1, length - 1), axis=axis) * share)
+    return inputs
+
+
+def slide(model: keras.Model, inputs: tf.Tensor, config: Config,
+          activation: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """Return float32 scores (N, H, W, C) for images (N, H, W, 3): each pixel's mean over the windows that cover it.
+
+    They are the model's logits, activated once they are resized to their window.
 
     Windows lie evaluate.stride apart; the last ones are shifted back into the picture, and where the picture is smaller
     than a window, the window is as small. One window is in memory at a time, besides the sum of all.
@@ -110,11 +187,11 @@ def slide(model: keras.Model, inputs: tf.Tensor, config: Config) -> tf.Tensor:
         top, left = rows[index // grid[1]], columns[index % grid[1]]
         bottom, right = top + window[0], left + window[1]
         logits = model(inputs[:, top:bottom, left:right], training=False)["main"]
-        logits = resize(logits, (window[0], window[1]), config.model.align_corners)
+        scores = activation(resize(logits, (window[0], window[1]), config.model.align_corners))
         # In place, where adding a padded window would cost a pass over the whole picture.
         total = tf.raw_ops.TensorStridedSliceUpdate(
             input=total, begin=[0, top, left], end=[0, bottom, right], strides=[1, 1, 1], begin_mask=1, end_mask=1,
-            value=total[:, top:bottom, left:right] + logits)
+            value=total[:, top:bottom, left:right] + scores)
         return index + 1, total
 
     classes = model.output["main"].shape[-1]
@@ -135,8 +212,7 @@ def _covers(firsts: tf.Tensor, window: tf.Tensor, length: tf.Tensor) -> tf.Tenso
 
 def predict_ids(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
     """Return int32 class ids (N, height, width) at `size` for uint8 RGB images (N, H, W, 3), by config.evaluate."""
-    logits = predict_logits(model, prepare(images, config), size, config)
-    return tf.argmax(logits, axis=-1, output_type=tf.int32)
+    return tf.argmax(predict_scores(model, images, size, config), axis=-1, output_type=tf.int32)
 
 
 def predictor(model: keras.Model, config: Config) -> Callable[[np.ndarray], np.ndarray]:

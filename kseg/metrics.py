@@ -20,24 +20,32 @@ def confusion(labels, predictions, classes: int):
 
 
 def summary(matrix: np.ndarray, classes: tuple[str, ...]) -> dict:
-    """Return mIoU, mAcc, aAcc and per-class IoU and accuracy, as fractions.
+    """Return mIoU, mAcc, aAcc, mDice, mFscore, mPrecision, mRecall, fwIoU and what each class has, as fractions.
 
-    A class in neither truth nor prediction has IoU nan, one without truth has accuracy nan; both are left out of the
-    means, as MMSegmentation does (its IoUMetric).
+    A ratio without a denominator is nan and left out of the mean, as MMSegmentation does (its IoUMetric): a class in
+    neither truth nor prediction has no IoU and no Dice, one without truth no accuracy, which is its recall, one that is
+    never predicted no precision, and where both of these are nan or 0 there is no F-score. The frequency-weighted fwIoU
+    weighs a class's IoU by its share of the labelled pixels.
     """
     matrix = np.asarray(matrix, np.int64)
     hit, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    union = truth + predicted - hit
 
     def ratio(part, whole):
         return np.divide(part, whole, out=np.full(len(hit), np.nan), where=whole > 0)
 
-    iou, accuracy = ratio(hit, union), ratio(hit, truth)
-    per_class = {name: {"iou": float(iou[index]), "accuracy": float(accuracy[index]), "pixels": int(truth[index])}
+    recall, precision = ratio(hit, truth), ratio(hit, predicted)
+    rows = {"iou": ratio(hit, truth + predicted - hit), "accuracy": recall, "dice": ratio(2 * hit, truth + predicted),
+            "fscore": ratio(2 * precision * recall, precision + recall), "precision": precision, "recall": recall}
+    per_class = {name: {kind: float(values[index]) for kind, values in rows.items()} | {"pixels": int(truth[index])}
                  for index, name in enumerate(classes)}
     pixels = int(matrix.sum())
-    return {"mIoU": _mean(iou), "mAcc": _mean(accuracy), "aAcc": float(hit.sum() / pixels) if pixels else float("nan"),
-            "pixels": pixels, "classes": per_class}
+    means = {"mIoU": "iou", "mAcc": "accuracy", "mDice": "dice", "mFscore": "fscore", "mPrecision": "precision",
+             "mRecall": "recall"}
+    nan = float("nan")
+    return {name: _mean(rows[kind]) for name, kind in means.items()} | {
+        "aAcc": float(hit.sum() / pixels) if pixels else nan,
+        "fwIoU": float(np.nansum(rows["iou"] * truth) / pixels) if pixels else nan,
+        "pixels": pixels, "classes": per_class}
 
 
 def _mean(values: np.ndarray) -> float:

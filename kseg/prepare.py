@@ -53,7 +53,7 @@ def add_parser(parsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
     parser.add_argument("--subset", action="store_true", help="splits may be smaller than published")
     parser.add_argument("--fast", action="store_true",
-                        help="write decoded pixels and no record files: several times as large, read several times as fast")
+                        help="write decoded pixels, no record files: several times as large and as fast to read")
 
 
 def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,

@@ -27,7 +27,8 @@ KINDS = {
     "jpeg grey": encoded(PICTURE[..., 0], "JPEG"),
     "png": encoded(PICTURE), "png grey": encoded(PICTURE[..., 0]),
     "bmp": encoded(PICTURE, "BMP"), "pixels": decoding.encode_pixels(PICTURE)}
-WINDOWS = [(0, 0, 150, 211), (0, 0, 1, 1), (149, 210, 150, 211), (17, 33, 80, 100), (40, 0, 41, 211), (3, 190, 150, 200)]
+WINDOWS = [(0, 0, 150, 211), (0, 0, 1, 1), (149, 210, 150, 211), (17, 33, 80, 100), (40, 0, 41, 211),
+           (3, 190, 150, 200)]
 
 
 @pytest.mark.parametrize("shorten", [True, False])
@@ -36,7 +37,8 @@ def test_a_window_is_that_part_of_the_whole(kind, shorten):
     data = tf.constant(KINDS[kind])
     whole = decoding.decode_image(data).numpy()
     assert whole.shape == (150, 211, 3)
-    part = tf.function(lambda window: decoding.decode_window(data, tf.constant([150, 211]), tf.unstack(window), shorten))
+    size = tf.constant([150, 211])
+    part = tf.function(lambda window: decoding.decode_window(data, size, tf.unstack(window), shorten))
     for top, left, bottom, right in WINDOWS:
         found = part(tf.constant([top, left, bottom, right])).numpy()
         assert found.dtype == np.uint8 and np.array_equal(found, whole[top:bottom, left:right])

@@ -99,6 +99,83 @@ def test_mmsegs_windows_on_resized_and_mirrored_pictures(mmseg_model):
     assert np.abs(found - expected).max() <= 1e-5
 
 
+def scores(model, images, size, evaluation):
+    """`predict_scores` as evaluation runs it."""
+    settings = Config(model=MODEL, evaluate=evaluation)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), images.dtype)])
+    def compiled_scores(images):
+        return inference.predict_scores(model, images, size, settings)
+
+    return compiled_scores(images).numpy()
+
+
+WINDOWS = {"window": (64, 64), "stride": (43, 43)}
+
+
+@needs_fixtures
+@pytest.mark.parametrize("windows, file", [({}, "tta_whole"), (WINDOWS, "tta_slide")])
+def test_mmsegs_multi_scale_test_with_flip(mmseg_model, windows, file):
+    image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
+    # Scales are of the picture's own size, whatever the single-scale test does.
+    evaluation = Evaluate(resize=(80, 256), scales=(0.5, 0.75, 1.0, 1.25), flip=True, **windows)
+    found = scores(mmseg_model, image[None], (97, 141), evaluation)
+    expected = np.load(MMSEG / f"{file}_probs.npy")
+    assert found.shape == expected.shape and np.abs(found - expected).max() <= 1e-5
+    ids = np.load(MMSEG / f"{file}_pred.npy")
+    sure = np.abs(expected[..., 0] - expected[..., 1]) > 1e-4
+    assert sure.mean() > 0.9 and np.array_equal(found.argmax(-1)[sure].ravel(), ids.reshape(sure.shape)[sure].ravel())
+
+
+@needs_fixtures
+@pytest.mark.parametrize("windows", [{}, WINDOWS])
+@pytest.mark.parametrize("average, file", [("logits", "logits"), ("before resizing", "probs")])
+def test_sss_multi_scale_test_with_flip(sss_model, windows, average, file):
+    inputs = np.load(SSS / "input.npy")
+    images = (inputs * np.array(Config().data.std) + Config().data.mean).astype(np.float32)
+    evaluation = Evaluate(scales=(0.5, 1.0, 1.25), flip=True, scale_of="input", average=average, resize_logits="once",
+                          **windows)
+    found = scores(sss_model, images, (91, 133), evaluation)
+    expected = np.load(SSS / f"tta_{'slide' if windows else 'whole'}_{file}.npy")
+    assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+@needs_fixtures
+@pytest.mark.parametrize("changes", [
+    {"flip": False}, {"scales": (0.5, 0.75, 1.0)}, {"scales": (0.5, 0.75, 1.0, 1.2)}, {"average": "logits"},
+    {"average": "before resizing"}, {"scale_of": "input"}])
+def test_other_multi_scale_tests_give_other_scores(mmseg_model, changes):
+    image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
+    evaluation = replace(Evaluate(scales=(0.5, 0.75, 1.0, 1.25), flip=True), **changes)
+    found = scores(mmseg_model, image[None], (97, 141), evaluation)
+    # Five times what equality is measured by.
+    assert np.abs(found - np.load(MMSEG / "tta_whole_probs.npy")).max() > 5e-5
+
+
+@needs_fixtures
+def test_a_mirrored_picture_has_mirrored_scores(mmseg_model):
+    image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
+    evaluation = Evaluate(flip=True)
+    one, other = (scores(mmseg_model, picture[None], (97, 141), evaluation) for picture in (image, image[:, ::-1]))
+    assert np.abs(one - other[:, :, ::-1]).max() <= 1e-5
+    alone = scores(mmseg_model, image[None], (97, 141), Evaluate())
+    assert np.abs(alone - scores(mmseg_model, image[None, :, ::-1], (97, 141), Evaluate())[:, :, ::-1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.25, 1.75])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_inputs_at_a_factor(factor, align_corners):
+    images = np.random.default_rng(0).integers(0, 256, (2, 13, 18, 3)).astype(np.float32)
+    settings = Config(model=replace(MODEL, align_corners=align_corners),
+                      evaluate=Evaluate(scales=(factor,), scale_of="input"))
+    found = inference.scaled_input(images, tf.constant(factor, tf.float64), settings).numpy()
+    plain = inference.normalise(images, settings).numpy()
+    expected = scaled(plain, factor)
+    if align_corners:
+        expected = inference.resize(plain, (int(13 * factor), int(18 * factor)), True).numpy()
+    assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
+
+
 @needs_fixtures
 def test_sss_resizes_logits_once(sss_model):
     inputs, expected = np.load(SSS / "input.npy"), np.load(SSS / "whole_single.npy")

@@ -47,13 +47,21 @@ def test_summary_by_hand():
     matrix = np.array([[3, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     results = metrics.summary(matrix, ("a", "b", "only guessed", "absent"))
     classes = results["classes"]
-    assert classes["a"] == {"iou": 3 / 5, "accuracy": 3 / 4, "pixels": 4}
-    assert classes["b"] == {"iou": 1 / 2, "accuracy": 1 / 2, "pixels": 2}
+    assert classes["a"] == {"iou": 3 / 5, "accuracy": 3 / 4, "dice": 6 / 8, "fscore": 3 / 4, "precision": 3 / 4,
+                            "recall": 3 / 4, "pixels": 4}
+    assert classes["b"] == pytest.approx({"iou": 1 / 2, "accuracy": 1 / 2, "dice": 2 / 3, "fscore": 2 / 3,
+                                          "precision": 1, "recall": 1 / 2, "pixels": 2}, abs=1e-12)
     assert classes["only guessed"]["iou"] == 0 and math.isnan(classes["only guessed"]["accuracy"])
     assert math.isnan(classes["absent"]["iou"]) and math.isnan(classes["absent"]["accuracy"])
     assert results["mIoU"] == pytest.approx((0.6 + 0.5 + 0) / 3, abs=1e-12)
     assert results["mAcc"] == pytest.approx((0.75 + 0.5) / 2, abs=1e-12)
     assert results["aAcc"] == pytest.approx(4 / 6, abs=1e-12)
+    # One class has no truth, so no recall and no F-score; precision and Dice of what is only guessed are 0.
+    assert results["mRecall"] == results["mAcc"] and math.isnan(classes["only guessed"]["fscore"])
+    assert results["mPrecision"] == pytest.approx((0.75 + 1 + 0) / 3, abs=1e-12)
+    assert results["mDice"] == pytest.approx((0.75 + 2 / 3 + 0) / 3, abs=1e-12)
+    assert results["mFscore"] == pytest.approx((0.75 + 2 / 3) / 2, abs=1e-12)
+    assert results["fwIoU"] == pytest.approx((4 * 0.6 + 2 * 0.5) / 6, abs=1e-12)
 
 
 @needs_fixtures
@@ -69,15 +77,21 @@ def test_equal_to_mmsegmentation(case):
     area = {name: np.array(values) for name, values in expected["total_area"].items()}
     assert (np.diag(matrix) == area["intersect"]).all() and (matrix.sum(1) == area["label"]).all()
     with np.errstate(invalid="ignore"):
-        ratios = {"iou": area["intersect"] / area["union"], "accuracy": area["intersect"] / area["label"]}
-    for kind, mean, raw in (("iou", "mIoU", "IoU"), ("accuracy", "mAcc", "Acc")):
+        ratios = {"iou": area["intersect"] / area["union"], "accuracy": area["intersect"] / area["label"],
+                  "dice": 2 * area["intersect"] / (area["label"] + area["pred"]),
+                  "precision": area["intersect"] / area["pred"]}
+        ratios["recall"] = ratios["accuracy"]
+        ratios["fscore"] = 2 * ratios["precision"] * ratios["recall"] / (ratios["precision"] + ratios["recall"])
+    for kind, mean, raw in (("iou", "mIoU", "IoU"), ("accuracy", "mAcc", "Acc"), ("dice", "mDice", "Dice"),
+                            ("fscore", "mFscore", "Fscore"), ("precision", "mPrecision", "Precision"),
+                            ("recall", "mRecall", "Recall")):
         found = [results["classes"][name][kind] for name in names]
         assert found == pytest.approx(list(ratios[kind]), abs=1e-9, nan_ok=True)
         assert results[mean] == pytest.approx(np.nanmean(ratios[kind]), abs=1e-9)
         # Its own ratios are float32.
         published = [math.nan if value is None else value for value in expected["raw"][raw]]
         assert found == pytest.approx(published, abs=1e-6, nan_ok=True)
-        assert results[mean] == pytest.approx(expected["raw_mean"][mean], abs=1e-6)
+        assert mean not in expected["raw_mean"] or results[mean] == pytest.approx(expected["raw_mean"][mean], abs=1e-6)
     assert results["aAcc"] == pytest.approx(area["intersect"].sum() / area["label"].sum(), abs=1e-9)
 
 
