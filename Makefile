@@ -15,7 +15,7 @@ demo: .venv/installed
 
 # Two processes, for two cores; more would want 4 GB of memory each.
 test: .venv/installed
-	@$(RUN) -m pytest -n 2 --dist loadfile
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The lock is installed as it stands: nothing is resolved again.
 .venv/installed: requirements.lock setup.cfg pyproject.toml

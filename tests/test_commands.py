@@ -14,7 +14,8 @@ from kseg.config import Config, Data, Init
 
 def named(**values):
     """The values of a parsed command line."""
-    return argparse.Namespace(**{"config": None, "overrides": [], "workdir": None, "weights": None, "tta": False} | values)
+    return argparse.Namespace(**{
+        "config": None, "overrides": [], "workdir": None, "weights": None, "tta": False} | values)
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ def test_cityscapes_without_its_data(tmp_path, capsys, monkeypatch):
     status, output = here(command, capsys)
     assert status == 2
     told = output[output.index("error:"):].strip()
-    assert "leftImg8bit_trainvaltest.zip" in told and "data/cityscapes" in told and len(told.splitlines()) == 3
+    assert "leftImg8bit_trainvaltest.zip" in told and "data/cityscapes" in told and len(told.splitlines()) == 5
     assert not list(tmp_path.iterdir())
     status, output = here([*command, "--dry-run"], capsys)
     assert status == 0
