@@ -6,6 +6,7 @@ it; only the outline does.
 
 import contextlib
 import io
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,6 +259,8 @@ def _build(builder: Shapes) -> None:
     """Draw the set into a temporary directory beside its final place, which it takes once everything is written."""
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False)
+    # The builder draws names at random; what follows, such as a model's first weights, shall not depend on it.
+    state = random.getstate()
     try:
         # One line says it all; the builder would announce a download. It also wants a place for what it downloads,
         # and leaves that behind even when empty.
@@ -267,3 +270,5 @@ def _build(builder: Shapes) -> None:
         # Of two processes that draw at once the first to end takes the place, with the same pictures.
         if not Path(builder.data_dir).is_dir():
             raise
+    finally:
+        random.setstate(state)

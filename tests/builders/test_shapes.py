@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,16 @@ def test_the_band_is_two_pixels_wide_and_follows_what_is_visible():
     (shapes._ring, (0.0, 0.7), (0.0, 0.2)), (shapes._cross, (0.9, 0.1), (0.6, 0.6))])
 def test_outlines_are_negative_inside(outline, inside: tuple[float, float], outside: tuple[float, float]):
     assert outline(*map(np.array, inside)) < 0 < outline(*map(np.array, outside))
+
+
+def test_drawing_leaves_random_numbers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    blank = np.zeros((128, 256, 3), np.uint8), np.zeros((128, 256), np.uint8)
+    monkeypatch.setattr(shapes, "draw", lambda split, index: blank)
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    shapes.prepare(tmp_path, "train")
+    assert random.random() == expected
 
 
 def test_unfinished_drawings_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
