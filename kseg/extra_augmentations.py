@@ -13,6 +13,8 @@ from kseg.errors import ConfigError, unknown
 
 # Streams of random numbers beside kseg.augmentations' own, which end below 32.
 BLUR, SHARPNESS = 32, 33
+# A layer without a seed, or with 0, takes TensorFlow's global generator, which train.deterministic forbids to make.
+UNUSED_SEED = 1
 Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
@@ -37,7 +39,7 @@ def build(names: tuple[str, ...]) -> Change:
 
 def gaussian_blur() -> Change:
     """Blur by a Gaussian of 5x5 pixels whose deviation is uniform in 0..1 pixel (RandomGaussianBlur)."""
-    layer = _layers().RandomGaussianBlur(kernel_size=5, factor=(0.0, 1.0), dtype="float32")
+    layer = _layers().RandomGaussianBlur(kernel_size=5, factor=(0.0, 1.0), seed=UNUSED_SEED, dtype="float32")
 
     def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         # The kernel divides by the deviation.
@@ -49,7 +51,7 @@ def gaussian_blur() -> Change:
 
 def sharpness() -> Change:
     """Blend with a share, uniform in 0..0.5, of the picture smoothed over 3x3 pixels (RandomSharpness)."""
-    layer = _layers().RandomSharpness(factor=(0.0, 0.5), value_range=(0, 255), dtype="float32")
+    layer = _layers().RandomSharpness(factor=(0.0, 0.5), value_range=(0, 255), seed=UNUSED_SEED, dtype="float32")
 
     def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return layer.augment_images(image[None], augmentations.uniform(seed, SHARPNESS, 0.0, 0.5, (1, 1, 1, 1)))[0]

@@ -2,6 +2,8 @@
 
 import builtins
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -43,6 +45,18 @@ def test_batches_get_them_and_labels_stay(tmp_path):
     (plain,), (blurred,) = (list(data.train_batches(case).take(1)) for case in (settings, extra))
     assert (plain["label"].numpy() == blurred["label"].numpy()).all()
     assert (plain["image"].numpy() != blurred["image"].numpy()).mean() > 0.2
+
+
+def test_they_can_be_built_where_training_is_deterministic():
+    pytest.importorskip("keras_cv")
+    # In a process of its own: TensorFlow has no way back from this setting.
+    subprocess.run([
+        sys.executable, "-c", "import tensorflow as tf\n"
+        "tf.config.experimental.enable_op_determinism()\n"
+        "from kseg import extra_augmentations\n"
+        "change = extra_augmentations.build(tuple(extra_augmentations.LAYERS))\n"
+        "assert change(tf.zeros((4, 5, 3)), tf.constant([0, 1])).shape == (4, 5, 3)"],
+        check=True)
 
 
 def test_unknown_layers_are_refused():
