@@ -4,12 +4,14 @@ PYTHON := $(shell for p in python3.11 python3; do command -v $$p >/dev/null 2>&1
 RUN := .venv/bin/python
 # Where the demo is written.
 DEMO ?= demo
+# More settings of its training, such as "train.steps=60 augment.crop=64,128" for a quick one.
+DEMO_SET ?=
 
 .PHONY: demo test lock clean
 
 # Trains EncNet on the built-in synthetic set, evaluates it and draws what it predicts.
 demo: .venv/installed
-	@$(RUN) -m kseg.train --config encnet_shapes --workdir "$(DEMO)/run" --set data.directory="$(DEMO)/shapes"
+	@$(RUN) -m kseg.train --config encnet_shapes --workdir "$(DEMO)/run" --set data.directory="$(DEMO)/shapes" $(DEMO_SET)
 	@$(RUN) -m kseg.evaluate --workdir "$(DEMO)/run" --out "$(DEMO)"
 	@echo "look at $(DEMO)/predictions.png"
 

@@ -1,9 +1,11 @@
 """How fast the parts of kseg are on this machine, and what limits them.
 
     python -m kseg.benchmark data --config NAME [--set data.directory=DIR] [--batches N] [--rounds N] [--json FILE]
+    python -m kseg.benchmark model --config NAME [--size H,W] [--batch N] [--rounds N] [--threads N] [--json FILE]
 
 `data` measures the input pipeline of training: pipelines that are cut after each stage, one after the other, several
-rounds of them. What a stage costs is the difference to the pipeline that is cut before it.
+rounds of them. What a stage costs is the difference to the pipeline that is cut before it. `model` counts a model's
+parameters and multiply-adds and measures its forms (kseg.model_benchmarks).
 """
 
 import argparse
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from kseg import augmentations, commands, data, datasets, extra_augmentations
+from kseg import augmentations, commands, data, datasets, extra_augmentations, model_benchmarks
 from kseg.builders import prepared, sources
 from kseg.config import Augment, Config
 from kseg.decoding import decode_label, decode_window
@@ -195,7 +197,11 @@ def main(arguments: list[str] | None = None) -> int:
     reading.add_argument("--batches", type=int, default=16, metavar="N", help="batches of a round (default 16)")
     reading.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds (default 5)")
     reading.add_argument("--json", type=Path, metavar="FILE", help="where to write the same figures as JSON")
+    model_benchmarks.add_arguments(parsers.add_parser(
+        "model", help="parameters, multiply-adds, images/s, latency and memory of a model's forms"))
     values = parser.parse_args(arguments)
+    if values.command == "model":
+        return model_benchmarks.main(values)
     config = commands.load_config(values)
     figures = measure_data(config, values.batches, values.rounds)
     print(data_table(figures))

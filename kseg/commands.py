@@ -2,13 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kseg import config as configs
 from kseg.config_files import config_names
 from kseg.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from kseg.datasets import Dataset
 
 # Of all published results over several scales.
 TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -45,24 +49,38 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_model(arguments: argparse.Namespace) -> tuple:
     """Return (model, config, data set record) with trained weights, from `add_model_arguments`' values."""
-    from kseg import datasets, models, runtime, weights, workdirs
-
-    # Numbers are for comparing: however the model was trained, it is evaluated in full float32.
-    runtime.set_tensor_float_32(False)
     if arguments.workdir:
         if arguments.config:
             raise ConfigError("--workdir holds its own config; leave --config away")
-        config, dataset = workdirs.read(arguments.workdir)
-        for override in arguments.overrides:
-            config = configs.set_value(config, override)
-        config = configs.check(config)
-        path = arguments.weights or workdirs.best_weights(arguments.workdir)
-    elif arguments.weights:
-        config = load_config(arguments)
-        dataset, path = datasets.find(config.data), arguments.weights
-    else:
+        return load_trained(arguments.workdir, arguments.weights, arguments.tta, arguments.overrides)
+    if not arguments.weights:
         raise ConfigError("name a model: --workdir DIR, or --config NAME with --weights FILE")
-    if arguments.tta:
+    from kseg import datasets
+
+    config = load_config(arguments)
+    return _with_weights(config, datasets.find(config.data), arguments.weights, arguments.tta)
+
+
+def load_trained(workdir: Path, weights: Path | None = None, tta: bool = False, overrides: Sequence[str] = ()) -> tuple:
+    """Return (model, config, data set record) of a working directory of kseg.train, with its best weights.
+
+    `weights` is a file in their place, `tta` turns test-time augmentation on, and `overrides` (`a.b=c`) change its
+    config. Raises WorkdirError, WeightsError or ConfigError where they cannot be read or do not fit.
+    """
+    from kseg import workdirs
+
+    config, dataset = workdirs.read(workdir)
+    for override in overrides:
+        config = configs.set_value(config, override)
+    return _with_weights(configs.check(config), dataset, weights or workdirs.best_weights(workdir), tta)
+
+
+def _with_weights(config: configs.Config, dataset: "Dataset", path: Path, tta: bool) -> tuple:
+    from kseg import models, runtime, weights
+
+    # Numbers are for comparing: however the model was trained, it is evaluated in full float32.
+    runtime.set_tensor_float_32(False)
+    if tta:
         config = replace(config, evaluate=replace(config.evaluate, scales=TEST_SCALES, flip=True))
     model = models.build(config.model, len(dataset.classes))
     # init.channels speaks of the file a run started from, and not of the weights that kseg wrote.

@@ -11,10 +11,11 @@ replaying what came before, and the same seed gives the same batches on any mach
 """
 
 import argparse
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from kseg import augmentations, commands, datasets, extra_augmentations, services
@@ -126,17 +127,24 @@ def _finish(image: tf.Tensor, label: tf.Tensor, first: tf.Tensor, size: tf.Tenso
     return image, label, tf.reduce_all(tf.not_equal(label, UNMAPPED))
 
 
-def eval_examples(config: Config, split_name: str) -> tf.data.Dataset:
-    """Return every example of a split in order at its own size: "image" uint8 (H, W, 3), "label" uint8, "index"."""
+def eval_examples(config: Config, split_name: str, indices: np.ndarray | None = None) -> tf.data.Dataset:
+    """Return examples of a split in order at their own size: "image" uint8 (H, W, 3), "label" uint8 (H, W), "index".
+
+    All of them, or those at `indices` (N,), where -1 stands for no example: one black pixel that is ignored.
+    """
     dataset = datasets.find(config.data)
     split = datasets.open_split(config.data, split_name)
+    indices = np.arange(len(split.names)) if indices is None else indices
 
     def example(index: tf.Tensor) -> dict:
-        image, label = read_example(dataset, split, index)
-        return {"image": image, "label": label, "index": index}
+        image, label = tf.cond(
+            index < 0, lambda: (tf.zeros((1, 1, 3), tf.uint8), tf.fill((1, 1), tf.constant(IGNORED, tf.uint8))),
+            lambda: read_example(dataset, split, index))
+        return {"image": tf.ensure_shape(image, (None, None, 3)), "label": tf.ensure_shape(label, (None, None)),
+                "index": index}
 
-    indices = tf.data.Dataset.range(len(split.names))
-    return indices.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
+    places = tf.data.Dataset.from_tensor_slices(indices.astype(np.int64))
+    return places.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
 
 
 def shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
@@ -188,20 +196,6 @@ def find_fault(config: Config, split_name: str, indices: Iterable[int],
 def explain(config: Config, split_name: str, indices: Iterable[int], error: Exception) -> DataError:
     """Return the DataError that says which of some examples made reading fail, or the original words if none does."""
     return find_fault(config, split_name, indices, error)[1]
-
-
-def explained(config: Config, split_name: str, examples: tf.data.Dataset) -> Iterator[dict]:
-    """Yield the elements of `eval_examples`; an unreadable one raises DataError naming its file."""
-    iterator, index = iter(examples), 0
-    while True:
-        try:
-            element = next(iterator)
-        except StopIteration:
-            return
-        except tf.errors.OpError as error:
-            raise explain(config, split_name, [index], error) from None
-        yield element
-        index += 1
 
 
 def main(arguments: list[str] | None = None) -> int:

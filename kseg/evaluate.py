@@ -1,11 +1,12 @@
-"""Evaluation at original resolution: every image of a split, one confusion matrix.
+"""Evaluation at original resolution: every image of a split, one confusion matrix, and a report to look at.
 
     python -m kseg.evaluate --workdir runs/camvid --split test --out runs/camvid/test
     python -m kseg.evaluate --config encnet_camvid --weights FILE --split test
+
+On all GPUs of a host, and on all hosts where TF_CONFIG names them: the same command on each.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,95 +15,116 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import __version__, commands, data, datasets, examples, metrics, pictures, workdirs
-from kseg import config as configs
+from kseg import commands, datasets, examples, metrics, pictures, reports, results, runtime, workdirs
 from kseg.config import Config
+from kseg.counts import Counter, Counts
 from kseg.datasets import Dataset
-from kseg.errors import DataError, WorkdirError
-from kseg.inference import predict_ids, predictor
+from kseg.errors import ConfigError, WorkdirError
+from kseg.inference import predictor
 from kseg.progress import Progress
 
 PICTURES = 6
-
-
-def counter(model: keras.Model, config: Config, classes: int) -> Callable[..., np.ndarray | None]:
-    """Return a function (split name, progress=None, interrupted=None) -> int64 confusion matrix of the whole split.
-
-    The matrix is accumulated on the device. The function raises DataError where an example cannot be read, asserts that
-    every example was counted, and returns None where `interrupted()` became true.
-    """
-    matrix = tf.Variable(tf.zeros((classes, classes), tf.int64), trainable=False)
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((None, None), tf.uint8)])
-    def count(image: tf.Tensor, label: tf.Tensor) -> None:
-        size = tf.shape(label)
-        ids = predict_ids(model, image[None], (size[0], size[1]), config)
-        matrix.assign_add(metrics.confusion(label[None], ids, classes))
-
-    def count_split(split: str, progress: Progress | None = None,
-                    interrupted: Callable[[], bool] | None = None) -> np.ndarray | None:
-        total = len(datasets.open_split(config.data, split).names)
-        matrix.assign(tf.zeros_like(matrix))
-        seen = 0
-        for example in data.explained(config, split, data.eval_examples(config, split)):
-            if interrupted and interrupted():
-                return None
-            count(example["image"], example["label"])
-            seen += 1
-            if progress:
-                progress.update(seen)
-        if seen != total:
-            raise DataError(f"{seen} of the {total} images of split {split!r} were counted")
-        return matrix.numpy()
-
-    return count_split
+# Of the report: so many of the worst images, and as many around the median.
+SAMPLES = 12
 
 
 def picture_rows(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
                  count: int) -> list[list[np.ndarray]]:
     """Return [image, truth, prediction] as uint8 (H, W, 3) for `count` images spread evenly over a split."""
-    split = datasets.open_split(config.data, split_name)
+    total = len(datasets.open_split(config.data, split_name).names)
     rows = []
-    for index in np.linspace(0, len(split.names) - 1, min(count, len(split.names))).astype(int):
-        image, raw = examples.examine(dataset, split, int(index))
-        truth = np.array(dataset.label_table, np.uint8)[raw]
-        rows.append([image, pictures.colour(truth, dataset.palette), pictures.colour(predict(image), dataset.palette)])
+    for index in np.linspace(0, total - 1, min(count, total)).astype(int):
+        image, truth, ids = _predicted(predict, config, dataset, split_name, int(index))
+        rows.append([image, pictures.colour(truth, dataset.palette), pictures.colour(ids, dataset.palette)])
     return rows
 
 
-def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, out: Path | None = None,
-             report: Callable[[str], None] = print) -> dict:
-    """Return `metrics.summary` of a split with its image count.
+def _predicted(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
+               index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the image (H, W, 3), true ids (H, W) and predicted ids (H, W) of an example, all uint8."""
+    image, raw = examples.examine(dataset, datasets.open_split(config.data, split_name), index)
+    return image, np.array(dataset.label_table, np.uint8)[raw], predict(image)
 
-    Writes metrics.json, confusion.npy and predictions.png (image, truth, prediction) to `out`. Raises DataError where
-    an example cannot be read, WorkdirError where `out` cannot be written.
+
+def choose(counts: Counts) -> list[tuple[str, int]]:
+    """Return ("worst", index) of the images of the lowest mIoU, and ("typical", index) of those in the middle of all."""
+    mious = results.image_mious(counts)
+    order = [index for index in results.worst_first(counts) if not np.isnan(mious[index])]
+    worst, rest = order[:SAMPLES], order[SAMPLES:]
+    # In the middle of all, as far as the worst ones leave it.
+    first = max(0, min((len(order) - SAMPLES) // 2 - len(worst), len(rest) - SAMPLES))
+    return [("worst", index) for index in worst] + [("typical", index) for index in rest[first:first + SAMPLES]]
+
+
+def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, out: Path | None = None,
+             report: Callable[[str], None] = print, strategy: tf.distribute.Strategy | None = None,
+             weights: Path | None = None) -> dict:
+    """Return `results.summary` of a split, with timing and provenance.
+
+    Images are shared by the replicas of `strategy`, under whose scope the model was built; by default there is one.
+    `weights` is the file that the model's come from, for the record. Writes what kseg.results and kseg.reports tell,
+    and predictions.png (image, truth, prediction), to `out`. Raises DataError where an example cannot be read,
+    WeightsError where scores are not finite, WorkdirError where `out` cannot be written.
     """
     workdirs.require_same_classes(dataset, datasets.find(config.data), "the model")
+    strategy = strategy or tf.distribute.get_strategy()
     names = datasets.open_split(config.data, split).names
-    if out:
+    writes = out is not None and runtime.is_chief(strategy)
+    if writes:
         # Now, and not when all is counted.
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
-    started = time.time()
-    matrix = counter(model, config, len(dataset.classes))(split, Progress(len(names), "images", report))
-    results = {"split": split, "images": len(names), **metrics.summary(matrix, dataset.classes)}
-    report(metrics.table(results))
-    report(f"{len(names)} of {len(names)} images of {dataset.name} {split} in {time.time() - started:.0f} s")
-    if out:
+    started = time.monotonic()
+    counter = Counter(model, config, len(dataset.classes), strategy)
+    counts = counter.count(split, Progress(len(names), "images", report))
+    seconds = time.monotonic() - started
+    found = results.summary(counts, config, dataset, split) | {
+        "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
+                   "devices": runtime.devices_line(strategy)},
+        "provenance": results.provenance(config, dataset, weights)}
+    report(metrics.table(found))
+    report(_against_published(found))
+    report(f"{len(counts.names)} of {len(names)} images of {dataset.name} {split} in {seconds:.0f} s "
+           f"on {runtime.devices_line(strategy)}")
+    if writes:
         try:
-            # JSON has no nan; an absent class reads null.
-            plain = json.loads(json.dumps(results), parse_constant=lambda name: None)
-            described = plain | {"kseg": __version__, "config": configs.to_dict(config)}
-            workdirs.write_text(out / "metrics.json", json.dumps(described, indent=2) + "\n")
-            np.save(out / "confusion.npy", matrix)
+            results.write(out, found, counts, dataset.classes)
         except OSError as error:
             raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
-        rows = picture_rows(predictor(model, config), config, dataset, split, PICTURES)
-        pictures.save(pictures.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
-        report(f"wrote metrics.json, confusion.npy and predictions.png to {out}")
-    return results
+        _draw(model, config, dataset, split, counts, found, out, report)
+    return found
+
+
+def _against_published(found: dict) -> str:
+    """Return the boundary mIoU's line, and beside the mIoU what was published for the variant."""
+    line = f"boundary mIoU {100 * found['boundary_mIoU']:.2f} within {found['boundary']['width']:.1%} of the diagonal"
+    target = found["published"]
+    if not target:
+        return line
+    settings = found["config"]["evaluate"]
+    multiple = bool(settings["scales"]) or settings["flip"]
+    goal = target["mIoU_tta"] if multiple else target["mIoU"]
+    if goal is None:
+        return line
+    return line + (f"\npublished mIoU of {target['config']} ({target['source']}"
+                   f"{', several scales and flip' if multiple else ''}): {100 * goal:.2f}, "
+                   f"here {100 * (found['mIoU'] - goal):+.2f}")
+
+
+def _draw(model: keras.Model, config: Config, dataset: Dataset, split: str, counts: Counts, found: dict, out: Path,
+          report: Callable[[str], None]) -> None:
+    """Write predictions.png and report.html."""
+    report("drawing the report")
+    predict = predictor(model, config)
+    rows = picture_rows(predict, config, dataset, split, PICTURES)
+    pictures.save(pictures.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
+    mious = results.image_mious(counts)
+    samples = [reports.Sample(counts.names[index], *_predicted(predict, config, dataset, split, index),
+                              float(mious[index]), group) for group, index in choose(counts)]
+    reports.write(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
+    report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,13 +132,19 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_model_arguments(parser)
     parser.add_argument("--split", help="which split to count (default: the config's data.val_split)")
     parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where to write metrics.json, confusion.npy and predictions.png "
-                             "(default with --workdir: WORKDIR/SPLIT)")
+                        help="where to write report.html, metrics.json, per_image.csv, confusion.npy and "
+                             "predictions.png (default with --workdir: WORKDIR/SPLIT)")
+    parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
+                        help="without a GPU: split the CPU into N virtual devices (default 1)")
     values = parser.parse_args(arguments)
-    model, config, dataset = commands.load_model(values)
+    strategy = runtime.claim_hosts(values.cpu_replicas)
+    with strategy.scope():
+        model, config, dataset = commands.load_model(values)
     split = values.split or config.data.val_split
     out = values.out or (values.workdir / split if values.workdir else None)
-    evaluate(model, config, dataset, split, out)
+    weights = values.weights or workdirs.best_weights(values.workdir)
+    chief = runtime.is_chief(strategy)
+    evaluate(model, config, dataset, split, out, print if chief else lambda line: None, strategy, weights)
     return 0
 
 

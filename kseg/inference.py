@@ -1,13 +1,20 @@
 """From a picture to class ids at its own size: the one path that evaluation and prediction share."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kseg import stripes, windows
 from kseg.config import Config
-from kseg.models.layers import resize
+from kseg.errors import DataError
+from kseg.stripes import Rows
+
+# Pixels up to which the network looks at a picture as a whole. The features of a picture of this size still fit into
+# the memory of a large accelerator.
+LARGEST = 2**26
 
 
 def normalise(images: tf.Tensor, config: Config) -> tf.Tensor:
@@ -37,10 +44,15 @@ def prepare(images: tf.Tensor, config: Config) -> tf.Tensor:
 
     Where evaluate.resize says so they are fitted into its box first, as bytes.
     """
-    if config.evaluate.resize:
-        shape = tf.shape(images)
-        images = resize_bytes(images, fitted_size(shape[1], shape[2], config.evaluate.resize))
-    return normalise(images, config)
+    return normalise(fitted(images, config), config)
+
+
+def fitted(images: tf.Tensor, config: Config) -> tf.Tensor:
+    """Return RGB images 0..255 fitted into the box of evaluate.resize, int32, or where it is empty as they are."""
+    if not config.evaluate.resize:
+        return images
+    shape = tf.shape(images)
+    return resize_bytes(images, fitted_size(shape[1], shape[2], config.evaluate.resize))
 
 
 def resize_bytes(images: tf.Tensor, size: tuple) -> tf.Tensor:
@@ -79,27 +91,63 @@ def predict_logits(model: keras.Model, inputs: tf.Tensor, size: tuple, config: C
     or straight (MMSegmentation's and SSSegmentation's slide and whole inference). Windows give logits at the input's
     size anyhow.
     """
-    return _resized(_own_scores(model, inputs, config, tf.identity), size, config)
+    total = _empty(model, inputs, size)
+    return _each_stripe(model, inputs, tf.identity, size, config, Pass(), _add, (total,))[0]
 
 
-def _own_scores(model: keras.Model, inputs: tf.Tensor, config: Config,
-                activation: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """Return the scores (N, h, w, C), activated logits, at the size that config.evaluate's protocol itself gives."""
+class Pass(NamedTuple):
+    """One look of the network at a picture: what activates its logits, and what mirrors scores back."""
+
+    activation: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+    turned: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+
+
+def _each_stripe(model: keras.Model, inputs: tf.Tensor, normalise_part: Callable[[tf.Tensor], tf.Tensor], size: tuple,
+                 config: Config, look: Pass, use: Callable[..., tuple], state: tuple) -> tuple:
+    """Return the state after `state = use(state, first, last, scores)` of each stripe of rows at `size`, top to bottom.
+
+    `normalise_part` makes the network's input of any part of `inputs` (N, H, W, 3). Scores are activated logits by
+    config.evaluate's protocol, float32 (N, last - first, width, C).
+    """
+    align_corners = config.model.align_corners
+
+    def finish(scores: Rows, known: tf.Tensor, state: tuple) -> tuple:
+        first, *state = state
+        last = stripes.reach(scores, size[0], align_corners, known)
+        # Mirrored back where both systems do it, before the last resize.
+        turned = scores._replace(take=lambda first, last: look.turned(scores.take(first, last)))
+        final = stripes.resized(turned, size, align_corners)
+        return last, *stripes.fold(final, first, last, use, tuple(state))
+
+    state = (tf.constant(0), *state)
     if config.evaluate.window:
-        return slide(model, inputs, config, activation)
-    scores = activation(model(inputs, training=False)["main"])
-    if config.evaluate.resize_logits == "once":
-        return scores
-    own = tf.shape(inputs)
-    return resize(scores, (own[1], own[2]), config.model.align_corners)
+        return windows.slide(model, inputs, normalise_part, config, look.activation, finish, state)[1:]
+    scores = stripes.of(look.activation(model(normalise_part(inputs), training=False)["main"]))
+    if config.evaluate.resize_logits == "twice":
+        own = tf.shape(inputs)
+        scores = stripes.resized(scores, (own[1], own[2]), align_corners)
+    return finish(scores, scores.height, state)[1:]
 
 
-def _resized(logits: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
-    """Return maps (N, h, w, C) resized bilinearly to `size`."""
-    # Most often the sizes agree, and a copy of the largest tensor of all is saved.
-    same = tf.reduce_all(tf.equal(tf.shape(logits)[1:3], tf.stack(size)))
-    resized = tf.cond(same, lambda: logits, lambda: resize(logits, size, config.model.align_corners))
-    return tf.ensure_shape(resized, (None, None, None, logits.shape[-1]))
+def _empty(model: keras.Model, images: tf.Tensor, size: tuple) -> tf.Tensor:
+    """Return zeros for scores at `size`."""
+    return tf.zeros([tf.shape(images)[0], size[0], size[1], model.output["main"].shape[-1]])
+
+
+def _add(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
+    """Add a stripe to the sum of scores."""
+    total, = state
+    return stripes.update(total, first, last, total[:, first:last] + scores),
+
+
+def _choose(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
+    """Write a stripe's best classes, and count the pixels for which there is none because scores are not finite."""
+    ids, unsure = state
+    best = tf.cast(tf.argmax(scores, axis=-1, output_type=tf.int32), tf.uint8)
+    finite = tf.reduce_all(tf.math.is_finite(scores), axis=-1)
+    # GPUs sum up int64, but leave int32 to the CPU.
+    unsure += tf.ensure_shape(tf.reduce_sum(tf.cast(~finite, tf.int64), axis=(1, 2)), unsure.shape)
+    return stripes.update(ids, first, last, best), unsure
 
 
 def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
@@ -111,30 +159,38 @@ def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, config: C
     """
     settings = config.evaluate
     if not settings.scales and not settings.flip:
-        return predict_logits(model, prepare(images, config), size, config)
+        state = (_empty(model, images, size),)
+        return _each_stripe(model, fitted(images, config), lambda part: normalise(part, config), size, config,
+                            Pass(), _add, state)[0]
+    total, passes = _sum(model, images, size, config)
+    return total / passes
+
+
+def _sum(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tuple[tf.Tensor, int]:
+    """Return the sum of the scores (N, height, width, C) over all scales and mirrors, and how many they are."""
+    settings = config.evaluate
     scales = tf.constant(settings.scales or (1.0,), tf.float64)
     ways = 2 if settings.flip else 1
     activation = tf.nn.softmax if settings.average == "before resizing" else tf.identity
 
-    def add(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def add(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
+        return _add(state, first, last, tf.nn.softmax(scores) if settings.average == "probabilities" else scores)
+
+    def look(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         mirrored = tf.equal(number % ways, 1)
 
         def turned(maps: tf.Tensor) -> tf.Tensor:
             return tf.cond(mirrored, lambda: tf.reverse(maps, [2]), lambda: maps)
 
         inputs = turned(scaled_input(images, tf.gather(scales, number // ways), config))
-        # Mirrored back where both systems do it, before the last resize.
-        scores = turned(_own_scores(model, tf.ensure_shape(inputs, (None, None, None, 3)), config, activation))
-        scores = _resized(scores, size, config)
-        return number + 1, total + (tf.nn.softmax(scores) if settings.average == "probabilities" else scores)
+        inputs = tf.ensure_shape(inputs, (None, None, None, 3))
+        total, = _each_stripe(model, inputs, tf.identity, size, config, Pass(activation, turned), add, (total,))
+        return number + 1, total
 
-    classes = model.output["main"].shape[-1]
     passes = ways * len(scales)
-    total = tf.zeros([tf.shape(images)[0], size[0], size[1], classes])
-    _, total = tf.while_loop(
-        lambda number, total: number < passes, add, (tf.constant(0), total), parallel_iterations=1,
-        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None, None, classes])))
-    return total / passes
+    _, total = tf.while_loop(lambda number, _: number < passes, look, (tf.constant(0), _empty(model, images, size)),
+                             parallel_iterations=1)
+    return total, passes
 
 
 def scaled_input(images: tf.Tensor, factor: tf.Tensor, config: Config) -> tf.Tensor:
@@ -168,59 +224,67 @@ def scaled_input(images: tf.Tensor, factor: tf.Tensor, config: Config) -> tf.Ten
     return inputs
 
 
-def slide(model: keras.Model, inputs: tf.Tensor, config: Config,
-          activation: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """Return float32 scores (N, H, W, C) for images (N, H, W, 3): each pixel's mean over the windows that cover it.
+def predict_checked(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return int32 class ids (N, height, width) at `size` and, int32 (N,), how many of their pixels have no class.
 
-    They are the model's logits, activated once they are resized to their window.
-
-    Windows lie evaluate.stride apart; the last ones are shifted back into the picture, and where the picture is smaller
-    than a window, the window is as small. One window is in memory at a time, besides the sum of all.
+    They have none where one of the scores is not finite, and their id means nothing. For uint8 RGB images (N, H, W, 3),
+    by config.evaluate. Of float maps only a stripe of rows is in memory, and of sliding windows a row of them; but the
+    network's output for whole pictures, and the sum over scales and mirrors (N, height, width, C), are in memory as a
+    whole.
     """
-    length = tf.shape(inputs)[1:3]
-    window = tf.minimum(tf.constant(config.evaluate.window), length)
-    step = tf.constant(config.evaluate.stride)
-    grid = (length - window + step - 1) // step + 1
-    rows, columns = (tf.minimum(tf.range(grid[axis]) * step[axis], length[axis] - window[axis]) for axis in (0, 1))
-
-    def add(index: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        top, left = rows[index // grid[1]], columns[index % grid[1]]
-        bottom, right = top + window[0], left + window[1]
-        logits = model(inputs[:, top:bottom, left:right], training=False)["main"]
-        scores = activation(resize(logits, (window[0], window[1]), config.model.align_corners))
-        # In place, where adding a padded window would cost a pass over the whole picture.
-        total = tf.raw_ops.TensorStridedSliceUpdate(
-            input=total, begin=[0, top, left], end=[0, bottom, right], strides=[1, 1, 1], begin_mask=1, end_mask=1,
-            value=total[:, top:bottom, left:right] + scores)
-        return index + 1, total
-
-    classes = model.output["main"].shape[-1]
-    total = tf.zeros([tf.shape(inputs)[0], length[0], length[1], classes])
-    _, total = tf.while_loop(
-        lambda index, total: index < grid[0] * grid[1], add, (tf.constant(0), total), parallel_iterations=1,
-        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None, None, classes])))
-    covered = [tf.reduce_sum(tf.cast(_covers(firsts, window[axis], length[axis]), tf.float32), axis=0)
-               for axis, firsts in enumerate((rows, columns))]
-    return total / (covered[0][:, None, None] * covered[1][:, None])
-
-
-def _covers(firsts: tf.Tensor, window: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Return bool (windows, length): which positions the windows cover that begin at `firsts`."""
-    positions = tf.range(length)
-    return (positions >= firsts[:, None]) & (positions < firsts[:, None] + window)
+    settings = config.evaluate
+    number, (height, width) = tf.shape(images)[0], size
+    # Bytes, since labels are bytes; and GPUs write them in place, but leave int32 to the CPU.
+    state = (tf.zeros([number, height, width], tf.uint8), tf.zeros([number], tf.int64))
+    if settings.scales or settings.flip:
+        total, passes = _sum(model, images, size, config)
+        maps = stripes.of(total)
+        maps = maps._replace(take=lambda first, last: total[:, first:last] / passes)
+        ids, unsure = stripes.fold(maps, tf.constant(0), maps.height, _choose, state)
+    else:
+        ids, unsure = _each_stripe(model, fitted(images, config), lambda part: normalise(part, config), size, config,
+                                   Pass(), _choose, state)
+    return tf.cast(ids, tf.int32), tf.cast(unsure, tf.int32)
 
 
 def predict_ids(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
     """Return int32 class ids (N, height, width) at `size` for uint8 RGB images (N, H, W, 3), by config.evaluate."""
-    return tf.argmax(predict_scores(model, images, size, config), axis=-1, output_type=tf.int32)
+    return predict_checked(model, images, size, config)[0]
+
+
+def require_size(height: int, width: int, config: Config) -> None:
+    """Raise DataError where a picture would be larger than the network can look at as a whole, unless windows slide."""
+    settings = config.evaluate
+    if settings.window:
+        return
+    factor = max(settings.scales, default=1.0)
+    if settings.scales and settings.scale_of == "picture":
+        own_height, own_width = height * factor, width * factor
+    else:
+        own_height, own_width = height, width
+        if settings.resize:
+            own_height, own_width = (int(side) for side in fitted_size(height, width, settings.resize))
+        own_height, own_width = own_height * factor, own_width * factor
+    if own_height * own_width > LARGEST:
+        raise DataError(
+            f"a picture of {width} x {height} pixels gives the network {own_width:.0f} x {own_height:.0f} at once, "
+            f"more than {LARGEST} pixels; let windows slide over it: "
+            "--set evaluate.window=769,769 evaluate.stride=513,513")
 
 
 def predictor(model: keras.Model, config: Config) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from a uint8 RGB picture (H, W, 3) to its uint8 class ids (H, W), for any size."""
+    """Return a function from a uint8 RGB picture (H, W, 3) to its uint8 class ids (H, W), for any size.
+
+    It raises DataError where the picture is larger than the network can look at as a whole.
+    """
 
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)])
     def predict(images: tf.Tensor) -> tf.Tensor:
         size = tf.shape(images)
         return tf.cast(predict_ids(model, images, (size[1], size[2]), config), tf.uint8)
 
-    return lambda image: predict(image[None])[0].numpy()
+    def predict_picture(image: np.ndarray) -> np.ndarray:
+        require_size(*image.shape[:2], config)
+        return predict(image[None])[0].numpy()
+
+    return predict_picture

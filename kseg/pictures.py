@@ -1,8 +1,9 @@
 """Pictures in and out: any file as RGB, class ids as colours, legends, contact sheets, atomic PNG files."""
 
+import contextlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,7 @@ def read_image(path: Path | str) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} x {image.height} is {image.width * image.height} pixels; "
                                 f"at most {MAX_PIXELS} are read")
-            image.load()
-            upright = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
-            return _rgb(image.transpose(upright) if upright is not None else image, path)
+            return as_rgb(image, path)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -55,7 +54,23 @@ def read_image(path: Path | str) -> np.ndarray:
         raise DataError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
 
 
-def _rgb(image: Image.Image, path: Path | str) -> np.ndarray:
+def is_picture(path: Path | str) -> bool:
+    """Return whether a file begins as a picture of a kind that Pillow reads; what follows may still be damaged."""
+    try:
+        with Image.open(path):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def as_rgb(image: Image.Image, path: Path | str) -> np.ndarray:
+    """Return a PIL image as `read_image` does a file; `path` is what DataError calls it."""
+    image.load()
+    upright = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
+    if upright is not None:
+        image = image.transpose(upright)
     if image.mode == "F":
         raise DataError(f"{path}: floating-point pixels, whose scale is unknown; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
@@ -182,13 +197,24 @@ def save(picture: Image.Image | np.ndarray, path: Path | str) -> None:
         if picture.dtype != np.uint8 or picture.ndim != 2 and picture.shape[2:] != (3,):
             raise ValueError(f"a picture must be uint8 (H, W) or (H, W, 3), got {picture.dtype} {picture.shape}")
         picture = Image.fromarray(picture)
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str, suffix: str = ".tmp") -> Iterator[Path]:
+    """Give a hidden path beside `path` to write to, which takes its place where the block ends without an error.
+
+    A reader sees the old file or the whole new one, never a part. Missing directories are made. Raises UserError naming
+    `path` where it cannot be written.
+    """
     path = Path(path)
     # Not built from the name, which may already be as long as the file system allows.
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    temporary = path.parent / f".{uuid.uuid4().hex}{suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            picture.save(temporary, format="PNG")
+            yield temporary
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,26 +1,30 @@
-"""Prediction for files, directories and patterns: class ids and overlays at each picture's own size.
+"""Prediction for pictures and videos: class ids, overlays and more at each one's own size.
 
     python -m kseg.predict holiday.jpg photos 'scans/**/*.tif' --workdir runs/camvid --out predicted
     python -m kseg.predict photos --config encnet_camvid --weights FILE --out predicted
+    python -m kseg.predict clip.mp4 --workdir runs/camvid --out predicted --save ids,overlay
 
-    OUT/ids/REL.png        class ids, 8-bit grey; REL is the path below the directory, or below the pattern's fixed part
-    OUT/overlay/REL.png    the picture mixed with the classes' colours
-    OUT/legend.png         the colours
+    OUT/ids/REL.png          class ids, 8-bit grey; REL is the path below the directory, or below the pattern's fixed
+                             part, without its suffix
+    OUT/overlay/REL.png      the picture mixed with the classes' colours; of a video REL.mp4
+    OUT/KIND/REL.SUFFIX      the other kinds of kseg.outputs that --save names
+    OUT/KIND/REL/000000.png  those of a video's first frame, of all kinds but overlay
+    OUT/legend.png           the colours
 """
 
 import argparse
-import glob
-import os
+import contextlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kseg import commands, pictures
-from kseg.errors import DataError, UserError
+from kseg import commands, outputs, pictures, videos
+from kseg.errors import DataError
+from kseg.inputs import DEFAULT_KINDS, Picture, find_pictures
+from kseg.outputs import KINDS, Prediction
 from kseg.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,169 +34,164 @@ if TYPE_CHECKING:
 CLEAR_LINE = "\r\x1b[K"
 
 
-class Picture(NamedTuple):
-    """A file to predict, and the path below OUT/ids and OUT/overlay that its results get."""
-
-    path: Path
-    name: PurePath
-
-
 class Failure(NamedTuple):
-    """A file that could not be read, and the message that names it."""
+    """A file that could not be read, or a video not to its end, and the message that names it."""
 
     path: Path
     message: str
 
 
-def find_pictures(inputs: Sequence[str | Path], out: Path) -> list[Picture]:
-    """Return the pictures that files, directories and glob patterns stand for, each with its own result name.
+class Run(NamedTuple):
+    """What all pictures and videos of a run share; `kinds` are empty where none were asked for."""
 
-    Directories are searched recursively for pictures.SUFFIXES in sorted order; hidden files and what an earlier run has
-    written to `out` are left out, links to directories are not followed. A file that is named itself is taken whatever
-    its suffix. Where a.jpg and a.png meet, their results are called a.jpg.png and a.png.png, elsewhere just a.png.
-    Raises UserError for an input that stands for nothing, for results that would still share a name, and for a result
-    that would overwrite an input.
-    """
-    found = {}
-    for value in inputs:
-        base, paths = _listed(os.path.expanduser(value), out)
-        if not paths:
-            raise UserError(f"no pictures in {value}; suffixes looked for: {' '.join(pictures.SUFFIXES)}")
-        place = base.resolve()
-        for path in paths:
-            relative = path.relative_to(base)
-            # The same file under the same name twice is one picture.
-            found.setdefault((place / relative, relative), path)
-    if not found:
-        raise UserError("no pictures to predict: no input given")
-    chosen = [Picture(path, name) for path, name in zip(found.values(), _names(list(found)))]
-    sources = {path for path, _ in found}
-    for kind in ("ids", "overlay"):
-        place = (out / kind).resolve()
-        for path, name in chosen:
-            if place / name in sources:
-                raise UserError(f"{out / kind / name}, the result of {path}, would overwrite an input; "
-                                "take another --out")
-    return chosen
-
-
-def _listed(value: str, out: Path) -> tuple[Path, list[Path]]:
-    """Return the files that one input stands for, and the directory that their results' names are relative to."""
-    # Before patterns: names of existing files may hold brackets.
-    if os.path.isfile(value):
-        return Path(value).parent, [Path(value)]
-    if os.path.isdir(value):
-        base, paths = Path(value), _walk(value)
-    elif glob.has_magic(value):
-        parts = Path(value).parts
-        fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-        if ".." in parts[fixed:]:
-            raise UserError(f"the pattern {value} has '..' after a wildcard; results would lie outside --out")
-        base = Path(*parts[:fixed])
-        paths = [Path(path) for path in sorted(glob.glob(value, recursive=True)) if not os.path.isdir(path)]
-    else:
-        raise UserError(f"no file or directory {value}")
-    # --out may lie inside the directory that is predicted.
-    place, written = base.resolve(), [(out / kind).resolve() for kind in ("ids", "overlay", "legend.png")]
-    written = [path.relative_to(place) for path in written if place in path.parents]
-    return base, [path for path in paths if path.suffix.lower() in pictures.SUFFIXES
-                  and not any(path.relative_to(base).is_relative_to(result) for result in written)]
-
-
-def _walk(directory: str) -> list[Path]:
-    """Return the files below a directory, sorted, without hidden ones (such as the ._NAME that macOS leaves behind)."""
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot list {error.filename}: {error.strerror}")
-
-    files = []
-    # os.walk, since Path.rglob passes over directories it may not list.
-    for folder, folders, names in os.walk(directory, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(files)
-
-
-def _names(found: list[tuple[Path, PurePath]]) -> list[PurePath]:
-    """Return a result name for each (resolved file, relative path); raises UserError where two stay equal."""
-    whole = set()
-    while True:
-        names = [relative.with_name(relative.name + ".png") if index in whole else relative.with_suffix(".png")
-                 for index, (_, relative) in enumerate(found)]
-        times = Counter(names)
-        # a.jpg's result must not take the name of the directory that a.png/b.jpg's result needs, either.
-        folders = {folder for name in names for folder in name.parents}
-        clashes = {index for index, name in enumerate(names) if times[name] > 1 or name in folders}
-        if clashes <= whole:
-            break
-        # Longer names may meet others' in turn, so once more.
-        whole |= clashes
-    if clashes:
-        name = names[min(clashes)]
-        same = [str(path) for (path, _), other in zip(found, names) if other == name]
-        raise UserError(f"several results would be called {name}: those of {', '.join(same[:3])}"
-                        f"{' ...' if len(same) > 3 else ''}; name the directory above them, or predict them apart")
-    return names
+    look: Callable[[np.ndarray], Prediction]
+    out: Path
+    palette: Sequence[tuple[int, int, int]]
+    kinds: Sequence[str]
+    report: Callable[[str], None]
 
 
 def predict(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str | Path], out: Path, dataset: "Dataset",
-            report: Callable[[str], None] = print) -> list[Failure]:
-    """Write ids, overlays and the legend for all inputs to `out`, and return the files that could not be read.
+            report: Callable[[str], None] = print, kinds: Sequence[str] = (),
+            scorer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None) -> list[Failure]:
+    """Write results and the legend for all inputs to `out`, and return the files that could not be read to their end.
 
-    `predictor` takes a uint8 RGB picture (H, W, 3) and returns its uint8 class ids (H, W). A file that cannot be read
-    is named on stderr and left out. Existing results are overwritten, each at once. Raises UserError as `find_pictures`
-    does, before anything is written, and where `out` cannot be written.
+    `predictor` takes a uint8 RGB picture (H, W, 3) and returns its uint8 class ids (H, W). `kinds` are names of
+    outputs.KINDS; by default ids and overlays of pictures, and overlays of videos. Where they have scores, `scorer`
+    is called in the predictor's place, which returns the ids and the classes' probabilities (H, W, C). A file that
+    cannot be read, or for which they raise DataError, is named on stderr and left out; of a video that cannot be read
+    to its end, what was read is kept. Existing results are overwritten, each at once. Raises UserError as
+    `find_pictures` and `outputs.require_classes` do, before anything is written, and where `out` cannot be written.
     """
+    def look(image: np.ndarray) -> Prediction:
+        return Prediction(image, *scorer(image)) if "scores" in kinds else Prediction(image, predictor(image))
+
     out = Path(out)
-    chosen = find_pictures(inputs, out)
+    chosen = find_pictures(inputs, out, kinds or DEFAULT_KINDS)
+    outputs.require_classes(kinds, dataset)
+    if "cityscapes-labelids" in kinds:
+        odd = outputs.misnamed(picture.result("cityscapes-labelids", 0 if picture.video else None)
+                               for picture in chosen)
+        if odd:
+            report(f"note: for Cityscapes' test server each result's name begins with the picture's own "
+                   f"CITY_SEQUENCE_FRAME; {len(odd)} of {len(chosen)} do not, such as {odd[0]}")
     pictures.save(pictures.legend(dataset.classes, dataset.palette), out / "legend.png")
-    failures = []
-    progress = Progress(len(chosen), "images", report)
-    for done, (path, name) in enumerate(chosen, 1):
-        try:
-            image = pictures.read_image(path)
-        except DataError as error:
-            failures.append(Failure(path, str(error)))
-            # A progress line may stand half-written on a terminal.
-            print(f"{CLEAR_LINE if sys.stderr.isatty() else ''}skipped: {error}", file=sys.stderr)
-        else:
-            _write_results(predictor, image, path, out, name, dataset.palette)
-        progress.update(done)
+    run = Run(look, out, dataset.palette, kinds, report)
+    images, clips = [each for each in chosen if not each.video], [each for each in chosen if each.video]
+    failures = _predict_images(run, images)
+    written = [f"{len(images) - len(failures)} images"] if images else []
+    if clips:
+        frames = [_predict_video(run, clip, failures) for clip in clips]
+        read = sum(count > 0 for count in frames)
+        written.append(f"{sum(frames)} frames of {read} video{'s' * (read != 1)}")
     if failures:
         names = ", ".join(str(failure.path) for failure in failures[:5])
         more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
         print(f"{len(failures)} of {len(chosen)} files failed: {names}{more}", file=sys.stderr)
-    report(f"wrote results of {len(chosen) - len(failures)} images to {out}")
+    report(f"wrote results of {' and '.join(written)} to {out}")
     return failures
 
 
-def _write_results(predictor: Callable[[np.ndarray], np.ndarray], image: np.ndarray, path: Path, out: Path,
-                   name: PurePath, palette: Sequence[tuple[int, int, int]]) -> None:
+def _predict_images(run: Run, images: Sequence[Picture]) -> list[Failure]:
+    failures: list[Failure] = []
+    progress = Progress(len(images), "images", run.report)
+    for done, picture in enumerate(images, 1):
+        try:
+            image = pictures.read_image(picture.path)
+            arrays = _results(run, image, run.kinds or DEFAULT_KINDS, str(picture.path))
+        except DataError as error:
+            _note(failures, picture, "skipped", str(error))
+        else:
+            for kind, array in arrays.items():
+                outputs.save(array, run.out / picture.result(kind))
+        progress.update(done)
+    return failures
+
+
+def _predict_video(run: Run, clip: Picture, failures: list[Failure]) -> int:
+    """Write a video's results, and return the number of frames that it gave; appends to `failures` where it ends early.
+    """
+    kinds = run.kinds or ("overlay",)
     try:
-        ids = predictor(image)
-        mixed = pictures.overlay(image, ids, palette)
+        video = videos.Video(clip.path)
+    except DataError as error:
+        # Nothing is known of a file that was named itself.
+        other = "" if clip.path.suffix.lower() in videos.SUFFIXES else "; nor is it a picture that Pillow reads"
+        _note(failures, clip, "skipped", f"{error}{other}")
+        return 0
+    if "overlay" in kinds and not video.rate_known:
+        run.report(f"note: {clip.path} does not say how many frames a second it has; its overlay gets {video.rate:g}")
+    progress = Progress(video.announced, f"frames of {clip.path.name}", run.report)
+    done, films = 0, {}
+    with contextlib.ExitStack() as stack:
+        try:
+            for image in video.frames():
+                for kind, array in _results(run, image, kinds, f"frame {done} of {clip.path}").items():
+                    if KINDS[kind].filmed:
+                        # Not before: a video of no frames is none.
+                        if kind not in films:
+                            films[kind] = stack.enter_context(
+                                videos.writer(run.out / clip.result(kind), array.shape[:2], video.rate))
+                        films[kind](array)
+                    else:
+                        outputs.save(array, run.out / clip.result(kind, done))
+                done += 1
+                progress.update(done)
+        except DataError as error:
+            _note(failures, clip, "cut short" if done else "skipped", str(error))
+    if done != video.announced:
+        progress.update(done, last=True)
+    return done
+
+
+def _results(run: Run, image: np.ndarray, kinds: Sequence[str], name: str) -> dict[str, np.ndarray]:
+    """Return the array of each kind of result for a picture, uint8 RGB (H, W, 3).
+
+    Raises DataError naming the picture where the model cannot look at it, as one that is too large.
+    """
+    try:
+        prediction = run.look(image)
+        return {kind: KINDS[kind].array(prediction, run.palette) for kind in kinds}
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
     except Exception as error:
         # Such as memory that one huge picture used up: which one is half of the answer.
-        error.add_note(f"while predicting {path}, {image.shape[1]} x {image.shape[0]} pixels")
+        error.add_note(f"while predicting {name}, {image.shape[1]} x {image.shape[0]} pixels")
         raise
-    pictures.save(ids, out / "ids" / name)
-    pictures.save(mixed, out / "overlay" / name)
+
+
+def _note(failures: list[Failure], picture: Picture, what: str, message: str) -> None:
+    """Append a failure, and say so on stderr."""
+    failures.append(Failure(picture.path, message))
+    # A progress line may stand half-written on a terminal.
+    print(f"{CLEAR_LINE if sys.stderr.isatty() else ''}{what}: {message}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.predict", description=__doc__.splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="INPUT",
-                        help="a file, a directory (searched recursively), or a quoted pattern like 'photos/**/*.jpg'")
+                        help="a picture or video, a directory (searched recursively for both), or a quoted pattern "
+                             f"like 'photos/**/*.jpg'; videos are {' '.join(videos.SUFFIXES)}")
     commands.add_model_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", required=True,
-                        help="where ids/, overlay/ and legend.png are written; existing files are overwritten")
+                        help="where a directory for each kind of result and legend.png are written; existing files "
+                             "are overwritten")
+    parser.add_argument("--save", metavar="KIND[,KIND...]", nargs="+", action="extend", default=[],
+                        help="the kinds of results (default: ids and overlay of pictures, overlay of videos): "
+                             + "; ".join(f"{name}: {kind.description}" for name, kind in KINDS.items())
+                             + "; of a video each kind but overlay is one file a frame")
     values = parser.parse_args(arguments)
+    kinds = outputs.chosen(values.save) if values.save else ()
     # Once here already: a wrong name is told before the time that loading a model takes.
-    find_pictures(values.inputs, values.out)
-    # TensorFlow, which this brings, takes seconds that --help shall not.
+    find_pictures(values.inputs, values.out, kinds or DEFAULT_KINDS)
+    # TensorFlow, which these bring, takes seconds that --help shall not.
     from kseg.inference import predictor
+    from kseg.segmenter import scorer
 
     model, config, dataset = commands.load_model(values)
-    return 1 if predict(predictor(model, config), values.inputs, values.out, dataset) else 0
+    failures = predict(predictor(model, config), values.inputs, values.out, dataset, kinds=kinds,
+                       scorer=scorer(model, config) if "scores" in kinds else None)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

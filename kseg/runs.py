@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kseg import evaluate, metrics, workdirs
 from kseg.config import Config, Train
+from kseg.counts import Counter
 from kseg.datasets import Dataset
 from kseg.errors import WorkdirError
 from kseg.inference import predictor
@@ -56,9 +57,9 @@ class Run:
     """What a run writes while it trains: progress lines, metrics.jsonl, TensorBoard, the best weights."""
 
     def __init__(self, config: Config, workdir: Path, dataset: Dataset, model: keras.Model,
-                 report: Callable[[str], None]):
+                 strategy: tf.distribute.Strategy, report: Callable[[str], None]):
         self.config, self.workdir, self.dataset, self.model, self.report = config, workdir, dataset, model, report
-        self.count_split = evaluate.counter(model, config, len(dataset.classes))
+        self.counter = Counter(model, config, len(dataset.classes), strategy)
         self.predict = predictor(model, config)
 
     def __enter__(self) -> "Run":
@@ -107,10 +108,10 @@ class Run:
 
         Returns False where `interrupted()` became true; nothing is written then.
         """
-        matrix = self.count_split(self.config.data.val_split, interrupted=interrupted)
-        if matrix is None:
+        counts = self.counter.count(self.config.data.val_split, interrupted=interrupted)
+        if counts is None:
             return False
-        results = metrics.summary(matrix, self.dataset.classes)
+        results = metrics.summary(counts.matrix, self.dataset.classes)
         best = self.best()
         better = not results["mIoU"] <= best["mIoU"]
         if better:

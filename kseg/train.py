@@ -20,7 +20,7 @@ import tensorflow as tf
 from kseg import commands, datasets, downloads, losses, models, readers, runtime, weights, workdirs, zoo
 from kseg import config as configs
 from kseg.config import Config
-from kseg.errors import ConfigError, DataError, UserError
+from kseg.errors import DataError, UserError
 from kseg.optimizers import MomentumSGD
 from kseg.runs import Run, StepLog
 from kseg.schedules import schedule
@@ -51,7 +51,7 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     if step:
         report(f"continuing at step {step} of {config.train.steps}")
     workdirs.trim_metrics(workdir, step)
-    run = Run(config, workdir, dataset, model, report)
+    run = Run(config, workdir, dataset, model, strategy, report)
     reader = readers.BatchReader(config, workdir, strategy, report)
     with lock, Signals() as signals, run:
         step = run_steps(run, reader, optimizer, checkpoint, step, signals)
@@ -248,8 +248,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(zoo.listing(values.list))
         return 0
     config = commands.load_config(values)
-    if values.cpu_replicas < 1:
-        raise ConfigError(f"--cpu-replicas must be at least 1, got {values.cpu_replicas}")
     strategy = runtime.prepare(config.train, values.cpu_replicas)
     if values.dry_run:
         dry_run(config, strategy)

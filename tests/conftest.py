@@ -1,9 +1,14 @@
 """Puts the tests' own helper modules on the path, from any test directory."""
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+# Where no bytecode is kept, each start of TensorFlow compiles its 2000 modules, 10 s of a processor's time; the tests
+# start dozens of commands.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import pytest  # noqa: E402
 
@@ -18,9 +23,20 @@ def shapes_directory(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(autouse=True)
+def determinism_ends_with_the_test():
+    """What a test's training run sets for its process shall not change the tests that come after it."""
+    yield
+    if "tensorflow" in sys.modules:
+        # TensorFlow has no public way back.
+        from tensorflow.python.framework import config
+
+        config.disable_op_determinism()
+
+
 # These files take minutes: begun first, they leave the shorter ones to fill up what the processes have left.
-LONGEST = ("test_train.py", "test_end_to_end.py", "test_models_contract.py", "test_verify.py", "test_services.py",
-           "test_readers.py", "test_precision.py", "test_augmentations.py", "test_benchmark.py")
+LONGEST = ("test_train.py", "test_models_contract.py", "test_end_to_end.py", "test_replicas.py", "test_verify.py",
+           "test_services.py", "test_readers.py", "test_precision.py", "test_augmentations.py", "test_benchmark.py")
 
 
 def pytest_collection_modifyitems(items):

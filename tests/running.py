@@ -5,7 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from kseg import commands
+
 ROOT = Path(__file__).resolve().parents[1]
+
+# Environment in which Keras runs on JAX. Each operation is compiled once for a handful of numbers, where optimising
+# takes longer than it saves.
+ON_JAX = {"KERAS_BACKEND": "jax",
+          "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 
 # A real model of a few thousand weights on small crops of the synthetic set.
 TINY = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "model.output_stride=16",
@@ -31,3 +40,12 @@ def run(module, *arguments, status=0, directory=ROOT):
     output, _ = process.communicate(timeout=600)
     assert process.returncode == status, output
     return output
+
+
+def run_here(main, arguments, capsys, status=0):
+    """Run a command's main in this process, which saves the start-up; otherwise as `run`."""
+    with pytest.raises(SystemExit) as stopped:
+        commands.run(lambda: main([str(argument) for argument in arguments]))
+    printed = capsys.readouterr()
+    assert stopped.value.code == status, printed.out + printed.err
+    return printed.out + printed.err

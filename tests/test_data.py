@@ -225,10 +225,12 @@ def test_unusable_files_are_named(tmp_path, fault):
     record, split = datasets.find(settings.data), datasets.open_split(settings.data, "train")
     with pytest.raises(DataError, match=message):
         examine(record, split, 1)
-    examples = data.explained(settings, "train", data.eval_examples(settings, "train"))
+    examples = iter(data.eval_examples(settings, "train"))
     assert next(examples)["index"] == 0
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(tf.errors.OpError) as error:
         next(examples)
+    with pytest.raises(DataError, match=message):
+        raise data.explain(settings, "train", [0, 1], error.value)
 
 
 def test_training_names_the_file_of_the_failing_batch(tmp_path):
@@ -278,9 +280,18 @@ def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
 
 def test_classes_that_do_not_match_the_labels(tmp_path):
     source = folder(tmp_path, {"train": [LABEL]}, "sky\nground\n")
-    examples = data.explained(config(source), "train", data.eval_examples(config(source), "train"))
+    with pytest.raises(tf.errors.OpError) as error:
+        next(iter(data.eval_examples(config(source), "train")))
     with pytest.raises(DataError, match=r"value 2 \(2 pixels\) is no label value of folder; those are 0-1, 255"):
-        next(examples)
+        raise data.explain(config(source), "train", [0], error.value)
+
+
+def test_chosen_examples_and_empty_ones_in_their_place(tmp_path):
+    settings = config(folder(tmp_path, {"val": [np.full((index + 2, 3), index % 2, np.uint8) for index in range(4)]}))
+    found = drain(data.eval_examples(settings, "val", np.array([3, -1, 0])))
+    assert [int(example["index"]) for example in found] == [3, -1, 0]
+    assert [example["image"].shape for example in found] == [(5, 3, 3), (1, 1, 3), (2, 3, 3)]
+    assert (found[1]["label"] == 255).all() and (found[0]["label"] == 1).all()
 
 
 def test_unknown_data_set_is_told_before_reading():

@@ -1,5 +1,6 @@
 """Evaluation: every image, at its own size, against a slow count; the files it writes."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -11,8 +12,9 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg import datasets, evaluate, models, workdirs
+from kseg import datasets, evaluate, models, results, workdirs
 from kseg.config import Config, Data, Evaluate, Model
+from kseg.counts import Counter, Counts
 from kseg.errors import DataError, WorkdirError
 
 SIZES = ((40, 56), (33, 47), (64, 30))
@@ -65,7 +67,7 @@ def slow_ids(model, image, config, size):
 def test_the_matrix_is_a_slow_count_over_every_image(folder, tiny_model, tmp_path, resize):
     config = config_of(folder, evaluate=Evaluate(resize=resize))
     lines = []
-    results = evaluate.evaluate(tiny_model, config, datasets.find(config.data), "val", tmp_path / "out", lines.append)
+    found = evaluate.evaluate(tiny_model, config, datasets.find(config.data), "val", tmp_path / "out", lines.append)
     expected = np.zeros((3, 3), np.int64)
     for index, size in enumerate(SIZES):
         image = np.array(PIL.Image.open(folder / "val" / "images" / f"{index}.png"))
@@ -79,14 +81,23 @@ def test_the_matrix_is_a_slow_count_over_every_image(folder, tiny_model, tmp_pat
     # Two programs may round a tie between classes differently.
     assert np.abs(matrix - expected).sum() <= 4
     assert matrix.sum() == expected.sum()
-    assert results["images"] == 3
+    assert found["images"] == 3
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["classes"]["never"]["accuracy"] is None and written["classes"]["never"]["pixels"] == 0
-    assert written["mIoU"] == results["mIoU"]
+    assert written["mIoU"] == found["mIoU"]
     assert configs.from_dict(written["config"]) == config
     assert any("never" in line and " -" in line for line in lines)
     assert any("3 of 3 images" in line for line in lines)
     assert PIL.Image.open(tmp_path / "out" / "predictions.png").size[0] > 3 * 47
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * found['mIoU']:.2f}" in page and "never" in page
+    assert written["boundary_mIoU"] == found["boundary_mIoU"] and any("boundary mIoU" in line for line in lines)
+    assert written["provenance"]["dataset"] == "folder" and written["timing"]["images_per_second"] > 0
+    bands = np.load(tmp_path / "out" / "bands.npy")
+    assert (bands.sum(0) == matrix).all() and bands.dtype == np.int64
+    rows = list(csv.DictReader((tmp_path / "out" / "per_image.csv").open(encoding="utf-8")))
+    assert [float(row["miou"]) for row in rows] == sorted(float(row["miou"]) for row in rows)
+    assert sum(int(row["pixels"]) for row in rows) == matrix.sum() and all(row["never"] in ("", "0.000000") for row in rows)
 
 
 def test_a_bad_file_is_named_and_nothing_is_counted(folder, tiny_model):
@@ -120,6 +131,25 @@ def test_an_unwritable_output_is_named(folder, tiny_model, tmp_path):
 
 def test_an_interrupted_count_gives_nothing(folder, tiny_model):
     config = config_of(folder)
-    count = evaluate.counter(tiny_model, config, 3)
-    assert count("val", interrupted=lambda: True) is None
-    assert count("val").sum() > 0
+    counter = Counter(tiny_model, config, 3, tf.distribute.get_strategy())
+    assert counter.count("val", interrupted=lambda: True) is None
+    assert counter.count("val").matrix.sum() > 0
+
+
+def test_samples_are_the_worst_and_those_in_the_middle():
+    count = 40
+    hits = np.arange(count)[:, None] * [1, 0, 0]
+    counts = Counts(np.zeros((6, 3, 3), np.int64), tuple(map(str, range(count))), hits,
+                    np.full((count, 3), 50) * [1, 0, 0], np.full((count, 3), 50) * [1, 0, 0])
+    assert results.worst_first(counts) == list(range(count))
+    shuffled = np.random.default_rng(0).permutation(count)
+    mixed = counts._replace(hits=hits[shuffled])
+    assert [int(hits[shuffled][index, 0]) for index in results.worst_first(mixed)] == list(range(count))
+
+    chosen = evaluate.choose(counts)
+    assert [index for group, index in chosen if group == "worst"] == list(range(12))
+    assert [index for group, index in chosen if group == "typical"] == list(range(14, 26))
+    few = counts._replace(names=counts.names[:15], hits=hits[:15], truth=counts.truth[:15], predicted=counts.predicted[:15])
+    assert [index for _, index in evaluate.choose(few)] == list(range(15))
+    void = few._replace(truth=few.truth * 0, predicted=few.predicted * 0, hits=few.hits * 0)
+    assert evaluate.choose(void) == []

@@ -1,10 +1,9 @@
-"""kseg.inference: the reference systems' own logits, and sliding windows against a count written out slowly."""
+"""kseg.inference: the reference systems' own logits. Windows and stripes by themselves: test_large_pictures.py."""
 
 import json
 from dataclasses import replace
 
 import cv2
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,6 +12,7 @@ from shared_files import FIXTURES, needs_fixtures
 
 from kseg import inference, models, weights
 from kseg.config import Config, Deeplab, Evaluate, Model
+from kseg.models.layers import resize
 
 MMSEG, SSS = FIXTURES / "mmseg" / "inference", FIXTURES / "sss" / "inference"
 MODEL = Model(backbone="resnet50", width=2, head="deeplabv3plus", channels=16, dropout=0.0,
@@ -94,7 +94,7 @@ def test_mmsegs_windows_on_resized_and_mirrored_pictures(mmseg_model):
         height, width = image.shape[:2]
         mirrored = logits(inputs[:, :, ::-1], (height, width))[:, :, ::-1]
         for own in (logits(inputs, (height, width)), mirrored):
-            probabilities.append(tf.nn.softmax(inference.resize(own, (97, 141))))
+            probabilities.append(tf.nn.softmax(resize(own, (97, 141))))
     found, expected = np.mean(probabilities, axis=0), np.load(MMSEG / "tta_slide_probs.npy")
     assert np.abs(found - expected).max() <= 1e-5
 
@@ -172,7 +172,7 @@ def test_inputs_at_a_factor(factor, align_corners):
     plain = inference.normalise(images, settings).numpy()
     expected = scaled(plain, factor)
     if align_corners:
-        expected = inference.resize(plain, (int(13 * factor), int(18 * factor)), True).numpy()
+        expected = resize(plain, (int(13 * factor), int(18 * factor)), True).numpy()
     assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
 
 
@@ -217,47 +217,3 @@ def test_bytes_are_resized_as_opencv_resizes_them(seed):
     image = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
     expected = cv2.resize(image, (target_width, target_height), interpolation=cv2.INTER_LINEAR)
     assert np.array_equal(inference.resize_bytes(image[None], (target_height, target_width))[0], expected)
-
-
-def position_model(stride=4):
-    """Logits that depend on where in its window a pixel lies, so that each window gives other ones."""
-    images = keras.Input((None, None, 3))
-    pooled = keras.layers.AveragePooling2D(stride, padding="same")(images)
-    across = keras.layers.Lambda(lambda x: x + tf.cumsum(tf.ones_like(x), axis=2) - 2 * tf.cumsum(x, axis=1))(pooled)
-    return keras.Model(images, {"main": across})
-
-
-def slow_slide(model, inputs, window, stride):
-    """Sliding windows as MMSegmentation words them."""
-    (batch, height, width), (crop_height, crop_width) = inputs.shape[:3], window
-    total, count = np.zeros((batch, height, width, 3)), np.zeros((height, width, 1))
-    for row in range(max(height - crop_height + stride[0] - 1, 0) // stride[0] + 1):
-        for column in range(max(width - crop_width + stride[1] - 1, 0) // stride[1] + 1):
-            bottom, right = min(row * stride[0] + crop_height, height), min(column * stride[1] + crop_width, width)
-            top, left = max(bottom - crop_height, 0), max(right - crop_width, 0)
-            part = model(inputs[:, top:bottom, left:right])["main"]
-            total[:, top:bottom, left:right] += tf.image.resize(part, (bottom - top, right - left)).numpy()
-            count[top:bottom, left:right] += 1
-    assert count.min() >= 1
-    return total / count
-
-
-@pytest.mark.parametrize("window, stride", [
-    ((16, 16), (11, 11)), ((16, 24), (16, 24)), ((10, 31), (3, 29)), ((40, 16), (1, 16)), ((64, 64), (43, 43))])
-def test_windows_against_a_slow_count_in_one_graph(window, stride):
-    model = position_model()
-    logits = compiled(model, Config(evaluate=Evaluate(window=window, stride=stride)))
-    generator = np.random.default_rng(0)
-    # Of several pictures, and as large as, smaller and larger than the windows on one side and on both.
-    for shape in ((1, 37, 53), (2, 16, 24), (1, 9, 40), (1, 40, 9), (1, 1, 1), (1, 65, 107)):
-        inputs = generator.normal(size=(*shape, 3)).astype(np.float32)
-        expected = slow_slide(model, inputs, window, stride)
-        assert np.allclose(logits(inputs, shape[1:]), expected, atol=1e-4)
-
-
-def test_logits_of_windows_are_brought_to_the_labels_size():
-    model, inputs = position_model(), np.random.default_rng(1).normal(size=(1, 20, 30, 3)).astype(np.float32)
-    for way in ("once", "twice"):
-        settings = Config(evaluate=Evaluate(window=(16, 16), stride=(11, 11), resize_logits=way))
-        expected = tf.image.resize(slow_slide(model, inputs, (16, 16), (11, 11)), (33, 44))
-        assert np.allclose(compiled(model, settings)(inputs, (33, 44)), expected, atol=1e-4)

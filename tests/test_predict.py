@@ -198,7 +198,7 @@ def test_result_never_overwrites_an_input(tmp_path):
 
 def test_nothing_found_is_an_error(tmp_path):
     (tmp_path / "notes.txt").touch()
-    for value, reason in ((tmp_path, "no pictures in"), (f"{tmp_path}/*.jpg", "no pictures in"),
+    for value, reason in ((tmp_path, "no pictures or videos in"), (f"{tmp_path}/*.jpg", "no pictures or videos in"),
                           (tmp_path / "gone.jpg", "no file or directory"), ("a*/../b*.jpg", r"'\.\.'")):
         with pytest.raises(UserError, match=reason) as caught:
             find_pictures([value], tmp_path / "out")
@@ -288,7 +288,7 @@ def test_command_line_statuses(tmp_path):
     assert all(name in described for name in (*config_names(), "--workdir", "--weights", "--set", "--out"))
     result = run_command(tmp_path, "--workdir", tmp_path, "--out", tmp_path / "out")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: no pictures in {tmp_path}; ")
+    assert result.stderr.startswith(f"error: no pictures or videos in {tmp_path}; ")
     assert not (tmp_path / "out").exists()
 
 

@@ -12,7 +12,7 @@ from running import TINY
 from small_sets import config, example, folder
 
 from kseg import config as configs
-from kseg import data, train, workdirs
+from kseg import data, runtime, train, workdirs
 from kseg.config import Augment
 from kseg.errors import DataError, WorkdirError
 from kseg.readers import BatchReader
@@ -194,14 +194,14 @@ def test_a_run_that_is_killed_after_a_bad_file_ends_with_the_same_weights(settin
             if name == "killed" and line.startswith("step 5/") and len(lines) < 12:
                 raise Killed
 
-        tf.keras.utils.set_random_seed(0)
+        strategy = runtime.prepare(small.train)
         try:
-            train.train(small, tmp_path / name, tf.distribute.get_strategy(), report)
+            train.train(small, tmp_path / name, strategy, report)
         except Killed:
             assert workdirs.checkpoint_steps(tmp_path / name) == [3]
             lines.clear()
             lines.extend([""] * 12)
-            train.train(small, tmp_path / name, tf.distribute.get_strategy(), report)
+            train.train(small, tmp_path / name, strategy, report)
             assert any(line.startswith("continuing at step 3") for line in lines)
         path_of_list = tmp_path / name / "unreadable.json"
         assert lines[-1].endswith(f"left out 1 of 20 training examples as unreadable: {path_of_list}")

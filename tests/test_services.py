@@ -16,7 +16,7 @@ from running import TINY, start
 from small_sets import config, example, folder
 
 from kseg import config as configs
-from kseg import data, services, train
+from kseg import data, runtime, services, train
 from kseg.config import Augment, Config, Data
 from kseg.config_checks import check
 from kseg.errors import ConfigError, DataError
@@ -103,8 +103,7 @@ def test_training_has_the_same_losses(service, settings, tmp_path):
         small = configs.load("encnet_shapes", [
             *TINY, "train.steps=4", "train.validate_every=4", "data.name=folder",
             f"data.directory={settings.data.directory}", f"data.service={address}"])
-        tf.keras.utils.set_random_seed(0)
-        train.train(small, tmp_path / name, tf.distribute.get_strategy(), print)
+        train.train(small, tmp_path / name, runtime.prepare(small.train), print)
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert len(losses[0]) == 4 and losses[0] == losses[1]

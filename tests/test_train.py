@@ -1,21 +1,20 @@
-"""The training command: resuming, stopping, refusing, and the same numbers on one device and on two."""
+"""The training command: resuming, stopping, refusing."""
 
 import json
 import random
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 
 import h5py
 import keras
 import numpy as np
 import PIL.Image
 import pytest
-from running import ROOT, TINY, run, start, tiny
+from running import TINY, run, run_here, start, tiny
 
-from kseg import commands, data, runtime, train
 from kseg import config as configs
+from kseg import data, runs, train
 from kseg.config import Config, Model, Train
 
 
@@ -26,6 +25,13 @@ def weights_of(path):
         file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
     assert arrays
     return arrays
+
+
+def assert_same_weights(workdir, expected):
+    expected, actual = (weights_of(path / "final.weights.h5") for path in (expected, workdir))
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, actual[name], err_msg=name)
 
 
 def steps_of(workdir):
@@ -53,6 +59,15 @@ def finished(shapes_directory, tmp_path_factory):
 @pytest.fixture
 def copy_of_finished(finished, tmp_path):
     return shutil.copytree(finished[0], tmp_path / "copy")
+
+
+@pytest.fixture
+def kill_of_finished(copy_of_finished):
+    """What a kill after the checkpoint of step 6 would have left of the finished run."""
+    for pattern in ("checkpoints/step-00000009*", "checkpoints/step-00000012*", "best.*", "final.*"):
+        for path in copy_of_finished.glob(pattern):
+            path.unlink()
+    return copy_of_finished
 
 
 def test_writes_what_it_says(finished):
@@ -83,7 +98,7 @@ def test_tensorboard_holds_scalars_and_fixed_images(finished):
     assert image[:2] == [b"768", b"128"] and len(image) == 2 + 4
 
 
-def test_killed_at_random_steps_it_ends_with_the_same_weights(finished, shapes_directory, tmp_path):
+def test_killed_at_random_steps_it_ends_with_the_same_weights(finished, shapes_directory, tmp_path, capsys):
     workdir = tmp_path / "killed run"
     command = [*tiny(shapes_directory), "--workdir", workdir]
     for step in sorted(random.sample(range(1, 11), 2)):
@@ -92,111 +107,126 @@ def test_killed_at_random_steps_it_ends_with_the_same_weights(finished, shapes_d
         wait_for_step(process, step)
         process.kill()
         process.communicate()
-    output = run("kseg.train", *command)
+    output = run_here(train.main, command, capsys)
     assert "finished 12 steps" in output
-    expected, actual = weights_of(finished[0] / "final.weights.h5"), weights_of(workdir / "final.weights.h5")
-    assert expected.keys() == actual.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(value, actual[name], err_msg=name)
+    assert_same_weights(workdir, finished[0])
     logged = [line["step"] for line in steps_of(workdir) if "loss" in line]
     assert logged == list(range(1, 13))
 
 
-def test_a_finished_run_is_not_run_again(copy_of_finished, shapes_directory):
+def test_a_finished_run_is_not_run_again(copy_of_finished, shapes_directory, capsys):
     before = (copy_of_finished / "metrics.jsonl").read_text()
-    output = run("kseg.train", *tiny(shapes_directory), "--workdir", copy_of_finished)
+    output = run_here(train.main, [*tiny(shapes_directory), "--workdir", copy_of_finished], capsys)
     assert "continuing at step 12 of 12" in output and "finished 12 steps" in output
     assert (copy_of_finished / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(number, status, shapes_directory, tmp_path):
-    command = [*tiny(shapes_directory, "train.steps=500", "train.checkpoint_every=500"), "--workdir", tmp_path]
-    process = start("kseg.train", *command)
-    wait_for_step(process, 1)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status
+def assert_saved_once(workdir, output):
     assert "the same command continues there" in output
-    saved = [int(path.stem.split("-")[1]) for path in (tmp_path / "checkpoints").glob("*.index")]
+    saved = [int(path.stem.split("-")[1]) for path in (workdir / "checkpoints").glob("*.index")]
     assert len(saved) == 1 and f"saved step {saved[0]} of 500" in output
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(copy_of_finished, shapes_directory, finished):
+def test_a_signal_saves_and_says_how_to_go_on(shapes_directory, tmp_path):
+    command = [*tiny(shapes_directory, "train.steps=500", "train.checkpoint_every=500"), "--workdir", tmp_path]
+    process = start("kseg.train", *command)
+    wait_for_step(process, 1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert_saved_once(tmp_path, output)
+
+
+def signalling(monkeypatch, name, number):
+    """Make that method of a run send the signal to this process before it does its work."""
+    method = getattr(runs.Run, name)
+
+    def signal_and_do(*arguments):
+        signal.raise_signal(number)
+        return method(*arguments)
+
+    monkeypatch.setattr(runs.Run, name, signal_and_do)
+
+
+def test_ctrl_c_saves_too(shapes_directory, tmp_path, capsys, monkeypatch):
+    signalling(monkeypatch, "log", signal.SIGINT)
+    command = [*tiny(shapes_directory, "train.steps=500", "train.checkpoint_every=500"), "--workdir", tmp_path]
+    assert_saved_once(tmp_path, run_here(train.main, command, capsys, status=130))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(copy_of_finished, shapes_directory, finished, capsys):
     path = next((copy_of_finished / "checkpoints").glob("step-00000012.data*"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (copy_of_finished / "final.weights.h5").unlink()
-    output = run("kseg.train", *tiny(shapes_directory), "--workdir", copy_of_finished)
+    output = run_here(train.main, [*tiny(shapes_directory), "--workdir", copy_of_finished], capsys)
     assert "checkpoint of step 12 cannot be read" in output and "continuing at step 9 of 12" in output
-    expected, actual = (weights_of(path / "final.weights.h5") for path in (finished[0], copy_of_finished))
-    for name, value in expected.items():
-        np.testing.assert_array_equal(value, actual[name], err_msg=name)
+    assert_same_weights(copy_of_finished, finished[0])
 
 
-def test_flipped_bits_are_noticed_and_no_good_checkpoint_is_an_error(copy_of_finished, shapes_directory):
+def test_flipped_bits_are_noticed_and_no_good_checkpoint_is_an_error(copy_of_finished, shapes_directory, capsys):
     for path in (copy_of_finished / "checkpoints").glob("step-*.data*"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 0xFF
         path.write_bytes(content)
-    output = run("kseg.train", *tiny(shapes_directory), "--workdir", copy_of_finished, status=2)
+    output = run_here(train.main, [*tiny(shapes_directory), "--workdir", copy_of_finished], capsys, status=2)
     assert "none of the checkpoints" in output and "steps 6, 9, 12" in output
 
 
-def test_another_config_in_the_workdir_is_refused(copy_of_finished, shapes_directory):
-    output = run("kseg.train", *tiny(shapes_directory, "train.learning_rate=0.5"), "--workdir", copy_of_finished,
-                 status=2)
+def test_another_config_in_the_workdir_is_refused(copy_of_finished, shapes_directory, capsys):
+    output = run_here(train.main, [*tiny(shapes_directory, "train.learning_rate=0.5"), "--workdir", copy_of_finished],
+                      capsys, status=2)
     assert "belongs to another run" in output and "train.learning_rate: 0.05 there, 0.5 now" in output
 
 
-def test_a_non_finite_loss_names_step_rate_and_files(shapes_directory, tmp_path):
-    output = run("kseg.train", *tiny(shapes_directory, "train.learning_rate=1e30"), "--workdir", tmp_path, status=2)
+def test_a_non_finite_loss_names_step_rate_and_files(shapes_directory, tmp_path, capsys):
+    output = run_here(train.main, [*tiny(shapes_directory, "train.learning_rate=1e30"), "--workdir", tmp_path], capsys,
+                      status=2)
     # The first step is taken at the full rate, and the second one meets what it did.
     assert "the loss or its update is not finite at step 2 (loss nan" in output
     assert "learning rate 9.17797e+29" in output
     assert output.count("shapes/train/") == 2
 
 
-def test_an_unwritable_workdir_is_refused(shapes_directory, tmp_path):
+def test_an_unwritable_workdir_is_refused(shapes_directory, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    output = run("kseg.train", *tiny(shapes_directory), "--workdir", tmp_path / "file", status=2)
+    output = run_here(train.main, [*tiny(shapes_directory), "--workdir", tmp_path / "file"], capsys, status=2)
     assert f"cannot write to {tmp_path / 'file'}" in output
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(shapes_directory, tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint(kill_of_finished, shapes_directory, finished, capsys):
     """A limit on the size of files fails as a full disk does: in the middle of writing a checkpoint."""
-    command = [*tiny(shapes_directory, "train.validate_every=3"), "--workdir", str(tmp_path)]
-    process = start("kseg.train", *command)
-    wait_for_step(process, 4)
-    process.kill()
-    process.communicate()
-    size = next((tmp_path / "checkpoints").glob("step-00000003.data*")).stat().st_size
-    limited = ("import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-               f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2})); "
-               "sys.argv[0] = 'kseg.train'; runpy.run_module('kseg.train', run_name='__main__')")
-    result = subprocess.run([sys.executable, "-c", limited, *map(str, command)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert result.returncode == 2, result.stdout
-    assert "cannot write the checkpoint of step 6" in result.stdout
-    assert "the checkpoint of step 3 is whole" in result.stdout
-    assert "finished 12 steps" in run("kseg.train", *command)
+    command = [*tiny(shapes_directory), "--workdir", kill_of_finished]
+    size = next((kill_of_finished / "checkpoints").glob("step-00000006.data*")).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores the signal that comes with the error.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        output = run_here(train.main, command, capsys, status=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "continuing at step 6 of 12" in output and "cannot write the checkpoint of step 9" in output
+    assert "the checkpoint of step 6 is whole" in output
+    output = run_here(train.main, command, capsys)
+    assert "continuing at step 6 of 12" in output and "finished 12 steps" in output
+    assert_same_weights(kill_of_finished, finished[0])
 
 
-def test_a_signal_in_a_validation_loses_nothing(shapes_directory, tmp_path, finished):
+def test_a_signal_in_a_validation_loses_nothing(kill_of_finished, shapes_directory, finished, capsys, monkeypatch):
     """The validation is made up for when the run continues."""
-    command = [*tiny(shapes_directory), "--workdir", tmp_path]
-    process = start("kseg.train", *command)
-    wait_for_step(process, 12)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    if process.returncode == 143:
-        assert not any("val/mIoU" in line for line in steps_of(tmp_path))
-        run("kseg.train", *command)
-    assert process.returncode in (0, 143)
-    assert json.loads((tmp_path / "best.json").read_text()) == json.loads((finished[0] / "best.json").read_text())
-    assert (tmp_path / "final.weights.h5").exists()
+    command = [*tiny(shapes_directory), "--workdir", kill_of_finished]
+    with monkeypatch.context() as patch:
+        signalling(patch, "validate", signal.SIGTERM)
+        output = run_here(train.main, command, capsys, status=143)
+    assert "saved step 12 of 12" in output
+    assert not any("val/mIoU" in line for line in steps_of(kill_of_finished))
+    assert not list(kill_of_finished.glob("best.*"))
+    output = run_here(train.main, command, capsys)
+    assert "continuing at step 12 of 12" in output
+    assert (kill_of_finished / "best.json").read_text() == (finished[0] / "best.json").read_text()
+    assert_same_weights(kill_of_finished, finished[0])
 
 
-def test_a_bad_file_met_in_mid_run_costs_no_step(tmp_path):
+def test_a_bad_file_met_in_mid_run_costs_no_step(tmp_path, capsys):
     """Training on a folder saves what it has before it stops, names the file, and continues once that is mended."""
     directory = tmp_path / "my data"
     generator = np.random.default_rng(0)
@@ -217,12 +247,12 @@ def test_a_bad_file_met_in_mid_run_costs_no_step(tmp_path):
     whole = bad.read_bytes()
     bad.write_bytes(whole[:50])
     command = [*tiny(directory, "data.name=folder", "train.checkpoint_every=12"), "--workdir", tmp_path / "run"]
-    output = run("kseg.train", *command, status=2)
+    output = run_here(train.main, command, capsys, status=2)
     assert str(bad) in output and "not a readable JPEG, PNG or BMP" in output
     saved = [int(path.stem.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").glob("*.index")]
     assert len(saved) == 1 and saved[0] >= 2
     bad.write_bytes(whole)
-    output = run("kseg.train", *command)
+    output = run_here(train.main, command, capsys)
     assert f"continuing at step {saved[0]} of 12" in output and "finished 12 steps" in output
 
 
@@ -247,65 +277,3 @@ def test_one_picture_a_step_trains(shapes_directory, tmp_path):
     """TensorFlow's gradient of a strided 1x1 convolution corrupts memory at batch 1; kseg must not meet it."""
     output = run("kseg.train", *tiny(shapes_directory, "train.global_batch=1", "train.steps=4"), "--workdir", tmp_path)
     assert "finished 4 steps" in output
-
-
-def test_two_replicas_give_the_losses_of_one_device():
-    result = subprocess.run([sys.executable, "tests/replica_losses.py"], cwd=ROOT, text=True, capture_output=True,
-                            check=True)
-    for average, series in json.loads(result.stdout.splitlines()[-1]).items():
-        assert len(series["one"]) == 20
-        np.testing.assert_allclose(series["two"], series["one"], rtol=1e-5, err_msg=average)
-        assert series["one"][-1] < series["one"][0]
-
-
-def test_replicas_share_the_batch_on_the_command_line(shapes_directory, tmp_path):
-    output = run("kseg.train", *tiny(shapes_directory, "train.steps=2"), "--workdir", tmp_path, "--cpu-replicas", 2)
-    assert "global batch 2 = 2 replicas x 1" in output and "finished 2 steps" in output
-    output = run("kseg.train", *tiny(shapes_directory), "--workdir", tmp_path, "--cpu-replicas", 3, status=2)
-    assert "train.global_batch=2 cannot be shared evenly by 3 replicas" in output
-
-
-def here(arguments, capsys):
-    """Run the command in this process, which saves the start-up; return its exit status and what it printed."""
-    with pytest.raises(SystemExit) as stopped:
-        commands.run(lambda: train.main([str(argument) for argument in arguments]))
-    printed = capsys.readouterr()
-    return stopped.value.code, printed.out + printed.err
-
-
-def test_dry_run(shapes_directory, capsys):
-    status, output = here([*tiny(shapes_directory), "--dry-run"], capsys)
-    assert status == 0
-    assert '"crop": [\n      64,\n      64\n    ]' in output
-    assert "first batch: image (2, 64, 64, 3) float32, label (2, 64, 64) uint8" in output
-    assert "parameters: " in output and runtime.device_line() in output
-
-
-def test_cityscapes_without_its_data(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command = ["--config", "encnet_cityscapes"]
-    status, output = here(command, capsys)
-    assert status == 2
-    told = output[output.index("error:"):].strip()
-    assert "leftImg8bit_trainvaltest.zip" in told and "data/cityscapes" in told and len(told.splitlines()) == 5
-    assert not list(tmp_path.iterdir())
-    status, output = here([*command, "--dry-run"], capsys)
-    assert status == 0
-    assert "parameters: 35,891,961" in output and "(8, 512, 1024, 3) float32" in output
-
-
-@pytest.mark.parametrize("arguments, words", [
-    (["--config", "encnet_camvd", "--dry-run"], "Did you mean encnet_camvid"),
-    (["--config", "encnet_shapes", "--set", "train.step=3", "--dry-run"], "Did you mean train.steps"),
-    (["--config", "encnet_shapes", "--set", "data.name=shape", "--dry-run"], "Did you mean shapes"),
-    (["--config", "encnet_shapes", "--set", "model.head=encnt", "--dry-run"], "Did you mean encnet"),
-    (["--config", "encnet_shapes", "--set", "train.steps=many", "--dry-run"], "train.steps takes int, got 'many'"),
-    (["--config", "encnet_shapes", "--cpu-replicas", "0"], "--cpu-replicas must be at least 1"),
-    (["--config", "encnet_shapes", "--set", "data.val_split=vall", "--dry-run"], "Did you mean val"),
-])
-def test_wrong_arguments(arguments, words, shapes_directory, capsys):
-    if "data.name=shape" not in arguments:
-        arguments = [*arguments, "--set", f"data.directory={shapes_directory}"]
-    status, output = here(arguments, capsys)
-    assert status == 2
-    assert words in output

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from original_files import mmseg_encnet, randomise, state_of, write_checkpoint
-from running import ROOT
+from running import ON_JAX, ROOT
 from shared_files import FIXTURES, needs_fixtures
 
 from kseg import convert, gradients, losses, models, originals, verify, weights
@@ -240,12 +240,12 @@ def test_the_step_leaves_the_model_as_it_is_and_its_gradients_are_tensorflow_s()
 
 @needs_fixtures
 @pytest.mark.parametrize("backend, name", [
-    ("tensorflow", "mmseg/encnet_r18_d16_lateral"), ("jax", "sss/deeplabv3plus_r18_d16")])
+    ({"KERAS_BACKEND": "tensorflow"}, "mmseg/encnet_r18_d16_lateral"), (ON_JAX, "sss/deeplabv3plus_r18_d16")])
 def test_the_command_on_the_originals_own_numbers(backend, name):
-    if backend == "jax":
+    if backend == ON_JAX:
         pytest.importorskip("jax", reason="JAX is not installed")
     result = subprocess.run([sys.executable, "-m", "kseg.convert", "--verify", FIXTURES / name], cwd=ROOT, text=True,
-                            capture_output=True, env=os.environ | {"KERAS_BACKEND": backend})
+                            capture_output=True, env=os.environ | backend)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = [line.split() for line in result.stdout.splitlines()]
     verdicts = {row[0]: "ok" in row for row in rows}

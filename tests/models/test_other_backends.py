@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import ON_JAX
 from shared_files import FIXTURES, needs_fixtures
 
 pytest.importorskip("jax", reason="JAX is not installed")
@@ -18,7 +19,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("name", ["mmseg/encnet_r18_d16_lateral"])
 def test_jax_gives_the_reference_numbers(name):
     result = subprocess.run([sys.executable, HERE / "other_backend.py", name], text=True, capture_output=True,
-                            env=os.environ | {"KERAS_BACKEND": "jax"}, cwd=HERE.parents[1])
+                            env=os.environ | ON_JAX, cwd=HERE.parents[1])
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["backend"] == "jax"

@@ -1,0 +1,44 @@
+"""One of kseg's heads, for heads.py: a compiled model with random weights, from a picture to its class ids.
+
+    PYTHON kseg_heads.py THREADS HEAD HEIGHT WIDTH
+"""
+
+import sys
+from collections.abc import Callable
+
+import measured_process
+import numpy as np
+
+CLASSES = 19
+
+
+def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Callable[[], int]]:
+    """Return what this model is and a function that takes one picture through it."""
+    import keras
+    import tensorflow as tf
+
+    from kseg import __version__, inference, models
+    from kseg.config import Config, Model
+    from kseg.multiply_adds import multiply_adds
+
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    config = Config(model=Model(head=head))
+    model = models.build(config.model, CLASSES)
+    main = models.main_only(model)
+    traced = tf.function(lambda inputs: main(inputs, training=False)).get_concrete_function(
+        tf.TensorSpec((1, height, width, 3)))
+    predict = inference.predictor(model, config)
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+    def step() -> int:
+        predict(image)
+        return 1
+
+    return {"versions": {"kseg": __version__, "TensorFlow": tf.__version__, "Keras": keras.__version__},
+            "parameters": sum(int(np.prod(weight.shape)) for weight in main.trainable_weights),
+            "multiply_adds": multiply_adds(traced), "ids": list(predict(image).shape)}, step
+
+
+if __name__ == "__main__":
+    measured_process.serve(lambda: build(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

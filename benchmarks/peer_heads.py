@@ -1,0 +1,110 @@
+"""A peer's head, for heads.py, from a picture to its class ids; runs under the peers' own Python.
+
+    PYTHON peer_heads.py SYSTEM FORM THREADS HEAD HEIGHT WIDTH
+
+SYSTEM is mmseg or smp. FORM is plain, as their users run them, or best: memory laid out channels last and, of mmseg,
+batch normalisation folded into the convolutions. Weights are random. Multiply-adds are PyTorch's count of convolutions
+and matrix products.
+"""
+
+import importlib.machinery
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import measured_process
+from peer_pipeline import CompiledOperators
+
+CLASSES = 19
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+# Its heads of the same papers; a ResNet of output stride 8 where it offers one.
+SMP = {"deeplabv3": ("DeepLabV3", {"encoder_output_stride": 8}),
+       "deeplabv3plus": ("DeepLabV3Plus", {"encoder_output_stride": 8}), "pspnet": ("PSPNet", {})}
+
+
+def build(system: str, form: str, threads: int, head: str, height: int, width: int) -> tuple[dict, Callable[[], int]]:
+    """Return what this model is and a function that takes one picture through it."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    versions, parameters, predict = {"mmseg": build_mmseg, "smp": build_smp}[system](head, form == "best", image)
+
+    def step() -> int:
+        # As their users do; inference_mode would forbid what mmseg does to its results.
+        with torch.no_grad():
+            predict()
+        return 1
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ids = predict()
+    # It counts a multiplication and an addition as two.
+    return {"versions": versions | {"torch": torch.__version__}, "parameters": parameters,
+            "multiply_adds": counter.get_total_flops() // 2, "ids": list(ids.shape)}, step
+
+
+def build_mmseg(head: str, best: bool, image) -> tuple[dict, int, Callable]:
+    """Return versions, the number of parameters without the auxiliary head, and a function that predicts ids."""
+    stub = CompiledOperators("mmcv._ext")
+    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+    sys.modules["mmcv._ext"] = stub
+    import mmcv
+    import mmengine
+    import mmseg
+    import torch
+    from mmcv.cnn.utils import fuse_conv_bn
+    from mmengine.model import revert_sync_batchnorm
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+    from mmseg.utils import register_all_modules
+
+    register_all_modules()
+    # Its own description of the model.
+    file = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_" / "models" / f"{head}_r50-d8.py"
+    settings = mmengine.Config.fromfile(file).model
+    settings.pretrained = None
+    settings.decode_head.num_classes = settings.auxiliary_head.num_classes = CLASSES
+    model = revert_sync_batchnorm(MODELS.build(settings)).eval()
+    model.init_weights()
+    parameters = sum(each.numel() for name, each in model.named_parameters() if not name.startswith("auxiliary"))
+    if best:
+        model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
+    shape = tuple(image.shape[1:])
+    meta = {"ori_shape": shape, "img_shape": shape, "pad_shape": shape, "padding_size": [0, 0, 0, 0]}
+
+    def predict():
+        data = model.data_preprocessor({"inputs": [image], "data_samples": [SegDataSample(metainfo=meta)]}, False)
+        if best:
+            data["inputs"] = data["inputs"].contiguous(memory_format=torch.channels_last)
+        return model(**data, mode="predict")[0].pred_sem_seg.data[0].numpy()
+
+    versions = {"mmseg": mmseg.__version__, "mmcv": mmcv.__version__, "mmengine": mmengine.__version__}
+    return versions, parameters, predict
+
+
+def build_smp(head: str, best: bool, image) -> tuple[dict, int, Callable]:
+    """Return versions, the number of parameters, and a function that predicts ids."""
+    import segmentation_models_pytorch
+    import torch
+
+    name, settings = SMP[head]
+    model = getattr(segmentation_models_pytorch, name)("resnet50", encoder_weights=None, classes=CLASSES, **settings)
+    model = model.eval()
+    if best:
+        model = model.to(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+
+    def predict():
+        inputs = ((image.float() - mean) / std)[None]
+        if best:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return model(inputs).argmax(1)[0].numpy()
+
+    return ({"segmentation_models_pytorch": segmentation_models_pytorch.__version__},
+            sum(each.numel() for each in model.parameters()), predict)
+
+
+if __name__ == "__main__":
+    measured_process.serve(lambda: build(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:7])))
