@@ -144,7 +144,7 @@ def start_kseg(head: str, arguments: argparse.Namespace) -> MeasuredProcess:
     """Start kseg's model; raises RuntimeError where it cannot work."""
     environment = {"PYTHONPATH": str(HERE.parent), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     return start([sys.executable, str(HERE / "kseg_heads.py"), str(arguments.threads), head,
-                                   *map(str, arguments.size)], environment)
+                  *map(str, arguments.size)], environment)
 
 
 def start_peer(system: str, form: str, head: str, arguments: argparse.Namespace) -> MeasuredProcess:
@@ -153,7 +153,7 @@ def start_peer(system: str, form: str, head: str, arguments: argparse.Namespace)
         raise RuntimeError("no --peer-python")
     environment = {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": str(arguments.threads)}
     return start([arguments.peer_python, str(HERE / "peer_heads.py"), system, form,
-                                   str(arguments.threads), head, *map(str, arguments.size)], environment)
+                  str(arguments.threads), head, *map(str, arguments.size)], environment)
 
 
 def processor() -> str:

@@ -18,7 +18,8 @@ def confusion(labels, predictions, classes: int):
 
     Both maps are integer ids of one shape; pixels whose label is 255 are left out. So is a label or a prediction that
     is no class: it never counts as another, and a matrix that holds fewer pixels than are labelled tells of it.
-    Raises ValueError where 255 would be a class. (JAX has int64 only where jax_enable_x64 is set, else int32.)
+    Raises ValueError where the maps differ in size, or 255 would be a class. (JAX has int64 only where jax_enable_x64 is
+    set, else int32.)
     """
     return _matrices(labels, predictions, classes, 1, None)[0]
 
@@ -35,6 +36,10 @@ def counts(labels, predictions, classes: int):
 def _matrices(labels, predictions, classes: int, count: int, bands):
     if classes > IGNORED:
         raise ValueError(f"{classes} classes: label {IGNORED} is none, so there can be {IGNORED} at most")
+    # Else one row could stand for all of them. A graph of any size knows no more than the number of axes.
+    shapes = tuple(labels.shape), tuple(predictions.shape)
+    if len(shapes[0]) != len(shapes[1]) or any(a != b for a, b in zip(*shapes) if None not in (a, b)):
+        raise ValueError(f"labels and predictions differ in size: {shapes[0]} and {shapes[1]}")
     # Each matrix has a rim, cut off in the end, for what is no class: cheaper than gathering or masking the others.
     side = classes + 2
     cells = _clipped(labels, classes) * side + _clipped(predictions, classes) + (side + 1)

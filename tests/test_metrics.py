@@ -212,6 +212,13 @@ def test_what_is_no_class_counts_as_no_other_in_64_bits():
     assert matrix.tolist() == [[1, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("label, prediction", [((1, 4, 6), (1, 4, 1)), ((1, 4, 6), (1, 6, 4)), ((1, 4, 6), (4, 6))])
+def test_maps_of_different_size_are_refused(label, prediction):
+    for count in (metrics.confusion, metrics.counts):
+        with pytest.raises(ValueError, match=r"differ in size: \(1, 4, 6\) and"):
+            count(np.zeros(label, np.uint8), np.zeros(prediction, np.uint8), 3)
+
+
 def test_a_class_cannot_have_the_ignored_value():
     labels = np.array([[[254, 255, 0]]], np.uint8)
     assert np.asarray(metrics.counts(labels, labels, 255)).sum((0, 1)).nonzero()[0].tolist() == [0, 254]
