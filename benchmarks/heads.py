@@ -53,13 +53,14 @@ def main() -> int:
     try:
         for head in arguments.heads:
             rows += measure_head(head, arguments, told)
+            # After each head, since all of them take long.
+            if arguments.out:
+                arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(rows))
     print(f"load at the end {os.getloadavg()[0]:.1f}, of which {arguments.threads} or less are these processes'")
-    if arguments.out:
-        arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -62,7 +62,7 @@ class Counter:
         finite. Asserts that each image of the split was counted exactly once.
         """
         names = datasets.open_split(self.config.data, split).names
-        # Per image: hits, truth and predictions of each class, labelled pixels, those without a finite score, times seen.
+        # Per image: hits, truth and predictions of each class, labelled pixels, pixels without a class, times seen.
         table = np.zeros((len(names), 3 * self.classes + 3), np.int64)
         self._reset()
         seen = 0
@@ -145,7 +145,7 @@ class Counter:
 
 
 def require_finite(names: tuple[str, ...], pixels: np.ndarray) -> None:
-    """Raise WeightsError where images have pixels without finite scores, with their number and the first ones' names."""
+    """Raise WeightsError where images have pixels without finite scores, with their number and the first names."""
     bad = np.flatnonzero(pixels)
     if not len(bad):
         return

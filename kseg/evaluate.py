@@ -19,7 +19,7 @@ from kseg import commands, datasets, examples, metrics, pictures, reports, resul
 from kseg.config import Config
 from kseg.counts import Counter, Counts
 from kseg.datasets import Dataset
-from kseg.errors import ConfigError, WorkdirError
+from kseg.errors import WorkdirError
 from kseg.inference import predictor
 from kseg.progress import Progress
 
@@ -47,7 +47,7 @@ def _predicted(predict: Callable[[np.ndarray], np.ndarray], config: Config, data
 
 
 def choose(counts: Counts) -> list[tuple[str, int]]:
-    """Return ("worst", index) of the images of the lowest mIoU, and ("typical", index) of those in the middle of all."""
+    """Return ("worst", index) of the images of the lowest mIoU, and ("typical", index) of those in the middle."""
     mious = results.image_mious(counts)
     order = [index for index in results.worst_first(counts) if not np.isnan(mious[index])]
     worst, rest = order[:SAMPLES], order[SAMPLES:]

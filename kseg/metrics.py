@@ -18,8 +18,8 @@ def confusion(labels, predictions, classes: int):
 
     Both maps are integer ids of one shape; pixels whose label is 255 are left out. So is a label or a prediction that
     is no class: it never counts as another, and a matrix that holds fewer pixels than are labelled tells of it.
-    Raises ValueError where the maps differ in size, or 255 would be a class. (JAX has int64 only where jax_enable_x64 is
-    set, else int32.)
+    Raises ValueError where the maps differ in size, or 255 would be a class. (JAX has int64 only where jax_enable_x64
+    is set, else int32.)
     """
     return _matrices(labels, predictions, classes, 1, None)[0]
 

@@ -97,7 +97,8 @@ def test_the_matrix_is_a_slow_count_over_every_image(folder, tiny_model, tmp_pat
     assert (bands.sum(0) == matrix).all() and bands.dtype == np.int64
     rows = list(csv.DictReader((tmp_path / "out" / "per_image.csv").open(encoding="utf-8")))
     assert [float(row["miou"]) for row in rows] == sorted(float(row["miou"]) for row in rows)
-    assert sum(int(row["pixels"]) for row in rows) == matrix.sum() and all(row["never"] in ("", "0.000000") for row in rows)
+    assert sum(int(row["pixels"]) for row in rows) == matrix.sum()
+    assert all(row["never"] in ("", "0.000000") for row in rows)
 
 
 def test_a_bad_file_is_named_and_nothing_is_counted(folder, tiny_model):
@@ -149,7 +150,8 @@ def test_samples_are_the_worst_and_those_in_the_middle():
     chosen = evaluate.choose(counts)
     assert [index for group, index in chosen if group == "worst"] == list(range(12))
     assert [index for group, index in chosen if group == "typical"] == list(range(14, 26))
-    few = counts._replace(names=counts.names[:15], hits=hits[:15], truth=counts.truth[:15], predicted=counts.predicted[:15])
+    few = counts._replace(names=counts.names[:15], hits=hits[:15], truth=counts.truth[:15],
+                          predicted=counts.predicted[:15])
     assert [index for _, index in evaluate.choose(few)] == list(range(15))
     void = few._replace(truth=few.truth * 0, predicted=few.predicted * 0, hits=few.hits * 0)
     assert evaluate.choose(void) == []

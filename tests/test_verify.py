@@ -240,7 +240,8 @@ def test_the_step_leaves_the_model_as_it_is_and_its_gradients_are_tensorflow_s()
 
 @needs_fixtures
 @pytest.mark.parametrize("backend, name", [
-    ({"KERAS_BACKEND": "tensorflow"}, "mmseg/encnet_r18_d16_lateral"), (ON_JAX, "sss/deeplabv3plus_r18_d16")])
+    ({"KERAS_BACKEND": "tensorflow"}, "mmseg/encnet_r18_d16_lateral"), (ON_JAX, "sss/deeplabv3plus_r18_d16")],
+    ids=["tensorflow", "jax"])
 def test_the_command_on_the_originals_own_numbers(backend, name):
     if backend == ON_JAX:
         pytest.importorskip("jax", reason="JAX is not installed")
