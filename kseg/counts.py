@@ -13,7 +13,7 @@ import tensorflow as tf
 from kseg import data, datasets, metrics
 from kseg.config import IGNORED, Config
 from kseg.errors import DataError, WeightsError
-from kseg.inference import predict_checked
+from kseg.inference import predict_checked, require_size
 from kseg.progress import Progress
 
 # Said in full of so many images whose scores are not finite.
@@ -66,7 +66,7 @@ class Counter:
         table = np.zeros((len(names), 3 * self.classes + 3), np.int64)
         self._reset()
         seen = 0
-        for shares in self._rounds(split, len(names)):
+        for shares in self._rounds(split, names):
             if interrupted and interrupted():
                 return None
             for index, row in shares:
@@ -88,9 +88,9 @@ class Counter:
         assert (counts.matrix.sum(axis=1) == truth.sum(axis=0)).all(), "the images do not add up to the split"
         return counts
 
-    def _rounds(self, split: str, total: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+    def _rounds(self, split: str, names: tuple[str, ...]) -> Iterator[list[tuple[int, np.ndarray]]]:
         """Yield (index, row) of the images that this host's replicas have counted, one round after another."""
-        replicas = self.strategy.num_replicas_in_sync
+        total, replicas = len(names), self.strategy.num_replicas_in_sync
         rounds = -(-total // replicas)
         mine = np.zeros(0, np.int64)
 
@@ -111,8 +111,16 @@ class Counter:
             except tf.errors.OpError as error:
                 raise data.explain(self.config, split, [int(index) for index in mine[number] if index >= 0],
                                    error) from None
+            for index, image in zip(mine[number], self.strategy.experimental_local_results(element["image"])):
+                self._require_size(names, int(index), image.shape)
             rows = self.strategy.experimental_local_results(self.step(element))
             yield [(int(index), np.asarray(row)) for index, row in zip(mine[number], rows) if index >= 0]
+
+    def _require_size(self, names: tuple[str, ...], index: int, shape: tf.TensorShape) -> None:
+        try:
+            require_size(shape[0], shape[1], self.config)
+        except DataError as error:
+            raise DataError(f"{names[index]}: {error}") from None
 
     def _make_step(self, element_spec) -> Callable:
         """Return the compiled function that counts an image on each replica and returns their rows of the table."""
@@ -130,6 +138,7 @@ class Counter:
 
         return tf.function(lambda example: self.strategy.run(count, args=(example,)), input_signature=[element_spec])
 
+    @tf.function
     def _reset(self) -> None:
         self.strategy.run(lambda: self.bands.assign(tf.zeros_like(self.bands)))
 

@@ -120,8 +120,8 @@ def _draw(model: keras.Model, config: Config, dataset: Dataset, split: str, coun
     predict = predictor(model, config)
     rows = picture_rows(predict, config, dataset, split, PICTURES)
     pictures.save(pictures.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
-    mious = results.image_mious(counts)
-    samples = [reports.Sample(counts.names[index], *_predicted(predict, config, dataset, split, index),
+    names, mious = results.image_names(counts), results.image_mious(counts)
+    samples = [reports.Sample(names[index], *_predicted(predict, config, dataset, split, index),
                               float(mious[index]), group) for group, index in choose(counts)]
     reports.write(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
     report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")

@@ -272,19 +272,29 @@ def require_size(height: int, width: int, config: Config) -> None:
             "--set evaluate.window=769,769 evaluate.stride=513,513")
 
 
+def require_finite(unsure: int, pixels: int) -> None:
+    """Raise DataError where so many of a picture's pixels have no class, because scores are nan or infinite."""
+    if unsure:
+        raise DataError(f"the scores of {unsure:,} of {pixels:,} pixels are nan or infinite; look at the weights")
+
+
 def predictor(model: keras.Model, config: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from a uint8 RGB picture (H, W, 3) to its uint8 class ids (H, W), for any size.
 
-    It raises DataError where the picture is larger than the network can look at as a whole.
+    It raises DataError where the picture is larger than the network can look at as a whole, and where scores are not
+    finite.
     """
 
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)])
-    def predict(images: tf.Tensor) -> tf.Tensor:
+    def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         size = tf.shape(images)
-        return tf.cast(predict_ids(model, images, (size[1], size[2]), config), tf.uint8)
+        ids, bad = predict_checked(model, images, (size[1], size[2]), config)
+        return tf.cast(ids[0], tf.uint8), bad[0]
 
     def predict_picture(image: np.ndarray) -> np.ndarray:
         require_size(*image.shape[:2], config)
-        return predict(image[None])[0].numpy()
+        ids, bad = (result.numpy() for result in predict(image[None]))
+        require_finite(int(bad), ids.size)
+        return ids
 
     return predict_picture

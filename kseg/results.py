@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -79,6 +80,12 @@ def _revision() -> str | None:
         return None
 
 
+def image_names(counts: Counts) -> list[str]:
+    """Return the images' names without the directory that all of them lie in."""
+    shared = os.path.commonpath([os.path.dirname(name) for name in counts.names])
+    return [os.path.relpath(name, shared) if shared else name for name in counts.names]
+
+
 def image_ious(counts: Counts) -> np.ndarray:
     """Return float64 (N, C): each image's IoU of each class, nan where neither its label nor its prediction has it."""
     union = counts.truth + counts.predicted - counts.hits
@@ -102,7 +109,7 @@ def write(out: Path, results: dict, counts: Counts, classes: tuple[str, ...]) ->
     """Write all but the report to a directory; raises OSError where it cannot be written."""
     np.save(out / "confusion.npy", counts.matrix)
     np.save(out / "bands.npy", counts.bands)
-    np.savez_compressed(out / "per_image.npz", names=np.array(counts.names, str), classes=np.array(classes, str),
+    np.savez_compressed(out / "per_image.npz", names=np.array(image_names(counts), str), classes=np.array(classes, str),
                         hits=counts.hits, truth=counts.truth, predicted=counts.predicted)
     workdirs.write_text(out / "per_image.csv", per_image(counts, classes))
     # JSON has no nan; an absent class reads null. Last: where it stands, the others do.
@@ -118,11 +125,11 @@ def per_image(counts: Counts, classes: tuple[str, ...]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "miou", "accuracy", "pixels", *classes])
-    ious, mious = image_ious(counts), image_mious(counts)
+    names, ious, mious = image_names(counts), image_ious(counts), image_mious(counts)
     for index in worst_first(counts):
         pixels = int(counts.truth[index].sum())
         accuracy = counts.hits[index].sum() / pixels if pixels else np.nan
-        writer.writerow([counts.names[index], _fraction(mious[index]), _fraction(accuracy), pixels,
+        writer.writerow([names[index], _fraction(mious[index]), _fraction(accuracy), pixels,
                          *map(_fraction, ious[index])])
     return text.getvalue()
 

@@ -17,7 +17,7 @@ from PIL import Image
 from kseg import commands, pictures
 from kseg.config import Config
 from kseg.errors import DataError
-from kseg.inference import predict_scores, predictor, require_size
+from kseg.inference import predict_scores, predictor, require_finite, require_size
 
 if TYPE_CHECKING:
     from kseg.datasets import Dataset
@@ -44,8 +44,7 @@ def scorer(model: keras.Model, config: Config) -> Callable[[np.ndarray], tuple[n
     def score_picture(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         require_size(*image.shape[:2], config)
         ids, probabilities, unsure = (part.numpy() for part in score(image[None]))
-        if unsure:
-            raise DataError(f"the scores of {unsure} of {ids.size} pixels are not finite; are the weights?")
+        require_finite(int(unsure), ids.size)
         return ids, probabilities
 
     return score_picture

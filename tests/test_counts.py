@@ -15,6 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kseg import counts as counting
+from kseg import inference
 from kseg.config import Evaluate
 from kseg.counts import Counter
 from kseg.errors import DataError, WeightsError
@@ -126,6 +127,13 @@ def test_predictions_outside_of_the_classes_are_an_error(directory, monkeypatch)
     monkeypatch.setattr(counting, "predict_checked", lambda model, images, size, config: (
         tf.fill((1, *size), 3), tf.zeros(1, tf.int32)))
     with pytest.raises(DataError, match="outside of the 3 classes"):
+        Counter(counted_pictures.model(settings), settings, 3, tf.distribute.get_strategy()).count("val")
+
+
+def test_a_picture_too_large_for_the_network_is_named(directory, monkeypatch):
+    settings = counted_pictures.config(directory, Evaluate())
+    monkeypatch.setattr(inference, "LARGEST", 1500)
+    with pytest.raises(DataError, match=r"e0\d.png: a picture of \d+ x \d+ pixels .* evaluate.window=769,769"):
         Counter(counted_pictures.model(settings), settings, 3, tf.distribute.get_strategy()).count("val")
 
 

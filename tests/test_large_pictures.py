@@ -195,6 +195,15 @@ def test_one_number_that_is_not_finite_spreads_as_far_as_the_resize_carries_it()
     assert expected == 16 and np.array_equal(unsure, [expected])
 
 
+def test_a_predictor_refuses_pixels_without_a_class():
+    image = np.zeros((12, 12, 3), np.uint8)
+    predict = inference.predictor(broken_model(np.nan), Config(data=PLAIN))
+    assert predict(image).shape == (12, 12)
+    image[5, 5:7, 0] = 255
+    with pytest.raises(DataError, match="the scores of 2 of 144 pixels are nan or infinite"):
+        predict(image)
+
+
 @pytest.mark.parametrize("evaluation, fits, over", [
     (Evaluate(), (8192, 8192), (8192, 8193)),
     (Evaluate(scales=(0.5, 2.0)), (4096, 4096), (4096, 4097)),

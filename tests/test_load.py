@@ -142,7 +142,7 @@ def test_every_average_gives_probabilities(trained, image, average, flip):
 def test_scores_that_are_not_finite_are_an_error(workdir, image):
     model, config, _ = commands.load_trained(workdir)
     model.get_layer("decode_head.conv_seg").bias.assign(np.full(11, np.nan))
-    with pytest.raises(DataError, match=r"the scores of 3150 of 3150 pixels are not finite"):
+    with pytest.raises(DataError, match=r"the scores of 3,150 of 3,150 pixels are nan or infinite"):
         segmenter.scorer(model, config)(image)
 
 

@@ -48,6 +48,13 @@ def test_the_table_of_images_is_worst_first():
         "good,0.450000,0.900000,10,0.900000,0.000000", "void,,,0,,"]
 
 
+@pytest.mark.parametrize("names, shown", [
+    (("/a b/val/x.png", "/a b/val/y.png"), ["x.png", "y.png"]), (("/a/u/x.png", "/a/v/x.png"), ["u/x.png", "v/x.png"]),
+    (("e1", "e2"), ["e1", "e2"]), (("/a/x.png",), ["x.png"]), (("x/1.png", "y/2.png"), ["x/1.png", "y/2.png"])])
+def test_images_are_named_within_their_directory(names, shown):
+    assert results.image_names(COUNTS._replace(names=names)) == shown
+
+
 def test_provenance_names_the_weights_by_digest(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"weights")
     data = small_sets.folder(tmp_path / "set", {"val": [np.zeros((2, 2))]})
