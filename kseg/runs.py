@@ -118,8 +118,8 @@ class Run:
             workdirs.save_weights(self.model, self.workdir / "best.weights.h5")
             workdirs.write_text(self.workdir / "best.json", json.dumps({"step": step, "mIoU": results["mIoU"]}) + "\n")
         self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
-        self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f}"
-                    + ("  (best so far)" if better else ""))
+        self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f} "
+                    f"on {len(counts.names)} images" + ("  (best so far)" if better else ""))
         with self.board.as_default(step=step):
             tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)
         self.board.flush()
