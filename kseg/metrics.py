@@ -7,6 +7,7 @@ from keras import ops
 from keras.backend import standardize_dtype
 
 from kseg.config import IGNORED
+from kseg.models.layers import on_tensorflow
 
 # Bands around the edges of the label, as shares of the picture's diagonal, and the one of the headline figure.
 BOUNDARY_WIDTHS = (0.00125, 0.0025, 0.005, 0.01, 0.02)
@@ -45,14 +46,26 @@ def _matrices(labels, predictions, classes: int, count: int, bands):
     cells = _clipped(labels, classes) * side + _clipped(predictions, classes) + (side + 1)
     if bands is not None:
         cells = cells + bands * side ** 2
-    found = ops.bincount(ops.reshape(cells, (-1,)), minlength=count * side ** 2)
+    found = _histogram(ops.reshape(cells, (-1,)), count * side ** 2)
     return ops.cast(ops.reshape(found, (count, side, side))[:, 1:-1, 1:-1], "int64")
 
 
+def _histogram(values, size: int):
+    """Return how often each number below `size` stands in int32 values (N,), all of which are below it."""
+    if not on_tensorflow():
+        return ops.bincount(values, minlength=size)
+    import tensorflow as tf
+
+    # The kernel itself: tf.math.bincount looks at all values twice before, for the smallest and the largest.
+    return tf.raw_ops.DenseBincount(input=values, size=size, weights=tf.constant([], tf.int32), binary_output=False)
+
+
 def _clipped(ids, classes: int):
+    dtype = standardize_dtype(ids.dtype)
+    if dtype == "uint8":
+        return ops.minimum(ops.cast(ids, "int32"), classes)
     # Narrowed only when clipped: 2 ** 32 is not class 0.
-    wide = "int64" if standardize_dtype(ids.dtype).endswith("64") else "int32"
-    return ops.cast(ops.clip(ops.cast(ids, wide), -1, classes), "int32")
+    return ops.cast(ops.clip(ops.cast(ids, "int64" if dtype.endswith("64") else "int32"), -1, classes), "int32")
 
 
 def boundary_bands(labels):
