@@ -13,7 +13,7 @@ DEMO_SET ?=
 demo: .venv/installed
 	@$(RUN) -m kseg.train --config encnet_shapes --workdir "$(DEMO)/run" --set data.directory="$(DEMO)/shapes" $(DEMO_SET)
 	@$(RUN) -m kseg.evaluate --workdir "$(DEMO)/run" --out "$(DEMO)"
-	@echo "look at $(DEMO)/predictions.png"
+	@echo "look at $(DEMO)/report.html and $(DEMO)/predictions.png"
 
 # Two processes, for two cores; more would want 4 GB of memory each.
 test: .venv/installed

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -63,7 +64,7 @@ def provenance(config: Config, dataset: Dataset, weights: Path | None) -> dict:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"kseg": __version__, "git": _revision(), "tensorflow": tf.__version__, "keras": keras.__version__,
             "python": platform.python_version(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv), "weights": str(weights) if weights else None, "weights_sha256": digest,
+            "command": shlex.join(sys.orig_argv), "weights": str(weights) if weights else None, "weights_sha256": digest,
             "dataset": dataset.name, "directory": config.data.directory}
 
 
