@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from kseg.signatures import IMAGE_FEATURE
+
 PLACE = Path("assets.extra", "tf_serving_warmup_requests")
 
 
@@ -51,8 +53,6 @@ def replay(path: Path, signatures) -> int:
 
 def example_inputs(signature, size: tuple[int, int], batch: int) -> dict[str, np.ndarray]:
     """Return inputs of that many pictures, of grey ramps, for a signature of kseg.signatures."""
-    from kseg.signatures import IMAGE_FEATURE
-
     image = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8)[:, None], (*size, 3))
     encoded = tf.io.encode_jpeg(image).numpy()
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
