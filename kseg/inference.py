@@ -166,6 +166,13 @@ def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, config: C
     return total / passes
 
 
+def probabilities(scores: tf.Tensor, config: Config) -> tf.Tensor:
+    """Return the classes' probabilities for `predict_scores`' (..., C): where those are a mean of them, they stay."""
+    settings = config.evaluate
+    averaged = (settings.scales or settings.flip) and settings.average != "logits"
+    return scores if averaged else tf.nn.softmax(scores)
+
+
 def _sum(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tuple[tf.Tensor, int]:
     """Return the sum of the scores (N, height, width, C) over all scales and mirrors, and how many they are."""
     settings = config.evaluate

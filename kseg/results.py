@@ -64,8 +64,8 @@ def provenance(config: Config, dataset: Dataset, weights: Path | None) -> dict:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"kseg": __version__, "git": _revision(), "tensorflow": tf.__version__, "keras": keras.__version__,
             "python": platform.python_version(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": shlex.join(sys.orig_argv), "weights": str(weights) if weights else None, "weights_sha256": digest,
-            "dataset": dataset.name, "directory": config.data.directory}
+            "command": shlex.join(sys.orig_argv), "weights": str(weights) if weights else None,
+            "weights_sha256": digest, "dataset": dataset.name, "directory": config.data.directory}
 
 
 def _revision() -> str | None:

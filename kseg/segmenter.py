@@ -17,7 +17,7 @@ from PIL import Image
 from kseg import commands, pictures
 from kseg.config import Config
 from kseg.errors import DataError
-from kseg.inference import predict_scores, predictor, require_finite, require_size
+from kseg.inference import predict_scores, predictor, probabilities, require_finite, require_size
 
 if TYPE_CHECKING:
     from kseg.datasets import Dataset
@@ -30,22 +30,19 @@ def scorer(model: keras.Model, config: Config) -> Callable[[np.ndarray], tuple[n
     that averages probabilities, their mean. All are in memory at once, 4 * H * W * C bytes several times over. Raises
     DataError for a picture that is too large to be looked at as a whole, or whose scores are not finite.
     """
-    settings = config.evaluate
-    averaged = bool(settings.scales or settings.flip) and settings.average != "logits"
-
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)])
     def score(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         size = tf.shape(images)
         scores = predict_scores(model, images, (size[1], size[2]), config)
         ids = tf.cast(tf.argmax(scores, axis=-1, output_type=tf.int32), tf.uint8)
         unsure = tf.reduce_sum(tf.cast(tf.reduce_any(~tf.math.is_finite(scores), axis=-1), tf.int64))
-        return ids[0], (scores if averaged else tf.nn.softmax(scores))[0], unsure
+        return ids[0], probabilities(scores, config)[0], unsure
 
     def score_picture(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         require_size(*image.shape[:2], config)
-        ids, probabilities, unsure = (part.numpy() for part in score(image[None]))
+        ids, shares, unsure = (part.numpy() for part in score(image[None]))
         require_finite(int(unsure), ids.size)
-        return ids, probabilities
+        return ids, shares
 
     return score_picture
 

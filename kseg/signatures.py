@@ -78,26 +78,24 @@ class Served(tf.Module):
         return {"class_map": self.ids(tf.ensure_shape(image, (None, None, None, 3)))}
 
     def predict_scores(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = self._probabilities(tf.ensure_shape(image, (None, None, None, 3)))
-        # From the same pass, so that the confidence is that of the class beside it.
-        ids = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
-        confidence = tf.round(255 * tf.reduce_max(probabilities, axis=-1))
+        scores = self._scores(tf.ensure_shape(image, (None, None, None, 3)))
+        # Not of the probabilities, which may round to a tie where scores do not.
+        ids = tf.argmax(scores, axis=-1, output_type=tf.int32)
+        confidence = tf.round(255 * tf.reduce_max(inference.probabilities(scores, self.config), axis=-1))
         return {"class_map": tf.cast(ids, tf.uint8), "confidence": tf.cast(confidence, tf.uint8)}
 
     def predict_all_scores(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"scores": self._probabilities(tf.ensure_shape(image, (None, None, None, 3)))}
+        scores = self._scores(tf.ensure_shape(image, (None, None, None, 3)))
+        return {"scores": inference.probabilities(scores, self.config)}
 
     def serve_tf_examples(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         examples = tf.ensure_shape(examples, (None,))
         parsed = tf.io.parse_example(examples, {IMAGE_FEATURE: tf.io.FixedLenFeature((), tf.string)})
         return self.serve(parsed[IMAGE_FEATURE])
 
-    def _probabilities(self, images: tf.Tensor) -> tf.Tensor:
+    def _scores(self, images: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(images)
-        scores = inference.predict_scores(self.network, images, (shape[1], shape[2]), self.config)
-        settings = self.config.evaluate
-        averaged = (settings.scales or settings.flip) and settings.average != "logits"
-        return scores if averaged else tf.nn.softmax(scores)
+        return inference.predict_scores(self.network, images, (shape[1], shape[2]), self.config)
 
     def _decoded(self, data: tf.Tensor) -> tf.Tensor:
         """Return the picture of JPEG or PNG bytes; too large a one fails before it is decoded."""
