@@ -8,7 +8,8 @@ from typing import Any
 from kseg.config_values import leaves
 from kseg.errors import ConfigError
 
-LENGTHS = {"data.mean": 3, "data.std": 3, "augment.scale_range": 2, "augment.crop": 2}
+LENGTHS = {"data.mean": 3, "data.std": 3, "augment.scale_range": 2, "augment.crop": 2,
+           "train.betas": 2}
 OPTIONAL_LENGTHS = {"augment.scale": 2, "evaluate.resize": 2, "evaluate.window": 2, "evaluate.stride": 2,
                     "export.size": 2}
 
@@ -17,15 +18,16 @@ ABOVE_ZERO = (
     "model.multi_grid", "model.encnet.codewords", "model.fcn.convolutions", "model.deeplab.dilations",
     "model.apcnet.pool_scales", "model.pspnet.pool_scales", "train.global_batch", "train.steps", "train.learning_rate",
     "train.log_every", "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.loss_scale",
-    "evaluate.resize", "evaluate.window", "evaluate.stride", "evaluate.scales", "export.size", "export.max_pixels",
+    "train.epsilon", "train.accumulate", "train.steps_per_call", "evaluate.resize", "evaluate.window", "evaluate.stride", "evaluate.scales", "export.size", "export.max_pixels",
     "export.warmup_batches")
 AT_LEAST_ZERO = (
     "augment.crop_tries", "model.stem_channels", "model.auxiliary_channels", "model.deeplab.shortcut_channels",
     "loss.main", "loss.auxiliary", "loss.se", "loss.class_weights", "loss.ohem_kept",
-    "train.end_learning_rate", "train.power", "train.end_step", "train.warmup_steps", "train.weight_decay")
+    "train.end_learning_rate", "train.power", "train.end_step", "train.warmup_steps", "train.weight_decay",
+    "train.backbone_rate", "train.loss_scale_growth", "train.nonfinite_batches", "train.patience")
 SHARES = ("augment.cat_max_ratio", "augment.flip", "loss.ohem_threshold", "train.warmup_start")
 # These divide by what is left of 1.
-SHARES_BELOW_ONE = ("model.dropout", "train.momentum")
+SHARES_BELOW_ONE = ("model.dropout", "train.momentum", "train.betas", "train.average_decay")
 # Random numbers are drawn from pairs of int32.
 LARGEST_SEED = 2**31 - 1
 
@@ -79,6 +81,10 @@ def _check_together(config: Any) -> None:
              "goes together with evaluate.window", evaluate.stride)
     _require(all(step <= side for step, side in zip(evaluate.stride, evaluate.window)), "evaluate.stride",
              f"must not be above evaluate.window {evaluate.window}, or pixels would be left out", evaluate.stride)
+    _require(train.accumulate == 1 or not loss.ohem_kept, "train.accumulate",
+             "does not go with loss.ohem_kept, which compares all pixels of the batch", train.accumulate)
+    _require(not train.loss_scale_growth or train.precision == "mixed_float16", "train.loss_scale_growth",
+             "needs train.precision=mixed_float16", train.loss_scale_growth)
     _require(train.end_learning_rate <= train.learning_rate, "train.end_learning_rate",
              f"must not be above train.learning_rate {train.learning_rate}", train.end_learning_rate)
 

@@ -29,7 +29,8 @@ from kseg.errors import ConfigError, WorkdirError
 
 # Values that may differ when a run is continued: where things lie, how they are read, how often something is written.
 FREE = ("name", "data.directory", "data.unreadable", "data.memory", "data.service", "train.log_every",
-        "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints")
+        "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.steps_per_call",
+        "train.recompute", "train.nonfinite_batches", "train.patience")
 
 
 def default(config: Config) -> Path:
