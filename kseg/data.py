@@ -32,8 +32,8 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
     """Return the global batches from `start_step` to the last step of training, or one input worker's share of each.
 
     Each is a dict: "image" float32 (B, h, w, 3), normalised and padded to the crop; "label" uint8 train ids (B, h, w),
-    255 ignored; "index" int64 (B,), the example's place in its split. A worker reads its share only; all workers' make
-    up the global batch. Where an example in `left_out` would stand, the next one in the split does that is not. Raises
+    255 ignored; "index" int64 (B,), the example's place in its split. A worker reads its share only, in batches for one
+    replica each; all workers' make up the global batch. Where an example in `left_out` would stand, the next one in the split does that is not. Raises
     DataError as `open_split` does, ConfigError where the batch cannot be shared evenly, ServiceError where data.service
     does not answer.
     """
@@ -45,6 +45,7 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
     share, rest = divmod(batch, workers)
     if rest:
         raise ConfigError(f"train.global_batch {batch} cannot be shared evenly by {workers} workers")
+    replicas = max(worker.num_replicas_in_sync // workers, 1) if worker else 1
     stand_ins = tf.constant(_stand_ins(len(split.names), left_out), tf.int64)
 
     def example(position: tf.Tensor) -> dict:
@@ -64,6 +65,8 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
         batches = services.in_order(config, lambda step: own(step, step + 1), start_step)
     else:
         batches = own(start_step, config.train.steps)
+    if replicas > 1:
+        batches = batches.rebatch(share // replicas, drop_remainder=True)
     options = tf.data.Options()
     # The order is ours: every replica's share is cut from the global batch, never from the list of files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

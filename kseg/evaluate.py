@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import commands, datasets, examples, metrics, pictures, reports, results, runtime, workdirs
+from kseg import commands, datasets, examples, hosts, metrics, pictures, reports, results, runtime, workdirs
 from kseg.config import Config
 from kseg.counts import Counter, Counts
 from kseg.datasets import Dataset
@@ -69,7 +69,7 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, o
     workdirs.require_same_classes(dataset, datasets.find(config.data), "the model")
     strategy = strategy or tf.distribute.get_strategy()
     names = datasets.open_split(config.data, split).names
-    writes = out is not None and runtime.is_chief(strategy)
+    writes = out is not None and hosts.is_chief(strategy)
     if writes:
         # Now, and not when all is counted.
         try:
@@ -137,14 +137,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
                         help="without a GPU: split the CPU into N virtual devices (default 1)")
     values = parser.parse_args(arguments)
-    strategy = runtime.claim_hosts(values.cpu_replicas)
-    with strategy.scope():
-        model, config, dataset = commands.load_model(values)
-    split = values.split or config.data.val_split
-    out = values.out or (values.workdir / split if values.workdir else None)
-    weights = values.weights or workdirs.best_weights(values.workdir)
-    chief = runtime.is_chief(strategy)
-    evaluate(model, config, dataset, split, out, print if chief else lambda line: None, strategy, weights)
+    with hosts.ending():
+        strategy = hosts.claim(values.cpu_replicas)
+        with strategy.scope():
+            model, config, dataset = commands.load_model(values)
+        split = values.split or config.data.val_split
+        out = values.out or (values.workdir / split if values.workdir else None)
+        weights = values.weights or workdirs.best_weights(values.workdir)
+        chief = hosts.is_chief(strategy)
+        evaluate(model, config, dataset, split, out, print if chief else lambda line: None, strategy, weights)
     return 0
 
 

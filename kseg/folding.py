@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 
-from kseg.models.layers import BatchNormalization
+from kseg.models.layers import BatchNormalization, Convolution
 
-CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+CONVOLUTIONS = (Convolution, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
 def fold(model: keras.Model) -> keras.Model:

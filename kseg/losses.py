@@ -34,6 +34,21 @@ def terms(outputs: dict, labels, loss: Loss, align_corners: bool = False) -> dic
     return pairs
 
 
+def counts(labels, names, classes: int, loss: Loss) -> list:
+    """Return the counts that `terms` gives for outputs of those names, from the labels alone.
+
+    Without hard example mining, which has to see the logits first.
+    """
+    labels = ops.cast(labels, "int32")
+    valid = ops.not_equal(labels, IGNORED)
+    weights = ops.ones(ops.shape(labels), "float32")
+    if loss.class_weights:
+        weights = ops.take(ops.convert_to_tensor(loss.class_weights, "float32"), ops.where(valid, labels, 0))
+    pixels = ops.sum(ops.where(valid, weights, 1.0 if loss.average == "all" else 0.0))
+    samples = ops.cast(ops.shape(labels)[0] * classes, "float32")
+    return [samples if name == "se" else pixels for name in names]
+
+
 def require_class_weights(loss: Loss, classes: int) -> None:
     """Raise ConfigError where loss.class_weights is neither empty nor one weight for each class."""
     if len(loss.class_weights) not in (0, classes):

@@ -5,13 +5,13 @@ that is continued before that step reaches it with the same batches as the first
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tensorflow as tf
 
-from kseg import data, datasets, workdirs
+from kseg import data, datasets, hosts, workdirs
 from kseg.config import Config
 from kseg.errors import DataError, WorkdirError
 
@@ -48,25 +48,44 @@ class BatchReader:
             self.left_out = read_list(self.path, self.names)
             report(f"left out as unreadable: {len(self.left_out)} of {len(self.names)} examples in {self.path}; "
                    "remove it to try them again")
-        self.iterator = None
+        self.iterator: Iterator | None = None
+        # The step whose batch the iterator gives next, and what it reads without.
+        self.position = 0
         self.reading_without: frozenset[int] = frozenset()
 
-    def read(self, step: int) -> dict:
-        """Return the distributed batch of a step; steps are asked for in order.
+    def batches(self, step: int, count: int) -> Iterator:
+        """Return an iterator whose next batches are the distributed ones of `count` steps, all of which are to be read.
 
-        Raises DataError naming the file that cannot be read, or, with data.unreadable "skip", where there are more of
-        them than LARGEST_SHARE.
+        Until `changes(step)` at most.
         """
+        left_out = self.left_out_at(step)
+        if self.iterator is None or step != self.position or left_out != self.reading_without:
+            self.iterator, self.reading_without = self._open(step, left_out), left_out
+        self.position = step + count
+        return self.iterator
+
+    def _open(self, step: int, left_out: frozenset[int]) -> Iterator:
+        if hosts.count(self.strategy) == 1:
+            batches = data.train_batches(self.config, step, left_out=left_out)
+            if self.strategy.num_replicas_in_sync == 1 and (gpus := tf.config.list_logical_devices("GPU")):
+                # A strategy of several devices does so by itself.
+                batches = batches.apply(tf.data.experimental.prefetch_to_device(gpus[0].name))
+            return iter(self.strategy.experimental_distribute_dataset(batches))
+        # Were there an end, all hosts would ask each other before each batch whether it is there.
+        return iter(self.strategy.distribute_datasets_from_function(
+            lambda host: data.train_batches(self.config, step, host, left_out).repeat()))
+
+    def changes(self, step: int) -> int:
+        """Return the next step from which batches are made without more examples, or the last step of all."""
+        return min((each.step for each in self.left_out if each.step > step), default=self.config.train.steps)
+
+    def read(self, step: int) -> dict:
+        """Return the distributed batch of a step; raises DataError as `note` does."""
         while True:
-            left_out = self.left_out_at(step)
-            if self.iterator is None or left_out != self.reading_without:
-                batches = data.train_batches(self.config, step, left_out=left_out)
-                self.iterator = iter(self.strategy.experimental_distribute_dataset(batches))
-                self.reading_without = left_out
             try:
-                return next(self.iterator)
+                return next(self.batches(step, 1))
             except tf.errors.OpError as error:
-                self._note(step, error)
+                self.note(step, error)
 
     def left_out_at(self, step: int) -> frozenset[int]:
         """Return the places of the examples that the batch of a step is made without."""
@@ -80,8 +99,13 @@ class BatchReader:
         """Return the names of the examples in a step's batch."""
         return [self.names[index] for index in data.batch_indices(self.config, step, self.left_out_at(step))]
 
-    def _note(self, step: int, error: tf.errors.OpError) -> None:
-        """Put the example that made a batch fail on the list, or raise what is wrong with it."""
+    def note(self, step: int, error: tf.errors.OpError) -> None:
+        """Put the example that made the batch of a step fail on the list, so that it can be asked for again.
+
+        Raises DataError naming the file that cannot be read, or, with data.unreadable "skip", where there are more of
+        them than LARGEST_SHARE.
+        """
+        self.iterator = None
         split = self.config.data.train_split
         indices = data.batch_indices(self.config, step, self.left_out_at(step))
         index, fault = data.find_fault(self.config, split, indices, error)

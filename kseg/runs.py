@@ -1,5 +1,6 @@
 """What a training run writes while it goes: progress lines, metrics.jsonl, TensorBoard, the best weights."""
 
+import contextlib
 import json
 import math
 import time
@@ -10,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import evaluate, metrics, workdirs
+from kseg import evaluate, hosts, metrics, workdirs
+from kseg.averages import Average
 from kseg.config import Config, Train
 from kseg.counts import Counter
 from kseg.datasets import Dataset
@@ -22,7 +24,7 @@ FIXED_IMAGES = 4
 
 
 class StepLog:
-    """Means over the steps since the last line, and how long they took."""
+    """Means over the steps since the last line, how long they took, and how long they waited for batches."""
 
     def __init__(self, settings: Train):
         self.settings = settings
@@ -33,20 +35,19 @@ class StepLog:
         self.sums, self.count, self.waited = {}, 0, 0.0
         self.started = time.monotonic()
 
-    def add(self, values: dict, waited: float) -> None:
+    def add(self, values: dict) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
-        self.waited += waited
 
-    def flush(self, step: int, rate: float) -> dict:
+    def flush(self, step: int) -> dict:
         """Return what was measured since the last call, and start over."""
         seconds = time.monotonic() - self.started
         # The first stretch holds the compilation, so the estimate forgets quickly.
         latest = seconds / self.count
         self.seconds_per_step = latest if not self.seconds_per_step else 0.5 * (self.seconds_per_step + latest)
         values = {name: total / self.count for name, total in self.sums.items()}
-        values |= {"learning_rate": rate, "images_per_second": self.settings.global_batch * self.count / seconds,
+        values |= {"images_per_second": self.settings.global_batch * self.count / seconds,
                    "input_share": self.waited / seconds,
                    "eta_seconds": (self.settings.steps - step) * self.seconds_per_step}
         self.restart()
@@ -54,25 +55,49 @@ class StepLog:
 
 
 class Run:
-    """What a run writes while it trains: progress lines, metrics.jsonl, TensorBoard, the best weights."""
+    """What a run writes while it trains: progress lines, metrics.jsonl, TensorBoard, the best weights.
 
-    def __init__(self, config: Config, workdir: Path, dataset: Dataset, model: keras.Model,
+    Of several hosts the chief alone writes; all count. With an average of the weights, that is what is validated and
+    kept.
+    """
+
+    def __init__(self, config: Config, workdir: Path, dataset: Dataset, model: keras.Model, average: Average | None,
                  strategy: tf.distribute.Strategy, report: Callable[[str], None]):
         self.config, self.workdir, self.dataset, self.model, self.report = config, workdir, dataset, model, report
+        self.average, self.writes = average, hosts.is_chief(strategy)
+        # Counted on all hosts alike, and so known to all.
+        self.best = read_best(workdir)
         self.counter = Counter(model, config, len(dataset.classes), strategy)
         self.predict = predictor(model, config)
 
     def __enter__(self) -> "Run":
-        self.jsonl = (self.workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
+        if self.writes:
+            self._open()
         return self
 
     def __exit__(self, *exception) -> None:
+        if self.writes:
+            self._close()
+
+    def _open(self) -> None:
+        self.jsonl = (self.workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
+
+    def _close(self) -> None:
         self.jsonl.close()
         self.board.close()
 
+    def go_back(self, step: int) -> None:
+        """Forget what was written of the steps after one."""
+        if self.writes:
+            self._close()
+            workdirs.trim_metrics(self.workdir, step)
+            self._open()
+
     def write(self, step: int, values: dict) -> None:
         """Append a line to metrics.jsonl and the same numbers to TensorBoard."""
+        if not self.writes:
+            return
         # JSON has no nan; an absent class can leave a mean without a value.
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.jsonl.write(json.dumps({"step": step, **plain}) + "\n")
@@ -88,15 +113,9 @@ class Run:
         parts = " ".join(f"{name} {values[name]:.4f}" for name in ("main", "aux", "se") if name in values)
         self.report(f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f} ({parts})  "
                     f"lr {values['learning_rate']:.5f}  {values['images_per_second']:.1f} images/s  "
-                    f"input {100 * values['input_share']:.0f}%  eta {duration(eta)}")
-
-    def best(self) -> dict:
-        """Return {"step", "mIoU"} of the best validation."""
-        path = self.workdir / "best.json"
-        try:
-            return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
-        except ValueError:
-            raise WorkdirError(f"{path} is damaged; remove it, and the next validation counts as the best") from None
+                    + ("" if math.isnan(values["input_share"]) else f"input {100 * values['input_share']:.0f}%  ")
+                    + (f"memory {values['memory_mib'] / 1024:.1f} GiB  " if "memory_mib" in values else "")
+                    + f"eta {duration(eta)}")
 
     def validated(self, step: int) -> bool:
         """Return whether metrics.jsonl holds the validation of a step."""
@@ -108,22 +127,28 @@ class Run:
 
         Returns False where `interrupted()` became true; nothing is written then.
         """
-        counts = self.counter.count(self.config.data.val_split, interrupted=interrupted)
-        if counts is None:
-            return False
-        results = metrics.summary(counts.matrix, self.dataset.classes)
-        best = self.best()
-        better = not results["mIoU"] <= best["mIoU"]
-        if better:
-            workdirs.save_weights(self.model, self.workdir / "best.weights.h5")
-            workdirs.write_text(self.workdir / "best.json", json.dumps({"step": step, "mIoU": results["mIoU"]}) + "\n")
-        self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
+        with self.average.swapped() if self.average else contextlib.nullcontext():
+            counts = self.counter.count(self.config.data.val_split, interrupted=interrupted)
+            if counts is None:
+                return False
+            results = metrics.summary(counts.matrix, self.dataset.classes)
+            better = not results["mIoU"] <= self.best["mIoU"]
+            if better:
+                self.best = {"step": step, "mIoU": results["mIoU"]}
+            if self.writes:
+                self._keep(step, results, better)
         self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f} "
                     f"on {len(counts.names)} images" + ("  (best so far)" if better else ""))
+        return True
+
+    def _keep(self, step: int, results: dict, better: bool) -> None:
+        if better:
+            workdirs.save_weights(self.model, self.workdir / "best.weights.h5")
+            workdirs.write_text(self.workdir / "best.json", json.dumps(self.best) + "\n")
+        self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
         with self.board.as_default(step=step):
             tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)
         self.board.flush()
-        return True
 
     def fixed_images(self) -> tf.Tensor:
         """Return image, truth and prediction side by side, uint8 (N, H, 3 W, 3), for images that never change."""
@@ -132,3 +157,12 @@ class Run:
         # TensorBoard wants one size.
         smallest = min((row.shape[:2] for row in rows), key=lambda size: size[0] * size[1])
         return tf.stack([tf.image.resize(row, smallest, method="nearest") for row in rows])
+
+
+def read_best(workdir: Path) -> dict:
+    """Return {"step", "mIoU"} of a run's best validation; before the first one that is step 0 and -1."""
+    path = workdir / "best.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
+    except ValueError:
+        raise WorkdirError(f"{path} is damaged; remove it, and the next validation counts as the best") from None

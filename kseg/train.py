@@ -7,194 +7,93 @@ Started again with the same working directory, it continues at the step it had r
 """
 
 import argparse
+import contextlib
 import math
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
-import numpy as np
 import tensorflow as tf
 
-from kseg import commands, datasets, downloads, losses, models, readers, runtime, weights, workdirs, zoo
+from kseg import (commands, datasets, downloads, hosts, losses, models, optimizers, profiles, readers, runtime, weights,
+                  workdirs, zoo)
 from kseg import config as configs
+from kseg.averages import Average
 from kseg.config import Config
-from kseg.errors import DataError, UserError
-from kseg.optimizers import MomentumSGD
-from kseg.runs import Run, StepLog
-from kseg.schedules import schedule
+from kseg.errors import DataError
+from kseg.loops import Loop
+from kseg.runs import Run
 from kseg.signals import Signals, Stopped
-
-
-class NonFiniteLoss(UserError):
-    """The loss became nan or infinite."""
+from kseg.steps import Steps
 
 
 def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
-          report: Callable[[str], None] = print) -> dict:
+          report: Callable[[str], None] = print, profiled: tuple[int, int] | None = None) -> dict:
     """Train to the last step and return {"step", "best_mIoU", "best_step"}.
 
-    `strategy` comes from `runtime.prepare`. Everything is written to `workdir`, from which a run that was cut off is
-    continued. Raises the UserErrors of its parts, NonFiniteLoss, and Stopped after SIGTERM or SIGINT.
+    `strategy` comes from `runtime.prepare`, on each of several hosts. Everything is written to `workdir`, which all
+    hosts see and from which a run that was cut off is continued, on as many hosts or others. `profiled` is the first and
+    the last step, counted from 1, that TensorBoard's profiler records. Raises the UserErrors of its parts,
+    NonFiniteLoss, HostLost, and Stopped after SIGTERM or SIGINT.
     """
+    chief = hosts.is_chief(strategy)
+    say = report if chief else silent
     dataset = datasets.find(config.data)
     datasets.open_split(config.data, config.data.train_split)
     datasets.open_split(config.data, config.data.val_split)
-    lock = workdirs.open_run(workdir, config, dataset)
-    report(runtime.device_line())
-    report(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
-    with strategy.scope():
-        model, optimizer = build(config, len(dataset.classes), report)
-        checkpoint = workdirs.tracked(model, optimizer)
-    step = workdirs.restore_newest(workdir, checkpoint, report)
-    if step:
-        report(f"continuing at step {step} of {config.train.steps}")
-    workdirs.trim_metrics(workdir, step)
-    run = Run(config, workdir, dataset, model, strategy, report)
-    reader = readers.BatchReader(config, workdir, strategy, report)
-    with lock, Signals() as signals, run:
-        step = run_steps(run, reader, optimizer, checkpoint, step, signals)
-    workdirs.save_weights(model, workdir / "final.weights.h5")
-    best = run.best()
-    report(f"finished {step} steps; best validation mIoU {100 * best['mIoU']:.2f} at step {best['step']}: "
-           f"{workdir / 'best.weights.h5'}"
-           + (f"; left out {len(reader.left_out)} of {len(reader.names)} training examples as unreadable: {reader.path}"
-              if reader.left_out else ""))
-    return {"step": step, "best_mIoU": best["mIoU"], "best_step": best["step"]}
+    hosts.agree(strategy, hosts.facts(config))
+    with contextlib.ExitStack() as held:
+        # Let go before the program ends, which a caller may outlive.
+        hosts.on_chief(strategy, lambda: held.enter_context(workdirs.open_run(workdir, config, dataset)))
+        signals = held.enter_context(Signals())
+        say(runtime.device_line())
+        say(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
+        with strategy.scope():
+            model, optimizer, average = build(config, len(dataset.classes), say)
+        steps = Steps(model, optimizer, config, strategy, average)
+        checkpoint = workdirs.tracked(model, optimizer, average, steps.variables)
+        step = workdirs.restore_newest(workdir, checkpoint, say)
+        hosts.agree(strategy, {"the checkpoint that is continued": f"step {step}"})
+        if step:
+            say(f"continuing at step {step} of {config.train.steps}")
+        hosts.on_chief(strategy, lambda: workdirs.trim_metrics(workdir, step))
+        run = held.enter_context(Run(config, workdir, dataset, model, average, strategy, say))
+        profile = held.enter_context(profiles.Profile(profiled, workdir if chief else None))
+        reader = readers.BatchReader(config, workdir, strategy, say)
+        loop = Loop(run, reader, steps, checkpoint, signals, profile)
+        step = loop.take_all(step)
+        if run.writes:
+            with average.swapped() if average else contextlib.nullcontext():
+                workdirs.save_weights(model, workdir / "final.weights.h5")
+    return finish(run, loop, reader)
+
+
+def silent(line: str) -> None:
+    """Say nothing: of several hosts one reports."""
+
+
+def finish(run: Run, loop: Loop, reader: readers.BatchReader) -> dict:
+    """Report how a run ended and return what `train` does."""
+    best, settings = run.best, run.config.train
+    early = f", {settings.patience} validations after the best one (train.patience)" \
+        if loop.step < settings.steps else ""
+    left_out = f"; left out {len(reader.left_out)} of {len(reader.names)} training examples as unreadable: " \
+        f"{reader.path}" if reader.left_out else ""
+    skipped = f"; left out {len(loop.skipped)} batches whose loss was not finite" if loop.skipped else ""
+    run.report(f"finished {loop.step} steps{early}; best validation mIoU {100 * best['mIoU']:.2f} at step "
+               f"{best['step']}: {run.workdir / 'best.weights.h5'}{left_out}{skipped}")
+    return {"step": loop.step, "best_mIoU": best["mIoU"], "best_step": best["step"]}
 
 
 def build(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
-    """Return (model, optimizer) with all their variables, and the weights that config.init names."""
+    """Return (model, optimizer, average or None) with all their variables, and the weights that config.init names."""
     losses.require_class_weights(config.loss, classes)
-    model = models.build(config.model, classes, precision=config.train.precision)
+    settings = config.train
+    model = models.build(config.model, classes, precision=settings.precision)
     for note in weights.load_initial(model, config):
         report(note)
-    optimizer = MomentumSGD(schedule(config.train), config.train.momentum, config.train.weight_decay,
-                            skip_nonfinite=config.train.precision == "mixed_float16")
-    optimizer.build(model.trainable_variables)
-    return model, optimizer
-
-
-def make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, config: Config,
-              strategy: tf.distribute.Strategy) -> Callable[[dict], dict]:
-    """Return the compiled step: a distributed batch in, the global losses {"loss", "main", ...} out.
-
-    Sums are added over the replicas and divided by the global counts, so that the numbers do not depend on how many
-    replicas share the batch or where its ignored pixels lie. Under mixed_float16 a step whose gradients are not all
-    finite leaves weights and momentum as they are and gives {"skipped": 1.0}, any other one 0.0.
-    """
-    settings = config.train
-
-    def replica_step(batch: dict) -> dict:
-        context = tf.distribute.get_replica_context()
-        variables = model.trainable_variables
-        with tf.GradientTape() as tape:
-            outputs = model(batch["image"], training=True)
-            terms = losses.terms(outputs, batch["label"], config.loss, config.model.align_corners)
-            counts = {name: count for name, (_, _, count) in terms.items()}
-            if strategy.num_replicas_in_sync > 1:
-                counts = context.all_reduce("sum", counts)
-            parts = {name: weight * losses.mean(total, counts[name]) for name, (weight, total, _) in terms.items()}
-            loss = tf.add_n(list(parts.values()))
-            scaled = loss * settings.loss_scale
-        gradients = tape.gradient(scaled, [variable.value for variable in variables])
-        gradients = [gradient / settings.loss_scale for gradient in gradients]
-        values = {"loss": loss, **parts}
-        if settings.precision == "mixed_float16":
-            gradients, skipped = all_or_none(gradients, context)
-            # Each replica knows it, and the shares of all are added up.
-            values["skipped"] = skipped / strategy.num_replicas_in_sync
-        optimizer.apply(gradients, variables)
-        return values
-
-    @tf.function(jit_compile=settings.jit_compile)
-    def step(batch: dict) -> dict:
-        shares = strategy.run(replica_step, args=(batch,))
-        return {name: strategy.reduce("sum", share, axis=None) for name, share in shares.items()}
-
-    return step
-
-
-def all_or_none(gradients: list, context: tf.distribute.ReplicaContext) -> tuple:
-    """Return (gradients, 0.0) where they are finite on all replicas, else (nothing but nan, 1.0), on each of them."""
-    # The sum of all magnitudes is finite only if each gradient is, and then so are their sums over the replicas.
-    size = tf.add_n([tf.reduce_sum(tf.abs(gradient)) for gradient in gradients])
-    if context.num_replicas_in_sync > 1:
-        size = context.all_reduce("sum", size)
-    finite = tf.math.is_finite(size)
-    nan = tf.constant(float("nan"))
-    return [tf.where(finite, gradient, nan) for gradient in gradients], 1 - tf.cast(finite, tf.float32)
-
-
-def run_steps(run: Run, reader: readers.BatchReader, optimizer, checkpoint, step: int, signals: Signals) -> int:
-    """Take the steps that are left, with their logging, validation and checkpoints; return the last step's number."""
-    config, settings = run.config, run.config.train
-
-    def due(every: int) -> bool:
-        return step % every == 0 or step == settings.steps
-
-    def stop() -> None:
-        run.report(f"{signal.Signals(signals.received).name}: saved step {step} of {settings.steps} in {run.workdir}; "
-                   "the same command continues there")
-        raise Stopped(signals.received)
-
-    def validate() -> None:
-        started = time.monotonic()
-        if not run.validate(step, lambda: signals.received is not None):
-            stop()
-        log.started += time.monotonic() - started
-
-    def save() -> None:
-        workdirs.save_checkpoint(run.workdir, checkpoint, step, settings.keep_checkpoints)
-
-    log = StepLog(settings)
-    if step and due(settings.validate_every) and not run.validated(step):
-        # Something cut off the validation of the step that was saved.
-        validate()
-    if step >= settings.steps:
-        return step
-    take_step = make_step(run.model, optimizer, config, reader.strategy)
-    while step < settings.steps:
-        rate = float(optimizer.learning_rate)
-        started = time.monotonic()
-        try:
-            batch = reader.read(step)
-        except DataError:
-            # The steps so far are sound.
-            if step:
-                save()
-            raise
-        waited = time.monotonic() - started
-        values = {name: float(value) for name, value in take_step(batch).items()}
-        require_finite(reader, step, rate, values, values["loss"])
-        step += 1
-        log.add(values, waited)
-        if due(settings.log_every):
-            run.log(step, log.flush(step, rate) | reader.counts())
-        # Asked once, so that what is said to be saved has been.
-        stopping = signals.received is not None
-        if due(settings.validate_every) or due(settings.checkpoint_every) or stopping:
-            # An update may be infinite although the loss before it was not; such a state is not to be kept.
-            require_finite(reader, step - 1, rate, values, *run.model.trainable_variables)
-            # Before the validation, which may meet a bad file: nothing of the steps is lost then.
-            save()
-        if due(settings.validate_every):
-            validate()
-        if stopping and step < settings.steps:
-            stop()
-    return step
-
-
-def require_finite(reader: readers.BatchReader, step: int, rate: float, losses_of_step: dict, *values) -> None:
-    """Raise NonFiniteLoss naming step, learning rate and the files of the batch where a value is nan or infinite."""
-    if all(np.isfinite(keras.ops.convert_to_numpy(value)).all() for value in values):
-        return
-    files = "\n".join(f"  {name}" for name in reader.files(step))
-    parts = ", ".join(f"{name} {value:g}" for name, value in losses_of_step.items())
-    raise NonFiniteLoss(
-        f"the loss or its update is not finite at step {step + 1} ({parts}), learning rate {rate:g}. The checkpoints "
-        f"before it are whole. Lower train.learning_rate, or look at the files of this batch:\n{files}")
+    optimizers.freeze(model, settings.freeze)
+    optimizer = optimizers.build(settings, model)
+    return model, optimizer, Average(model, settings.average_decay) if settings.average_decay else None
 
 
 def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print) -> None:
@@ -232,6 +131,17 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
         report(f"the data is not there yet: {missing}")
 
 
+def explain(config: Config, strategy: tf.distribute.Strategy) -> None:
+    """Print where the time of a config's training step goes on this machine."""
+    # It builds on this module.
+    from kseg import explanations
+
+    found = explanations.explain(config, strategy)
+    print(explanations.table(found))
+    for line in explanations.advice(found, config):
+        print(line)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.train", description=__doc__.splitlines()[0])
     commands.add_config_arguments(parser)
@@ -243,19 +153,29 @@ def main(arguments: list[str] | None = None) -> int:
                         help="print the resolved config, parameter counts, the first batch's shapes and the device")
     parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
                         help="without a GPU: split the CPU into N virtual devices (default 1)")
+    parser.add_argument("--profile", metavar="FIRST:LAST",
+                        help="record these steps, counted from 1, for TensorBoard's profiler")
+    parser.add_argument("--explain", action="store_true",
+                        help="print where the time of a training step goes, and train nothing")
     values = parser.parse_args(arguments)
     if values.list is not None:
         print(zoo.listing(values.list))
         return 0
     config = commands.load_config(values)
-    strategy = runtime.prepare(config.train, values.cpu_replicas)
-    if values.dry_run:
-        dry_run(config, strategy)
-        return 0
-    try:
-        train(config, values.workdir or workdirs.default(config), strategy)
-    except Stopped as stopped:
-        return 128 + stopped.number
+    profiled = profiles.parse(values.profile, config.train.steps) if values.profile else None
+    # Around the start as well, which waits for all hosts.
+    with hosts.ending():
+        strategy = runtime.prepare(config.train, values.cpu_replicas)
+        if values.dry_run:
+            dry_run(config, strategy)
+            return 0
+        if values.explain:
+            explain(config, strategy)
+            return 0
+        try:
+            train(config, values.workdir or workdirs.default(config), strategy, profiled=profiled)
+        except Stopped as stopped:
+            return 128 + stopped.number
     return 0
 
 

@@ -6,26 +6,33 @@
     final.weights.h5                 weights after the last step
     metrics.jsonl tensorboard/       what was measured
     unreadable.json                  examples that training leaves out (kseg.readers)
+    skipped.json                     steps whose batch it leaves out, since the loss was not finite
+    .lock .writing-*                 held while a process trains; what a killed one was writing, removed by the next
 """
 
 import dataclasses
 import fcntl
+import io
 import json
 import os
-import shutil
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import keras
 import tensorflow as tf
 
+from kseg import bundles, datasets
 from kseg import config as configs
-from kseg import datasets
+from kseg.averages import Average
 from kseg.config import Config
 from kseg.config_values import difference
 from kseg.datasets import Dataset
 from kseg.errors import ConfigError, WorkdirError
+from kseg.retries import first_line, retried
+from kseg.whole_files import WRITING, sync, write_bytes, write_text
 
 # Values that may differ when a run is continued: where things lie, how they are read, how often something is written.
 FREE = ("name", "data.directory", "data.unreadable", "data.memory", "data.service", "train.log_every",
@@ -36,13 +43,6 @@ FREE = ("name", "data.directory", "data.unreadable", "data.memory", "data.servic
 def default(config: Config) -> Path:
     """Return runs/NAME, or runs/NAME-VARIANT: a colon would part the directories of a search path."""
     return Path("runs") / config.name.replace(":", "-")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
@@ -58,6 +58,7 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise WorkdirError(f"another process is training in {workdir}") from None
+        _remove_leftovers(workdir)
         if (workdir / "config.json").exists():
             old, trained = read(workdir)
             changes = [change for change in difference(old, config) if not _is_free(*change)]
@@ -75,6 +76,17 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
     except OSError as error:
         raise WorkdirError(f"cannot write to {workdir}: {error.strerror}") from None
     return lock
+
+
+def _remove_leftovers(workdir: Path) -> None:
+    """Remove what processes that were killed have begun to write, or to remove."""
+    for path in workdir.glob(f"{WRITING}*"):
+        path.unlink(missing_ok=True)
+    finished = checkpoint_steps(workdir)
+    for name in os.listdir(workdir / "checkpoints"):
+        found = re.match(rf"({re.escape(WRITING)})?step-(\d+)", name)
+        if found and (found[1] or int(found[2]) not in finished):
+            bundles.remove(workdir / "checkpoints" / found[0])
 
 
 def _is_free(key: str, before: Any, now: Any) -> bool:
@@ -123,80 +135,112 @@ def best_weights(workdir: Path) -> Path:
     return path
 
 
-def save_weights(model: keras.Model, path: Path) -> None:
+class WeightsInMemory(io.BytesIO):
+    """A .weights.h5 file that HDF5 writes to memory: where it cannot write, a later file of it crashes the process."""
+
+    def __str__(self) -> str:
+        # Keras asks for a name with this ending.
+        return "memory.weights.h5"
+
+
+def save_weights(model: keras.Model, path: Path, report: Callable[[str], None] = print) -> None:
     """Write a .weights.h5 file atomically; raises WorkdirError where the disk is full or cannot be written."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    content = WeightsInMemory()
+    model.save_weights(content)
     try:
-        model.save_weights(temporary)
-        os.replace(temporary, path)
-    # h5py raises either.
-    except (OSError, RuntimeError) as error:
-        raise WorkdirError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_bytes(path, content.getbuffer(), report)
+    except OSError as error:
+        raise WorkdirError(f"cannot write {path}: {error.strerror}") from None
 
 
-def tracked(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> tf.train.Checkpoint:
-    """Return a checkpoint of all state under readable names: weights, statistics, velocities, seeds, step."""
-    values = {}
-    for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables)):
-        for variable in variables:
-            name = f"{owner}/{variable.path}"
-            if name in values:
-                raise ValueError(f"two variables are called {name}")
-            values[name] = variable.value
+def tracked(model: keras.Model, optimizer: keras.optimizers.Optimizer, average: Average | None = None,
+            more: Mapping[str, tf.Variable] = MappingProxyType({})) -> tf.train.Checkpoint:
+    """Return a checkpoint of all state under readable names: weights, statistics, velocities, seeds, step.
+
+    Also an average of the weights, and `more` variables by name.
+    """
+    named = [(f"{owner}/{variable.path}", variable.value)
+             for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))
+             for variable in variables]
+    named += [(f"average/{name}", variable) for name, variable in (average.variables if average else {}).items()]
+    named += [(f"more/{name}", variable) for name, variable in more.items()]
+    values: dict[str, Any] = {"step": bundles.Step()}
+    for name, variable in named:
+        if name in values:
+            raise ValueError(f"two variables are called {name}")
+        values[name] = variable
     return tf.train.Checkpoint(**values)
 
 
-def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, keep: int) -> Path:
-    """Write the state after `step` steps and drop all but the newest `keep` checkpoints.
+def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, keep: int,
+                    report: Callable[[str], None] = print) -> Path:
+    """Write the state after `step` steps, read it back, and drop all but the newest `keep` checkpoints.
 
-    The index file is written last, so what is cut off is not seen. Raises WorkdirError naming the newest checkpoint
-    that stays where the disk is full or cannot be written.
+    Raises WorkdirError naming the newest checkpoint that stays where the disk is full or cannot be written.
     """
-    prefix = workdir / "checkpoints" / f"step-{step:08d}"
+    prefix = _prefix(workdir, step)
+    checkpoint.step.value = step
+
+    def write() -> None:
+        # What is continued here shall not lack the lines before it.
+        if (workdir / "metrics.jsonl").exists():
+            sync(workdir / "metrics.jsonl")
+        bundles.write(checkpoint, prefix)
+
     try:
-        checkpoint.write(str(prefix))
+        retried(write, f"writing the checkpoint of step {step}", report)
     except (tf.errors.OpError, OSError) as error:
-        _remove(workdir, step)
-        left = checkpoint_steps(workdir)
+        left = [each for each in checkpoint_steps(workdir) if each != step]
         kept = f"the checkpoint of step {left[-1]} is whole" if left else "there is no checkpoint before it"
-        raise WorkdirError(f"cannot write the checkpoint of step {step} to {prefix.parent}: "
-                           f"{str(getattr(error, 'message', error)).splitlines()[0]}; {kept}") from None
+        raise WorkdirError(f"cannot write the checkpoint of step {step} to {prefix.parent}: {first_line(error)}; "
+                           f"{kept}") from None
     for old in checkpoint_steps(workdir)[:-keep]:
-        _remove(workdir, old)
+        try:
+            bundles.remove(_prefix(workdir, old))
+        except OSError as error:
+            # Tried again after the next one is written.
+            report(f"the checkpoint of step {old} cannot be removed: {error.strerror}")
     return prefix
 
 
-def _remove(workdir: Path, step: int) -> None:
-    for path in (workdir / "checkpoints").glob(f"step-{step:08d}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _prefix(workdir: Path, step: int) -> Path:
+    return workdir / "checkpoints" / f"step-{step:08d}"
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
-    """Return the steps of the finished checkpoints, oldest first."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in (workdir / "checkpoints").glob("step-[0-9]*.index"))
+    """Return the steps of the finished checkpoints, oldest first; raises WorkdirError where they cannot be listed."""
+    try:
+        names = os.listdir(workdir / "checkpoints")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        # Taken for none, training would begin at its first step.
+        raise WorkdirError(f"cannot list {workdir / 'checkpoints'}: {error.strerror}") from None
+    return sorted(int(name[1]) for name in (re.fullmatch(r"step-(\d+)\.index", name) for name in names) if name)
 
 
 def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Callable[[str], None]) -> int:
     """Read the newest good checkpoint into the tracked state and return its step; 0 where there is none.
 
-    Checksums are verified as tensors are read; a damaged checkpoint is reported and the one before it taken. Raises
-    WorkdirError where checkpoints exist and none is good.
+    All checksums are verified before; a damaged checkpoint is reported and the one before it taken. Raises
+    WorkdirError where checkpoints exist and none is good, or where a good one is of another model.
     """
     steps = checkpoint_steps(workdir)
     for step in reversed(steps):
-        prefix = workdir / "checkpoints" / f"step-{step:08d}"
         try:
-            checkpoint.read(str(prefix)).assert_consumed()
+            retried(lambda: bundles.read(checkpoint, _prefix(workdir, step)), f"reading the checkpoint of step {step}",
+                    report)
+            if checkpoint.step.value != step:
+                raise ValueError(f"it is that of step {checkpoint.step.value}")
+        except WorkdirError:
+            raise
         # A file that is cut off makes TensorFlow raise whatever it stumbles over: DataLoss, NotFound, IndexError ...
         except Exception as error:
-            report(f"checkpoint of step {step} cannot be read ({str(error).splitlines()[0][:120]}); "
-                   "trying the one before it")
+            report(f"checkpoint of step {step} cannot be read ({first_line(error)}); trying the one before it")
             continue
         for damaged in steps[steps.index(step) + 1:]:
             # Else they would pass for the newest ones, and good ones be dropped for them.
-            _remove(workdir, damaged)
+            bundles.remove(_prefix(workdir, damaged))
         return step
     if steps:
         raise WorkdirError(f"none of the checkpoints in {workdir / 'checkpoints'} can be read "
@@ -217,3 +261,30 @@ def trim_metrics(workdir: Path, step: int) -> None:
         except (ValueError, LookupError, TypeError):
             break
     write_text(path, "".join(kept))
+
+
+def read_skipped(workdir: Path) -> list[dict]:
+    """Return the steps whose batch training leaves out: [{"step", from 0; "losses", texts by name; "files"}, ...].
+
+    Raises WorkdirError where the list cannot be read.
+    """
+    path = workdir / "skipped.json"
+    if not path.exists():
+        return []
+    try:
+        skipped = json.loads(path.read_text(encoding="utf-8"))
+        for each in skipped:
+            found = {name: type(value) for name, value in each.items()}
+            if found != {"step": int, "losses": dict, "files": list}:
+                raise ValueError(f"not a step, its losses and its files: {each}")
+    except OSError as error:
+        raise WorkdirError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise WorkdirError(f"{path} is damaged ({type(error).__name__}: {error}); remove it to take the batches that "
+                           "it left out again") from None
+    return skipped
+
+
+def write_skipped(workdir: Path, skipped: list[dict], report: Callable[[str], None] = print) -> None:
+    """Write the list that `read_skipped` returns; raises OSError where it cannot be written."""
+    write_text(workdir / "skipped.json", json.dumps(skipped, indent=1) + "\n", report)

@@ -59,12 +59,14 @@ def write(values: argparse.Namespace, config: Config) -> None:
     from tfx.orchestration import pipeline
     from tfx.orchestration.data_types import RuntimeParameter
     from tfx.orchestration.kubeflow.v2 import kubeflow_v2_dag_runner
+    from tfx.proto import infra_validator_pb2
     from tfx.types import standard_artifacts
 
     from pipeline import definition, run_local
 
     settings = run_local.settings(values, config, root=values.pipeline_root,
-                                  fingerprint=RuntimeParameter(name="fingerprint", ptype=str))
+                                  fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
+                                  platform=infra_validator_pb2.KubernetesConfig())
     # The one strategy that Kubeflow knows: there a run that is made again is compared with itself.
     blessed = Resolver(strategy_class=LatestBlessedModelStrategy, model=types.Channel(type=standard_artifacts.Model),
                        model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessed")

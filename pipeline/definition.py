@@ -10,20 +10,21 @@ from tfx.components.trainer.component import Trainer
 from tfx.dsl.components.common.resolver import Resolver
 from tfx.orchestration import metadata, pipeline
 from tfx.orchestration.data_types import RuntimeParameter
-from tfx.proto import trainer_pb2
+from tfx.proto import infra_validator_pb2, trainer_pb2
 from tfx.types import standard_artifacts
 
 from kseg import config as configs
 from kseg.config import Config
-from pipeline import baseline
+from pipeline import baseline, programs
 from pipeline.blessing import Rule
 from pipeline.evaluator import Evaluator
 from pipeline.examiner import Examiner
+from pipeline.infra_validator import InfraValidator, Requests
 from pipeline.ingest import Ingest
 from pipeline.pusher import Pusher
 from pipeline.validator import Validator
 
-RUN_FN = "pipeline.trainer.run_fn"
+TRAINER = "pipeline.trainer"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Settings:
     warm_start: bool = False
     # Milliseconds that the served model may take for one picture.
     budget: float = 1000.0
+    # What TFX's InfraValidator starts, where it shall judge as well.
+    container: infra_validator_pb2.ServingSpec | None = None
     beam: tuple[str, ...] = ()
 
     @property
@@ -88,11 +91,13 @@ def components(settings: Settings, earlier: Callable[[Ingest], Resolver] = earli
     old = earlier(ingest)
     examiner = Examiner(examples=ingest.outputs["examples"], baseline_model=old.outputs["model"],
                         drift=settings.drift, new_classes=settings.new_classes)
-    trainer = Trainer(run_fn=RUN_FN, examples=ingest.outputs["examples"], schema=examiner.outputs["schema"],
+    trainer = Trainer(run_fn=f"{TRAINER}.run_fn", examples=ingest.outputs["examples"],
+                      schema=examiner.outputs["schema"],
                       base_model=old.outputs["model"] if settings.warm_start else None,
                       train_args=trainer_pb2.TrainArgs(splits=[data.train_split]),
                       eval_args=trainer_pb2.EvalArgs(splits=[data.val_split]),
-                      custom_config={"config": configs.to_json(config), "training": f"{settings.root}/training"})
+                      custom_config={"config": configs.to_json(config), "training": f"{settings.root}/training",
+                                     "program": programs.digest(TRAINER)})
     before = others(trainer)
     evaluator = Evaluator(examples=ingest.outputs["examples"], model=trainer.outputs["model"],
                           baseline_model=before.outputs["model"], baseline_blessing=before.outputs["model_blessing"],
@@ -100,12 +105,17 @@ def components(settings: Settings, earlier: Callable[[Ingest], Resolver] = earli
                           force=settings.force, images_per_bundle=settings.images_per_bundle)
     validator = Validator(model=trainer.outputs["model"], model_blessing=evaluator.outputs["blessing"],
                           budget=settings.budget)
+    trials, blessing = [], None
+    if settings.container:
+        requests = Requests(examples=ingest.outputs["examples"], split=data.val_split)
+        tried = InfraValidator(trainer.outputs["model"], requests.outputs["requests"], settings.container)
+        trials, blessing = [requests, tried], tried.outputs["blessing"]
     pusher = Pusher(model=trainer.outputs["model"], model_blessing=evaluator.outputs["blessing"],
-                    infra_blessing=validator.outputs["blessing"],
+                    infra_blessing=validator.outputs["blessing"], container_blessing=blessing,
                     examples=ingest.outputs["examples"], evaluation=evaluator.outputs["evaluation"],
                     directory=settings.serving)
     # One resolver may be both.
-    return list(dict.fromkeys([ingest, old, examiner, trainer, before, evaluator, validator, pusher]))
+    return list(dict.fromkeys([ingest, old, examiner, trainer, before, evaluator, validator, *trials, pusher]))
 
 
 def create(settings: Settings, database: str, cache: bool = True) -> pipeline.Pipeline:

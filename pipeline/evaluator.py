@@ -19,7 +19,7 @@ from kseg.config import Config
 from kseg.counts import Counts
 from kseg.datasets import Dataset
 from kseg.inference import predictor
-from pipeline import blessing, counting, records
+from pipeline import blessing, counting, programs, records
 from pipeline.counting import counter_of, read_counts, trained
 
 BLESSING = "blessing.json"
@@ -116,7 +116,8 @@ def decide(decided: types.Artifact, verdict: blessing.Verdict, found: dict, rule
 
 class EvaluatorSpec(types.ComponentSpec):
     PARAMETERS = {"split": ExecutionParameter(type=str), "rule": ExecutionParameter(type=str),
-                  "force": ExecutionParameter(type=str), "images_per_bundle": ExecutionParameter(type=int)}
+                  "force": ExecutionParameter(type=str), "images_per_bundle": ExecutionParameter(type=int),
+                  "program": ExecutionParameter(type=str)}
     INPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples),
               "model": ChannelParameter(type=standard_artifacts.Model),
               "baseline_model": ChannelParameter(type=standard_artifacts.Model, optional=True),
@@ -140,5 +141,5 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         super().__init__(EvaluatorSpec(
             examples=examples, model=model, baseline_model=baseline_model, baseline_blessing=baseline_blessing,
             split=split, rule=rule, force=force, images_per_bundle=images_per_bundle,
-            evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
+            program=programs.digest(__name__), evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
             blessing=types.Channel(type=standard_artifacts.ModelBlessing)))

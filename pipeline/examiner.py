@@ -25,7 +25,7 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_p
 from kseg import datasets
 from kseg.config import Data
 from kseg.errors import DataError
-from pipeline import records
+from pipeline import programs, records
 
 SCHEMA, ANOMALIES = "schema.pbtxt", "SchemaDiff.pb"
 
@@ -122,7 +122,8 @@ def _write(artifact: types.Artifact, split: str, name: str,
 
 
 class ExaminerSpec(types.ComponentSpec):
-    PARAMETERS = {"drift": ExecutionParameter(type=float), "new_classes": ExecutionParameter(type=bool)}
+    PARAMETERS = {"drift": ExecutionParameter(type=float), "new_classes": ExecutionParameter(type=bool),
+                  "program": ExecutionParameter(type=str)}
     INPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples),
               "baseline_model": ChannelParameter(type=standard_artifacts.Model, optional=True)}
     OUTPUTS = {"statistics": ChannelParameter(type=standard_artifacts.ExampleStatistics),
@@ -144,6 +145,6 @@ class Examiner(base_component.BaseComponent):
                  baseline_model: types.BaseChannel | None = None):
         super().__init__(ExaminerSpec(
             examples=examples, baseline_model=baseline_model, drift=drift, new_classes=new_classes,
-            statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
+            program=programs.digest(__name__), statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
             schema=types.Channel(type=standard_artifacts.Schema),
             anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies)))

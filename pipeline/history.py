@@ -15,7 +15,7 @@ from pipeline import ledger, summary
 from pipeline.ledger import Run, Step, Stored
 
 # Of a run, why a model was refused or blessed.
-REASON = ("Evaluator", "Validator")
+REASON = ("Evaluator", "Validator", "InfraValidator")
 
 
 def lines(runs: Iterable[Run]) -> Iterator[str]:
@@ -29,6 +29,9 @@ def lines(runs: Iterable[Run]) -> Iterator[str]:
             for artifact in step.outputs.get("blessing", ()) if step else ():
                 message = artifact.properties.get("blessing_message", "no reason is known")
                 yield from (f"    {line}" for line in message.splitlines())
+        if run.failure:
+            failed = next((step.node for step in steps if step.state == "failed"), "a component")
+            yield from (f"    {line}" for line in f"{failed} failed: {run.failure}".splitlines())
         version = summary.pushed(run)
         yield f"    pushed: {version.properties['pushed_destination']}" if version else "    pushed: nothing"
 

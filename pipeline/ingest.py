@@ -16,7 +16,7 @@ from tfx.types.component_spec import ChannelParameter, ExecutionParameter
 from kseg import datasets
 from kseg.config import Config, Data
 from kseg.errors import ConfigError, DataError
-from pipeline import records, shards
+from pipeline import programs, records, shards
 
 # In data.directory, where the number of a span stands.
 SPAN = "{SPAN}"
@@ -100,7 +100,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 class IngestSpec(types.ComponentSpec):
     PARAMETERS = {"data": ExecutionParameter(type=str), "splits": ExecutionParameter(type=str),
                   "fingerprint": ExecutionParameter(type=str), "span": ExecutionParameter(type=int),
-                  "images_per_shard": ExecutionParameter(type=int),
+                  "images_per_shard": ExecutionParameter(type=int), "program": ExecutionParameter(type=str),
                   "largest_unreadable_share": ExecutionParameter(type=float)}
     INPUTS = {}
     OUTPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}
@@ -120,5 +120,5 @@ class Ingest(base_beam_component.BaseBeamComponent):
                  largest_unreadable_share: float):
         super().__init__(IngestSpec(
             data=data, splits=splits, fingerprint=fingerprint, span=span, images_per_shard=images_per_shard,
-            largest_unreadable_share=largest_unreadable_share,
+            largest_unreadable_share=largest_unreadable_share, program=programs.digest(__name__),
             examples=types.Channel(type=standard_artifacts.Examples)))

@@ -55,17 +55,16 @@ def shard_name(split: str, number: int, shards: int) -> str:
 
 def encode(name: str, image: bytes, label: bytes, scalars: dict, form: prepared.Format) -> bytes:
     """Return one example as a serialised tf.Example."""
-    def of_bytes(value: bytes) -> tf.train.Feature:
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-    def of_ints(values: Iterable[int]) -> tf.train.Feature:
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-
-    features = {form.image: of_bytes(image), form.label: of_bytes(label), form.name: of_bytes(name.encode()),
-                "height": of_ints([scalars["height"]]), "width": of_ints([scalars["width"]]),
-                "class_pixels": of_ints(scalars["class_pixels"]),
-                "void_share": tf.train.Feature(float_list=tf.train.FloatList(value=[scalars["void_share"]]))}
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+    example = tf.train.Example()
+    features = example.features.feature
+    # In place: a message that is given to another's constructor is copied, and with it the picture.
+    for key, value in ((form.image, image), (form.label, label), (form.name, name.encode())):
+        features[key].bytes_list.value.append(value)
+    for key, values in (("height", [scalars["height"]]), ("width", [scalars["width"]]),
+                        ("class_pixels", scalars["class_pixels"])):
+        features[key].int64_list.value.extend(values)
+    features["void_share"].float_list.value.append(scalars["void_share"])
+    return example.SerializeToString(deterministic=True)
 
 
 def record_size(data: bytes) -> int:

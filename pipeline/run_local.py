@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from tfx.orchestration.data_types import RuntimeParameter
 
     from pipeline.definition import Settings
+    from pipeline.infra_validator import Platform
+
+# Characters that are kept of why a run ended.
+LONGEST = 4000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +59,9 @@ def add_arguments(result: argparse.ArgumentParser) -> None:
     result.add_argument("--warm-start", action="store_true", help="train on from the last blessed model on other data")
     result.add_argument("--latency", type=float, default=1000.0, metavar="MS",
                         help="milliseconds that the served model may take for a picture (default 1000)")
+    result.add_argument("--infra-validator", default="", metavar="IMAGE",
+                        help="let TFX's InfraValidator try the model in TensorFlow Serving as well: an image with its "
+                             "tag, tensorflow/serving:2.19.1 say")
     result.add_argument("--beam", nargs="+", default=[], metavar="KEY=VALUE",
                         help="what Beam steps run on, such as runner=dask dask_client_address=tcp://HOST:8786; "
                              "by default this process")
@@ -89,8 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
 def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     """Run the pipeline in a directory that is ours, tell what it did and return the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from pipeline import containers
+
+    if values.infra_validator:
+        containers.require()
     # It takes long to import, and what is wrong with the command line is told before.
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+    from tfx.proto import infra_validator_pb2
 
     from pipeline import definition, ingest, ledger, summary
 
@@ -99,7 +111,8 @@ def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     if values.serving:
         values.serving = str(Path(values.serving).resolve())
     fingerprint = ingest.fingerprint(config.data, (config.data.train_split, config.data.val_split))
-    chosen = settings(values, config, str(root), fingerprint, span)
+    docker = infra_validator_pb2.LocalDockerConfig(client_base_url=containers.address())
+    chosen = settings(values, config, str(root), fingerprint, docker, span)
     created = definition.create(chosen, str(root / ledger.DATABASE), cache=not values.no_cache)
     known = len(list(ledger.runs(ledger.open_store(root)))) if (root / ledger.DATABASE).is_file() else 0
     failure = None
@@ -107,9 +120,13 @@ def run(values: argparse.Namespace, config: Config, root: Path) -> int:
         LocalDagRunner().run(created)
     except Exception as error:
         failure = error
-    found = list(ledger.runs(ledger.open_store(root)))
+    store = ledger.open_store(root)
+    found = list(ledger.runs(store))
     if len(found) == known:
         raise failure
+    if failure is not None:
+        ledger.keep_failure(store, found[-1], said(failure))
+        found = list(ledger.runs(store))
     nodes = [component.id for component in created.components]
     print(summary.table(found[-1], nodes, found[-2] if len(found) > 1 else None))
     if failure is not None:
@@ -124,18 +141,29 @@ def run(values: argparse.Namespace, config: Config, root: Path) -> int:
 
 
 def settings(values: argparse.Namespace, config: Config, root: str, fingerprint: "str | RuntimeParameter",
-             span: int = 0) -> "Settings":
-    """Return the pipeline's settings of a command line with `add_arguments`' values."""
-    from pipeline import beam, blessing, definition
+             platform: "Platform", span: int = 0) -> "Settings":
+    """Return the pipeline's settings of a command line with `add_arguments`' values.
+
+    `platform` is where TFX's InfraValidator would start a server.
+    """
+    from pipeline import beam, blessing, definition, infra_validator
 
     if values.images_per_shard < 1 or values.images_per_bundle < 1:
         raise ConfigError("--images-per-shard and --images-per-bundle are at least 1")
+    image = values.infra_validator
     return definition.Settings(
         config=config, root=root, span=span, serving=values.serving or f"{root}/serving", fingerprint=fingerprint,
         rule=blessing.Rule(values.floor, values.epsilon, values.delta), force=values.force_bless,
         largest_unreadable_share=values.largest_unreadable, images_per_shard=values.images_per_shard,
         images_per_bundle=values.images_per_bundle, drift=values.drift, new_classes=values.new_classes,
-        warm_start=values.warm_start, budget=values.latency, beam=beam.flags(values.beam))
+        warm_start=values.warm_start, budget=values.latency,
+        container=infra_validator.serving_spec(image, platform) if image else None, beam=beam.flags(values.beam))
+
+
+def said(failure: Exception) -> str:
+    """Return why a run ended, as the history keeps it."""
+    kind = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
+    return f"{kind}{failure}"[:LONGEST]
 
 
 def tell(failure: Exception) -> int:

@@ -57,6 +57,8 @@ class WriteShard(beam.DoFn):
                 writer.write(record)
                 lines.write(json.dumps(row | {"path": path, "offset": offset} | scalars) + "\n")
                 offset += records.record_size(record)
+                # Not beside the next one.
+                del record
         for written, final in ((temporary, path), (rows, f"{ROWS}/{split_name}-{number:05d}")):
             final = posixpath.join(self.uri, final)
             tf.io.gfile.makedirs(posixpath.dirname(final))
@@ -72,12 +74,15 @@ def picture_name(data: Data, name: str) -> str:
 def read(dataset: Dataset, split: datasets.Split, index: int, name: str) -> tuple[bytes, dict]:
     """Return one example as a record, and its scalars; raises DataError where it cannot be used."""
     picture, label = examples.examine(dataset, split, index)
+    height, width = picture.shape[:2]
+    # Below, it is in memory several times in its encoded form.
+    del picture
     image_data, label_data = (part.numpy() for part in examples.read_pair(split, index))
     # Every reader takes a grey PNG for ids, and many a palette for colours.
     if label_data[KIND] == PALETTE:
         label_data = pairs.png(Image.fromarray(label))
     counts, table = statistics.value_counts(label), np.array(dataset.label_table)
-    scalars = {"height": picture.shape[0], "width": picture.shape[1],
+    scalars = {"height": height, "width": width,
                "class_pixels": statistics.by_class(table, counts, len(dataset.classes)).tolist(),
                "void_share": float(counts[table == IGNORED].sum() / label.size)}
     form = prepared.FORMATS[records.stored_name(dataset.name)]

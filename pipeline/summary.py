@@ -1,5 +1,6 @@
 """What a run did, as a table: of each component its state, its time, and what it gave, or why it was not cached."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,9 @@ from pipeline.ledger import Run, Step, Stored
 
 # Properties that TFX adds, which say nothing of what a component was asked for.
 INNER = ("name", "state", "component_id", "pipeline_name", "run_id", "pipeline_root", "checksum_md5")
+
+# Characters of a reason in the table, and changes that are named.
+WIDEST, NAMED = 80, 5
 
 # Looks something up, every time.
 RESOLVER = ".Resolver"
@@ -22,9 +26,16 @@ def table(run: Run, nodes: Sequence[str], before: Run | None) -> str:
             continue
         state = {"complete": "done", "running": "cut off"}.get(step.state, step.state)
         reason = why(step, before.step(node) if before else None)
-        rows.append((node, state, f"{step.seconds:.1f}", outcome(step), reason))
+        result = shortened(run.failure) if step.state == "failed" else outcome(step)
+        rows.append((node, state, f"{step.seconds:.1f}", result, reason))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def shortened(text: str) -> str:
+    """Return the first line of a text, and no more than fits a column."""
+    first = next(iter(text.splitlines()), "")
+    return first if len(first) <= WIDEST else f"{first[:WIDEST - 3]}..."
 
 
 def outcome(step: Step) -> str:
@@ -37,13 +48,14 @@ def outcome(step: Step) -> str:
 
 def _note(artifact: Stored) -> str:
     values = artifact.properties
-    if artifact.type == "Examples":
+    if artifact.type == "Examples" and "images" in values:
         left_out = values.get("unreadable", 0)
-        return f" ({values.get('images', 0)} images" + (f", {left_out} unreadable)" if left_out else ")")
+        return f" ({values['images']} images" + (f", {left_out} unreadable)" if left_out else ")")
     if artifact.type in ("ModelBlessing", "InfraBlessing"):
         return " (blessed)" if values.get("blessed") == 1 else " (refused)"
     if artifact.type == "PushedModel":
-        return f" (version {values['pushed_version']})" if values.get("pushed") == 1 else " (not pushed)"
+        there = ", there already" if values.get("adopted") == 1 else ""
+        return f" (version {values['pushed_version']}{there})" if values.get("pushed") == 1 else " (not pushed)"
     return ""
 
 
@@ -53,15 +65,35 @@ def why(step: Step, before: Step | None) -> str:
         return ""
     if before is None:
         return "first time"
-    changes = [key for key in sorted(step.properties.keys() | before.properties.keys())
-               if key not in INNER and step.properties.get(key) != before.properties.get(key)]
+    changes = [change for key in sorted(step.properties.keys() | before.properties.keys()) if key not in INNER
+               for change in differing(key, before.properties.get(key), step.properties.get(key))]
     for key in sorted(step.inputs.keys() | before.inputs.keys()):
         old, new = ([artifact.id for artifact in each.inputs.get(key, ())] for each in (before, step))
         if old != new:
             changes.append(f"{key} {_ids(old)} -> {_ids(new)}")
     if not changes and before.state not in ("complete", "cached"):
         return f"{'cut off' if before.state == 'running' else before.state} the time before"
+    if len(changes) > NAMED:
+        changes = [*changes[:NAMED], f"{len(changes) - NAMED} more"]
     return "changed: " + ", ".join(changes) if changes else "caching is off, or its result is gone"
+
+
+def differing(name: str, old: object, new: object) -> list[str]:
+    """Return the names of what differs between two values; texts of JSON objects are looked into."""
+    old, new = _parsed(old), _parsed(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [each for key in sorted(old.keys() | new.keys())
+                for each in differing(f"{name}.{key}", old.get(key), new.get(key))]
+    return [] if old == new else [name]
+
+
+def _parsed(value: object) -> object:
+    if not (isinstance(value, str) and value.startswith("{")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _ids(ids: list[int]) -> str:

@@ -31,7 +31,8 @@ LOGS = ("metrics.jsonl", "unreadable.json", "tensorboard")
 def run_fn(fn_args: "FnArgs") -> None:
     """Train on the ingested records, write the model and, for TensorBoard, the logs of its training.
 
-    `custom_config` is {"config": kseg's as JSON, "training": a directory in which unfinished trainings wait}.
+    `custom_config` is {"config": kseg's as JSON, "training": a directory in which unfinished trainings wait,
+    "program": what the cache sees changes of the program by}.
     """
     settings = fn_args.custom_config
     # train_files is one pattern, ARTIFACT/Split-NAME/*.

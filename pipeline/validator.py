@@ -35,9 +35,9 @@ from tfx.utils import path_utils
 
 from kseg.errors import UserError
 from kseg.warmups import PLACE
-from pipeline import records
+from pipeline import programs, records
 
-NAME = "candidate"
+NAME, SERVER = "candidate", "serving.server"
 # Seconds a server may take to load a model, and to answer one request.
 LOADING, ANSWERING = 300.0, 60.0
 # Of the second and later answers to each request the median counts.
@@ -60,7 +60,7 @@ def served(model: Path, log: Path) -> Iterator[grpc.Channel]:
         base, address = Path(directory, "models"), Path(directory, "socket")
         shutil.copytree(model, base / "1")
         server = subprocess.Popen(
-            [sys.executable, "-m", "serving.server", f"--model_name={NAME}", f"--model_base_path={base}", "--port=0",
+            [sys.executable, "-m", SERVER, f"--model_name={NAME}", f"--model_base_path={base}", "--port=0",
              f"--grpc_socket_path={address}", "--drain_seconds=0", "--grace_seconds=1"],
             stdout=output, stderr=subprocess.STDOUT, cwd=Path(__file__).resolve().parents[1],
             preexec_fn=end_with_parent)
@@ -195,7 +195,7 @@ class Executor(base_executor.BaseExecutor):
 
 
 class ValidatorSpec(types.ComponentSpec):
-    PARAMETERS = {"budget": ExecutionParameter(type=float)}
+    PARAMETERS = {"budget": ExecutionParameter(type=float), "program": ExecutionParameter(type=str)}
     INPUTS = {"model": ChannelParameter(type=standard_artifacts.Model),
               "model_blessing": ChannelParameter(type=standard_artifacts.ModelBlessing)}
     OUTPUTS = {"blessing": ChannelParameter(type=standard_artifacts.InfraBlessing)}
@@ -209,4 +209,5 @@ class Validator(base_component.BaseComponent):
 
     def __init__(self, model: types.BaseChannel, model_blessing: types.BaseChannel, budget: float):
         super().__init__(ValidatorSpec(model=model, model_blessing=model_blessing, budget=budget,
+                                       program=programs.digest(__name__, SERVER),
                                        blessing=types.Channel(type=standard_artifacts.InfraBlessing)))

@@ -9,12 +9,12 @@ import sys
 import counted_pictures
 import numpy as np
 
-from kseg import runtime
+from kseg import hosts
 from kseg.counts import Counter
 
 
 def main(directory, replicas, setting, out):
-    strategy = runtime.claim_hosts(int(replicas))
+    strategy = hosts.claim(int(replicas))
     settings = counted_pictures.config(directory, counted_pictures.SETTINGS[setting])
     with strategy.scope():
         model = counted_pictures.model(settings)
@@ -22,7 +22,7 @@ def main(directory, replicas, setting, out):
     # Twice: the second count begins at nothing.
     first, counts = counter.count("val"), counter.count("val")
     assert (first.bands == counts.bands).all()
-    if runtime.is_chief(strategy):
+    if hosts.is_chief(strategy):
         np.savez(out, replicas=strategy.num_replicas_in_sync, **counts._asdict())
 
 

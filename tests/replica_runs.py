@@ -19,6 +19,7 @@ from kseg.config import Config, Loss, Model, Train
 from kseg.errors import ConfigError
 from kseg.optimizers import MomentumSGD
 from kseg.schedules import schedule
+from kseg.steps import Steps, all_or_none
 
 STEPS, BATCH, CLASSES = 20, 4, 5
 # About half of the 4 * 64 * 64 pixels are labelled at most, nearly all of them on one replica; 4 * 300 are the fewest
@@ -41,7 +42,7 @@ def batches(step):
 
 
 def encnet(config):
-    return train.build(config, CLASSES, print)
+    return train.build(config, CLASSES, print)[:2]
 
 
 def shallow(config):
@@ -62,7 +63,7 @@ def losses(strategy, loss, build):
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model, optimizer = build(config)
-    step = train.make_step(model, optimizer, config, strategy)
+    step = Steps(model, optimizer, config, strategy).one
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     data = tf.data.Dataset.from_tensor_slices(
@@ -84,7 +85,7 @@ def skips(strategy):
             context = tf.distribute.get_replica_context()
             # The second replica's gradient of the first variable alone.
             first = tf.where(tf.equal(context.replica_id_in_sync_group, 1), tf.stack([1.0, odd]), tf.ones(2))
-            gradients, skipped = train.all_or_none([first, tf.constant(1.0)], context)
+            gradients, skipped = all_or_none([first, tf.constant(1.0)])
             optimizer.apply(gradients, variables)
             return skipped
 

@@ -11,6 +11,7 @@ from running import run_here, tiny
 from kseg import config as configs
 from kseg import data, datasets, train
 from kseg.optimizers import MomentumSGD
+from kseg.steps import Steps
 
 
 def small_run(shapes_directory, *more):
@@ -21,8 +22,8 @@ def small_run(shapes_directory, *more):
 
 def trainer(config):
     keras.utils.set_random_seed(3)
-    model, optimizer = train.build(config, len(datasets.find(config.data).classes), print)
-    return model, optimizer, train.make_step(model, optimizer, config, tf.distribute.get_strategy())
+    model, optimizer, _ = train.build(config, len(datasets.find(config.data).classes), print)
+    return model, optimizer, Steps(model, optimizer, config, tf.distribute.get_strategy()).one
 
 
 def taken(config, steps):

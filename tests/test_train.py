@@ -259,13 +259,15 @@ def test_a_bad_file_met_in_mid_run_costs_no_step(tmp_path, capsys):
 def test_compiled_by_xla_the_losses_are_the_same():
     import tensorflow as tf
 
+    from kseg.steps import Steps
+
     losses = {}
     for compiled in (False, True):
         config = Config(model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, dropout=0.0),
                         train=Train(global_batch=2, steps=3, jit_compile=compiled))
         keras.utils.set_random_seed(2)
-        model, optimizer = train.build(config, 3, print)
-        step = train.make_step(model, optimizer, config, tf.distribute.get_strategy())
+        model, optimizer, _ = train.build(config, 3, print)
+        step = Steps(model, optimizer, config, tf.distribute.get_strategy()).one
         generator = np.random.default_rng(1)
         losses[compiled] = [float(step({
             "image": tf.constant(generator.normal(size=(2, 64, 64, 3)), tf.float32),

@@ -15,19 +15,22 @@ from kseg.models.deeplab import deeplabv3, deeplabv3plus
 from kseg.models.encnet import encnet
 from kseg.models.fcn import auxiliary, fcn
 from kseg.models.pspnet import pspnet
-from kseg.models.resnet import BACKBONES, resnet
+from kseg.models.recomputation import Recomputing
+from kseg.models.resnet import BACKBONES, residual_blocks, resnet
 
 HEADS = {"encnet": encnet, "deeplabv3": deeplabv3, "deeplabv3plus": deeplabv3plus, "apcnet": apcnet,
          "pspnet": pspnet, "fcn": fcn}
 
 
-def build(model: Model, classes: int, size: tuple = (None, None), precision: str = "float32") -> keras.Model:
+def build(model: Model, classes: int, size: tuple = (None, None), precision: str = "float32",
+          recompute: bool = False) -> keras.Model:
     """Return the functional model of normalised float32 NHWC images.
 
     Its output is a dict of float32 logits: "main" (N, h, w, classes) at the head's stride, "aux" at the stride of
     stage 3 where model.auxiliary_channels is above 0, and "se" (N, classes) from EncNet. `size` is the (height, width)
     of the input; None leaves a side open. `precision` is the Keras dtype policy of the layers; variables and logits
-    are float32 under each. Raises ConfigError for an unknown backbone or head.
+    are float32 under each. With `recompute` training computes the insides of residual blocks again for their gradients
+    instead of keeping them: the same numbers from the same weights. Raises ConfigError for an unknown backbone or head.
     """
     for kind, name, choices in (("backbone", model.backbone, BACKBONES), ("head", model.head, HEADS)):
         if name not in choices:
@@ -38,7 +41,8 @@ def build(model: Model, classes: int, size: tuple = (None, None), precision: str
         outputs = HEADS[model.head](features, classes, model)
         if model.auxiliary_channels:
             outputs["aux"] = auxiliary(features, classes, model)
-    return keras.Model(images, outputs, name=f"{model.head}_{model.backbone}_os{model.output_stride}")
+    network = keras.Model(images, outputs, name=f"{model.head}_{model.backbone}_os{model.output_stride}")
+    return Recomputing(images, outputs, residual_blocks(network), network.name) if recompute else network
 
 
 def main_only(model: keras.Model) -> keras.Model:

@@ -7,7 +7,7 @@ layers, which SSSegmentation leaves as they are.
 import keras
 from keras.initializers import RandomNormal, RandomUniform
 
-from kseg.models.layers import BatchNormalization, ChannelDropout
+from kseg.models.layers import BatchNormalization, ChannelDropout, Convolution
 
 
 def kernel_initializer(initial: str, kernel: int, inputs: int, outputs: int) -> keras.initializers.Initializer:
@@ -47,7 +47,7 @@ def convolution(inputs, channels, kernel, name, initial, stride=1, dilation=1):
         # its memory at batch 1.
         inputs = keras.layers.MaxPooling2D(1, strides=stride, name=f"{name}.subsample")(inputs)
         stride = 1
-    return keras.layers.Conv2D(
+    return Convolution(
         channels, kernel, strides=stride, dilation_rate=dilation, padding="same" if stride == 1 else "valid",
         use_bias=False, kernel_initializer=kernel_initializer(initial, kernel, inputs.shape[-1], channels),
         name=name)(inputs)

@@ -25,13 +25,36 @@ def replica_context():
     return context if context is not None and context.num_replicas_in_sync > 1 else None
 
 
+def on_cpu() -> bool:
+    """Return whether TensorFlow computes on a CPU, because it sees no GPU; asked when a layer is called or traced."""
+    if not on_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return not tf.config.get_visible_devices("GPU")
+
+
+@keras.saving.register_keras_serializable("kseg")
+class Convolution(keras.layers.Conv2D):
+    """Keras' convolution; wide 3x3 ones at stride 1 take Winograd's way on a CPU, in float32."""
+
+    def convolution_op(self, inputs, kernel):
+        if (on_cpu() and (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same")
+                and inputs.dtype == "float32"):
+            from kseg.models import winograd
+
+            if winograd.is_faster(inputs.shape, kernel.shape, self.dilation_rate):
+                return winograd.convolution(inputs, kernel, self.dilation_rate[0])
+        return super().convolution_op(inputs, kernel)
+
+
 @keras.saving.register_keras_serializable("kseg")
 class BatchNormalization(keras.layers.Layer):
     """Batch normalisation over all axes but the last, with PyTorch's statistics, synchronised over replicas.
 
     Training normalises with the biased variance of the global batch and moves the running variance towards the
     *unbiased* one (factor n / (n - 1)); Keras' own layer uses the biased one for both. Momentum is Keras' sense of it:
-    0.9 here is PyTorch's 0.1.
+    0.9 here is PyTorch's 0.1. One that is not trainable normalises with its moving statistics, and keeps them.
     """
 
     def __init__(self, momentum=0.9, epsilon=1e-5, gamma_initializer="ones", **kwargs):
@@ -53,7 +76,7 @@ class BatchNormalization(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         fused = on_tensorflow() and len(inputs.shape) == 4
-        if not training:
+        if not (training and self.trainable):
             normalise = fused_inference if fused else normalise_with
             return normalise(inputs, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
         context = replica_context()

@@ -4,6 +4,8 @@ Layer names are the module paths of MMSegmentation and torchvision, under `backb
 where it stands in either.
 """
 
+import re
+
 import keras
 
 from kseg.config import Model
@@ -23,6 +25,9 @@ STAGES = {
     8: ((1, 2, 1, 1), (1, 1, 2, 4)),
     16: ((1, 2, 2, 1), (1, 1, 1, 2)),
 }
+
+# The last layer of each residual block.
+BLOCK_END = re.compile(r"backbone\.layer\d\.\d+\.relu")
 
 
 def resnet(images, model: Model) -> list:
@@ -45,6 +50,13 @@ def resnet(images, model: Model) -> list:
                                f"backbone.layer{stage + 1}.{block}")
         stages.append(outputs)
     return stages
+
+
+def residual_blocks(network: keras.Model) -> list[tuple]:
+    """Return the (input, output) tensors of the residual blocks of a built network, first to last."""
+    edges = [network.get_layer("backbone.maxpool").output]
+    edges += [layer.output for layer in network.layers if BLOCK_END.fullmatch(layer.name)]
+    return list(zip(edges, edges[1:]))
 
 
 def block_dilations(model: Model, stage: int) -> list[int]:

@@ -9,6 +9,8 @@ from running import run_here
 from pipeline import compile_kubeflow
 
 GOLDEN = Path(__file__).with_name("kubeflow_structure.json")
+# What is other, and more, with TFX's InfraValidator.
+TRIED = Path(__file__).with_name("kubeflow_infra_validator.json")
 ARGUMENTS = ["--config", "encnet_camvid", "--image", "registry/kseg:1", "--pipeline-root", "gs://bucket/pipeline"]
 
 
@@ -40,6 +42,22 @@ def test_structure(tmp_path, capsys):
 
     assert constant("Ingest", "data") == {"name": "camvid", "directory": "/gcs/bucket/camvid"}
     assert json.loads(constant("Trainer", "custom_config")["config"])["train"]["steps"] == 2400
+
+
+def test_structure_with_the_infra_validator(tmp_path, capsys):
+    out = tmp_path / "pipeline.json"
+    run_here(compile_kubeflow.main, [*ARGUMENTS, "--out", out, "--infra-validator", "registry:5000/serving:2.19.1",
+                                     "--set", "data.directory=/gcs/bucket/camvid"], capsys)
+    specification, expected = json.loads(out.read_text()), json.loads(GOLDEN.read_text())
+    for key, other in json.loads(TRIED.read_text()).items():
+        expected[key] |= other
+    assert structure(specification) == expected
+    parameters = specification["pipelineSpec"]["root"]["dag"]["tasks"]["InfraValidator"]["inputs"]["parameters"]
+    told = {key: json.loads(parameters[key]["runtimeValue"]["constantValue"]["stringValue"])
+            for key in ("serving_spec", "request_spec")}
+    assert told["serving_spec"] == {
+        "tensorflow_serving": {"image_name": "registry:5000/serving", "tags": ["2.19.1"]}, "kubernetes": {}}
+    assert told["request_spec"] == {"tensorflow_serving": {"signature_names": ["serve_tf_examples"]}, "num_examples": 3}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

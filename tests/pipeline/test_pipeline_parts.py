@@ -74,11 +74,11 @@ def test_the_model_before(tmp_path):
     assert before(1, blessings[:1]) == []
 
 
-def push(tmp_path, blessed=1, infra=1):
+def push(tmp_path, blessed=1, infra=1, container=1, weights=""):
     model = artifact(standard_artifacts.Model, tmp_path / "model", 1)
     for path in ("Format-Serving/saved_model.pb", "Format-Serving/variables/variables.index"):
         (tmp_path / "model" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "model" / path).write_text(path)
+        (tmp_path / "model" / path).write_text(path + weights)
     evaluation = artifact(standard_artifacts.ModelEvaluation, tmp_path / "evaluation", 3)
     made = dict.fromkeys(("kseg", "git", "tensorflow", "keras", "python", "weights_sha256", "date"), "x")
     (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps({
@@ -91,8 +91,9 @@ def push(tmp_path, blessed=1, infra=1):
         "examples": [artifact(standard_artifacts.Examples, tmp_path / "examples", 2, images=5, unreadable=1,
                               fingerprint="f00d", data=json.dumps({"name": "folder", "directory": "/data"}))],
         "model_blessing": [artifact(standard_artifacts.ModelBlessing, tmp_path / "blessing", 4, blessed=blessed)],
-        "infra_blessing": [artifact(standard_artifacts.InfraBlessing, tmp_path / "infra", 5, blessed=infra)]}
-    pushed = artifact(standard_artifacts.PushedModel, tmp_path / "pushed", 6)
+        "infra_blessing": [artifact(standard_artifacts.InfraBlessing, tmp_path / "infra", 5, blessed=infra)],
+        "container_blessing": [artifact(standard_artifacts.InfraBlessing, tmp_path / "other", 6, blessed=container)]}
+    pushed = artifact(standard_artifacts.PushedModel, tmp_path / "pushed", 7)
     destination = pusher_pb2.PushDestination(filesystem=pusher_pb2.PushDestination.Filesystem(
         base_directory=str(tmp_path / "serving")))
     pusher.Executor().Do(inputs, {"pushed_model": [pushed]}, {
@@ -110,9 +111,45 @@ def test_a_version_appears_whole(tmp_path):
     assert "| sky | 50.00 | - | 12,345 |" in card and "folder in `/data`: 5 examples, 1 left out" in card
 
 
-@pytest.mark.parametrize(("blessed", "infra"), [(0, 1), (1, 0)])
-def test_either_blessing_can_refuse(tmp_path, blessed, infra):
-    pushed = push(tmp_path, blessed, infra)
+def test_the_newest_version_is_not_pushed_again(tmp_path, monkeypatch):
+    seconds = iter([100, 200, 300, 400])
+    monkeypatch.setattr(tfx_pusher.time, "time", lambda: next(seconds))
+    served = tmp_path / "serving"
+
+    def version(weights):
+        pushed = push(tmp_path, weights=weights)
+        place = served / pushed.get_string_custom_property("pushed_version")
+        assert pushed.get_string_custom_property("pushed_destination") == str(place)
+        assert place.joinpath("model_card.md").read_text().startswith(f"# a, version {place.name}\n")
+        return place.name, pushed.get_int_custom_property("adopted")
+
+    assert version("a") == ("100", 0)
+    (served / "100" / "model_card.md").write_text("")
+    assert version("a") == ("100", 1)
+    assert version("b") == ("300", 0)
+    # A server would go on with the newer one.
+    assert version("a") == ("400", 0)
+    assert sorted(path.name for path in served.iterdir()) == ["100", "300", "400"]
+
+
+@pytest.mark.parametrize("missing", ["0/files", "a"])
+def test_versions_are_compared_by_their_files(tmp_path, missing):
+    for version in ("1", "2"):
+        (tmp_path / version / "0").mkdir(parents=True)
+        for name in ("0/files", "a", "model_card.md"):
+            (tmp_path / version / name).write_text(name)
+    (tmp_path / "2" / "model_card.md").unlink()
+    assert pusher.same(tmp_path / "1", tmp_path / "2") and pusher.newest(tmp_path) == tmp_path / "2"
+    (tmp_path / "2" / missing).unlink()
+    assert not pusher.same(tmp_path / "1", tmp_path / "2") and not pusher.same(tmp_path / "2", tmp_path / "1")
+    (tmp_path / "10").mkdir()
+    (tmp_path / ".99").mkdir()
+    assert pusher.newest(tmp_path) == tmp_path / "10"
+
+
+@pytest.mark.parametrize("refused", ["blessed", "infra", "container"])
+def test_each_blessing_can_refuse(tmp_path, refused):
+    pushed = push(tmp_path, **{refused: 0})
     assert pushed.get_int_custom_property("pushed") == 0
     assert not list(tmp_path.glob("serving/*"))
 

@@ -1,0 +1,65 @@
+"""kseg's training step with one of its heads, for training.py: forward pass, losses, gradients and update.
+
+    PYTHON kseg_training.py THREADS HEAD HEIGHT WIDTH BATCH FORM
+
+FORM is plain, as `kseg.train` runs it, or xla, the same with train.jit_compile. Weights and the batch are random.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import measured_process
+import numpy as np
+
+CLASSES, IGNORED = 19, 255
+# The share of pixels without a class, about that of street scenes.
+VOID = 0.1
+
+
+def example(height: int, width: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return normalised float32 pictures (N, H, W, 3) and uint8 labels (N, H, W), the same for all systems."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, (batch, height, width), np.uint8)
+    labels[random.random(labels.shape) < VOID] = IGNORED
+    return random.normal(size=(batch, height, width, 3)).astype(np.float32), labels
+
+
+def stepper(config, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
+    """Return a function that takes one step as `kseg.train` takes it and returns the loss."""
+    import tensorflow as tf
+
+    from kseg import runtime, train
+
+    strategy = runtime.prepare(config.train)
+    model, optimizer, _ = train.build(config, CLASSES, lambda line: None)
+    step = train.make_step(model, optimizer, config, strategy)
+    batch = {"image": tf.constant(images), "label": tf.constant(labels)}
+    return lambda: float(step(batch)["loss"])
+
+
+def build(threads: int, head: str, height: int, width: int, batch: int, form: str) -> tuple[dict, Callable[[], int]]:
+    """Return what this step is and a function that takes it, once taken."""
+    import keras
+    import tensorflow as tf
+
+    from kseg import __version__
+    from kseg.config import Config, Model, Train
+
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    config = Config(model=Model(head=head), train=Train(global_batch=batch, jit_compile=form == "xla"))
+    take = stepper(config, *example(height, width, batch))
+    begin = time.perf_counter()
+    loss = take()
+
+    def step() -> int:
+        take()
+        return 1
+
+    return {"versions": {"kseg": __version__, "TensorFlow": tf.__version__, "Keras": keras.__version__},
+            "loss": loss, "first_seconds": time.perf_counter() - begin}, step
+
+
+if __name__ == "__main__":
+    measured_process.serve(lambda: build(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6]))

@@ -1,0 +1,92 @@
+"""MMSegmentation's training step with one of its heads, for training.py; runs under the peers' own Python.
+
+    PYTHON peer_training.py THREADS HEAD HEIGHT WIDTH BATCH FORM
+
+FORM is plain, as its users run it, or best: memory laid out channels last, and PyTorch's fused update. Weights and the
+batch are random.
+"""
+
+import importlib.machinery
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import measured_process
+from kseg_training import CLASSES, example
+from peer_pipeline import CompiledOperators
+
+
+def build(threads: int, head: str, height: int, width: int, batch: int, form: str) -> tuple[dict, Callable[[], int]]:
+    """Return what this step is and a function that takes it, once taken."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    versions, model = build_model(head)
+    pictures, labels = (torch.from_numpy(values) for values in example(height, width, batch))
+    pictures = pictures.permute(0, 3, 1, 2).contiguous()
+    best = form == "best"
+    if best:
+        model, pictures = (each.to(memory_format=torch.channels_last) for each in (model, pictures))
+    # Its schedule's settings.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.0005, fused=best or None)
+    samples = as_samples(labels)
+
+    def take() -> float:
+        # The order of mmengine's `train_step` and `OptimWrapper.update_params`.
+        loss, _ = model.parse_losses(model(pictures, samples, mode="loss"))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss)
+
+    begin = time.perf_counter()
+    loss = take()
+
+    def step() -> int:
+        take()
+        return 1
+
+    return {"versions": versions | {"torch": torch.__version__}, "loss": loss,
+            "first_seconds": time.perf_counter() - begin}, step
+
+
+def build_model(head: str) -> tuple[dict[str, str], object]:
+    """Return versions and the model of its own description, with random weights, ready to be trained."""
+    stub = CompiledOperators("mmcv._ext")
+    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+    sys.modules["mmcv._ext"] = stub
+    import mmcv
+    import mmengine
+    import mmseg
+    from mmengine.model import revert_sync_batchnorm
+    from mmseg.registry import MODELS
+    from mmseg.utils import register_all_modules
+
+    register_all_modules()
+    file = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_" / "models" / f"{head}_r50-d8.py"
+    settings = mmengine.Config.fromfile(file).model
+    settings.pretrained = None
+    settings.decode_head.num_classes = settings.auxiliary_head.num_classes = CLASSES
+    model = revert_sync_batchnorm(MODELS.build(settings))
+    model.init_weights()
+    return {"mmseg": mmseg.__version__, "mmcv": mmcv.__version__, "mmengine": mmengine.__version__}, model.train()
+
+
+def as_samples(labels) -> list:
+    """Return uint8 labels (N, H, W) as its data samples, int64 as its own pipeline gives them."""
+    import torch
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    samples = []
+    for label in labels:
+        sample = SegDataSample(metainfo={"img_shape": tuple(label.shape), "ori_shape": tuple(label.shape)})
+        sample.gt_sem_seg = PixelData(data=label[None].to(torch.int64))
+        samples.append(sample)
+    return samples
+
+
+if __name__ == "__main__":
+    measured_process.serve(lambda: build(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6]))

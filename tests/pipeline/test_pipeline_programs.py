@@ -1,0 +1,72 @@
+"""What stands for a component's program, and what is told of changes."""
+
+import pytest
+
+from pipeline import programs, summary
+from pipeline.ledger import Step, Stored
+
+SOURCES = {
+    "pipeline/one.py": "from kseg import inner, number\nimport numpy\n\ndef f():\n    from kseg.lazy import g\n",
+    "kseg/__init__.py": "from kseg import apart\n\nnumber = 1\n", "kseg/inner.py": "import pipeline.deep\n",
+    "kseg/lazy.py": "def g(): pass\n", "kseg/apart.py": "", "pipeline/deep.py": "x = 1\n", "pipeline/other.py": "",
+    "numpy.py": ""}
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    for name, text in SOURCES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(programs, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_program_is_all_that_it_imports(sources):
+    assert sorted(programs.modules("pipeline.one")) == [
+        "kseg", "kseg.apart", "kseg.inner", "kseg.lazy", "pipeline.deep", "pipeline.one"]
+    # Of a package only what is named: not what its own file gathers.
+    assert sorted(programs.modules("kseg.inner")) == ["kseg.inner", "pipeline.deep"]
+
+
+@pytest.mark.parametrize(("name", "text", "changes"), [
+    ("pipeline/deep.py", "x = 2\n", True), ("kseg/lazy.py", "def g(): return 1\n", True),
+    ("pipeline/deep.py", "# Of no matter.\nx  =  1\n", False), ("pipeline/other.py", "y = 1\n", False)])
+def test_what_changes_a_digest(sources, name, text, changes):
+    before = programs.digest("pipeline.one")
+    assert programs.digest("pipeline.one") == before
+    (sources / name).write_text(text)
+    assert (programs.digest("pipeline.one") != before) is changes
+
+
+def test_the_version_counts(sources, monkeypatch):
+    before = programs.digest("pipeline.one")
+    monkeypatch.setattr(programs.kseg, "__version__", "99")
+    assert programs.digest("pipeline.one") != before
+
+
+def test_a_change_of_the_evaluation_trains_nothing_again():
+    trained, evaluated = programs.modules("pipeline.trainer"), programs.modules("pipeline.evaluator")
+    assert {"kseg.train", "kseg.optimizers"} <= trained.keys() - evaluated.keys()
+    assert {"pipeline.evaluator", "pipeline.blessing"} <= evaluated.keys() - trained.keys()
+    # What the Validator starts is no import of its.
+    assert "serving.grpc_services" in programs.modules("pipeline.validator", "serving.server")
+
+
+def step(inputs=(), state="complete", **properties):
+    return Step(1, "pipeline.x.X", "X", state, 1.0, properties, {
+        key: tuple(Stored(each, "Examples", "", {}) for each in ids) for key, ids in inputs}, {})
+
+
+@pytest.mark.parametrize(("before", "now", "reason"), [
+    (step(program="a"), step(program="b"), "changed: program"),
+    (step(custom_config='{"config": "{\\"steps\\": 1}", "program": "a"}'),
+     step(custom_config='{"config": "{\\"steps\\": 2}", "program": "a"}'), "changed: custom_config.config.steps"),
+    (step(custom_config='{"a": 1}'), step(custom_config='{"a": 1, "program": "b"}'), "changed: custom_config.program"),
+    (step(text="{no JSON"), step(text="{none"), "changed: text"),
+    (step([("model", [1])]), step([("model", [2, 3])]), "changed: model 1 -> 2+3"),
+    (step(state="failed"), step(), "failed the time before"),
+    (step(state="running"), step(), "cut off the time before"),
+    (step(), step(**dict.fromkeys("abcdefg", 1)), "changed: a, b, c, d, e, 2 more"),
+    (None, step(), "first time"), (step(), step(state="cached"), "")])
+def test_why_a_component_ran(before, now, reason):
+    assert summary.why(now, before) == reason
