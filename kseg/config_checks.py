@@ -18,13 +18,13 @@ ABOVE_ZERO = (
     "model.multi_grid", "model.encnet.codewords", "model.fcn.convolutions", "model.deeplab.dilations",
     "model.apcnet.pool_scales", "model.pspnet.pool_scales", "train.global_batch", "train.steps", "train.learning_rate",
     "train.log_every", "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.loss_scale",
-    "train.epsilon", "train.accumulate", "train.steps_per_call", "evaluate.resize", "evaluate.window", "evaluate.stride", "evaluate.scales", "export.size", "export.max_pixels",
-    "export.warmup_batches")
+    "train.epsilon", "train.accumulate", "train.steps_per_call", "evaluate.resize", "evaluate.window",
+    "evaluate.stride", "evaluate.scales", "export.size", "export.max_pixels", "export.warmup_batches")
 AT_LEAST_ZERO = (
     "augment.crop_tries", "model.stem_channels", "model.auxiliary_channels", "model.deeplab.shortcut_channels",
-    "loss.main", "loss.auxiliary", "loss.se", "loss.class_weights", "loss.ohem_kept",
-    "train.end_learning_rate", "train.power", "train.end_step", "train.warmup_steps", "train.weight_decay",
-    "train.backbone_rate", "train.loss_scale_growth", "train.nonfinite_batches", "train.patience")
+    "loss.main", "loss.auxiliary", "loss.se", "loss.class_weights", "loss.ohem_kept", "train.end_learning_rate",
+    "train.power", "train.end_step", "train.warmup_steps", "train.weight_decay", "train.backbone_rate",
+    "train.loss_scale_growth", "train.nonfinite_batches", "train.patience")
 SHARES = ("augment.cat_max_ratio", "augment.flip", "loss.ohem_threshold", "train.warmup_start")
 # These divide by what is left of 1.
 SHARES_BELOW_ONE = ("model.dropout", "train.momentum", "train.betas", "train.average_decay")

@@ -33,9 +33,9 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
 
     Each is a dict: "image" float32 (B, h, w, 3), normalised and padded to the crop; "label" uint8 train ids (B, h, w),
     255 ignored; "index" int64 (B,), the example's place in its split. A worker reads its share only, in batches for one
-    replica each; all workers' make up the global batch. Where an example in `left_out` would stand, the next one in the split does that is not. Raises
-    DataError as `open_split` does, ConfigError where the batch cannot be shared evenly, ServiceError where data.service
-    does not answer.
+    replica each; all workers' make up the global batch. Where an example in `left_out` would stand, the next one in the
+    split does that is not. Raises DataError as `open_split` does, ConfigError where the batch cannot be shared evenly,
+    ServiceError where data.service does not answer.
     """
     dataset = datasets.find(config.data)
     split = datasets.open_split(config.data, config.data.train_split)

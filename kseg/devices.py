@@ -23,8 +23,10 @@ def claim_devices(cpu_replicas: int = 1) -> tf.distribute.Strategy:
         tf.config.set_logical_device_configuration(
             processor, [tf.config.LogicalDeviceConfiguration()] * cpu_replicas)
     devices = [device.name for device in tf.config.list_logical_devices("GPU" if gpus else "CPU")]
-    # One device needs no mirroring, and the default strategy runs the same step without its overhead.
-    return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+    if len(devices) > 1:
+        return tf.distribute.MirroredStrategy(devices)
+    # One device needs no mirroring. With its own strategy a GPU has the next batch before the step asks for it.
+    return tf.distribute.OneDeviceStrategy(devices[0]) if gpus else tf.distribute.get_strategy()
 
 
 def grow_memory() -> None:

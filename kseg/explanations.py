@@ -188,9 +188,12 @@ def advice(found: Explanation, config: Config) -> list[str]:
     if shares[BETWEEN] >= 0.15:
         lines.append((shares[BETWEEN], f"in {shares[BETWEEN]:.0%} of the time nothing runs: operations are too small "
                                        "for this device; raise train.global_batch, or try train.jit_compile=true"))
-    if "GPU" not in found.device and found.cores_used < 0.7 * found.cores:
-        lines.append((1 - found.cores_used / found.cores, f"only {found.cores_used:.1f} of {found.cores} cores are at "
-                      "work: something else takes them, or the batch is too small to keep them busy"))
+    # While nothing runs, cores have nothing to do.
+    expected = found.cores * (1 - sum(shares.get(name, 0) for name in (WAIT, EXCHANGE, BETWEEN, OUTSIDE)))
+    if "GPU" not in found.device and found.cores_used < 0.7 * expected:
+        lines.append((1 - found.cores_used / expected, f"only {found.cores_used:.1f} of {found.cores} cores are at "
+                      "work while operations run: something else takes them, or the batch is too small to keep them "
+                      "busy"))
     rate = found.multiplying_rate
     if rate and not lines:
         share = sum(row.share for row in found.trace.kinds if row.name in MULTIPLYING)
@@ -240,9 +243,9 @@ def table(found: Explanation) -> str:
     lines.append(f"{'sum':34}{1000 * sum(part.share for part in trace.parts) * trace.seconds:10.1f}"
                  f"{sum(part.share for part in trace.parts):8.1%}")
     multiplying = "" if found.multiplying_rate is None else \
-        f"{found.multiplying_rate:.0f} while convolutions and products run; "
+        f"{found.multiplying_rate:.3g} while convolutions and products run; "
     lines += [
         "", f"tf.data's threads work {1000 * trace.ahead_seconds:.1f} ms a step beside it, on later batches",
-        f"{found.multiply_adds / 1e9:.2f} G multiply-adds forward, three times as many a step: {found.rate:.0f} "
-        f"GFLOP/s of a device; {multiplying}a large convolution alone reaches {found.plain_rate:.0f}"]
+        f"{found.multiply_adds / 1e9:.3g} G multiply-adds forward, three times as many a step: {found.rate:.3g} "
+        f"GFLOP/s of a device; {multiplying}a large convolution alone reaches {found.plain_rate:.3g}"]
     return "\n".join([*lines, *found.advice])

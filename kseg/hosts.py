@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tensorflow as tf
 # There is no public way to the times after which a silent host counts as lost, nor to the store that hosts share.
@@ -35,8 +35,8 @@ LOST_STATUS = 75
 # Seconds without a sign of life until a host counts as lost. One that is killed is noticed at once by its connections;
 # this is for one that hangs, loses its power or its network.
 HEARTBEAT = 30
-# Seconds for TensorFlow's own start, when all hosts have met.
-START = 60
+# Seconds for TensorFlow's own start, when all hosts have met; it takes one.
+START = 30
 # Seconds in which the store answers whether a key is there; in between Python handles signals.
 POLL = 1.0
 # Named in full where hosts disagree.
@@ -255,18 +255,26 @@ def ending() -> Iterator[None]:
     """End the process where an error leaves the block and it is one of several hosts, the loss of another among them.
 
     At once, as its threads may wait for hosts that are gone and an orderly end would wait for them. The exit status is
-    75 for a lost host, 2 for another UserError, and 1 for anything else. With one host errors pass.
+    75 for a lost host, 2 for another UserError or an OSError, 130 for Ctrl-C, and 1 for anything else. With one host errors pass.
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         loss = lost(error)
         if loss is None and context.context().coordination_service is None:
             raise
-        if loss is None and not isinstance(error, UserError):
-            traceback.print_exception(error)
-        else:
-            print(f"error: {loss or error}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(LOST_STATUS if loss else 2 if isinstance(error, UserError) else 1)
+        _end(loss or error)
+
+
+def _end(error: BaseException) -> NoReturn:
+    # As kseg.commands.run ends a command.
+    kinds = {HostLost: LOST_STATUS, UserError: 2, OSError: 2, KeyboardInterrupt: 130, BaseException: 1}
+    if isinstance(error, UserError | OSError):
+        print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(next(status for kind, status in kinds.items() if isinstance(error, kind)))

@@ -18,6 +18,10 @@ from kseg.schedules import schedule
 from kseg.signals import Signals, Stopped
 from kseg.steps import Steps, Taken
 
+# What TensorFlow raises where a GPU falls off the bus, its driver fails, or a transfer between devices breaks.
+DEVICE_ERRORS = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.UnavailableError, tf.errors.AbortedError,
+                 tf.errors.DataLossError)
+
 
 class NonFiniteLoss(UserError):
     """The loss became nan or infinite."""
@@ -25,6 +29,10 @@ class NonFiniteLoss(UserError):
 
 class OutOfMemory(UserError):
     """A step does not fit into the memory of its device."""
+
+
+class DeviceLost(UserError):
+    """A device, or its driver, failed in the middle of a step."""
 
 
 class Pending(NamedTuple):
@@ -91,17 +99,18 @@ class Loop:
             self.optimizer.iterations.assign(self.step)
         elif not self._call():
             return
+        logging, validating = self._due(settings.log_every), self._due(settings.validate_every)
+        saving = validating or self._due(settings.checkpoint_every)
+        if logging or saving:
+            self._settle()
+        if logging and self.log.count:
+            self.run.log(self.step, self.log.flush(self.step) | self.reader.counts() | memory.used()
+                         | {"learning_rate": float(self.rate(self.step - 1))})
         if hosts.count(self.strategy) == 1:
             # Asked once, so that what is said to be saved has been.
             self.stopping = self.signals.received is not None
-        validating = self._due(settings.validate_every)
-        saving = validating or self._due(settings.checkpoint_every) or self.stopping
-        if saving or self._due(settings.log_every):
+        if saving or self.stopping:
             self._settle()
-        if self._due(settings.log_every) and self.log.count:
-            self.run.log(self.step, self.log.flush(self.step) | self.reader.counts() | memory.used()
-                         | {"learning_rate": float(self.rate(self.step - 1))})
-        if saving:
             # Before the validation, which may meet a bad file: nothing of the steps is lost then.
             self._save()
         if validating:
@@ -140,7 +149,11 @@ class Loop:
                               "lower train.global_batch or augment.crop, raise train.accumulate, or set "
                               "train.recompute=true") from None
         if "GetNext" not in str(error):
-            # No batch is at fault.
+            # No batch is at fault, and what the step has left is not to be kept.
+            if isinstance(error, DEVICE_ERRORS):
+                raise DeviceLost(f"a step failed on its device after step {self.step}: "
+                                 f"{error.message.splitlines()[0][:300]}. What was saved is whole; the same command "
+                                 "continues there") from None
             raise error
         self._settle()
         self.step = int(self.optimizer.iterations.numpy())
@@ -178,7 +191,8 @@ class Loop:
         if not all(np.isfinite(value).all() for value in values):
             raise NotFinite(self.step - 1, self.losses)
         if self.run.writes:
-            workdirs.save_checkpoint(self.run.workdir, self.checkpoint, self.step, self.settings.keep_checkpoints)
+            workdirs.save_checkpoint(self.run.workdir, self.checkpoint, self.step, self.settings.keep_checkpoints,
+                                     self.run.report)
 
     def _validate(self) -> None:
         started = time.monotonic()
@@ -210,7 +224,7 @@ class Loop:
         self.skipped = [*self.skipped, {"step": found.step, "files": files, "losses": {
             name: repr(value) for name, value in found.losses.items()}}]
         if self.run.writes:
-            workdirs.write_skipped(workdir, self.skipped)
+            workdirs.write_skipped(workdir, self.skipped, self.run.report)
         self.step = workdirs.restore_newest(workdir, self.checkpoint, self.run.report)
         self.pending = None
         self.log.restart()

@@ -25,6 +25,8 @@ EXCHANGES = re.compile(r"Collective|Nccl|AllReduce|AllGather")
 # Outside of all layers, and of an optimizer's scope: gradients that are added up and divided by the scale of the loss,
 # averages of the weights.
 MOVES = re.compile(r"Assign\w*|ResourceApply\w*|ReadVariableOp|RealDiv")
+# In an optimizer's scope: gradients of all replicas are sent and summed in bundles.
+BUNDLES = re.compile(r"AddN|Concat\w*|Split\w*")
 NORM = "batch normalisation"
 CONVOLUTION = "convolution, forward"
 BY_INPUT, BY_KERNEL = "convolution, gradient by input", "convolution, gradient by kernel"
@@ -74,14 +76,15 @@ def purpose(operation: Operation, optimizer: str, norms: Iterable[str] = ()) -> 
     if EXCHANGES.search(operation.type):
         return Purpose(EXCHANGE, EXCHANGE, part_of(layer) if layer else OPTIMISER)
     if f"/{optimizer}/" in f"/{operation.name}":
-        return Purpose(UPDATE, UPDATE, OPTIMISER)
+        return Purpose(EXCHANGE, kind, OPTIMISER) if BUNDLES.fullmatch(operation.type) \
+            else Purpose(UPDATE, UPDATE, OPTIMISER)
     backward = "gradient_tape" in operation.name
     if layer:
         return Purpose(BACKWARD if backward else FORWARD, NORM if layer in norms else kind, part_of(layer))
     if not operation.type:
         return Purpose(UNNAMED, UNNAMED, UNNAMED)
-    if operation.type.startswith("AddN"):
-        return Purpose(BACKWARD, "arithmetic on each number", SUMS)
+    if operation.type == "AddN":
+        return Purpose(BACKWARD, kind, SUMS)
     if not backward and MOVES.fullmatch(operation.type):
         return Purpose(UPDATE, UPDATE, OPTIMISER)
     if kind in MULTIPLYING:

@@ -80,7 +80,8 @@ class MomentumSGD(Optimizer):
         if self.decays[index]:
             gradient = gradient + self.decays[index] * variable
         if self.fused:
-            return fused_momentum(variable, velocity.value, gradient, rate, self.momentum)
+            fused_momentum(variable, velocity.value, gradient, rate, self.momentum)
+            return
         updated = self.momentum * velocity + gradient
         moved = rate * updated
         if self.skip_nonfinite:
@@ -120,8 +121,11 @@ class AdamW(Optimizer):
         (first, second), step = self.rounded, ops.cast(self.iterations + 1, variable.dtype)
         scale = ops.sqrt(remainder(second, step))
         if self.fused:
-            return fused_adam(variable, mean.value, square.value, gradient, rate * scale / remainder(first, step),
-                              self.rounded, self.epsilon * scale, rate * self.decays[index])
+            if self.decays[index]:
+                self.assign_sub(variable, (rate * self.decays[index]) * variable)
+            fused_adam(variable, mean.value, square.value, gradient, rate * scale / remainder(first, step),
+                       self.rounded, self.epsilon * scale)
+            return
         new_mean = first * mean + (1 - first) * gradient
         new_square = second * square + (1 - second) * ops.square(gradient)
         moved = (rate / remainder(first, step)) * new_mean / (ops.sqrt(new_square) / scale + self.epsilon)
@@ -147,11 +151,10 @@ def fused_momentum(variable, velocity, gradient, rate, momentum):
         var=variable.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=momentum)
 
 
-def fused_adam(variable, mean, square, gradient, rate, betas, epsilon, decay):
-    """Do AdamW's update by TensorFlow's kernel of Adam; `rate` and `epsilon` hold the corrections of the moments."""
+def fused_adam(variable, mean, square, gradient, rate, betas, epsilon):
+    """Do AdamW's update but for its decay by TensorFlow's kernel; `rate` and `epsilon` hold the corrections."""
     import tensorflow as tf
 
-    variable.assign_sub(decay * variable)
     tf.raw_ops.ResourceApplyAdam(
         var=variable.handle, m=mean.handle, v=square.handle, beta1_power=0.0, beta2_power=0.0, lr=rate, beta1=betas[0],
         beta2=betas[1], epsilon=epsilon, grad=gradient)

@@ -66,11 +66,8 @@ class BatchReader:
 
     def _open(self, step: int, left_out: frozenset[int]) -> Iterator:
         if hosts.count(self.strategy) == 1:
-            batches = data.train_batches(self.config, step, left_out=left_out)
-            if self.strategy.num_replicas_in_sync == 1 and (gpus := tf.config.list_logical_devices("GPU")):
-                # A strategy of several devices does so by itself.
-                batches = batches.apply(tf.data.experimental.prefetch_to_device(gpus[0].name))
-            return iter(self.strategy.experimental_distribute_dataset(batches))
+            return iter(self.strategy.experimental_distribute_dataset(
+                data.train_batches(self.config, step, left_out=left_out)))
         # Were there an end, all hosts would ask each other before each batch whether it is there.
         return iter(self.strategy.distribute_datasets_from_function(
             lambda host: data.train_batches(self.config, step, host, left_out).repeat()))

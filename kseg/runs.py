@@ -19,6 +19,7 @@ from kseg.datasets import Dataset
 from kseg.errors import WorkdirError
 from kseg.inference import predictor
 from kseg.progress import duration
+from kseg.whole_files import append_text, write_text
 
 FIXED_IMAGES = 4
 
@@ -72,27 +73,17 @@ class Run:
 
     def __enter__(self) -> "Run":
         if self.writes:
-            self._open()
+            self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
         return self
 
     def __exit__(self, *exception) -> None:
         if self.writes:
-            self._close()
-
-    def _open(self) -> None:
-        self.jsonl = (self.workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
-
-    def _close(self) -> None:
-        self.jsonl.close()
-        self.board.close()
+            self.board.close()
 
     def go_back(self, step: int) -> None:
-        """Forget what was written of the steps after one."""
+        """Forget what was written of the steps after one; TensorBoard shows both."""
         if self.writes:
-            self._close()
             workdirs.trim_metrics(self.workdir, step)
-            self._open()
 
     def write(self, step: int, values: dict) -> None:
         """Append a line to metrics.jsonl and the same numbers to TensorBoard."""
@@ -100,8 +91,7 @@ class Run:
             return
         # JSON has no nan; an absent class can leave a mean without a value.
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.jsonl.write(json.dumps({"step": step, **plain}) + "\n")
-        self.jsonl.flush()
+        append_text(self.workdir / "metrics.jsonl", json.dumps({"step": step, **plain}) + "\n", self.report)
         with self.board.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
@@ -119,7 +109,8 @@ class Run:
 
     def validated(self, step: int) -> bool:
         """Return whether metrics.jsonl holds the validation of a step."""
-        lines = map(json.loads, (self.workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        path = self.workdir / "metrics.jsonl"
+        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else ())
         return any(line["step"] == step and "val/mIoU" in line for line in lines)
 
     def validate(self, step: int, interrupted: Callable[[], bool]) -> bool:
@@ -143,8 +134,8 @@ class Run:
 
     def _keep(self, step: int, results: dict, better: bool) -> None:
         if better:
-            workdirs.save_weights(self.model, self.workdir / "best.weights.h5")
-            workdirs.write_text(self.workdir / "best.json", json.dumps(self.best) + "\n")
+            workdirs.save_weights(self.model, self.workdir / "best.weights.h5", self.report)
+            write_text(self.workdir / "best.json", json.dumps(self.best) + "\n", self.report)
         self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
         with self.board.as_default(step=step):
             tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)

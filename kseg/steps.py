@@ -1,6 +1,6 @@
 """The compiled training step: batches in, moved weights and the losses of the global batch out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras

@@ -74,7 +74,7 @@ def shared_out(space: xplane_pb2.XSpace, steps: int, purpose: Callable[[Operatio
             ahead += within
         elif within:
             key = purpose(operation)
-            rank = EXCHANGES if key.phase == EXCHANGE else WORKS
+            rank = EXCHANGES if key.kind == EXCHANGE else WORKS
             spans.append(Span(operation.start, operation.end, rank, key))
     if not spans:
         raise TraceError("the profiler saw no operation of the training step; on a GPU it needs CUPTI, which "

@@ -31,8 +31,8 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     """Train to the last step and return {"step", "best_mIoU", "best_step"}.
 
     `strategy` comes from `runtime.prepare`, on each of several hosts. Everything is written to `workdir`, which all
-    hosts see and from which a run that was cut off is continued, on as many hosts or others. `profiled` is the first and
-    the last step, counted from 1, that TensorBoard's profiler records. Raises the UserErrors of its parts,
+    hosts see and from which a run that was cut off is continued, on as many hosts or others. `profiled` is the first
+    and the last step, counted from 1, that TensorBoard's profiler records. Raises the UserErrors of its parts,
     NonFiniteLoss, HostLost, and Stopped after SIGTERM or SIGINT.
     """
     chief = hosts.is_chief(strategy)
@@ -63,7 +63,7 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         step = loop.take_all(step)
         if run.writes:
             with average.swapped() if average else contextlib.nullcontext():
-                workdirs.save_weights(model, workdir / "final.weights.h5")
+                workdirs.save_weights(model, workdir / "final.weights.h5", say)
     return finish(run, loop, reader)
 
 

@@ -58,16 +58,20 @@ def serving_spec(image: str, platform: Platform) -> infra_validator_pb2.ServingS
 
 @contextmanager
 def logged() -> Iterator[list[BaseException]]:
-    """Collect the errors that TFX's executor logs and keeps to itself."""
+    """Collect the errors that TFX's executor logs, with whole pictures in their text, instead of printing them."""
     found: list[BaseException] = []
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: found.append(record.exc_info[1]) if record.exc_info else None
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            found.append(record.exc_info[1])
+        return not record.exc_info
+
     logger = logging.getLogger("absl")
-    logger.addHandler(handler)
+    logger.addFilter(keep)
     try:
         yield found
     finally:
-        logger.removeHandler(handler)
+        logger.removeFilter(keep)
 
 
 def reason(error: BaseException) -> str:

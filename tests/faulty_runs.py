@@ -21,7 +21,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kseg import bundles, data, losses, models, retries, runs, train, whole_files
+from kseg import bundles, data, losses, models, retries, runs, train
 
 ARGUMENTS = ["--config", "encnet_shapes", "--set", "augment.crop=32,32", "loss.se=0", "train.global_batch=2",
              "train.steps=8", "train.warmup_steps=0", "train.log_every=1", "train.validate_every=8",

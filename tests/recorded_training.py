@@ -1,6 +1,8 @@
 """kseg.train, which says how many images of a split its host decodes to validate."""
 
-from kseg import data, train
+import sys
+
+from kseg import commands, data, train
 
 
 def main(arguments):
@@ -12,3 +14,7 @@ def main(arguments):
 
     data.eval_examples = told
     return train.main(arguments)
+
+
+if __name__ == "__main__":
+    commands.run(lambda: main(sys.argv[1:]))

@@ -5,15 +5,17 @@ two that finish; beside them one host that trains without a break.
 """
 
 import json
-import os
 import re
 import signal
 
 import h5py
 import numpy as np
 import pytest
-from forked_hosts import Hosts
 from running import tiny
+from several_hosts import Hosts
+
+from kseg import config as configs
+from kseg import train
 
 STEPS, KILLED, STOPPED = 30, 8, 16
 # Rounding errors of float32 grow with each step, the faster the further the weights move.
@@ -23,10 +25,17 @@ SETTINGS = ["model.head=fcn", "model.fcn.convolutions=1", "model.auxiliary_chann
 
 
 @pytest.fixture(scope="module")
-def hosts():
-    found = Hosts()
-    yield found
-    found.close()
+def start():
+    """What starts hosts, all of which end with the tests."""
+    started = []
+
+    def start(*arguments):
+        started.append(Hosts(*arguments))
+        return started[-1]
+
+    yield start
+    for hosts in started:
+        hosts.close()
 
 
 @pytest.fixture(scope="module")
@@ -40,41 +49,38 @@ def arguments(shapes_directory):
 
 
 @pytest.fixture(scope="module")
-def alone(hosts, directory, arguments):
-    """The working directory of one host."""
-    hosts.start("kseg.train", [[*arguments, directory / "alone"]], directory / "output of one")
-    statuses, outputs, _ = hosts.wait()
-    assert statuses == [0], outputs[0]
+def alone(directory, arguments):
+    """The working directory of one host, this process."""
+    assert train.main([*map(str, arguments), str(directory / "alone")]) == 0
     return directory / "alone"
 
 
 @pytest.fixture(scope="module")
-def killed(hosts, directory, arguments):
+def killed(start, directory, arguments):
     """What became of three hosts, of which the second is killed; each has another working directory."""
     workdirs = [directory / "several", directory / "of the second", directory / "of the third"]
-    hosts.start("kseg.train", [[*arguments, workdir] for workdir in workdirs], directory / "output of killed")
+    hosts = start("kseg.train", [[*arguments, workdir] for workdir in workdirs], directory / "output of killed")
     hosts.wait_for(lambda: last_step(workdirs[0]) >= KILLED, f"step {KILLED}")
-    os.kill(hosts.numbers[1], signal.SIGKILL)
+    hosts.processes[1].kill()
     return *hosts.wait(), workdirs
 
 
 @pytest.fixture(scope="module")
-def stopped(hosts, directory, arguments, killed):
+def stopped(start, directory, arguments, killed):
     """What became of two hosts that continue, when the second is asked to stop."""
     workdir = killed[-1][0]
     before = last_step(workdir)
-    hosts.start("kseg.train", [[*arguments, workdir]] * 2, directory / "output of stopped")
+    hosts = start("kseg.train", [[*arguments, workdir]] * 2, directory / "output of stopped")
     hosts.wait_for(lambda: last_step(workdir) >= STOPPED, f"step {STOPPED}")
-    os.kill(hosts.numbers[1], signal.SIGTERM)
+    hosts.processes[1].terminate()
     return *hosts.wait(), before, checkpoints(workdir)
 
 
 @pytest.fixture(scope="module")
-def finished(hosts, directory, arguments, stopped, killed):
+def finished(start, directory, arguments, stopped, killed):
     """What became of two hosts that train to the end, and their working directory."""
     workdir = killed[-1][0]
-    hosts.start("recorded_training", [[*arguments, workdir]] * 2, directory / "output of finished")
-    return *hosts.wait(), workdir
+    return *start("recorded_training", [[*arguments, workdir]] * 2, directory / "output of finished").wait(), workdir
 
 
 def lines(workdir):
@@ -155,32 +161,25 @@ def test_validation_is_shared_by_the_hosts_and_counts_the_same(alone, finished):
         [line["val/mIoU"] for line in lines(alone) if "val/mIoU" in line], abs=1e-3)
 
 
-def test_hosts_that_were_started_with_other_values_are_refused(hosts, directory, arguments):
-    other = [*arguments[:2], *arguments[2:-1], "train.seed=1", arguments[-1]]
-    workdir = directory / "refused"
-    hosts.start("kseg.train", [[*arguments, workdir], [*other, workdir]], directory / "output of refused")
-    statuses, outputs, _ = hosts.wait()
-    assert statuses == [2, 2], outputs
-    for output in outputs:
-        assert re.search(r"^  train.seed: 0 on worker 0 \(127.0.0.1:\d+\); 1 on worker 1 \(127.0.0.1:\d+\)$", output,
-                         re.MULTILINE), output
-        assert "nothing was done" in output
-    assert not workdir.exists()
-
-
-def test_hosts_exchange_what_they_know_and_notice_a_silent_one(hosts, directory):
-    hosts.start("host_checks", [[], []], directory / "output of checks")
-    hosts.wait_for(lambda: "error: " in hosts.outputs[0].read_text(), "end of the host that is left")
-    os.kill(hosts.numbers[1], signal.SIGKILL)
+def test_hosts_exchange_what_they_know_and_notice_a_silent_one(start, directory, shapes_directory):
+    values = tiny(shapes_directory, *SETTINGS)
+    (directory / "config.json").write_text(configs.to_json(configs.load(values[1], values[3:])))
+    hosts = start("host_checks", [[directory / "config.json", directory / "refused"]] * 2,
+                  directory / "output of checks")
+    hosts.wait_for(lambda: "\nerror: " in hosts.outputs[0].read_text(), "end of the host that is left")
+    hosts.processes[1].kill()
     statuses, outputs, _ = hosts.wait()
     found = [json.loads(next(line for line in output.splitlines() if line.startswith("{"))) for output in outputs]
     assert [each["place"] for each in found] == [0, 1] and [each["chief"] for each in found] == [True, False]
     assert [each["done"] for each in found] == [0, None]
+    places = r"0 on worker 0 \(127.0.0.1:\d+\); 1 on worker 1 \(127.0.0.1:\d+\)"
     for each in found:
         assert (each["count"], each["alike"], each["told"]) == (2, "", {"by": 0})
-        assert re.fullmatch(r"HostsDisagree: the hosts .*:\n  b: 0 on worker 0 \(.*\); 1 on worker 1 \(.*\)",
-                            each["unlike"])
+        assert re.fullmatch(rf"HostsDisagree: the hosts .* nothing was done:\n  b: {places}", each["unlike"])
+        # What training asks for is the whole config.
+        assert re.fullmatch(rf"HostsDisagree: the hosts .*\n  train.seed: {places}", each["training"])
         assert each["failed"] == "DataError: a file of the chief"
         assert "train.global_batch=3 cannot be shared evenly by 2 replicas" in each["uneven"]
+    assert not (directory / "refused").exists()
     assert statuses == [75, -signal.SIGKILL]
     assert "error: no sign of life from worker 1 (" in outputs[0]

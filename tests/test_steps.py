@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kseg import losses
 from kseg.averages import Average
-from kseg.config import Config, Loss, Model, Train
+from kseg.config import Config, Loss, Train
 from kseg.models.layers import BatchNormalization
 from kseg.optimizers import build
 from kseg.steps import LossScale, Steps
@@ -39,11 +39,13 @@ def batches(count, size=8):
     return tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
 
 
-def trained(config, calls, frozen=True):
+def trained(config, calls, frozen=True, strategy=None):
     """Take steps, so many in each call; return (losses of all steps by row, final weights)."""
-    model, optimizer = shallow(config, frozen)
-    steps = Steps(model, optimizer, config, tf.distribute.get_strategy())
-    iterator = iter(batches(sum(calls)))
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        model, optimizer = shallow(config, frozen)
+    steps = Steps(model, optimizer, config, strategy)
+    iterator = iter(strategy.experimental_distribute_dataset(batches(sum(calls))))
     rows = np.concatenate([steps.take(iterator, count).losses.numpy() for count in calls])
     assert int(optimizer.iterations) == sum(calls) and rows.shape == (sum(calls), len(steps.names))
     return rows, model.get_weights()
@@ -62,6 +64,17 @@ def test_several_steps_in_a_call_are_the_same_steps():
         np.testing.assert_array_equal(one, other)
     # Else nothing was learned that could differ.
     assert rows[-1, 0] < rows[0, 0]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_strategy_of_one_gpu_takes_the_same_steps(parts):
+    """Here with a CPU in its place, to which it fetches batches ahead as it would to a GPU."""
+    config = settings(accumulate=parts)
+    rows, weights = trained(config, [3, 2], frozen=False)
+    others, other_weights = trained(config, [3, 2], False, tf.distribute.OneDeviceStrategy("CPU:0"))
+    np.testing.assert_array_equal(rows, others)
+    for one, other in zip(weights, other_weights, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("loss", [Loss(average="valid"), Loss(average="all", class_weights=(0.2, 1.0, 3.0)), Loss(

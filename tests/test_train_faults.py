@@ -1,4 +1,4 @@
-"""A run that is killed, told to stop and left without storage ends as one that nothing disturbed; all real processes."""
+"""Killed, told to stop and left without storage, a run ends as one that nothing disturbed; all real processes."""
 
 import json
 import os

@@ -4,6 +4,7 @@ Everything is defined in Keras operations. Where TensorFlow has a faster kernel 
 have to talk to each other, the choice is made here and nowhere else.
 """
 
+import functools
 import math
 
 import keras
@@ -39,13 +40,17 @@ class Convolution(keras.layers.Conv2D):
     """Keras' convolution; wide 3x3 ones at stride 1 take Winograd's way on a CPU, in float32."""
 
     def convolution_op(self, inputs, kernel):
-        if (on_cpu() and (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same")
-                and inputs.dtype == "float32"):
-            from kseg.models import winograd
+        direct = functools.partial(super().convolution_op, inputs, kernel)
+        if (not on_cpu() or (self.kernel_size, self.strides, self.padding) != ((3, 3), (1, 1), "same")
+                or inputs.dtype != "float32"):
+            return direct()
+        from kseg.models import winograd
 
-            if winograd.is_faster(inputs.shape, kernel.shape, self.dilation_rate):
-                return winograd.convolution(inputs, kernel, self.dilation_rate[0])
-        return super().convolution_op(inputs, kernel)
+        faster = winograd.is_faster(ops.shape(inputs), kernel.shape, self.dilation_rate)
+        tiled = functools.partial(winograd.convolution, inputs, kernel, self.dilation_rate[0])
+        if isinstance(faster, bool):
+            return tiled() if faster else direct()
+        return ops.cond(faster, tiled, direct)
 
 
 @keras.saving.register_keras_serializable("kseg")

@@ -1,10 +1,10 @@
 """3x3 convolutions by Winograd's minimal filtering F(2x2, 3x3), in TensorFlow (Lavin & Gray 2015, arXiv:1509.09308).
 
-Four outputs of a 2x2 tile cost 16 products of channels and not 36, and all products are plain matrix products, for which
-a CPU reaches its highest rate. What it adds are sums over slices, and they pay as soon as there are many channels.
+Four outputs of a 2x2 tile cost 16 products of channels and not 36, and all of them are plain matrix products, for
+which a CPU reaches its highest rate. What it adds are sums over slices; they pay as soon as there are many channels.
 
-Pictures stay NHWC. Along each of the two axes a tile of four inputs, d apart at dilation d, gives two outputs; tiles are
-taken as slices of the axis seen as (pairs, 2, d), so that a dilated convolution costs what any other costs.
+Pictures stay NHWC. Along each of the two axes a tile of four inputs, d apart at dilation d, gives two outputs; tiles
+are slices of the axis seen as (pairs, 2, d), so that a dilated convolution costs what any other costs.
 """
 
 import numpy as np
@@ -15,27 +15,28 @@ FACTORS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np
 BOTH_AXES = np.kron(FACTORS, FACTORS)
 # With fewer channels on either side the sums take the time that the products save.
 WIDE = 128
-# Products for each output, against nine, and what the sums take beside them at 256 channels, in products.
-PRODUCTS, SUMS = 4, 1.5
-# The largest dilation of a backbone; those of a pyramid are more than a small map holds.
-LARGEST_OF_UNKNOWN_SIZE = 4
+# Products for each output, four against nine, and what the sums beside them take at 256 channels; in halves of one.
+COST, DIRECT_COST = 11, 18
+# Maps are seldom small beside it; beside the dilations of a pyramid they may be.
+LARGEST_OF_BACKBONES = 4
 
 
-def is_faster(inputs: tuple, kernel: tuple, dilations: tuple) -> bool:
-    """Return whether this way saves time for inputs and a kernel of these shapes.
+def is_faster(inputs: tuple, kernel: tuple, dilations: tuple) -> bool | tf.Tensor:
+    """Return whether this way saves time for inputs and a kernel of these shapes, in which a size may be a tensor.
 
-    It fills the map up to whole tiles of twice the dilation, which is much where the map is small beside it. A size
-    that is not known yet counts as one of many tiles unless the dilation is large.
+    It fills the map up to whole tiles of twice the dilation, which is much where the map is small beside it. The result
+    is a tensor where a size is one, unless the dilation is one of a backbone.
     """
     if min(kernel[2:]) < WIDE or dilations[0] != dilations[1]:
         return False
-    if None in inputs[1:3]:
-        return dilations[0] <= LARGEST_OF_UNKNOWN_SIZE
+    sizes = inputs[1:3]
+    if dilations[0] <= LARGEST_OF_BACKBONES and not all(isinstance(size, int) for size in sizes):
+        return True
     outputs = computed = 1
-    for length in inputs[1:3]:
+    for length in sizes:
         outputs *= length
         computed *= 2 * dilations[0] * tiles(length, dilations[0])
-    return (PRODUCTS + SUMS) * computed < 9 * outputs
+    return COST * computed < DIRECT_COST * outputs
 
 
 def convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int = 1) -> tf.Tensor:
@@ -54,43 +55,60 @@ def tiles(length, dilation: int):
 
 
 def _convolution(inputs, kernel, dilation):
-    """Return the outputs and the function from their gradient to those of inputs and kernel."""
+    """Return the outputs and the function from their gradient to those of inputs and kernel.
+
+    One factor of the rows after the other, each when the one before is done, so that a quarter of what the tiles take
+    is in memory; and the gradients compute the tiles again, since they are four times as large as the inputs.
+    """
     sizes = _shape(inputs)[1:3]
     counts = [tiles(length, dilation) for length in sizes]
     # Beyond the padding proper, up to whole tiles.
     extra = [2 * dilation * count - length for count, length in zip(counts, sizes)]
     channels, filters = kernel.shape[2:]
 
-    def split_inputs(values):
-        padded = tf.pad(values, [[0, 0], *([dilation, dilation + more] for more in extra), [0, 0]])
-        parts = [part for rows in _split(padded, 1, dilation, counts[0]) for part in _split(rows, 2, dilation, counts[1])]
-        return [tf.reshape(part, (-1, channels)) for part in parts]
+    def split_rows():
+        padded = tf.pad(inputs, [[0, 0], *([dilation, dilation + more] for more in extra), [0, 0]])
+        return _split(padded, 1, dilation, counts[0])
 
-    def split_kernel(values):
-        return tf.unstack(tf.reshape(BOTH_AXES @ tf.reshape(values, (9, channels * filters)), (16, channels, filters)))
+    def split_columns(rows):
+        return [tf.reshape(part, (-1, channels)) for part in _split(rows, 2, dilation, counts[1])]
+
+    def factors_of(index):
+        found = BOTH_AXES[4 * index:4 * index + 4] @ tf.reshape(kernel, (9, channels * filters))
+        return tf.unstack(tf.reshape(found, (4, channels, filters)))
 
     def as_maps(parts, depth):
         shape = (_shape(inputs)[0], counts[0] * dilation, counts[1] * dilation, depth)
         return [tf.reshape(part, shape) for part in parts]
 
-    products = as_maps([part @ factor for part, factor in zip(split_inputs(inputs), split_kernel(kernel))], filters)
-    rows = [_join(products[start:start + 4], 2, dilation, counts[1]) for start in range(0, 16, 4)]
-    outputs = _join(rows, 1, dilation, counts[0])[:, :sizes[0], :sizes[1]]
+    joined = []
+    for index, rows in enumerate(split_rows()):
+        with tf.control_dependencies(joined[-1:]):
+            products = [part @ factor for part, factor in zip(split_columns(rows), factors_of(index))]
+        joined.append(_join(as_maps(products, filters), 2, dilation, counts[1]))
+    outputs = _join(joined, 1, dilation, counts[0])[:, :sizes[0], :sizes[1]]
 
     def gradients(upstream):
-        # Computed again and not kept, since they are four times as large as the inputs; the dependency keeps the graph
-        # optimiser from taking them for the first ones.
-        with tf.control_dependencies([upstream]):
-            again, factors = split_inputs(tf.identity(inputs)), split_kernel(tf.identity(kernel))
         padded = tf.pad(upstream, [[0, 0], *([0, more] for more in extra), [0, 0]])
-        parts = [tf.reshape(part, (-1, filters)) for rows in _join_adjoint(padded, 1, dilation, counts[0])
-                 for part in _join_adjoint(rows, 2, dilation, counts[1])]
-        of_factors = tf.stack([tf.matmul(part, above, transpose_a=True) for part, above in zip(again, parts)])
-        of_kernel = tf.matmul(BOTH_AXES, tf.reshape(of_factors, (16, channels * filters)), transpose_a=True)
-        of_parts = as_maps([tf.matmul(above, factor, transpose_b=True) for above, factor in zip(parts, factors)],
-                           channels)
-        rows = [_split_adjoint(of_parts[start:start + 4], 2, dilation, counts[1]) for start in range(0, 16, 4)]
-        of_inputs = _split_adjoint(rows, 1, dilation, counts[0])
+        above = [[tf.reshape(part, (-1, filters)) for part in _join_adjoint(rows, 2, dilation, counts[1])]
+                 for rows in _join_adjoint(padded, 1, dilation, counts[0])]
+        # Which also keeps the graph optimiser from taking these for the ones computed before.
+        with tf.control_dependencies([upstream]):
+            again = split_rows()
+        of_kernel = tf.zeros((9, channels * filters))
+        for index, rows in enumerate(again):
+            with tf.control_dependencies([upstream, of_kernel]):
+                products = tf.stack([tf.matmul(part, each, transpose_a=True)
+                                     for part, each in zip(split_columns(rows), above[index])])
+            products = tf.reshape(products, (4, channels * filters))
+            of_kernel += tf.matmul(BOTH_AXES[4 * index:4 * index + 4], products, transpose_a=True)
+        joined = []
+        for index in range(4):
+            with tf.control_dependencies([of_kernel, *joined[-1:]]):
+                products = [tf.matmul(each, factor, transpose_b=True)
+                            for each, factor in zip(above[index], factors_of(index))]
+            joined.append(_split_adjoint(as_maps(products, channels), 2, dilation, counts[1]))
+        of_inputs = _split_adjoint(joined, 1, dilation, counts[0])
         of_inputs = of_inputs[:, dilation:dilation + sizes[0], dilation:dilation + sizes[1]]
         return of_inputs, tf.reshape(of_kernel, kernel.shape)
 

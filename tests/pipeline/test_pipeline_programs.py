@@ -1,8 +1,13 @@
 """What stands for a component's program, and what is told of changes."""
 
-import pytest
+import json
 
-from pipeline import programs, summary
+import pytest
+from tfx.dsl.components.common.resolver import Resolver
+from tfx.proto import infra_validator_pb2
+
+from kseg import config as configs
+from pipeline import definition, infra_validator, programs, summary
 from pipeline.ledger import Step, Stored
 
 SOURCES = {
@@ -50,6 +55,18 @@ def test_a_change_of_the_evaluation_trains_nothing_again():
     assert {"pipeline.evaluator", "pipeline.blessing"} <= evaluated.keys() - trained.keys()
     # What the Validator starts is no import of its.
     assert "serving.grpc_services" in programs.modules("pipeline.validator", "serving.server")
+
+
+def test_each_component_is_told_its_program():
+    container = infra_validator.serving_spec("a:1", infra_validator_pb2.LocalDockerConfig())
+    settings = definition.Settings(configs.load("encnet_shapes"), "root", "serving", "0123", container=container)
+    made = [each for each in definition.components(settings) if not isinstance(each, Resolver)]
+    told = {each.id: each.exec_properties.get("program") or json.loads(each.exec_properties["custom_config"])["program"]
+            for each in made}
+    alone = {name: programs.digest(f"pipeline.{name.lower()}") for name in (
+        "Ingest", "Examiner", "Trainer", "Evaluator", "Pusher")}
+    assert told == alone | {"Validator": programs.digest("pipeline.validator", "serving.server")} | dict.fromkeys(
+        ("Requests", "InfraValidator"), programs.digest("pipeline.infra_validator"))
 
 
 def step(inputs=(), state="complete", **properties):
