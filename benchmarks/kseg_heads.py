@@ -19,15 +19,13 @@ def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Calla
 
     from kseg import __version__, inference, models
     from kseg.config import Config, Model
-    from kseg.multiply_adds import multiply_adds
+    from kseg.multiply_adds import of_forward
 
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     config = Config(model=Model(head=head))
     model = models.build(config.model, CLASSES)
     main = models.main_only(model)
-    traced = tf.function(lambda inputs: main(inputs, training=False)).get_concrete_function(
-        tf.TensorSpec((1, height, width, 3)))
     predict = inference.predictor(model, config)
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
@@ -37,7 +35,7 @@ def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Calla
 
     return {"versions": {"kseg": __version__, "TensorFlow": tf.__version__, "Keras": keras.__version__},
             "parameters": sum(int(np.prod(weight.shape)) for weight in main.trainable_weights),
-            "multiply_adds": multiply_adds(traced), "ids": list(predict(image).shape)}, step
+            "multiply_adds": of_forward(main, (1, height, width, 3)), "ids": list(predict(image).shape)}, step
 
 
 if __name__ == "__main__":

@@ -30,12 +30,15 @@ def stepper(config, images: np.ndarray, labels: np.ndarray) -> Callable[[], floa
     import tensorflow as tf
 
     from kseg import runtime, train
+    from kseg.steps import Steps
 
     strategy = runtime.prepare(config.train)
-    model, optimizer, _ = train.build(config, CLASSES, lambda line: None)
-    step = train.make_step(model, optimizer, config, strategy)
-    batch = {"image": tf.constant(images), "label": tf.constant(labels)}
-    return lambda: float(step(batch)["loss"])
+    with strategy.scope():
+        model, optimizer, average = train.build(config, CLASSES, lambda line: None)
+    steps = Steps(model, optimizer, config, strategy, average)
+    batches = tf.data.Dataset.from_tensors({"image": images, "label": labels}).repeat()
+    iterator = iter(strategy.experimental_distribute_dataset(batches))
+    return lambda: float(steps.take(iterator, 1).losses[0, 0])
 
 
 def build(threads: int, head: str, height: int, width: int, batch: int, form: str) -> tuple[dict, Callable[[], int]]:

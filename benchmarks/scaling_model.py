@@ -42,7 +42,8 @@ class Workload:
     """A model in training: `norms` are the channels of its batch normalisations, `state` the bytes of a checkpoint.
 
     `image` and `fixed` are the seconds of computing a step takes for each image of a GPU's share, and besides.
-    `overlap` is the part of the backward pass in which gradients are already on their way.
+    `overlap` is the part of the backward pass in which gradients are already on their way, `norm_messages` the number
+    of all-reduces of each normalisation.
     """
 
     gradients: int
@@ -51,6 +52,7 @@ class Workload:
     image: float
     fixed: float
     overlap: float = 0.0
+    norm_messages: int = NORM_MESSAGES
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,10 @@ def hierarchical_ring(cluster: Cluster, gpus: int, size: float) -> float:
 
 
 def tree(cluster: Cluster, gpus: int, size: float) -> float:
-    """A chain inside each host and a binary tree of hosts, up and down again."""
+    """A chain inside each host and a binary tree of hosts, up and down again: fewer hops, but all bytes on each."""
     inside, hosts = shape(cluster, gpus)
-    hops = (inside - 1) * cluster.inside.latency + math.ceil(math.log2(hosts)) * cluster.between.latency
-    slowest = min([cluster.inside.bandwidth] * (inside > 1) + [cluster.between.bandwidth] * (hosts > 1))
-    return 2 * (hops + size / slowest)
+    return 2 * ((inside - 1) * cluster.inside.latency + math.ceil(math.log2(hosts)) * cluster.between.latency
+                + size * (inside > 1) / cluster.inside.bandwidth + size * (hosts > 1) / cluster.between.bandwidth)
 
 
 def shape(cluster: Cluster, gpus: int) -> tuple[int, int]:
@@ -130,7 +131,7 @@ def step(work: Workload, cluster: Cluster, rhythm: Rhythm, gpus: int, share: flo
     """Return what a step of `share` images on each GPU takes."""
     compute = work.fixed + share * work.image
     # Each is waited for by the layer that comes next: none hides behind another.
-    norms = NORM_MESSAGES * sum(all_reduce(cluster, gpus, FLOAT * channels) for channels in work.norms)
+    norms = work.norm_messages * sum(all_reduce(cluster, gpus, FLOAT * channels) for channels in work.norms)
     gradients = max(0.0, all_reduce(cluster, gpus, work.gradients) - work.overlap * BACKWARD * compute)
     other = OTHER_MESSAGES * all_reduce(cluster, gpus, FLOAT)
     # A checkpoint is read again after it is written.

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 from kseg_training import CLASSES, example
 

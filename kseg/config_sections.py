@@ -215,7 +215,8 @@ class Train:
     # How often in all a run that met a loss that is not finite may go back to its newest checkpoint and go on without
     # that batch; 0: it stops at the first.
     nonfinite_batches: int = 3
-    # Steps that are taken without Python in between; it looks at signals and losses after each call.
+    # Steps that are taken without Python in between; it looks at signals and losses after each call. On one host fewer
+    # where they would take more than a few seconds.
     steps_per_call: int = 1
     # Training ends after so many validations without a better mIoU; 0: never.
     patience: int = 0
@@ -255,6 +256,9 @@ class Export:
 
     # What its layers compute in: float32; bfloat16; or float32 from kernels stored as int8, a quarter of the size.
     precision: Literal["float32", "bfloat16", "dynamic-range"] = "float32"
+    # "any": the same operations on every device; "cpu": wide convolutions as matrix products of fewer multiplications,
+    # faster on CPUs in float32 and slower on GPUs.
+    device: Literal["any", "cpu"] = "any"
     # (height, width) of predict_map's answers; empty: the crop's.
     size: tuple[int, ...] = ()
     # Larger pictures are refused before they are decoded.

@@ -22,7 +22,7 @@ from kseg import datasets, hosts, operation_kinds, runtime, traces
 from kseg.builders import prepared, sources
 from kseg.config import Config
 from kseg.models.layers import BatchNormalization
-from kseg.multiply_adds import multiply_adds
+from kseg.multiply_adds import of_forward
 from kseg.operation_kinds import EXCHANGE, MULTIPLYING
 from kseg.readers import BatchReader
 from kseg.steps import Steps
@@ -90,7 +90,7 @@ def explain(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     norms = {layer.name for layer in model.layers if isinstance(layer, BatchNormalization)}
     trace = shared_out(space, calls * each, lambda operation: operation_kinds.purpose(operation, optimizer, norms))
     size = tuple(config.augment.crop)
-    adds = _multiply_adds(model, (config.train.global_batch, *size, 3))
+    adds = of_forward(model, (config.train.global_batch, *size, 3))
     devices = strategy.num_replicas_in_sync if kind == "GPU" else hosts.count(strategy)
     work = 6 * adds / devices / 1e9
     multiplying = sum(row.seconds for row in trace.kinds if row.name in MULTIPLYING)
@@ -148,12 +148,6 @@ def _traced(take: Callable[[], None], calls: int) -> xplane_pb2.XSpace:
         finally:
             tf.profiler.experimental.stop()
         return traces.read(Path(directory))
-
-
-def _multiply_adds(model: keras.Model, shape: tuple[int, ...]) -> int:
-    """Return the multiply-adds of a model's forward pass over a batch of that shape, all of its heads included."""
-    forward = tf.function(lambda images: model(images, training=False))
-    return multiply_adds(forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
 
 
 def _plain_rate(kind: str, dtype: str) -> float:

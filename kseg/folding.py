@@ -1,4 +1,7 @@
-"""Batch normalisation folded into the convolutions before it: the same function, with fewer operations."""
+"""Copies of models: with batch normalisation folded into the convolutions before it, and as they are defined.
+
+A folded model is the same function with fewer operations.
+"""
 
 import keras
 import numpy as np
@@ -8,12 +11,13 @@ from kseg.models.layers import BatchNormalization, Convolution
 CONVOLUTIONS = (Convolution, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
-def fold(model: keras.Model) -> keras.Model:
+def fold(model: keras.Model, for_cpu: bool = False) -> keras.Model:
     """Return a copy of a functional model in which each norm that directly follows a convolution is part of it.
 
     kernel' = kernel * gamma / sqrt(variance + epsilon) and bias' = beta + (bias - mean) * gamma / sqrt(variance +
     epsilon), in float64. Other norms stay. The copy shares no variables, and its outputs agree up to rounding; it is
-    for inference, since what its norms learned of batches is gone.
+    for inference, since what its norms learned of batches is gone. Its convolutions are plain ones, the same on every
+    device; with `for_cpu` they take the way that is faster on a CPU, where there is no GPU.
     """
     pairs = {norm.name: convolution.name for norm, convolution in _foldable(model)}
     folded = set(pairs.values())
@@ -24,7 +28,7 @@ def fold(model: keras.Model) -> keras.Model:
         settings = layer.get_config()
         if layer.name in folded:
             settings["use_bias"] = True
-        return type(layer).from_config(settings)
+        return (type(layer) if for_cpu else defined(layer)).from_config(settings)
 
     copy = keras.models.clone_model(model, clone_function=copied)
     norms = {convolution: model.get_layer(norm) for norm, convolution in pairs.items()}
@@ -35,6 +39,11 @@ def fold(model: keras.Model) -> keras.Model:
         values = own.get_weights()
         layer.set_weights(_folded(own, values, norms[layer.name]) if layer.name in folded else values)
     return copy
+
+
+def defined(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
+    """Return the class that computes what a layer does as it is defined, on every device alike."""
+    return keras.layers.Conv2D if type(layer) is Convolution else type(layer)
 
 
 def _foldable(model: keras.Model) -> list[tuple[BatchNormalization, keras.layers.Layer]]:

@@ -32,9 +32,9 @@ Result = TypeVar("Result")
 
 # sysexits.h, EX_TEMPFAIL: nothing is wrong with the command, and cluster managers shall start it again.
 LOST_STATUS = 75
-# Seconds without a sign of life until a host counts as lost. One that is killed is noticed at once by its connections;
-# this is for one that hangs, loses its power or its network.
-HEARTBEAT = 30
+# Seconds without a sign of life until a host counts as lost. One that is killed is mostly noticed at once, by what is
+# on its way from it; this is for one that hangs, loses its power or its network, and for calls that begin later.
+HEARTBEAT = 20
 # Seconds for TensorFlow's own start, when all hosts have met; it takes one.
 START = 30
 # Seconds in which the store answers whether a key is there; in between Python handles signals.
@@ -255,7 +255,8 @@ def ending() -> Iterator[None]:
     """End the process where an error leaves the block and it is one of several hosts, the loss of another among them.
 
     At once, as its threads may wait for hosts that are gone and an orderly end would wait for them. The exit status is
-    75 for a lost host, 2 for another UserError or an OSError, 130 for Ctrl-C, and 1 for anything else. With one host errors pass.
+    75 for a lost host, 2 for another UserError or an OSError, 130 for Ctrl-C, and 1 for anything else. With one host
+    errors pass.
     """
     try:
         yield

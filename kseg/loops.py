@@ -1,5 +1,6 @@
 """The training loop: steps, their log, validation and checkpoints, and what it does when a loss is not finite."""
 
+import contextlib
 import math
 import signal
 import time
@@ -21,6 +22,8 @@ from kseg.steps import Steps, Taken
 # What TensorFlow raises where a GPU falls off the bus, its driver fails, or a transfer between devices breaks.
 DEVICE_ERRORS = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.UnavailableError, tf.errors.AbortedError,
                  tf.errors.DataLossError)
+# Seconds that a call of several steps shall take at most, where one host decides for itself.
+LONGEST_CALL = 4.0
 
 
 class NonFiniteLoss(UserError):
@@ -64,7 +67,7 @@ class Loop:
         self.skipped = workdirs.read_skipped(run.workdir)
         # The results of a call are read while the device works at the next one.
         self.pending: Pending | None = None
-        self.step, self.stopping, self.losses = 0, False, {}
+        self.step, self.stopping, self.losses, self.compiled = 0, False, {}, False
 
     def take_all(self, step: int) -> int:
         """Take the steps from `step` to the last one, or to where train.patience ends; return the last one's number.
@@ -106,6 +109,7 @@ class Loop:
         if logging and self.log.count:
             self.run.log(self.step, self.log.flush(self.step) | self.reader.counts() | memory.used()
                          | {"learning_rate": float(self.rate(self.step - 1))})
+            memory.restart_peaks()
         if hosts.count(self.strategy) == 1:
             # Asked once, so that what is said to be saved has been.
             self.stopping = self.signals.received is not None
@@ -113,6 +117,9 @@ class Loop:
             self._settle()
             # Before the validation, which may meet a bad file: nothing of the steps is lost then.
             self._save()
+            if hosts.count(self.strategy) == 1:
+                # What came while it was written need not wait for more steps.
+                self.stopping = self.signals.received is not None
         if validating:
             self._validate()
         if self.stopping and self.step < settings.steps:
@@ -124,7 +131,10 @@ class Loop:
         iterator = self.reader.batches(self.step, count)
         self.profile.step(self.step)
         try:
-            taken = self.steps.take(iterator, count, self.signals.received is not None)
+            # The first call compiles, for up to minutes; what it begins with is stored.
+            with contextlib.nullcontext() if self.compiled else self.signals.at_once(self._tell):
+                taken = self.steps.take(iterator, count, self.signals.received is not None)
+            self.compiled = True
         except tf.errors.OpError as error:
             self._failed(error)
             return False
@@ -139,7 +149,11 @@ class Loop:
             self.settings.log_every, self.settings.validate_every, self.settings.checkpoint_every)]
         ends += [each["step"] for each in self.skipped if each["step"] > self.step]
         ends += [self.reader.changes(self.step), self.profile.boundary(self.step), self.settings.steps]
-        return min(self.settings.steps_per_call, min(ends) - self.step)
+        most = self.settings.steps_per_call
+        if hosts.count(self.strategy) == 1 and self.log.seconds_per_step:
+            # A signal is heard after a call.
+            most = min(most, max(1, int(LONGEST_CALL / self.log.seconds_per_step)))
+        return min(most, min(ends) - self.step)
 
     def _failed(self, error: tf.errors.OpError) -> None:
         """Note the example that a call could not read, or raise what is wrong."""
@@ -196,16 +210,19 @@ class Loop:
 
     def _validate(self) -> None:
         started = time.monotonic()
-        # Several hosts count together: one cannot leave.
-        alone = hosts.count(self.strategy) == 1
-        if not self.run.validate(self.step, lambda: alone and self.signals.received is not None):
-            self._stop()
+        # The step is stored; the validation is made up for when the run continues.
+        with self.signals.at_once(self._tell):
+            self.run.validate(self.step)
         self.log.started += time.monotonic() - started
+
+    def _tell(self, number: int) -> None:
+        state = f"saved step {self.step} of {self.settings.steps}" if self.step else "no step was taken yet"
+        self.run.report(f"{signal.Signals(number).name}: {state} in {self.run.workdir}; the same command continues "
+                        "there")
 
     def _stop(self) -> None:
         number = signal.SIGTERM if self.signals.received is None else self.signals.received
-        self.run.report(f"{signal.Signals(number).name}: saved step {self.step} of {self.settings.steps} in "
-                        f"{self.run.workdir}; the same command continues there")
+        self._tell(number)
         raise Stopped(number)
 
     def _go_back(self, found: NotFinite) -> None:

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from kseg import inference, models, runtime
 from kseg.config import Config
-from kseg.multiply_adds import multiply_adds
+from kseg.multiply_adds import of_forward
 from kseg.networks import network
 from kseg.signatures import Served
 
@@ -114,13 +114,11 @@ def export(job: Job, model: keras.Model, directory: str) -> int:
 def facts(job: Job, directory: str) -> Facts:
     """Return what does not depend on the form, and leave the exported model in the directory."""
     model = build(job)
-    main = models.main_only(model)
-    traced = tf.function(lambda images: main(images, training=False)).get_concrete_function(
-        tf.TensorSpec((1, *job.size, 3), tf.float32))
     exported = export(job, model, directory)
     return Facts(
         model.count_params(), sum(math.prod(weight.shape) for weight in model.trainable_weights), exported,
-        sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file()), multiply_adds(traced),
+        sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file()),
+        of_forward(models.main_only(model), (1, *job.size, 3)),
         device_name(job.threads), {"TensorFlow": tf.__version__, "Keras": keras.__version__})
 
 

@@ -3,7 +3,10 @@
 import math
 import re
 
+import keras
 import tensorflow as tf
+
+from kseg import folding
 
 
 def multiply_adds(function: tf.types.experimental.ConcreteFunction) -> int:
@@ -20,6 +23,17 @@ def multiply_adds(function: tf.types.experimental.ConcreteFunction) -> int:
         elif re.search("Conv|MatMul|Einsum|Call|While|^If$|^StatelessIf$|Case", operation.type):
             raise NotImplementedError(f"multiply-adds of {operation.type} ({operation.name}) are not counted")
     return total
+
+
+def of_forward(model: keras.Model, shape: tuple[int, ...]) -> int:
+    """Return the multiply-adds of a functional model's forward pass over images of a shape (N, H, W, 3).
+
+    Of its layers as they are defined: on a CPU some get by with fewer.
+    """
+    plain = keras.models.clone_model(keras.Model(model.input, model.output), clone_function=lambda layer: (
+        folding.defined(layer).from_config(layer.get_config())))
+    forward = tf.function(lambda images: plain(images, training=False))
+    return multiply_adds(forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
 
 
 def _of_convolution(operation: tf.Operation) -> int:

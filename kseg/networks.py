@@ -32,18 +32,23 @@ class Network(tf.Module):
         return {"main": self._call(images)}
 
 
+def folded(model: keras.Model, config: Config) -> keras.Model:
+    """Return a copy of a built model's main head for the devices that config.export.device names."""
+    return folding.fold(models.main_only(model), config.export.device == "cpu")
+
+
 def float32(model: keras.Model, config: Config) -> Network:
     """The model's own weights."""
-    main = folding.fold(models.main_only(model))
+    main = folded(model, config)
     return Network(lambda images: main(images, training=False), [each.value for each in main.variables],
                    main.output.shape[-1])
 
 
 def bfloat16(model: keras.Model, config: Config) -> Network:
     """The same weights, layers computing in bfloat16."""
-    main = folding.fold(models.main_only(model))
+    main = folded(model, config)
     bare = models.build(config.model, main.output.shape[-1], precision="mixed_bfloat16")
-    low = folding.fold(models.main_only(bare))
+    low = folded(bare, config)
     low.set_weights(main.get_weights())
     return Network(lambda images: low(images, training=False), [each.value for each in low.variables],
                    main.output.shape[-1])
@@ -51,7 +56,7 @@ def bfloat16(model: keras.Model, config: Config) -> Network:
 
 def dynamic_range(model: keras.Model, config: Config) -> Network:
     """Kernels stored as int8 with one scale for each output channel, a quarter of the size; computed in float32."""
-    main = folding.fold(models.main_only(model))
+    main = folded(model, config)
     held, readers = [], []
     for variable in main.variables:
         value = variable.numpy()

@@ -5,13 +5,14 @@ that is continued before that step reaches it with the same batches as the first
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tensorflow as tf
 
-from kseg import data, datasets, hosts, workdirs
+from kseg import data, datasets, hosts, retries, workdirs
 from kseg.config import Config
 from kseg.errors import DataError, WorkdirError
 
@@ -49,6 +50,8 @@ class BatchReader:
             report(f"left out as unreadable: {len(self.left_out)} of {len(self.names)} examples in {self.path}; "
                    "remove it to try them again")
         self.iterator: Iterator | None = None
+        # How often in a row storage failed, and at which step.
+        self.failures, self.failed_step = 0, -1
         # The step whose batch the iterator gives next, and what it reads without.
         self.position = 0
         self.reading_without: frozenset[int] = frozenset()
@@ -96,13 +99,27 @@ class BatchReader:
         """Return the names of the examples in a step's batch."""
         return [self.names[index] for index in data.batch_indices(self.config, step, self.left_out_at(step))]
 
+    def _waits(self, step: int, error: tf.errors.OpError) -> bool:
+        """Wait a while if the storage has not failed too often at this step; return whether it is to be asked again."""
+        self.failures = self.failures + 1 if step == self.failed_step else 1
+        self.failed_step = step
+        if self.failures >= retries.ATTEMPTS:
+            return False
+        seconds = retries.FIRST_WAIT * 2 ** (self.failures - 1)
+        self.report(f"reading the batch of step {step + 1} failed ({retries.first_line(error)}); attempt "
+                    f"{self.failures + 1} of {retries.ATTEMPTS} in {seconds:.1f} s")
+        time.sleep(seconds)
+        return True
+
     def note(self, step: int, error: tf.errors.OpError) -> None:
         """Put the example that made the batch of a step fail on the list, so that it can be asked for again.
 
-        Raises DataError naming the file that cannot be read, or, with data.unreadable "skip", where there are more of
+        Where storage has failed for a moment, wait and note nothing. Raises DataError naming the file that cannot be read, or, with data.unreadable "skip", where there are more of
         them than LARGEST_SHARE.
         """
         self.iterator = None
+        if retries.is_transient(error) and self._waits(step, error):
+            return
         split = self.config.data.train_split
         indices = data.batch_indices(self.config, step, self.left_out_at(step))
         index, fault = data.find_fault(self.config, split, indices, error)

@@ -113,15 +113,10 @@ class Run:
         lines = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else ())
         return any(line["step"] == step and "val/mIoU" in line for line in lines)
 
-    def validate(self, step: int, interrupted: Callable[[], bool]) -> bool:
-        """Count the validation split, keep the weights if they are the best, and draw the fixed images.
-
-        Returns False where `interrupted()` became true; nothing is written then.
-        """
+    def validate(self, step: int) -> None:
+        """Count the validation split, keep the weights if they are the best, and draw the fixed images."""
         with self.average.swapped() if self.average else contextlib.nullcontext():
-            counts = self.counter.count(self.config.data.val_split, interrupted=interrupted)
-            if counts is None:
-                return False
+            counts = self.counter.count(self.config.data.val_split)
             results = metrics.summary(counts.matrix, self.dataset.classes)
             better = not results["mIoU"] <= self.best["mIoU"]
             if better:
@@ -130,7 +125,6 @@ class Run:
                 self._keep(step, results, better)
         self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f} "
                     f"on {len(counts.names)} images" + ("  (best so far)" if better else ""))
-        return True
 
     def _keep(self, step: int, results: dict, better: bool) -> None:
         if better:

@@ -142,7 +142,9 @@ class Steps:
             loss = tf.add_n(parts)
             scaled = loss * self.scale.value
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
-        return tf.stack([loss, *parts]), [gradient / self.scale.value for gradient in gradients]
+        if self.scale.scales:
+            gradients = [gradient / self.scale.value for gradient in gradients]
+        return tf.stack([loss, *parts]), gradients
 
     def _apply(self, gradients: list) -> tf.Tensor:
         """Move the weights by a replica's share of the gradients; return its share of "skipped", (1,), or (0,)."""
@@ -170,6 +172,8 @@ class LossScale:
 
     def __init__(self, first: float, growth: int):
         self.growth, self.variables, self.value = growth, {}, tf.constant(first)
+        # Dividing by 1 would be a pass over all gradients.
+        self.scales = growth > 0 or first != 1
         if growth:
             self.value, self.good = (tf.Variable(
                 value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)

@@ -44,7 +44,6 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     with contextlib.ExitStack() as held:
         # Let go before the program ends, which a caller may outlive.
         hosts.on_chief(strategy, lambda: held.enter_context(workdirs.open_run(workdir, config, dataset)))
-        signals = held.enter_context(Signals())
         say(runtime.device_line())
         say(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
         with strategy.scope():
@@ -59,6 +58,8 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         run = held.enter_context(Run(config, workdir, dataset, model, average, strategy, say))
         profile = held.enter_context(profiles.Profile(profiled, workdir if chief else None))
         reader = readers.BatchReader(config, workdir, strategy, say)
+        # Until here a signal ends the process, which has nothing to save.
+        signals = held.enter_context(Signals())
         loop = Loop(run, reader, steps, checkpoint, signals, profile)
         step = loop.take_all(step)
         if run.writes:
@@ -88,7 +89,7 @@ def build(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
     """Return (model, optimizer, average or None) with all their variables, and the weights that config.init names."""
     losses.require_class_weights(config.loss, classes)
     settings = config.train
-    model = models.build(config.model, classes, precision=settings.precision)
+    model = models.build(config.model, classes, precision=settings.precision, recompute=settings.recompute)
     for note in weights.load_initial(model, config):
         report(note)
     optimizers.freeze(model, settings.freeze)

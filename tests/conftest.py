@@ -46,7 +46,8 @@ def log_levels_end_with_the_test():
 
 
 # These files take minutes: begun first, they leave the shorter ones to fill up what the processes have left.
-LONGEST = ("test_train.py", "test_pipeline_end_to_end.py", "test_models_contract.py", "test_end_to_end.py",
+LONGEST = ("test_train.py", "test_pipeline_end_to_end.py", "test_hosts_training.py", "test_models_contract.py",
+           "test_end_to_end.py", "test_pipeline_kills.py", "test_train_faults.py", "test_loops.py",
            "test_replicas.py", "test_verify.py", "test_services.py", "test_readers.py", "test_precision.py",
            "test_counts.py", "test_export.py", "test_augmentations.py", "test_benchmark.py",
            "test_model_benchmarks.py", "test_pipeline_dask.py", "test_serving_server.py", "test_serving_guide.py")

@@ -64,7 +64,7 @@ def test_a_strange_tf_config_and_devices_that_hosts_do_not_share_are_refused(mon
      r"^the connection to worker 2 \(h:3\) broke: recvmsg:Connection reset by peer\. "),
     ("Collective ops is aborted by: Error reported from /job:worker/task:1: The following tasks are unhealthy (stopped "
      "sending heartbeats):\n/job:worker/replica:0/task:1\n",
-     r"^no sign of life from worker 1 \(h:2\) for 30 s: "),
+     r"^no sign of life from worker 1 \(h:2\) for 20 s: "),
     # Its own name says nothing.
     ("Collective ops is aborted by: Socket closed\nremote target /job:worker/replica:0/task:0 while calling x",
      "^the connection to another host broke: Socket closed"),

@@ -115,9 +115,10 @@ def test_a_killed_host_ends_the_others_with_a_message_and_a_status_of_its_own(ki
     statuses, outputs, seconds, _ = killed
     assert statuses == [75, -signal.SIGKILL, 75], outputs
     for output in (outputs[0], outputs[2]):
-        last = output.splitlines()[-1]
-        assert re.match(r"error: the connection to worker 1 \(127.0.0.1:\d+\) broke: .* continues there$", last), output
-    # The promised bound; its connections tell it at once.
+        # The third one may end before the first has noticed anything.
+        assert re.match(r"error: (the connection to|no sign of life from) worker [12] \(127.0.0.1:\d+\).* continues "
+                        "there$", output.splitlines()[-1]), output
+    # The promised bound.
     assert max(seconds) - seconds[1] < 60
 
 

@@ -94,7 +94,8 @@ sys.exit(launch.run_local(3, ["-c", sys.argv[1]]))
 
 
 def test_one_host_of_a_list_takes_the_launchers_place():
-    process = start("--hosts", "203.0.113.1:5555,203.0.113.2:5555", "--index", "1", "--", "-c", HOST.format("sys.exit(9)"))
+    process = start("--hosts", "203.0.113.1:5555,203.0.113.2:5555", "--index", "1", "--", "-c",
+                    HOST.format("sys.exit(9)"))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 9
     assert output.splitlines()[0] == "host 1 of 2: 203.0.113.2:5555"
