@@ -114,8 +114,8 @@ class BatchReader:
     def note(self, step: int, error: tf.errors.OpError) -> None:
         """Put the example that made the batch of a step fail on the list, so that it can be asked for again.
 
-        Where storage has failed for a moment, wait and note nothing. Raises DataError naming the file that cannot be read, or, with data.unreadable "skip", where there are more of
-        them than LARGEST_SHARE.
+        Where storage has failed for a moment, wait and note nothing. Raises DataError naming the file that cannot be
+        read, or, with data.unreadable "skip", where there are more of them than LARGEST_SHARE.
         """
         self.iterator = None
         if retries.is_transient(error) and self._waits(step, error):

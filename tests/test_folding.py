@@ -15,7 +15,8 @@ from kseg.multiply_adds import multiply_adds, of_forward
 def main():
     """A network with convolutions wide enough to be computed otherwise on a CPU, and statistics that matter."""
     keras.utils.set_random_seed(1)
-    model = models.main_only(models.build(Model(backbone="resnet18", head="fcn", channels=128, auxiliary_channels=0), 4))
+    settings = Model(backbone="resnet18", head="fcn", channels=128, auxiliary_channels=0)
+    model = models.main_only(models.build(settings, 4))
     generator = np.random.default_rng(2)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
@@ -40,8 +41,8 @@ def test_a_folded_model_is_the_same_on_every_device_unless_it_is_for_a_cpu(main)
     kinds, _ = operations(plain, images)
     others, _ = operations(tiled, images)
     wide = kinds.count("Conv2D") - others.count("Conv2D")
-    # The 3x3 convolutions at stride 1 of stages 2 to 4 and of the head are matrix products.
-    assert "MatMul" not in kinds and wide >= 10 and others.count("MatMul") == 16 * wide
+    # The 3x3 convolutions at stride 1 of stages 2 to 4 and of the head are matrix products, sixteen at least.
+    assert "MatMul" not in kinds and wide >= 10 and others.count("MatMul") >= 16 * wide
 
 
 def test_multiply_adds_are_those_of_the_definition(main, monkeypatch):

@@ -1,8 +1,10 @@
 """Batches without the examples that cannot be read: which stand in for them, and the same ones after a restart."""
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from running import TINY
 from small_sets import config, example, folder
 
 from kseg import config as configs
-from kseg import data, runtime, train, workdirs
+from kseg import data, retries, runtime, train, workdirs
 from kseg.config import Augment
 from kseg.errors import DataError, WorkdirError
 from kseg.readers import BatchReader
@@ -215,3 +217,31 @@ def test_a_run_that_is_killed_after_a_bad_file_ends_with_the_same_weights(settin
     assert weights["whole"] and weights["whole"].keys() == weights["killed"].keys()
     for key, value in weights["whole"].items():
         np.testing.assert_array_equal(weights["killed"][key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("faults", [2, retries.ATTEMPTS])
+def test_storage_that_fails_for_a_moment_is_asked_again(settings, tmp_path, monkeypatch, faults):
+    expected = [data.batch_indices(settings, step) for step in range(3)]
+    plain, left = data.train_batches, [errno.EIO] * faults
+
+    def failing(*arguments, **options):
+        def check(index):
+            if index[0] == expected[1][0] and left:
+                raise OSError(left[0], os.strerror(left.pop()))
+            return index
+
+        return plain(*arguments, **options).map(
+            lambda batch: batch | {"index": tf.numpy_function(check, [batch["index"]], tf.int64)})
+
+    monkeypatch.setattr(data, "train_batches", failing)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.0)
+    made, lines = reader(settings, tmp_path)
+    assert indices(made.read(0)) == expected[0]
+    if faults == retries.ATTEMPTS:
+        with pytest.raises(DataError, match="Input/output error"):
+            made.read(1)
+    else:
+        assert [indices(made.read(step)) for step in (1, 2)] == expected[1:]
+    assert [line.partition(" failed")[0] for line in lines] == ["reading the batch of step 2"] * min(
+        faults, retries.ATTEMPTS - 1)
+    assert made.left_out == []
