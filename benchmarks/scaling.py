@@ -28,7 +28,7 @@ from scaling_model import Cluster, Link, Rhythm, Workload
 HEADS = ("encnet", "deeplabv3plus")
 CLASSES, CROP = 19, (512, 1024)
 # The images that each process takes in a step, by the number of processes.
-SHARES = {1: "2,3,6", 2: "2,3", 3: "2"}
+SHARES = {1: "2,3", 2: "2,3", 3: "2"}
 GPUS = tuple(2**power for power in range(11))
 # Forward, and gradients of inputs and of weights.
 PASSES = 3
@@ -134,17 +134,17 @@ def checked(found: dict) -> str:
              "| one process | images | s/step (min..max) | CPU s/step | with the norm of several | CPU s/step |",
              "|---|--:|--:|--:|--:|--:|"]
     alone = {(each["head"], each["share"], each["several"]): each for each in runs[1]["hosts"][0]["steps"]}
-    for (head, share, several), plain in alone.items():
-        if not several:
+    for (head, share, normed), plain in alone.items():
+        if not normed:
             other = alone[head, share, True]
             lines.append(f"| {head} | {share} | {spread(plain['wall'])} | {statistics.median(plain['cpu']):.3f} "
                          f"| {spread(other['wall'])} | {statistics.median(other['cpu']):.3f} |")
     several = {processes: run for processes, run in runs.items() if processes > 1}
-    fits = {processes: fitted(run) for processes, run in several.items()}
+    fits = {processes: model.fit(*taken(run, "wall")) for processes, run in several.items()}
     lines += ["", "| all-reduce | " + " | ".join(f"{processes} processes, ms | by the fit" for processes in several)
               + " |", "|--:|" + "--:|" * 2 * len(several)]
     for index, message in enumerate(runs[2]["hosts"][0]["messages"]):
-        cells = [f"{1000 * statistics.median(run['hosts'][0]['messages'][index]['seconds']):.2f} "
+        cells = [f"{1000 * statistics.median(run['hosts'][0]['messages'][index]['wall']):.2f} "
                  f"| {1000 * (fits[processes][0] + fits[processes][1] * message['bytes']):.2f}"
                  for processes, run in several.items()]
         lines.append(f"| {message['bytes'] / 1000:,.0f} KB | " + " | ".join(cells) + " |")
@@ -154,31 +154,34 @@ def checked(found: dict) -> str:
         lines.append(f"\n{processes} processes: {1000 * constant:.2f} ms + {slope * 1e9:.2f} ms for each MB; as a "
                      f"ring, {1000 * constant / hops:.2f} ms a hop and {rate:.0f} MB/s")
     lines += ["", "| processes | head | images each | all-reduces | computing | small messages | gradients | predicted "
-              "s/step | measured s/step (min..max) | error |", "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+              "s/step | measured s/step (min..max) | error | CPU s of a process, predicted | measured | error |",
+              "|--:|---|" + "--:|" * 11]
     for processes, run in several.items():
         for each in run["hosts"][0]["steps"]:
             single = alone[each["head"], each["share"], True]
-            computing, small, large = parts(single, each["messages"], processes, found["cores"], fits[processes])
+            computing = model.shared_compute(statistics.median(single["wall"]), statistics.median(single["cpu"]),
+                                             processes, found["cores"])
+            small, large = of_messages(each["messages"], taken(run, "wall"))
             predicted, measured = computing + small + large, statistics.median(each["wall"])
+            spent = statistics.median(single["cpu"]) + sum(of_messages(each["messages"], taken(run, "cpu")))
+            cpu = statistics.median(each["cpu"])
             lines.append(f"| {processes} | {each['head']} | {each['share']} | {len(each['messages'])} "
                          f"| {computing:.3f} | {small:.3f} | {large:.3f} | {predicted:.3f} | {spread(each['wall'])} "
-                         f"| {100 * (predicted / measured - 1):+.0f} % |")
+                         f"| {100 * (predicted / measured - 1):+.0f} % | {spent:.3f} | {cpu:.3f} "
+                         f"| {100 * (spent / cpu - 1):+.0f} % |")
     return "\n".join(lines)
 
 
-def fitted(run: dict) -> tuple[float, float]:
-    """Return (seconds, seconds a byte) of an all-reduce between the processes of a run."""
+def taken(run: dict, kind: str) -> tuple[list[float], list[float]]:
+    """Return the bytes of the all-reduces of a run, and their median seconds of "wall" time or "cpu"."""
     messages = run["hosts"][0]["messages"]
-    return model.fit([each["bytes"] for each in messages], [statistics.median(each["seconds"]) for each in messages])
+    return [each["bytes"] for each in messages], [statistics.median(each[kind]) for each in messages]
 
 
-def parts(single: dict, messages: list[int], processes: int, cores: int,
-          fit: tuple[float, float]) -> tuple[float, float, float]:
-    """Return the seconds that a step's computing, its small all-reduces and that of its gradients should take."""
-    computing = model.shared_compute(
-        statistics.median(single["wall"]), statistics.median(single["cpu"]), processes, cores)
+def of_messages(messages: list[int], measured: tuple[list[float], list[float]]) -> tuple[float, float]:
+    """Return the seconds of a step's small all-reduces and that of its gradients, the largest."""
     *small, large = sorted(messages)
-    return computing, sum(fit[0] + fit[1] * size for size in small), fit[0] + fit[1] * large
+    return sum(model.between(*measured, size) for size in small), model.between(*measured, large)
 
 
 def spread(values: list[float]) -> str:

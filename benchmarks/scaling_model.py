@@ -161,3 +161,16 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]
         return a / aa, 0.0
     constant, slope = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
     return (constant, slope) if min(constant, slope) >= 0 else (0.0, b / bb) if constant < 0 else (a / aa, 0.0)
+
+
+def between(sizes: Sequence[float], seconds: Sequence[float], size: float) -> float:
+    """Return the seconds of a message as large as `size`, on straight lines between the measured ones, in order.
+
+    Smaller ones take as long as the smallest; larger ones continue the last line.
+    """
+    points = list(zip(sizes, seconds, strict=True))
+    if size <= sizes[0]:
+        return seconds[0]
+    (left, before), (right, after) = next(
+        (pair for pair in zip(points, points[1:]) if size <= pair[1][0]), points[-2:])
+    return before + (after - before) * (size - left) / (right - left)

@@ -137,10 +137,7 @@ def explain(config: Config, strategy: tf.distribute.Strategy) -> None:
     # It builds on this module.
     from kseg import explanations
 
-    found = explanations.explain(config, strategy)
-    print(explanations.table(found))
-    for line in explanations.advice(found, config):
-        print(line)
+    print(explanations.table(explanations.explain(config, strategy)))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -109,10 +109,11 @@ def test_facts_of_a_model_are_counted():
     assert found.multiply_adds == 3 * 3 * 3 * 5 * 4 * 3 + 5 * 7
 
 
-def test_the_check_adds_up_a_process_and_its_messages():
-    single = {"wall": [1.0, 9.0, 2.0], "cpu": [2.0, 3.0, 4.0]}
-    found = scaling.parts(single, [10, 1000, 20], processes=2, cores=2, fit=(0.5, 0.01))
-    assert found == pytest.approx((3.0, 0.6 + 0.7, 10.5))
+def test_the_check_takes_messages_from_the_line_between_measured_ones():
+    measured = [10, 20, 100], [1.0, 2.0, 4.0]
+    assert [model.between(*measured, size) for size in (4, 10, 15, 20, 60, 100, 140)] == [1, 1, 1.5, 2, 3, 4, 5]
+    # The largest are the gradients.
+    assert scaling.of_messages([10, 140, 15], measured) == (2.5, 5.0)
 
 
 def test_seconds_of_ones_own_take_the_place_of_what_is_assumed():
