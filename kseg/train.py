@@ -117,7 +117,7 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
         size = (config.train.global_batch, *config.augment.crop)
         shapes = {"image": f"{(*size, 3)} float32", "label": f"{size} uint8", "index": f"{size[:1]} int64"}
     with strategy.scope():
-        model, _ = build(downloads.at_hand(config, report), classes, report)
+        model, _, _ = build(downloads.at_hand(config, report), classes, report)
     report(f"{'first batch' if missing is None else 'batches, by the config'}: "
            + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
     counts: dict[str, int] = {}
