@@ -7,13 +7,11 @@ batch normalisation folded into the convolutions. Weights are random. Multiply-a
 and matrix products.
 """
 
-import importlib.machinery
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import measured_process
-from peer_pipeline import CompiledOperators
+from peer_models import build_model
 
 CLASSES = 19
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -47,27 +45,12 @@ def build(system: str, form: str, threads: int, head: str, height: int, width: i
 
 def build_mmseg(head: str, best: bool, image) -> tuple[dict, int, Callable]:
     """Return versions, the number of parameters without the auxiliary head, and a function that predicts ids."""
-    stub = CompiledOperators("mmcv._ext")
-    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
-    sys.modules["mmcv._ext"] = stub
-    import mmcv
-    import mmengine
-    import mmseg
+    versions, model = build_model(head, CLASSES)
     import torch
     from mmcv.cnn.utils import fuse_conv_bn
-    from mmengine.model import revert_sync_batchnorm
-    from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
-    from mmseg.utils import register_all_modules
 
-    register_all_modules()
-    # Its own description of the model.
-    file = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_" / "models" / f"{head}_r50-d8.py"
-    settings = mmengine.Config.fromfile(file).model
-    settings.pretrained = None
-    settings.decode_head.num_classes = settings.auxiliary_head.num_classes = CLASSES
-    model = revert_sync_batchnorm(MODELS.build(settings)).eval()
-    model.init_weights()
+    model = model.eval()
     parameters = sum(each.numel() for name, each in model.named_parameters() if not name.startswith("auxiliary"))
     if best:
         model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
@@ -80,7 +63,6 @@ def build_mmseg(head: str, best: bool, image) -> tuple[dict, int, Callable]:
             data["inputs"] = data["inputs"].contiguous(memory_format=torch.channels_last)
         return model(**data, mode="predict")[0].pred_sem_seg.data[0].numpy()
 
-    versions = {"mmseg": mmseg.__version__, "mmcv": mmcv.__version__, "mmengine": mmengine.__version__}
     return versions, parameters, predict
 
 

@@ -6,15 +6,13 @@ FORM is plain, as its users run it, or best: memory laid out channels last, and 
 batch are random.
 """
 
-import importlib.machinery
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import measured_process
 from kseg_training import CLASSES, example
-from peer_pipeline import CompiledOperators
+from peer_models import build_model
 
 
 def build(threads: int, head: str, height: int, width: int, batch: int, form: str) -> tuple[dict, Callable[[], int]]:
@@ -23,7 +21,8 @@ def build(threads: int, head: str, height: int, width: int, batch: int, form: st
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    versions, model = build_model(head)
+    versions, model = build_model(head, CLASSES)
+    model.train()
     pictures, labels = (torch.from_numpy(values) for values in example(height, width, batch))
     pictures = pictures.permute(0, 3, 1, 2).contiguous()
     best = form == "best"
@@ -50,28 +49,6 @@ def build(threads: int, head: str, height: int, width: int, batch: int, form: st
 
     return {"versions": versions | {"torch": torch.__version__}, "loss": loss,
             "first_seconds": time.perf_counter() - begin}, step
-
-
-def build_model(head: str) -> tuple[dict[str, str], object]:
-    """Return versions and the model of its own description, with random weights, ready to be trained."""
-    stub = CompiledOperators("mmcv._ext")
-    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
-    sys.modules["mmcv._ext"] = stub
-    import mmcv
-    import mmengine
-    import mmseg
-    from mmengine.model import revert_sync_batchnorm
-    from mmseg.registry import MODELS
-    from mmseg.utils import register_all_modules
-
-    register_all_modules()
-    file = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_" / "models" / f"{head}_r50-d8.py"
-    settings = mmengine.Config.fromfile(file).model
-    settings.pretrained = None
-    settings.decode_head.num_classes = settings.auxiliary_head.num_classes = CLASSES
-    model = revert_sync_batchnorm(MODELS.build(settings))
-    model.init_weights()
-    return {"mmseg": mmseg.__version__, "mmcv": mmcv.__version__, "mmengine": mmengine.__version__}, model.train()
 
 
 def as_samples(labels) -> list:
