@@ -113,9 +113,9 @@ FAULTS = {
     "left without storage": lambda directory: failing_storage(99),
     "killed before the old checkpoint is removed": lambda directory: before(
         bundles, "remove", kill, lambda prefix: prefix.name == "step-00000002"),
-    # Before it has stored step 8, however fast the machine is.
+    # Before it has stored step 6, however fast the machine is.
     "killed at any time": lambda directory: (
-        when_said("step 7/", lambda: threading.Event().wait(60)),
+        when_said("step 6/", lambda: threading.Event().wait(60)),
         when_said("step 5/", threading.Timer(random.uniform(0, 0.1), kill).start)),
     "left without storage twice, and killed in a line of its log": lambda directory: (
         failing_storage(2), when_said("step 8/", lambda: half_a_line(directory))),
