@@ -54,9 +54,8 @@ class Counter:
         self.hosts = 1
         self.step: Callable | None = None
 
-    def count(self, split: str, progress: Progress | None = None,
-              interrupted: Callable[[], bool] | None = None) -> Counts | None:
-        """Return the counts of a whole split, the same on every host, or None where `interrupted()` became true.
+    def count(self, split: str, progress: Progress | None = None) -> Counts:
+        """Return the counts of a whole split, the same on every host.
 
         Raises DataError where an example cannot be read, and WeightsError naming the images where scores are not
         finite. Asserts that each image of the split was counted exactly once.
@@ -67,8 +66,6 @@ class Counter:
         self._reset()
         seen = 0
         for shares in self._rounds(split, names):
-            if interrupted and interrupted():
-                return None
             for index, row in shares:
                 table[index] += row
             seen = min(seen + self.strategy.num_replicas_in_sync, len(names))

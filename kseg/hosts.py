@@ -25,7 +25,7 @@ from kseg.clusters import HostLost
 from kseg.errors import ConfigError, UserError
 from kseg.fingerprints import facts  # What to agree on.
 
-__all__ = ["HostLost", "HostsDisagree", "agree", "claim", "count", "ending", "facts", "from_chief", "is_chief", "lost",
+__all__ = ["HostLost", "HostsDisagree", "agree", "claim", "count", "ending", "facts", "is_chief", "lost",
            "names", "on_chief", "place", "require_all"]
 
 Result = TypeVar("Result")
@@ -168,20 +168,6 @@ def on_chief(strategy: tf.distribute.Strategy, action: Callable[[], Result]) -> 
         raise
     _put(turn, "[]")
     return result
-
-
-def from_chief(strategy: tf.distribute.Strategy, value: Callable[[], object]) -> object:
-    """Return what `value()`, called on the chief alone, gave there, on all hosts; anything that JSON can hold."""
-    turn = f"kseg/value/{next(_turns)}" if count(strategy) > 1 else ""
-
-    def tell() -> object:
-        found = value()
-        if turn:
-            _put(turn, json.dumps(found))
-        return found
-
-    found = on_chief(strategy, tell)
-    return found if is_chief(strategy) else json.loads(_get(turn))
 
 
 def _error_of(name: str, text: str) -> UserError:

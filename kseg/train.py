@@ -19,7 +19,7 @@ from kseg import (commands, datasets, downloads, hosts, losses, models, optimize
 from kseg import config as configs
 from kseg.averages import Average
 from kseg.config import Config
-from kseg.errors import DataError
+from kseg.errors import ConfigError, DataError
 from kseg.loops import Loop
 from kseg.runs import Run
 from kseg.signals import Signals, Stopped
@@ -40,7 +40,12 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     dataset = datasets.find(config.data)
     datasets.open_split(config.data, config.data.train_split)
     datasets.open_split(config.data, config.data.val_split)
-    hosts.agree(strategy, hosts.facts(config))
+    if hosts.count(strategy) > 1:
+        if config.data.unreadable == "skip":
+            # One host's list would change the others' batches.
+            raise ConfigError('data.unreadable=skip is for one host; `python -m kseg.data check` finds what cannot be '
+                              'read')
+        hosts.agree(strategy, hosts.facts(config))
     with contextlib.ExitStack() as held:
         # Let go before the program ends, which a caller may outlive.
         hosts.on_chief(strategy, lambda: held.enter_context(workdirs.open_run(workdir, config, dataset)))

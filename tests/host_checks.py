@@ -43,7 +43,6 @@ def main(config_path, workdir):
             "place": own, "count": hosts.count(strategy), "chief": hosts.is_chief(strategy),
             "alike": said(lambda: hosts.agree(strategy, {"a": "1", "b": "2"})),
             "unlike": said(lambda: hosts.agree(strategy, {"a": "1", "b": str(own)})),
-            "told": hosts.from_chief(strategy, lambda: {"by": own}),
             "done": hosts.on_chief(strategy, lambda: own),
             "training": said(lambda: train.train(changed, Path(workdir), strategy)),
             "failed": said(lambda: hosts.on_chief(strategy, fail)),

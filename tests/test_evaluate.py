@@ -14,7 +14,7 @@ import tensorflow as tf
 from kseg import config as configs
 from kseg import datasets, evaluate, models, results, workdirs
 from kseg.config import Config, Data, Evaluate, Model
-from kseg.counts import Counter, Counts
+from kseg.counts import Counts
 from kseg.errors import DataError, WorkdirError
 
 SIZES = ((40, 56), (33, 47), (64, 30))
@@ -128,13 +128,6 @@ def test_an_unwritable_output_is_named(folder, tiny_model, tmp_path):
     config = config_of(folder)
     with pytest.raises(WorkdirError, match="cannot write to"):
         evaluate.evaluate(tiny_model, config, datasets.find(config.data), "val", tmp_path / "file", lambda line: None)
-
-
-def test_an_interrupted_count_gives_nothing(folder, tiny_model):
-    config = config_of(folder)
-    counter = Counter(tiny_model, config, 3, tf.distribute.get_strategy())
-    assert counter.count("val", interrupted=lambda: True) is None
-    assert counter.count("val").matrix.sum() > 0
 
 
 def test_samples_are_the_worst_and_those_in_the_middle():

@@ -26,7 +26,6 @@ def test_one_host_needs_nobody(monkeypatch):
     assert (hosts.count(strategy), hosts.place(strategy), hosts.is_chief(strategy)) == (1, 0, True)
     hosts.agree(strategy, {"a": "1"})
     assert hosts.on_chief(strategy, lambda: strategy) is strategy
-    assert hosts.from_chief(strategy, lambda: {"a": [1]}) == {"a": [1]}
     with pytest.raises(DataError, match="^bad$"):
         hosts.on_chief(strategy, fail)
     # A TF_CONFIG of one host is one host, too.

@@ -37,3 +37,12 @@ def test_wrong_arguments(arguments, words, shapes_directory, capsys):
     if "data.name=shape" not in arguments:
         arguments = [*arguments, "--set", f"data.directory={shapes_directory}"]
     assert words in run_here(train.main, arguments, capsys, status=2)
+
+
+def test_several_hosts_leave_no_example_out(shapes_directory, tmp_path, capsys, monkeypatch):
+    """Each would leave out its own, and their shares would not be of one batch."""
+    monkeypatch.setattr(train.hosts, "count", lambda strategy: 2)
+    monkeypatch.setattr(train.hosts, "is_chief", lambda strategy: True)
+    output = run_here(train.main, [*tiny(shapes_directory, "data.unreadable=skip"), "--workdir", tmp_path / "run"],
+                      capsys, status=2)
+    assert "data.unreadable=skip is for one host" in output and not (tmp_path / "run").exists()
