@@ -175,7 +175,7 @@ def test_hosts_exchange_what_they_know_and_notice_a_silent_one(start, directory,
     assert [each["done"] for each in found] == [0, None]
     places = r"0 on worker 0 \(127.0.0.1:\d+\); 1 on worker 1 \(127.0.0.1:\d+\)"
     for each in found:
-        assert (each["count"], each["alike"], each["told"]) == (2, "", {"by": 0})
+        assert (each["count"], each["alike"]) == (2, "")
         assert re.fullmatch(rf"HostsDisagree: the hosts .* nothing was done:\n  b: {places}", each["unlike"])
         # What training asks for is the whole config.
         assert re.fullmatch(rf"HostsDisagree: the hosts .*\n  train.seed: {places}", each["training"])
