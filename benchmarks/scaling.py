@@ -190,7 +190,7 @@ def spread(values: list[float]) -> str:
 
 def facts(network) -> Facts:
     """Return the facts of a built Keras model whose sizes are all known."""
-    from kseg.models.layers import BatchNormalization
+    from kseg.models.norms import BatchNormalization
 
     norms = [layer for layer in network.layers if isinstance(layer, BatchNormalization)]
     multiply_adds = sum(math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])

@@ -21,7 +21,7 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 from kseg import datasets, hosts, operation_kinds, runtime, traces
 from kseg.builders import prepared, sources
 from kseg.config import Config
-from kseg.models.layers import BatchNormalization
+from kseg.models.norms import BatchNormalization
 from kseg.multiply_adds import of_forward
 from kseg.operation_kinds import EXCHANGE, MULTIPLYING
 from kseg.readers import BatchReader

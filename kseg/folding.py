@@ -6,7 +6,8 @@ A folded model is the same function with fewer operations.
 import keras
 import numpy as np
 
-from kseg.models.layers import BatchNormalization, Convolution
+from kseg.models.layers import Convolution
+from kseg.models.norms import BatchNormalization
 
 CONVOLUTIONS = (Convolution, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from kseg import runtime, train
 from kseg.config import Config, Loss, Model, Train
 from kseg.errors import ConfigError
+from kseg.models import norms
 from kseg.optimizers import MomentumSGD
 from kseg.schedules import schedule
 from kseg.steps import Steps, all_or_none
@@ -101,6 +102,42 @@ def skips(strategy):
     return found
 
 
+def normalised(strategy):
+    """Return what each kind of norm makes of a batch whose halves differ, how, and the messages that it took."""
+    inputs, upstream, gamma, beta = norm_case()
+
+    def replica_step(normalise):
+        context = tf.distribute.get_replica_context()
+        half = len(inputs) // 2 * context.replica_id_in_sync_group
+        share, above = (tf.constant(values)[half:half + len(inputs) // 2] for values in (inputs, upstream))
+        scale, offset = tf.constant(gamma), tf.constant(beta)
+        with tf.GradientTape() as tape:
+            tape.watch((share, scale, offset))
+            outputs, mean, variance = normalise(share, scale, offset, 1e-5, context)
+            loss = tf.reduce_sum(outputs * above)
+        return outputs, mean, variance, *tape.gradient(loss, (share, scale, offset))
+
+    found = {}
+    for form in (norms.fused_training, norms.normalise_training, norms.exact_training):
+        step = tf.function(lambda form=form: strategy.run(replica_step, (form,)))
+        results = [[value.numpy().tolist() for value in strategy.experimental_local_results(part)] for part in step()]
+        graph = step.get_concrete_function().graph.as_graph_def()
+        kinds = [node.op for function in graph.library.function for node in function.node_def]
+        kinds += [node.op for node in graph.node]
+        found[form.__name__] = {"results": results, "messages": len([
+            kind for kind in kinds if kind.startswith("CollectiveReduce")]) // 2}
+    return found
+
+
+def norm_case():
+    """Return inputs far from zero, whose halves have other means, upstream gradients, gamma and beta."""
+    generator = np.random.default_rng(3)
+    inputs = generator.normal(3, 2, (4, 10, 12, 8))
+    inputs[2:] += 5
+    values = inputs, generator.normal(size=inputs.shape), generator.normal(size=8), generator.normal(size=8)
+    return [value.astype(np.float32) for value in values]
+
+
 def uneven():
     """Return what is said of three pictures for two devices."""
     try:
@@ -126,6 +163,7 @@ def main(arguments):
     cases = {"encnet": (encnet, LOSSES["valid"])} | {name: (shallow, loss) for name, loss in LOSSES.items()}
     print(json.dumps({
         "status": status, "printed": printed.getvalue(), "uneven": uneven(), "skips": skips(made[0]),
+        "norms": normalised(made[0]),
         "losses": {title: {name: losses(strategy, loss, build) for name, strategy in strategies.items()}
                    for title, (build, loss) in cases.items()}}))
 

@@ -6,7 +6,7 @@ import pytest
 
 from kseg import folding, models
 from kseg.config import Model
-from kseg.models import layers
+from kseg.models import layers, norms
 from kseg.models.layers import Convolution
 from kseg.multiply_adds import multiply_adds, of_forward
 
@@ -19,7 +19,7 @@ def main():
     model = models.main_only(models.build(settings, 4))
     generator = np.random.default_rng(2)
     for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):
+        if isinstance(layer, norms.BatchNormalization):
             layer.set_weights([generator.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
     return model
 

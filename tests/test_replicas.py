@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from replica_runs import norm_case
 from running import ROOT, tiny
 
 
@@ -35,6 +36,27 @@ def test_two_give_the_losses_of_one_device(case, found):
     assert len(series["one"]) == 20
     np.testing.assert_allclose(series["two"], series["one"], rtol=1e-5)
     assert series["one"][-1] < series["one"][0]
+
+
+@pytest.mark.parametrize("form", ["fused_training", "normalise_training", "exact_training"])
+def test_norms_are_those_of_the_whole_batch_with_one_message_each_way(form, found):
+    inputs, upstream, gamma, beta = (value.astype(np.float64) for value in norm_case())
+    axes = (0, 1, 2)
+    mean, count = inputs.mean(axes), inputs.size // 8
+    inverse = 1 / np.sqrt(inputs.var(axes) + 1e-5)
+    centred = (inputs - mean) * inverse
+    of_gamma, of_beta = (upstream * centred).sum(axes), upstream.sum(axes)
+    of_inputs = gamma * inverse * (upstream - of_beta / count - centred * of_gamma / count)
+    outputs, means, variances, *gradients = found["norms"][form]["results"]
+    np.testing.assert_allclose(np.concatenate(outputs), centred * gamma + beta, atol=2e-5)
+    for replica in range(2):
+        np.testing.assert_allclose(means[replica], mean, rtol=1e-6)
+        np.testing.assert_allclose(variances[replica], inputs.var(axes, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate(gradients[0]), of_inputs, atol=2e-5)
+    # Each replica's own part; the step adds them up.
+    np.testing.assert_allclose(np.sum(gradients[1], 0), of_gamma, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(np.sum(gradients[2], 0), of_beta, rtol=1e-5, atol=1e-4)
+    assert found["norms"][form]["messages"] == 2
 
 
 def test_one_with_an_infinite_gradient_stops_all(found):

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from kseg.models.layers import BatchNormalization
+from kseg.models.norms import BatchNormalization
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

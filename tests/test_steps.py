@@ -8,7 +8,7 @@ import tensorflow as tf
 from kseg import losses
 from kseg.averages import Average
 from kseg.config import Config, Loss, Train
-from kseg.models.layers import BatchNormalization
+from kseg.models.norms import BatchNormalization
 from kseg.optimizers import build
 from kseg.steps import LossScale, Steps
 

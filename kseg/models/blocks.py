@@ -7,7 +7,8 @@ layers, which SSSegmentation leaves as they are.
 import keras
 from keras.initializers import RandomNormal, RandomUniform
 
-from kseg.models.layers import BatchNormalization, ChannelDropout, Convolution
+from kseg.models.layers import ChannelDropout, Convolution
+from kseg.models.norms import BatchNormalization
 
 
 def kernel_initializer(initial: str, kernel: int, inputs: int, outputs: int) -> keras.initializers.Initializer:

@@ -5,7 +5,8 @@ from keras import ops
 
 from kseg.config import Model
 from kseg.models.blocks import classifier, conv_bn_relu, dense
-from kseg.models.layers import BatchNormalization, ResizeLike
+from kseg.models.layers import ResizeLike
+from kseg.models.norms import BatchNormalization
 
 
 def encnet(features: list, classes: int, model: Model) -> dict:

@@ -53,87 +53,6 @@ class Convolution(keras.layers.Conv2D):
         return ops.cond(faster, tiled, direct)
 
 
-@keras.saving.register_keras_serializable("kseg")
-class BatchNormalization(keras.layers.Layer):
-    """Batch normalisation over all axes but the last, with PyTorch's statistics, synchronised over replicas.
-
-    Training normalises with the biased variance of the global batch and moves the running variance towards the
-    *unbiased* one (factor n / (n - 1)); Keras' own layer uses the biased one for both. Momentum is Keras' sense of it:
-    0.9 here is PyTorch's 0.1. One that is not trainable normalises with its moving statistics, and keeps them.
-    """
-
-    def __init__(self, momentum=0.9, epsilon=1e-5, gamma_initializer="ones", **kwargs):
-        super().__init__(**kwargs)
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.gamma_initializer = gamma_initializer
-
-    def build(self, input_shape):
-        shape = (input_shape[-1],)
-        # None of them is rounded to half precision, where a gamma near 1 moves in steps of 0.8 per cent.
-        self.gamma = self.add_weight(
-            name="gamma", shape=shape, initializer=self.gamma_initializer, autocast=False)
-        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
-        self.moving_mean = self.add_weight(
-            name="moving_mean", shape=shape, initializer="zeros", trainable=False, autocast=False)
-        self.moving_variance = self.add_weight(
-            name="moving_variance", shape=shape, initializer="ones", trainable=False, autocast=False)
-
-    def call(self, inputs, training=False):
-        fused = on_tensorflow() and len(inputs.shape) == 4
-        if not (training and self.trainable):
-            normalise = fused_inference if fused else normalise_with
-            return normalise(inputs, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
-        context = replica_context()
-        train = fused_training if fused and context is None else normalise_training
-        if on_tensorflow() and is_small(inputs):
-            train = exact_training
-        outputs, mean, unbiased_variance = train(inputs, self.gamma, self.beta, self.epsilon, context)
-        self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
-        self.moving_variance.assign(
-            self.momentum * self.moving_variance + (1 - self.momentum) * unbiased_variance)
-        return outputs
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return super().get_config() | {"momentum": self.momentum, "epsilon": self.epsilon,
-                                       "gamma_initializer": self.gamma_initializer}
-
-
-def normalise_with(inputs, mean, variance, gamma, beta, epsilon):
-    """Return (inputs - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, in float32 inside."""
-    inverse = ops.rsqrt(variance + epsilon)
-    mean, inverse, gamma, beta = (ops.cast(value, "float32") for value in (mean, inverse, gamma, beta))
-    # The difference first: a large mean cancels before it is scaled.
-    outputs = (ops.cast(inputs, "float32") - mean) * (inverse * gamma) + beta
-    return ops.cast(outputs, inputs.dtype)
-
-
-def normalise_training(inputs, gamma, beta, epsilon, context=None, dtype="float32"):
-    """Return the inputs normalised by their own statistics, those means and the unbiased variances, in float32.
-
-    `context` is the replica context whose replicas hold equal shares of the global batch, or None. The statistics are
-    summed in `dtype`.
-    """
-    def sum_over_batch(values):
-        total = ops.sum(values, axis=tuple(range(len(values.shape) - 1)))
-        return total if context is None else context.all_reduce("sum", total)
-
-    values = ops.cast(inputs, dtype)
-    shape = ops.shape(inputs)
-    count = 1 if context is None else context.num_replicas_in_sync
-    for size in shape[:-1]:
-        count = count * size
-    count = ops.cast(count, dtype)
-    mean = sum_over_batch(values) / count
-    variance = sum_over_batch(ops.square(values - mean)) / count
-    outputs = normalise_with(inputs, mean, variance, gamma, beta, epsilon)
-    unbiased = variance * (count / ops.maximum(count - 1, 1))
-    return outputs, ops.cast(mean, "float32"), ops.cast(unbiased, "float32")
-
-
 # Up to this many numbers, statistics in float64 cost a CPU core at most a millisecond more than TensorFlow's kernel.
 SMALL = 2**17
 
@@ -141,36 +60,6 @@ SMALL = 2**17
 def is_small(inputs) -> bool:
     """Return whether the inputs' size is known, and small enough for `exact_training` to cost next to nothing."""
     return None not in inputs.shape and math.prod(inputs.shape) <= SMALL
-
-
-def exact_training(inputs, gamma, beta, epsilon, context=None):
-    """Return what `normalise_training` returns, with statistics summed in float64 as PyTorch sums them on a CPU.
-
-    The float32 sums of TensorFlow's kernels grow into differences of some percent in the gradients of a network of a
-    hundred layers over a small batch.
-    """
-    return normalise_training(inputs, gamma, beta, epsilon, context, "float64")
-
-
-def fused_training(inputs, gamma, beta, epsilon, context=None):
-    """Return what `normalise_training` returns on one replica, from TensorFlow's one-pass kernel (NHWC)."""
-    import tensorflow as tf
-
-    # The kernel's own variance output already carries the factor n / (n - 1).
-    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=tf.cast(gamma, tf.float32), offset=tf.cast(beta, tf.float32), mean=[], variance=[],
-        epsilon=epsilon, exponential_avg_factor=1.0, is_training=True)
-    return outputs, mean, variance
-
-
-def fused_inference(inputs, mean, variance, gamma, beta, epsilon):
-    """Return what `normalise_with` returns, from TensorFlow's kernel, which its graph optimiser can fold (NHWC)."""
-    import tensorflow as tf
-
-    return tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=tf.cast(gamma, tf.float32), offset=tf.cast(beta, tf.float32),
-        mean=tf.convert_to_tensor(mean), variance=tf.convert_to_tensor(variance), epsilon=epsilon,
-        is_training=False)[0]
 
 
 @keras.saving.register_keras_serializable("kseg")

@@ -11,7 +11,7 @@ import keras
 from kseg.config import Model
 from kseg.errors import ConfigError
 from kseg.models.blocks import convolution, last_gamma, norm_relu
-from kseg.models.layers import BatchNormalization
+from kseg.models.norms import BatchNormalization
 
 # Blocks of the four stages, and whether a block is the bottleneck of three convolutions.
 BACKBONES = {

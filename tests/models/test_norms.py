@@ -1,0 +1,93 @@
+"""Batch normalisation against slow numpy references, and each fast form against the portable one."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg.models import norms
+from kseg.models.norms import BatchNormalization
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(1, 2, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 4), (2, 1, 1, 4), (1, 4, 3, 4)])
+def test_fused_and_portable_training_agree(shape):
+    inputs, upstream = tf.constant(random(*shape)), tf.constant(random(*shape, seed=1))
+    gamma, beta = tf.constant(random(4, seed=2)), tf.constant(random(4, seed=3))
+    results = []
+    for train in (norms.fused_training, norms.normalise_training, norms.exact_training):
+        with tf.GradientTape() as tape:
+            tape.watch((inputs, gamma, beta))
+            outputs, mean, variance = train(inputs, gamma, beta, 1e-5)
+            loss = tf.reduce_sum(outputs * upstream)
+        results.append([outputs, mean, variance, *tape.gradient(loss, (inputs, gamma, beta))])
+    for fused, portable, exact in zip(*results):
+        np.testing.assert_allclose(fused, portable, rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(exact, portable, rtol=2e-4, atol=2e-4)
+
+
+def test_statistics_of_small_inputs_are_exact():
+    inputs = random(2, 32, 32, 8)
+    # Far from zero, where float32 sums lose most.
+    inputs = (inputs / 10 + 1000).astype(np.float32)
+    values = inputs.reshape(-1, 8).astype(np.float64)
+    layer = BatchNormalization(momentum=0.0, name="n")
+    layer(inputs, training=True)
+    np.testing.assert_allclose(layer.moving_variance, values.var(axis=0, ddof=1), rtol=1e-6)
+    np.testing.assert_allclose(layer.moving_mean, values.mean(axis=0), rtol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_gamma_and_beta_are_not_rounded_to_half_precision(precision):
+    layer = BatchNormalization(dtype=precision, name="n")
+    layer.build((None, 2, 2, 1))
+    # The nearest bfloat16 is 1, and 300 times the difference shows in half precision.
+    layer.gamma.assign([1.003])
+    layer.beta.assign([-1.0])
+    found = layer(np.full((1, 2, 2, 1), 1.0, np.float32), training=False)
+    assert float(found[0, 0, 0, 0]) == pytest.approx(1.003 / np.sqrt(1 + 1e-5) - 1, rel=5e-3)
+
+
+def test_fused_and_portable_inference_agree():
+    inputs, mean, gamma, beta = random(3, 5, 7, 4), random(4, seed=1), random(4, seed=2), random(4, seed=3)
+    variance = random(4, seed=4) ** 2
+    expected = (inputs - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+    for infer in (norms.fused_inference, norms.normalise_with):
+        found = infer(tf.constant(inputs), mean, variance, gamma, beta, 1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (2, 6, 4)])
+def test_statistics_against_numpy(shape):
+    layer = BatchNormalization(momentum=0.9)
+    inputs = random(*shape)
+    outputs = layer(inputs, training=True)
+    flat = inputs.reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(outputs.numpy().reshape(-1, 4), (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5),
+                               rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(layer.moving_mean.numpy(), 0.1 * flat.mean(0), rtol=1e-4, atol=1e-6)
+    unbiased = 0.9 + 0.1 * flat.var(0, ddof=1)
+    np.testing.assert_allclose(layer.moving_variance.numpy(), unbiased, rtol=1e-4)
+    # Few enough values that the biased variance would be seen.
+    assert np.abs(unbiased - (0.9 + 0.1 * flat.var(0))).max() > 5e-3
+    before = layer.moving_mean.numpy()
+    inference = layer(inputs, training=False).numpy().reshape(-1, 4)
+    np.testing.assert_allclose(inference, (flat - before) / np.sqrt(layer.moving_variance.numpy() + 1e-5), rtol=1e-4,
+                               atol=1e-4)
+    assert (layer.moving_mean.numpy() == before).all()
+
+
+def test_one_value_per_channel_stays_finite():
+    layer = BatchNormalization()
+    assert np.isfinite(layer(random(1, 1, 4), training=True)).all()
+    assert np.isfinite(layer.moving_variance.numpy()).all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_half_precision_keeps_statistics_single(training):
+    layer = BatchNormalization(dtype="mixed_bfloat16")
+    outputs = layer(random(2, 6, 5, 4), training=training)
+    assert outputs.dtype == tf.bfloat16
+    assert {str(variable.dtype) for variable in layer.variables} == {"float32"}
