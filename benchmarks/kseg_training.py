@@ -2,7 +2,8 @@
 
     PYTHON kseg_training.py THREADS HEAD HEIGHT WIDTH BATCH FORM
 
-FORM is plain, as `kseg.train` runs it, or xla, the same with train.jit_compile. Weights and the batch are random.
+FORM is plain, as `kseg.train` runs it, xla, the same with train.jit_compile, or replicas, the same with two virtual
+devices that share the batch. Weights and the batch are random.
 """
 
 import sys
@@ -25,14 +26,14 @@ def example(height: int, width: int, batch: int) -> tuple[np.ndarray, np.ndarray
     return random.normal(size=(batch, height, width, 3)).astype(np.float32), labels
 
 
-def stepper(config, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
+def stepper(config, replicas: int, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
     """Return a function that takes one step as `kseg.train` takes it and returns the loss."""
     import tensorflow as tf
 
     from kseg import runtime, train
     from kseg.steps import Steps
 
-    strategy = runtime.prepare(config.train)
+    strategy = runtime.prepare(config.train, replicas)
     with strategy.scope():
         model, optimizer, average = train.build(config, CLASSES, lambda line: None)
     steps = Steps(model, optimizer, config, strategy, average)
@@ -52,7 +53,7 @@ def build(threads: int, head: str, height: int, width: int, batch: int, form: st
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     config = Config(model=Model(head=head), train=Train(global_batch=batch, jit_compile=form == "xla"))
-    take = stepper(config, *example(height, width, batch))
+    take = stepper(config, 2 if form == "replicas" else 1, *example(height, width, batch))
     begin = time.perf_counter()
     loss = take()
 
