@@ -263,8 +263,8 @@ def sensitivity(work: Workload, cluster: Cluster) -> str:
         "GPUs twice as fast": (replace(work, image=work.image / 2), cluster),
         "one 100 Gbit/s Ethernet port a host, six times the latency": (work, replace(cluster, between=slow)),
         "a collective's launch twice as long": (work, replace(cluster, launch=2 * cluster.launch)),
-        "two all-reduces a norm instead of four": (replace(work, norm_messages=2), cluster),
-        "norms not synchronised": (replace(work, norm_messages=0), cluster),
+        "four all-reduces a norm instead of two": (replace(work, norm_messages=4 * (model.FLOAT,)), cluster),
+        "norms not synchronised": (replace(work, norm_messages=()), cluster),
         "gradients on their way during all of the backward pass": (replace(work, overlap=1.0), cluster),
         "a quarter of the cores": (work, replace(cluster, input_rate=cluster.input_rate / 4))}
     counts = (1, 8, 64, 1024)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# All-reduces of one batch normalisation: the sums of its mean and of its variance, and the gradients of both.
-NORM_MESSAGES = 4
+# All-reduces of one batch normalisation, in bytes for each channel: the two moments in float64, the two gradients.
+NORM_MESSAGES = (16, 8)
 # Of a step: the counts of the loss terms, and the losses for the log.
 OTHER_MESSAGES = 2
 FLOAT = 4
@@ -42,8 +42,8 @@ class Workload:
     """A model in training: `norms` are the channels of its batch normalisations, `state` the bytes of a checkpoint.
 
     `image` and `fixed` are the seconds of computing a step takes for each image of a GPU's share, and besides.
-    `overlap` is the part of the backward pass in which gradients are already on their way, `norm_messages` the number
-    of all-reduces of each normalisation.
+    `overlap` is the part of the backward pass in which gradients are already on their way, `norm_messages` the bytes
+    of each normalisation's all-reduces, for each channel.
     """
 
     gradients: int
@@ -52,7 +52,7 @@ class Workload:
     image: float
     fixed: float
     overlap: float = 0.0
-    norm_messages: int = NORM_MESSAGES
+    norm_messages: tuple[int, ...] = NORM_MESSAGES
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def step(work: Workload, cluster: Cluster, rhythm: Rhythm, gpus: int, share: flo
     """Return what a step of `share` images on each GPU takes."""
     compute = work.fixed + share * work.image
     # Each is waited for by the layer that comes next: none hides behind another.
-    norms = work.norm_messages * sum(all_reduce(cluster, gpus, FLOAT * channels) for channels in work.norms)
+    norms = sum(all_reduce(cluster, gpus, size * channels) for size in work.norm_messages for channels in work.norms)
     gradients = max(0.0, all_reduce(cluster, gpus, work.gradients) - work.overlap * BACKWARD * compute)
     other = OTHER_MESSAGES * all_reduce(cluster, gpus, FLOAT)
     # A checkpoint is read again after it is written.

@@ -18,7 +18,7 @@ from kseg_training import CLASSES, example
 
 from kseg import hosts, runtime, train
 from kseg.config import Config, Model, Train
-from kseg.models import layers
+from kseg.models import norms
 from kseg.steps import Steps
 
 # All shares of one process to three divide it.
@@ -80,10 +80,10 @@ def steps(head: str, strategy: tf.distribute.Strategy, crop: int, shares: list[i
     config = Config(model=Model(head=head), train=Train(global_batch=BATCH))
     with strategy.scope():
         model, optimizer, _ = train.build(config, CLASSES, lambda line: None)
-    fused = layers.fused_training
+    own = norms.replica_context
     for several in (False, True) if hosts.count(strategy) == 1 else (True,):
-        # TensorFlow's kernel cannot add up over replicas; chosen when a step is traced.
-        layers.fused_training = layers.normalise_training if several else fused
+        # What adds up over replicas takes more passes, also over one; chosen when a step is traced.
+        norms.replica_context = tf.distribute.get_replica_context if several else own
         taken = Steps(model, optimizer, config, strategy)
         for share in shares:
             images, labels = example(crop, crop, share)
@@ -91,7 +91,7 @@ def steps(head: str, strategy: tf.distribute.Strategy, crop: int, shares: list[i
             found = timed(lambda: float(taken.one(batch)["loss"]), rounds)
             yield {"head": head, "share": share, "several": several, **found,
                    "messages": collectives(taken.step.get_concrete_function(batch).graph)}
-    layers.fused_training = fused
+    norms.replica_context = own
 
 
 def collectives(graph: tf.Graph) -> list[int]:

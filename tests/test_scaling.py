@@ -52,7 +52,7 @@ def test_a_step_is_the_sum_of_its_parts():
     found = model.step(WORK, CLUSTER, RHYTHM, gpus=2, share=2)
     # Two GPUs: a launch of 3 s, two hops of 1 s, and the size once at 100 bytes/s.
     assert found.compute == 9 + 2 * 6
-    assert found.norms == pytest.approx(4 * (5 + 1) + 4 * (5 + 2))
+    assert found.norms == pytest.approx((5 + 16 * 0.25) + (5 + 16 * 0.5) + (5 + 8 * 0.25) + (5 + 8 * 0.5))
     assert found.gradients == 5 + 8
     assert found.other == pytest.approx(2 * (5 + 0.04))
     assert found.reading == 1
