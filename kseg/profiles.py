@@ -1,6 +1,7 @@
 """TensorBoard's profile of a range of training steps: `--profile FIRST:LAST`."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
@@ -33,10 +34,12 @@ class Profile:
     """Records steps for TensorBoard's profiler in `workdir`/tensorboard, until it is left at the latest.
 
     `profiled` is what `parse` returns, or None to record nothing, as does None for `workdir`. The loop calls `step`
-    before each call that takes steps, and ends such a call at the next `boundary`.
+    before each call that takes steps, and ends such a call at the next `boundary`. `report` takes a line that tells
+    where the record is.
     """
 
-    def __init__(self, profiled: tuple[int, int] | None, workdir: Path | None):
+    def __init__(self, profiled: tuple[int, int] | None, workdir: Path | None, report: Callable[[str], None] = print):
+        self.report = report
         self.directory = workdir / "tensorboard" if workdir else None
         # Steps taken before the first recorded one and after the last one.
         self.first, self.end = (profiled[0] - 1, profiled[1]) if profiled and workdir else (0, 0)
@@ -79,3 +82,5 @@ class Profile:
         self._unmark()
         self.recording = False
         tf.profiler.experimental.stop()
+        self.report(f"recorded steps for the profiler: `tensorboard --logdir {self.directory}` shows them "
+                    "under Profile, where its plug-in is installed (pip install tensorboard-plugin-profile)")

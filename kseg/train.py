@@ -61,7 +61,7 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
             say(f"continuing at step {step} of {config.train.steps}")
         hosts.on_chief(strategy, lambda: workdirs.trim_metrics(workdir, step))
         run = held.enter_context(Run(config, workdir, dataset, model, average, strategy, say))
-        profile = held.enter_context(profiles.Profile(profiled, workdir if chief else None))
+        profile = held.enter_context(profiles.Profile(profiled, workdir if chief else None, say))
         reader = readers.BatchReader(config, workdir, strategy, say)
         # Until here a signal ends the process, which has nothing to save.
         signals = held.enter_context(Signals())

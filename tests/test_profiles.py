@@ -55,10 +55,13 @@ def run(profile: Profile, steps: int, per_call: int = 1, first: int = 0) -> list
 
 
 def test_the_steps_of_the_range_are_recorded(tmp_path):
-    calls = run(Profile((3, 6), tmp_path), 9, per_call=3)
+    said = []
+    calls = run(Profile((3, 6), tmp_path, said.append), 9, per_call=3)
     # Calls end where recording begins, before step 3, and after step 6.
     assert calls == [(0, 2), (2, 3), (5, 1), (6, 3)]
     assert recorded_steps(tmp_path) == [[3, 6]]
+    [line] = said
+    assert f"`tensorboard --logdir {tmp_path / 'tensorboard'}`" in line
 
 
 def test_recording_ends_with_the_run(tmp_path):
@@ -81,7 +84,9 @@ def test_a_run_continued_inside_the_range_records_the_rest(tmp_path):
 
 @pytest.mark.parametrize("profiled, first", [(None, 0), ((3, 6), 6)])
 def test_nothing_is_recorded_where_nothing_is_asked_for(tmp_path, profiled, first):
-    assert run(Profile(profiled, tmp_path), 9, per_call=9, first=first) == [(first, 9 - first)]
+    said = []
+    assert run(Profile(profiled, tmp_path, said.append), 9, per_call=9, first=first) == [(first, 9 - first)]
+    assert not said
     assert not list(tmp_path.iterdir())
 
 
