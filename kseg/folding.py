@@ -6,10 +6,12 @@ A folded model is the same function with fewer operations.
 import keras
 import numpy as np
 
-from kseg.models.layers import Convolution
+from kseg.models.layers import Convolution, DepthwiseConvolution
 from kseg.models.norms import BatchNormalization
 
-CONVOLUTIONS = (Convolution, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+# Class -> the class that computes the same as it is defined.
+DEFINED = {Convolution: keras.layers.Conv2D, DepthwiseConvolution: keras.layers.DepthwiseConv2D}
+CONVOLUTIONS = (*DEFINED, *DEFINED.values())
 
 
 def fold(model: keras.Model, for_cpu: bool = False) -> keras.Model:
@@ -44,7 +46,7 @@ def fold(model: keras.Model, for_cpu: bool = False) -> keras.Model:
 
 def defined(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
     """Return the class that computes what a layer does as it is defined, on every device alike."""
-    return keras.layers.Conv2D if type(layer) is Convolution else type(layer)
+    return DEFINED.get(type(layer), type(layer))
 
 
 def _foldable(model: keras.Model) -> list[tuple[BatchNormalization, keras.layers.Layer]]:

@@ -1,5 +1,6 @@
 """Optimizers as PyTorch defines them, with a learning rate and a decay for each weight."""
 
+import contextlib
 import difflib
 import math
 from collections.abc import Sequence
@@ -78,7 +79,8 @@ class MomentumSGD(Optimizer):
     def move(self, index, gradient, variable, rate):
         velocity = self.velocities[index]
         if self.decays[index]:
-            gradient = gradient + self.decays[index] * variable
+            with after(gradient):
+                gradient = gradient + self.decays[index] * variable
         if self.fused:
             fused_momentum(variable, velocity.value, gradient, rate, self.momentum)
             return
@@ -122,7 +124,8 @@ class AdamW(Optimizer):
         scale = ops.sqrt(remainder(second, step))
         if self.fused:
             if self.decays[index]:
-                self.assign_sub(variable, (rate * self.decays[index]) * variable)
+                with after(gradient):
+                    self.assign_sub(variable, (rate * self.decays[index]) * variable)
             fused_adam(variable, mean.value, square.value, gradient, rate * scale / remainder(first, step),
                        self.rounded, self.epsilon * scale)
             return
@@ -141,6 +144,19 @@ class AdamW(Optimizer):
 
     def get_config(self):
         return super().get_config() | {"betas": list(self.betas), "epsilon": self.epsilon}
+
+
+def after(gradient) -> contextlib.AbstractContextManager:
+    """Return a context in which TensorFlow computes nothing before there is a gradient.
+
+    What needs the weights alone, such as their decay, would be computed for all of them as a step begins, and be in
+    memory until the gradients come.
+    """
+    if not on_tensorflow():
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.control_dependencies([gradient])
 
 
 def fused_momentum(variable, velocity, gradient, rate, momentum):

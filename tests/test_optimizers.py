@@ -181,6 +181,23 @@ def test_a_rate_of_zero_leaves_everything_as_it_is(make, careful):
 
 
 @pytest.mark.parametrize("make", [MomentumSGD, AdamW])
+def test_nothing_as_large_as_a_weight_is_computed_before_its_gradient(make):
+    variable = keras.Variable(np.ones(7), dtype="float32")
+    optimizer = make(0.1, weight_decay=0.1)
+    optimizer.build([variable])
+    update = tf.function(lambda gradient: optimizer.apply([gradient], [variable]), [tf.TensorSpec(7)])
+    traced = update.get_concrete_function()
+    gradient = traced.inputs[0].op
+
+    def waits(operation):
+        before = [each.op for each in operation.inputs] + operation.control_inputs
+        return operation is gradient or any(map(waits, before))
+
+    products = [each for each in traced.graph.get_operations() if each.type == "Mul" and each.outputs[0].shape == 7]
+    assert products and all(map(waits, products))
+
+
+@pytest.mark.parametrize("make", [MomentumSGD, AdamW])
 def test_numbers_whose_gradient_is_not_finite_stay(make):
     weight, other = (keras.Variable([1.0, 2.0, 3.0], name=name) for name in ("weight", "other"))
     optimizer = make(0.1, weight_decay=0.5, skip_nonfinite=True)

@@ -7,7 +7,7 @@ layers, which SSSegmentation leaves as they are.
 import keras
 from keras.initializers import RandomNormal, RandomUniform
 
-from kseg.models.layers import ChannelDropout, Convolution
+from kseg.models.layers import ChannelDropout, Convolution, DepthwiseConvolution
 from kseg.models.norms import BatchNormalization
 
 
@@ -72,7 +72,7 @@ def separable_bn_relu(inputs, channels, name, initial, dilation=1):
     The layers are `name`.depthwise_conv.{conv,bn} and `name`.pointwise_conv.{conv,bn}.
     """
     depthwise = f"{name}.depthwise_conv"
-    outputs = keras.layers.DepthwiseConv2D(
+    outputs = DepthwiseConvolution(
         3, dilation_rate=dilation, padding="same", use_bias=False,
         depthwise_initializer=kernel_initializer(initial, 3, 1, inputs.shape[-1]), name=f"{depthwise}.conv")(inputs)
     outputs = norm_relu(outputs, f"{depthwise}.bn", f"{depthwise}.relu")
