@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import test_winograd
 from test_winograd import differentiated, random
 
 from kseg.models import depthwise
@@ -11,18 +12,12 @@ from kseg.models.layers import DepthwiseConvolution
 
 
 def exact(inputs, kernel, upstream, dilation):
-    """Return outputs and the gradients of inputs and kernel in float64: nine shifted products."""
-    inputs, kernel, upstream = (np.asarray(values, np.float64) for values in (inputs, kernel, upstream))
-    height, width = inputs.shape[1:3]
-    padded = np.pad(inputs, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
-    outputs, of_padded, of_kernel = np.zeros(inputs.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
-    for row, column in np.ndindex(3, 3):
-        place = (slice(None), slice(row * dilation, row * dilation + height),
-                 slice(column * dilation, column * dilation + width))
-        outputs += padded[place] * kernel[row, column, :, 0]
-        of_padded[place] += upstream * kernel[row, column, :, 0]
-        of_kernel[row, column, :, 0] = (padded[place] * upstream).sum((0, 1, 2))
-    return outputs, of_padded[:, dilation:dilation + height, dilation:dilation + width], of_kernel
+    """Return outputs and the gradients of inputs and kernel in float64: a full kernel that mixes no channels."""
+    channels = np.arange(kernel.shape[2])
+    full = np.zeros((3, 3, len(channels), len(channels)))
+    full[:, :, channels, channels] = kernel[..., 0]
+    outputs, of_inputs, of_full = test_winograd.exact(inputs, full, upstream, dilation)
+    return outputs, of_inputs, of_full[:, :, channels, channels][..., None]
 
 
 # Three parts and more a side, whole and not; fewer; none but the middle tap along one axis, and along both.
