@@ -3,8 +3,8 @@
     python benchmarks/training.py --peer-python PEER/bin/python
     python benchmarks/training.py --peer-python PEER/bin/python --quick --heads encnet --xla
 
-ResNet-50, output stride 8, auxiliary head, 19 classes, batch 2 of 256x256, float32, random weights, CPU; README.md
-beside this file says how to make the peer's environment. A peer that cannot be measured is told and left out.
+ResNet-50, output stride 8, auxiliary head, 19 classes, batch 2 of 256x256 (--batch, --quick), float32, random weights,
+CPU; README.md beside this file says how to make the peer's environment. A peer that cannot be measured is told and left out.
 """
 
 import argparse

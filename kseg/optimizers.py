@@ -47,7 +47,8 @@ class Optimizer(keras.optimizers.Optimizer):
         factor = self.factors[index]
         if factor:
             rate = learning_rate if factor == 1 else learning_rate * factor
-            self.move(index, ops.cast(gradient, variable.dtype), variable, ops.cast(rate, variable.dtype))
+            with after(gradient):
+                self.move(index, ops.cast(gradient, variable.dtype), variable, ops.cast(rate, variable.dtype))
 
     def get_config(self):
         # The parent's other settings (clipping, averaging) are none of ours.
@@ -79,8 +80,7 @@ class MomentumSGD(Optimizer):
     def move(self, index, gradient, variable, rate):
         velocity = self.velocities[index]
         if self.decays[index]:
-            with after(gradient):
-                gradient = gradient + self.decays[index] * variable
+            gradient = gradient + self.decays[index] * variable
         if self.fused:
             fused_momentum(variable, velocity.value, gradient, rate, self.momentum)
             return
@@ -124,8 +124,7 @@ class AdamW(Optimizer):
         scale = ops.sqrt(remainder(second, step))
         if self.fused:
             if self.decays[index]:
-                with after(gradient):
-                    self.assign_sub(variable, (rate * self.decays[index]) * variable)
+                self.assign_sub(variable, (rate * self.decays[index]) * variable)
             fused_adam(variable, mean.value, square.value, gradient, rate * scale / remainder(first, step),
                        self.rounded, self.epsilon * scale)
             return

@@ -180,10 +180,11 @@ def test_a_rate_of_zero_leaves_everything_as_it_is(make, careful):
         variable.path: False for variable in optimizer.variables if "still" in variable.path}
 
 
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
 @pytest.mark.parametrize("make", [MomentumSGD, AdamW])
-def test_nothing_as_large_as_a_weight_is_computed_before_its_gradient(make):
+def test_nothing_as_large_as_a_weight_is_computed_before_its_gradient(make, skip_nonfinite):
     variable = keras.Variable(np.ones(7), dtype="float32")
-    optimizer = make(0.1, weight_decay=0.1)
+    optimizer = make(0.1, weight_decay=0.1, skip_nonfinite=skip_nonfinite)
     optimizer.build([variable])
     update = tf.function(lambda gradient: optimizer.apply([gradient], [variable]), [tf.TensorSpec(7)])
     traced = update.get_concrete_function()

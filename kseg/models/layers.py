@@ -1,7 +1,7 @@
 """Layers that Keras lacks or defines otherwise than PyTorch.
 
 Everything is defined in Keras operations. Where TensorFlow has a faster kernel for the same numbers, or where replicas
-have to talk to each other, the choice is made here and nowhere else.
+have to talk to each other, the choice is made in the layers, here and in `kseg.models.norms`, and nowhere else.
 """
 
 import functools
@@ -73,7 +73,7 @@ SMALL = 2**17
 
 
 def is_small(inputs) -> bool:
-    """Return whether the inputs' size is known, and small enough for `exact_training` to cost next to nothing."""
+    """Return whether the inputs' size is known, and small enough for `norms.exact_training` to cost next to nothing."""
     return None not in inputs.shape and math.prod(inputs.shape) <= SMALL
 
 

@@ -1,6 +1,6 @@
 """Batch normalisation with PyTorch's statistics, over all replicas that train together.
 
-Defined in Keras operations; TensorFlow's kernels for the same numbers are chosen in the layer and nowhere else.
+Defined in Keras operations; TensorFlow's kernels for the same numbers are chosen in the layer.
 """
 
 import math
@@ -96,7 +96,8 @@ def unbiasing(count):
 def over_replicas(mean, variance, context):
     """Return the global batch's mean and variance, float64, from those of each replica's equal share, in one message.
 
-    Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm": the squares of the means cancel, hence float64.
+    The same as by Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm", but one sum of two moments is enough;
+    the squares of the means cancel, hence float64.
     """
     mean, variance = ops.cast(mean, "float64"), ops.cast(variance, "float64")
     moments = context.all_reduce("sum", ops.stack([mean, variance + ops.square(mean)])) / context.num_replicas_in_sync
@@ -113,7 +114,10 @@ def exact_training(inputs, gamma, beta, epsilon, context=None):
 
 
 def fused_training(inputs, gamma, beta, epsilon, context=None):
-    """Return what `normalise_training` returns, from TensorFlow's kernels, which look at NHWC inputs once a pass."""
+    """Return what `normalise_training` returns, from TensorFlow's kernels (NHWC).
+
+    Gradients come by way of the first result alone: the statistics are only kept.
+    """
     import tensorflow as tf
 
     gamma, beta = tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32)
@@ -149,13 +153,21 @@ def _synchronised(inputs, gamma, beta, epsilon, context):
     unbiased = tf.cast(variance * unbiasing(count), tf.float32)
     mean, variance = tf.cast(mean, tf.float32), tf.cast(variance, tf.float32)
 
-    def gradients(upstream, *_):
+    def differentiate(upstream):
         fixed, of_gamma, of_beta, *_ = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=upstream, x=inputs, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
             reserve_space_3=[], epsilon=epsilon, is_training=False)
+        # The backward pass may be in a graph of its own, with a context of its own.
         sums = tf.distribute.get_replica_context().all_reduce("sum", tf.stack([of_gamma, of_beta]))
         factors = -gamma * tf.math.rsqrt(variance + epsilon) * sums / tf.cast(count, tf.float32)
         return fixed + fused_inference(inputs, mean, variance, factors[0], factors[1], epsilon), of_gamma, of_beta
+
+    scope = tf.get_current_name_scope()
+
+    def gradients(upstream, *_):
+        # As TensorFlow's own gradients are named, by which a profile knows the layer.
+        with tf.name_scope(f"gradient_tape/{scope}/"):
+            return differentiate(upstream)
 
     return (fused_inference(inputs, mean, variance, gamma, beta, epsilon), mean, unbiased), gradients
 

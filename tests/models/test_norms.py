@@ -28,6 +28,26 @@ def test_fused_and_portable_training_agree(shape):
         np.testing.assert_allclose(exact, portable, rtol=2e-4, atol=2e-4)
 
 
+def test_the_gradient_over_replicas_is_that_of_one_and_names_its_layer():
+    inputs, upstream = tf.constant(random(2, 5, 7, 4)), tf.constant(random(2, 5, 7, 4, seed=1))
+    gamma, beta = tf.constant(random(4, seed=2)), tf.constant(random(4, seed=3))
+
+    @tf.function
+    def gradients(several):
+        # One replica is enough to take the way of several.
+        context = tf.distribute.get_replica_context() if several else None
+        with tf.GradientTape() as tape, tf.name_scope("some.norm"):
+            tape.watch((inputs, gamma, beta))
+            outputs, *_ = norms.fused_training(inputs, gamma, beta, 1e-5, context)
+        return tape.gradient(outputs, (inputs, gamma, beta), upstream)
+
+    for found, expected in zip(gradients(True), gradients(False)):
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+    operations = gradients.get_concrete_function(True).graph.get_operations()
+    kernels = [each.name for each in operations if each.type.startswith("FusedBatchNorm")]
+    assert len([name for name in kernels if name.startswith("gradient_tape/some.norm/")]) == 2 < len(kernels)
+
+
 def test_statistics_of_small_inputs_are_exact():
     inputs = random(2, 32, 32, 8)
     # Far from zero, where float32 sums lose most.
