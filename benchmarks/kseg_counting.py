@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import measured_process
 import numpy as np
+
+from benchmarks import measured_process
 
 
 def counter(kind: str, classes: int):
@@ -18,7 +19,7 @@ def counter(kind: str, classes: int):
     import keras
     import tensorflow as tf
 
-    from kseg import metrics
+    from kseg.evaluation import metrics
 
     if kind == "keras":
         metric = keras.metrics.MeanIoU(classes, ignore_class=255)

@@ -1,7 +1,7 @@
 """What the server costs and gains, as ratios of what is measured in turn on one machine.
 
-    python benchmarks/server.py --model served/camvid/1
-    python benchmarks/server.py --model served/camvid/1 --parts overhead,forms --quick
+    python -m benchmarks.server --model served/camvid/1
+    python -m benchmarks.server --model served/camvid/1 --parts overhead,forms --quick
 
     overhead   gRPC Predict beside the same signature called without a server, one client
     threads    answers a second with the shipped settings for CPUs beside TensorFlow's own, 8 clients
@@ -23,15 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from measured_process import cpu_seconds
 from PIL import Image
-from served_process import CPUS, ROOT, SHIPPED, ServedProcess
-from server_forms import forms_table, measure_forms
-from street_pairs import draw_pair
 
-from serving import load_clients, load_test
+from benchmarks.measured_process import cpu_seconds
+from benchmarks.served_process import CPUS, ROOT, SHIPPED, ServedProcess
+from benchmarks.server_forms import forms_table, measure_forms
+from benchmarks.street_pairs import draw_pair
+from serving import load_test
+from serving.clients import load_generator
 
-HERE = Path(__file__).resolve().parent
 MODEL = "street"
 SIZE, TINY = (512, 1024), (32, 64)
 CLIENTS, TINY_CLIENTS = 8, 32
@@ -83,7 +83,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def direct(*words: object) -> dict[str, list[float]]:
     """Run server_direct.py, and return what it answers."""
-    found = subprocess.run([sys.executable, str(HERE / "server_direct.py"), *map(str, words)], text=True,
+    found = subprocess.run([sys.executable, "-m", "benchmarks.server_direct", *map(str, words)], text=True,
                            stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     return json.loads(found.stdout)
 
@@ -126,7 +126,7 @@ def measure_threads(arguments: argparse.Namespace, base: Path, picture: Path) ->
 
 def measure_batching(arguments: argparse.Namespace, base: Path, picture: Path) -> dict:
     """The file for accelerators on a tiny picture."""
-    import small_exports
+    from benchmarks import small_exports
 
     # Batches cannot be full where fewer requests may run.
     room = (*SHIPPED, f"--max_running_requests={2 * TINY_CLIENTS}")
@@ -150,7 +150,7 @@ def in_turn(arguments: argparse.Namespace, name: str, base: Path, request: bytes
     try:
         for label, flags in settings.items():
             servers[label] = ServedProcess(name, base, *flags)
-            pools[label] = load_clients.Clients(load_clients.Target(servers[label].grpc, "", 300.0), [request],
+            pools[label] = load_generator.Clients(load_generator.Target(servers[label].grpc, "", 300.0), [request],
                                                 PROCESSES)
         for number in range(arguments.rounds):
             for label in list(settings)[::-1 if number % 2 else 1]:

@@ -10,11 +10,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 from PIL import Image
-from served_process import ServedProcess
 
-from kseg.signatures import IMAGE_FEATURE
+from benchmarks.served_process import ServedProcess
+from kseg.exporting.signatures import IMAGE_FEATURE
 from serving import load_test
-from serving.load_clients import PREDICT
+from serving.clients.load_generator import PREDICT
 
 # Which picture a signature's input takes.
 ENCODED, PIXELS, EXAMPLE = "image_bytes", "image", "examples"

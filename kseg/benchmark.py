@@ -5,7 +5,7 @@
 
 `data` measures the input pipeline of training: pipelines that are cut after each stage, one after the other, several
 rounds of them. What a stage costs is the difference to the pipeline that is cut before it. `model` counts a model's
-parameters and multiply-adds and measures its forms (kseg.model_benchmarks).
+parameters and multiply-adds and measures its forms (kseg.profiling.model_benchmark).
 """
 
 import argparse
@@ -22,11 +22,13 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from kseg import augmentations, commands, data, datasets, extra_augmentations, model_benchmarks
-from kseg.builders import prepared, sources
+from kseg import cli, data
 from kseg.config import Augment, Config
-from kseg.decoding import decode_label, decode_window
+from kseg.datasets import prepared, registry, sources
 from kseg.errors import ConfigError
+from kseg.images.decoding import decode_label, decode_window
+from kseg.input_pipeline import augmentations, kerascv_augmentations
+from kseg.profiling import model_benchmark
 
 READ, LABEL, CROP, PICTURE, RESIZE, DISTORT, FINISH = STAGES = (
     "read the bytes", "decode the label", "choose the crop", "decode the picture", "resize",
@@ -102,8 +104,8 @@ def measure_data(config: Config, batches: int = 16, rounds: int = 5,
 
 def cut_pipelines(config: Config) -> dict[str, tf.data.Dataset]:
     """Return by stage the training pipeline that ends with it, of single examples; after the last one, of batches."""
-    dataset, split = datasets.find(config.data), datasets.open_split(config.data, config.data.train_split)
-    table, extra = tf.constant(dataset.label_table, tf.uint8), extra_augmentations.build(config.augment.extra)
+    dataset, split = registry.find(config.data), registry.open_split(config.data, config.data.train_split)
+    table, extra = tf.constant(dataset.label_table, tf.uint8), kerascv_augmentations.build(config.augment.extra)
     whole = data.train_batches(config)
     plain = replace(config.augment, flip=0.0, photometric=False)
 
@@ -160,7 +162,7 @@ def _consume(config: Config, examples: tf.data.Dataset, count: int) -> tuple[flo
 
 def _first_indices(config: Config) -> Iterator[int]:
     """Yield the places of the training examples in their order, as many as make up one epoch."""
-    count = len(datasets.open_split(config.data, config.data.train_split).names)
+    count = len(registry.open_split(config.data, config.data.train_split).names)
     ordered = itertools.chain.from_iterable(data.batch_indices(config, step) for step in itertools.count())
     return itertools.islice(ordered, count)
 
@@ -182,7 +184,7 @@ def advice(figures: DataFigures, config: Config) -> str:
         return line + (f"only {figures.cores_used:.1f} of {figures.cores} cores are used: the pipeline waits for its "
                        "storage, or something else takes the cores")
     name = config.data.name
-    place = prepared.find(datasets.location_of(config.data), name)
+    place = prepared.find(registry.location_of(config.data), name)
     encoded = name in sources.SOURCES and not (place and prepared.is_pixels(place))
     if stage.name in (LABEL, PICTURE) and encoded:
         return line + f"`python -m kseg.data prepare {name} --fast` stores pixels, which decode at once"
@@ -193,16 +195,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.benchmark", description="Measures parts of kseg.")
     parsers = parser.add_subparsers(dest="command", required=True)
     reading = parsers.add_parser("data", help="images/s of each stage of the input pipeline, and what dominates")
-    commands.add_config_arguments(reading)
+    cli.add_config_arguments(reading)
     reading.add_argument("--batches", type=int, default=16, metavar="N", help="batches of a round (default 16)")
     reading.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds (default 5)")
     reading.add_argument("--json", type=Path, metavar="FILE", help="where to write the same figures as JSON")
-    model_benchmarks.add_arguments(parsers.add_parser(
+    model_benchmark.add_arguments(parsers.add_parser(
         "model", help="parameters, multiply-adds, images/s, latency and memory of a model's forms"))
     values = parser.parse_args(arguments)
     if values.command == "model":
-        return model_benchmarks.main(values)
-    config = commands.load_config(values)
+        return model_benchmark.main(values)
+    config = cli.load_config(values)
     figures = measure_data(config, values.batches, values.rounds)
     print(data_table(figures))
     print(advice(figures, config))
@@ -212,4 +214,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kseg import commands
+from kseg import cli
 from kseg.errors import ConfigError, UserError, WorkdirError
-from kseg.evaluations import MEANS, Evaluation, pair, points, read, scores, some
+from kseg.evaluation.result_reading import MEANS, Evaluation, pair, points, read, scores, some
 
 MAX_SAMPLES = 100_000
 # Of which few resamples know the tails.
@@ -187,7 +187,7 @@ def to_json(comparison: Comparison) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    # Not kseg.workdirs.write_text: that module loads TensorFlow, which takes longer than the comparison.
+    # Not kseg.system.atomic_files.write_text: that module loads TensorFlow, which takes longer than the comparison.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -231,4 +231,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -23,7 +23,7 @@ NAME.provenance.json is written beside NAME.weights.h5: SHA-256, size and origin
 what it tells of itself, config, counts, and what was done on the way. The written weights are read back and compared.
 
 --verify runs a directory that the original system wrote: a checkpoint, pictures, and the numbers they give (see
-kseg/verify.py). It prints the largest difference of each layer's output, of losses, gradients and running statistics,
+kseg/conversion/verification.py). It prints the largest difference of each layer's output, of losses, gradients and running statistics,
 marks the first one that is too large, and exits with status 1 if there is one.
 
 Where our numbers and those of your PyTorch program differ although --verify is content, look at what surrounds the
@@ -47,10 +47,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kseg import __version__, commands, config_files, downloads
 from kseg import config as configs
-from kseg.config import Config
+from kseg import __version__, cli
+from kseg.config import Config, files
 from kseg.errors import ConfigError, WeightsError
+from kseg.weights import downloads
 
 SUFFIXES = (".pth", ".pt", ".npz")
 BACKBONE_SUFFIXES = (*SUFFIXES, ".h5")
@@ -71,13 +72,13 @@ def split_skip(skip: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 
 def published_address(name: str) -> str:
     """Return the published address of the variant that --config names; raises ConfigError where there is none."""
-    base, variant = config_files.split_name(name)
-    file = config_files.read(base)
+    base, variant = files.split_name(name)
+    file = files.read(base)
     if variant is None:
         rows = [row for row, value in file.variants.items() if value.weights]
         which = f", or one of these variants of {base}: {', '.join(rows)}" if rows else ""
         raise ConfigError(f"name a CHECKPOINT{which}")
-    address = config_files.find_variant(file, variant).weights
+    address = files.find_variant(file, variant).weights
     if not address:
         raise ConfigError(f"no weights are published for {name}; name a CHECKPOINT")
     return address
@@ -88,18 +89,18 @@ def load(model: Any, checkpoint: Path, config: Config, average: bool, backbone: 
 
     Raises WeightsError where it does not fit, or is of another kind.
     """
-    from kseg import checkpoints, weights
+    from kseg.weights import foreign_files, loading
 
     kind, suffixes = ("backbone", BACKBONE_SUFFIXES) if backbone else ("whole model", SUFFIXES)
     if checkpoint.suffix not in suffixes:
         raise WeightsError(f"{checkpoint} is no checkpoint of a {kind}; choices: {', '.join(suffixes)}")
     channels = config.init.channels
-    system = checkpoints.read_checkpoint(checkpoint, channels, average).system
+    system = foreign_files.read_checkpoint(checkpoint, channels, average).system
     if backbone:
-        notes = weights.load_backbone(model, checkpoint, config.init.skip, channels, config.data.std)
+        notes = loading.load_backbone(model, checkpoint, config.init.skip, channels, config.data.std)
         return system, [*notes, f"the heads have their first weights, drawn with train.seed {config.train.seed}"]
     skip, notes = split_skip(config.init.skip)
-    return system, notes + weights.load_checkpoint(model, checkpoint, config.model.head, skip, channels, average)
+    return system, notes + loading.load_checkpoint(model, checkpoint, config.model.head, skip, channels, average)
 
 
 def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", average: bool = False,
@@ -113,13 +114,17 @@ def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", avera
     """
     import keras
 
-    from kseg import datasets, models, weights, workdirs
+    from kseg import models
+    from kseg.datasets import registry
+    from kseg.system import atomic_files
+    from kseg.training import working_directory
+    from kseg.weights import loading
 
-    dataset = datasets.find(config.data)
+    dataset = registry.find(config.data)
     keras.utils.set_random_seed(config.train.seed)
     model = models.build(config.model, len(dataset.classes))
     system, notes = load(model, checkpoint, config, average, backbone)
-    variables = weights.mmseg_names(model)
+    variables = loading.mmseg_names(model)
     record = {
         "source": {"origin": origin or str(checkpoint.resolve()), "file": checkpoint.name, **_fingerprint(checkpoint),
                    "system": system, "meta": read_meta(checkpoint)},
@@ -136,7 +141,7 @@ def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", avera
     # Not under its name before it has been read back. What a killed conversion left behind is written over.
     unchecked = out.with_name(f".unchecked.{out.name}")
     try:
-        workdirs.save_weights(model, unchecked)
+        working_directory.save_weights(model, unchecked)
         require_equal(model, unchecked, config, len(dataset.classes))
         # Weights never stand beside the provenance of others.
         provenance_path(out).unlink(missing_ok=True)
@@ -146,7 +151,7 @@ def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", avera
     finally:
         unchecked.unlink(missing_ok=True)
     record["weights"] = {"file": out.name, **_fingerprint(out)}
-    workdirs.write_text(provenance_path(out), json.dumps(record, indent=2) + "\n")
+    atomic_files.write_text(provenance_path(out), json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -154,11 +159,12 @@ def require_equal(model: Any, path: Path, config: Config, classes: int) -> None:
     """Raise WeightsError unless a fresh model that reads the file has the model's weights, bit for bit."""
     import numpy as np
 
-    from kseg import models, weights
+    from kseg import models
+    from kseg.weights import loading
 
     fresh = models.build(config.model, classes)
-    weights.load_keras(fresh, path)
-    written, found = weights.mmseg_names(model), weights.mmseg_names(fresh)
+    loading.load_keras(fresh, path)
+    written, found = loading.mmseg_names(model), loading.mmseg_names(fresh)
     different = [name for name in written
                  if not np.array_equal(np.asarray(written[name].value), np.asarray(found[name].value))]
     if different:
@@ -185,7 +191,7 @@ def provenance_path(out: Path) -> Path:
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
     """Return what a .pth file tells of itself in plain short values: versions, dates, steps, the number of classes."""
-    from kseg import torch_files
+    from kseg.weights import torch_files
 
     contents = torch_files.read(checkpoint) if checkpoint.suffix in (".pth", ".pt") else None
     if not isinstance(contents, Mapping):
@@ -211,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT",
                         help="a .pth, .pt or .npz file of a whole model; default: the published one of the variant")
-    commands.add_config_arguments(parser)
+    cli.add_config_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="NAME.weights.h5", help="the file of Keras weights to write")
     parser.add_argument("--backbone", action="store_true",
                         help="CHECKPOINT holds a ResNet alone; the heads keep their first weights")
@@ -225,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _verify(values)
     if not values.out or not values.out.name.endswith(OUT_SUFFIX) or values.out.name == OUT_SUFFIX:
         raise ConfigError(f"--out NAME{OUT_SUFFIX} is needed, got {str(values.out) if values.out else 'nothing'}")
-    config = commands.load_config(values)
+    config = cli.load_config(values)
     if values.backbone and (values.average or not values.checkpoint):
         raise ConfigError("--backbone takes a CHECKPOINT, and no --average")
     origin = "" if values.checkpoint else published_address(values.config)
@@ -251,14 +257,14 @@ def _verify(values: argparse.Namespace) -> int:
         raise ConfigError(f"--verify takes a directory, and {values.verify} is none")
     if not values.config and values.overrides:
         raise ConfigError("--set changes a config; name it with --config")
-    from kseg.originals import Original
-    from kseg.verify import verify
+    from kseg.conversion.original_configs import Original
+    from kseg.conversion.verification import verify
+    from kseg.datasets import registry
 
     if values.config:
-        from kseg import datasets
 
-        config = commands.load_config(values)
-        ours = Original(config.model, config.loss, len(datasets.find(config.data).classes))
+        config = cli.load_config(values)
+        ours = Original(config.model, config.loss, len(registry.find(config.data).classes))
         skip, _ = split_skip(config.init.skip)
         report = verify(values.verify, ours, skip, config.init.channels)
     else:
@@ -268,4 +274,4 @@ def _verify(values: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

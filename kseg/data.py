@@ -18,13 +18,16 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kseg import augmentations, commands, datasets, extra_augmentations, services
-from kseg.config import Config, Data
-from kseg.datasets import IGNORED, UNMAPPED, Dataset, Split
-from kseg.decoding import decode_image, decode_label, decode_window
+from kseg import cli
+from kseg.config import IGNORED, Config, Data
+from kseg.datasets import registry
+from kseg.datasets.diagnosis import examine, reason
+from kseg.datasets.layouts import Split
+from kseg.datasets.registry import UNMAPPED, Dataset
 from kseg.errors import ConfigError, DataError
-from kseg.examples import examine, reason
-from kseg.inference import normalise
+from kseg.images.decoding import decode_image, decode_label, decode_window
+from kseg.inference.prediction import normalise
+from kseg.input_pipeline import augmentations, data_service, kerascv_augmentations
 
 
 def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.InputContext | None = None,
@@ -37,10 +40,10 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
     split does that is not. Raises DataError as `open_split` does, ConfigError where the batch cannot be shared evenly,
     ServiceError where data.service does not answer.
     """
-    dataset = datasets.find(config.data)
-    split = datasets.open_split(config.data, config.data.train_split)
+    dataset = registry.find(config.data)
+    split = registry.open_split(config.data, config.data.train_split)
     batch = config.train.global_batch
-    extra = extra_augmentations.build(config.augment.extra)
+    extra = kerascv_augmentations.build(config.augment.extra)
     workers, place = (worker.num_input_pipelines, worker.input_pipeline_id) if worker else (1, 0)
     share, rest = divmod(batch, workers)
     if rest:
@@ -62,7 +65,7 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
             num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(share, drop_remainder=True)
 
     if config.data.service:
-        batches = services.in_order(config, lambda step: own(step, step + 1), start_step)
+        batches = data_service.in_order(config, lambda step: own(step, step + 1), start_step)
     else:
         batches = own(start_step, config.train.steps)
     if replicas > 1:
@@ -135,8 +138,8 @@ def eval_examples(config: Config, split_name: str, indices: np.ndarray | None = 
 
     All of them, or those at `indices` (N,), where -1 stands for no example: one black pixel that is ignored.
     """
-    dataset = datasets.find(config.data)
-    split = datasets.open_split(config.data, split_name)
+    dataset = registry.find(config.data)
+    split = registry.open_split(config.data, split_name)
     indices = np.arange(len(split.names)) if indices is None else indices
 
     def example(index: tf.Tensor) -> dict:
@@ -162,7 +165,7 @@ def shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
 
 def batch_indices(config: Config, step: int, left_out: Collection[int] = ()) -> list[int]:
     """Return the places in the training split of the examples in one step's batch, made without those in `left_out`."""
-    count = len(datasets.open_split(config.data, config.data.train_split).names)
+    count = len(registry.open_split(config.data, config.data.train_split).names)
     stand_ins = _stand_ins(count, left_out)
     first = step * config.train.global_batch
     return [stand_ins[int(shuffled(tf.constant(position, tf.int64), count, config.train.seed))]
@@ -187,7 +190,7 @@ def read_example(dataset: Dataset, split: Split, index: tf.Tensor) -> tuple[tf.T
 def find_fault(config: Config, split_name: str, indices: Iterable[int],
                error: Exception) -> tuple[int | None, DataError]:
     """Return which of some examples made reading fail and what is wrong with it; none: None and the original words."""
-    dataset, split = datasets.find(config.data), datasets.open_split(config.data, split_name)
+    dataset, split = registry.find(config.data), registry.open_split(config.data, split_name)
     for index in indices:
         try:
             examine(dataset, split, index)
@@ -203,10 +206,10 @@ def explain(config: Config, split_name: str, indices: Iterable[int], error: Exce
 
 def main(arguments: list[str] | None = None) -> int:
     # They build on this module.
-    from kseg import inspections, prepare
+    from kseg.datasets import checks, prepare
 
     parser = argparse.ArgumentParser(prog="python -m kseg.data", description="Prepares a data set and looks at it.")
-    names = f"data sets: {', '.join(sorted(datasets.DATASETS))}"
+    names = f"data sets: {', '.join(sorted(registry.DATASETS))}"
     parsers = parser.add_subparsers(dest="command", required=True)
     checking = parsers.add_parser("check", help="read every file and count the label values", epilog=names)
     counting = parsers.add_parser("stats", help="sizes, frequencies of classes and void share", epilog=names)
@@ -222,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     showing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the PNG file to write")
     showing.add_argument("--count", type=int, default=8, help="how many samples (default 8)")
     showing.add_argument("--step", type=int, default=0, help="the training step to start at (default 0)")
-    commands.add_config_arguments(showing)
+    cli.add_config_arguments(showing)
     prepare.add_parser(parsers)
     serving = parsers.add_parser("serve", help="read for training runs elsewhere: a tf.data service",
                                  epilog="set data.service to the dispatcher's address; all must see the same paths")
@@ -237,27 +240,27 @@ def main(arguments: list[str] | None = None) -> int:
                         values.fast)
         return 0
     if values.command == "serve":
-        services.serve(values.port, values.host, values.dispatcher)
+        data_service.serve(values.port, values.host, values.dispatcher)
         return 0
     if values.command == "check":
-        inspections.check(Data(name=values.name, directory=values.directory), values.split)
+        checks.check(Data(name=values.name, directory=values.directory), values.split)
         return 0
     if values.command == "stats":
-        inspections.stats(Data(name=values.name, directory=values.directory), values.split, values.json)
+        checks.stats(Data(name=values.name, directory=values.directory), values.split, values.json)
         return 0
     given = {"directory": values.directory, "train_split": values.split}
     given = {key: value for key, value in given.items() if value}
     if values.config:
-        config = commands.load_config(values)
+        config = cli.load_config(values)
         if config.data.name != values.name:
             raise ConfigError(f"config {values.config} is for {config.data.name}, not for {values.name}; "
                               f"add --set data.name={values.name} if that is meant")
         config = replace(config, data=replace(config.data, **given))
     else:
-        config = inspections.plain_config(Data(name=values.name, **given), values.overrides)
-    inspections.show(config, values.count, values.step, values.out)
+        config = checks.plain_config(Data(name=values.name, **given), values.overrides)
+    checks.show(config, values.count, values.step, values.out)
     return 0
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

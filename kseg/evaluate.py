@@ -15,13 +15,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import commands, datasets, examples, hosts, metrics, pictures, reports, results, runtime, workdirs
+from kseg import cli
 from kseg.config import Config
-from kseg.counts import Counter, Counts
-from kseg.datasets import Dataset
+from kseg.datasets import diagnosis, registry
+from kseg.datasets.registry import Dataset
+from kseg.distributed import hosts, runtime
 from kseg.errors import WorkdirError
-from kseg.inference import predictor
-from kseg.progress import Progress
+from kseg.evaluation import html_report, metrics, results
+from kseg.evaluation.counter import Counter, Counts
+from kseg.images import image_files
+from kseg.inference.prediction import predictor
+from kseg.system.progress import Progress
+from kseg.training import working_directory
 
 PICTURES = 6
 # Of the report: so many of the worst images, and as many around the median.
@@ -31,18 +36,18 @@ SAMPLES = 12
 def picture_rows(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
                  count: int) -> list[list[np.ndarray]]:
     """Return [image, truth, prediction] as uint8 (H, W, 3) for `count` images spread evenly over a split."""
-    total = len(datasets.open_split(config.data, split_name).names)
+    total = len(registry.open_split(config.data, split_name).names)
     rows = []
     for index in np.linspace(0, total - 1, min(count, total)).astype(int):
         image, truth, ids = _predicted(predict, config, dataset, split_name, int(index))
-        rows.append([image, pictures.colour(truth, dataset.palette), pictures.colour(ids, dataset.palette)])
+        rows.append([image, image_files.colour(truth, dataset.palette), image_files.colour(ids, dataset.palette)])
     return rows
 
 
 def _predicted(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
                index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the image (H, W, 3), true ids (H, W) and predicted ids (H, W) of an example, all uint8."""
-    image, raw = examples.examine(dataset, datasets.open_split(config.data, split_name), index)
+    image, raw = diagnosis.examine(dataset, registry.open_split(config.data, split_name), index)
     return image, np.array(dataset.label_table, np.uint8)[raw], predict(image)
 
 
@@ -62,13 +67,13 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, o
     """Return `results.summary` of a split, with timing and provenance.
 
     Images are shared by the replicas of `strategy`, under whose scope the model was built; by default there is one.
-    `weights` is the file that the model's come from, for the record. Writes what kseg.results and kseg.reports tell,
+    `weights` is the file that the model's come from, for the record. Writes what kseg.evaluation.results and kseg.evaluation.html_report tell,
     and predictions.png (image, truth, prediction), to `out`. Raises DataError where an example cannot be read,
     WeightsError where scores are not finite, WorkdirError where `out` cannot be written.
     """
-    workdirs.require_same_classes(dataset, datasets.find(config.data), "the model")
+    working_directory.require_same_classes(dataset, registry.find(config.data), "the model")
     strategy = strategy or tf.distribute.get_strategy()
-    names = datasets.open_split(config.data, split).names
+    names = registry.open_split(config.data, split).names
     writes = out is not None and hosts.is_chief(strategy)
     if writes:
         # Now, and not when all is counted.
@@ -119,17 +124,17 @@ def _draw(model: keras.Model, config: Config, dataset: Dataset, split: str, coun
     report("drawing the report")
     predict = predictor(model, config)
     rows = picture_rows(predict, config, dataset, split, PICTURES)
-    pictures.save(pictures.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
+    image_files.save(image_files.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
     names, mious = results.image_names(counts), results.image_mious(counts)
-    samples = [reports.Sample(names[index], *_predicted(predict, config, dataset, split, index),
+    samples = [html_report.Sample(names[index], *_predicted(predict, config, dataset, split, index),
                               float(mious[index]), group) for group, index in choose(counts)]
-    reports.write(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
+    html_report.write(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
     report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.evaluate", description=__doc__.splitlines()[0])
-    commands.add_model_arguments(parser)
+    cli.add_model_arguments(parser)
     parser.add_argument("--split", help="which split to count (default: the config's data.val_split)")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="where to write report.html, metrics.json, per_image.csv, confusion.npy and "
@@ -140,14 +145,14 @@ def main(arguments: list[str] | None = None) -> int:
     with hosts.ending():
         strategy = hosts.claim(values.cpu_replicas)
         with strategy.scope():
-            model, config, dataset = commands.load_model(values)
+            model, config, dataset = cli.load_model(values)
         split = values.split or config.data.val_split
         out = values.out or (values.workdir / split if values.workdir else None)
-        weights = values.weights or workdirs.best_weights(values.workdir)
+        weights = values.weights or working_directory.best_weights(values.workdir)
         chief = hosts.is_chief(strategy)
         evaluate(model, config, dataset, split, out, print if chief else lambda line: None, strategy, weights)
     return 0
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -4,7 +4,7 @@
     python -m kseg.export --config encnet_camvid --weights FILE --out served/camvid --split val \\
         --set export.precision=bfloat16
 
-    OUT/VERSION/saved_model.pb, variables/    kseg.signatures tells what it answers
+    OUT/VERSION/saved_model.pb, variables/    kseg.exporting.signatures tells what it answers
     OUT/VERSION/assets/                       classes.json, config.json, provenance.json
     OUT/VERSION/assets.extra/                 tf_serving_warmup_requests, replayed by a server before it answers
     OUT/VERSION/signatures.txt                names, types and shapes of all inputs and outputs
@@ -23,15 +23,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import commands, data, datasets, metrics, results, warmups, workdirs
 from kseg import config as configs
+from kseg import cli, data
 from kseg.config import Config
-from kseg.counts import Counter
-from kseg.datasets import Dataset
+from kseg.datasets import registry
+from kseg.datasets.registry import Dataset
 from kseg.errors import UserError
-from kseg.networks import network
-from kseg.progress import Progress
-from kseg.signatures import Served
+from kseg.evaluation import metrics, results
+from kseg.evaluation.counter import Counter
+from kseg.exporting import warmup
+from kseg.exporting.precisions import network
+from kseg.exporting.signatures import Served
+from kseg.system import atomic_files
+from kseg.system.progress import Progress
+from kseg.training import working_directory
 
 
 def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weights: Path | None = None,
@@ -58,8 +63,8 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
                 served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
                     Path(directory), config, dataset, weights)]
                 tf.saved_model.save(served, str(temporary), signatures=served.answers)
-            workdirs.write_text(temporary / "signatures.txt", described(temporary))
-            warmups.write(temporary, size, options.warmup_batches, report)
+            atomic_files.write_text(temporary / "signatures.txt", described(temporary))
+            warmup.write(temporary, size, options.warmup_batches, report)
             os.replace(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -116,7 +121,7 @@ def accuracy(place: Path, config: Config, dataset: Dataset, split: str, progress
 def compare(model: keras.Model, place: Path, config: Config, dataset: Dataset, split: str,
             report: Callable[[str], None] = print) -> None:
     """Report a split's mIoU of the model and of what was exported of it."""
-    names = datasets.open_split(config.data, split).names
+    names = registry.open_split(config.data, split).names
     counter = Counter(model, config, len(dataset.classes), tf.distribute.get_strategy())
     before = metrics.summary(counter.count(split, Progress(len(names), "images", report)).matrix, dataset.classes)
     after = accuracy(place, config, dataset, split, Progress(len(names), "images", report))
@@ -126,14 +131,14 @@ def compare(model: keras.Model, place: Path, config: Config, dataset: Dataset, s
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.export", description=__doc__.splitlines()[0])
-    commands.add_model_arguments(parser)
+    cli.add_model_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", required=True,
                         help="the directory that a server watches; DIR/VERSION is written")
     parser.add_argument("--version", type=int, metavar="N", help="default: one more than the highest in DIR")
     parser.add_argument("--split", metavar="SPLIT", help="print the split's mIoU before and after, too")
     values = parser.parse_args(arguments)
-    model, config, dataset = commands.load_model(values)
-    weights = values.weights or workdirs.best_weights(values.workdir)
+    model, config, dataset = cli.load_model(values)
+    weights = values.weights or working_directory.best_weights(values.workdir)
     place = export(model, config, dataset, values.out, weights, values.version)
     if values.split:
         compare(model, place, config, dataset, values.split)
@@ -141,4 +146,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -51,10 +51,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from kseg import cluster_managers as managers
-from kseg import clusters, commands
+from kseg import cli
+from kseg.distributed import cluster_managers, tf_config
 from kseg.errors import ConfigError
-from kseg.signals import Signals
+from kseg.system.signals import Signals
 
 PORT = 5555
 # Seconds for the others to notice that one has failed, and for them to end when they are told to.
@@ -73,9 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     if values.local is not None:
         return run_local(values.local, command)
     addresses, index = _cluster(values)
-    os.environ["TF_CONFIG"] = clusters.text_of(addresses, index)
+    os.environ["TF_CONFIG"] = tf_config.text_of(addresses, index)
     # Checked here, where it is made.
-    clusters.read()
+    tf_config.read()
     print(f"host {index} of {len(addresses)}: {addresses[index]}", flush=True)
     # In this process's place: signals and the exit status are the command's own.
     os.execv(sys.executable, [sys.executable, *command])
@@ -97,17 +97,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, metavar="N", help="with --kubernetes: the Job's completions")
     parser.add_argument("--port", type=int, metavar="PORT",
                         help=f"the first port on each host (default: {PORT}; on Slurm one of "
-                             f"{managers.SLURM_PORTS[0]} to {managers.SLURM_PORTS[-1]} by the job's number)")
+                             f"{cluster_managers.SLURM_PORTS[0]} to {cluster_managers.SLURM_PORTS[-1]} by the job's number)")
     return parser
 
 
 def _cluster(values: argparse.Namespace) -> tuple[tuple[str, ...], int]:
     """Return the addresses of all hosts, and which of them this one is."""
     if values.hosts is not None:
-        return managers.from_list(values.hosts, values.index)
+        return cluster_managers.from_list(values.hosts, values.index)
     if values.slurm:
-        return managers.from_slurm(os.environ, values.port, visible_gpus(os.environ))
-    return managers.from_kubernetes(os.environ, values.kubernetes, values.count, values.port or PORT,
+        return cluster_managers.from_slurm(os.environ, values.port, visible_gpus(os.environ))
+    return cluster_managers.from_kubernetes(os.environ, values.kubernetes, values.count, values.port or PORT,
                                     socket.gethostname())
 
 
@@ -136,7 +136,7 @@ def run_local(count: int, command: list[str]) -> int:
         hosts = [subprocess.Popen(
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             # A session of its own: a terminal's Ctrl-C would reach it twice, and twice means at once.
-            start_new_session=True, env=os.environ | {"TF_CONFIG": clusters.text_of(addresses, index)})
+            start_new_session=True, env=os.environ | {"TF_CONFIG": tf_config.text_of(addresses, index)})
             for index in range(count)]
         readers = [threading.Thread(target=_copy, args=(index, host), daemon=True)
                    for index, host in enumerate(hosts)]
@@ -197,4 +197,4 @@ def free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -7,7 +7,7 @@
     OUT/ids/REL.png          class ids, 8-bit grey; REL is the path below the directory, or below the pattern's fixed
                              part, without its suffix
     OUT/overlay/REL.png      the picture mixed with the classes' colours; of a video REL.mp4
-    OUT/KIND/REL.SUFFIX      the other kinds of kseg.outputs that --save names
+    OUT/KIND/REL.SUFFIX      the other kinds of kseg.inference.output_kinds that --save names
     OUT/KIND/REL/000000.png  those of a video's first frame, of all kinds but overlay
     OUT/legend.png           the colours
 """
@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kseg import commands, outputs, pictures, videos
+from kseg import cli
 from kseg.errors import DataError
-from kseg.inputs import DEFAULT_KINDS, Picture, find_pictures
-from kseg.outputs import KINDS, Prediction
-from kseg.progress import Progress
+from kseg.images import image_files, video_files
+from kseg.inference import output_kinds
+from kseg.inference.input_files import DEFAULT_KINDS, Picture, find_pictures
+from kseg.inference.output_kinds import KINDS, Prediction
+from kseg.system.progress import Progress
 
 if TYPE_CHECKING:
-    from kseg.datasets import Dataset
+    from kseg.datasets.registry import Dataset
 
 # To the line's start, and the rest of it away.
 CLEAR_LINE = "\r\x1b[K"
@@ -61,21 +63,21 @@ def predict(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str 
     is called in the predictor's place, which returns the ids and the classes' probabilities (H, W, C). A file that
     cannot be read, or for which they raise DataError, is named on stderr and left out; of a video that cannot be read
     to its end, what was read is kept. Existing results are overwritten, each at once. Raises UserError as
-    `find_pictures` and `outputs.require_classes` do, before anything is written, and where `out` cannot be written.
+    `find_pictures` and `output_kinds.require_classes` do, before anything is written, and where `out` cannot be written.
     """
     def look(image: np.ndarray) -> Prediction:
         return Prediction(image, *scorer(image)) if "scores" in kinds else Prediction(image, predictor(image))
 
     out = Path(out)
     chosen = find_pictures(inputs, out, kinds or DEFAULT_KINDS)
-    outputs.require_classes(kinds, dataset)
+    output_kinds.require_classes(kinds, dataset)
     if "cityscapes-labelids" in kinds:
-        odd = outputs.misnamed(picture.result("cityscapes-labelids", 0 if picture.video else None)
+        odd = output_kinds.misnamed(picture.result("cityscapes-labelids", 0 if picture.video else None)
                                for picture in chosen)
         if odd:
             report(f"note: for Cityscapes' test server each result's name begins with the picture's own "
                    f"CITY_SEQUENCE_FRAME; {len(odd)} of {len(chosen)} do not, such as {odd[0]}")
-    pictures.save(pictures.legend(dataset.classes, dataset.palette), out / "legend.png")
+    image_files.save(image_files.legend(dataset.classes, dataset.palette), out / "legend.png")
     run = Run(look, out, dataset.palette, kinds, report)
     images, clips = [each for each in chosen if not each.video], [each for each in chosen if each.video]
     failures = _predict_images(run, images)
@@ -97,13 +99,13 @@ def _predict_images(run: Run, images: Sequence[Picture]) -> list[Failure]:
     progress = Progress(len(images), "images", run.report)
     for done, picture in enumerate(images, 1):
         try:
-            image = pictures.read_image(picture.path)
+            image = image_files.read_image(picture.path)
             arrays = _results(run, image, run.kinds or DEFAULT_KINDS, str(picture.path))
         except DataError as error:
             _note(failures, picture, "skipped", str(error))
         else:
             for kind, array in arrays.items():
-                outputs.save(array, run.out / picture.result(kind))
+                output_kinds.save(array, run.out / picture.result(kind))
         progress.update(done)
     return failures
 
@@ -113,10 +115,10 @@ def _predict_video(run: Run, clip: Picture, failures: list[Failure]) -> int:
     """
     kinds = run.kinds or ("overlay",)
     try:
-        video = videos.Video(clip.path)
+        video = video_files.Video(clip.path)
     except DataError as error:
         # Nothing is known of a file that was named itself.
-        other = "" if clip.path.suffix.lower() in videos.SUFFIXES else "; nor is it a picture that Pillow reads"
+        other = "" if clip.path.suffix.lower() in video_files.SUFFIXES else "; nor is it a picture that Pillow reads"
         _note(failures, clip, "skipped", f"{error}{other}")
         return 0
     if "overlay" in kinds and not video.rate_known:
@@ -131,10 +133,10 @@ def _predict_video(run: Run, clip: Picture, failures: list[Failure]) -> int:
                         # Not before: a video of no frames is none.
                         if kind not in films:
                             films[kind] = stack.enter_context(
-                                videos.writer(run.out / clip.result(kind), array.shape[:2], video.rate))
+                                video_files.writer(run.out / clip.result(kind), array.shape[:2], video.rate))
                         films[kind](array)
                     else:
-                        outputs.save(array, run.out / clip.result(kind, done))
+                        output_kinds.save(array, run.out / clip.result(kind, done))
                 done += 1
                 progress.update(done)
         except DataError as error:
@@ -171,8 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.predict", description=__doc__.splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="INPUT",
                         help="a picture or video, a directory (searched recursively for both), or a quoted pattern "
-                             f"like 'photos/**/*.jpg'; videos are {' '.join(videos.SUFFIXES)}")
-    commands.add_model_arguments(parser)
+                             f"like 'photos/**/*.jpg'; videos are {' '.join(video_files.SUFFIXES)}")
+    cli.add_model_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", required=True,
                         help="where a directory for each kind of result and legend.png are written; existing files "
                              "are overwritten")
@@ -181,18 +183,18 @@ def main(arguments: list[str] | None = None) -> int:
                              + "; ".join(f"{name}: {kind.description}" for name, kind in KINDS.items())
                              + "; of a video each kind but overlay is one file a frame")
     values = parser.parse_args(arguments)
-    kinds = outputs.chosen(values.save) if values.save else ()
+    kinds = output_kinds.chosen(values.save) if values.save else ()
     # Once here already: a wrong name is told before the time that loading a model takes.
     find_pictures(values.inputs, values.out, kinds or DEFAULT_KINDS)
     # TensorFlow, which these bring, takes seconds that --help shall not.
-    from kseg.inference import predictor
-    from kseg.segmenter import scorer
+    from kseg.inference.prediction import predictor
+    from kseg.inference.segmenter import scorer
 
-    model, config, dataset = commands.load_model(values)
+    model, config, dataset = cli.load_model(values)
     failures = predict(predictor(model, config), values.inputs, values.out, dataset, kinds=kinds,
                        scorer=scorer(model, config) if "scores" in kinds else None)
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -14,16 +14,20 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from kseg import (commands, datasets, downloads, hosts, losses, models, optimizers, profiles, readers, runtime, weights,
-                  workdirs, zoo)
 from kseg import config as configs
-from kseg.averages import Average
+from kseg import cli, models, zoo
 from kseg.config import Config
+from kseg.datasets import registry
+from kseg.distributed import hosts, runtime
 from kseg.errors import ConfigError, DataError
-from kseg.loops import Loop
-from kseg.runs import Run
-from kseg.signals import Signals, Stopped
-from kseg.steps import Steps
+from kseg.input_pipeline import batch_reader
+from kseg.system.signals import Signals, Stopped
+from kseg.training import fingerprint, losses, optimizers, profiler, working_directory
+from kseg.training.ema import Average
+from kseg.training.loop import Loop
+from kseg.training.recorder import Run
+from kseg.training.step import Steps
+from kseg.weights import downloads, loading
 
 
 def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
@@ -37,39 +41,39 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     """
     chief = hosts.is_chief(strategy)
     say = report if chief else silent
-    dataset = datasets.find(config.data)
-    datasets.open_split(config.data, config.data.train_split)
-    datasets.open_split(config.data, config.data.val_split)
+    dataset = registry.find(config.data)
+    registry.open_split(config.data, config.data.train_split)
+    registry.open_split(config.data, config.data.val_split)
     if hosts.count(strategy) > 1:
         if config.data.unreadable == "skip":
             # One host's list would change the others' batches.
             raise ConfigError('data.unreadable=skip is for one host; `python -m kseg.data check` finds what cannot be '
                               'read')
-        hosts.agree(strategy, hosts.facts(config))
+        hosts.agree(strategy, fingerprint.facts(config))
     with contextlib.ExitStack() as held:
         # Let go before the program ends, which a caller may outlive.
-        hosts.on_chief(strategy, lambda: held.enter_context(workdirs.open_run(workdir, config, dataset)))
+        hosts.on_chief(strategy, lambda: held.enter_context(working_directory.open_run(workdir, config, dataset)))
         say(runtime.device_line())
         say(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
         with strategy.scope():
             model, optimizer, average = build(config, len(dataset.classes), say)
         steps = Steps(model, optimizer, config, strategy, average)
-        checkpoint = workdirs.tracked(model, optimizer, average, steps.variables)
-        step = workdirs.restore_newest(workdir, checkpoint, say)
+        checkpoint = working_directory.tracked(model, optimizer, average, steps.variables)
+        step = working_directory.restore_newest(workdir, checkpoint, say)
         hosts.agree(strategy, {"the checkpoint that is continued": f"step {step}"})
         if step:
             say(f"continuing at step {step} of {config.train.steps}")
-        hosts.on_chief(strategy, lambda: workdirs.trim_metrics(workdir, step))
+        hosts.on_chief(strategy, lambda: working_directory.trim_metrics(workdir, step))
         run = held.enter_context(Run(config, workdir, dataset, model, average, strategy, say))
-        profile = held.enter_context(profiles.Profile(profiled, workdir if chief else None, say))
-        reader = readers.BatchReader(config, workdir, strategy, say)
+        profile = held.enter_context(profiler.Profile(profiled, workdir if chief else None, say))
+        reader = batch_reader.BatchReader(config, workdir, strategy, say)
         # Until here a signal ends the process, which has nothing to save.
         signals = held.enter_context(Signals())
         loop = Loop(run, reader, steps, checkpoint, signals, profile)
         step = loop.take_all(step)
         if run.writes:
             with average.swapped() if average else contextlib.nullcontext():
-                workdirs.save_weights(model, workdir / "final.weights.h5", say)
+                working_directory.save_weights(model, workdir / "final.weights.h5", say)
     return finish(run, loop, reader)
 
 
@@ -77,7 +81,7 @@ def silent(line: str) -> None:
     """Say nothing: of several hosts one reports."""
 
 
-def finish(run: Run, loop: Loop, reader: readers.BatchReader) -> dict:
+def finish(run: Run, loop: Loop, reader: batch_reader.BatchReader) -> dict:
     """Report how a run ended and return what `train` does."""
     best, settings = run.best, run.config.train
     early = f", {settings.patience} validations after the best one (train.patience)" \
@@ -95,7 +99,7 @@ def build(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
     losses.require_class_weights(config.loss, classes)
     settings = config.train
     model = models.build(config.model, classes, precision=settings.precision, recompute=settings.recompute)
-    for note in weights.load_initial(model, config):
+    for note in loading.load_initial(model, config):
         report(note)
     optimizers.freeze(model, settings.freeze)
     optimizer = optimizers.build(settings, model)
@@ -109,13 +113,13 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     report(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
     missing = None
     try:
-        classes = len(datasets.find(config.data).classes)
-        datasets.open_split(config.data, config.data.val_split)
-        batch = readers.BatchReader(config, None, tf.distribute.get_strategy(), report).read(0)
+        classes = len(registry.find(config.data).classes)
+        registry.open_split(config.data, config.data.val_split)
+        batch = batch_reader.BatchReader(config, None, tf.distribute.get_strategy(), report).read(0)
         shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}
     except DataError as error:
-        known = datasets.DATASETS.get(config.data.name)
-        if known is None or not known.classes or datasets.directory_of(config.data).exists():
+        known = registry.DATASETS.get(config.data.name)
+        if known is None or not known.classes or registry.directory_of(config.data).exists():
             raise
         missing = error
         classes = len(known.classes)
@@ -140,14 +144,14 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
 def explain(config: Config, strategy: tf.distribute.Strategy) -> None:
     """Print where the time of a config's training step goes on this machine."""
     # It builds on this module.
-    from kseg import explanations
+    from kseg.profiling import step_time
 
-    print(explanations.table(explanations.explain(config, strategy)))
+    print(step_time.table(step_time.explain(config, strategy)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.train", description=__doc__.splitlines()[0])
-    commands.add_config_arguments(parser)
+    cli.add_config_arguments(parser)
     parser.add_argument("--workdir", type=Path, metavar="DIR",
                         help="where the run is written and continued (default: runs/NAME, or runs/NAME-VARIANT)")
     parser.add_argument("--list", metavar="TEXT", nargs="?", const="",
@@ -164,8 +168,8 @@ def main(arguments: list[str] | None = None) -> int:
     if values.list is not None:
         print(zoo.listing(values.list))
         return 0
-    config = commands.load_config(values)
-    profiled = profiles.parse(values.profile, config.train.steps) if values.profile else None
+    config = cli.load_config(values)
+    profiled = profiler.parse(values.profile, config.train.steps) if values.profile else None
     # Around the start as well, which waits for all hosts.
     with hosts.ending():
         strategy = runtime.prepare(config.train, values.cpu_replicas)
@@ -176,11 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
             explain(config, strategy)
             return 0
         try:
-            train(config, values.workdir or workdirs.default(config), strategy, profiled=profiled)
+            train(config, values.workdir or working_directory.default(config), strategy, profiled=profiled)
         except Stopped as stopped:
             return 128 + stopped.number
     return 0
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

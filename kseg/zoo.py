@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from kseg import commands, config_files
 from kseg import config as configs
-from kseg.config import Config
+from kseg import cli
+from kseg.config import Config, files
+from kseg.config.variants import Variant
 from kseg.errors import ConfigError
-from kseg.variants import Variant
 
 COLUMNS = ("config:variant", "backbone", "stride", "crop", "steps", "batch", "source", "mIoU", "ms+flip", "weights")
 # Text stands left and numbers right.
@@ -34,8 +34,8 @@ class Row(NamedTuple):
 def rows() -> list[Row]:
     """Return the variants of all named configs, by config and in the order of its file."""
     found = []
-    for name in config_files.config_names():
-        for variant, row in config_files.read(name).variants.items():
+    for name in files.config_names():
+        for variant, row in files.read(name).variants.items():
             found.append(Row(f"{name}:{variant}", configs.load(f"{name}:{variant}"), row))
     return found
 
@@ -153,4 +153,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

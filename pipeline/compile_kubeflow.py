@@ -11,7 +11,7 @@ import argparse
 import os
 from pathlib import Path
 
-from kseg import commands
+from kseg import cli
 from kseg.config import Config
 from kseg.errors import UserError
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     from pipeline import run_local
 
     result = argparse.ArgumentParser(prog="python -m pipeline.compile_kubeflow", description=__doc__.splitlines()[0])
-    commands.add_config_arguments(result)
+    cli.add_config_arguments(result)
     result.add_argument("--out", type=Path, metavar="FILE", help="the .json or .yaml file to write")
     result.add_argument("--image", metavar="NAME", help="the container image of all components")
     result.add_argument("--pipeline-root", metavar="PLACE", help="where artifacts go: gs://BUCKET/DIR, or a path that "
@@ -33,10 +33,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     values = parser().parse_args(arguments)
-    config = commands.load_config(values)
+    config = cli.load_config(values)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if values.print_fingerprint:
-        from pipeline import ingest
+        from pipeline.components import ingest
 
         config, _ = ingest.located(config)
         print(ingest.fingerprint(config.data, (config.data.train_split, config.data.val_split)))
@@ -82,4 +82,4 @@ def write(values: argparse.Namespace, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -14,16 +14,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kseg import commands
+from kseg import cli
 from kseg.config import Config
 from kseg.errors import ConfigError, UserError
-from kseg.signals import Stopped
+from kseg.system.signals import Stopped
 
 if TYPE_CHECKING:
     from tfx.orchestration.data_types import RuntimeParameter
 
     from pipeline.definition import Settings
-    from pipeline.infra_validator import Platform
+    from pipeline.components.infra_validator import Platform
 
 # Characters that are kept of why a run ended.
 LONGEST = 4000
@@ -32,7 +32,7 @@ LONGEST = 4000
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(prog="python -m pipeline.run_local", description=__doc__.splitlines()[0])
-    commands.add_config_arguments(result)
+    cli.add_config_arguments(result)
     result.add_argument("--root", type=Path, required=True, metavar="DIR",
                         help="where artifacts, metadata and unfinished trainings are kept")
     add_arguments(result)
@@ -79,7 +79,7 @@ def quiet() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     values = parser().parse_args(arguments)
-    config = commands.load_config(values)
+    config = cli.load_config(values)
     root = values.root.resolve()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
 def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     """Run the pipeline in a directory that is ours, tell what it did and return the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from pipeline import containers
+    from pipeline import containers, definition
+    from pipeline.components import ingest
+    from pipeline.metadata import metadata_store, summary
 
     if values.infra_validator:
         containers.require()
@@ -104,7 +106,6 @@ def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
     from tfx.proto import infra_validator_pb2
 
-    from pipeline import definition, ingest, ledger, summary
 
     quiet()
     config, span = ingest.located(config, values.span)
@@ -113,20 +114,20 @@ def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     fingerprint = ingest.fingerprint(config.data, (config.data.train_split, config.data.val_split))
     docker = infra_validator_pb2.LocalDockerConfig(client_base_url=containers.address())
     chosen = settings(values, config, str(root), fingerprint, docker, span)
-    created = definition.create(chosen, str(root / ledger.DATABASE), cache=not values.no_cache)
-    known = len(list(ledger.runs(ledger.open_store(root)))) if (root / ledger.DATABASE).is_file() else 0
+    created = definition.create(chosen, str(root / metadata_store.DATABASE), cache=not values.no_cache)
+    known = len(list(metadata_store.runs(metadata_store.open_store(root)))) if (root / metadata_store.DATABASE).is_file() else 0
     failure = None
     try:
         LocalDagRunner().run(created)
     except Exception as error:
         failure = error
-    store = ledger.open_store(root)
-    found = list(ledger.runs(store))
+    store = metadata_store.open_store(root)
+    found = list(metadata_store.runs(store))
     if len(found) == known:
         raise failure
     if failure is not None:
-        ledger.keep_failure(store, found[-1], said(failure))
-        found = list(ledger.runs(store))
+        metadata_store.keep_failure(store, found[-1], said(failure))
+        found = list(metadata_store.runs(store))
     nodes = [component.id for component in created.components]
     print(summary.table(found[-1], nodes, found[-2] if len(found) > 1 else None))
     if failure is not None:
@@ -146,7 +147,9 @@ def settings(values: argparse.Namespace, config: Config, root: str, fingerprint:
 
     `platform` is where TFX's InfraValidator would start a server.
     """
-    from pipeline import beam, blessing, definition, infra_validator
+    from pipeline import beam_options, definition
+    from pipeline.components import infra_validator
+    from pipeline.metadata import blessing
 
     if values.images_per_shard < 1 or values.images_per_bundle < 1:
         raise ConfigError("--images-per-shard and --images-per-bundle are at least 1")
@@ -157,7 +160,7 @@ def settings(values: argparse.Namespace, config: Config, root: str, fingerprint:
         largest_unreadable_share=values.largest_unreadable, images_per_shard=values.images_per_shard,
         images_per_bundle=values.images_per_bundle, drift=values.drift, new_classes=values.new_classes,
         warm_start=values.warm_start, budget=values.latency,
-        container=infra_validator.serving_spec(image, platform) if image else None, beam=beam.flags(values.beam))
+        container=infra_validator.serving_spec(image, platform) if image else None, beam=beam_options.flags(values.beam))
 
 
 def said(failure: Exception) -> str:
@@ -177,4 +180,4 @@ def tell(failure: Exception) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

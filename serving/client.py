@@ -23,11 +23,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from kseg import commands, pictures
+from kseg import cli
 from kseg.errors import DataError, UserError, unknown
-from kseg.inputs import find_pictures
-from serving.connections import Answer, Grpc, RequestError, Rest, Signature, Wanted
-from serving.picture_files import colours_of, segment_files, table
+from kseg.images import image_files
+from kseg.inference.input_files import find_pictures
+from serving.clients.connections import Answer, Grpc, RequestError, Rest, Signature, Wanted
+from serving.clients.segment_files import colours_of, segment_files, table
 
 Found = TypeVar("Found")
 
@@ -145,7 +146,7 @@ def retried(ask: Callable[[], Found]) -> Found:
 
 def _decoded(data: bytes, number: int) -> np.ndarray:
     try:
-        return pictures.read_image(io.BytesIO(data))
+        return image_files.read_image(io.BytesIO(data))
     except DataError as error:
         # In the place of a file's name it has that of an object in memory.
         raise DataError(f"picture {number}: {str(error).partition(': ')[2]}") from None
@@ -197,4 +198,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

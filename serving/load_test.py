@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kseg import commands
+from kseg import cli
 from kseg.errors import UserError, unknown
 
 CONCURRENCY = (1, 2, 4, 8, 16)
@@ -39,9 +39,10 @@ def read_requests(paths: Sequence[Path], server: str, rest: bool, model: str, si
 
     Raises UserError where the server, the model or the signature is not there or takes no pictures.
     """
-    from kseg import pictures
-    from serving import client, picture_files
-    from serving.connections import Grpc, Rest, Wanted
+    from kseg.images import image_files
+    from serving import client
+    from serving.clients import segment_files
+    from serving.clients.connections import Grpc, Rest, Wanted
 
     connection = (Rest if rest else Grpc)(server, Wanted(model), LOOK_UP, tls_ca)
     try:
@@ -51,7 +52,7 @@ def read_requests(paths: Sequence[Path], server: str, rest: bool, model: str, si
     if signature not in signatures:
         raise UserError(unknown("signature", signature, signatures))
     name, encoded, _ = client.chosen(signature, signatures[signature])
-    values = [picture_files.encoded(path) if encoded else pictures.read_image(path) for path in paths]
+    values = [segment_files.encoded(path) if encoded else image_files.read_image(path) for path in paths]
     return [(rest_request(signature, name, value) if rest else grpc_request(model, signature, name, value))
             for value in values]
 
@@ -95,7 +96,7 @@ def as_json(load) -> dict:
 
 def measure(clients, concurrency: Sequence[int], seconds: float, warm_up: float) -> list:
     """Print the table line by line, and return its Loads."""
-    from serving.load_clients import LIMIT
+    from serving.clients.load_generator import LIMIT
 
     print(HEAD)
     loads = []
@@ -154,9 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--processes {values.processes} must be at least 1")
     if values.tls_ca and values.rest:
         parser.error("--tls-ca is of gRPC; REST is clear text")
-    from kseg.inputs import find_pictures
-    from serving import load_clients
-    from serving.connections import read_certificates
+    from kseg.inference.input_files import find_pictures
+    from serving.clients import load_generator
+    from serving.clients.connections import read_certificates
 
     # Where it writes is of no matter, as it writes nothing.
     paths = [picture.path for picture in find_pictures(values.pictures, Path(os.devnull), ()) if not picture.video]
@@ -164,10 +165,10 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"no pictures among {', '.join(values.pictures)}, only videos")
     requests = read_requests(paths, values.server, values.rest, values.model, values.signature, values.tls_ca)
     path = f"/v1/models/{urllib.parse.quote(values.model, safe='')}:predict" if values.rest else ""
-    target = load_clients.Target(values.server, path, values.deadline, read_certificates(values.tls_ca))
+    target = load_generator.Target(values.server, path, values.deadline, read_certificates(values.tls_ca))
     print(f"{len(requests)} pictures, {sum(map(len, requests)) / len(requests) / 1e3:.1f} kB a request, to "
           f"{values.signature} of {values.model} at {values.server} by {'REST' if values.rest else 'gRPC'}")
-    with load_clients.clients(target, requests, min(values.processes, max(values.concurrency))) as clients:
+    with load_generator.clients(target, requests, min(values.processes, max(values.concurrency))) as clients:
         loads = measure(clients, values.concurrency, values.seconds, values.warm_up)
     if values.out:
         values.out.write_text(json.dumps([as_json(load) for load in loads], indent=1) + "\n", encoding="utf-8")
@@ -195,4 +196,4 @@ def _positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

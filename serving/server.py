@@ -12,8 +12,9 @@ import threading
 import time
 
 from kseg.errors import UserError
-from serving import flags, logs
-from serving.flags import Options
+from serving.config import flags
+from serving.config.flags import Options
+from serving.telemetry import logs
 
 # Requests that wait in a batch hold a place to run; how many run and wait is up to the batches' threads and queues.
 BATCHED = 256
@@ -26,20 +27,21 @@ class Server:
 
     def __init__(self, options: Options):
         """Raises UserError for configuration that cannot be read, ServingError for what contradicts itself."""
-        from serving import configurations, lifecycle, loading
-        from serving.admissions import Admissions
-        from serving.batching import Scheduler
-        from serving.grpc_services import Parts
-        from serving.monitoring import Monitor
+        from serving.config import files
+        from serving.core import loading, manager, versions
+        from serving.core.admission import Admissions
+        from serving.core.batching import Scheduler
+        from serving.grpc_api.services import Parts
+        from serving.telemetry.monitoring import Monitor
 
-        configurations.check(options)
+        files.check(options)
         self.options = options
-        self._config = configurations.models(options)
+        self._config = files.models(options)
         self._monitor = Monitor()
-        batching = configurations.batching(options)
+        batching = files.batching(options)
         self._scheduler = None if batching is None else Scheduler(batching, self._monitor)
-        self.models = lifecycle.Models(
-            lifecycle.Settings(
+        self.models = manager.Models(
+            versions.Settings(
                 poll_seconds=options.file_system_poll_wait_seconds, load_retries=options.max_num_load_retries,
                 retry_seconds=options.load_retry_interval_micros / 1e6, load_threads=options.num_load_threads,
                 unload_threads=options.num_unload_threads,
@@ -119,7 +121,7 @@ class Server:
         """Return what is served and where, for a person."""
         from tensorflow_serving.apis import model_pb2
 
-        from serving.statuses import ServingError
+        from serving.errors import ServingError
 
         lines = []
         for name in self.models.names():
@@ -141,9 +143,9 @@ class Server:
         return "\n".join([*lines, "Ctrl-C or SIGTERM ends it"])
 
     def _application(self):
-        from serving import page, rest
+        from serving.rest_api import app, page
 
-        return rest.application(self.models, self._monitor, self._parts.admissions, self.options,
+        return app.application(self.models, self._monitor, self._parts.admissions, self.options,
                                 extra_routes=page.routes(self.models, self.options))
 
     def _loaded(self, name: str, version: int, failure: Exception | None, seconds: float) -> None:
@@ -162,14 +164,14 @@ class Server:
         """Read the models' file again and again; whatever is wrong with it, the models stay as they are."""
         import grpc
 
-        from serving import configurations
-        from serving.statuses import ServingError
+        from serving.config import files
+        from serving.errors import ServingError
 
         said, seconds = "", self.options.model_config_file_poll_wait_seconds
         while not self._stopping.wait(seconds):
             try:
                 # New models are waited for only so long: whoever mends the base path of one is to be read, too.
-                self.models.reload(configurations.models(self.options), time.monotonic() + seconds)
+                self.models.reload(files.models(self.options), time.monotonic() + seconds)
                 said = ""
             except (UserError, ServingError) as error:
                 if isinstance(error, ServingError) and error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -200,7 +202,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Nobody is answered yet.
         signal.signal(number, lambda *_: os._exit(0))
-    from serving.statuses import ServingError
+    from serving.errors import ServingError
 
     try:
         server = Server(options)

@@ -10,10 +10,12 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from running import ROOT, run, start
 
 from kseg import config as configs
-from kseg import datasets, models, weights
+from kseg import models
+from kseg.datasets import registry
+from kseg.weights import loading
+from tests.helpers.running import ROOT, run, start
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
@@ -46,7 +48,7 @@ def resnet18(tmp_path_factory):
     """Backbone weights of the CamVid config, in torchvision's names and with its classifier."""
     config = configs.load("encnet_camvid", SMALL)
     keras.utils.set_random_seed(9)
-    names = weights.mmseg_names(models.build(config.model, 11))
+    names = loading.mmseg_names(models.build(config.model, 11))
     state = {"fc.weight": np.zeros((10, 32), np.float32), "fc.bias": np.zeros(10, np.float32)}
     for name, variable in names.items():
         prefix, _, rest = name.partition(".")
@@ -107,7 +109,7 @@ def test_readme_commands_in_order(camvid, resnet18, tmp_path):
                 assert "3 of 3 images of camvid test" in output and "mIoU" in output
     assert (tmp_path / "samples.png").is_file()
     results = json.loads((tmp_path / "runs" / "camvid" / "test" / "metrics.json").read_text())
-    assert results["images"] == 3 and list(results["classes"]) == list(datasets.DATASETS["camvid"].classes)
+    assert results["images"] == 3 and list(results["classes"]) == list(registry.DATASETS["camvid"].classes)
     assert PIL.Image.open(tmp_path / "predicted" / "ids" / "street.png").size == (75, 41)
     assert PIL.Image.open(tmp_path / "predicted" / "overlay" / "street.png").size == (75, 41)
     assert (tmp_path / "predicted" / "legend.png").is_file()

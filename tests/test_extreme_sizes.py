@@ -7,10 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
-from small_sets import config, example, folder
 
-from kseg import data, inspections
+from kseg import data
 from kseg.config import Augment, Train
+from kseg.datasets import checks
+from tests.helpers.small_sets import config, example, folder
 
 SIDE = 12_000
 GREY, RGB, PALETTE = 0, 2, 3
@@ -45,7 +46,7 @@ def huge(request, tmp_path_factory):
     return source
 
 
-@pytest.mark.parametrize("count", [inspections.check, inspections.stats])
+@pytest.mark.parametrize("count", [checks.check, checks.stats])
 def test_huge_pair_is_counted(huge, count):
     with warnings.catch_warnings():
         # Pillow warns of pictures above 89 megapixels, and refuses them above 179.
@@ -80,7 +81,7 @@ def tiny(tmp_path):
     return source
 
 
-@pytest.mark.parametrize("count", [inspections.check, inspections.stats])
+@pytest.mark.parametrize("count", [checks.check, checks.stats])
 def test_one_pixel_is_counted(tiny, count):
     lines = []
     results = count(tiny, report=lines.append)
