@@ -15,11 +15,12 @@ def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable
     import tensorflow as tf
 
     from kseg import config as configs
-    from kseg import __version__, data
+    from kseg import __version__
+    from kseg.input_pipeline import batching
 
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    batches = iter(data.train_batches(configs.load(name, overrides)))
+    batches = iter(batching.train_batches(configs.load(name, overrides)))
     first = next(batches)
 
     def step() -> int:

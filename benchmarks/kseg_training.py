@@ -31,13 +31,12 @@ def stepper(config, replicas: int, images: np.ndarray, labels: np.ndarray) -> Ca
     """Return a function that takes one step as `kseg.train` takes it and returns the loss."""
     import tensorflow as tf
 
-    from kseg import train
-    from kseg.distributed import runtime
+    from kseg.training import trainer
     from kseg.training.step import Steps
 
-    strategy = runtime.prepare(config.train, replicas)
+    strategy = trainer.prepare(config.train, replicas)
     with strategy.scope():
-        model, optimizer, average = train.build(config, CLASSES, lambda line: None)
+        model, optimizer, average = trainer.build(config, CLASSES, lambda line: None)
     steps = Steps(model, optimizer, config, strategy, average)
     batches = tf.data.Dataset.from_tensors({"image": images, "label": labels}).repeat()
     iterator = iter(strategy.experimental_distribute_dataset(batches))

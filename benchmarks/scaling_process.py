@@ -16,10 +16,10 @@ from pathlib import Path
 import tensorflow as tf
 
 from benchmarks.kseg_training import CLASSES, example
-from kseg import train
 from kseg.config import Config, Model, Train
-from kseg.distributed import hosts, runtime
+from kseg.distributed import hosts
 from kseg.models import layers
+from kseg.training import trainer
 from kseg.training.step import Steps
 
 # All shares of one process to three divide it.
@@ -30,7 +30,7 @@ CHAIN, CHAINED_BYTES = 20, 10**7
 
 def main(out: str, heads: str, crop: str, shares: str, rounds: str, largest: str) -> None:
     with hosts.ending():
-        strategy = runtime.prepare(Train(global_batch=BATCH))
+        strategy = trainer.prepare(Train(global_batch=BATCH))
         place = hosts.place(strategy)
         figures = {"place": place, "load": os.getloadavg()[0], "messages": [], "steps": []}
         if hosts.count(strategy) > 1:
@@ -80,7 +80,7 @@ def steps(head: str, strategy: tf.distribute.Strategy, crop: int, shares: list[i
     """Give the seconds of a step for each share; of one process also with the norm that several have."""
     config = Config(model=Model(head=head), train=Train(global_batch=BATCH))
     with strategy.scope():
-        model, optimizer, _ = train.build(config, CLASSES, lambda line: None)
+        model, optimizer, _ = trainer.build(config, CLASSES, lambda line: None)
     own = layers.replica_context
     for several in (False, True) if hosts.count(strategy) == 1 else (True,):
         # What adds up over replicas takes more passes, also over one; chosen when a step is traced.

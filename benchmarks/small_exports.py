@@ -9,9 +9,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from kseg import config as configs
-from kseg import export as exports
 from kseg import models
 from kseg.datasets import registry
+from kseg.exporting import exporter
 from kseg.exporting.signatures import IMAGE_FEATURE
 
 CONFIG, OVERRIDES = "encnet_shapes", ("model.width=4", "model.channels=8", "model.auxiliary_channels=4",
@@ -54,7 +54,7 @@ def _export(model: keras.Model, config: configs.Config, dataset: registry.Datase
     # So that no class wins everywhere.
     scores = model(random.normal(0, 1, (2, 64, 64, 3)).astype(np.float32))["main"].numpy()
     last.set_weights([last.get_weights()[0], -scores.mean((0, 1, 2))])
-    return exports.export(model, config, dataset, out)
+    return exporter.export(model, config, dataset, out)
 
 
 def cases(seed: int = 0) -> list[Case]:

@@ -2,21 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kseg import config as configs
-from kseg.config import checks, values
 from kseg.config.files import config_names
 from kseg.errors import ConfigError, UserError
+from kseg.inference import trained_model
 
 if TYPE_CHECKING:
-    from kseg.datasets.registry import Dataset
-
-# Of all published results over several scales.
-TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    pass
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,44 +49,13 @@ def load_model(arguments: argparse.Namespace) -> tuple:
     if arguments.workdir:
         if arguments.config:
             raise ConfigError("--workdir holds its own config; leave --config away")
-        return load_trained(arguments.workdir, arguments.weights, arguments.tta, arguments.overrides)
+        return trained_model.load_trained(arguments.workdir, arguments.weights, arguments.tta, arguments.overrides)
     if not arguments.weights:
         raise ConfigError("name a model: --workdir DIR, or --config NAME with --weights FILE")
     from kseg.datasets import registry
 
     config = load_config(arguments)
-    return _with_weights(config, registry.find(config.data), arguments.weights, arguments.tta)
-
-
-def load_trained(workdir: Path, weights: Path | None = None, tta: bool = False, overrides: Sequence[str] = ()) -> tuple:
-    """Return (model, config, data set record) of a working directory of kseg.train, with its best weights.
-
-    `weights` is a file in their place, `tta` turns test-time augmentation on, and `overrides` (`a.b=c`) change its
-    config. Raises WorkdirError, WeightsError or ConfigError where they cannot be read or do not fit.
-    """
-    from kseg.training import working_directory
-
-    config, dataset = working_directory.read(workdir)
-    for override in overrides:
-        config = values.set_value(config, override)
-    return _with_weights(checks.check(config), dataset, weights or working_directory.best_weights(workdir), tta)
-
-
-def _with_weights(config: configs.Config, dataset: "Dataset", path: Path, tta: bool) -> tuple:
-    from kseg import models
-    from kseg.distributed import runtime
-    from kseg.weights import loading
-
-    # Numbers are for comparing: however the model was trained, it is evaluated in full float32.
-    runtime.set_tensor_float_32(False)
-    if tta:
-        config = replace(config, evaluate=replace(config.evaluate, scales=TEST_SCALES, flip=True))
-    model = models.build(config.model, len(dataset.classes))
-    # init.channels speaks of the file a run started from, and not of the weights that kseg wrote.
-    channels = "RGB" if path.name.endswith(".weights.h5") else config.init.channels
-    for note in loading.load_checkpoint(model, path, config.model.head, channels=channels):
-        print(f"note: {note}")
-    return model, config, dataset
+    return trained_model.load_with_weights(config, registry.find(config.data), arguments.weights, arguments.tta)
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -106,7 +106,6 @@ def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
     from tfx.proto import infra_validator_pb2
 
-
     quiet()
     config, span = ingest.located(config, values.span)
     if values.serving:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kseg
+
 from kseg.config.variants import Variant
 from kseg.errors import ConfigError, unknown
 
@@ -23,7 +23,7 @@ class ConfigFile:
 
 def config_directory() -> Path:
     """Return the directory of the named configs: inside the installed package, or beside it in a checkout."""
-    package = Path(kseg.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 

@@ -35,3 +35,23 @@ def grow_memory() -> None:
         # Once: a second run in one process may not set it again.
         if not tf.config.experimental.get_memory_growth(gpu):
             tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def devices_line(strategy: tf.distribute.Strategy) -> str:
+    """Return the devices of a strategy in short, such as "2 x GPU" or "1 x CPU"."""
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    return f"{strategy.num_replicas_in_sync} x {kind}"
+
+
+def set_tensor_float_32(enabled: bool) -> None:
+    """Say whether a GPU may round the inputs of float32 convolutions and products to 10 bits; TensorFlow's default."""
+    tf.config.experimental.enable_tensor_float_32_execution(enabled)
+
+
+def device_line() -> str:
+    """Return what training runs on, in one line."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+        return f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}: {', '.join(names)}"
+    return f"no GPU: running on the CPU ({len(tf.config.list_logical_devices('CPU'))} device(s))"

@@ -23,9 +23,8 @@ from tensorflow.python.eager import context
 from kseg.distributed import devices, tf_config
 from kseg.distributed.tf_config import HostLost
 from kseg.errors import ConfigError, UserError
-from kseg.training.fingerprint import facts
 
-__all__ = ["HostLost", "HostsDisagree", "agree", "claim", "count", "ending", "facts", "is_chief", "lost",
+__all__ = ["HostLost", "HostsDisagree", "agree", "claim", "count", "ending", "is_chief", "lost",
            "names", "on_chief", "place", "require_all"]
 
 Result = TypeVar("Result")

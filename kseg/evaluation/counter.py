@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import data
 from kseg.config import IGNORED, Config
 from kseg.datasets import registry
 from kseg.errors import DataError, WeightsError
-from kseg.evaluation import metrics
+from kseg.evaluation import confusion
 from kseg.inference.prediction import predict_checked, require_size
+from kseg.input_pipeline import batching
 from kseg.system.progress import Progress
 
 # Said in full of so many images whose scores are not finite.
@@ -51,7 +51,7 @@ class Counter:
         with strategy.scope():
             # Each replica adds to its own; reading gives the sum over all.
             self.bands = tf.Variable(
-                tf.zeros((len(metrics.BOUNDARY_WIDTHS) + 1, classes, classes), tf.int64), trainable=False,
+                tf.zeros((len(confusion.BOUNDARY_WIDTHS) + 1, classes, classes), tf.int64), trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ, aggregation=tf.VariableAggregation.SUM)
         self.hosts = 1
         self.step: Callable | None = None
@@ -99,7 +99,7 @@ class Counter:
             # The last round's missing images are -1, which eval_examples makes empty ones of: all replicas take part.
             indices = np.concatenate([np.arange(total), np.full(rounds * replicas - total, -1)])
             mine = np.split(indices.reshape(rounds, replicas), self.hosts, axis=1)[context.input_pipeline_id]
-            return data.eval_examples(self.config, split, mine.ravel())
+            return batching.eval_examples(self.config, split, mine.ravel())
 
         distributed = self.strategy.distribute_datasets_from_function(examples)
         self.step = self.step or self._make_step(distributed.element_spec)
@@ -108,7 +108,7 @@ class Counter:
             try:
                 element = next(iterator)
             except tf.errors.OpError as error:
-                raise data.explain(self.config, split, [int(index) for index in mine[number] if index >= 0],
+                raise batching.explain(self.config, split, [int(index) for index in mine[number] if index >= 0],
                                    error) from None
             for index, image in zip(mine[number], self.strategy.experimental_local_results(element["image"])):
                 self._require_size(names, int(index), image.shape)
@@ -128,7 +128,7 @@ class Counter:
             label = example["label"]
             size = tf.shape(label)
             ids, bad = predict_checked(self.model, example["image"][None], (size[0], size[1]), self.config)
-            counts = metrics.counts(label[None], ids, self.classes)
+            counts = confusion.banded_confusion(label[None], ids, self.classes)
             self.bands.assign_add(counts)
             matrix = tf.reduce_sum(counts, axis=0)
             labelled = tf.math.count_nonzero(tf.not_equal(label, IGNORED))

@@ -9,7 +9,7 @@ import numpy as np
 
 from kseg.config import IGNORED
 from kseg.errors import UserError
-from kseg.evaluation import report_graphics, report_images
+from kseg.evaluation import report_graphics
 from kseg.system import atomic_files
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -63,8 +63,8 @@ def write(path: Path | str, results: dict, matrix: np.ndarray, samples: Sequence
         bars=report_graphics.bars([printable(name) for name in classes],
                                 [results["classes"][name]["iou"] for name in classes], _number(results["mIoU"])),
         confusion=_confusion(matrix, classes), groups=_groups(samples, palette),
-        void=_hex(report_images.void_colour(palette)), error_colour=_hex(report_images.ERROR),
-        void_grey=_hex((report_images.VOID_GREY,) * 3), boundary=_boundary(results, samples),
+        void=_hex(report_graphics.void_colour(palette)), error_colour=_hex(report_graphics.ERROR),
+        void_grey=_hex((report_graphics.VOID_GREY,) * 3), boundary=_boundary(results, samples),
         settings=list(_settings(results["config"])))
     try:
         atomic_files.write_text(path, text)
@@ -180,11 +180,11 @@ def _card(sample: Sample, palette: Sequence[tuple[int, int, int]]) -> dict:
     return {"name": sample.name, "miou": sample.miou, "width": width, "height": height,
             "wrong": wrong / pixels if pixels else None,
             "pictures": {
-                "picture": report_images.photograph(sample.image),
-                "truth": report_images.label_map(sample.truth, palette),
-                "prediction": report_images.label_map(sample.prediction, palette),
-                "errors": report_images.photograph(
-                    report_images.errors(sample.image, sample.truth, sample.prediction))}}
+                "picture": report_graphics.photograph(sample.image),
+                "truth": report_graphics.label_map(sample.truth, palette),
+                "prediction": report_graphics.label_map(sample.prediction, palette),
+                "errors": report_graphics.photograph(
+                    report_graphics.errors(sample.image, sample.truth, sample.prediction))}}
 
 
 def _boundary(results: dict, samples: Sequence[Sample]) -> dict:

@@ -22,9 +22,9 @@ import numpy as np
 import tensorflow as tf
 
 import kseg
-from kseg import __version__
 from kseg import config as configs
-from kseg.config import Config, files
+from kseg import __version__
+from kseg.config import Config, zoo
 from kseg.datasets.registry import Dataset
 from kseg.evaluation import metrics
 from kseg.evaluation.counter import Counts
@@ -36,27 +36,8 @@ def summary(counts: Counts, config: Config, dataset: Dataset, split: str) -> dic
     boundary = metrics.boundary_summary(counts.bands, dataset.classes)
     headline = boundary["mIoU"][boundary["widths"].index(boundary["width"])]
     return {"split": split, "images": len(counts.names), **metrics.summary(counts.matrix, dataset.classes),
-            "boundary_mIoU": headline, "boundary": boundary, "published": published(config, split),
+            "boundary_mIoU": headline, "boundary": boundary, "published": zoo.published(config, split),
             "config": configs.to_dict(config)}
-
-
-def published(config: Config, split: str) -> dict | None:
-    """Return what was published for the config's variant on this split, as fractions; None where nothing was.
-
-    {"config", "source", "mIoU", "mIoU_tta"}: single scale, and averaged over scales 0.5 to 1.75 with flip. A config
-    without a variant's name is the variant that changes nothing.
-    """
-    name, variant = files.split_name(config.name)
-    if name not in files.config_names() or split != config.data.val_split:
-        return None
-    variants = files.read(name).variants
-    if variant is None:
-        variant = next((key for key, row in variants.items() if not row.overrides), None)
-    if variant not in variants or variants[variant].miou is None:
-        return None
-    row = variants[variant]
-    return {"config": f"{name}:{variant}", "source": row.source, "mIoU": row.miou / 100,
-            "mIoU_tta": None if row.miou_ms_flip is None else row.miou_ms_flip / 100}
 
 
 def provenance(config: Config, dataset: Dataset, weights: Path | None) -> dict:

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from kseg.config import Config
 from kseg.exporting.precisions import Network
+from kseg.images import resizing
 from kseg.images.decoding import PNG_SIGNATURE, decode_image
 from kseg.inference import prediction
 
@@ -67,7 +68,7 @@ class Served(tf.Module):
 
         def one(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             image = self._decoded(data)
-            fitted = prediction.resize_bytes(image[None], self.size)[0]
+            fitted = resizing.resize_bytes(image[None], self.size)[0]
             return tf.ensure_shape(tf.cast(fitted, tf.uint8), (*self.size, 3)), tf.shape(image)[:2]
 
         images, size = tf.map_fn(one, image_bytes, fn_output_signature=(

@@ -104,7 +104,6 @@ def _walk(directory: str) -> list[Path]:
     return sorted(files)
 
 
-
 def _is_video(path: Path) -> bool:
     suffix = path.suffix.lower()
     return suffix in video_files.SUFFIXES or suffix not in image_files.SUFFIXES and not image_files.is_picture(path)

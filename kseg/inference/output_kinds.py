@@ -9,7 +9,7 @@ import numpy as np
 
 from kseg.datasets import class_names
 from kseg.errors import UserError, unknown
-from kseg.images import image_files
+from kseg.images import drawing, image_files
 
 if TYPE_CHECKING:
     from kseg.datasets.registry import Dataset
@@ -57,7 +57,7 @@ ADE20K_VALUES = _table(range(1, len(class_names.ADE20K) + 1))
 KINDS = {
     "ids": Kind("class ids (8-bit grey PNG)", ".png", lambda prediction, palette: prediction.ids),
     "overlay": Kind("the picture mixed with the classes' colours (PNG; of a video an .mp4)", ".png",
-                    lambda prediction, palette: image_files.overlay(prediction.image, prediction.ids, palette),
+                    lambda prediction, palette: drawing.overlay(prediction.image, prediction.ids, palette),
                     filmed=True),
     "scores": Kind("the probability of each class (NumPy .npy, float16 of height x width x classes: 80 MB for a "
                    "Cityscapes picture of 1024 x 2048 and 19 classes)", ".npy",

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kseg.config import Config
 from kseg.errors import DataError
+from kseg.images import resizing
 from kseg.inference import sliding_window, tiling
 from kseg.inference.tiling import Rows
 
@@ -17,34 +18,12 @@ from kseg.inference.tiling import Rows
 LARGEST = 2**26
 
 
-def normalise(images: tf.Tensor, config: Config) -> tf.Tensor:
-    """Return RGB images on the 0..255 scale as float32 with the config's mean and deviation taken out."""
-    mean, std = (tf.constant(values, tf.float32) for values in (config.data.mean, config.data.std))
-    # Row by row: TensorFlow takes five times as long over three numbers at a time.
-    shape = tf.shape(images)
-    rows = tf.reshape(tf.cast(images, tf.float32), (-1, 3 * shape[-2]))
-    rows = (rows - tf.tile(mean, shape[-2:-1])) / tf.tile(std, shape[-2:-1])
-    return tf.ensure_shape(tf.reshape(rows, shape), images.shape)
-
-
-def fitted_size(height, width, box):
-    """Return the (height, width) that fits a picture into a box of two sides, keeping its ratio (mmcv's rescale_size).
-
-    The picture's longer side may reach the box's longer one and its shorter the shorter, whichever comes first.
-    """
-    height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
-    box = tf.cast(box, tf.float64)
-    factor = tf.minimum(tf.reduce_max(box) / tf.maximum(height, width), tf.reduce_min(box) / tf.minimum(height, width))
-    # A very long picture keeps at least one pixel across.
-    return tuple(tf.maximum(tf.cast(side * factor + 0.5, tf.int32), 1) for side in (height, width))
-
-
 def prepare(images: tf.Tensor, config: Config) -> tf.Tensor:
     """Return the network's input, normalised float32, for RGB images 0..255 (N, H, W, 3).
 
     Where evaluate.resize says so they are fitted into its box first, as bytes.
     """
-    return normalise(fitted(images, config), config)
+    return resizing.normalise(fitted(images, config), config)
 
 
 def fitted(images: tf.Tensor, config: Config) -> tf.Tensor:
@@ -52,36 +31,7 @@ def fitted(images: tf.Tensor, config: Config) -> tf.Tensor:
     if not config.evaluate.resize:
         return images
     shape = tf.shape(images)
-    return resize_bytes(images, fitted_size(shape[1], shape[2], config.evaluate.resize))
-
-
-def resize_bytes(images: tf.Tensor, size: tuple) -> tf.Tensor:
-    """Return int32 images (N, height, width, C) resized bilinearly from whole numbers 0..255 (N, H, W, C).
-
-    The same numbers as OpenCV's INTER_LINEAR of uint8, bit for bit: weights are 11-bit fractions, and the vertical
-    step drops bits before it rounds. Exact arithmetic would differ in every eighth pixel by one, and so would logits.
-    """
-    images = tf.cast(images, tf.int32)
-    below, above, weights = _linear_positions(tf.shape(images)[2], size[1])
-    images = (tf.gather(images, below, axis=2) * weights[0][:, None]
-              + tf.gather(images, above, axis=2) * weights[1][:, None])
-    below, above, weights = _linear_positions(tf.shape(images)[1], size[0])
-    images = tf.bitwise.right_shift(images, 4)
-    parts = (tf.bitwise.right_shift(tf.gather(images, rows, axis=1) * weight[:, None, None], 16)
-             for rows, weight in ((below, weights[0]), (above, weights[1])))
-    return tf.bitwise.right_shift(sum(parts) + 2, 2)
-
-
-def _linear_positions(length: tf.Tensor, target: tf.Tensor) -> tuple:
-    """Return for each of `target` positions the two source positions beside it and their weights in 1/2048."""
-    # Through the inverse of the factor in float64, and from there in float32, to round where OpenCV rounds.
-    inverse = 1 / (tf.cast(target, tf.float64) / tf.cast(length, tf.float64))
-    positions = tf.cast((tf.cast(tf.range(target), tf.float64) + 0.5) * inverse - 0.5, tf.float32)
-    below = tf.floor(positions)
-    share = positions - below
-    weights = tuple(tf.cast(tf.round(part * 2048), tf.int32) for part in (1 - share, share))
-    below = tf.cast(below, tf.int32)
-    return tf.clip_by_value(below, 0, length - 1), tf.clip_by_value(below + 1, 0, length - 1), weights
+    return resizing.resize_bytes(images, resizing.fitted_size(shape[1], shape[2], config.evaluate.resize))
 
 
 def predict_logits(model: keras.Model, inputs: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
@@ -160,7 +110,7 @@ def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, config: C
     settings = config.evaluate
     if not settings.scales and not settings.flip:
         state = (_empty(model, images, size),)
-        return _each_stripe(model, fitted(images, config), lambda part: normalise(part, config), size, config,
+        return _each_stripe(model, fitted(images, config), lambda part: resizing.normalise(part, config), size, config,
                             Pass(), _add, state)[0]
     total, passes = _sum(model, images, size, config)
     return total / passes
@@ -211,7 +161,7 @@ def scaled_input(images: tf.Tensor, factor: tf.Tensor, config: Config) -> tf.Ten
     shape = tf.shape(images)
     if config.evaluate.scale_of == "picture":
         box = tf.cast(tf.cast(shape[1:3], tf.float64) * factor + 0.5, tf.int32)
-        return normalise(resize_bytes(images, fitted_size(shape[1], shape[2], box)), config)
+        return resizing.normalise(resizing.resize_bytes(images, resizing.fitted_size(shape[1], shape[2], box)), config)
     inputs = prepare(images, config)
     for axis in (1, 2):
         length = tf.shape(inputs)[axis]
@@ -249,7 +199,7 @@ def predict_checked(model: keras.Model, images: tf.Tensor, size: tuple, config: 
         maps = maps._replace(take=lambda first, last: total[:, first:last] / passes)
         ids, unsure = tiling.fold(maps, tf.constant(0), maps.height, _choose, state)
     else:
-        ids, unsure = _each_stripe(model, fitted(images, config), lambda part: normalise(part, config), size, config,
+        ids, unsure = _each_stripe(model, fitted(images, config), lambda part: resizing.normalise(part, config), size, config,
                                    Pass(), _choose, state)
     return tf.cast(ids, tf.int32), tf.cast(unsure, tf.int32)
 
@@ -270,7 +220,7 @@ def require_size(height: int, width: int, config: Config) -> None:
     else:
         own_height, own_width = height, width
         if settings.resize:
-            own_height, own_width = (int(side) for side in fitted_size(height, width, settings.resize))
+            own_height, own_width = (int(side) for side in resizing.fitted_size(height, width, settings.resize))
         own_height, own_width = own_height * factor, own_width * factor
     if own_height * own_width > LARGEST:
         raise DataError(

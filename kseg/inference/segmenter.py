@@ -14,10 +14,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kseg import cli
 from kseg.config import Config
 from kseg.errors import DataError
-from kseg.images import image_files
+from kseg.images import drawing, image_files
+from kseg.inference import trained_model
 from kseg.inference.prediction import predict_scores, predictor, probabilities, require_finite, require_size
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ class Segmenter:
     def overlay(self, image: np.ndarray | Image.Image | Path | str, opacity: float = 0.5) -> np.ndarray:
         """Return the picture mixed with its classes' colours, uint8 (H, W, 3); `opacity` is the colours' share."""
         picture = as_picture(image)
-        return image_files.overlay(picture, self._ids(picture), self.palette, opacity)
+        return drawing.overlay(picture, self._ids(picture), self.palette, opacity)
 
 
 def load(directory: Path | str, weights: Path | str | None = None, tta: bool = False) -> Segmenter:
-    """Return the model of a working directory of kseg.train, as `cli.load_trained` describes it."""
+    """Return the model of a working directory of kseg.train, as `trained_model.load_trained` describes it."""
     workdir, weights = Path(directory).expanduser(), Path(weights).expanduser() if weights is not None else None
-    return Segmenter(*cli.load_trained(workdir, weights, tta))
+    return Segmenter(*trained_model.load_trained(workdir, weights, tta))

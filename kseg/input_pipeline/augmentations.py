@@ -10,7 +10,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from kseg.config import IGNORED, Augment
-from kseg.inference.prediction import fitted_size
+from kseg.images.resizing import fitted_size
 
 # One stream of random numbers for each decision, so that adding a decision leaves the others' draws alone.
 SCALE, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = range(8)

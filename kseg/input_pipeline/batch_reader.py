@@ -12,11 +12,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from kseg import data
 from kseg.config import Config
 from kseg.datasets import registry
 from kseg.distributed import hosts
 from kseg.errors import DataError, WorkdirError
+from kseg.input_pipeline import batching
 from kseg.system import atomic_files, retries
 
 LIST = "unreadable.json"
@@ -73,10 +73,10 @@ class BatchReader:
     def _open(self, step: int, left_out: frozenset[int]) -> Iterator:
         if hosts.count(self.strategy) == 1:
             return iter(self.strategy.experimental_distribute_dataset(
-                data.train_batches(self.config, step, left_out=left_out)))
+                batching.train_batches(self.config, step, left_out=left_out)))
         # Were there an end, all hosts would ask each other before each batch whether it is there.
         return iter(self.strategy.distribute_datasets_from_function(
-            lambda host: data.train_batches(self.config, step, host, left_out).repeat()))
+            lambda host: batching.train_batches(self.config, step, host, left_out).repeat()))
 
     def changes(self, step: int) -> int:
         """Return the next step from which batches are made without more examples, or the last step of all."""
@@ -100,7 +100,7 @@ class BatchReader:
 
     def files(self, step: int) -> list[str]:
         """Return the names of the examples in a step's batch."""
-        return [self.names[index] for index in data.batch_indices(self.config, step, self.left_out_at(step))]
+        return [self.names[index] for index in batching.batch_indices(self.config, step, self.left_out_at(step))]
 
     def _waits(self, step: int, error: tf.errors.OpError) -> bool:
         """Wait a while if the storage has not failed too often at this step; return whether it is to be asked again."""
@@ -124,8 +124,8 @@ class BatchReader:
         if retries.is_transient(error) and self._waits(step, error):
             return
         split = self.config.data.train_split
-        indices = data.batch_indices(self.config, step, self.left_out_at(step))
-        index, fault = data.find_fault(self.config, split, indices, error)
+        indices = batching.batch_indices(self.config, step, self.left_out_at(step))
+        index, fault = batching.find_fault(self.config, split, indices, error)
         if index is None or self.config.data.unreadable == "stop":
             raise fault from None
         left_out = [*self.left_out, LeftOut(index, self.names[index], step, str(fault))]

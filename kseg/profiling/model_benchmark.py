@@ -4,22 +4,16 @@ Every form works in a process of its own, so that its memory is its own, and onl
 that what else the machine does meets all of them.
 """
 
-import argparse
-import json
-import re
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kseg import cli
-from kseg.config import Config, Evaluate
-from kseg.datasets import registry
+from kseg.config import Evaluate
 from kseg.errors import ConfigError, UserError
-from kseg.profiling.model_forms import FORMS, Facts, Job, Worker, serve_facts, serve_form
+from kseg.profiling.model_forms import Facts, Job, Worker, serve_facts, serve_form
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -147,39 +141,3 @@ def model_table(figures: ModelFigures) -> str:
                      + "".join(f"{1000 * seconds:10.1f}" for seconds in form.latencies.values())
                      + f"{form.calls:7}{form.first_call:14.1f}{form.peak_memory / 2**20:10.0f}{on_gpu:>12}".rstrip())
     return "\n".join([*lines, *(f"{name}: not measured: {reason}" for name, reason in figures.missing.items())])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `python -m kseg.benchmark model`."""
-    cli.add_config_arguments(parser)
-    parser.add_argument("--size", metavar="H,W", help="height and width of the pictures (default: the config's crop)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures of a call (default 1)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds (default 5)")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S",
-                        help="how long each form works in a round; one call at least (default 5)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads on the CPU (default: TensorFlow's choice)")
-    parser.add_argument("--xla", action="store_true", help="measure the form that XLA compiles, too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the same figures as JSON")
-
-
-def main(values: argparse.Namespace) -> int:
-    """Run `python -m kseg.benchmark model` with parsed arguments."""
-    config = cli.load_config(values)
-    job = Job(config, len(registry.find(config.data).classes), read_size(values.size, config), values.batch,
-              values.threads)
-    forms = [name for name in FORMS if values.xla or name != "XLA"]
-    figures = measure_model(job, forms, values.rounds, values.seconds)
-    print(model_table(figures))
-    if values.json:
-        values.json.write_text(json.dumps(asdict(figures), indent=2) + "\n", encoding="utf-8")
-    return 0
-
-
-def read_size(text: str | None, config: Config) -> tuple[int, int]:
-    """Return the (height, width) that --size names, or the config's crop; raises ConfigError for anything else."""
-    if text is None:
-        return tuple(config.augment.crop)
-    match = re.fullmatch(r"(\d+),(\d+)", text)
-    if not match:
-        raise ConfigError(f"--size is {text!r}; it must be HEIGHT,WIDTH, such as 512,1024")
-    return int(match[1]), int(match[2])

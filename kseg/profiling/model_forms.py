@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from kseg import models
 from kseg.config import Config
-from kseg.distributed import runtime
+from kseg.distributed import devices
 from kseg.exporting.precisions import network
 from kseg.exporting.signatures import Served
 from kseg.inference import prediction
@@ -127,7 +127,7 @@ def facts(job: Job, directory: str) -> Facts:
 def device_name(threads: int | None = None) -> str:
     """Return what the model runs on: the GPU's name, or the processor's with the number of threads."""
     if tf.config.list_physical_devices("GPU"):
-        return runtime.device_line()
+        return devices.device_line()
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     # Not every architecture names its processors.
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or ["processor"]
@@ -135,7 +135,7 @@ def device_name(threads: int | None = None) -> str:
 
 
 def _prepare_process(job: Job) -> None:
-    runtime.set_tensor_float_32(job.config.train.tensor_float_32)
+    devices.set_tensor_float_32(job.config.train.tensor_float_32)
     if job.threads:
         tf.config.threading.set_inter_op_parallelism_threads(job.threads)
         tf.config.threading.set_intra_op_parallelism_threads(job.threads)

@@ -20,13 +20,14 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from kseg.config import Config
 from kseg.datasets import prepared, registry, sources
-from kseg.distributed import hosts, runtime
+from kseg.distributed import devices, hosts
 from kseg.input_pipeline.batch_reader import BatchReader
 from kseg.models.macs import of_forward
 from kseg.models.norms import BatchNormalization
 from kseg.profiling import operation_kinds, traces
 from kseg.profiling.operation_kinds import EXCHANGE, MULTIPLYING
 from kseg.profiling.trace_shares import BETWEEN, MEASURED, OUTSIDE, WAIT, Trace, shared_out
+from kseg.training import trainer
 from kseg.training.step import Steps
 
 # As many steps as any measurement may take.
@@ -74,8 +75,8 @@ def explain(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     reading, and TraceError where the profiler saw no operation.
     """
     config = replace(config, train=replace(config.train, steps=ENDLESS))
-    report(runtime.device_line())
-    report(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
+    report(devices.device_line())
+    report(trainer.batch_line(config.train, strategy.num_replicas_in_sync))
     model, optimizer, take = _training(config, strategy, report)
     each = config.train.steps_per_call
     calls = -(-steps // each)
@@ -92,11 +93,11 @@ def explain(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     trace = shared_out(space, calls * each, lambda operation: operation_kinds.purpose(operation, optimizer, norms))
     size = tuple(config.augment.crop)
     adds = of_forward(model, (config.train.global_batch, *size, 3))
-    devices = strategy.num_replicas_in_sync if kind == "GPU" else hosts.count(strategy)
-    work = 6 * adds / devices / 1e9
+    device_count = strategy.num_replicas_in_sync if kind == "GPU" else hosts.count(strategy)
+    work = 6 * adds / device_count / 1e9
     multiplying = sum(row.seconds for row in trace.kinds if row.name in MULTIPLYING)
     found = Explanation(
-        config.name, runtime.devices_line(strategy), config.train.precision, config.train.global_batch,
+        config.name, devices.devices_line(strategy), config.train.precision, config.train.global_batch,
         strategy.num_replicas_in_sync, size, seconds, config.train.global_batch / seconds, cores_used,
         len(os.sched_getaffinity(0)), adds, work / seconds, work / multiplying if multiplying else None,
         # Before and after, since others may be at work on this machine.
@@ -108,7 +109,7 @@ def _training(config: Config, strategy: tf.distribute.Strategy,
               report: Callable[[str], None]) -> tuple[keras.Model, str, Callable[[], None]]:
     """Return a config's model, its optimizer's name and a function that takes the steps of one call as a run does."""
     # It builds on this module.
-    from kseg.train import build
+    from kseg.training.trainer import build
 
     with strategy.scope():
         model, optimizer, average = build(config, len(registry.find(config.data).classes), report)

@@ -39,3 +39,7 @@ class Progress:
             print(f"\r\x1b[K{line}", end="\n" if last else "", flush=True)
         else:
             self.report(line)
+
+
+# To the line's start, and the rest of it away.
+CLEAR_LINE = "\r\x1b[K"

@@ -14,7 +14,7 @@ from kseg.distributed import hosts, memory
 from kseg.errors import DataError, UserError
 from kseg.input_pipeline.batch_reader import BatchReader
 from kseg.system.signals import Signals, Stopped
-from kseg.training import working_directory
+from kseg.training import checkpoints, working_directory
 from kseg.training.profiler import Profile
 from kseg.training.recorder import Run, StepLog
 from kseg.training.schedule import schedule
@@ -206,7 +206,7 @@ class Loop:
         if not all(np.isfinite(value).all() for value in values):
             raise NotFinite(self.step - 1, self.losses)
         if self.run.writes:
-            working_directory.save_checkpoint(self.run.workdir, self.checkpoint, self.step, self.settings.keep_checkpoints,
+            checkpoints.save_checkpoint(self.run.workdir, self.checkpoint, self.step, self.settings.keep_checkpoints,
                                      self.run.report)
 
     def _validate(self) -> None:
@@ -233,7 +233,7 @@ class Loop:
         parts = ", ".join(f"{name} {value:g}" for name, value in found.losses.items())
         fault = (f"the loss or its update is not finite at step {found.step + 1} ({parts}), "
                  f"learning rate {float(self.rate(found.step)):g}")
-        if len(self.skipped) >= settings.nonfinite_batches or not working_directory.checkpoint_steps(workdir):
+        if len(self.skipped) >= settings.nonfinite_batches or not checkpoints.checkpoint_steps(workdir):
             before = f" {len(self.skipped)} batches were left out before, as train.nonfinite_batches allows;" \
                 if self.skipped else ""
             raise NonFiniteLoss(
@@ -243,10 +243,9 @@ class Loop:
             name: repr(value) for name, value in found.losses.items()}}]
         if self.run.writes:
             working_directory.write_skipped(workdir, self.skipped, self.run.report)
-        self.step = working_directory.restore_newest(workdir, self.checkpoint, self.run.report)
+        self.step = checkpoints.restore_newest(workdir, self.checkpoint, self.run.report)
         self.pending = None
         self.log.restart()
         self.run.go_back(self.step)
         self.run.report(f"{fault}; going back to the checkpoint of step {self.step} and on without that batch "
                         f"({len(self.skipped)} of at most {settings.nonfinite_batches}; {', '.join(files)})")
-

@@ -11,18 +11,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import evaluate
 from kseg.config import Config, Train
 from kseg.datasets.registry import Dataset
 from kseg.distributed import hosts
 from kseg.errors import WorkdirError
-from kseg.evaluation import metrics
+from kseg.evaluation import evaluator, metrics
 from kseg.evaluation.counter import Counter
 from kseg.inference.prediction import predictor
 from kseg.system.atomic_files import append_text, write_text
 from kseg.system.progress import duration
 from kseg.training import working_directory
 from kseg.training.ema import Average
+from kseg.weights import keras_files
 
 FIXED_IMAGES = 4
 
@@ -131,7 +131,7 @@ class Run:
 
     def _keep(self, step: int, results: dict, better: bool) -> None:
         if better:
-            working_directory.save_weights(self.model, self.workdir / "best.weights.h5", self.report)
+            keras_files.save_weights(self.model, self.workdir / "best.weights.h5", self.report)
             write_text(self.workdir / "best.json", json.dumps(self.best) + "\n", self.report)
         self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
         with self.board.as_default(step=step):
@@ -140,7 +140,7 @@ class Run:
 
     def fixed_images(self) -> tf.Tensor:
         """Return image, truth and prediction side by side, uint8 (N, H, 3 W, 3), for images that never change."""
-        rows = [np.concatenate(row, axis=1) for row in evaluate.picture_rows(
+        rows = [np.concatenate(row, axis=1) for row in evaluator.picture_rows(
             self.predict, self.config, self.dataset, self.config.data.val_split, FIXED_IMAGES)]
         # TensorBoard wants one size.
         smallest = min((row.shape[:2] for row in rows), key=lambda size: size[0] * size[1])

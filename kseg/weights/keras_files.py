@@ -1,12 +1,15 @@
 """Weight files that Keras writes: our own, and those of keras.applications."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 
-from kseg.errors import WeightsError
+from kseg.errors import WeightsError, WorkdirError
+from kseg.system.atomic_files import write_bytes
 from kseg.weights.names import keras_to_torchvision
 
 # What h5py raises for damaged files and for files that are laid out otherwise.
@@ -106,3 +109,21 @@ def _grouped_layers(root: h5py.Group) -> dict[str, dict[str, np.ndarray]]:
 
 def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
+
+
+class WeightsInMemory(io.BytesIO):
+    """A .weights.h5 file that HDF5 writes to memory: where it cannot write, a later file of it crashes the process."""
+
+    def __str__(self) -> str:
+        # Keras asks for a name with this ending.
+        return "memory.weights.h5"
+
+
+def save_weights(model: keras.Model, path: Path, report: Callable[[str], None] = print) -> None:
+    """Write a .weights.h5 file atomically; raises WorkdirError where the disk is full or cannot be written."""
+    content = WeightsInMemory()
+    model.save_weights(content)
+    try:
+        write_bytes(path, content.getbuffer(), report)
+    except OSError as error:
+        raise WorkdirError(f"cannot write {path}: {error.strerror}") from None

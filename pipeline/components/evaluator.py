@@ -14,14 +14,13 @@ from tfx.dsl.components.base import base_beam_component, base_beam_executor, exe
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ExecutionParameter
 
-from kseg import evaluate
 from kseg.config import Config
 from kseg.datasets import diagnosis, registry
 from kseg.datasets.registry import Dataset
-from kseg.evaluation import html_report, metrics, results
+from kseg.evaluation import evaluator, html_report, metrics, results
 from kseg.evaluation.counter import Counts
+from kseg.inference import trained_model
 from kseg.inference.prediction import predictor
-from kseg.training import working_directory
 from pipeline import artifacts
 from pipeline.jobs import counting
 from pipeline.jobs.counting import counter_of, read_counts, trained
@@ -37,7 +36,7 @@ def draw(model: keras.Model, config: Config, dataset: Dataset, split: str, count
     names, mious = results.image_names(counts), results.image_mious(counts)
     table = np.array(dataset.label_table, np.uint8)
     samples = []
-    for group, index in evaluate.choose(counts):
+    for group, index in evaluator.choose(counts):
         image, raw = diagnosis.examine(dataset, opened, index)
         samples.append(html_report.Sample(names[index], image, table[raw], predict(image), float(mious[index]), group))
     html_report.write(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
@@ -55,7 +54,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         split = exec_properties["split"]
         counter, config = counter_of(candidate.uri, stored.uri)
         dataset, message = registry.find(config.data), ()
-        if baseline and working_directory.read(trained(baseline.uri))[1].classes != dataset.classes:
+        if baseline and trained_model.read(trained(baseline.uri))[1].classes != dataset.classes:
             # The Examiner would have stopped, were they not said to be new.
             message, baseline = ("the last blessed model knows other classes, and is not compared with",), None
         old = baseline and known(next(iter(input_dict.get("baseline_blessing") or []), None), stored, split)
@@ -74,7 +73,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         found = results.summary(counts, config, dataset, split) | {
             "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
                        "devices": f"Beam: {self._beam_pipeline_args[0].removeprefix('--runner=')}"},
-            "provenance": results.provenance(config, dataset, working_directory.best_weights(trained(candidate.uri)))}
+            "provenance": results.provenance(config, dataset, trained_model.best_weights(trained(candidate.uri)))}
         results.write(out, found, counts, dataset.classes)
         draw(counter.model, config, dataset, split, counts, found, out)
         for name in ("new.npz", "old.npz"):

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kseg import config as configs
-from kseg import cli, export, train
 from kseg.config import Config
 from kseg.datasets import registry
-from kseg.distributed import runtime
-from kseg.training import working_directory
+from kseg.exporting import exporter
+from kseg.inference import trained_model
+from kseg.training import trainer
 from pipeline import artifacts
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def run_fn(fn_args: "FnArgs") -> None:
     # train_files is one pattern, ARTIFACT/Split-NAME/*.
     config = artifacts.reading(configs.from_json(settings["config"]), str(here(fn_args.train_files[0]).parents[1]))
     if fn_args.base_model:
-        weights = working_directory.best_weights(here(fn_args.base_model).with_name("Format-TFMA"))
+        weights = trained_model.best_weights(here(fn_args.base_model).with_name("Format-TFMA"))
         config = dataclasses.replace(config, init=dataclasses.replace(config.init, backbone="", weights=str(weights)))
     workdir = training_directory(here(settings["training"]), config)
-    train.train(config, workdir, runtime.prepare(config.train))
+    trainer.train(config, workdir, trainer.prepare(config.train))
     evaluated, schema = here(fn_args.eval_model_dir), here(fn_args.schema_path)
     write_model(workdir, evaluated, here(fn_args.serving_model_dir))
     shutil.copyfile(schema, evaluated / schema.name)
@@ -82,9 +82,9 @@ def write_model(workdir: Path, evaluated: Path, served: Path, report: Callable[[
     evaluated.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(workdir / name, evaluated / name)
-    model, config, dataset = cli.load_trained(evaluated)
+    model, config, dataset = trained_model.load_trained(evaluated)
     # Beside its final place, which is no version's number.
-    place = export.export(model, config, dataset, served.with_name("exporting"), working_directory.best_weights(evaluated),
+    place = exporter.export(model, config, dataset, served.with_name("exporting"), trained_model.best_weights(evaluated),
                           report=report)
     os.replace(place, served)
     place.parent.rmdir()

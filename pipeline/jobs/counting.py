@@ -18,13 +18,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg import cli
 from kseg.config import Config
 from kseg.datasets import registry
 from kseg.datasets.registry import Dataset
 from kseg.errors import DataError, UserError
 from kseg.evaluation.counter import Counter, Counts
-from kseg.training import working_directory
+from kseg.inference import trained_model
 from pipeline import artifacts
 
 # A runner may use several threads; the model would not be faster for it.
@@ -86,9 +85,9 @@ class AddCounts(beam.CombineFn):
 
 def load(model: str, examples_uri: str) -> tuple[keras.Model, Config, Dataset]:
     """Return (model, config, data set record) of a Model artifact, its config reading the examples of an artifact."""
-    network, config, dataset = cli.load_trained(trained(model))
+    network, config, dataset = trained_model.load_trained(trained(model))
     config = artifacts.reading(config, artifacts.mounted(examples_uri))
-    working_directory.require_same_classes(dataset, registry.find(config.data), "the model")
+    trained_model.require_same_classes(dataset, registry.find(config.data), "the model")
     return network, config, dataset
 
 

@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image
 
 from kseg.errors import DataError, UserError
-from kseg.images import image_files
+from kseg.images import drawing, image_files
 from kseg.inference.input_files import Picture
-from kseg.predict import CLEAR_LINE
-from kseg.system.progress import Progress
+from kseg.system.progress import CLEAR_LINE, Progress
 from serving.class_list import read_classes
 from serving.clients.connections import RequestError, Rest
 
@@ -95,7 +94,7 @@ def segment_files(client: "Client", found: Sequence[Picture], out: Path, batch: 
         print(f"{CLEAR_LINE if sys.stderr.isatty() else ''}skipped: {message.splitlines()[0]}", file=sys.stderr)
 
     if colours and colours.classes:
-        image_files.save(image_files.legend(colours.classes, colours.palette), out / "legend.png")
+        image_files.save(drawing.legend(colours.classes, colours.palette), out / "legend.png")
     progress = Progress(len(found), "pictures", report)
     for start in range(0, len(found), batch):
         read = []
@@ -135,7 +134,7 @@ def _save_overlay(picture: Picture, ids: np.ndarray, out: Path, colours: Colours
     if ids.shape != image.shape[:2]:
         raise UserError(f"--overlay needs ids of the picture's own size: {picture.path} has {image.shape[1]} x "
                         f"{image.shape[0]} pixels, its ids {ids.shape[1]} x {ids.shape[0]}")
-    image_files.save(image_files.overlay(image, ids, colours.palette), out / picture.result("overlay"))
+    image_files.save(drawing.overlay(image, ids, colours.palette), out / picture.result("overlay"))
 
 
 def table(costs: Sequence["Cost"]) -> str:

@@ -18,7 +18,7 @@ import grpc
 from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2 as config_pb2
 
-from serving.core import version_policies
+from serving.core import versions
 from serving.core.versions import END, OnLoaded, OnUnloaded, Settings, Version, Versions
 from serving.errors import ServingError, invalid, not_found
 from serving.telemetry import logs
@@ -188,7 +188,7 @@ class Models:
     def _configure(self, config: config_pb2.ModelServerConfig) -> list[str]:
         """Put a checked list of models in force, whole or not at all, and return the names that are new."""
         models = config.model_config_list.config
-        version_policies.check(models)
+        versions.check(models)
         with self._changed:
             labels = {model.name: self._checked_labels(model) for model in models}
             new = [model.name for model in models if model.name not in self._configured]
@@ -231,7 +231,7 @@ class Models:
                 models = list(self._configured.values())
             for model in models:
                 try:
-                    found = version_policies.chosen(model, version_policies.versions_in(Path(model.base_path)))
+                    found = versions.chosen(model, versions.versions_in(Path(model.base_path)))
                 except OSError as error:
                     self._say(model, f"base path cannot be listed, nothing changes: {error.strerror or error}")
                     continue

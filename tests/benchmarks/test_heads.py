@@ -9,7 +9,6 @@ from benchmarks.measured_process import Round
 from kseg import models
 
 
-
 class Process:
     """Stands in for a started system: gives rates one after the other."""
 

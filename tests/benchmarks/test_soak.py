@@ -11,7 +11,6 @@ from benchmarks import server, soak, soak_clients
 from benchmarks.small_exports import Case, equal
 
 
-
 def test_which_versions_may_answer(monkeypatch):
     now = SimpleNamespace(monotonic=lambda: clock)
     monkeypatch.setattr(soak_clients, "time", now)

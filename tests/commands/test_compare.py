@@ -11,7 +11,7 @@ import pytest
 
 from kseg import compare
 from kseg.errors import ConfigError, UserError, WorkdirError
-from kseg.evaluation import metrics, result_reading
+from kseg.evaluation import metrics, paired_bootstrap, result_reading
 from tests.helpers.running import run
 from tests.helpers.small_evaluations import CLASSES, evaluation, matrices, predicted, slow_scores, write
 
@@ -38,8 +38,8 @@ def test_bootstrap_against_a_loop():
     a[2, 3, 3], b[2, 3, 0] = 12, 12
     a[4, 0] += [-5, 0, 5, 0]
     samples, seed = 60, 4
-    found = compare.resample(evaluation(a), evaluation(b), samples, seed)
-    weights = compare.draw(7, samples, np.random.default_rng(seed))
+    found = paired_bootstrap.resample(evaluation(a), evaluation(b), samples, seed)
+    weights = paired_bootstrap.draw(7, samples, np.random.default_rng(seed))
     assert weights.shape == (60, 7) and (weights.sum(1) == 7).all() and len(np.unique(weights, axis=0)) > 50
     for row, times in zip(found, weights.astype(int)):
         sums = [np.zeros((4, 4), np.int64), np.zeros((4, 4), np.int64)]
@@ -54,7 +54,7 @@ def test_bootstrap_against_a_loop():
 
 
 def test_draws_are_uniform():
-    weights = compare.draw(5, 20_000, np.random.default_rng(0))
+    weights = paired_bootstrap.draw(5, 20_000, np.random.default_rng(0))
     # Multinomial counts of 5 in 5: mean 1, variance 0.8, covariance -0.2.
     assert weights.mean(0) == pytest.approx(np.ones(5), abs=0.03)
     assert np.cov(weights.T) == pytest.approx(np.eye(5) - 0.2, abs=0.05)
@@ -64,7 +64,7 @@ def test_draws_are_uniform():
 def test_blocks_change_nothing(block):
     generator = np.random.default_rng(1)
     a, b = evaluation(matrices(generator, 9)), evaluation(matrices(generator, 9))
-    np.testing.assert_array_equal(compare.resample(a, b, 101, 7, block), compare.resample(a, b, 101, 7))
+    np.testing.assert_array_equal(paired_bootstrap.resample(a, b, 101, 7, block), paired_bootstrap.resample(a, b, 101, 7))
 
 
 def test_counts_of_huge_pictures_are_exact():
@@ -74,7 +74,7 @@ def test_counts_of_huge_pictures_are_exact():
     images[:, 0, 1] = 1
     better = images.copy()
     better[:, 0] = [12_000 * 8_000, 0]
-    differences = compare.resample(evaluation(images, CLASSES[:2]), evaluation(better, CLASSES[:2]), 50, 0)
+    differences = paired_bootstrap.resample(evaluation(images, CLASSES[:2]), evaluation(better, CLASSES[:2]), 50, 0)
     # Each resample has 2000 pictures, so all of them have the same sums.
     assert (differences[:, 0] == 1 - (12_000 * 8_000 - 1) / (12_000 * 8_000)).all()
 
@@ -83,8 +83,8 @@ def test_interval_is_the_percentiles_of_the_resamples():
     generator = np.random.default_rng(2)
     truth = generator.integers(0, 400, (30, 4))
     a, b = (evaluation(predicted(generator, truth, np.full((30, 4), 0.8))) for _ in range(2))
-    comparison = compare.compare(a, b, samples=400, seed=9, confidence=0.9)
-    differences = np.sort(compare.resample(a, b, 400, 9), axis=0)
+    comparison = paired_bootstrap.compare(a, b, samples=400, seed=9, confidence=0.9)
+    differences = np.sort(paired_bootstrap.resample(a, b, 400, 9), axis=0)
     for row, column in zip(sorted(comparison.classes, key=lambda row: CLASSES.index(row.name)), differences.T):
         # 5 % of 400 lie below, 5 % above.
         assert column[19] <= row.low <= column[20] and column[379] <= row.high <= column[380]
@@ -107,7 +107,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
             images = np.stack([np.stack([right[:, 0], truth[:, 0] - right[:, 0]], 1),
                                np.stack([truth[:, 1] - right[:, 1], right[:, 1]], 1)], 1)
             pair.append(evaluation(images, CLASSES[:2]))
-        comparison = compare.compare(*pair, samples=200, seed=trial)
+        comparison = paired_bootstrap.compare(*pair, samples=200, seed=trial)
         rows = (comparison.means[0], next(row for row in comparison.classes if row.name == "sky"))
         held += [row.low <= 0 <= row.high for row in rows]
         assert [row.verdict for row in rows] == ["better" if row.low > 0 else "worse" if row.high < 0 else ""
@@ -177,7 +177,7 @@ def test_json(two, tmp_path, capsys):
         str(two[0]), str(two[1]), "camvid", "val", 40)
     assert (found["samples"], found["seed"], found["confidence"]) == (200, 5, 0.9)
     assert found["verdict"] in capsys.readouterr().out
-    comparison = compare.compare(*map(result_reading.read, two), samples=200, seed=5, confidence=0.9)
+    comparison = paired_bootstrap.compare(*map(result_reading.read, two), samples=200, seed=5, confidence=0.9)
     for row in (*comparison.classes, *comparison.means):
         stored = found["classes"].get(row.name) or found[row.name]
         assert stored == {key: value for key, value in row._asdict().items() if key != "name"}
@@ -201,7 +201,7 @@ def test_absent_classes(tmp_path, capsys):
     b[:, 0, 3], b[:, 0, 0] = a[:, 0, 0], 0
     b[:2, 2, 2], b[:2, 2, 1] = 50, a[:2, 2, 1] + 50
     files = write(tmp_path / "a", a), write(tmp_path / "b", b)
-    comparison = compare.compare(*map(result_reading.read, files))
+    comparison = paired_bootstrap.compare(*map(result_reading.read, files))
     rows = {row.name: row for row in comparison.classes}
     # As in metrics: no IoU for A, one of 0 for B, which counts in its mean.
     assert math.isnan(rows["car"].a) and rows["car"].b == 0 and math.isnan(rows["car"].difference)

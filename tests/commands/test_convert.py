@@ -10,8 +10,7 @@ import kseg
 from kseg import convert, models
 from kseg.conversion import original_configs
 from kseg.errors import ConfigError, UserError, WeightsError
-from kseg.training import working_directory
-from kseg.weights import downloads, loading
+from kseg.weights import downloads, keras_files, loading
 from tests.helpers.original_files import mmseg_encnet, randomise, state_of, write_checkpoint
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
@@ -180,7 +179,7 @@ def test_npz_and_what_init_skip_leaves_out(values, trained, tmp_path, capsys):
 
 
 def test_what_does_not_read_back_is_an_error(checkpoint, values, tmp_path, monkeypatch):
-    save = working_directory.save_weights
+    save = keras_files.save_weights
 
     def damage(model, path):
         kernel = loading.mmseg_names(model)["decode_head.conv_seg.bias"]
@@ -189,7 +188,7 @@ def test_what_does_not_read_back_is_an_error(checkpoint, values, tmp_path, monke
         save(model, path)
         kernel.assign(right)
 
-    monkeypatch.setattr(working_directory, "save_weights", damage)
+    monkeypatch.setattr(keras_files, "save_weights", damage)
     out = tmp_path / "net.weights.h5"
     out.write_text("an older file")
     with pytest.raises(WeightsError, match="1 of .* weights differ, the first is decode_head.conv_seg.bias"):

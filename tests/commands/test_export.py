@@ -15,12 +15,12 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
-from kseg import export, models
+from kseg import models
 from kseg.config import Augment, Config, Evaluate, Model
 from kseg.datasets.registry import find
 from kseg.errors import UserError
 from kseg.evaluation import metrics
-from kseg.exporting import warmup
+from kseg.exporting import exporter, warmup
 from kseg.exporting.precisions import network
 from kseg.exporting.signatures import IMAGE_FEATURE, Served
 from kseg.images.decoding import decode_image
@@ -84,7 +84,7 @@ class Case:
         self.model = model or lively(self.config)
         self.lines = []
         self.config = replace(self.config, export=replace(self.config.export, precision=precision))
-        self.place = export.export(self.model, self.config, self.dataset, directory / "served",
+        self.place = exporter.export(self.model, self.config, self.dataset, directory / "served",
                                     report=self.lines.append)
         self.signatures = tf.saved_model.load(str(self.place)).signatures
         self.predict = prediction.predictor(self.model, self.config)
@@ -301,9 +301,9 @@ def test_versions_count_up_and_none_is_half_written(one, tmp_path, monkeypatch):
     out = tmp_path / "served"
     (out / "7").mkdir(parents=True)
     (out / "notes").mkdir()
-    assert export.next_version(out) == 8 and export.next_version(tmp_path / "none") == 1
+    assert exporter.next_version(out) == 8 and exporter.next_version(tmp_path / "none") == 1
     with pytest.raises(UserError, match=r"7 is there already; take another --version, or leave it away for 8"):
-        export.export(one.model, one.config, one.dataset, out, version=7)
+        exporter.export(one.model, one.config, one.dataset, out, version=7)
     seen, stop = set(), threading.Event()
 
     def watch():
@@ -316,7 +316,7 @@ def test_versions_count_up_and_none_is_half_written(one, tmp_path, monkeypatch):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        place = export.export(one.model, one.config, one.dataset, out, report=lambda line: None)
+        place = exporter.export(one.model, one.config, one.dataset, out, report=lambda line: None)
     finally:
         stop.set()
         watcher.join()
@@ -327,7 +327,7 @@ def test_versions_count_up_and_none_is_half_written(one, tmp_path, monkeypatch):
 
     monkeypatch.setattr(warmup, "write", fail)
     with pytest.raises(UserError, match="cannot write .*9: No space left on device"):
-        export.export(one.model, one.config, one.dataset, out)
+        exporter.export(one.model, one.config, one.dataset, out)
     assert sorted(path.name for path in out.iterdir()) == ["7", "8", "notes"]
 
 
@@ -336,7 +336,7 @@ def test_a_split_is_counted_before_and_after(one, tmp_path):
     generator = np.random.default_rng(0)
     data = folder(tmp_path / "set", {"val": [generator.integers(0, 3, (30, 40)) for _ in range(3)]})
     settings = replace(one.config, data=data)
-    export.compare(one.model, one.place, settings, find(data), "val", lines.append)
+    exporter.compare(one.model, one.place, settings, find(data), "val", lines.append)
     assert lines[-1].startswith("mIoU on 3 of 3 images of folder val: ") and "before" in lines[-1]
     matrix = np.zeros((3, 3), np.int64)
     for path in sorted((tmp_path / "set/val/images").iterdir()):
@@ -344,7 +344,7 @@ def test_a_split_is_counted_before_and_after(one, tmp_path):
         ids = one.signatures["predict_tensor"](image=np.array(Image.open(path))[None])["class_map"].numpy()[0]
         np.add.at(matrix, (label, ids), 1)
     expected = metrics.summary(matrix, ("sky", "ground", "house"))["mIoU"]
-    assert export.accuracy(one.place, settings, find(data), "val")["mIoU"] == expected
+    assert exporter.accuracy(one.place, settings, find(data), "val")["mIoU"] == expected
 
 
 @needs_camvid

@@ -14,8 +14,9 @@ from kseg import cli
 from kseg.config.files import config_names
 from kseg.errors import UserError
 from kseg.images import image_files
+from kseg.inference.file_prediction import predict
 from kseg.inference.input_files import find_pictures
-from kseg.predict import main, predict
+from kseg.predict import main
 
 DATASET = SimpleNamespace(classes=("dark", "bright"), palette=((0, 0, 255), (255, 255, 0)))
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from kseg.errors import DataError, UserError
-from kseg.images import image_files, video_files
+from kseg.images import drawing, image_files, video_files
+from kseg.inference.file_prediction import predict
 from kseg.inference.input_files import find_pictures
-from kseg.predict import predict
 from tests.helpers.small_videos import DATASET, FRAMES, cut, draw, files, frame, read, silent, threshold, turn
 
 
@@ -89,7 +89,7 @@ def test_overlay_video_shows_each_frame_and_its_classes(tmp_path):
     result = video_files.Video(tmp_path / "out/overlay/clip one.mp4")
     assert (result.announced, result.rate) == (FRAMES, 12.5)
     for image, mixed in zip(read(path)[0], result.frames(), strict=True):
-        expected = image_files.overlay(image, threshold(image), DATASET.palette)
+        expected = drawing.overlay(image, threshold(image), DATASET.palette)
         assert np.abs(mixed.astype(int) - expected).mean() < 12
 
 

@@ -13,9 +13,10 @@ import PIL.Image
 import pytest
 
 from kseg import config as configs
-from kseg import data, train
+from kseg import train
 from kseg.config import Config, Model, Train
-from kseg.training import recorder
+from kseg.input_pipeline import batching
+from kseg.training import recorder, trainer
 from tests.helpers.running import TINY, run, run_here, start, tiny
 
 
@@ -241,8 +242,8 @@ def test_a_bad_file_met_in_mid_run_costs_no_step(tmp_path, capsys):
             PIL.Image.fromarray(image).save(directory / split / "images" / f"{index}.png")
     (directory / "classes.txt").write_text("dark\nlight\n")
     config = configs.load("encnet_shapes", [*TINY, "data.name=folder", f"data.directory={directory}"])
-    first = set(data.batch_indices(config, 0)) | set(data.batch_indices(config, 1))
-    late = next(index for index in data.batch_indices(config, 3) if index not in first)
+    first = set(batching.batch_indices(config, 0)) | set(batching.batch_indices(config, 1))
+    late = next(index for index in batching.batch_indices(config, 3) if index not in first)
     names = sorted(path.name for path in (directory / "train" / "images").iterdir())
     bad = directory / "train" / "images" / names[late]
     whole = bad.read_bytes()
@@ -267,7 +268,7 @@ def test_compiled_by_xla_the_losses_are_the_same():
         config = Config(model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, dropout=0.0),
                         train=Train(global_batch=2, steps=3, jit_compile=compiled))
         keras.utils.set_random_seed(2)
-        model, optimizer, _ = train.build(config, 3, print)
+        model, optimizer, _ = trainer.build(config, 3, print)
         step = Steps(model, optimizer, config, tf.distribute.get_strategy()).one
         generator = np.random.default_rng(1)
         losses[compiled] = [float(step({

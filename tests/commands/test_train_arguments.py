@@ -3,7 +3,7 @@
 import pytest
 
 from kseg import train
-from kseg.distributed import runtime
+from kseg.distributed import devices
 from tests.helpers.running import run_here, tiny
 
 
@@ -11,7 +11,7 @@ def test_dry_run(shapes_directory, capsys):
     output = run_here(train.main, [*tiny(shapes_directory), "--dry-run"], capsys)
     assert '"crop": [\n      64,\n      64\n    ]' in output
     assert "first batch: image (2, 64, 64, 3) float32, label (2, 64, 64) uint8" in output
-    assert "parameters: " in output and runtime.device_line() in output
+    assert "parameters: " in output and devices.device_line() in output
 
 
 def test_cityscapes_without_its_data(tmp_path, capsys, monkeypatch):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kseg import zoo
-from kseg.config import Config, Model, files
+from kseg import zoo as command
+from kseg.config import Config, Model, files, zoo
 from kseg.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ def test_the_tables_in_the_documentation_are_the_zoo(file, block):
 def test_writing_changes_nothing_beside_the_block(tmp_path):
     path = tmp_path / "mine.md"
     path.write_text("before\n<!-- zoo summary -->\nold\n<!-- end of zoo summary -->\nafter\n")
-    assert zoo.main(["--write", str(path)]) == 0
+    assert command.main(["--write", str(path)]) == 0
     text = path.read_text()
     assert text.startswith("before\n<!-- zoo summary -->\n| config |")
     assert text.endswith("<!-- end of zoo summary -->\nafter\n")

@@ -15,7 +15,8 @@ from kseg import data
 from kseg.config import Augment, Data, Train
 from kseg.datasets import checks, registry
 from kseg.errors import ConfigError, DataError, UserError
-from kseg.images import image_files
+from kseg.images import drawing, image_files
+from kseg.input_pipeline import batching, preview
 from tests.helpers.counted_sets import counted
 from tests.helpers.prepared_sets import run
 from tests.helpers.shared_files import CAMVID, needs_camvid
@@ -153,33 +154,33 @@ def test_camvid_weights():
 def test_cells_by_hand():
     record = dataclasses.replace(registry.DATASETS["camvid"], palette=((0, 100, 200),) * 11)
     image = np.full((1, 2, 3), 50, np.uint8)
-    plain, coloured, mixed = checks.sample_cells(image, np.array([[0, 255]], np.uint8), record)
+    plain, coloured, mixed = preview.sample_cells(image, np.array([[0, 255]], np.uint8), record)
     assert plain is image
     assert coloured.tolist() == [[[0, 100, 200], [60] * 3]]
     assert mixed.tolist() == [[[25, 75, 125], [55] * 3]]
 
 
 def test_ignored_pixels_have_two_greys():
-    assert checks.stripes(1, 9)[0, :, 0].tolist() == [60] * 4 + [200] * 4 + [60]
-    assert checks.stripes(5, 1)[:, 0, 0].tolist() == [60] * 4 + [200]
+    assert preview.stripes(1, 9)[0, :, 0].tolist() == [60] * 4 + [200] * 4 + [60]
+    assert preview.stripes(5, 1)[:, 0, 0].tolist() == [60] * 4 + [200]
 
 
 def test_sheet_holds_the_training_samples(tmp_path):
     labels = [np.full((20, 30), index % 3, np.uint8) for index in range(5)]
     settings = config(folder(tmp_path / "set", {"train": labels}), crop=(32, 40), batch=2, steps=1)
     lines = []
-    checks.show(settings, 3, 4, tmp_path / "grid.png", lines.append)
+    preview.show(settings, 3, 4, tmp_path / "grid.png", lines.append)
     longer = dataclasses.replace(settings, train=Train(global_batch=2, steps=6))
-    wanted = [int(index) for step in (4, 5) for index in data.batch_indices(longer, step)][:3]
+    wanted = [int(index) for step in (4, 5) for index in batching.batch_indices(longer, step)][:3]
     assert [line.rsplit("/", 1)[1] for line in lines[:3]] == [f"e{index:02d}.png" for index in wanted]
     assert lines[3].startswith(f"wrote {tmp_path / 'grid.png'}: 3 samples of folder train from step 4, crop 40x32")
     sheet = image_files.read_image(tmp_path / "grid.png")
-    left, top = image_files.GAP, image_files.FONT_SIZE + 3 * image_files.GAP
+    left, top = drawing.GAP, drawing.FONT_SIZE + 3 * drawing.GAP
     first = sheet[top:top + 32, left:left + 40]
     assert (first[:20, :30] == wanted[0]).all()
     # Padding is the mean colour, which the network sees as zero.
     assert (first[20:] == (124, 116, 104)).all() and (first[:, 30:] == (124, 116, 104)).all()
-    second = sheet[top:top + 32, left + 40 + image_files.GAP:][:, :40]
+    second = sheet[top:top + 32, left + 40 + drawing.GAP:][:, :40]
     assert (second[:20, :30] == registry.find(settings.data).palette[wanted[0] % 3]).all()
     assert set(second[20:].ravel().tolist()) == {60, 200}
 
@@ -188,23 +189,23 @@ def test_show_names_the_unreadable_file(tmp_path):
     settings = config(folder(tmp_path / "set", {"train": [np.zeros((8, 8), np.uint8)] * 2}))
     write(tmp_path / "set/train/labels/e01.png", np.full((8, 8), 99, np.uint8))
     with pytest.raises(DataError, match="e01.png: value 99 .64 pixels. is no label value"):
-        checks.show(settings, 2, 0, tmp_path / "grid.png", silent)
+        preview.show(settings, 2, 0, tmp_path / "grid.png", silent)
     for count, step in ((0, 0), (1, -1)):
         with pytest.raises(ConfigError, match=f"got {count} and {step}"):
-            checks.show(settings, count, step, tmp_path / "grid.png", silent)
+            preview.show(settings, count, step, tmp_path / "grid.png", silent)
     assert not (tmp_path / "grid.png").exists()
 
 
 @pytest.mark.parametrize("size, crop", [((20, 30), (20, 30)), ((600, 40), (512, 40)), ((30, 1100), (30, 1024))])
 def test_plain_config_takes_the_first_size(tmp_path, size, crop):
     source = folder(tmp_path, {"train": [np.zeros(size, np.uint8), np.zeros((9, 9), np.uint8)]})
-    settings = checks.plain_config(source, ["augment.flip=0"])
+    settings = preview.plain_config(source, ["augment.flip=0"])
     assert settings.augment == dataclasses.replace(Augment(), crop=crop, flip=0.0)
     # An override counts more, and may also say where the data lies.
     overrides = ["augment.crop=8,16", f"data.directory={tmp_path}"]
-    assert checks.plain_config(Data(name="folder"), overrides).augment.crop == (8, 16)
+    assert preview.plain_config(Data(name="folder"), overrides).augment.crop == (8, 16)
     with pytest.raises(ConfigError, match="augment.crop must be above 0"):
-        checks.plain_config(source, ["augment.crop=0,4"])
+        preview.plain_config(source, ["augment.crop=0,4"])
 
 
 def test_command_show(tmp_path, capsys):
@@ -251,5 +252,5 @@ def test_exit_status_of_a_faulty_set(tmp_path):
 
 def test_defaults_are_whole_configs(tmp_path):
     source = folder(tmp_path, {"train": [np.zeros((4, 4), np.uint8)]})
-    settings = checks.plain_config(source)
+    settings = preview.plain_config(source)
     assert configs.from_json(configs.to_json(settings)) == settings

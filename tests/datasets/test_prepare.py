@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from tensorflow_datasets.core import shuffle
 
-from kseg import data as batches
 from kseg.config import Data
 from kseg.datasets import checks, diagnosis, prepare, prepared, registry
 from kseg.errors import DataError
+from kseg.input_pipeline import batching
 from tests.helpers import original_archives
 from tests.helpers.prepared_sets import contents, run
 from tests.helpers.running import start
@@ -37,7 +37,7 @@ def test_folder_keeps_classes_and_trains(tmp_path):
     (tmp_path / "source").rename(tmp_path / "gone")
     source = Data(name="folder", directory=str(tmp_path / "gone"))
     assert registry.find(data) == registry.find(source) and registry.split_names(data) == ("train", "val")
-    for one, other in zip(batches.train_batches(config(data)).take(3), batches.train_batches(config(source)).take(3)):
+    for one, other in zip(batching.train_batches(config(data)).take(3), batching.train_batches(config(source)).take(3)):
         assert all(np.array_equal(one[key], other[key]) for key in ("image", "label", "index"))
     assert checks.check(data, report=lambda line: None)["val"]["images"] == 2
 

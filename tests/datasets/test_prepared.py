@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import data
 from kseg.config import Data
 from kseg.datasets import prepared, registry
 from kseg.datasets.tfrecord import read_record, record_offsets
 from kseg.errors import DataError
+from kseg.input_pipeline import batching
 from tests.helpers import original_archives
 from tests.helpers.prepared_sets import contents, run
 from tests.helpers.shared_files import VOC2012, needs_voc2012
@@ -20,7 +20,7 @@ LABELS = {"train": [RANDOM.integers(0, 3, (9, 11)).astype(np.uint8) for _ in ran
 
 
 def same_batches(one, other):
-    pairs = list(zip(data.train_batches(config(one)).take(4), data.train_batches(config(other)).take(4)))
+    pairs = list(zip(batching.train_batches(config(one)).take(4), batching.train_batches(config(other)).take(4)))
     assert len(pairs) == 4
     for first, second in pairs:
         assert all(np.array_equal(first[key], second[key]) for key in ("image", "label", "index"))
@@ -103,7 +103,7 @@ def test_a_prepared_set_is_read_at_an_address(tmp_path, fast):
     assert registry.find(remote) == registry.find(local)
     assert registry.open_split(remote, "train").names[0].startswith("ram://")
     same_batches(remote, local)
-    assert len(list(data.eval_examples(config(remote), "val"))) == 2
+    assert len(list(batching.eval_examples(config(remote), "val"))) == 2
 
 
 @pytest.mark.parametrize("address, message", [

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from kseg.distributed import tf_config
+from kseg.distributed.launcher import free_ports
 from kseg.distributed.tf_config import Cluster, HostLost
 from kseg.errors import ConfigError
-from kseg.launch import free_ports
 
 TWO = ["10.0.0.1:5555", "10.0.0.2:5555"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.evaluation import metrics
+from kseg.evaluation import confusion, metrics
 from tests.helpers import slow_metrics
 from tests.helpers.running import ON_JAX, ROOT
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
@@ -34,7 +34,7 @@ def random_maps(seed, shape):
 
 @functools.cache
 def compiled_counts():
-    return tf.function(lambda labels, predictions: metrics.counts(labels, predictions, CLASSES), input_signature=[
+    return tf.function(lambda labels, predictions: confusion.banded_confusion(labels, predictions, CLASSES), input_signature=[
         tf.TensorSpec((None, None, None), tf.uint8), tf.TensorSpec((None, None, None), tf.int32)])
 
 
@@ -44,19 +44,19 @@ def test_confusion_against_a_loop(label_type, prediction_type):
     generator = np.random.default_rng(0)
     labels = generator.choice([0, 1, 2, 5, 255], (2, 13, 17)).astype(label_type)
     predictions = generator.integers(0, 6, (2, 13, 17)).astype(prediction_type)
-    matrix = np.asarray(metrics.confusion(labels, predictions, 6))
+    matrix = np.asarray(confusion.confusion(labels, predictions, 6))
     assert matrix.dtype == np.int64
     assert (matrix == slow_metrics.confusion(labels, predictions, 6)).all()
 
 
 def test_many_classes_do_not_overflow_the_label_type():
     labels = np.array([199, 255, 0], np.uint8)
-    matrix = np.asarray(metrics.confusion(labels, np.array([198, 3, 199], np.uint8), 200))
+    matrix = np.asarray(confusion.confusion(labels, np.array([198, 3, 199], np.uint8), 200))
     assert matrix[199, 198] == matrix[0, 199] == 1 and matrix.sum() == 2
 
 
 def test_all_ignored():
-    matrix = np.asarray(metrics.confusion(np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8), 3))
+    matrix = np.asarray(confusion.confusion(np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8), 3))
     results = metrics.summary(matrix, ("a", "b", "c"))
     assert not matrix.any() and results["pixels"] == 0
     assert all(math.isnan(results[name]) for name in ("mIoU", "mAcc", "aAcc"))
@@ -91,7 +91,7 @@ def test_equal_to_mmsegmentation(case):
     expected = json.loads((directory / "miou_results.json").read_text())[case]
     maps = np.load(directory / "miou_maps.npz")
     names = tuple(f"class {index}" for index in range(expected["classes"]))
-    matrix = sum(np.asarray(metrics.confusion(maps[f"{case}_label_{index}"], maps[f"{case}_pred_{index}"], len(names)))
+    matrix = sum(np.asarray(confusion.confusion(maps[f"{case}_label_{index}"], maps[f"{case}_pred_{index}"], len(names)))
                  for index in range(expected["images"]))
     results = metrics.summary(matrix, names)
     area = {name: np.array(values) for name, values in expected["total_area"].items()}
@@ -116,7 +116,7 @@ def test_equal_to_mmsegmentation(case):
 
 
 def test_counts_beyond_int32():
-    matrix = np.asarray(metrics.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)) * 2**31
+    matrix = np.asarray(confusion.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)) * 2**31
     results = metrics.summary(matrix, ("a", "b"))
     assert results["pixels"] == 3 * 2**31 and results["classes"]["a"]["pixels"] == 2**32
     assert results["mIoU"] == pytest.approx(0.5) and results["aAcc"] == pytest.approx(2 / 3)
@@ -137,13 +137,13 @@ def test_counts_in_a_graph_of_any_size_against_loops(shape):
     found = compiled_counts()(labels, predictions).numpy()
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, slow_metrics.counts(labels, predictions, CLASSES))
-    np.testing.assert_array_equal(found.sum(0), metrics.confusion(labels, predictions, CLASSES))
+    np.testing.assert_array_equal(found.sum(0), confusion.confusion(labels, predictions, CLASSES))
 
 
 def test_counts_are_the_same_eager_and_in_a_graph_of_one_size():
     labels, predictions = random_maps(7, (2, 40, 30))
     expected = slow_metrics.counts(labels, predictions, CLASSES)
-    count = functools.partial(metrics.counts, classes=CLASSES)
+    count = functools.partial(confusion.banded_confusion, classes=CLASSES)
     np.testing.assert_array_equal(count(labels, predictions), expected)
     np.testing.assert_array_equal(count(labels.astype(np.int32), predictions.astype(np.uint8)), expected)
     for height in (40, None):
@@ -177,17 +177,17 @@ def test_bands_beside_a_straight_edge(height, width, radii):
     # Columns beside the edge have distance 1.
     distances = np.concatenate([np.arange(width // 2, 0, -1), np.arange(1, width // 2 + 1)])
     expected = sum(distances > radius for radius in radii)
-    bands = np.asarray(tf.function(metrics.boundary_bands, input_signature=[
+    bands = np.asarray(tf.function(confusion.boundary_bands, input_signature=[
         tf.TensorSpec((None, None, None), tf.uint8)])(labels))
     assert bands.dtype == np.int32 and (bands == expected).all()
-    assert (np.asarray(metrics.boundary_bands(labels.transpose(0, 2, 1))) == expected[:, None]).all()
+    assert (np.asarray(confusion.boundary_bands(labels.transpose(0, 2, 1))) == expected[:, None]).all()
 
 
 def test_bands_are_squares_around_a_corner_and_stop_at_the_frame():
     # Widths of 1, 1, 2, 5 and 10 pixels around one pixel of another class, 4 pixels from the frame.
     labels = np.zeros((1, 300, 400), np.int32)
     labels[0, 4, 200] = 3
-    bands = np.asarray(metrics.boundary_bands(labels))[0]
+    bands = np.asarray(confusion.boundary_bands(labels))[0]
     rows, columns = np.mgrid[:300, :400]
     # Its four neighbours lie beside its edges too, and the others around it are one pixel from them.
     down, right = abs(rows - 4), abs(columns - 200)
@@ -201,29 +201,29 @@ def test_bands_are_squares_around_a_corner_and_stop_at_the_frame():
 def test_what_is_no_class_counts_as_no_other(label, prediction):
     labels, predictions = np.full((1, 6, 8), 2, np.int32), np.full((1, 6, 8), 3, np.int32)
     labels[0, 2, 3], predictions[0, 2, 3] = label, prediction
-    for matrix in (metrics.confusion(labels, predictions, 5), np.sum(metrics.counts(labels, predictions, 5), 0)):
+    for matrix in (confusion.confusion(labels, predictions, 5), np.sum(confusion.banded_confusion(labels, predictions, 5), 0)):
         matrix = np.asarray(matrix)
         assert matrix[2, 3] == 47 and matrix.sum() == 47
 
 
 def test_what_is_no_class_counts_as_no_other_in_64_bits():
     labels, predictions = np.array([[[0, 1, 2 ** 32]]]), np.array([[[0, 2 ** 32 + 1, 0]]])
-    matrix = np.asarray(metrics.counts(labels, predictions, 2)).sum(0)
+    matrix = np.asarray(confusion.banded_confusion(labels, predictions, 2)).sum(0)
     assert matrix.tolist() == [[1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("label, prediction", [((1, 4, 6), (1, 4, 1)), ((1, 4, 6), (1, 6, 4)), ((1, 4, 6), (4, 6))])
 def test_maps_of_different_size_are_refused(label, prediction):
-    for count in (metrics.confusion, metrics.counts):
+    for count in (confusion.confusion, confusion.banded_confusion):
         with pytest.raises(ValueError, match=r"differ in size: \(1, 4, 6\) and"):
             count(np.zeros(label, np.uint8), np.zeros(prediction, np.uint8), 3)
 
 
 def test_a_class_cannot_have_the_ignored_value():
     labels = np.array([[[254, 255, 0]]], np.uint8)
-    assert np.asarray(metrics.counts(labels, labels, 255)).sum((0, 1)).nonzero()[0].tolist() == [0, 254]
+    assert np.asarray(confusion.banded_confusion(labels, labels, 255)).sum((0, 1)).nonzero()[0].tolist() == [0, 254]
     with pytest.raises(ValueError, match="256 classes: label 255 is none"):
-        metrics.confusion(labels, labels, 256)
+        confusion.confusion(labels, labels, 256)
 
 
 def test_any_partition_of_the_images_sums_to_the_same():
@@ -244,7 +244,7 @@ def test_boundary_summary_by_hand():
     bands[3] = [[10, 0], [0, 0]]
     bands[5] = [[1000, 0], [0, 1000]]
     found = metrics.boundary_summary(bands, names)
-    assert found["width"] == 0.005 and found["widths"] == list(metrics.BOUNDARY_WIDTHS)
+    assert found["width"] == 0.005 and found["widths"] == list(confusion.BOUNDARY_WIDTHS)
     assert found["pixels"] == [4, 4, 8, 18, 18]
     assert found["classes"] == pytest.approx({"a": 4 / 7, "b": 1 / 4}, abs=1e-12)
     assert found["mIoU"] == pytest.approx([1 / 8, 1 / 8, (4 / 7 + 1 / 4) / 2, (14 / 17 + 1 / 4) / 2,
@@ -253,7 +253,7 @@ def test_boundary_summary_by_hand():
 
 def test_one_class_has_no_boundary():
     labels = np.full((2, 9, 9), 1, np.uint8)
-    bands = np.asarray(metrics.counts(labels, labels, 2))
+    bands = np.asarray(confusion.banded_confusion(labels, labels, 2))
     assert bands[:-1].sum() == 0 and bands[-1].tolist() == [[0, 0], [0, 162]]
     found = metrics.boundary_summary(bands, ("a", "b"))
     assert found["pixels"] == [0] * 5 and all(map(math.isnan, found["mIoU"] + list(found["classes"].values())))

@@ -7,7 +7,7 @@ import pytest
 
 from kseg import compare
 from kseg.errors import DataError
-from kseg.evaluation import metrics, result_reading, results
+from kseg.evaluation import confusion, metrics, paired_bootstrap, result_reading, results
 from kseg.evaluation.counter import Counts
 from tests.helpers.small_evaluations import CLASSES, evaluation, matrices, slow_scores, write
 
@@ -29,7 +29,7 @@ def test_reads_what_evaluation_writes(tmp_path):
     images = matrices(np.random.default_rng(7), 8)
     images[:, 3], images[:, :, 3] = 0, 0
     ours = evaluation(images)
-    bands = np.zeros((len(metrics.BOUNDARY_WIDTHS) + 1, 4, 4), np.int64)
+    bands = np.zeros((len(confusion.BOUNDARY_WIDTHS) + 1, 4, 4), np.int64)
     bands[0] = images.sum(0)
     figures = {"split": "val", "images": 8, **metrics.summary(images.sum(0), CLASSES),
                "provenance": {"dataset": "camvid"}}
@@ -52,7 +52,7 @@ def test_images_in_another_order_and_directory(tmp_path):
     names = [f"gs://bucket/set/aachen/{index}.v1" for index in range(19)] + ["gs://bucket/set/ulm/1"]
     second = write(tmp_path / "b", b[places], [names[place] for place in places])
     third = write(tmp_path / "c", b, paths)
-    one, other = (compare.compare(result_reading.read(first), result_reading.read(each), 100) for each in (second, third))
+    one, other = (paired_bootstrap.compare(result_reading.read(first), result_reading.read(each), 100) for each in (second, third))
     assert one.classes == other.classes and one.means == other.means and one.means[0].difference < 0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kseg import config as configs
+from kseg.config import zoo
 from kseg.datasets import registry
 from kseg.evaluation import results
 from kseg.evaluation.counter import Counts
@@ -17,7 +18,7 @@ from tests.helpers import small_sets
     ("encnet_cityscapes:r50-d8-512x1024-80k", "val", ("encnet_cityscapes:r50-d8-512x1024-80k", 0.7794, 0.7913)),
     ("encnet_cityscapes", "train", None), ("encnet_camvid", "val", None)])
 def test_published_figures_are_those_of_the_variant(name, split, expected):
-    found = results.published(configs.load(name), split)
+    found = zoo.published(configs.load(name), split)
     assert found is None if expected is None else (
         (found["config"], round(found["mIoU"], 6), round(found["mIoU_tta"], 6)) == expected
         and found["source"] == "MMSegmentation")
@@ -26,7 +27,7 @@ def test_published_figures_are_those_of_the_variant(name, split, expected):
 def test_a_config_of_the_users_own_has_no_published_figure(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from kseg.config import Config\n\ndef config():\n    return Config()\n")
-    assert results.published(configs.load(str(path)), "val") is None
+    assert zoo.published(configs.load(str(path)), "val") is None
 
 
 # Two classes; the last image is void.

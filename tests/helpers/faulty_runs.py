@@ -21,7 +21,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kseg import data, models, train
+from kseg import models, train
+from kseg.input_pipeline import batching
 from kseg.system import atomic_files, retries
 from kseg.training import checkpoints, losses, recorder
 
@@ -149,7 +150,7 @@ def finish(directory):
 
 def main(data_directory, directory):
     ARGUMENTS.append(f"data.directory={data_directory}")
-    models.build, data.train_batches, data.eval_examples = network, random_batches, random_examples
+    models.build, batching.train_batches, batching.eval_examples = network, random_batches, random_examples
     recorder.Run.fixed_images = lambda run: tf.zeros((1, 8, 8, 3), tf.uint8)
     found = [("undisturbed", *started(Path(directory) / "whole", lambda directory: None))]
     for name, fault in FAULTS.items():

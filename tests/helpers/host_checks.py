@@ -13,10 +13,10 @@ from pathlib import Path
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg import train
 from kseg.config import Train
-from kseg.distributed import hosts, runtime
+from kseg.distributed import hosts
 from kseg.errors import DataError, UserError
+from kseg.training import trainer
 
 
 def said(action):
@@ -37,7 +37,7 @@ def main(config_path, workdir):
     hosts.HEARTBEAT = 3
     config = configs.from_json(Path(config_path).read_text())
     with hosts.ending():
-        strategy = runtime.prepare(config.train)
+        strategy = trainer.prepare(config.train)
         own = hosts.place(strategy)
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=own))
         print(json.dumps({
@@ -45,9 +45,9 @@ def main(config_path, workdir):
             "alike": said(lambda: hosts.agree(strategy, {"a": "1", "b": "2"})),
             "unlike": said(lambda: hosts.agree(strategy, {"a": "1", "b": str(own)})),
             "done": hosts.on_chief(strategy, lambda: own),
-            "training": said(lambda: train.train(changed, Path(workdir), strategy)),
+            "training": said(lambda: trainer.train(changed, Path(workdir), strategy)),
             "failed": said(lambda: hosts.on_chief(strategy, fail)),
-            "uneven": said(lambda: runtime.require_even_shares(Train(global_batch=3), strategy))}), flush=True)
+            "uneven": said(lambda: trainer.require_even_shares(Train(global_batch=3), strategy))}), flush=True)
         if own == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
         strategy.reduce("sum", strategy.run(lambda: tf.constant(1.0)), axis=None)

@@ -54,13 +54,13 @@ def in_a_process(action):
 def write(directory, steps, number):
     die_before(number)
     for step in range(1, steps + 1):
-        working_directory.save_checkpoint(directory, state(step), step, keep=1)
+        checkpoints.save_checkpoint(directory, state(step), step, keep=1)
 
 
 def look(directory):
     lines, checkpoint = [], state(-1)
     with working_directory.open_run(directory, Config(), registry.DATASETS["camvid"]):
-        step = working_directory.restore_newest(directory, checkpoint, lines.append)
+        step = checkpoints.restore_newest(directory, checkpoint, lines.append)
         values = set(getattr(checkpoint, "model/a").numpy().tolist())
         return [step, sorted(values), sorted(os.listdir(directory / "checkpoints")), lines]
 

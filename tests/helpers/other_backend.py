@@ -10,9 +10,8 @@ import keras
 import numpy as np
 
 from kseg.conversion import gradients
-from kseg.evaluation import metrics
+from kseg.evaluation import confusion
 from tests.helpers.fixture_cases import Case
-
 
 
 def norms(arrays):
@@ -25,7 +24,7 @@ def main(name):
     step = gradients.train_step(case.model, images, labels, case.loss, case.config.align_corners)
     ids = keras.ops.argmax(case.model(images)["main"], axis=-1)
     small = labels[:, :: labels.shape[1] // ids.shape[1], :: labels.shape[2] // ids.shape[2]]
-    matrix = metrics.confusion(small, ids, case.classes)
+    matrix = confusion.confusion(small, ids, case.classes)
     print(json.dumps({
         "backend": keras.backend.backend(), "loss": step.terms["total"],
         "gradients": norms(step.gradients), "statistics": norms(step.statistics),

@@ -2,17 +2,18 @@
 
 import sys
 
-from kseg import cli, data, train
+from kseg import cli, train
+from kseg.input_pipeline import batching
 
 
 def main(arguments):
-    examples = data.eval_examples
+    examples = batching.eval_examples
 
     def told(config, split, indices):
         print(f"validates {sum(index >= 0 for index in indices)} of {split}", flush=True)
         return examples(config, split, indices)
 
-    data.eval_examples = told
+    batching.eval_examples = told
     return train.main(arguments)
 
 

@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from kseg import train
 from kseg.config import Config, Loss, Model, Train
-from kseg.distributed import runtime
 from kseg.errors import ConfigError
 from kseg.models import norms
+from kseg.training import trainer
 from kseg.training.optimizers import MomentumSGD
 from kseg.training.schedule import schedule
 from kseg.training.step import Steps, all_or_none
@@ -44,7 +44,7 @@ def batches(step):
 
 
 def encnet(config):
-    return train.build(config, CLASSES, print)[:2]
+    return trainer.build(config, CLASSES, print)[:2]
 
 
 def shallow(config):
@@ -142,24 +142,24 @@ def norm_case():
 def uneven():
     """Return what is said of three pictures for two devices."""
     try:
-        runtime.prepare(Train(global_batch=3))
+        trainer.prepare(Train(global_batch=3))
     except ConfigError as error:
         return str(error)
     return ""
 
 
 def main(arguments):
-    made, prepare = [], runtime.prepare
+    made, prepare = [], trainer.prepare
 
     def prepare_and_keep(*values):
         made.append(prepare(*values))
         return made[0]
 
     # All that follows shares the command's strategy: a second one would number its collective operations as the first.
-    runtime.prepare = prepare_and_keep
+    trainer.prepare = prepare_and_keep
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         status = train.main([*arguments, "--cpu-replicas", "2"])
-    runtime.prepare = prepare
+    trainer.prepare = prepare
     strategies = {"one": tf.distribute.get_strategy(), "two": made[0]}
     cases = {"encnet": (encnet, LOSSES["valid"])} | {name: (shallow, loss) for name, loss in LOSSES.items()}
     print(json.dumps({

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from kseg import config as configs
-from kseg.evaluation import html_report, metrics
+from kseg.evaluation import confusion, html_report, metrics
 
 NAN = float("nan")
 AWKWARD = 'a<b>&"\'é\u4f60 $x_1$ --> <script>alert(1)</script>'
@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 
 def results_of(matrix, classes, **changes):
-    edges = {"width": 0.005, "widths": list(metrics.BOUNDARY_WIDTHS), "mIoU": [0.21, 0.32, 0.4321, 0.54, 0.65],
+    edges = {"width": 0.005, "widths": list(confusion.BOUNDARY_WIDTHS), "mIoU": [0.21, 0.32, 0.4321, 0.54, 0.65],
              "pixels": [1, 2, 4, 8, 16], "classes": {name: 0.25 for name in classes}}
     return {"split": "val", "images": 1234, **metrics.summary(matrix, classes), "boundary": edges,
             "boundary_mIoU": 0.4321, "published": None,

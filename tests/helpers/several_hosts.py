@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from kseg.distributed.launcher import free_ports
 from kseg.distributed.tf_config import text_of
-from kseg.launch import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kseg import export
 from kseg.config import Config, Data, Export
 from kseg.datasets.registry import Dataset
+from kseg.exporting import exporter
 
 CLASSES = ("sky", "road", "tree", "car")
 PALETTE = ((70, 130, 180), (128, 64, 128), (107, 142, 35), (0, 0, 142))
@@ -96,7 +96,7 @@ def _exported(shift: int) -> Path:
     # Kept for the whole process, and taken away at its end.
     directory = tempfile.mkdtemp(prefix="servable")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return export.export(model, config, dataset, Path(directory), version=1, report=_silent)
+    return exporter.export(model, config, dataset, Path(directory), version=1, report=_silent)
 
 
 def ids_of(images, shift: int = 0):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kseg.errors import DataError, UserError
-from kseg.images import image_files
+from kseg.images import drawing, image_files
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -188,13 +188,13 @@ def test_much_larger_ones_are_refused_with_their_number(tmp_path, width, pixels)
 def test_colour_by_hand():
     ids = np.array([[0, 1], [2, 255]], np.uint8)
     # 2 is beyond the palette.
-    assert image_files.colour(ids, (RED, WHITE)).tolist() == [[list(RED), list(WHITE)], [[0, 0, 0], [0, 0, 0]]]
-    assert image_files.colour(ids, (RED, WHITE)).dtype == np.uint8
-    assert not image_files.colour(ids, ()).any()
+    assert drawing.colour(ids, (RED, WHITE)).tolist() == [[list(RED), list(WHITE)], [[0, 0, 0], [0, 0, 0]]]
+    assert drawing.colour(ids, (RED, WHITE)).dtype == np.uint8
+    assert not drawing.colour(ids, ()).any()
     # 255 stays ignored even where a palette is as long.
-    assert image_files.colour(np.array([[254, 255]], np.uint8), [WHITE] * 256).tolist() == [[list(WHITE), [0, 0, 0]]]
+    assert drawing.colour(np.array([[254, 255]], np.uint8), [WHITE] * 256).tolist() == [[list(WHITE), [0, 0, 0]]]
     with pytest.raises(ValueError, match="int64"):
-        image_files.colour(ids.astype(np.int64), (RED,))
+        drawing.colour(ids.astype(np.int64), (RED,))
 
 
 def test_overlay_by_hand():
@@ -202,43 +202,43 @@ def test_overlay_by_hand():
     ids = np.array([[0, 1], [255, 2]], np.uint8)
     palette = ((200, 0, 50), BLACK)
     # 10 and 30 halve to 5 and 15: a black class darkens, while 255 and 2 have no class and show the picture.
-    assert image_files.overlay(image, ids, palette).tolist() == [[[150, 50, 75], [5, 10, 15]], [[7, 8, 9], [40, 50, 60]]]
+    assert drawing.overlay(image, ids, palette).tolist() == [[[150, 50, 75], [5, 10, 15]], [[7, 8, 9], [40, 50, 60]]]
     # 100 + 0.3 * (200 - 100) = 130, 100 - 30 = 70, 100 - 15 = 85; 0.7 of 10, 20, 30.
-    assert image_files.overlay(image, ids, palette, 0.3)[0].tolist() == [[130, 70, 85], [7, 14, 21]]
-    assert (image_files.overlay(image, ids, palette, 0) == image).all()
-    assert image_files.overlay(image, ids, palette, 1)[0].tolist() == [[200, 0, 50], [0, 0, 0]]
+    assert drawing.overlay(image, ids, palette, 0.3)[0].tolist() == [[130, 70, 85], [7, 14, 21]]
+    assert (drawing.overlay(image, ids, palette, 0) == image).all()
+    assert drawing.overlay(image, ids, palette, 1)[0].tolist() == [[200, 0, 50], [0, 0, 0]]
     assert image[0, 0].tolist() == [100, 100, 100]
 
 
 def test_overlay_refuses_what_does_not_fit():
     image = np.zeros((2, 3, 3), np.uint8)
     with pytest.raises(ValueError, match=r"\(3, 2, 3\)"):
-        image_files.overlay(image, np.zeros((3, 2), np.uint8), (RED,))
+        drawing.overlay(image, np.zeros((3, 2), np.uint8), (RED,))
     with pytest.raises(ValueError, match="1.5"):
-        image_files.overlay(image, np.zeros((2, 3), np.uint8), (RED,), 1.5)
+        drawing.overlay(image, np.zeros((2, 3), np.uint8), (RED,), 1.5)
 
 
 def test_legend_shows_every_colour_and_grows_in_columns():
     palette = [(index, 255 - index, 128) for index in range(150)]
-    sheet = np.array(image_files.legend([f"class number {index}" for index in range(150)], palette))
+    sheet = np.array(drawing.legend([f"class number {index}" for index in range(150)], palette))
     shown = {tuple(pixel) for pixel in np.unique(sheet.reshape(-1, 3), axis=0).tolist()}
     assert set(palette) <= shown
     assert sheet.shape[0] < 800
-    small = image_files.legend(("sky", "road"), (RED, WHITE))
+    small = drawing.legend(("sky", "road"), (RED, WHITE))
     assert small.mode == "RGB" and small.height < 100
     with pytest.raises(ValueError, match="2 classes and 1 colours"):
-        image_files.legend(("sky", "road"), (RED,))
+        drawing.legend(("sky", "road"), (RED,))
 
 
 def test_long_names_are_not_cut():
-    narrow, wide = (np.array(image_files.legend((name, "b"), (RED, BLUE))) for name in ("a", "a" * 60))
+    narrow, wide = (np.array(drawing.legend((name, "b"), (RED, BLUE))) for name in ("a", "a" * 60))
     assert wide.shape[1] > narrow.shape[1] + 300
-    assert (wide[:, -image_files.MARGIN // 2:] == 255).all()
+    assert (wide[:, -drawing.MARGIN // 2:] == 255).all()
 
 
 def test_grid_by_hand():
     large, small = np.full((20, 30, 3), RED, np.uint8), np.full((10, 12, 3), BLUE, np.uint8)
-    sheet = np.array(image_files.grid([[large, small], [small]]))
+    sheet = np.array(drawing.grid([[large, small], [small]]))
     # Columns 30 and 12 wide, rows 20 and 10 high, 4 pixels around each.
     assert sheet.shape == (4 + 20 + 4 + 10 + 4, 4 + 30 + 4 + 12 + 4, 3)
     assert (sheet[4:24, 4:34] == RED).all()
@@ -248,9 +248,9 @@ def test_grid_by_hand():
 
 def test_grid_titles_stand_above_and_widen_their_column():
     cell = np.full((20, 20, 3), BLUE, np.uint8)
-    sheet = np.array(image_files.grid([[cell, cell]], ("picture", "a title wider than its cell")))
+    sheet = np.array(drawing.grid([[cell, cell]], ("picture", "a title wider than its cell")))
     top, left = np.argwhere((sheet == BLUE).all(axis=2))[0]
-    assert top > image_files.FONT_SIZE and left == 4 and sheet.shape[1] > 150
+    assert top > drawing.FONT_SIZE and left == 4 and sheet.shape[1] > 150
     assert (sheet[:top] < 128).any() and (sheet[:, -4:] == 255).all()
 
 
@@ -260,7 +260,7 @@ def test_grid_refuses_what_does_not_fit():
                                  ([[]], (), "one cell"), ([[cell[..., 0]]], (), r"\(2, 2\)"),
                                  ([[cell / 255]], (), "float64")):
         with pytest.raises(ValueError, match=reason):
-            image_files.grid(rows, titles)
+            drawing.grid(rows, titles)
 
 
 def test_save_writes_png_of_arrays_and_images(tmp_path):

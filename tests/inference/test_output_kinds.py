@@ -12,8 +12,9 @@ from kseg.datasets import class_names, registry
 from kseg.errors import UserError
 from kseg.images import image_files
 from kseg.inference import output_kinds
+from kseg.inference.file_prediction import predict
 from kseg.inference.output_kinds import KINDS, Prediction
-from kseg.predict import main, predict
+from kseg.predict import main
 
 PALETTE = ((0, 0, 255), (255, 255, 0))
 TWO = SimpleNamespace(name="two", classes=("dark", "bright"), palette=PALETTE)

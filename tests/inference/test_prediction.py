@@ -11,6 +11,7 @@ from PIL import Image
 
 from kseg import models
 from kseg.config import Config, Deeplab, Evaluate, Model
+from kseg.images import resizing
 from kseg.inference import prediction
 from kseg.models.layers import resize
 from kseg.weights import loading
@@ -92,7 +93,7 @@ def test_mmsegs_windows_on_resized_and_mirrored_pictures(mmseg_model):
     original = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     logits, probabilities = compiled(mmseg_model, settings), []
     for image in (*(stored[name][..., ::-1] for name in ("aug0", "aug2", "aug6")), original):
-        inputs = prediction.normalise(image[None], settings)
+        inputs = resizing.normalise(image[None], settings)
         height, width = image.shape[:2]
         mirrored = logits(inputs[:, :, ::-1], (height, width))[:, :, ::-1]
         for own in (logits(inputs, (height, width)), mirrored):
@@ -171,7 +172,7 @@ def test_inputs_at_a_factor(factor, align_corners):
     settings = Config(model=replace(MODEL, align_corners=align_corners),
                       evaluate=Evaluate(scales=(factor,), scale_of="input"))
     found = prediction.scaled_input(images, tf.constant(factor, tf.float64), settings).numpy()
-    plain = prediction.normalise(images, settings).numpy()
+    plain = resizing.normalise(images, settings).numpy()
     expected = scaled(plain, factor)
     if align_corners:
         expected = resize(plain, (int(13 * factor), int(18 * factor)), True).numpy()
@@ -218,4 +219,4 @@ def test_bytes_are_resized_as_opencv_resizes_them(seed):
     height, width, target_height, target_width = (int(side) for side in generator.integers(1, 160, 4))
     image = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
     expected = cv2.resize(image, (target_width, target_height), interpolation=cv2.INTER_LINEAR)
-    assert np.array_equal(prediction.resize_bytes(image[None], (target_height, target_width))[0], expected)
+    assert np.array_equal(resizing.resize_bytes(image[None], (target_height, target_width))[0], expected)

@@ -16,8 +16,9 @@ from kseg.config import Config, Data, Evaluate, checks
 from kseg.datasets import registry
 from kseg.errors import ConfigError, DataError, WorkdirError
 from kseg.images import image_files
-from kseg.inference import prediction, segmenter
+from kseg.inference import prediction, segmenter, trained_model
 from kseg.training import working_directory
+from kseg.weights import keras_files
 from tests.helpers.small_models import tiny
 
 
@@ -34,7 +35,7 @@ def workdir(tmp_path_factory):
     for weight in model.trainable_weights:
         if weight.path.startswith("decode_head.conv_seg"):
             weight.assign(np.random.default_rng(0).normal(0, 1, weight.shape))
-    working_directory.save_weights(model, directory / "best.weights.h5")
+    keras_files.save_weights(model, directory / "best.weights.h5")
     return directory
 
 
@@ -45,7 +46,7 @@ def loaded(workdir):
 
 @pytest.fixture(scope="module")
 def trained(workdir):
-    return cli.load_trained(workdir)
+    return trained_model.load_trained(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_files_that_are_no_picture(loaded, tmp_path):
 
 def test_test_time_augmentation(workdir, loaded, image, tmp_path):
     augmented = kseg.load(str(workdir), tta=True)
-    assert augmented.config.evaluate.scales == cli.TEST_SCALES and augmented.config.evaluate.flip
+    assert augmented.config.evaluate.scales == trained_model.TEST_SCALES and augmented.config.evaluate.flip
     scores = augmented.scores(image)
     # A mean of probabilities, of which no softmax is taken again.
     np.testing.assert_allclose(scores.sum(axis=2), 1, rtol=1e-5)
@@ -143,7 +144,7 @@ def test_every_average_gives_probabilities(trained, image, average, flip):
 
 
 def test_scores_that_are_not_finite_are_an_error(workdir, image):
-    model, config, _ = cli.load_trained(workdir)
+    model, config, _ = trained_model.load_trained(workdir)
     model.get_layer("decode_head.conv_seg").bias.assign(np.full(11, np.nan))
     with pytest.raises(DataError, match=r"the scores of 3,150 of 3,150 pixels are nan or infinite"):
         segmenter.scorer(model, config)(image)
@@ -156,11 +157,11 @@ def test_pictures_that_are_too_large_are_an_error(trained, image, monkeypatch):
 
 
 def test_other_weights(workdir, image, tmp_path):
-    model, _, _ = cli.load_trained(workdir)
+    model, _, _ = trained_model.load_trained(workdir)
     layer = model.get_layer("decode_head.conv_seg")
     layer.kernel.assign(layer.kernel * 0)
     layer.bias.assign(np.eye(11)[7])
-    working_directory.save_weights(model, tmp_path / "other.weights.h5")
+    keras_files.save_weights(model, tmp_path / "other.weights.h5")
     assert (kseg.load(workdir, weights=str(tmp_path / "other.weights.h5"))(image) == 7).all()
 
 

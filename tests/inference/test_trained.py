@@ -10,7 +10,7 @@ from kseg import cli, models
 from kseg.config import Config, Data, Init, checks
 from kseg.datasets import registry
 from kseg.training import working_directory
-from kseg.weights import loading
+from kseg.weights import keras_files, loading
 from tests.helpers.small_models import tiny
 
 
@@ -27,7 +27,7 @@ def from_bgr(tmp_path):
     dataset = registry.find(config.data)
     working_directory.open_run(tmp_path, config, dataset).close()
     model = models.build(config.model, len(dataset.classes))
-    working_directory.save_weights(model, tmp_path / "best.weights.h5")
+    keras_files.save_weights(model, tmp_path / "best.weights.h5")
     return tmp_path, model
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import data
 from kseg.config import Augment, Config
-from kseg.input_pipeline import augmentations
+from kseg.input_pipeline import augmentations, batching
 from kseg.input_pipeline.augmentations import CROP, FLIP, SCALE
 from tests.helpers import slow_augmentations
 from tests.helpers.distributions import COUNT, distance, plant, samples
@@ -228,7 +227,7 @@ def whole(config, count=1200):
 
     def example(seed):
         found, ids = augment(tf.constant(image), tf.constant(label), seed, config)
-        return data.finished(found, ids, IDS, settings)
+        return batching.finished(found, ids, IDS, settings)
 
     pictures, labels = samples(example, count)
     return pictures * np.float32(settings.data.std) + np.float32(settings.data.mean), labels

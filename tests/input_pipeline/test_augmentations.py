@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kseg.config import Augment
-from kseg.inference.prediction import fitted_size
+from kseg.images.resizing import fitted_size
 from kseg.input_pipeline import augmentations
 from kseg.input_pipeline.augmentations import BRIGHTNESS, CONTRAST, CROP, HUE, ORDER, SATURATION
 from tests.helpers.shared_files import FIXTURES, needs_fixtures

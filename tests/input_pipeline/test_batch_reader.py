@@ -12,13 +12,12 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg import data, train
 from kseg.config import Augment
-from kseg.distributed import runtime
 from kseg.errors import DataError, WorkdirError
+from kseg.input_pipeline import batching
 from kseg.input_pipeline.batch_reader import BatchReader
 from kseg.system import retries
-from kseg.training import working_directory
+from kseg.training import checkpoints, trainer
 from tests.helpers.running import TINY
 from tests.helpers.small_sets import config, example, folder
 
@@ -63,13 +62,13 @@ def indices(batch):
 
 def late_example(settings):
     """Return (step, place) of an example whose first turn comes after a few steps."""
-    order = [data.batch_indices(settings, step) for step in range(STEPS)]
+    order = [batching.batch_indices(settings, step) for step in range(STEPS)]
     return 4, next(place for place in order[4] if not any(place in batch for batch in order[:4]))
 
 
 def test_a_cut_off_picture_is_left_out_named_and_counted(settings, tmp_path):
     step, place = late_example(settings)
-    before = [data.batch_indices(settings, each) for each in range(STEPS)]
+    before = [batching.batch_indices(settings, each) for each in range(STEPS)]
     [path] = spoil(settings, place)
     made, lines = reader(settings, tmp_path)
     batches = [indices(made.read(each)) for each in range(STEPS)]
@@ -102,7 +101,7 @@ def test_bad_neighbours_are_both_stood_in_for(settings, tmp_path):
     spoil(settings, PICTURES - 2, PICTURES - 1)
     made, lines = reader(settings, tmp_path)
     for step in range(STEPS):
-        expected = [0 if each >= PICTURES - 2 else each for each in data.batch_indices(settings, step)]
+        expected = [0 if each >= PICTURES - 2 else each for each in batching.batch_indices(settings, step)]
         assert indices(made.read(step)) == expected
     assert len(lines) == 2 and lines[1].endswith("2 of 20 examples so far")
 
@@ -143,8 +142,8 @@ def test_a_restart_reads_the_same_batches_though_a_fault_lies_outside_of_most_cr
 
 def test_two_workers_that_know_the_list_make_up_the_batches_of_one(settings):
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, global_batch=4))
-    whole = list(data.train_batches(settings, 0, left_out={4, 5, 19}))
-    shares = [list(data.train_batches(settings, 0, tf.distribute.InputContext(2, which, 2), {4, 5, 19}))
+    whole = list(batching.train_batches(settings, 0, left_out={4, 5, 19}))
+    shares = [list(batching.train_batches(settings, 0, tf.distribute.InputContext(2, which, 2), {4, 5, 19}))
               for which in range(2)]
     assert len(whole) == STEPS and not {4, 5, 19} & {place for batch in whole for place in indices(batch)}
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -172,7 +171,7 @@ def test_a_list_of_other_data_is_refused(settings, tmp_path):
 def test_a_file_that_is_whole_when_it_is_looked_at_again_stops_training(settings, tmp_path, monkeypatch):
     step, place = late_example(settings)
     spoil(settings, place)
-    monkeypatch.setattr(data, "examine", lambda *arguments: None)
+    monkeypatch.setattr(batching, "examine", lambda *arguments: None)
     made, _ = reader(settings, tmp_path)
     with pytest.raises(DataError, match="reading train failed"):
         for each in range(step + 1):
@@ -199,14 +198,14 @@ def test_a_run_that_is_killed_after_a_bad_file_ends_with_the_same_weights(settin
             if name == "killed" and line.startswith("step 5/") and len(lines) < 12:
                 raise Killed
 
-        strategy = runtime.prepare(small.train)
+        strategy = trainer.prepare(small.train)
         try:
-            train.train(small, tmp_path / name, strategy, report)
+            trainer.train(small, tmp_path / name, strategy, report)
         except Killed:
-            assert working_directory.checkpoint_steps(tmp_path / name) == [3]
+            assert checkpoints.checkpoint_steps(tmp_path / name) == [3]
             lines.clear()
             lines.extend([""] * 12)
-            train.train(small, tmp_path / name, strategy, report)
+            trainer.train(small, tmp_path / name, strategy, report)
             assert any(line.startswith("continuing at step 3") for line in lines)
         path_of_list = tmp_path / name / "unreadable.json"
         assert lines[-1].endswith(f"left out 1 of 20 training examples as unreadable: {path_of_list}")
@@ -224,8 +223,8 @@ def test_a_run_that_is_killed_after_a_bad_file_ends_with_the_same_weights(settin
 
 @pytest.mark.parametrize("faults", [2, retries.ATTEMPTS])
 def test_storage_that_fails_for_a_moment_is_asked_again(settings, tmp_path, monkeypatch, faults):
-    expected = [data.batch_indices(settings, step) for step in range(3)]
-    plain, left = data.train_batches, [errno.EIO] * faults
+    expected = [batching.batch_indices(settings, step) for step in range(3)]
+    plain, left = batching.train_batches, [errno.EIO] * faults
 
     def failing(*arguments, **options):
         def check(index):
@@ -236,7 +235,7 @@ def test_storage_that_fails_for_a_moment_is_asked_again(settings, tmp_path, monk
         return plain(*arguments, **options).map(
             lambda batch: batch | {"index": tf.numpy_function(check, [batch["index"]], tf.int64)})
 
-    monkeypatch.setattr(data, "train_batches", failing)
+    monkeypatch.setattr(batching, "train_batches", failing)
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.0)
     made, lines = reader(settings, tmp_path)
     assert indices(made.read(0)) == expected[0]

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kseg import data
 from kseg.config import Augment, Config, Data
 from kseg.datasets import registry
 from kseg.datasets.diagnosis import examine
 from kseg.errors import DataError
 from kseg.images import decoding
+from kseg.input_pipeline import batching
 from tests.helpers.small_sets import config, example, folder, write
 
 RANDOM = np.random.default_rng(5)
@@ -42,7 +42,7 @@ def drain(examples):
 
 
 def train_indices(settings, count):
-    return [int(index) for batch in data.train_batches(settings).take(count) for index in batch["index"]]
+    return [int(index) for batch in batching.train_batches(settings).take(count) for index in batch["index"]]
 
 
 @pytest.mark.parametrize("options", [
@@ -94,20 +94,20 @@ def test_order_is_a_permutation_in_each_epoch(tmp_path):
     epochs = [order[start:start + 7] for start in (0, 7, 14)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert order == [index for step in range(7) for index in data.batch_indices(settings, step)]
+    assert order == [index for step in range(7) for index in batching.batch_indices(settings, step)]
     other = dataclasses.replace(settings, train=dataclasses.replace(settings.train, seed=1))
     assert sorted(train_indices(other, 7)[:7]) == list(range(7)) and train_indices(other, 7) != order
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 64])
 def test_shuffled_covers_every_example_once(count):
-    places = [int(data.shuffled(tf.constant(position, tf.int64), count, 0)) for position in range(2 * count)]
+    places = [int(batching.shuffled(tf.constant(position, tf.int64), count, 0)) for position in range(2 * count)]
     assert sorted(places[:count]) == sorted(places[count:]) == list(range(count))
 
 
 def test_index_names_the_picture_in_the_batch(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL] * 5}), crop=(2, 3))
-    for batch in drain(data.train_batches(settings).take(3)):
+    for batch in drain(batching.train_batches(settings).take(3)):
         values = batch["image"] * np.float32(settings.data.std) + np.float32(settings.data.mean)
         # Picture i is all i.
         assert np.allclose(values, batch["index"][:, None, None, None], atol=1e-3)
@@ -124,7 +124,7 @@ def test_a_batch_is_the_same_wherever_reading_began(tmp_path):
     def read(start, threads):
         options = tf.data.Options()
         options.threading.private_threadpool_size = threads
-        return drain(data.train_batches(settings, start).with_options(options))
+        return drain(batching.train_batches(settings, start).with_options(options))
 
     whole = read(0, 1)
     assert len(whole) == 9
@@ -136,7 +136,7 @@ def test_a_batch_is_the_same_wherever_reading_began(tmp_path):
 
 def test_types_and_padding(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL]}), crop=(4, 5), batch=1)
-    (batch,) = drain(data.train_batches(settings).take(1))
+    (batch,) = drain(batching.train_batches(settings).take(1))
     assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
         "image": ("float32", (1, 4, 5, 3)), "label": ("uint8", (1, 4, 5)), "index": ("int64", (1,))}
     assert batch["label"][0].tolist() == [[0, 1, 2, 255, 255], [2, 1, 255, 255, 255], [255] * 5, [255] * 5]
@@ -153,7 +153,7 @@ MEAN = (123.675, 116.28, 103.53)
 def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
     settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_colour=colour))
     # 2x3 in 5x6: rests of 3, of which the smaller half comes first.
-    image, label = data.finished(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
+    image, label = batching.finished(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
     expected = np.full((5, 6), 255, np.uint8)
     expected[top:top + 2, left:left + 3] = LABEL
     assert np.array_equal(label, expected)
@@ -165,14 +165,14 @@ def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
 
 def test_a_picture_of_the_crops_size_is_not_padded():
     settings = Config(augment=Augment(crop=(2, 3), pad="centre", pad_colour="black"))
-    image, label = data.finished(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
+    image, label = batching.finished(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
     assert np.array_equal(label, LABEL) and np.allclose(image[..., 0], (200 - 123.675) / 58.395)
 
 
 def test_eval_examples_are_all_there_in_order_at_their_own_size(tmp_path):
     labels = [np.full((2 + index, 9 - index), index % 3, np.uint8) for index in range(7)]
     settings = config(folder(tmp_path, {"val": labels}))
-    examples = drain(data.eval_examples(settings, "val"))
+    examples = drain(batching.eval_examples(settings, "val"))
     assert [int(found["index"]) for found in examples] == list(range(7))
     for index, found in enumerate(examples):
         assert found["image"].dtype == found["label"].dtype == np.uint8
@@ -183,7 +183,7 @@ def test_eval_examples_are_all_there_in_order_at_their_own_size(tmp_path):
 def test_raw_values_become_train_ids(tmp_path):
     raw = np.array([[0, 255, 7]], np.uint8)
     source = folder(tmp_path, {"val": [raw]}, "0 background\n255 object\n7 ignore\n")
-    (found,) = drain(data.eval_examples(config(source), "val"))
+    (found,) = drain(batching.eval_examples(config(source), "val"))
     assert found["label"].tolist() == [[0, 1, 255]]
     image, unmapped = examine(registry.find(source), registry.open_split(source, "val"), 0)
     assert np.array_equal(unmapped, raw) and image.shape == (1, 3, 3)
@@ -227,25 +227,25 @@ def test_unusable_files_are_named(tmp_path, fault):
     record, split = registry.find(settings.data), registry.open_split(settings.data, "train")
     with pytest.raises(DataError, match=message):
         examine(record, split, 1)
-    examples = iter(data.eval_examples(settings, "train"))
+    examples = iter(batching.eval_examples(settings, "train"))
     assert next(examples)["index"] == 0
     with pytest.raises(tf.errors.OpError) as error:
         next(examples)
     with pytest.raises(DataError, match=message):
-        raise data.explain(settings, "train", [0, 1], error.value)
+        raise batching.explain(settings, "train", [0, 1], error.value)
 
 
 def test_training_names_the_file_of_the_failing_batch(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL] * 4}), batch=2, steps=2)
     write(tmp_path / "train/labels/e02.png", np.full((2, 3), 77, np.uint8))
-    iterator, step = iter(data.train_batches(settings)), 0
+    iterator, step = iter(batching.train_batches(settings)), 0
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         while True:
             next(iterator)
             step += 1
-    indices = data.batch_indices(settings, step)
+    indices = batching.batch_indices(settings, step)
     assert 2 in indices
-    found = data.explain(settings, "train", indices, error.value)
+    found = batching.explain(settings, "train", indices, error.value)
     assert isinstance(found, DataError) and "labels/e02.png: value 77 (6 pixels) is no label value" in str(found)
 
 
@@ -259,8 +259,8 @@ def test_a_file_that_has_gone_is_named(tmp_path):
 
 def test_explain_without_a_fault_keeps_the_words(tmp_path):
     settings = config(folder(tmp_path, {"val": [LABEL]}))
-    assert str(data.explain(settings, "val", [0], RuntimeError("disk on fire"))) == "reading val failed: disk on fire"
-    assert str(data.explain(settings, "val", [0], RuntimeError())) == "reading val failed: RuntimeError"
+    assert str(batching.explain(settings, "val", [0], RuntimeError("disk on fire"))) == "reading val failed: disk on fire"
+    assert str(batching.explain(settings, "val", [0], RuntimeError())) == "reading val failed: RuntimeError"
 
 
 def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
@@ -283,14 +283,14 @@ def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
 def test_classes_that_do_not_match_the_labels(tmp_path):
     source = folder(tmp_path, {"train": [LABEL]}, "sky\nground\n")
     with pytest.raises(tf.errors.OpError) as error:
-        next(iter(data.eval_examples(config(source), "train")))
+        next(iter(batching.eval_examples(config(source), "train")))
     with pytest.raises(DataError, match=r"value 2 \(2 pixels\) is no label value of folder; those are 0-1, 255"):
-        raise data.explain(config(source), "train", [0], error.value)
+        raise batching.explain(config(source), "train", [0], error.value)
 
 
 def test_chosen_examples_and_empty_ones_in_their_place(tmp_path):
     settings = config(folder(tmp_path, {"val": [np.full((index + 2, 3), index % 2, np.uint8) for index in range(4)]}))
-    found = drain(data.eval_examples(settings, "val", np.array([3, -1, 0])))
+    found = drain(batching.eval_examples(settings, "val", np.array([3, -1, 0])))
     assert [int(example["index"]) for example in found] == [3, -1, 0]
     assert [example["image"].shape for example in found] == [(5, 3, 3), (1, 1, 3), (2, 3, 3)]
     assert (found[1]["label"] == 255).all() and (found[0]["label"] == 1).all()
@@ -298,4 +298,4 @@ def test_chosen_examples_and_empty_ones_in_their_place(tmp_path):
 
 def test_unknown_data_set_is_told_before_reading():
     with pytest.raises(DataError, match="Did you mean shapes"):
-        data.train_batches(config(Data(name="shape")))
+        batching.train_batches(config(Data(name="shape")))

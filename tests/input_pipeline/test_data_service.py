@@ -14,13 +14,12 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg import data, train
 from kseg.config import Augment, Config, Data
 from kseg.config.checks import check
-from kseg.distributed import runtime
 from kseg.errors import ConfigError, DataError
-from kseg.input_pipeline import data_service
+from kseg.input_pipeline import batching, data_service
 from kseg.input_pipeline.batch_reader import BatchReader
+from kseg.training import trainer
 from tests.helpers.running import TINY, start
 from tests.helpers.small_sets import config, example, folder
 
@@ -75,20 +74,20 @@ def digests(batches):
 
 def test_the_batches_are_those_read_here(service, settings):
     for start_step, worker, left_out in ((0, None, ()), (7, tf.distribute.InputContext(2, 1, 2), {3, 4})):
-        here = digests(data.train_batches(settings, start_step, worker, left_out))
-        there = digests(data.train_batches(served(settings, service), start_step, worker, left_out))
+        here = digests(batching.train_batches(settings, start_step, worker, left_out))
+        there = digests(batching.train_batches(served(settings, service), start_step, worker, left_out))
         assert len(here) == STEPS - start_step and there == here
 
 
 def test_a_bad_file_ends_in_its_name_and_can_be_left_out(service, settings, tmp_path):
     # In the first epoch, which is 5 steps long, it stands once.
-    place = data.batch_indices(settings, 4)[0]
+    place = batching.batch_indices(settings, 4)[0]
     bad = Path(settings.data.directory, "train", "images", f"e{place:02d}.png")
     bad.write_bytes(bad.read_bytes()[:60])
     strategy = tf.distribute.get_strategy()
     reader = BatchReader(served(settings, service), None, strategy, print)
     assert [reader.read(step)["index"].numpy().tolist() for step in range(4)] == [
-        data.batch_indices(settings, step) for step in range(4)]
+        batching.batch_indices(settings, step) for step in range(4)]
     with pytest.raises(DataError, match=f"{bad}: not a readable JPEG, PNG or BMP"):
         reader.read(4)
     both = []
@@ -105,7 +104,7 @@ def test_training_has_the_same_losses(service, settings, tmp_path):
         small = configs.load("encnet_shapes", [
             *TINY, "train.steps=4", "train.validate_every=4", "data.name=folder",
             f"data.directory={settings.data.directory}", f"data.service={address}"])
-        train.train(small, tmp_path / name, runtime.prepare(small.train), print)
+        trainer.train(small, tmp_path / name, trainer.prepare(small.train), print)
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert len(losses[0]) == 4 and losses[0] == losses[1]
@@ -188,7 +187,7 @@ def test_nobody_there_and_a_port_that_is_taken(settings):
         taken.bind(("", 0))
         port = taken.getsockname()[1]
         address = f"grpc://localhost:{port}"
-        for call in (lambda: data.train_batches(served(settings, address)),
+        for call in (lambda: batching.train_batches(served(settings, address)),
                      lambda: data_service.serve(0, "localhost", address)):
             with pytest.raises(data_service.ServiceError, match=f"no tf.data service answers at {address}: .*refused"):
                 call()

@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from kseg import cli
 from kseg.datasets import registry
 from kseg.evaluation.counter import Counter
+from kseg.inference import trained_model
 from kseg.inference.prediction import predictor
 from pipeline import history, run_local
 from tests.helpers.running import ROOT, run, run_here, start
@@ -95,7 +95,7 @@ def answer(channel, request):
 
 def trained(root):
     (place,) = sorted(root.glob("artifacts/Trainer/model/*/Format-TFMA"))[:1]
-    return cli.load_trained(place)
+    return trained_model.load_trained(place)
 
 
 def test_a_killed_run_is_continued(finished):

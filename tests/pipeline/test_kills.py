@@ -15,6 +15,7 @@ import pytest
 from kseg import models
 from kseg.datasets import registry
 from kseg.training import working_directory
+from kseg.weights import keras_files
 from pipeline import history
 from pipeline.components import pusher
 from pipeline.metadata import code_digest, metadata_store, summary
@@ -52,7 +53,7 @@ def untrained(config, workdir, strategy):
     """In place of a training: weights as they start."""
     dataset = registry.find(config.data)
     working_directory.open_run(workdir, config, dataset).close()
-    working_directory.save_weights(models.build(config.model, len(dataset.classes)), workdir / "best.weights.h5")
+    keras_files.save_weights(models.build(config.model, len(dataset.classes)), workdir / "best.weights.h5")
     (workdir / "best.json").write_text("{}")
 
 

@@ -81,8 +81,8 @@ def test_an_unknown_config_ends_the_command():
 
 def test_the_size_is_the_crop_unless_it_is_given():
     config = configs.load("encnet_cityscapes")
-    assert model_benchmark.read_size(None, config) == (512, 1024)
-    assert model_benchmark.read_size("96,160", config) == (96, 160)
+    assert benchmark.read_size(None, config) == (512, 1024)
+    assert benchmark.read_size("96,160", config) == (96, 160)
 
 
 def test_a_process_that_dies_is_told():

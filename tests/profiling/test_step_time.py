@@ -10,13 +10,13 @@ import tensorflow as tf
 
 from kseg import config as configs
 from kseg import models
-from kseg.distributed import runtime
 from kseg.errors import DataError
 from kseg.profiling import operation_kinds, step_time
 from kseg.profiling.operation_kinds import BACKWARD, EXCHANGE, FORWARD, LOSS, OPTIMISER, SUMS, UNNAMED, UPDATE, Purpose
 from kseg.profiling.step_time import Explanation
 from kseg.profiling.trace_shares import BETWEEN, OUTSIDE, WAIT, Part, Row, Trace
 from kseg.profiling.traces import Operation
+from kseg.training import trainer
 from tests.helpers.running import TINY
 
 MODEL = "encnet_resnet18_os8_1/"
@@ -70,7 +70,7 @@ def explained(shapes_directory):
     config = configs.load("encnet_shapes", [
         f"data.directory={shapes_directory}", *TINY, "train.deterministic=false", "train.steps_per_call=2"])
     told = []
-    return config, step_time.explain(config, runtime.prepare(config.train), told.append, steps=3), told
+    return config, step_time.explain(config, trainer.prepare(config.train), told.append, steps=3), told
 
 
 def test_a_real_step_is_explained(explained):

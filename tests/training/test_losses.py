@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg import train
 from kseg.config import Config, Loss
 from kseg.errors import ConfigError
-from kseg.training import losses
+from kseg.training import losses, trainer
 from tests.helpers.running import ROOT
 from tests.helpers.slow_losses import CASES, example, reference
 
@@ -188,7 +187,7 @@ def test_weights_that_do_not_fit_the_classes():
         losses.terms({"main": LOGITS}, LABELS, Loss(class_weights=(1.0, 2.0, 3.0)))
     # A run learns it before its first step.
     with pytest.raises(ConfigError, match="each of the 4 classes, got 2"):
-        train.build(Config(loss=Loss(class_weights=(1.0, 2.0))), 4, print)
+        trainer.build(Config(loss=Loss(class_weights=(1.0, 2.0))), 4, print)
 
 
 def test_mining_leaves_the_auxiliary_head_alone():

@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg import data, train
+from kseg import train
 from kseg.datasets import registry
+from kseg.input_pipeline import batching
+from kseg.training import trainer
 from kseg.training.optimizers import MomentumSGD
 from kseg.training.step import Steps
 from tests.helpers.running import run_here, tiny
@@ -21,16 +23,16 @@ def small_run(shapes_directory, *more):
     return configs.load(name, overrides)
 
 
-def trainer(config):
+def small_trainer(config):
     keras.utils.set_random_seed(3)
-    model, optimizer, _ = train.build(config, len(registry.find(config.data).classes), print)
+    model, optimizer, _ = trainer.build(config, len(registry.find(config.data).classes), print)
     return model, optimizer, Steps(model, optimizer, config, tf.distribute.get_strategy()).one
 
 
 def taken(config, steps):
     """Take steps on the first batches; return what each gave, and the model."""
-    model, _, step = trainer(config)
-    batches = iter(data.train_batches(config))
+    model, _, step = small_trainer(config)
+    batches = iter(batching.train_batches(config))
     return [step(next(batches)) for _ in range(steps)], model
 
 
@@ -71,8 +73,8 @@ def test_the_scale_saves_small_gradients(shapes_directory):
         config = small_run(shapes_directory, f"train.precision={precision}", f"train.loss_scale={scale}",
                            "loss.main=1e-5", "model.initial_weights=uniform", "model.head=fcn",
                            "model.auxiliary_channels=0")
-        model, optimizer, step = trainer(config)
-        step(next(iter(data.train_batches(config))))
+        model, optimizer, step = small_trainer(config)
+        step(next(iter(batching.train_batches(config))))
         # Without decay the first velocities are the gradients.
         found[precision, scale] = np.concatenate([
             velocity.numpy().reshape(-1) for variable, velocity in zip(model.trainable_variables, optimizer.velocities)
@@ -85,13 +87,13 @@ def test_the_scale_saves_small_gradients(shapes_directory):
 
 def test_a_step_with_infinite_gradients_is_left_out(shapes_directory):
     # The scaled loss is finite in float32, and no gradient in float16.
-    model, optimizer, step = trainer(config := small_run(
+    model, optimizer, step = small_trainer(config := small_run(
         shapes_directory, "train.precision=mixed_float16", "train.loss_scale=1e30", "train.weight_decay=1"))
     for velocity in optimizer.velocities:
         velocity.assign(np.full(velocity.shape, 0.5, np.float32))
     variables = model.trainable_variables + optimizer.velocities
     before = [variable.numpy().copy() for variable in variables]
-    values = step(next(iter(data.train_batches(config))))
+    values = step(next(iter(batching.train_batches(config))))
     assert float(values["skipped"]) == 1 and np.isfinite(float(values["loss"]))
     for variable, value in zip(variables, before):
         np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.path)

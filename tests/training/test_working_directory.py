@@ -17,13 +17,14 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg import train
 from kseg.config import Config, Model, values
 from kseg.datasets import registry
 from kseg.errors import WorkdirError
+from kseg.inference import trained_model
 from kseg.system import atomic_files, retries
-from kseg.training import checkpoints, working_directory
+from kseg.training import checkpoints, trainer, working_directory
 from kseg.training.ema import Average
+from kseg.weights import keras_files
 from tests.helpers.running import ROOT
 
 CAMVID = registry.DATASETS["camvid"]
@@ -58,11 +59,11 @@ def test_what_may_change_once_something_is_trained(tmp_path, before, now, free):
     (tmp_path / "checkpoints" / "step-00000001.index").touch()
     if free:
         working_directory.open_run(tmp_path, new, CAMVID).close()
-        assert working_directory.read(tmp_path)[0] == new
+        assert trained_model.read(tmp_path)[0] == new
     else:
         with pytest.raises(WorkdirError, match="belongs to another run"):
             working_directory.open_run(tmp_path, new, CAMVID)
-        assert working_directory.read(tmp_path)[0] == old
+        assert trained_model.read(tmp_path)[0] == old
 
 
 def test_another_label_table_is_refused(workdir):
@@ -77,7 +78,7 @@ def test_another_label_table_is_refused(workdir):
 def test_damaged_files_are_named(workdir, name, content):
     (workdir / name).write_text(content)
     with pytest.raises(WorkdirError, match=name):
-        working_directory.read(workdir)
+        trained_model.read(workdir)
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
@@ -94,7 +95,7 @@ def test_a_checkpoint_knows_its_values_in_the_same_process_too():
     config = replace(Config(), model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4))
     names = []
     for _ in range(2):
-        checkpoint = working_directory.tracked(*train.build(config, 3, print))
+        checkpoint = checkpoints.tracked(*trainer.build(config, 3, print))
         names.append({name for name, _ in checkpoint._trackable_children().items() if "/" in name})
     assert names[0] == names[1] and len(names[0]) > 100
 
@@ -122,7 +123,7 @@ def two(tmp_path):
     """A directory with the checkpoints of the steps 3 and 6, whose states are -3 and -6."""
     (tmp_path / "checkpoints").mkdir()
     for step in (3, 6):
-        working_directory.save_checkpoint(tmp_path, state(-step), step, keep=2)
+        checkpoints.save_checkpoint(tmp_path, state(-step), step, keep=2)
     return tmp_path
 
 
@@ -134,7 +135,7 @@ def file(workdir, step, kind):
 def assert_taken(workdir, step, *reports):
     """Restore, and require that this step's state was read and what was reported."""
     lines, checkpoint = [], state(1)
-    assert working_directory.restore_newest(workdir, checkpoint, lines.append) == step
+    assert checkpoints.restore_newest(workdir, checkpoint, lines.append) == step
     assert value_of(checkpoint) == -step
     assert len(lines) == len(reports), lines
     for line, expected in zip(lines, reports, strict=True):
@@ -154,7 +155,7 @@ def test_each_flipped_byte_is_noticed_or_does_not_matter(two, kind):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1:])
         checkpoint = state(1)
         try:
-            checkpoints.read(checkpoint, path.with_name("step-00000006"))
+            checkpoints.read_checkpoint(checkpoint, path.with_name("step-00000006"))
         except Exception:
             noticed += 1
         else:
@@ -184,7 +185,7 @@ def test_the_one_before_a_damaged_one_is_taken(two, damage, kinds):
     reason = r"it is that of step 3" if damage is other_steps and len(kinds) == 2 else ""
     assert_taken(two, 3, *([] if gone else [rf"checkpoint of step 6 cannot be read \(.*{reason}"]))
     # Else it would count as the newest, and the good one be dropped for it.
-    assert working_directory.checkpoint_steps(two) == [3]
+    assert checkpoints.checkpoint_steps(two) == [3]
 
 
 def test_where_none_is_good_all_stay(two):
@@ -192,7 +193,7 @@ def test_where_none_is_good_all_stay(two):
         cut(file(two, step, "data"))
     before = sorted(path.name for path in (two / "checkpoints").iterdir())
     with pytest.raises(WorkdirError, match=r"none of the checkpoints in .* can be read \(steps 3, 6\)"):
-        working_directory.restore_newest(two, state(1), lambda line: None)
+        checkpoints.restore_newest(two, state(1), lambda line: None)
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == before
 
 
@@ -201,8 +202,8 @@ def test_a_whole_checkpoint_of_another_model_is_an_error_and_stays(two, shapes):
     values = {name: tf.Variable(tf.zeros(size)) for name, size in shapes.items()}
     checkpoint = tf.train.Checkpoint(step=checkpoints.Step(), **values)
     with pytest.raises(WorkdirError, match="step-00000006 is whole, but of another model or written by another"):
-        working_directory.restore_newest(two, checkpoint, print)
-    assert working_directory.checkpoint_steps(two) == [3, 6]
+        checkpoints.restore_newest(two, checkpoint, print)
+    assert checkpoints.checkpoint_steps(two) == [3, 6]
 
 
 def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(two, monkeypatch):
@@ -211,7 +212,7 @@ def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(two, monkeypat
 
     monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(WorkdirError, match="cannot list .*checkpoints: Permission denied"):
-        working_directory.restore_newest(two, state(1), print)
+        checkpoints.restore_newest(two, state(1), print)
 
 
 def test_all_state_is_stored(tmp_path):
@@ -225,14 +226,14 @@ def test_all_state_is_stored(tmp_path):
         parts = model, optimizer, Average(model, 0.9), {"scale": tf.Variable(5.0), "count": tf.Variable(2)}
         values = [*(variable.value for variable in (*model.variables, *optimizer.variables)),
                   *parts[2].variables.values(), *parts[3].values()]
-        return working_directory.tracked(*parts), values
+        return checkpoints.tracked(*parts), values
 
     (checkpoint, values), (other, restored) = built(), built()
     for number, value in enumerate(values):
         value.assign(tf.cast(tf.fill(value.shape, 7 + number), value.dtype))
     (tmp_path / "checkpoints").mkdir()
-    working_directory.save_checkpoint(tmp_path, checkpoint, 4, keep=1)
-    assert working_directory.restore_newest(tmp_path, other, print) == 4
+    checkpoints.save_checkpoint(tmp_path, checkpoint, 4, keep=1)
+    assert checkpoints.restore_newest(tmp_path, other, print) == 4
     # Kernel and bias thrice, the optimizer's steps and rate, the state of the dropout, and two more.
     assert len(values) >= 11
     for before, after in zip(values, restored, strict=True):
@@ -258,11 +259,11 @@ def failing_syncs(monkeypatch, number, count, name=""):
 @pytest.mark.parametrize("name", [".data", ".index", "checkpoints"])
 def test_a_checkpoint_is_written_again_after_storage_failed_twice(two, monkeypatch, name):
     failed, lines = failing_syncs(monkeypatch, errno.EIO, 2, name), []
-    working_directory.save_checkpoint(two, state(-9), 9, keep=1, report=lines.append)
+    checkpoints.save_checkpoint(two, state(-9), 9, keep=1, report=lines.append)
     assert len(failed) == 2
     assert [line.partition(";")[0] for line in lines] == [
         "writing the checkpoint of step 9 failed ([Errno 5] Input/output error)"] * 2
-    assert working_directory.checkpoint_steps(two) == [9]
+    assert checkpoints.checkpoint_steps(two) == [9]
     assert_taken(two, 9)
 
 
@@ -271,7 +272,7 @@ def test_storage_that_goes_on_failing_leaves_the_checkpoints_before(two, monkeyp
     failed = failing_syncs(monkeypatch, number, 99)
     message = f"cannot write the checkpoint of step 9 to .*: .*{os.strerror(number)}; the checkpoint of step 6 is whole"
     with pytest.raises(WorkdirError, match=message):
-        working_directory.save_checkpoint(two, state(-9), 9, keep=1, report=lambda line: None)
+        checkpoints.save_checkpoint(two, state(-9), 9, keep=1, report=lambda line: None)
     assert len(failed) == attempts
     monkeypatch.undo()
     assert {path.name.partition(".")[0] for path in (two / "checkpoints").iterdir()} == {"step-00000003",
@@ -290,8 +291,8 @@ def test_a_checkpoint_that_does_not_read_back_replaces_none(two, monkeypatch):
     monkeypatch.setattr(tf.train.Checkpoint, "write", write_badly)
     monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     with pytest.raises(WorkdirError, match="it does not read back as written: .*; the checkpoint of step 6 is whole"):
-        working_directory.save_checkpoint(two, state(-9), 9, keep=1, report=lambda line: None)
-    assert len(written) == retries.ATTEMPTS and working_directory.checkpoint_steps(two) == [3, 6]
+        checkpoints.save_checkpoint(two, state(-9), 9, keep=1, report=lambda line: None)
+    assert len(written) == retries.ATTEMPTS and checkpoints.checkpoint_steps(two) == [3, 6]
 
 
 def test_a_checkpoint_that_storage_does_not_give_is_asked_for_again(two, monkeypatch):
@@ -305,7 +306,7 @@ def test_a_checkpoint_that_storage_does_not_give_is_asked_for_again(two, monkeyp
 
     monkeypatch.setattr(tf.train, "load_checkpoint", fail_twice)
     monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
-    assert working_directory.restore_newest(two, state(1), lines.append) == 6
+    assert checkpoints.restore_newest(two, state(1), lines.append) == 6
     assert len(lines) == 2 and all("reading the checkpoint of step 6 failed" in line for line in lines)
 
 
@@ -315,18 +316,18 @@ def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(two, monkeypatch
 
     lines = []
     with monkeypatch.context() as patch:
-        remove = checkpoints.remove
-        patch.setattr(checkpoints, "remove", lambda prefix: refuse(prefix) if prefix.name == "step-00000003"
+        remove = checkpoints.remove_checkpoint
+        patch.setattr(checkpoints, "remove_checkpoint", lambda prefix: refuse(prefix) if prefix.name == "step-00000003"
                       else remove(prefix))
-        working_directory.save_checkpoint(two, state(-9), 9, keep=1, report=lines.append)
+        checkpoints.save_checkpoint(two, state(-9), 9, keep=1, report=lines.append)
     assert lines == ["the checkpoint of step 3 cannot be removed: Device or resource busy"]
-    assert working_directory.checkpoint_steps(two) == [3, 9]
+    assert checkpoints.checkpoint_steps(two) == [3, 9]
 
 
 def test_a_directory_that_vanished_is_named(two):
     shutil.rmtree(two)
     with pytest.raises(WorkdirError, match=f"cannot write the checkpoint of step 9 to {two}.*: .*No such file"):
-        working_directory.save_checkpoint(two, state(-9), 9, keep=1)
+        checkpoints.save_checkpoint(two, state(-9), 9, keep=1)
     assert not two.exists()
 
 
@@ -349,11 +350,11 @@ def str_step(name):
 def test_what_is_seen_has_reached_the_storage(two, monkeypatch):
     """A power cut leaves what was waited for: each file before it gets its name, names before others are removed."""
     events = []
-    sync, rename, remove = atomic_files.sync, os.replace, checkpoints.remove
+    sync, rename, remove = atomic_files.sync, os.replace, checkpoints.remove_checkpoint
     monkeypatch.setattr(checkpoints, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(os, "replace", lambda old, new: (events.append(("name", new.name)), rename(old, new)))
-    monkeypatch.setattr(checkpoints, "remove", lambda prefix: (events.append(("remove", prefix.name)), remove(prefix)))
-    working_directory.save_checkpoint(two, state(-9), 9, keep=1)
+    monkeypatch.setattr(checkpoints, "remove_checkpoint", lambda prefix: (events.append(("remove", prefix.name)), remove(prefix)))
+    checkpoints.save_checkpoint(two, state(-9), 9, keep=1)
     data, index = "step-00000009.data-00000-of-00001", "step-00000009.index"
     begin = events.index(("sync", f".writing-{data}"))
     assert events[begin:] == [
@@ -383,7 +384,7 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path, small_files):
 
 @pytest.mark.parametrize("write", [
     lambda path: atomic_files.write_text(path, "x" * 9000),
-    lambda path: working_directory.save_weights(keras.Sequential([keras.Input((9,)), keras.layers.Dense(999)]), path)],
+    lambda path: keras_files.save_weights(keras.Sequential([keras.Input((9,)), keras.layers.Dense(999)]), path)],
     ids=["text", "weights"])
 def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path, small_files, write):
     path = tmp_path / "best.weights.h5"
@@ -397,7 +398,7 @@ def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path, small_files, w
 def test_weights_are_written_again_after_storage_failed(tmp_path, monkeypatch, capsys):
     failed = failing_syncs(monkeypatch, errno.EIO, 1, "best")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    working_directory.save_weights(model, tmp_path / "best.weights.h5")
+    keras_files.save_weights(model, tmp_path / "best.weights.h5")
     assert len(failed) == 1 and "best.weights.h5 failed ([Errno 5] Input/output error" in capsys.readouterr().out
     other = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     other.load_weights(tmp_path / "best.weights.h5")

@@ -21,6 +21,7 @@ from kseg.datasets import registry
 from kseg.errors import ConfigError
 from kseg.evaluation.counter import Counter
 from kseg.training import working_directory
+from kseg.weights import keras_files
 from pipeline import artifacts, beam_options
 from pipeline.jobs import counting
 from tests.helpers.running import ROOT
@@ -88,7 +89,7 @@ def model(tmp_path_factory, shapes_directory):
     stored = artifacts.reading(config, place / "examples")
     working_directory.open_run(trained, stored, registry.find(stored.data)).close()
     network = models.build(config.model, 7)
-    working_directory.save_weights(network, trained / "best.weights.h5")
+    keras_files.save_weights(network, trained / "best.weights.h5")
     source = replace(config, data=replace(config.data, directory=str(shapes_directory)))
     return place / "model", place / "examples", Counter(network, source, 7, tf.distribute.get_strategy()).count("val")
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kseg.errors import DataError, UserError
-from kseg.images import image_files
+from kseg.images import drawing, image_files
 from serving import client
 from serving.clients import segment_files
 from serving.clients.connections import RequestError
@@ -103,7 +103,7 @@ def test_ids_and_overlays_of_a_directory(server, photos, tmp_path, capsys, rest,
         image = image_files.read_image(photos / source)
         ids = ids_in(out / "ids" / name)
         assert np.array_equal(ids, small_servables.ids_of(image))
-        expected = image_files.overlay(image, ids, small_servables.PALETTE)
+        expected = drawing.overlay(image, ids, small_servables.PALETTE)
         assert np.array_equal(image_files.read_image(out / "overlay" / name), expected)
     told = capsys.readouterr()
     code = "HTTP 400" if rest else "INVALID_ARGUMENT"

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.core import version_policies
+from serving.core import versions
 from serving.core.manager import Models
 from serving.core.versions import AVAILABLE, END
 from serving.errors import ServingError
@@ -86,7 +86,7 @@ def test_a_listing_that_began_before_a_reload_brings_nothing_back(disk, serve, t
     disk.publish(1)
     models, other = serve(), Disk(tmp_path / "other")
     other.publish(8)
-    listed, looked, hanging = version_policies.versions_in, threading.Event(), threading.Event()
+    listed, looked, hanging = versions.versions_in, threading.Event(), threading.Event()
 
     def slow(path):
         found = listed(path)
@@ -94,7 +94,7 @@ def test_a_listing_that_began_before_a_reload_brings_nothing_back(disk, serve, t
         assert hanging.wait(PATIENCE)
         return found
 
-    monkeypatch.setattr(version_policies, "versions_in", slow)
+    monkeypatch.setattr(versions, "versions_in", slow)
     assert looked.wait(PATIENCE)
     thread = threading.Thread(target=models.reload, args=(config(entry(other.base, "n")),))
     thread.start()

@@ -5,7 +5,7 @@ import time
 
 import grpc
 
-from serving.core import version_policies
+from serving.core import versions
 from serving.core.manager import Models
 from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, Settings
 from tests.helpers.swapped_versions import PATIENCE, QUICK, Model, answers, config, entry, eventually, spec, states
@@ -105,11 +105,11 @@ def test_versions_are_swapped_where_no_thread_can_be_started(disk, serve, monkey
 
 def test_requests_go_on_while_a_load_a_listing_and_a_close_hang(disk, serve, monkeypatch):
     disk.publish(1)
-    models, hanging, closing, listed = serve(), threading.Event(), threading.Event(), version_policies.versions_in
+    models, hanging, closing, listed = serve(), threading.Event(), threading.Event(), versions.versions_in
     disk.held[2] = hanging
     disk.publish(2)
     eventually(lambda: states(models).get(2) == LOADING)
-    monkeypatch.setattr(version_policies, "versions_in", lambda path: hanging.wait(PATIENCE) and listed(path))
+    monkeypatch.setattr(versions, "versions_in", lambda path: hanging.wait(PATIENCE) and listed(path))
     monkeypatch.setattr(Model, "close", lambda self: closing.wait(PATIENCE))
     time.sleep(3 * QUICK.poll_seconds)
     assert answers(models) == 1 and states(models) == {2: LOADING, 1: AVAILABLE}

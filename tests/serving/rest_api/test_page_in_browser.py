@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from kseg.datasets import class_names
-from kseg.images import image_files
+from kseg.images import drawing, image_files
 from serving.rest_api import page
 from tests.helpers import browser
 from tests.helpers.page_actions import draw, overlay, text, until, upload
@@ -22,7 +22,7 @@ def test_a_picture_gets_its_overlay_legend_and_figures(shown, tmp_path, answers)
     path = draw(tmp_path / "street.png", (6, 10))
     upload(shown, path)
     assert answers.seen == [("street", "2", path.read_bytes())]
-    assert np.array_equal(overlay(shown), np.dstack([image_files.colour(IDS, COLOURS), np.full(IDS.shape, 255, np.uint8)]))
+    assert np.array_equal(overlay(shown), np.dstack([drawing.colour(IDS, COLOURS), np.full(IDS.shape, 255, np.uint8)]))
     assert text(shown, "#legend").split("\n") == ["sky", "50.0 %", "road", "41.7 %", NAMES[2], "8.3 %"]
     assert text(shown, "#absent-title") == "1 not in this picture"
     assert re.fullmatch(r"\d+(\.\d)? ms", text(shown, "#latency"))
@@ -149,7 +149,7 @@ def test_what_is_saved(shown, tmp_path):
             assert time.monotonic() < end, list((tmp_path / "saved").iterdir())
             time.sleep(0.02)
     assert ids.read_bytes() == png_of(IDS)
-    expected = image_files.overlay(image_files.read_image(path), IDS, COLOURS, 0.6)
+    expected = drawing.overlay(image_files.read_image(path), IDS, COLOURS, 0.6)
     expected[IDS == 1] = image_files.read_image(path)[IDS == 1]
     assert np.abs(image_files.read_image(mixed).astype(int) - expected).max() <= 1
 
