@@ -29,8 +29,7 @@ from benchmarks.measured_process import cpu_seconds
 from benchmarks.served_process import CPUS, ROOT, SHIPPED, ServedProcess
 from benchmarks.server_forms import forms_table, measure_forms
 from benchmarks.street_pairs import draw_pair
-from serving import load_test
-from serving.clients import load_generator
+from serving.clients import load_generator, load_report, load_requests
 
 MODEL = "street"
 SIZE, TINY = (512, 1024), (32, 64)
@@ -119,7 +118,7 @@ def measure_export(arguments: argparse.Namespace, base: Path, picture: Path) -> 
 
 def measure_threads(arguments: argparse.Namespace, base: Path, picture: Path) -> dict:
     """The shipped settings beside TensorFlow's own."""
-    request = load_test.grpc_request(MODEL, "serving_default", "image_bytes", picture.read_bytes())
+    request = load_requests.grpc_request(MODEL, "serving_default", "image_bytes", picture.read_bytes())
     return in_turn(arguments, MODEL, base, request, CLIENTS, {
         "TensorFlow's own threads": (), f"intra_op 1, inter_op {CPUS}": SHIPPED})
 
@@ -133,7 +132,7 @@ def measure_batching(arguments: argparse.Namespace, base: Path, picture: Path) -
     with tempfile.TemporaryDirectory() as directory:
         small_exports.export(Path(directory), (1,))
         image = np.random.default_rng(0).integers(0, 256, (*TINY, 3), np.uint8)
-        request = load_test.grpc_request(MODEL, "predict_tensor", "image", image)
+        request = load_requests.grpc_request(MODEL, "predict_tensor", "image", image)
         return in_turn(arguments, MODEL, Path(directory), request, TINY_CLIENTS, {
             "no batching": room,
             "batching.config": (*room, "--enable_batching",
@@ -158,7 +157,7 @@ def in_turn(arguments: argparse.Namespace, name: str, base: Path, request: bytes
                 load = pools[label].run(clients, arguments.seconds, 2.0, spent)
                 if load.failures:
                     raise RuntimeError(f"{label}: {dict(load.failures)} {load.messages}")
-                found[label].append(load_test.as_json(load) | {"cpu_seconds": spent.an_answer()})
+                found[label].append(load_report.as_json(load) | {"cpu_seconds": spent.an_answer()})
             print(f"round {number + 1} of {arguments.rounds}: " + ", ".join(
                 f"{label} {rounds[-1]['requests_per_second']:.1f}/s" for label, rounds in found.items()), flush=True)
     finally:

@@ -18,7 +18,7 @@ from kseg.errors import UserError
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    from pipeline import run_local
+    from pipeline import options
 
     result = argparse.ArgumentParser(prog="python -m pipeline.compile_kubeflow", description=__doc__.splitlines()[0])
     cli.add_config_arguments(result)
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--pipeline-root", metavar="PLACE", help="where artifacts go: gs://BUCKET/DIR, or a path that "
                                                                  "is mounted in every container")
     result.add_argument("--print-fingerprint", action="store_true", help="print the data's fingerprint, and no more")
-    run_local.add_arguments(result)
+    options.add_arguments(result)
     return result
 
 
@@ -62,9 +62,9 @@ def write(values: argparse.Namespace, config: Config) -> None:
     from tfx.proto import infra_validator_pb2
     from tfx.types import standard_artifacts
 
-    from pipeline import definition, run_local
+    from pipeline import definition, options
 
-    settings = run_local.settings(values, config, root=values.pipeline_root,
+    settings = options.settings(values, config, root=values.pipeline_root,
                                   fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
                                   platform=infra_validator_pb2.KubernetesConfig())
     # The one strategy that Kubeflow knows: there a run that is made again is compared with itself.

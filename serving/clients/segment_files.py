@@ -17,7 +17,7 @@ from serving.class_list import read_classes
 from serving.clients.connections import RequestError, Rest
 
 if TYPE_CHECKING:
-    from serving.client import Client, Cost
+    from serving.clients.client import Client, Cost
 
 # Of which a server's decoder makes the pixels that kseg.predict sees.
 STORED_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")

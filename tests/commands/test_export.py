@@ -168,7 +168,7 @@ def test_the_model_its_export_rest_and_grpc_give_the_same_ids(case, source):
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     from serving.config.flags import Options
-    from serving.server import Server
+    from serving.model_server import Server
 
     data = [png(image) for image in pictures()] if source == "drawn" else [
         path.read_bytes() for path in sorted((CAMVID / "test" / "images").iterdir())[:2]]

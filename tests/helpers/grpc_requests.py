@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
 
-from serving.server import Server
+from serving.model_server import Server
 from tests.helpers import running_servers, small_servables
 from tests.helpers.running_servers import QUICK
 

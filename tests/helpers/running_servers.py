@@ -10,7 +10,7 @@ import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving.config.flags import Options
-from serving.server import Server
+from serving.model_server import Server
 
 # Looks for versions often, tries a load once, and waits for nothing.
 QUICK = Options(port=-1, file_system_poll_wait_seconds=1, max_num_load_retries=0, load_retry_interval_micros=0,

@@ -61,7 +61,7 @@ def started(root, log, place=None, after=False, replacements=None):
     """Run the pipeline, its directory for temporary files being the test's, Docker and the training replaced."""
     (root / "t").mkdir(exist_ok=True)
     return pipeline_processes.run(arguments(root), root / log, {
-        ("tempfile", "tempdir"): str(root / "t"), ("pipeline.containers", "require"): print,
+        ("tempfile", "tempdir"): str(root / "t"), ("pipeline.run_local", "require"): print,
         ("kseg.train", "train"): untrained, local_server.SEAM: local_server.LocalServer} | (replacements or {}),
         place, after)
 

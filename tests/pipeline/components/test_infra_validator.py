@@ -11,7 +11,7 @@ from tfx.proto import infra_validator_pb2
 from tfx.types import standard_artifacts
 
 from kseg.errors import ConfigError, UserError
-from pipeline import containers, run_local
+from pipeline import run_local
 from pipeline.components import infra_validator
 from tests.helpers import local_server, small_sets
 from tests.helpers.running import run_here
@@ -105,4 +105,4 @@ def test_without_docker_nothing_is_run(tmp_path, monkeypatch, capsys):
     assert f"docker does not answer at unix://{tmp_path}/none.sock" in told and "Traceback" not in told
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     with pytest.raises(UserError):
-        containers.require()
+        run_local.require_docker()

@@ -22,7 +22,7 @@ from kseg.errors import ConfigError
 from kseg.evaluation.counter import Counter
 from kseg.training import working_directory
 from kseg.weights import keras_files
-from pipeline import artifacts, beam_options
+from pipeline import artifacts, options
 from pipeline.jobs import counting
 from tests.helpers.running import ROOT
 from tests.helpers.stored_artifacts import ingested
@@ -31,13 +31,13 @@ IMAGES = 16
 
 
 def test_flags():
-    assert beam_options.flags([]) == ("--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",)
-    assert beam_options.flags(["runner=dataflow", "project=a", "region=b=c"]) == (
+    assert options.beam_flags([]) == ("--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",)
+    assert options.beam_flags(["runner=dataflow", "project=a", "region=b=c"]) == (
         "--runner=DataflowRunner", "--project=a", "--region=b=c")
-    assert beam_options.flags(["runner=dask", "dask_npartitions=3"])[1:] == ("--dask_npartitions=3",)
+    assert options.beam_flags(["runner=dask", "dask_npartitions=3"])[1:] == ("--dask_npartitions=3",)
     for wrong, message in (("runner=dusk", "Did you mean dask?"), ("project", "KEY=VALUE is needed")):
         with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
-            beam_options.flags([wrong])
+            options.beam_flags([wrong])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def model(tmp_path_factory, shapes_directory):
 
 
 def flags_of(address):
-    return list(beam_options.flags(["runner=dask", f"dask_client_address={address}"]))
+    return list(options.beam_flags(["runner=dask", f"dask_client_address={address}"]))
 
 
 def counted(address, model, out):

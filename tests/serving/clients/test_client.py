@@ -15,8 +15,8 @@ from PIL import Image
 
 from kseg.errors import DataError, UserError
 from kseg.images import drawing, image_files
-from serving import client
-from serving.clients import segment_files
+from serving import client as command
+from serving.clients import client, segment_files
 from serving.clients.connections import RequestError
 from tests.helpers import small_servables
 from tests.helpers.running_servers import QUICK, running
@@ -95,7 +95,7 @@ def test_ids_and_overlays_of_a_directory(server, photos, tmp_path, capsys, rest,
     classes.write_text(json.dumps({"classes": small_servables.CLASSES, "palette": small_servables.PALETTE}))
     out = tmp_path / "out"
     told = ["--overlay", *([] if rest else ["--classes", classes])]
-    assert client.main(arguments(server, rest, photos, "--out", out, "--batch", batch, *told)) == 1
+    assert command.main(arguments(server, rest, photos, "--out", out, "--batch", batch, *told)) == 1
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
     names = ["a.png", "deep/b.png", "lying.png", "web.png"]
     assert written == [f"ids/{name}" for name in names] + ["legend.png"] + [f"overlay/{name}" for name in names]
@@ -116,7 +116,7 @@ def test_ids_and_overlays_of_a_directory(server, photos, tmp_path, capsys, rest,
 @TRANSPORTS
 def test_without_failures_the_status_is_0(server, tmp_path, rest):
     saved(tmp_path / "in/a.png", noise((5, 7)))
-    assert client.main(arguments(server, rest, tmp_path / "in/*.png", "--out", tmp_path)) == 0
+    assert command.main(arguments(server, rest, tmp_path / "in/*.png", "--out", tmp_path)) == 0
     assert np.array_equal(ids_in(tmp_path / "ids/a.png"), small_servables.ids_of(noise((5, 7))))
 
 
@@ -158,7 +158,7 @@ def test_predict_map_gives_the_models_size_and_so_no_overlay(server, tmp_path, r
     classes = tmp_path / "classes.json"
     classes.write_text(json.dumps({"classes": ["a"], "palette": [[1, 2, 3]]}))
     with pytest.raises(UserError, match="a.png has 40 x 30 pixels, its ids 20 x 12"):
-        client.main(arguments(server, rest, path, "--signature", "predict_map", "--overlay", "--classes", classes,
+        command.main(arguments(server, rest, path, "--signature", "predict_map", "--overlay", "--classes", classes,
                               "--out", tmp_path / "out"))
 
 
@@ -185,7 +185,7 @@ def test_what_the_server_does_not_have_is_told_with_what_it_has(server, rest, va
 def test_overlays_without_colours_are_refused_before_anything_is_written(server, tmp_path):
     saved(tmp_path / "a.png", noise((5, 7)))
     with pytest.raises(UserError, match="--overlay needs --classes FILE"):
-        client.main(arguments(server, False, tmp_path / "a.png", "--overlay", "--out", tmp_path / "out"))
+        command.main(arguments(server, False, tmp_path / "a.png", "--overlay", "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -193,7 +193,7 @@ def test_a_video_or_a_text_is_named_and_the_others_go_on(server, tmp_path, capsy
     saved(tmp_path / "a.png", noise((5, 7)))
     (tmp_path / "notes.txt").write_text("no picture")
     inputs = (tmp_path / "notes.txt", tmp_path / "a.png")
-    assert client.main(arguments(server, True, *inputs, "--out", tmp_path / "out")) == 1
+    assert command.main(arguments(server, True, *inputs, "--out", tmp_path / "out")) == 1
     assert f"skipped: {tmp_path / 'notes.txt'}: a video, or no picture" in capsys.readouterr().err
     assert (tmp_path / "out/ids/a.png").exists()
 
@@ -204,7 +204,7 @@ def test_rest_needs_no_tensorflow(server, tmp_path):
             "assert not {'tensorflow', 'grpc', 'keras'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code, *arguments(server, True, tmp_path / "a.png", "--overlay", "--out",
                                                            tmp_path / "out")],
-                   check=True, cwd=Path(client.__file__).parents[1], timeout=120)
+                   check=True, cwd=Path(client.__file__).parents[2], timeout=120)
     assert np.array_equal(ids_in(tmp_path / "out/ids/a.png"), small_servables.ids_of(noise((5, 7))))
 
 

@@ -9,8 +9,7 @@ import threading
 import pytest
 
 from kseg.errors import UserError
-from serving import client
-from serving.clients import connections
+from serving.clients import client, connections
 from serving.clients.connections import RequestError
 
 TRANSPORTS = pytest.mark.parametrize("rest", (False, True), ids=("grpc", "rest"))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from serving.server import Server
+from serving.model_server import Server
 from tests.helpers.running_servers import QUICK
 from tests.helpers.small_servables import ids_of, segmentation
 
