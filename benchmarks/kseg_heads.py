@@ -19,9 +19,10 @@ def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Calla
     import tensorflow as tf
 
     from kseg import __version__, models
-    from kseg.config import Config, Model
+    from kseg.config import Config
+    from kseg.config.sections import Model
     from kseg.inference import prediction
-    from kseg.models.macs import of_forward
+    from kseg.models.macs import count_macs
 
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -37,7 +38,7 @@ def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Calla
 
     return {"versions": {"kseg": __version__, "TensorFlow": tf.__version__, "Keras": keras.__version__},
             "parameters": sum(int(np.prod(weight.shape)) for weight in main.trainable_weights),
-            "multiply_adds": of_forward(main, (1, height, width, 3)), "ids": list(predict(image).shape)}, step
+            "multiply_adds": count_macs(main, (1, height, width, 3)), "ids": list(predict(image).shape)}, step
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ def stepper(config, replicas: int, images: np.ndarray, labels: np.ndarray) -> Ca
     from kseg.training import trainer
     from kseg.training.step import Steps
 
-    strategy = trainer.prepare(config.train, replicas)
+    strategy = trainer.prepare_strategy(config.train, replicas)
     with strategy.scope():
-        model, optimizer, average = trainer.build(config, CLASSES, lambda line: None)
+        model, optimizer, average = trainer.build_training(config, CLASSES, lambda line: None)
     steps = Steps(model, optimizer, config, strategy, average)
     batches = tf.data.Dataset.from_tensors({"image": images, "label": labels}).repeat()
     iterator = iter(strategy.experimental_distribute_dataset(batches))
@@ -49,7 +49,8 @@ def build(threads: int, head: str, height: int, width: int, batch: int, form: st
     import tensorflow as tf
 
     from kseg import __version__
-    from kseg.config import Config, Model, Train
+    from kseg.config import Config
+    from kseg.config.sections import Model, Train
 
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -220,7 +220,7 @@ def predictions(arguments: argparse.Namespace) -> str:
     """Return what the model says of a cluster, for each head, as tables in Markdown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from kseg import models
-    from kseg.config import Model
+    from kseg.config.sections import Model
 
     cluster, texts = cluster_of(arguments), []
     for head in arguments.heads:

@@ -16,7 +16,8 @@ from pathlib import Path
 import tensorflow as tf
 
 from benchmarks.kseg_training import CLASSES, example
-from kseg.config import Config, Model, Train
+from kseg.config import Config
+from kseg.config.sections import Model, Train
 from kseg.distributed import hosts
 from kseg.models import layers
 from kseg.training import trainer
@@ -29,11 +30,11 @@ CHAIN, CHAINED_BYTES = 20, 10**7
 
 
 def main(out: str, heads: str, crop: str, shares: str, rounds: str, largest: str) -> None:
-    with hosts.ending():
-        strategy = trainer.prepare(Train(global_batch=BATCH))
-        place = hosts.place(strategy)
+    with hosts.exit_on_host_loss():
+        strategy = trainer.prepare_strategy(Train(global_batch=BATCH))
+        place = hosts.host_index(strategy)
         figures = {"place": place, "load": os.getloadavg()[0], "messages": [], "steps": []}
-        if hosts.count(strategy) > 1:
+        if hosts.num_hosts(strategy) > 1:
             figures["messages"] = list(messages(strategy, int(rounds), int(largest)))
         for head in heads.split(","):
             figures["steps"] += steps(head, strategy, int(crop), list(map(int, shares.split(","))), int(rounds))
@@ -80,9 +81,9 @@ def steps(head: str, strategy: tf.distribute.Strategy, crop: int, shares: list[i
     """Give the seconds of a step for each share; of one process also with the norm that several have."""
     config = Config(model=Model(head=head), train=Train(global_batch=BATCH))
     with strategy.scope():
-        model, optimizer, _ = trainer.build(config, CLASSES, lambda line: None)
+        model, optimizer, _ = trainer.build_training(config, CLASSES, lambda line: None)
     own = layers.replica_context
-    for several in (False, True) if hosts.count(strategy) == 1 else (True,):
+    for several in (False, True) if hosts.num_hosts(strategy) == 1 else (True,):
         # What adds up over replicas takes more passes, also over one; chosen when a step is traced.
         layers.replica_context = tf.distribute.get_replica_context if several else own
         taken = Steps(model, optimizer, config, strategy)

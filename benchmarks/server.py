@@ -157,7 +157,7 @@ def in_turn(arguments: argparse.Namespace, name: str, base: Path, request: bytes
                 load = pools[label].run(clients, arguments.seconds, 2.0, spent)
                 if load.failures:
                     raise RuntimeError(f"{label}: {dict(load.failures)} {load.messages}")
-                found[label].append(load_report.as_json(load) | {"cpu_seconds": spent.an_answer()})
+                found[label].append(load_report.report_json(load) | {"cpu_seconds": spent.an_answer()})
             print(f"round {number + 1} of {arguments.rounds}: " + ", ".join(
                 f"{label} {rounds[-1]['requests_per_second']:.1f}/s" for label, rounds in found.items()), flush=True)
     finally:

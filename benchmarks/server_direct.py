@@ -29,7 +29,7 @@ def overhead(directory: str, name: str, server: str, image: str, pairs: int, thr
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     data = Path(image).read_bytes()
     values = np.array([data], object)
-    session = session_model.load(Path(directory), ("serve",), session_model.Threads(0, 1, threads))
+    session = session_model.load_session_model(Path(directory), ("serve",), session_model.Threads(0, 1, threads))
     function = tf.saved_model.load(directory).signatures["serving_default"]
     stub = prediction_service_pb2_grpc.PredictionServiceStub(
         grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)]))

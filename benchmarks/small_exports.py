@@ -38,7 +38,7 @@ class Case:
 def export(out: Path, seeds: tuple[int, ...]) -> list[Path]:
     """Write versions 1, 2, ... of one model with other weights each, whose classes differ from pixel to pixel."""
     config = configs.load(CONFIG, list(OVERRIDES))
-    dataset = registry.find(config.data)
+    dataset = registry.find_dataset(config.data)
     model = models.build(config.model, len(dataset.classes))
     return [_export(model, config, dataset, out, seed) for seed in seeds]
 

@@ -6,22 +6,10 @@
 Without a variant: R-50-D8, 512x1024, 40k steps, as MMSegmentation trains it.
 """
 
-from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
-from kseg.config.variants import (
-    AMP,
-    CROP_769,
-    D16,
-    D16_MG124,
-    R18,
-    R18B,
-    R50B,
-    R101,
-    R101B,
-    SSS_CITYSCAPES,
-    mmsegmentation,
-    sssegmentation,
-    steps,
-)
+from kseg.config import Config
+from kseg.config.sections import Augment, Data, Evaluate, Init, Model, Train
+from kseg.config.variants import (AMP, CROP_769, D16, D16_MG124, R101, R101B, R18, R18B, R50B, SSS_CITYSCAPES,
+                                  mmsegmentation, sssegmentation, steps)
 
 
 def config() -> Config:

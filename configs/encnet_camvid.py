@@ -5,7 +5,8 @@
 The README's table holds the results with their exact commands.
 """
 
-from kseg.config import Augment, Config, Data, Model, Train
+from kseg.config import Config
+from kseg.config.sections import Augment, Data, Model, Train
 
 
 def config() -> Config:

@@ -5,7 +5,8 @@
 Hardware, time and result stand in the README, under "make demo".
 """
 
-from kseg.config import Augment, Config, Data, Model, Train
+from kseg.config import Config
+from kseg.config.sections import Augment, Data, Model, Train
 
 
 def config() -> Config:

@@ -6,7 +6,8 @@
 Without a variant: R-50-D8, 512x512, 60 epochs, as SSSegmentation trains it.
 """
 
-from kseg.config import Augment, Config, Data, Evaluate, Fcn, Init, Loss, Model, Train
+from kseg.config import Config
+from kseg.config.sections import Augment, Data, Evaluate, Fcn, Init, Loss, Model, Train
 from kseg.config.variants import D16, R101, sssegmentation
 
 

@@ -23,4 +23,4 @@ def load(directory: Path | str, weights: Path | str | None = None, tta: bool = F
     # TensorFlow, which this brings, takes seconds.
     from kseg.inference import segmenter
 
-    return segmenter.load(directory, weights, tta)
+    return segmenter.load_segmenter(directory, weights, tta)

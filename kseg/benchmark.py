@@ -39,7 +39,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def benchmark_model(values: argparse.Namespace) -> int:
     """Run `python -m kseg.benchmark model` with parsed arguments."""
     config = cli.load_config(values)
-    job = Job(config, len(registry.find(config.data).classes), read_size(values.size, config), values.batch,
+    job = Job(config, len(registry.find_dataset(config.data).classes), read_size(values.size, config), values.batch,
               values.threads)
     forms = [name for name in FORMS if values.xla or name != "XLA"]
     figures = model_benchmark.measure_model(job, forms, values.rounds, values.seconds)
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = cli.load_config(values)
     figures = input_benchmark.measure_data(config, values.batches, values.rounds)
     print(input_benchmark.data_table(figures))
-    print(input_benchmark.advice(figures, config))
+    print(input_benchmark.input_advice(figures, config))
     if values.json:
         values.json.write_text(json.dumps(dataclasses.asdict(figures), indent=2) + "\n", encoding="utf-8")
     return 0

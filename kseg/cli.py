@@ -55,7 +55,7 @@ def load_model(arguments: argparse.Namespace) -> tuple:
     from kseg.datasets import registry
 
     config = load_config(arguments)
-    return trained_model.load_with_weights(config, registry.find(config.data), arguments.weights, arguments.tta)
+    return trained_model.load_with_weights(config, registry.find_dataset(config.data), arguments.weights, arguments.tta)
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from kseg import cli
 from kseg.errors import UserError, WorkdirError
 from kseg.evaluation import paired_bootstrap
-from kseg.evaluation.result_reading import read
+from kseg.evaluation.result_reading import read_evaluation
 
 
 def _write(path: Path, text: str) -> None:
@@ -34,11 +34,11 @@ def _write(path: Path, text: str) -> None:
         raise WorkdirError(f"cannot write {path}: {error.strerror}") from None
 
 
-def status(comparison: paired_bootstrap.Comparison) -> int:
+def regression_status(comparison: paired_bootstrap.Comparison) -> int:
     """Return 1 where B is worse than A, else 0; raises UserError where the images cannot tell."""
     row = comparison.means[0]
     if row.images < comparison.needed or math.isnan(row.low):
-        raise UserError(f"--fail-on-regression cannot judge this: {paired_bootstrap.verdict(comparison)}")
+        raise UserError(f"--fail-on-regression cannot judge this: {paired_bootstrap.verdict_text(comparison)}")
     return int(row.verdict == "worse")
 
 
@@ -58,14 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
                         help="exit with status 1 where B is worse than A: the interval of mIoU lies wholly below 0; "
                              "with 2 where the images are too few to tell")
     values = parser.parse_args(arguments)
-    comparison = paired_bootstrap.compare(read(values.a), read(values.b), values.samples, values.seed, values.confidence)
+    comparison = paired_bootstrap.compare_evaluations(read_evaluation(values.a), read_evaluation(values.b), values.samples, values.seed, values.confidence)
     a, b = comparison.a, comparison.b
     print(f"A: {a.path}\nB: {b.path}\n{a.dataset} {a.split}, {len(a.names)} image{'s' * (len(a.names) != 1)}\n")
-    print(paired_bootstrap.table(comparison))
-    print("\n" + "\n".join([paired_bootstrap.verdict(comparison), *paired_bootstrap.remarks(comparison)]))
+    print(paired_bootstrap.comparison_table(comparison))
+    print("\n" + "\n".join([paired_bootstrap.verdict_text(comparison), *paired_bootstrap.remarks(comparison)]))
     if values.json:
-        _write(values.json, paired_bootstrap.to_json(comparison))
-    return status(comparison) if values.fail_on_regression else 0
+        _write(values.json, paired_bootstrap.comparison_json(comparison))
+    return regression_status(comparison) if values.fail_on_regression else 0
 
 
 if __name__ == "__main__":

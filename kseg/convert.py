@@ -101,8 +101,8 @@ def _verify(values: argparse.Namespace) -> int:
     if values.config:
 
         config = cli.load_config(values)
-        ours = Original(config.model, config.loss, len(registry.find(config.data).classes))
-        skip, _ = converter.split_skip(config.init.skip)
+        ours = Original(config.model, config.loss, len(registry.find_dataset(config.data).classes))
+        skip, _ = converter.split_skip_patterns(config.init.skip)
         report = verify(values.verify, ours, skip, config.init.channels)
     else:
         report = verify(values.verify)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 from kseg import cli
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import registry
 from kseg.errors import ConfigError
 from kseg.input_pipeline import data_service
@@ -55,17 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
                          help="how other machines reach this one (default localhost: not at all)")
     values = parser.parse_args(arguments)
     if values.command == "prepare":
-        prepare.prepare(Data(name=values.name, directory=values.directory), values.source, values.split, values.subset,
+        prepare.prepare_dataset(Data(name=values.name, directory=values.directory), values.source, values.split, values.subset,
                         values.fast)
         return 0
     if values.command == "serve":
-        data_service.serve(values.port, values.host, values.dispatcher)
+        data_service.serve_data(values.port, values.host, values.dispatcher)
         return 0
     if values.command == "check":
-        checks.check(Data(name=values.name, directory=values.directory), values.split)
+        checks.check_dataset(Data(name=values.name, directory=values.directory), values.split)
         return 0
     if values.command == "stats":
-        checks.stats(Data(name=values.name, directory=values.directory), values.split, values.json)
+        checks.dataset_stats(Data(name=values.name, directory=values.directory), values.split, values.json)
         return 0
     given = {"directory": values.directory, "train_split": values.split}
     given = {key: value for key, value in given.items() if value}

@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
                         help="without a GPU: split the CPU into N virtual devices (default 1)")
     values = parser.parse_args(arguments)
-    with hosts.ending():
-        strategy = hosts.claim(values.cpu_replicas)
+    with hosts.exit_on_host_loss():
+        strategy = hosts.claim_hosts(values.cpu_replicas)
         with strategy.scope():
             model, config, dataset = cli.load_model(values)
         split = values.split or config.data.val_split

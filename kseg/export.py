@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     weights = values.weights or trained_model.best_weights(values.workdir)
     place = exporter.export(model, config, dataset, values.out, weights, values.version)
     if values.split:
-        exporter.compare(model, place, config, dataset, values.split)
+        exporter.compare_exported(model, place, config, dataset, values.split)
     return 0
 
 

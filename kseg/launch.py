@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     if values.local is not None:
         return launcher.run_local(values.local, command)
     addresses, index = _cluster(values)
-    os.environ["TF_CONFIG"] = tf_config.text_of(addresses, index)
+    os.environ["TF_CONFIG"] = tf_config.tf_config_text(addresses, index)
     # Checked here, where it is made.
-    tf_config.read()
+    tf_config.read_cluster()
     print(f"host {index} of {len(addresses)}: {addresses[index]}", flush=True)
     # In this process's place: signals and the exit status are the command's own.
     os.execv(sys.executable, [sys.executable, *command])

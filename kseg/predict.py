@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
                              + "; ".join(f"{name}: {kind.description}" for name, kind in KINDS.items())
                              + "; of a video each kind but overlay is one file a frame")
     values = parser.parse_args(arguments)
-    kinds = output_kinds.chosen(values.save) if values.save else ()
+    kinds = output_kinds.parse_kinds(values.save) if values.save else ()
     # Once here already: a wrong name is told before the time that loading a model takes.
     find_pictures(values.inputs, values.out, kinds or DEFAULT_KINDS)
     # TensorFlow, which these bring, takes seconds that --help shall not.
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     from kseg.inference.segmenter import scorer
 
     model, config, dataset = cli.load_model(values)
-    failures = file_prediction.predict(predictor(model, config), values.inputs, values.out, dataset, kinds=kinds,
+    failures = file_prediction.predict_files(predictor(model, config), values.inputs, values.out, dataset, kinds=kinds,
                        scorer=scorer(model, config) if "scores" in kinds else None)
     return 1 if failures else 0
 

@@ -18,12 +18,12 @@ from kseg.system.signals import Stopped
 from kseg.training import profiler, trainer, working_directory
 
 
-def explain(config: Config, strategy: tf.distribute.Strategy) -> None:
+def print_step_time(config: Config, strategy: tf.distribute.Strategy) -> None:
     """Print where the time of a config's training step goes on this machine."""
     # It builds on this module.
     from kseg.profiling import step_time
 
-    print(step_time.table(step_time.explain(config, strategy)))
+    print(step_time.step_time_table(step_time.explain_step_time(config, strategy)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,18 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(zoo.listing(values.list))
         return 0
     config = cli.load_config(values)
-    profiled = profiler.parse(values.profile, config.train.steps) if values.profile else None
+    profiled = profiler.parse_step_range(values.profile, config.train.steps) if values.profile else None
     # Around the start as well, which waits for all hosts.
-    with hosts.ending():
-        strategy = trainer.prepare(config.train, values.cpu_replicas)
+    with hosts.exit_on_host_loss():
+        strategy = trainer.prepare_strategy(config.train, values.cpu_replicas)
         if values.dry_run:
             trainer.dry_run(config, strategy)
             return 0
         if values.explain:
-            explain(config, strategy)
+            print_step_time(config, strategy)
             return 0
         try:
-            trainer.train(config, values.workdir or working_directory.default(config), strategy, profiled=profiled)
+            trainer.train(config, values.workdir or working_directory.default_workdir(config), strategy, profiled=profiled)
         except Stopped as stopped:
             return 128 + stopped.number
     return 0

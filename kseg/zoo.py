@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="make the marked tables of Markdown files anew, and print nothing")
     values = parser.parse_args(arguments)
     for path in values.write:
-        path.write_text(zoo.written(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(zoo.with_updated_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     if not values.write:
         print(zoo.listing(values.pattern))
     return 0

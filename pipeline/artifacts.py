@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kseg.config import IGNORED, Config, Data
+from kseg.config import Config
+from kseg.config.sections import IGNORED, Data
 from kseg.datasets import prepared
 from kseg.datasets.registry import Dataset
 from kseg.datasets.tfrecord import FOOTER, HEADER
@@ -29,7 +30,7 @@ SCALARS, UNREADABLE, CLASSES = "scalars", "unreadable.json", "classes.txt"
 SHARES = "shares.json"
 
 
-def mounted(uri: str) -> str:
+def mounted_path(uri: str) -> str:
     """Return the path under which an artifact's place is read as files: a bucket, gs://NAME, is /gcs/NAME.
 
     Vertex AI mounts buckets so in every container of a pipeline; other places are what they are.
@@ -42,7 +43,7 @@ def stored_name(name: str) -> str:
     return name if name in prepared.FORMATS else "folder"
 
 
-def reading(config: Config, uri: str) -> Config:
+def artifact_config(config: Config, uri: str) -> Config:
     """Return a config that reads its examples from an artifact."""
     name = stored_name(config.data.name)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, name=name, directory=str(uri)))
@@ -53,7 +54,7 @@ def shard_name(split: str, number: int, shards: int) -> str:
     return f"Split-{split}/data-{number:05d}-of-{shards:05d}"
 
 
-def encode(name: str, image: bytes, label: bytes, scalars: dict, form: prepared.Format) -> bytes:
+def encode_example(name: str, image: bytes, label: bytes, scalars: dict, form: prepared.Format) -> bytes:
     """Return one example as a serialised tf.Example."""
     example = tf.train.Example()
     features = example.features.feature
@@ -72,7 +73,7 @@ def record_size(data: bytes) -> int:
     return HEADER + len(data) + FOOTER
 
 
-def write_index(uri: str, dataset: Dataset, lines: dict[str, list[tuple[int, str, str]]]) -> None:
+def write_artifact_index(uri: str, dataset: Dataset, lines: dict[str, list[tuple[int, str, str]]]) -> None:
     """Write what makes an artifact a prepared data set: for each split its (offset, path below the artifact, name)."""
     name = stored_name(dataset.name)
     form = prepared.FORMATS[name]
@@ -98,9 +99,9 @@ def classes_text(dataset: Dataset) -> str:
                             if train_id == IGNORED and raw != IGNORED])
 
 
-def part_of(data: Data, split: str, start: int, end: int, directory: Path) -> Data:
+def part_config(data: Data, split: str, start: int, end: int, directory: Path) -> Data:
     """Return a data config whose `split` is examples [start, end) of a stored one, indexed below a local directory."""
-    place = Path(prepared.find(data.directory, data.name))
+    place = Path(prepared.find_prepared(data.directory, data.name))
     form = prepared.FORMATS[data.name]
     part = directory / form.place
     part.mkdir(parents=True)

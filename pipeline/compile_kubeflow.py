@@ -16,7 +16,7 @@ from kseg.config import Config
 from kseg.errors import UserError
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     from pipeline import options
 
@@ -32,26 +32,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    values = parser().parse_args(arguments)
+    values = build_parser().parse_args(arguments)
     config = cli.load_config(values)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if values.print_fingerprint:
         from pipeline.components import ingest
 
-        config, _ = ingest.located(config)
-        print(ingest.fingerprint(config.data, (config.data.train_split, config.data.val_split)))
+        config, _ = ingest.locate_span(config)
+        print(ingest.source_fingerprint(config.data, (config.data.train_split, config.data.val_split)))
         return 0
     missing = [name for name in ("out", "image", "pipeline_root") if not getattr(values, name)]
     if missing:
         raise UserError(f"needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")
     if not config.data.directory.startswith("/"):
         raise UserError(f"data.directory={config.data.directory}: the path of the data in the containers is needed")
-    write(values, config)
+    write_specification(values, config)
     print(f"wrote {values.out}")
     return 0
 
 
-def write(values: argparse.Namespace, config: Config) -> None:
+def write_specification(values: argparse.Namespace, config: Config) -> None:
     """Write the specification."""
     from tfx import types
     from tfx.dsl.components.common.resolver import Resolver
@@ -64,7 +64,7 @@ def write(values: argparse.Namespace, config: Config) -> None:
 
     from pipeline import definition, options
 
-    settings = options.settings(values, config, root=values.pipeline_root,
+    settings = options.pipeline_settings(values, config, root=values.pipeline_root,
                                   fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
                                   platform=infra_validator_pb2.KubernetesConfig())
     # The one strategy that Kubeflow knows: there a run that is made again is compared with itself.

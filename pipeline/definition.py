@@ -97,7 +97,7 @@ def components(settings: Settings, earlier: Callable[[Ingest], Resolver] = earli
                       train_args=trainer_pb2.TrainArgs(splits=[data.train_split]),
                       eval_args=trainer_pb2.EvalArgs(splits=[data.val_split]),
                       custom_config={"config": configs.to_json(config), "training": f"{settings.root}/training",
-                                     "program": code_digest.digest(TRAINER)})
+                                     "program": code_digest.code_digest(TRAINER)})
     before = others(trainer)
     evaluator = Evaluator(examples=ingest.outputs["examples"], model=trainer.outputs["model"],
                           baseline_model=before.outputs["model"], baseline_blessing=before.outputs["model_blessing"],

@@ -12,13 +12,13 @@ from pathlib import Path
 from kseg import cli
 from kseg.errors import UserError, unknown
 from pipeline.metadata import metadata_store, summary
-from pipeline.metadata.metadata_store import Run, Step, Stored
+from pipeline.metadata.metadata_store import Execution, Run, Stored
 
 # Of a run, why a model was refused or blessed.
 REASON = ("Evaluator", "Validator", "InfraValidator")
 
 
-def lines(runs: Iterable[Run]) -> Iterator[str]:
+def run_lines(runs: Iterable[Run]) -> Iterator[str]:
     """Yield what each run did: when, what became of its components, its blessings with reasons, what it pushed."""
     for run in runs:
         steps = [step for step in run.steps if not step.kind.endswith(summary.RESOLVER)]
@@ -32,22 +32,22 @@ def lines(runs: Iterable[Run]) -> Iterator[str]:
         if run.failure:
             failed = next((step.node for step in steps if step.state == "failed"), "a component")
             yield from (f"    {line}" for line in f"{failed} failed: {run.failure}".splitlines())
-        version = summary.pushed(run)
+        version = summary.pushed_version(run)
         yield f"    pushed: {version.properties['pushed_destination']}" if version else "    pushed: nothing"
 
 
-def makers(runs: Iterable[Run]) -> dict[int, Step]:
+def producing_steps(runs: Iterable[Run]) -> dict[int, Execution]:
     """Return which step made each artifact, by the artifact's id; cached steps made none."""
     return {artifact.id: step for run in runs for step in run.steps if step.state == "complete"
             and not step.kind.endswith(summary.RESOLVER) for found in step.outputs.values() for artifact in found}
 
 
-def lineage(runs: list[Run], version: str) -> Iterator[str]:
+def lineage_lines(runs: list[Run], version: str) -> Iterator[str]:
     """Yield what a pushed version was made of, and that in turn, indented, each once.
 
     Raises UserError with the versions that there are where it was never pushed.
     """
-    made = makers(runs)
+    made = producing_steps(runs)
     pushed = {artifact.properties["pushed_version"]: artifact for step in made.values()
               for artifact in step.outputs.get("pushed_model", ()) if artifact.properties.get("pushed") == 1}
     if version not in pushed:
@@ -55,21 +55,21 @@ def lineage(runs: list[Run], version: str) -> Iterator[str]:
     yield from _tree(pushed[version], made, "", set())
 
 
-def _tree(artifact: Stored, made: dict[int, Step], indent: str, told: set[int]) -> Iterator[str]:
+def _tree(artifact: Stored, made: dict[int, Execution], indent: str, told: set[int]) -> Iterator[str]:
     step = made.get(artifact.id)
     again = " (see above)" if artifact.id in told else ""
     yield f"{indent}{artifact.type} {artifact.id}, by {step.node if step else '?'}: {artifact.uri}{again}"
     if again or step is None:
         return
     told.add(artifact.id)
-    for text in facts(artifact, step):
+    for text in artifact_facts(artifact, step):
         yield f"{indent}    {text}"
     for found in step.inputs.values():
         for each in found:
             yield from _tree(each, made, indent + "  ", told)
 
 
-def facts(artifact: Stored, step: Step) -> list[str]:
+def artifact_facts(artifact: Stored, step: Execution) -> list[str]:
     """Return what is to be known of an artifact: of examples their source, of a model its config, of blessings why."""
     values = artifact.properties
     if artifact.type == "Examples":
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="what pipeline.run_local was given")
     parser.add_argument("--version", metavar="N", help="tell what this pushed version was made of")
     values = parser.parse_args(arguments)
-    runs = list(metadata_store.runs(metadata_store.open_store(values.root)))
-    print("\n".join(lineage(runs, values.version) if values.version else lines(runs)))
+    runs = list(metadata_store.read_runs(metadata_store.open_store(values.root)))
+    print("\n".join(lineage_lines(runs, values.version) if values.version else run_lines(runs)))
     return 0
 
 

@@ -69,7 +69,7 @@ def add_arguments(result: argparse.ArgumentParser) -> None:
     result.add_argument("--images-per-bundle", type=int, default=64, metavar="N", help="of a part of the evaluation")
 
 
-def settings(values: argparse.Namespace, config: Config, root: str, fingerprint: "str | RuntimeParameter",
+def pipeline_settings(values: argparse.Namespace, config: Config, root: str, fingerprint: "str | RuntimeParameter",
              platform: "Platform", span: int = 0) -> "Settings":
     """Return the pipeline's settings of a command line with `add_arguments`' values.
 

@@ -44,7 +44,7 @@ def require_docker() -> None:
                         "start it, or leave the flag out") from None
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(prog="python -m pipeline.run_local", description=__doc__.splitlines()[0])
     cli.add_config_arguments(result)
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Keep what TFX, Beam and TensorFlow tell of their inner life off the terminal."""
     from absl import logging as absl_logging
 
@@ -66,7 +66,7 @@ def quiet() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    values = parser().parse_args(arguments)
+    values = build_parser().parse_args(arguments)
     config = cli.load_config(values)
     root = values.root.resolve()
     try:
@@ -78,10 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         raise UserError(f"cannot write to {root}: {error.strerror}") from None
     with lock:
-        return run(values, config, root)
+        return run_pipeline(values, config, root)
 
 
-def run(values: argparse.Namespace, config: Config, root: Path) -> int:
+def run_pipeline(values: argparse.Namespace, config: Config, root: Path) -> int:
     """Run the pipeline in a directory that is ours, tell what it did and return the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from pipeline import definition, run_local
@@ -94,32 +94,32 @@ def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
     from tfx.proto import infra_validator_pb2
 
-    quiet()
-    config, span = ingest.located(config, values.span)
+    silence_libraries()
+    config, span = ingest.locate_span(config, values.span)
     if values.serving:
         values.serving = str(Path(values.serving).resolve())
-    fingerprint = ingest.fingerprint(config.data, (config.data.train_split, config.data.val_split))
+    fingerprint = ingest.source_fingerprint(config.data, (config.data.train_split, config.data.val_split))
     docker = infra_validator_pb2.LocalDockerConfig(client_base_url=run_local.docker_address())
-    chosen = options.settings(values, config, str(root), fingerprint, docker, span)
+    chosen = options.pipeline_settings(values, config, str(root), fingerprint, docker, span)
     created = definition.create(chosen, str(root / metadata_store.DATABASE), cache=not values.no_cache)
-    known = len(list(metadata_store.runs(metadata_store.open_store(root)))) if (root / metadata_store.DATABASE).is_file() else 0
+    known = len(list(metadata_store.read_runs(metadata_store.open_store(root)))) if (root / metadata_store.DATABASE).is_file() else 0
     failure = None
     try:
         LocalDagRunner().run(created)
     except Exception as error:
         failure = error
     store = metadata_store.open_store(root)
-    found = list(metadata_store.runs(store))
+    found = list(metadata_store.read_runs(store))
     if len(found) == known:
         raise failure
     if failure is not None:
-        metadata_store.keep_failure(store, found[-1], failure_text(failure))
-        found = list(metadata_store.runs(store))
+        metadata_store.record_failure(store, found[-1], failure_text(failure))
+        found = list(metadata_store.read_runs(store))
     nodes = [component.id for component in created.components]
-    print(summary.table(found[-1], nodes, found[-2] if len(found) > 1 else None))
+    print(summary.run_table(found[-1], nodes, found[-2] if len(found) > 1 else None))
     if failure is not None:
         return report_failure(failure)
-    version = summary.pushed(found[-1])
+    version = summary.pushed_version(found[-1])
     if version is None:
         reasons = summary.refusals(found[-1]) or ["the version that was pushed before is gone; run with --no-cache"]
         print("\n".join(["not pushed:", *reasons]), file=sys.stderr)

@@ -9,7 +9,7 @@ from kseg.errors import UserError
 IDS = 256
 
 
-def read_classes(path: Path) -> tuple[list[str], list[list[int]]]:
+def read_class_list(path: Path) -> tuple[list[str], list[list[int]]]:
     """Return class names and RGB colours, one for each, of a classes.json; raises UserError where it is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

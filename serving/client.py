@@ -19,7 +19,7 @@ from pathlib import Path
 from kseg import cli
 from kseg.inference.input_files import find_pictures
 from serving.clients.client import Client
-from serving.clients.segment_files import colours_of, segment_files, table
+from serving.clients.segment_files import colours_of, cost_table, segment_files
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = segment_files(client, found, values.out, values.batch, colours)
     client.close()
     if client.costs:
-        print(table(client.costs))
+        print(cost_table(client.costs))
     if failed:
         print(f"{len(failed)} of {len(found)} files failed: {', '.join(map(str, failed[:5]))}"
               f"{f' and {len(failed) - 5} more' if len(failed) > 5 else ''}", file=sys.stderr)

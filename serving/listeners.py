@@ -52,7 +52,7 @@ class Grpc:
             self._listen(f"unix:{self.socket_path}", options)
 
     def _listen(self, address: str, options: Options) -> int:
-        config = files.ssl(options)
+        config = files.read_ssl(options)
         try:
             if config is None:
                 return self._server.add_insecure_port(address)

@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(requests)} pictures, {sum(map(len, requests)) / len(requests) / 1e3:.1f} kB a request, to "
           f"{values.signature} of {values.model} at {values.server} by {'REST' if values.rest else 'gRPC'}")
     with load_generator.clients(target, requests, min(values.processes, max(values.concurrency))) as clients:
-        loads = load_report.measure(clients, values.concurrency, values.seconds, values.warm_up)
+        loads = load_report.run_loads(clients, values.concurrency, values.seconds, values.warm_up)
     if values.out:
-        values.out.write_text(json.dumps([load_report.as_json(load) for load in loads], indent=1) + "\n", encoding="utf-8")
+        values.out.write_text(json.dumps([load_report.report_json(load) for load in loads], indent=1) + "\n", encoding="utf-8")
     if not any(load.latencies for load in loads):
         print("error: no request was answered", file=sys.stderr)
         return 1

@@ -24,11 +24,11 @@ class Server:
         from serving.grpc_api.services import Parts
         from serving.telemetry.monitoring import Monitor
 
-        files.check(options)
+        files.check_options(options)
         self.options = options
-        self._config = files.models(options)
+        self._config = files.read_model_config(options)
         self._monitor = Monitor()
-        batching = files.batching(options)
+        batching = files.read_batching(options)
         self._scheduler = None if batching is None else Scheduler(batching, self._monitor)
         self.models = manager.Models(
             versions.Settings(
@@ -36,7 +36,7 @@ class Server:
                 retry_seconds=options.load_retry_interval_micros / 1e6, load_threads=options.num_load_threads,
                 unload_threads=options.num_unload_threads,
                 allow_unavailable_labels=options.allow_version_labels_for_unavailable_models),
-            loading.loader(options, self._scheduler, self._monitor),
+            loading.make_loader(options, self._scheduler, self._monitor),
             on_loaded=self._loaded, on_unloaded=self._unloaded)
         self._running = options.max_running_requests or max(
             options.grpc_max_threads, 0 if batching is None else BATCHED)
@@ -54,7 +54,7 @@ class Server:
         options = self.options
         rest = options.rest_api_port
         if rest > 0 and rest == options.port:
-            logs.write(logging.ERROR, "no REST", {"message": "--rest_api_port is --port: each needs one of its own"})
+            logs.log_event(logging.ERROR, "no REST", {"message": "--rest_api_port is --port: each needs one of its own"})
             rest = 0
         try:
             for port in filter(None, (options.port, rest)):
@@ -74,7 +74,7 @@ class Server:
             raise
         if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
             threading.Thread(target=self._poll_config, name="config", daemon=True).start()
-        logs.write(logging.INFO, "started", {"grpc_port": self.grpc_port, "rest_port": self.rest_port,
+        logs.log_event(logging.INFO, "started", {"grpc_port": self.grpc_port, "rest_port": self.rest_port,
                                              "grpc_socket_path": options.grpc_socket_path})
 
     def stop(self, drain_seconds: float = 0, grace_seconds: float | None = None) -> None:
@@ -90,7 +90,7 @@ class Server:
         if self._grpc:
             self._grpc.drain()
         if drain_seconds:
-            logs.write(logging.INFO, "draining", {"seconds": drain_seconds})
+            logs.log_event(logging.INFO, "draining", {"seconds": drain_seconds})
             self._stopped.wait(drain_seconds)
         ended = self._grpc.stop(grace) if self._grpc else None
         if self._rest:
@@ -100,7 +100,7 @@ class Server:
         self.models.stop()
         if self._scheduler:
             self._scheduler.stop()
-        logs.write(logging.INFO, "stopped", {})
+        logs.log_event(logging.INFO, "stopped", {})
         self._stopped.set()
 
     def wait(self) -> None:
@@ -142,13 +142,13 @@ class Server:
         self._monitor.loaded(name, version, failure is None, seconds)
         fields = {"model": name, "version": version, "milliseconds": round(1000 * seconds, 2)}
         if failure is None:
-            logs.write(logging.INFO, "loaded", fields)
+            logs.log_event(logging.INFO, "loaded", fields)
         else:
-            logs.write(logging.ERROR, "load failed", fields | {"message": str(failure)})
+            logs.log_event(logging.ERROR, "load failed", fields | {"message": str(failure)})
 
     def _unloaded(self, name: str, version: int) -> None:
         self._monitor.unloaded(name, version)
-        logs.write(logging.INFO, "unloaded", {"model": name, "version": version})
+        logs.log_event(logging.INFO, "unloaded", {"model": name, "version": version})
 
     def _poll_config(self) -> None:
         """Read the models' file again and again; whatever is wrong with it, the models stay as they are."""
@@ -161,13 +161,13 @@ class Server:
         while not self._stopping.wait(seconds):
             try:
                 # New models are waited for only so long: whoever mends the base path of one is to be read, too.
-                self.models.reload(files.models(self.options), time.monotonic() + seconds)
+                self.models.reload(files.read_model_config(self.options), time.monotonic() + seconds)
                 said = ""
             except (UserError, ServingError) as error:
                 if isinstance(error, ServingError) and error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    logs.write(logging.WARNING, "reload goes on", {"message": error.message})
+                    logs.log_event(logging.WARNING, "reload goes on", {"message": error.message})
                     continue
                 # Once, and not every second until somebody mends it.
                 if str(error) != said:
-                    logs.write(logging.ERROR, "reload failed", {"message": str(error)})
+                    logs.log_event(logging.ERROR, "reload failed", {"message": str(error)})
                 said = str(error)

@@ -21,18 +21,18 @@ FAILED = 255
 def main(argv: list[str]) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit status."""
     try:
-        options = flags.parse(argv)
+        options = flags.parse_flags(argv)
     except UserError as error:
-        print(f"{flags.usage()}\n\n{error}")
+        print(f"{flags.usage_text()}\n\n{error}")
         return FAILED
     if options.help:
-        print(flags.usage())
+        print(flags.usage_text())
         return 0
     # It would tell of every request that fails, which the log does in its own form; errors remain.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if options.version:
         return _print_versions()
-    logs.start(options.log_format)
+    logs.start_log(options.log_format)
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         # Nobody is answered yet.

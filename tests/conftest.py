@@ -18,7 +18,7 @@ def shapes_directory(tmp_path_factory):
     from kseg.datasets import shapes
 
     directory = tmp_path_factory.mktemp("data with spaces") / "shapes"
-    shapes.prepare(directory, "train")
+    shapes.prepare_shapes(directory, "train")
     return directory
 
 

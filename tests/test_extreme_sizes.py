@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from kseg.config import Augment, Train
+from kseg.config.sections import Augment, Train
 from kseg.datasets import checks
 from kseg.input_pipeline import batching
 from tests.helpers.small_sets import config, example, folder
@@ -46,7 +46,7 @@ def huge(request, tmp_path_factory):
     return source
 
 
-@pytest.mark.parametrize("count", [checks.check, checks.stats])
+@pytest.mark.parametrize("count", [checks.check_dataset, checks.dataset_stats])
 def test_huge_pair_is_counted(huge, count):
     with warnings.catch_warnings():
         # Pillow warns of pictures above 89 megapixels, and refuses them above 179.
@@ -81,7 +81,7 @@ def tiny(tmp_path):
     return source
 
 
-@pytest.mark.parametrize("count", [checks.check, checks.stats])
+@pytest.mark.parametrize("count", [checks.check_dataset, checks.dataset_stats])
 def test_one_pixel_is_counted(tiny, count):
     lines = []
     results = count(tiny, report=lines.append)

@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 
 from kseg.config import files
-from kseg.config.checks import check
+from kseg.config.checks import check_config
 from kseg.config.sections import (IGNORED, Apcnet, Augment, Data, Deeplab, Encnet, Evaluate, Export, Fcn, Init, Loss,
                                   Model, Pspnet, Train)
 from kseg.config.values import read_dict, replace_value, set_value
@@ -42,7 +42,7 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Config:
     other.
     """
     base, variant = files.split_name(name)
-    file = files.read(base)
+    file = files.read_config_file(base)
     if not isinstance(file.config, Config):
         raise ConfigError(f"{file.path}: config() returned {type(file.config).__name__}, not a kseg.config.Config")
     own_name = (file.config.name or file.path.stem) + (f":{variant}" if variant is not None else "")
@@ -57,7 +57,7 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Config:
             raise ConfigError(f"{file.path}, variant {variant}: {error}") from None
     for override in overrides:
         config = set_value(config, override)
-    return check(config)
+    return check_config(config)
 
 
 def to_dict(config: Config) -> dict:
@@ -81,4 +81,4 @@ def from_json(text: str) -> Config:
         values = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"not a JSON config: {error}") from None
-    return check(from_dict(values))
+    return check_config(from_dict(values))

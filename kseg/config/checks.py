@@ -32,7 +32,7 @@ SHARES_BELOW_ONE = ("model.dropout", "train.momentum", "train.betas", "train.ave
 LARGEST_SEED = 2**31 - 1
 
 
-def check(config: Any) -> Any:
+def check_config(config: Any) -> Any:
     """Return the `kseg.config.Config` if its values make sense, else raise ConfigError naming the key and the value."""
     _check_each(config)
     _check_together(config)

@@ -41,7 +41,7 @@ def split_name(name: str) -> tuple[str, str | None]:
     return re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", name, flags=re.DOTALL).groups()
 
 
-def read(name_or_path: str) -> ConfigFile:
+def read_config_file(name_or_path: str) -> ConfigFile:
     """Run the config file of that name, or at that path of a .py file.
 
     Raises ConfigError where there is none, and naming the line where the file itself fails.

@@ -18,7 +18,7 @@ def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def difference(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+def config_differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     """Return (dotted key, old value, new value) wherever two objects of one dataclass differ."""
     pairs = zip(leaves(old), leaves(new))
     return [(key, old_value, new_value) for (key, old_value), (_, new_value) in pairs if old_value != new_value]
@@ -33,7 +33,7 @@ def set_value(node: Any, override: str) -> Any:
     if not equals:
         raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
     key = key.strip()
-    return replace_value(node, key, parse(text.strip(), type_of(node, key)))
+    return replace_value(node, key, parse_value(text.strip(), type_of(node, key)))
 
 
 def replace_value(node: Any, key: str, value: Any) -> Any:
@@ -65,7 +65,7 @@ def type_of(node: Any, key: str) -> Any:
     return kind
 
 
-def parse(text: str, wanted: Any) -> Any:
+def parse_value(text: str, wanted: Any) -> Any:
     """Read command-line text as a Python value; text that is wanted as text stays as it is."""
     if wanted is str:
         return text
@@ -73,7 +73,7 @@ def parse(text: str, wanted: Any) -> Any:
         return text.lower() == "true"
     if typing.get_origin(wanted) is tuple and not text.startswith(("(", "[")):
         item = typing.get_args(wanted)[0]
-        return [parse(part.strip(), item) for part in text.split(",") if part.strip()]
+        return [parse_value(part.strip(), item) for part in text.split(",") if part.strip()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -20,7 +20,7 @@ def published(config: Config, split: str) -> dict | None:
     name, variant = files.split_name(config.name)
     if name not in files.config_names() or split != config.data.val_split:
         return None
-    variants = files.read(name).variants
+    variants = files.read_config_file(name).variants
     if variant is None:
         variant = next((key for key, row in variants.items() if not row.overrides), None)
     if variant not in variants or variants[variant].miou is None:
@@ -35,7 +35,7 @@ COLUMNS = ("config:variant", "backbone", "stride", "crop", "steps", "batch", "so
 LEFT = ("config:variant", "backbone", "crop", "source", "weights")
 
 
-class Row(NamedTuple):
+class ZooRow(NamedTuple):
     """A named variant: its full name, the config it means, and what its source says of it."""
 
     name: str
@@ -43,38 +43,38 @@ class Row(NamedTuple):
     variant: Variant
 
 
-def rows() -> list[Row]:
+def zoo_rows() -> list[ZooRow]:
     """Return the variants of all named configs, by config and in the order of its file."""
     found = []
     for name in files.config_names():
-        for variant, row in files.read(name).variants.items():
-            found.append(Row(f"{name}:{variant}", configs.load(f"{name}:{variant}"), row))
+        for variant, row in files.read_config_file(name).variants.items():
+            found.append(ZooRow(f"{name}:{variant}", configs.load(f"{name}:{variant}"), row))
     return found
 
 
-def config_name(row: Row) -> str:
+def config_name(row: ZooRow) -> str:
     """Return the name of the config that a row is a variant of."""
     return row.name.partition(":")[0]
 
 
-def backbone(config: Config) -> str:
+def backbone_label(config: Config) -> str:
     """Return a backbone's name in tables, such as R-50 or, with torchvision's stem, R-50b."""
     model = config.model
     stem = "b" if model.stem == "7x7" else "s" if model.stem_channels not in (0, model.width) else ""
     return f"R-{model.backbone.removeprefix('resnet')}{stem}"
 
 
-def percent(value: float | None) -> str:
+def percent_text(value: float | None) -> str:
     """Return a percentage with two digits, or - where there is none."""
     return "-" if value is None else f"{value:.2f}"
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def row_cells(row: ZooRow) -> tuple[str, ...]:
     """Return a row's texts, in the order of COLUMNS."""
     config, variant = row.config, row.variant
     height, width = config.augment.crop
-    return (row.name, backbone(config), str(config.model.output_stride), f"{height}x{width}", str(config.train.steps),
-            str(config.train.global_batch), variant.source, percent(variant.miou), percent(variant.miou_ms_flip),
+    return (row.name, backbone_label(config), str(config.model.output_stride), f"{height}x{width}", str(config.train.steps),
+            str(config.train.global_batch), variant.source, percent_text(variant.miou), percent_text(variant.miou_ms_flip),
             "yes" if variant.weights else "-")
 
 
@@ -83,7 +83,7 @@ def listing(pattern: str = "") -> str:
 
     Raises ConfigError where none does.
     """
-    table = [row for row in map(cells, rows()) if pattern.lower() in "  ".join(row).lower()]
+    table = [row for row in map(row_cells, zoo_rows()) if pattern.lower() in "  ".join(row).lower()]
     if not table:
         raise ConfigError(f"no row of the zoo holds {pattern!r}; without a text all rows are listed")
     widths = [max(map(len, column)) for column in zip(COLUMNS, *table)]
@@ -100,11 +100,11 @@ def _aligned(row: Iterable[str], widths: list[int]) -> str:
 def whole_table() -> str:
     """Return a Markdown table of all rows for each config; the source's config name links to its weights."""
     lines = []
-    for name, group in itertools.groupby(rows(), config_name):
+    for name, group in itertools.groupby(zoo_rows(), config_name):
         lines += [f"## {name}", "", "| variant | backbone | stride | crop | steps | batch | source | mIoU | ms+flip |",
                   "|---|---|--:|---|--:|--:|---|--:|--:|"]
         for row in group:
-            _, bone, stride, crop, steps, batch, source, single, multiple, _ = cells(row)
+            _, bone, stride, crop, steps, batch, source, single, multiple, _ = row_cells(row)
             original = f"[{row.variant.original}]({row.variant.weights})" if row.variant.weights else (
                 row.variant.original)
             lines.append(f"| `{row.name.partition(':')[2]}` | {bone} | {stride} | {crop} | {steps} | {batch} | "
@@ -113,10 +113,10 @@ def whole_table() -> str:
     return "\n".join(lines).rstrip()
 
 
-def summary() -> str:
+def summary_table() -> str:
     """Return a Markdown table of the best published mIoU of each config, by source, depth and output stride."""
-    best: dict[tuple, dict[str, Row]] = {}
-    for row in rows():
+    best: dict[tuple, dict[str, ZooRow]] = {}
+    for row in zoo_rows():
         model = row.config.model
         key = (row.variant.source, int(model.backbone.removeprefix("resnet")), model.output_stride)
         name = config_name(row)
@@ -133,14 +133,14 @@ def summary() -> str:
 
 
 def _published(variant: Variant) -> str:
-    return percent(variant.miou) + (f" / {percent(variant.miou_ms_flip)}" if variant.miou_ms_flip is not None else "")
+    return percent_text(variant.miou) + (f" / {percent_text(variant.miou_ms_flip)}" if variant.miou_ms_flip is not None else "")
 
 
 # What stands between `<!-- zoo NAME -->` and `<!-- end of zoo NAME -->`.
-BLOCKS = {"summary": summary, "table": whole_table}
+BLOCKS = {"summary": summary_table, "table": whole_table}
 
 
-def written(text: str) -> str:
+def with_updated_tables(text: str) -> str:
     """Return a Markdown text with its marked blocks made anew."""
     for name, make in BLOCKS.items():
         start, end = f"<!-- zoo {name} -->", f"<!-- end of zoo {name} -->"

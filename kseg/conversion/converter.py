@@ -22,7 +22,7 @@ LONGEST_TEXT = 200
 MEBIBYTE = 2**20
 
 
-def split_skip(skip: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+def split_skip_patterns(skip: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """Return the names of init.skip that concern a whole model, and a note on those of a backbone file."""
     backbone = tuple(name for name in skip if name.startswith(BACKBONE_FILE_NAMES))
     notes = [f"init.skip speaks of a backbone file, which this is not: {', '.join(backbone)}"] if backbone else []
@@ -32,7 +32,7 @@ def split_skip(skip: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 def published_address(name: str) -> str:
     """Return the published address of the variant that --config names; raises ConfigError where there is none."""
     base, variant = files.split_name(name)
-    file = files.read(base)
+    file = files.read_config_file(base)
     if variant is None:
         rows = [row for row, value in file.variants.items() if value.weights]
         which = f", or one of these variants of {base}: {', '.join(rows)}" if rows else ""
@@ -43,7 +43,7 @@ def published_address(name: str) -> str:
     return address
 
 
-def load(model: Any, checkpoint: Path, config: Config, average: bool, backbone: bool) -> tuple[str, list[str]]:
+def load_original_weights(model: Any, checkpoint: Path, config: Config, average: bool, backbone: bool) -> tuple[str, list[str]]:
     """Load a checkpoint, or a backbone alone, and return the system that wrote it and sentences on what was done.
 
     Raises WeightsError where it does not fit, or is of another kind.
@@ -54,11 +54,11 @@ def load(model: Any, checkpoint: Path, config: Config, average: bool, backbone: 
     if checkpoint.suffix not in suffixes:
         raise WeightsError(f"{checkpoint} is no checkpoint of a {kind}; choices: {', '.join(suffixes)}")
     channels = config.init.channels
-    system = foreign_files.read_checkpoint(checkpoint, channels, average).system
+    system = foreign_files.read_foreign_checkpoint(checkpoint, channels, average).system
     if backbone:
         notes = loading.load_backbone(model, checkpoint, config.init.skip, channels, config.data.std)
         return system, [*notes, f"the heads have their first weights, drawn with train.seed {config.train.seed}"]
-    skip, notes = split_skip(config.init.skip)
+    skip, notes = split_skip_patterns(config.init.skip)
     return system, notes + loading.load_checkpoint(model, checkpoint, config.model.head, skip, channels, average)
 
 
@@ -78,10 +78,10 @@ def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", avera
     from kseg.system import atomic_files
     from kseg.weights import keras_files, loading
 
-    dataset = registry.find(config.data)
+    dataset = registry.find_dataset(config.data)
     keras.utils.set_random_seed(config.train.seed)
     model = models.build(config.model, len(dataset.classes))
-    system, notes = load(model, checkpoint, config, average, backbone)
+    system, notes = load_original_weights(model, checkpoint, config, average, backbone)
     variables = loading.mmseg_names(model)
     record = {
         "source": {"origin": origin or str(checkpoint.resolve()), "file": checkpoint.name, **_fingerprint(checkpoint),
@@ -151,7 +151,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     """Return what a .pth file tells of itself in plain short values: versions, dates, steps, the number of classes."""
     from kseg.weights import torch_files
 
-    contents = torch_files.read(checkpoint) if checkpoint.suffix in (".pth", ".pt") else None
+    contents = torch_files.read_torch_file(checkpoint) if checkpoint.suffix in (".pth", ".pt") else None
     if not isinstance(contents, Mapping):
         return {}
     meta = contents.get("meta")

@@ -7,12 +7,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from kseg.config import Loss
+from kseg.config.sections import Loss
 from kseg.training import losses
 from kseg.weights import loading
 
 
-class Step(NamedTuple):
+class TrainStep(NamedTuple):
     """One training step's numbers in MMSegmentation's names; `gradients` is None where they cannot be taken."""
 
     terms: dict[str, float]
@@ -20,7 +20,7 @@ class Step(NamedTuple):
     statistics: dict[str, np.ndarray]
 
 
-def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss: Loss, align_corners: bool) -> Step:
+def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss: Loss, align_corners: bool) -> TrainStep:
     """Return the weighted loss terms and their "total", the gradients and the new statistics of one step.
 
     `images` float32 NHWC, `labels` int32 (N, H, W) with 255 ignored. The model stays as it is.
@@ -30,15 +30,15 @@ def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss:
 
     def total(values: list) -> tuple[Any, tuple]:
         outputs, updated = model.stateless_call(values, fixed, images, training=True)
-        terms = losses.terms(outputs, labels, loss, align_corners)
-        terms = {name: weight * losses.mean(summed, count) for name, (weight, summed, count) in terms.items()}
+        terms = losses.loss_terms(outputs, labels, loss, align_corners)
+        terms = {name: weight * losses.mean_loss(summed, count) for name, (weight, summed, count) in terms.items()}
         return sum(terms.values()), (terms, updated)
 
     values = [variable.value for variable in model.trainable_variables]
     differentiate = DIFFERENTIATE.get(keras.backend.backend(), lambda function, values: (function(values), None))
     (value, (terms, updated)), gradients = differentiate(total, values)
     names = {id(variable): name for name, variable in loading.mmseg_names(model).items()}
-    return Step({name: float(term) for name, term in (terms | {"total": value}).items()},
+    return TrainStep({name: float(term) for name, term in (terms | {"total": value}).items()},
                 None if gradients is None else _named(names, model.trainable_variables, gradients),
                 _named(names, model.non_trainable_variables, updated))
 

@@ -7,8 +7,9 @@ an error that names it. Defaults are those of the original systems, not ours.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from kseg.config import Apcnet, Config, Deeplab, Encnet, Fcn, Loss, Model, Pspnet
-from kseg.config.checks import check
+from kseg.config import Config
+from kseg.config.checks import check_config
+from kseg.config.sections import Apcnet, Deeplab, Encnet, Fcn, Loss, Model, Pspnet
 from kseg.conversion.options import MMSEG_FIXED, RELU, SSS_FIXED, WITHOUT_EFFECT, Options
 from kseg.errors import ConfigError
 from kseg.models.resnet import BACKBONES, STAGES
@@ -280,5 +281,5 @@ def _checked(model: Model, loss: Loss, classes: int) -> Original:
     """Return the values if a config of ours may hold them."""
     if loss.class_weights and len(loss.class_weights) != classes:
         raise ConfigError(f"there are {len(loss.class_weights)} class weights for {classes} classes")
-    check(Config(model=model, loss=loss))
+    check_config(Config(model=model, loss=loss))
     return Original(model, loss, classes)

@@ -24,8 +24,8 @@ import numpy as np
 from keras import ops
 
 from kseg import models
-from kseg.config import IGNORED, Model
-from kseg.conversion.gradients import DIFFERENTIATE, Step, train_step
+from kseg.config.sections import IGNORED, Model
+from kseg.conversion.gradients import DIFFERENTIATE, TrainStep, train_step
 from kseg.conversion.original_configs import Original, translate
 from kseg.errors import ConfigError, DataError
 from kseg.models.layers import resize
@@ -45,7 +45,7 @@ LOSS_TERMS = {"decode.loss_ce": "main", "aux.loss_ce": "aux", "decode.loss_se": 
               "loss_cls": "main", "loss_aux": "aux", "loss_se": "se", "loss_total": "total"}
 
 
-class Row(NamedTuple):
+class ArrayComparison(NamedTuple):
     """One comparison: the largest difference, and the largest one relative to the truth's size."""
 
     what: str
@@ -65,7 +65,7 @@ class Report(NamedTuple):
     """All comparisons in the network's order, and remarks, such as what this backend cannot run."""
 
     directory: Path
-    rows: tuple[Row, ...]
+    rows: tuple[ArrayComparison, ...]
     notes: tuple[str, ...]
 
     @property
@@ -175,7 +175,7 @@ def stage_layers(model: keras.Model) -> list[keras.Layer]:
 
 
 def _forward_rows(directory: Path, model: keras.Model, align_corners: bool, images: np.ndarray,
-                  notes: list[str]) -> list[Row]:
+                  notes: list[str]) -> list[ArrayComparison]:
     outputs = model.output | {f"stage {index}": layer.output for index, layer in enumerate(stage_layers(model))}
     found = keras.Model(model.input, outputs)(ops.convert_to_tensor(images), training=False)
     found["full"], rows = resize(found["main"], images.shape[1:3], align_corners), []
@@ -185,13 +185,13 @@ def _forward_rows(directory: Path, model: keras.Model, align_corners: bool, imag
         if path.exists():
             if output not in found:
                 raise DataError(f"{path} is there, but the configuration has no such output")
-            rows.append(compare(file, found[output], _array(path)))
+            rows.append(compare_arrays(file, found[output], _array(path)))
         elif output in found:
             notes.append(f"{file}: not compared, there is no {path.name}")
     return rows
 
 
-def compare(what: str, found: Any, truth: np.ndarray) -> Row:
+def compare_arrays(what: str, found: Any, truth: np.ndarray) -> ArrayComparison:
     """Return the comparison of two arrays, relative where the truth is above 1.
 
     The truth may be the first elements of the batch alone; half-precision truths are compared within their rounding.
@@ -200,13 +200,13 @@ def compare(what: str, found: Any, truth: np.ndarray) -> Row:
     limit = max(ARRAY_LIMIT, float(np.finfo(truth.dtype).eps)) if truth.dtype == np.float16 else ARRAY_LIMIT
     found, truth = found[: len(truth)].astype(np.float64), truth.astype(np.float64)
     if found.shape != truth.shape:
-        return Row(what, truth.shape, np.inf, np.inf, limit, f"the shape is {'x'.join(map(str, found.shape))} here")
+        return ArrayComparison(what, truth.shape, np.inf, np.inf, limit, f"the shape is {'x'.join(map(str, found.shape))} here")
     difference = np.abs(found - truth)
-    return Row(what, truth.shape, float(np.max(difference)),
+    return ArrayComparison(what, truth.shape, float(np.max(difference)),
                float(np.max(difference / np.maximum(np.abs(truth), 1))), limit)
 
 
-def _step_rows(directory: Path, step: Step, model: Model, notes: list[str]) -> list[Row]:
+def _step_rows(directory: Path, step: TrainStep, model: Model, notes: list[str]) -> list[ArrayComparison]:
     rows, path = [], directory / "losses.json"
     for key, expected in (_json(path) if path.exists() else {}).items():
         if key.startswith("_") or "acc_" in key:
@@ -214,7 +214,7 @@ def _step_rows(directory: Path, step: Step, model: Model, notes: list[str]) -> l
         if LOSS_TERMS.get(key) not in step.terms or not isinstance(expected, (int, float)):
             raise DataError(f"{path}: {key} = {expected!r} is no loss of this model; it has {', '.join(step.terms)}")
         difference = abs(step.terms[LOSS_TERMS[key]] - expected)
-        rows.append(Row(key, (), difference, difference / (abs(expected) or 1), LOSS_LIMIT))
+        rows.append(ArrayComparison(key, (), difference, difference / (abs(expected) or 1), LOSS_LIMIT))
     for file, found in (("grads", step.gradients), ("bn_after_step", step.statistics)):
         if not (directory / f"{file}.json").exists():
             continue
@@ -238,7 +238,7 @@ def _sums(path: Path, model: Model) -> dict[str, tuple[float, float]]:
     return pairs
 
 
-def _compare_sums(file: str, found: dict[str, np.ndarray], truth: dict[str, tuple[float, float]]) -> Row:
+def _compare_sums(file: str, found: dict[str, np.ndarray], truth: dict[str, tuple[float, float]]) -> ArrayComparison:
     """Return the worst comparison of norms, relative to the norm, and of sums, relative to the largest possible sum.
 
     An array of n numbers sums to sqrt(n) times its norm at most, and a sum of numbers that cancel has the rounding of
@@ -249,12 +249,12 @@ def _compare_sums(file: str, found: dict[str, np.ndarray], truth: dict[str, tupl
         raise DataError(f"{file}.json and the model do not have the same names: {', '.join(odd[:3])}"
                         + (f" and {len(odd) - 3} more" if len(odd) > 3 else ""))
     floor = 1e-3 * max(norm for norm, _ in truth.values())
-    worst = Row(file, (len(truth),), 0.0, 0.0, SUMS_LIMIT)
+    worst = ArrayComparison(file, (len(truth),), 0.0, 0.0, SUMS_LIMIT)
     for name, (norm, total) in truth.items():
         difference = max(abs(np.linalg.norm(found[name]) - norm),
                          abs(found[name].sum() - total) / found[name].size ** 0.5)
         relative = difference / max(norm, floor)
         # So that not a number is the worst of all.
         if not relative <= worst.relative:
-            worst = Row(file, (len(truth),), float(difference), float(relative), SUMS_LIMIT, f"worst: {name}")
+            worst = ArrayComparison(file, (len(truth),), float(difference), float(relative), SUMS_LIMIT, f"worst: {name}")
     return worst

@@ -29,10 +29,10 @@ class File:
         try:
             return self.fetch()
         except FAULTS as error:
-            raise DataError(f"{self.where} cannot be read: {reason(error)}") from None
+            raise DataError(f"{self.where} cannot be read: {error_text(error)}") from None
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return what an error says, or its kind where it says nothing."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -54,7 +54,7 @@ def zip_files(path: Path, prefix: str = "") -> dict[str, File]:
         archive = zipfile.ZipFile(path)
         members = archive.infolist()
     except FAULTS as error:
-        raise damaged(path, error) from None
+        raise damaged_archive(path, error) from None
 
     def file(member: zipfile.ZipInfo) -> File:
         return File(f"{path}: {member.filename}", member.file_size, lambda: archive.read(member))
@@ -73,7 +73,7 @@ def tar_files(path: Path, prefix: str = "") -> dict[str, File]:
         archive = tarfile.open(path, "r:")
         members = archive.getmembers()
     except FAULTS as error:
-        raise damaged(path, error) from None
+        raise damaged_archive(path, error) from None
 
     def file(member: tarfile.TarInfo) -> File:
         return File(f"{path}: {member.name}", member.size, lambda: archive.extractfile(member).read())
@@ -82,12 +82,12 @@ def tar_files(path: Path, prefix: str = "") -> dict[str, File]:
             if member.name.removeprefix("./").startswith(prefix) and member.isfile()}
 
 
-def damaged(path: Path, error: Exception) -> DataError:
+def damaged_archive(path: Path, error: Exception) -> DataError:
     """Return the error for an archive that is not whole."""
-    return DataError(f"{path} is damaged or not whole: {reason(error)}. Get it again")
+    return DataError(f"{path} is damaged or not whole: {error_text(error)}. Get it again")
 
 
-def below(files: dict[str, File], directory: str, suffix: str) -> dict[str, File]:
+def files_in(files: dict[str, File], directory: str, suffix: str) -> dict[str, File]:
     """Return the files directly in a directory whose names end in `suffix`, by their names without it.
 
     Names that begin with a dot are left out.

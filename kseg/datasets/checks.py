@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import diagnosis, registry, statistics
 from kseg.datasets.layouts import Split
 from kseg.datasets.registry import Dataset
@@ -21,7 +21,7 @@ from kseg.system.progress import Progress
 FAULTS_LISTED = 10
 
 
-def check(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] = print) -> dict[str, dict]:
+def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] = print) -> dict[str, dict]:
     """Read every example of the splits (none given: all), report what their labels hold, and return it by split.
 
     A split's dict is that of `statistics.summarise`. Faulty examples are not counted, but the pixels of a label with
@@ -32,7 +32,7 @@ def check(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] 
     return _inspect(data, splits, _image_size, statistics.describe_values, report)
 
 
-def stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
+def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
           report: Callable[[str], None] = print) -> dict[str, dict]:
     """Report sizes, frequencies of classes and void share of the splits (none given: all), and return them by split.
 
@@ -46,8 +46,8 @@ def stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
             out.parent.mkdir(parents=True, exist_ok=True)
         results = _inspect(data, splits, diagnosis.header_size, statistics.describe_classes, report)
         if out:
-            dataset = registry.find(data)
-            plain = {name: statistics.plain(dataset, name, result) for name, result in results.items()}
+            dataset = registry.find_dataset(data)
+            plain = {name: statistics.plain_summary(dataset, name, result) for name, result in results.items()}
             atomic_files.write_text(out, json.dumps(plain, indent=2) + "\n")
             report(f"wrote {out}")
     except OSError as error:
@@ -57,7 +57,7 @@ def stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
 
 def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Tensor], tuple[int, int]],
              describe: Callable[[Dataset, str, dict], str], report: Callable[[str], None]) -> dict[str, dict]:
-    dataset = registry.find(data)
+    dataset = registry.find_dataset(data)
     registry.require_location(data)
     known = registry.split_names(data)
     for name in splits:
@@ -73,7 +73,7 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
             continue
         progress = Progress(len(split.names), f"images of {name}", report)
         read = functools.partial(_read, dataset, split, image_size)
-        results[name] = statistics.summarise(dataset, _counted(split, read, progress, faults))
+        results[name] = statistics.summarize_split(dataset, _counted(split, read, progress, faults))
         report(describe(dataset, name, results[name]))
     if faults:
         more = len(faults) - FAULTS_LISTED
@@ -105,7 +105,7 @@ def _read(dataset: Dataset, split: Split, image_size: Callable[[str, tf.Tensor],
     try:
         image_data, label_data = diagnosis.read_pair(split, index)
         size = image_size(name, image_data)
-        label = diagnosis.label(label_name, label_data)
+        label = diagnosis.read_label(label_name, label_data)
         diagnosis.require_same_size(name, size, label_name, label.shape)
     except DataError as error:
         return None, str(error)
@@ -116,4 +116,4 @@ def _read(dataset: Dataset, split: Split, image_size: Callable[[str, tf.Tensor],
 
 def _image_size(name: str, data: tf.Tensor) -> tuple[int, int]:
     """Return (height, width) of an encoded picture that is decoded in whole."""
-    return diagnosis.image(name, data).shape[:2]
+    return diagnosis.read_image_header(name, data).shape[:2]

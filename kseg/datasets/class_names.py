@@ -1,7 +1,7 @@
 """Classes of the published data sets in the order of their train ids, with the RGB colours that are usual for them."""
 
 
-def spread(number: int) -> tuple[int, int, int]:
+def class_palette(number: int) -> tuple[int, int, int]:
     """Return VOC's colour of a number from 0 on: its bits dealt to red, green and blue in turn, the highest first."""
     colour = [0, 0, 0]
     for bit in range(7, 0, -1):
@@ -35,7 +35,7 @@ CAMVID = {
 }
 
 # Everingham et al., IJCV 2010; the colours are those of the label files' own palette.
-VOC2012 = {name: spread(number) for number, name in enumerate((
+VOC2012 = {name: class_palette(number) for number, name in enumerate((
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"))}
 

@@ -19,14 +19,14 @@ GRAPH_PLACE = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
                          r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )?")
 
 
-def examine(dataset: Dataset, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
+def find_example_fault(dataset: Dataset, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return one example's uint8 image (H, W, 3) and *raw* uint8 label (H, W).
 
     Raises DataError naming the file, the value and the choices where either cannot be used.
     """
     name, label_name = split.names[index], split.label_names[index]
     image_data, label_data = read_pair(split, index)
-    picture, ids = image(name, image_data), label(label_name, label_data)
+    picture, ids = read_image_header(name, image_data), read_label(label_name, label_data)
     require_same_size(name, picture.shape[:2], label_name, ids.shape)
     fault = unmapped(dataset, statistics.value_counts(ids))
     if fault:
@@ -40,10 +40,10 @@ def read_pair(split: Split, index: int) -> tuple[tf.Tensor, tf.Tensor]:
         return split.read(tf.constant(index, tf.int64))
     except tf.errors.OpError as error:
         raise DataError(f"{split.names[index]} or its label {split.label_names[index]} cannot be read: "
-                        f"{reason(error)}") from None
+                        f"{fault_text(error)}") from None
 
 
-def image(name: str, data: tf.Tensor) -> np.ndarray:
+def read_image_header(name: str, data: tf.Tensor) -> np.ndarray:
     """Return the uint8 RGB picture (H, W, 3) of encoded bytes; raises DataError with `name` where it is damaged."""
     try:
         return decode_image(data).numpy()
@@ -64,10 +64,10 @@ def header_size(name: str, data: tf.Tensor) -> tuple[int, int]:
             return tuple(tf.io.extract_jpeg_shape(data)[:2].numpy().tolist())
     except tf.errors.OpError as error:
         raise _unreadable(name, error) from None
-    return image(name, data).shape[:2]
+    return read_image_header(name, data).shape[:2]
 
 
-def label(name: str, data: tf.Tensor) -> np.ndarray:
+def read_label(name: str, data: tf.Tensor) -> np.ndarray:
     """Return the raw uint8 ids (H, W) of an encoded label, whatever their values.
 
     Raises DataError with `name` where it is damaged or no 8-bit grey or palette PNG.
@@ -86,7 +86,7 @@ def _label_fault(header: bytes, error: Exception) -> str:
         kinds = {0: "grey", 2: "RGB", 4: "grey with alpha", 6: "RGBA"}
         return (f"{header[DEPTH]}-bit {kinds.get(header[KIND], header[KIND])} PNG; "
                 "a label must be 8-bit grey or palette, one class id a pixel")
-    return f"damaged PNG ({reason(error)})"
+    return f"damaged PNG ({fault_text(error)})"
 
 
 def require_same_size(name: str, size: tuple[int, int], label_name: str, label_size: tuple[int, int]) -> None:
@@ -107,7 +107,7 @@ def is_turned(data: tf.Tensor) -> bool:
         return False
 
 
-def reason(error: Exception) -> str:
+def fault_text(error: Exception) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     lines = str(getattr(error, "message", error)).splitlines()
     # TensorFlow tells first where in a graph it was.
@@ -116,7 +116,7 @@ def reason(error: Exception) -> str:
 
 
 def _unreadable(name: str, error: Exception) -> DataError:
-    return DataError(f"{name}: not a readable JPEG, PNG or BMP ({reason(error)})")
+    return DataError(f"{name}: not a readable JPEG, PNG or BMP ({fault_text(error)})")
 
 
 def unmapped(dataset: Dataset, counts: np.ndarray) -> str:

@@ -159,7 +159,7 @@ def open_voc2012_split(directory: Path, split: str) -> Split:
 
 def open_shapes_split(directory: Path, split: str) -> Split:
     """Open the synthetic set, drawing it into `directory` at first use."""
-    records = shapes.prepare(directory, split)
+    records = shapes.prepare_shapes(directory, split)
     return record_split(records, records.names, records.names, "image", "segmentation_mask")
 
 

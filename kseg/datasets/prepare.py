@@ -23,9 +23,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import archive_files, layouts, prepared, registry, sources, tfds_builder
-from kseg.datasets.diagnosis import examine, header_size
+from kseg.datasets.diagnosis import find_example_fault, header_size
 from kseg.datasets.layouts import Split
 from kseg.datasets.registry import Dataset
 from kseg.datasets.sources import Pair, Pairs
@@ -56,7 +56,7 @@ def add_parser(parsers: argparse._SubParsersAction) -> None:
                         help="write decoded pixels, no record files: several times as large and as fast to read")
 
 
-def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,
+def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,
             report: Callable[[str], None] = print) -> Path:
     """Prepare a data set from `source` into the directory that `data` means, and return where its records lie.
 
@@ -71,7 +71,7 @@ def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool =
     form = prepared.FORMATS[data.name]
     final = directory / (form.pixels if fast else form.place)
     if final.is_dir():
-        there = prepared.split_names(str(final), data.name)
+        there = prepared.prepared_split_names(str(final), data.name)
         if not set(splits) <= set(there):
             raise DataError(f"{final} is there and holds {', '.join(there)} only; delete it to prepare other splits")
         report(f"{final} is there already, with {', '.join(there)}; delete it to have it prepared again")
@@ -107,7 +107,7 @@ def prepare(data: Data, source: Path, splits: Sequence[str] = (), subset: bool =
             os.replace(finished, final)
             shutil.rmtree(hidden)
     except OSError as error:
-        raise DataError(f"cannot prepare {data.name} in {hidden}: {archive_files.reason(error)}") from error
+        raise DataError(f"cannot prepare {data.name} in {hidden}: {archive_files.error_text(error)}") from error
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in found.items())
     report(f"prepared {final}: {counts}; it needs {source} no more")
     return final
@@ -212,7 +212,7 @@ def _checked(dataset: Dataset, examples: list[Pair],
     for done, pair in enumerate(examples, 1):
         single = Split((pair.image.where,), (pair.label.where,),
                        lambda index, pair=pair: tuple(tf.constant(file.read()) for file in (pair.image, pair.label)))
-        yield pair, *examine(dataset, single, 0)
+        yield pair, *find_example_fault(dataset, single, 0)
         update(done)
 
 
@@ -265,7 +265,7 @@ def _join_records(name: str, parts: dict[str, Path], finished: Path) -> None:
     joined = descriptions[0] | {"splits": [split for one in descriptions for split in one["splits"]]}
     (finished / prepared.DESCRIPTION).write_text(json.dumps(joined, indent=2) + "\n", encoding="utf-8")
     for split in parts:
-        prepared.write_index(str(finished), name, split)
+        prepared.write_prepared_index(str(finished), name, split)
 
 
 def _join_pixels(name: str, parts: dict[str, Path], finished: Path) -> None:

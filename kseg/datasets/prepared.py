@@ -55,7 +55,7 @@ FORMATS = {name: Format(place=f"{name}/{VERSION}", pixels=f"{name}_pixels/{VERSI
                          splits={"val": "validation"})}
 
 
-def find(directory: str, name: str) -> str:
+def find_prepared(directory: str, name: str) -> str:
     """Return where the prepared data set `name` lies below `directory`, pixels before records; empty: nowhere."""
     places = (FORMATS[name].pixels, FORMATS[name].place) if name in FORMATS else ()
     found = (posixpath.join(directory, place) for place in places)
@@ -67,7 +67,7 @@ def is_pixels(place: str) -> bool:
     return _read_description(place)[PIXELS]
 
 
-def split_names(place: str, name: str) -> tuple[str, ...]:
+def prepared_split_names(place: str, name: str) -> tuple[str, ...]:
     """Return the names of the splits of the prepared set `name` in `place`, in the order they were prepared."""
     ours = {theirs: split for split, theirs in FORMATS[name].splits.items()}
     return tuple(ours.get(split["name"], split["name"]) for split in _read_description(place)["splits"])
@@ -105,7 +105,7 @@ def open_pixels(place: str, name: str, split: str) -> tuple[str, ...]:
     return names
 
 
-def write_index(place: str, name: str, split: str) -> None:
+def write_prepared_index(place: str, name: str, split: str) -> None:
     """Write the index of a split of records; raises DataError where one of them cannot be read."""
     form = FORMATS[name]
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in (form.image, form.label, form.name)}
@@ -124,8 +124,8 @@ def write_index(place: str, name: str, split: str) -> None:
 
 def _read_index(place: str, name: str, split: str) -> list[str]:
     """Return the lines of a split's index, as many as the set's description says."""
-    if split not in split_names(place, name):
-        raise DataError(unknown(f"split of the prepared set {place}", split, split_names(place, name)))
+    if split not in prepared_split_names(place, name):
+        raise DataError(unknown(f"split of the prepared set {place}", split, prepared_split_names(place, name)))
     theirs = FORMATS[name].theirs(split)
     try:
         with tf.io.gfile.GFile(posixpath.join(place, INDEX.format(split=theirs)), "r") as file:

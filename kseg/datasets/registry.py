@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from kseg.config import IGNORED, Data
+from kseg.config.sections import IGNORED, Data
 from kseg.datasets import class_names, layouts, prepared, shapes
 from kseg.datasets.layouts import Split
 from kseg.errors import DataError, unknown
@@ -38,7 +38,7 @@ class Dataset:
     published: dict[str, int] = field(default_factory=dict)
 
 
-def table(pairs: dict[int, int]) -> tuple[int, ...]:
+def label_table(pairs: dict[int, int]) -> tuple[int, ...]:
     """Return the 256-entry table of raw value -> train id in which every other value is unmapped."""
     return tuple(pairs.get(value, UNMAPPED) for value in range(256))
 
@@ -83,7 +83,7 @@ def read_classes(directory: str | Path) -> Dataset:
         pairs[value] = len(classes)
         classes.append(name)
         try:
-            colours.append(tuple(bytes.fromhex(colour[1:])) if colour else class_names.spread(len(colours) + 1))
+            colours.append(tuple(bytes.fromhex(colour[1:])) if colour else class_names.class_palette(len(colours) + 1))
         except ValueError:
             colours.append(())
         if len(colours[-1]) != 3:
@@ -92,7 +92,7 @@ def read_classes(directory: str | Path) -> Dataset:
     if not 2 <= len(classes) <= UNMAPPED:
         raise DataError(f"{path} names {len(classes)} class{'es' * (len(classes) != 1)}; 2 to {UNMAPPED} are needed")
     return replace(DATASETS["folder"], classes=tuple(classes), palette=tuple(colours),
-                   label_table=table({IGNORED: IGNORED} | pairs))
+                   label_table=label_table({IGNORED: IGNORED} | pairs))
 
 
 def location_of(data: Data) -> str:
@@ -115,7 +115,7 @@ def directory_of(data: Data) -> Path:
     return Path(location)
 
 
-def find(data: Data) -> Dataset:
+def find_dataset(data: Data) -> Dataset:
     """Return the record of a data config's data set; reads files only where they name the classes (`folder`).
 
     Raises DataError for an unknown name and for what `read_classes` refuses.
@@ -124,7 +124,7 @@ def find(data: Data) -> Dataset:
         raise DataError(unknown("data set", data.name, DATASETS))
     if data.name == "folder":
         location = require_location(data)
-        return read_classes(prepared.find(location, data.name) or location)
+        return read_classes(prepared.find_prepared(location, data.name) or location)
     return DATASETS[data.name]
 
 
@@ -133,7 +133,7 @@ def require_location(data: Data) -> str:
     location = location_of(data)
     if not tf.io.gfile.isdir(location) and data.name != "shapes":
         raise DataError(f"{data.name}: no directory {location}. {_how_to_get(data)}")
-    if is_address(location) and not prepared.find(location, data.name):
+    if is_address(location) and not prepared.find_prepared(location, data.name):
         raise DataError(f"{location} holds no prepared {data.name}, and only such are read from there. "
                         f"{_how_to_get(data)}")
     return location
@@ -144,10 +144,10 @@ def split_names(data: Data) -> tuple[str, ...]:
 
     Of a prepared set, those that were prepared. Raises DataError where the data set or every split of it is missing.
     """
-    place = prepared.find(location_of(data), data.name)
+    place = prepared.find_prepared(location_of(data), data.name)
     if place:
-        return prepared.split_names(place, data.name)
-    names = find(data).splits or layouts.folder_splits(Path(require_location(data)))
+        return prepared.prepared_split_names(place, data.name)
+    names = find_dataset(data).splits or layouts.folder_splits(Path(require_location(data)))
     if not names:
         raise DataError(f"{data.name}: no split in {location_of(data)}\n{_how_to_get(data)}")
     return names
@@ -162,11 +162,11 @@ def open_split(data: Data, split: str) -> Split:
 
     Raises DataError for unknown splits, missing files and files without a partner.
     """
-    dataset = find(data)
+    dataset = find_dataset(data)
     if dataset.splits and split not in dataset.splits:
         raise DataError(unknown(f"split of {data.name}", split, dataset.splits))
     location = require_location(data)
-    place = prepared.find(location, data.name)
+    place = prepared.find_prepared(location, data.name)
     if place:
         return layouts.open_prepared_split(place, data.name, split)
     return dataset.open_split(Path(location), split)
@@ -179,13 +179,13 @@ ELSEWHERE = ("or write archives or a tree into record files: python -m kseg.data
 DATASETS = {
     "shapes": Dataset(
         name="shapes", classes=shapes.CLASSES, palette=shapes.PALETTE,
-        label_table=table({index: index for index in range(len(shapes.CLASSES))} | {IGNORED: IGNORED}),
+        label_table=label_table({index: index for index in range(len(shapes.CLASSES))} | {IGNORED: IGNORED}),
         splits=("train", "val"), open_split=layouts.open_shapes_split,
         how_to_get="drawn at first use into {directory}"),
     "camvid": Dataset(
         name="camvid", classes=tuple(class_names.CAMVID), palette=tuple(class_names.CAMVID.values()),
         # 11 is void.
-        label_table=table({index: index for index in range(11)} | {11: IGNORED, IGNORED: IGNORED}),
+        label_table=label_table({index: index for index in range(11)} | {11: IGNORED, IGNORED: IGNORED}),
         splits=("train", "val", "test"), open_split=layouts.open_folder_split,
         how_to_get="Get CamVid in SegNet's split (480x360, 367/101/233 pairs) from the SegNet tutorial's repository,\n"
                    "and lay it out as {directory}/{{train,val,test}}/images/NAME and .../labels/NAME.png,\n"
@@ -194,7 +194,7 @@ DATASETS = {
     "cityscapes": Dataset(
         name="cityscapes", classes=tuple(class_names.CITYSCAPES), palette=tuple(class_names.CITYSCAPES.values()),
         # labelIds 0..33; whatever is not one of the 19 classes is void.
-        label_table=table({value: IGNORED for value in range(34)} | {IGNORED: IGNORED}
+        label_table=label_table({value: IGNORED for value in range(34)} | {IGNORED: IGNORED}
                           | {value: index for index, value in enumerate(class_names.CITYSCAPES_LABEL_IDS)}),
         splits=("train", "val", "test"), open_split=layouts.open_cityscapes_split,
         how_to_get="Register at cityscapes-dataset.com\n"
@@ -204,14 +204,14 @@ DATASETS = {
     "ade20k": Dataset(
         name="ade20k", classes=tuple(class_names.ADE20K), palette=tuple(class_names.ADE20K.values()),
         # 0 is what has none of the 150 classes.
-        label_table=table({0: IGNORED, IGNORED: IGNORED} | {index + 1: index for index in range(150)}),
+        label_table=label_table({0: IGNORED, IGNORED: IGNORED} | {index + 1: index for index in range(150)}),
         splits=("train", "val"), open_split=layouts.open_ade20k_split,
         how_to_get="Get data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and extract it so that\n"
                    "{directory}/ADEChallengeData2016 exists, with images and annotations,\n" + ELSEWHERE,
         published={"train": 20210, "val": 2000}),
     "voc2012": Dataset(
         name="voc2012", classes=tuple(class_names.VOC2012), palette=tuple(class_names.VOC2012.values()),
-        label_table=table({index: index for index in range(21)} | {IGNORED: IGNORED}),
+        label_table=label_table({index: index for index in range(21)} | {IGNORED: IGNORED}),
         splits=("train", "trainaug", "val"), open_split=layouts.open_voc2012_split,
         how_to_get="Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012 and extract it so\n"
                    "that {directory}/VOCdevkit/VOC2012 exists. For trainaug add SegmentationClassAug/NAME.png, the\n"

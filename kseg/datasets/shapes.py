@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from kseg.config import IGNORED
+from kseg.config.sections import IGNORED
 from kseg.datasets.tfrecord import Records, record_offsets
 from kseg.errors import DataError, unknown
 
@@ -153,7 +153,7 @@ def _centre(taken: list[tuple[float, float, float]], radius: float,
     return float(row), float(column)
 
 
-def draw(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_example(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the picture, uint8 (128, 256, 3), and its labels, uint8 (128, 256), with 255 along every visible outline.
 
     The same split and index always give the same pixels.
@@ -227,11 +227,11 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, bytes | str]]]:
         for index in range(COUNTS[split]):
-            image, labels = draw(split, index)
+            image, labels = draw_example(split, index)
             yield index, {"image": _png(image), "segmentation_mask": _png(labels), "name": f"{split}/{index:05d}"}
 
 
-def prepare(directory: Path, split: str) -> Records:
+def prepare_shapes(directory: Path, split: str) -> Records:
     """Return where the examples of a split are, drawing the whole set into `directory` at first use.
 
     An example holds "image", a PNG of (128, 256, 3), and "segmentation_mask", a PNG of (128, 256). Raises DataError for

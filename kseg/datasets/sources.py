@@ -41,7 +41,7 @@ def read_archive(path: Path, update: Callable[[int], None]) -> dict[str, File]:
                     masks[place.stem] = png_file(f"{path}: {member.name}", archive.extractfile(member).read())
                 update(stored.tell())
     except archive_files.FAULTS as error:
-        raise archive_files.damaged(path, error) from None
+        raise archive_files.damaged_archive(path, error) from None
     if not masks:
         raise DataError(f"{path} holds no {MASKS}/NAME.mat; benchmark.tgz of SBD does")
     return masks
@@ -75,7 +75,7 @@ def segmentation(where: str, matlab: bytes) -> np.ndarray:
         mask = scipy.io.loadmat(io.BytesIO(matlab))["GTcls"]["Segmentation"][0, 0]
     # A damaged file makes the reader stumble over anything.
     except Exception as error:
-        raise DataError(f"{where}: no mask GTcls.Segmentation in it ({archive_files.reason(error)})") from None
+        raise DataError(f"{where}: no mask GTcls.Segmentation in it ({archive_files.error_text(error)})") from None
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise DataError(f"{where}: GTcls.Segmentation is {mask.dtype} {mask.shape}, not uint8 (height, width)")
     return mask
@@ -190,7 +190,7 @@ def _augmented(source: Path, found: dict[str, File], report: Callable[[str], Non
 
     SBD is its archive or its extracted tree.
     """
-    masks = archive_files.below(found, "SegmentationClassAug", ".png") or archive_files.below(
+    masks = archive_files.files_in(found, "SegmentationClassAug", ".png") or archive_files.files_in(
         archive_files.tree_files(source, ("SegmentationClassAug",)), "SegmentationClassAug", ".png")
     if masks:
         return masks
@@ -237,7 +237,7 @@ def _paired(root: Path, split: str, suffix: str, images: dict[str, File], labels
 
 def _below(root: Path, found: dict[str, File], directory: str, suffix: str) -> dict[str, File]:
     """Return `archive_files.below`, whose emptiness means another source than the one awaited: a DataError."""
-    chosen = archive_files.below(found, directory, suffix)
+    chosen = archive_files.files_in(found, directory, suffix)
     if not chosen:
         raise DataError(f"no {directory}/NAME{suffix} in {root}; {len(found)} other files are there")
     return chosen

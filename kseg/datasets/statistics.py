@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from kseg.config import IGNORED
+from kseg.config.sections import IGNORED
 from kseg.datasets.registry import UNMAPPED, Dataset
 
 SIZES_LISTED = 4
@@ -31,12 +31,12 @@ def value_counts(label: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(label).histogram(), np.int64)
 
 
-def by_class(table: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
+def counts_by_class(table: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
     """Return int64 (C,): counts (256,) of raw values summed by train id."""
     return np.bincount(table, weights=counts, minlength=256)[:classes].astype(np.int64)
 
 
-def summarise(dataset: Dataset, examples: Iterable[Example]) -> dict:
+def summarize_split(dataset: Dataset, examples: Iterable[Example]) -> dict:
     """Return what a split's examples hold together.
 
     "images": how many; "sizes": {(height, width): images}; "smallest" and "largest": ((height, width), picture's name)
@@ -57,7 +57,7 @@ def summarise(dataset: Dataset, examples: Iterable[Example]) -> dict:
         sizes[example.size] += 1
         pixels += example.counts
         images_with += example.counts > 0
-        present = by_class(table, example.counts, classes) > 0
+        present = counts_by_class(table, example.counts, classes) > 0
         class_images += present
         pixels_beside += present * example.counts.sum()
         void_images += not present.any()
@@ -66,7 +66,7 @@ def summarise(dataset: Dataset, examples: Iterable[Example]) -> dict:
             smallest = example.size, example.name
         if largest is None or math.prod(example.size) > math.prod(largest[0]):
             largest = example.size, example.name
-    class_pixels, total = by_class(table, pixels, classes), pixels.sum()
+    class_pixels, total = counts_by_class(table, pixels, classes), pixels.sum()
     fill = np.full(classes, np.nan)
     np.divide(class_pixels, pixels_beside, out=fill, where=class_pixels > 0)
     return {
@@ -150,12 +150,12 @@ def sizes_line(sizes: dict[tuple[int, int], int]) -> str:
         return f"all {width}x{height}"
     if len(sizes) <= SIZES_LISTED:
         return ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
-    height, width = sides(sizes)
+    height, width = side_quantiles(sizes)
     return (f"width {width[0]} to {width[2]}, median {width[1]}; height {height[0]} to {height[2]}, "
             f"median {height[1]} ({len(sizes)} sizes)")
 
 
-def sides(sizes: dict[tuple[int, int], int]) -> list[list[int]]:
+def side_quantiles(sizes: dict[tuple[int, int], int]) -> list[list[int]]:
     """Return [least, median, largest] of the heights and of the widths; of two middle ones the lower."""
     every = np.repeat(list(sizes), list(sizes.values()), axis=0)
     return np.quantile(every, (0, 0.5, 1), axis=0, method="lower").T.tolist()
@@ -165,7 +165,7 @@ def _size_lines(result: dict) -> list[str]:
     sizes = result["sizes"]
     if len(sizes) == 1:
         return [f"  sizes: {sizes_line(sizes)}"]
-    height, width = sides(sizes)
+    height, width = side_quantiles(sizes)
     common = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:SIZES_LISTED]
     lines = [f"  sizes: {len(sizes)}, width {width[0]} to {width[2]}, median {width[1]}; "
              f"height {height[0]} to {height[2]}, median {height[1]}",
@@ -187,14 +187,14 @@ def _plural(count: int, one: str, more: str) -> str:
     return f"{count} {one if count == 1 else more}"
 
 
-def plain(dataset: Dataset, name: str, result: dict) -> dict:
+def plain_summary(dataset: Dataset, name: str, result: dict) -> dict:
     """Return a split's summary as plain values for JSON, its classes and sizes the commonest first.
 
     Shares of nothing are None.
     """
     labelled = int(result["class_pixels"].sum())
     least_median_largest = ("least", "median", "largest")
-    height, width = sides(result["sizes"])
+    height, width = side_quantiles(result["sizes"])
     order = np.argsort(-result["class_pixels"], kind="stable").tolist()
     common = sorted(result["sizes"].items(), key=lambda item: (-item[1], item[0]))
     return {

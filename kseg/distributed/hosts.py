@@ -24,8 +24,8 @@ from kseg.distributed import devices, tf_config
 from kseg.distributed.tf_config import HostLost
 from kseg.errors import ConfigError, UserError
 
-__all__ = ["HostLost", "HostsDisagree", "agree", "claim", "count", "ending", "is_chief", "lost",
-           "names", "on_chief", "place", "require_all"]
+__all__ = ["HostLost", "HostsDisagree", "claim_hosts", "exit_on_host_loss", "host_index", "host_loss", "host_names",
+           "is_chief", "num_hosts", "on_chief", "raise_host_loss", "require_agreement"]
 
 Result = TypeVar("Result")
 
@@ -54,7 +54,7 @@ class HostsDisagree(UserError):
     """Hosts of one run were started with different configs, code or data."""
 
 
-def claim(cpu_replicas: int = 1) -> tf.distribute.Strategy:
+def claim_hosts(cpu_replicas: int = 1) -> tf.distribute.Strategy:
     """Return a strategy over the hosts that the environment's TF_CONFIG names, or over this one's devices without it.
 
     Before anything else of TensorFlow has run. Of several hosts, each waits for all others, as long as KSEG_HOSTS_WAIT
@@ -62,7 +62,7 @@ def claim(cpu_replicas: int = 1) -> tf.distribute.Strategy:
     have not come.
     """
     devices.require_tensorflow()
-    cluster = tf_config.read()
+    cluster = tf_config.read_cluster()
     if cluster is None or len(cluster.tasks) < 2:
         return devices.claim_devices(cpu_replicas)
     if cpu_replicas != 1:
@@ -71,7 +71,7 @@ def claim(cpu_replicas: int = 1) -> tf.distribute.Strategy:
     leader = cluster.tasks[0][0]
     jobs = [CoordinatedJob(name=name, num_tasks=sum(job == name for job, _, _ in cluster.tasks))
             for name in tf_config.JOBS if any(job == name for job, _, _ in cluster.tasks)]
-    tf_config.meet(cluster, tf_config.waiting_time(), lambda line: print(line, file=sys.stderr))
+    tf_config.wait_for_all_hosts(cluster, tf_config.host_wait_seconds(), lambda line: print(line, file=sys.stderr))
     context.context().configure_coordination_service(
         "standalone", service_leader=f"/job:{leader}/replica:0/task:0", coordinated_jobs=jobs,
         cluster_register_timeout_in_ms=1000 * START, heartbeat_timeout_in_ms=1000 * HEARTBEAT)
@@ -85,33 +85,33 @@ def claim(cpu_replicas: int = 1) -> tf.distribute.Strategy:
         faulthandler.cancel_dump_traceback_later()
 
 
-def names(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
+def host_names(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
     """Return what messages call the hosts of a strategy, in their order; one empty name for a single host."""
-    cluster = tf_config.read() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
+    cluster = tf_config.read_cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
     return cluster.names if cluster else ("",)
 
 
-def count(strategy: tf.distribute.Strategy) -> int:
+def num_hosts(strategy: tf.distribute.Strategy) -> int:
     """Return the number of hosts of a strategy."""
-    return len(names(strategy))
+    return len(host_names(strategy))
 
 
-def place(strategy: tf.distribute.Strategy) -> int:
+def host_index(strategy: tf.distribute.Strategy) -> int:
     """Return which of the hosts of a strategy this one is, from 0."""
-    return tf_config.read().place if count(strategy) > 1 else 0
+    return tf_config.read_cluster().place if num_hosts(strategy) > 1 else 0
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Return whether this process is the one of all hosts that reports and writes."""
-    return place(strategy) == 0
+    return host_index(strategy) == 0
 
 
-def agree(strategy: tf.distribute.Strategy, known: dict[str, str]) -> None:
+def require_agreement(strategy: tf.distribute.Strategy, known: dict[str, str]) -> None:
     """Raise HostsDisagree on every host, with the same text, where one host knows other facts than the others.
 
     `known` are short texts by what they tell, as `facts` gives. Each host calls it at the same point.
     """
-    everyone, own = names(strategy), place(strategy)
+    everyone, own = host_names(strategy), host_index(strategy)
     if len(everyone) == 1:
         return
     turn = f"kseg/facts/{next(_turns)}"
@@ -147,7 +147,7 @@ def on_chief(strategy: tf.distribute.Strategy, action: Callable[[], Result]) -> 
     A UserError that it raises is raised on all hosts. Each host calls it at the same point; with one host it is a call
     of `action`.
     """
-    hosts, own = count(strategy), place(strategy)
+    hosts, own = num_hosts(strategy), host_index(strategy)
     if hosts == 1:
         return action()
     turn = f"kseg/chief/{next(_turns)}"
@@ -198,7 +198,7 @@ def _get(key: str) -> str:
             raise _loss(error) from None
 
 
-def lost(error: BaseException) -> HostLost | None:
+def host_loss(error: BaseException) -> HostLost | None:
     """Return the loss of a host that an error of a step, a variable or an input pipeline tells of; None: another error.
     """
     if isinstance(error, HostLost):
@@ -209,15 +209,15 @@ def lost(error: BaseException) -> HostLost | None:
     return None
 
 
-def require_all(strategy: tf.distribute.Strategy, error: BaseException) -> None:
+def raise_host_loss(strategy: tf.distribute.Strategy, error: BaseException) -> None:
     """Raise HostLost where an error of a step tells of the loss of one of several hosts."""
-    found = lost(error) if count(strategy) > 1 else None
+    found = host_loss(error) if num_hosts(strategy) > 1 else None
     if found:
         raise found from None
 
 
 def _loss(error: tf.errors.OpError) -> HostLost:
-    cluster = tf_config.read()
+    cluster = tf_config.read_cluster()
     by_task = {(job, str(index)): name for (job, index, _), name in zip(cluster.tasks, cluster.names)}
     found = dict.fromkeys(by_task[task] for task in _TASK.findall(error.message)
                           if by_task.get(task, cluster.names[cluster.place]) != cluster.names[cluster.place])
@@ -236,7 +236,7 @@ def _first_line(error: tf.errors.OpError) -> str:
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
+def exit_on_host_loss() -> Iterator[None]:
     """End the process where an error leaves the block and it is one of several hosts, the loss of another among them.
 
     At once, as its threads may wait for hosts that are gone and an orderly end would wait for them. The exit status is
@@ -246,7 +246,7 @@ def ending() -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        loss = lost(error)
+        loss = host_loss(error)
         if loss is None and context.context().coordination_service is None:
             raise
         _end(loss or error)

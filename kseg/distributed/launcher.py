@@ -43,7 +43,7 @@ def run_local(count: int, command: list[str]) -> int:
         hosts = [subprocess.Popen(
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             # A session of its own: a terminal's Ctrl-C would reach it twice, and twice means at once.
-            start_new_session=True, env=os.environ | {"TF_CONFIG": tf_config.text_of(addresses, index)})
+            start_new_session=True, env=os.environ | {"TF_CONFIG": tf_config.tf_config_text(addresses, index)})
             for index in range(count)]
         readers = [threading.Thread(target=_copy, args=(index, host), daemon=True)
                    for index, host in enumerate(hosts)]

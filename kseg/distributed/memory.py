@@ -11,7 +11,7 @@ FIELDS = {"VmRSS": "memory_mib", "VmHWM": "memory_peak_mib"}
 MIB = 2**20
 
 
-def used() -> dict[str, float]:
+def memory_in_use() -> dict[str, float]:
     """Return MiB of memory: {"memory_mib", "memory_peak_mib"} of the process, resident, on systems that tell.
 
     For each GPU, counted from 0, "gpu0_memory_mib" and "gpu0_memory_peak_mib": TensorFlow's tensors there now, and at
@@ -25,7 +25,7 @@ def used() -> dict[str, float]:
     return values
 
 
-def restart_peaks() -> None:
+def reset_peak_memory() -> None:
     """Forget the largest memory of the GPUs so far; the process's own is the system's to keep."""
     for number, _ in enumerate(tf.config.list_logical_devices("GPU")):
         tf.config.experimental.reset_memory_stats(f"GPU:{number}")

@@ -48,12 +48,12 @@ class Cluster(NamedTuple):
         return tuple(address for _, _, address in self.tasks)
 
 
-def text_of(addresses: tuple[str, ...], index: int) -> str:
+def tf_config_text(addresses: tuple[str, ...], index: int) -> str:
     """Return TF_CONFIG of one of several workers."""
     return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}})
 
 
-def read(text: str | None = None) -> Cluster | None:
+def read_cluster(text: str | None = None) -> Cluster | None:
     """Return the hosts that TF_CONFIG (by default the environment's) names; None without it.
 
     Raises ConfigError where it does not say what is needed, showing it and an example.
@@ -120,7 +120,7 @@ def _malformed(reason: str, text: str) -> ConfigError:
     return ConfigError(f"TF_CONFIG {reason}: {text}\nOn the first of two hosts it may be: {EXAMPLE}")
 
 
-def waiting_time() -> float:
+def host_wait_seconds() -> float:
     """Return how many seconds hosts wait for one another; raises ConfigError where the environment names none."""
     text = os.environ.get(WAIT_VARIABLE, str(WAIT))
     try:
@@ -132,7 +132,7 @@ def waiting_time() -> float:
     return seconds
 
 
-def meet(cluster: Cluster, seconds: float, report: Callable[[str], None]) -> None:
+def wait_for_all_hosts(cluster: Cluster, seconds: float, report: Callable[[str], None]) -> None:
     """Return as soon as every host of a cluster has come here; its port is free again then.
 
     Each listens at its port until it has reached all others at theirs: nothing else tells a host that is late from one

@@ -5,7 +5,7 @@ import math
 from keras import ops
 from keras.backend import standardize_dtype
 
-from kseg.config import IGNORED
+from kseg.config.sections import IGNORED
 from kseg.models.layers import on_tensorflow
 
 # Bands around the edges of the label, as shares of the picture's diagonal, and the one of the headline figure.

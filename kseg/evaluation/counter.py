@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg.config import IGNORED, Config
+from kseg.config import Config
+from kseg.config.sections import IGNORED
 from kseg.datasets import registry
 from kseg.errors import DataError, WeightsError
 from kseg.evaluation import confusion
@@ -75,7 +76,7 @@ class Counter:
                 progress.update(seen)
         table = self._over_hosts(table)
         labelled, bad, times = table[:, -3:].T
-        require_finite(names, bad)
+        require_finite_scores(names, bad)
         if not (times == 1).all():
             raise DataError(f"{int((times > 0).sum())} of the {len(names)} images of split {split!r} were counted")
         hits, truth, predicted = np.split(table[:, :-3], 3, axis=1)
@@ -108,7 +109,7 @@ class Counter:
             try:
                 element = next(iterator)
             except tf.errors.OpError as error:
-                raise batching.explain(self.config, split, [int(index) for index in mine[number] if index >= 0],
+                raise batching.reading_error(self.config, split, [int(index) for index in mine[number] if index >= 0],
                                    error) from None
             for index, image in zip(mine[number], self.strategy.experimental_local_results(element["image"])):
                 self._require_size(names, int(index), image.shape)
@@ -152,7 +153,7 @@ class Counter:
         return self.strategy.reduce("sum", values, axis=None).numpy()
 
 
-def require_finite(names: tuple[str, ...], pixels: np.ndarray) -> None:
+def require_finite_scores(names: tuple[str, ...], pixels: np.ndarray) -> None:
     """Raise WeightsError where images have pixels without finite scores, with their number and the first names."""
     bad = np.flatnonzero(pixels)
     if not len(bad):

@@ -25,25 +25,25 @@ PICTURES = 6
 SAMPLES = 12
 
 
-def picture_rows(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
+def sample_rows(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
                  count: int) -> list[list[np.ndarray]]:
     """Return [image, truth, prediction] as uint8 (H, W, 3) for `count` images spread evenly over a split."""
     total = len(registry.open_split(config.data, split_name).names)
     rows = []
     for index in np.linspace(0, total - 1, min(count, total)).astype(int):
         image, truth, ids = _predicted(predict, config, dataset, split_name, int(index))
-        rows.append([image, drawing.colour(truth, dataset.palette), drawing.colour(ids, dataset.palette)])
+        rows.append([image, drawing.colorize(truth, dataset.palette), drawing.colorize(ids, dataset.palette)])
     return rows
 
 
 def _predicted(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
                index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the image (H, W, 3), true ids (H, W) and predicted ids (H, W) of an example, all uint8."""
-    image, raw = diagnosis.examine(dataset, registry.open_split(config.data, split_name), index)
+    image, raw = diagnosis.find_example_fault(dataset, registry.open_split(config.data, split_name), index)
     return image, np.array(dataset.label_table, np.uint8)[raw], predict(image)
 
 
-def choose(counts: Counts) -> list[tuple[str, int]]:
+def choose_samples(counts: Counts) -> list[tuple[str, int]]:
     """Return ("worst", index) of the images of the lowest mIoU, and ("typical", index) of those in the middle."""
     mious = results.image_mious(counts)
     order = [index for index in results.worst_first(counts) if not np.isnan(mious[index])]
@@ -63,7 +63,7 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, o
     and predictions.png (image, truth, prediction), to `out`. Raises DataError where an example cannot be read,
     WeightsError where scores are not finite, WorkdirError where `out` cannot be written.
     """
-    trained_model.require_same_classes(dataset, registry.find(config.data), "the model")
+    trained_model.require_same_classes(dataset, registry.find_dataset(config.data), "the model")
     strategy = strategy or tf.distribute.get_strategy()
     names = registry.open_split(config.data, split).names
     writes = out is not None and hosts.is_chief(strategy)
@@ -77,17 +77,17 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, o
     counter = Counter(model, config, len(dataset.classes), strategy)
     counts = counter.count(split, Progress(len(names), "images", report))
     seconds = time.monotonic() - started
-    found = results.summary(counts, config, dataset, split) | {
+    found = results.summarize_split(counts, config, dataset, split) | {
         "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
                    "devices": devices.devices_line(strategy)},
         "provenance": results.provenance(config, dataset, weights)}
-    report(metrics.table(found))
+    report(metrics.class_table(found))
     report(_against_published(found))
     report(f"{len(counts.names)} of {len(names)} images of {dataset.name} {split} in {seconds:.0f} s "
            f"on {devices.devices_line(strategy)}")
     if writes:
         try:
-            results.write(out, found, counts, dataset.classes)
+            results.write_results(out, found, counts, dataset.classes)
         except OSError as error:
             raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
         _draw(model, config, dataset, split, counts, found, out, report)
@@ -115,10 +115,10 @@ def _draw(model: keras.Model, config: Config, dataset: Dataset, split: str, coun
     """Write predictions.png and report.html."""
     report("drawing the report")
     predict = predictor(model, config)
-    rows = picture_rows(predict, config, dataset, split, PICTURES)
-    image_files.save(drawing.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
+    rows = sample_rows(predict, config, dataset, split, PICTURES)
+    image_files.save_image(drawing.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
     names, mious = results.image_names(counts), results.image_mious(counts)
     samples = [html_report.Sample(names[index], *_predicted(predict, config, dataset, split, index),
-                              float(mious[index]), group) for group, index in choose(counts)]
-    html_report.write(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
+                              float(mious[index]), group) for group, index in choose_samples(counts)]
+    html_report.write_report(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
     report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")

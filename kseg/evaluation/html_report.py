@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from kseg.config import IGNORED
+from kseg.config.sections import IGNORED
 from kseg.errors import UserError
 from kseg.evaluation import report_graphics
 from kseg.system import atomic_files
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
     group: str
 
 
-def write(path: Path | str, results: dict, matrix: np.ndarray, samples: Sequence[Sample], classes: Sequence[str],
+def write_report(path: Path | str, results: dict, matrix: np.ndarray, samples: Sequence[Sample], classes: Sequence[str],
           palette: Sequence[tuple[int, int, int]]) -> None:
     """Write the report, so that a reader sees the old page or the whole new one.
 
@@ -184,7 +184,7 @@ def _card(sample: Sample, palette: Sequence[tuple[int, int, int]]) -> dict:
                 "truth": report_graphics.label_map(sample.truth, palette),
                 "prediction": report_graphics.label_map(sample.prediction, palette),
                 "errors": report_graphics.photograph(
-                    report_graphics.errors(sample.image, sample.truth, sample.prediction))}}
+                    report_graphics.error_map(sample.image, sample.truth, sample.prediction))}}
 
 
 def _boundary(results: dict, samples: Sequence[Sample]) -> dict:

@@ -12,14 +12,14 @@ def boundary_summary(counts: np.ndarray, classes: tuple[str, ...]) -> dict:
     {"width": BOUNDARY_WIDTH, "widths": [...], "mIoU": [...], "pixels": [...], "classes": {name: IoU there}}, fractions,
     nan where nothing is counted. `counts` is the matrices of `metrics.counts`, summed over images.
     """
-    bands = [summary(matrix, classes) for matrix in np.cumsum(np.asarray(counts, np.int64)[:-1], axis=0)]
+    bands = [summarize(matrix, classes) for matrix in np.cumsum(np.asarray(counts, np.int64)[:-1], axis=0)]
     headline = bands[confusion.BOUNDARY_WIDTHS.index(confusion.BOUNDARY_WIDTH)]["classes"]
     return {"width": confusion.BOUNDARY_WIDTH, "widths": list(confusion.BOUNDARY_WIDTHS), "mIoU": [band["mIoU"] for band in bands],
             "pixels": [band["pixels"] for band in bands],
             "classes": {name: row["iou"] for name, row in headline.items()}}
 
 
-def summary(matrix: np.ndarray, classes: tuple[str, ...]) -> dict:
+def summarize(matrix: np.ndarray, classes: tuple[str, ...]) -> dict:
     """Return mIoU, mAcc, aAcc, mDice, mFscore, mPrecision, mRecall, fwIoU and what each class has, as fractions.
 
     A ratio without a denominator is nan and left out of the mean, as MMSegmentation does (its IoUMetric): a class in
@@ -52,7 +52,7 @@ def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def table(results: dict) -> str:
+def class_table(results: dict) -> str:
     """Return the per-class table of `summary`'s results as text; nan reads "-"."""
     def percent(value):
         return f"{100 * value:6.2f}" if value == value else f"{'-':>6}"

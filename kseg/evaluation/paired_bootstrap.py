@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kseg.errors import ConfigError
-from kseg.evaluation.result_reading import MEANS, Evaluation, pair, points, scores, some
+from kseg.evaluation.result_reading import MEANS, Evaluation, name_some, pair_images, percent_points, scores
 
 MAX_SAMPLES = 100_000
 # Of which few resamples know the tails.
@@ -16,7 +16,7 @@ MAX_CONFIDENCE = 0.999
 BLOCK = 1 << 23
 
 
-class Row(NamedTuple):
+class ClassDifference(NamedTuple):
     """A score of A and B as fractions, nan where there is none; `images` is how many hold the class, in truth or in a
     prediction, and `verdict` "better", "worse" or ""."""
 
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     low: float
     high: float
     images: int
-    verdict: str
+    verdict_text: str
 
 
 class Comparison(NamedTuple):
@@ -35,15 +35,15 @@ class Comparison(NamedTuple):
 
     a: Evaluation
     b: Evaluation
-    classes: tuple[Row, ...]
-    means: tuple[Row, ...]
+    classes: tuple[ClassDifference, ...]
+    means: tuple[ClassDifference, ...]
     samples: int
     seed: int
     confidence: float
     needed: int
 
 
-def draw(images: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+def draw_resamples(images: int, samples: int, generator: np.random.Generator) -> np.ndarray:
     """Return how often each image is in each resample: float64 (samples, images), each row's sum `images`."""
     drawn = generator.integers(images, size=(samples, images)) + images * np.arange(samples)[:, None]
     return np.bincount(drawn.ravel(), minlength=samples * images).reshape(samples, images).astype(np.float64)
@@ -62,13 +62,13 @@ def resample(a: Evaluation, b: Evaluation, samples: int, seed: int, block: int =
     differences = np.empty((samples, classes + len(MEANS)))
     for start in range(0, samples, rows):
         part = differences[start:start + rows]
-        sums = draw(images, len(part), generator) @ counts
+        sums = draw_resamples(images, len(part), generator) @ counts
         truth, a_hits, a_predicted, b_hits, b_predicted = np.split(sums, 5, 1)
         part[:] = scores(b_hits, truth, b_predicted) - scores(a_hits, truth, a_predicted)
     return differences
 
 
-def compare(a: Evaluation, b: Evaluation, samples: int = 2000, seed: int = 0, confidence: float = 0.95) -> Comparison:
+def compare_evaluations(a: Evaluation, b: Evaluation, samples: int = 2000, seed: int = 0, confidence: float = 0.95) -> Comparison:
     """Return the differences B less A with their intervals; of one image alone there are none.
 
     A verdict needs so many images that all of them favouring one side would be less likely than 1 - confidence if both
@@ -82,7 +82,7 @@ def compare(a: Evaluation, b: Evaluation, samples: int = 2000, seed: int = 0, co
         raise ConfigError(f"--samples {samples}: an interval of {_percent(confidence)} takes {least} to {MAX_SAMPLES}")
     if seed < 0:
         raise ConfigError(f"--seed is not negative, got {seed}")
-    a, b = pair(a, b)
+    a, b = pair_images(a, b)
     needed = math.ceil(round(1 - math.log2(1 - confidence), 6))
     images = len(a.names)
     held = [*((a.truth + a.predicted + b.predicted) > 0).sum(0).tolist(), *[images] * len(MEANS)]
@@ -96,7 +96,7 @@ def compare(a: Evaluation, b: Evaluation, samples: int = 2000, seed: int = 0, co
         tails = (0.5 - confidence / 2, 0.5 + confidence / 2)
         low, high = np.quantile(known, tails) if known.size and np.isfinite(difference) else (np.nan, np.nan)
         verdict = "" if held[index] < needed else "worse" if high < 0 else "better" if low > 0 else ""
-        rows.append(Row(name, *map(float, (of_a[index], of_b[index], difference, low, high)), held[index], verdict))
+        rows.append(ClassDifference(name, *map(float, (of_a[index], of_b[index], difference, low, high)), held[index], verdict))
     classes = sorted(rows[:-len(MEANS)], key=lambda row: math.inf if math.isnan(row.difference) else row.difference)
     return Comparison(a, b, tuple(classes), tuple(rows[-len(MEANS):]), samples, seed, confidence, needed)
 
@@ -105,11 +105,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _interval(row: Row) -> str:
-    return "-" if math.isnan(row.low) else f"{points(row.low, '+')} to {points(row.high, '+')}"
+def _interval(row: ClassDifference) -> str:
+    return "-" if math.isnan(row.low) else f"{percent_points(row.low, '+')} to {percent_points(row.high, '+')}"
 
 
-def table(comparison: Comparison) -> str:
+def comparison_table(comparison: Comparison) -> str:
     """Return the rows as text, in points; what there is none of reads "-"."""
     width = max(len(row.name) for row in (*comparison.classes, *comparison.means))
     head = ("class".ljust(width), f"{'IoU A':>6}", f"{'IoU B':>6}", f"{'B - A':>7}",
@@ -118,13 +118,13 @@ def table(comparison: Comparison) -> str:
     for position, row in enumerate((*comparison.classes, *comparison.means)):
         if position == len(comparison.classes):
             lines.append("")
-        cells = (row.name.ljust(width), f"{points(row.a):>6}", f"{points(row.b):>6}",
-                 f"{points(row.difference, '+'):>7}", f"{_interval(row):>16}", f"{row.images:>6}", row.verdict)
+        cells = (row.name.ljust(width), f"{percent_points(row.a):>6}", f"{percent_points(row.b):>6}",
+                 f"{percent_points(row.difference, '+'):>7}", f"{_interval(row):>16}", f"{row.images:>6}", row.verdict)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
-def verdict(comparison: Comparison) -> str:
+def verdict_text(comparison: Comparison) -> str:
     """Return in one sentence what the difference of mIoU is and whether it is more than chance."""
     row = comparison.means[0]
     if math.isnan(row.difference):
@@ -153,18 +153,18 @@ def remarks(comparison: Comparison) -> list[str]:
         lines.append(f"marked: {len(marked)} of {len(compared)} classes; by chance alone about "
                      f"{(1 - comparison.confidence) * len(compared):.1f} would be")
     if few := [row.name for row in comparison.classes if 0 < row.images < comparison.needed]:
-        lines.append(f"in fewer than {comparison.needed} images, too few for a mark: {some(few, 'class')}")
+        lines.append(f"in fewer than {comparison.needed} images, too few for a mark: {name_some(few, 'class')}")
     return lines
 
 
-def to_json(comparison: Comparison) -> str:
+def comparison_json(comparison: Comparison) -> str:
     """Return the comparison as JSON text: scores and differences as fractions, null where there is none."""
-    def plain(row: Row) -> dict:
+    def plain(row: ClassDifference) -> dict:
         return {key: None if value != value else value for key, value in row._asdict().items() if key != "name"}
 
     values = {"a": str(comparison.a.path), "b": str(comparison.b.path), "dataset": comparison.a.dataset,
               "split": comparison.a.split, "images": len(comparison.a.names), "samples": comparison.samples,
-              "seed": comparison.seed, "confidence": comparison.confidence, "verdict": verdict(comparison),
+              "seed": comparison.seed, "confidence": comparison.confidence, "verdict": verdict_text(comparison),
               **{row.name: plain(row) for row in comparison.means},
               "classes": {row.name: plain(row) for row in comparison.classes}}
     return json.dumps(values, indent=2) + "\n"

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kseg.config import IGNORED
+from kseg.config.sections import IGNORED
 
 # Stand-ins that occur nowhere else in a chart; the page's own colours take their place.
 INK, MUTED, GRID, ACCENT = "#010203", "#010204", "#010205", "#010206"
@@ -176,7 +176,7 @@ VOID_GREY = 72
 DARKEST = 120
 
 
-def errors(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Return uint8 (H, W, 3): red where the prediction is wrong, the pale grey picture where it is right.
 
     The image is uint8 (H, W, 3), truth and prediction are uint8 (H, W); where the truth is 255 a flat dark grey says

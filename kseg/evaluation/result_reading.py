@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     predicted: np.ndarray
 
 
-def read(path: Path) -> Evaluation:
+def read_evaluation(path: Path) -> Evaluation:
     """Return the evaluation whose metrics.json, or whose directory, is `path`; per_image.npz lies beside it.
 
     Raises DataError where a file is missing or damaged, or the counts of the images are not those of metrics.json.
@@ -91,7 +91,7 @@ def _read_counts(path: Path) -> tuple:
     hits, truth, predicted = (part.astype(np.int64) for part in counts)
     faulty = ((hits < 0) | (hits > truth) | (hits > predicted)).any(1) | (truth.sum(1) != predicted.sum(1))
     if faulty.any():
-        raise DataError(f"{path} is damaged: the counts of {some(names[faulty].tolist(), 'image')} contradict "
+        raise DataError(f"{path} is damaged: the counts of {name_some(names[faulty].tolist(), 'image')} contradict "
                         "themselves")
     return tuple(classes.tolist()), tuple(names.tolist()), hits, truth, predicted
 
@@ -99,7 +99,7 @@ def _read_counts(path: Path) -> tuple:
 def scores(hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return each class's IoU, then MEANS, as float64 (..., classes + 3) from summed counts (..., classes).
 
-    They are those of `kseg.evaluation.metrics.summary`: a ratio without a denominator is nan and left out of the mean.
+    They are those of `kseg.evaluation.metrics.summarize`: a ratio without a denominator is nan and left out of the mean.
     """
     iou, accuracy = _ratio(hits, truth + predicted - hits), _ratio(hits, truth)
     means = (_mean(iou), _ratio(hits.sum(-1), truth.sum(-1)), _mean(accuracy))
@@ -115,7 +115,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
 
 
-def pair(a: Evaluation, b: Evaluation) -> tuple[Evaluation, Evaluation]:
+def pair_images(a: Evaluation, b: Evaluation) -> tuple[Evaluation, Evaluation]:
     """Return both with B's images in A's order.
 
     Images are told by what their names do not share, for the data set may have lain in another directory, or have been
@@ -138,7 +138,7 @@ def pair(a: Evaluation, b: Evaluation) -> tuple[Evaluation, Evaluation]:
     other = (a.truth != b.truth).any(1)
     if other.any():
         raise DataError(f"{a.path} and {b.path} were counted on other labels of "
-                        f"{some([name for name, differs in zip(a.names, other) if differs], 'image')}")
+                        f"{name_some([name for name, differs in zip(a.names, other) if differs], 'image')}")
     return a, b
 
 
@@ -154,16 +154,16 @@ def _own_parts(names: tuple[str, ...]) -> tuple[str, ...]:
 def _difference(a: tuple[str, ...], b: tuple[str, ...], noun: str = "class") -> str:
     """Return ": ..." with what is in one alone, the first few named; "" where both hold the same."""
     alone = {"first": Counter(a) - Counter(b), "second": Counter(b) - Counter(a)}
-    parts = [f"only the {which} has {some(list(names.elements()), noun)}" for which, names in alone.items() if names]
+    parts = [f"only the {which} has {name_some(list(names.elements()), noun)}" for which, names in alone.items() if names]
     return f": {'; '.join(parts)}" if parts else ""
 
 
-def some(names: list[str], noun: str) -> str:
+def name_some(names: list[str], noun: str) -> str:
     """Return "5 images (a, b, c, ...)"."""
     plural = noun + ("" if len(names) == 1 else "es" if noun == "class" else "s")
     return f"{len(names)} {plural} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
 
 
-def points(value: float, sign: str = "") -> str:
+def percent_points(value: float, sign: str = "") -> str:
     """Return a fraction as points of a hundred with two decimals, with its sign where `sign` is "+"; nan is "-"."""
     return "-" if math.isnan(value) else f"{100 * value:{sign}.2f}"

@@ -31,11 +31,11 @@ from kseg.evaluation.counter import Counts
 from kseg.system import atomic_files
 
 
-def summary(counts: Counts, config: Config, dataset: Dataset, split: str) -> dict:
+def summarize_split(counts: Counts, config: Config, dataset: Dataset, split: str) -> dict:
     """Return all figures of a counted split: metrics.summary's, those of its boundary bands, and the published ones."""
     boundary = metrics.boundary_summary(counts.bands, dataset.classes)
     headline = boundary["mIoU"][boundary["widths"].index(boundary["width"])]
-    return {"split": split, "images": len(counts.names), **metrics.summary(counts.matrix, dataset.classes),
+    return {"split": split, "images": len(counts.names), **metrics.summarize(counts.matrix, dataset.classes),
             "boundary_mIoU": headline, "boundary": boundary, "published": zoo.published(config, split),
             "config": configs.to_dict(config)}
 
@@ -90,19 +90,19 @@ def worst_first(counts: Counts) -> list[int]:
     return [int(index) for index in np.argsort(image_mious(counts), kind="stable")]
 
 
-def write(out: Path, results: dict, counts: Counts, classes: tuple[str, ...]) -> None:
+def write_results(out: Path, results: dict, counts: Counts, classes: tuple[str, ...]) -> None:
     """Write all but the report to a directory; raises OSError where it cannot be written."""
     np.save(out / "confusion.npy", counts.matrix)
     np.save(out / "bands.npy", counts.bands)
     np.savez_compressed(out / "per_image.npz", names=np.array(image_names(counts), str), classes=np.array(classes, str),
                         hits=counts.hits, truth=counts.truth, predicted=counts.predicted)
-    atomic_files.write_text(out / "per_image.csv", per_image(counts, classes))
+    atomic_files.write_text(out / "per_image.csv", per_image_csv(counts, classes))
     # JSON has no nan; an absent class reads null. Last: where it stands, the others do.
     plain = json.loads(json.dumps(results), parse_constant=lambda name: None)
     atomic_files.write_text(out / "metrics.json", json.dumps(plain, indent=2) + "\n")
 
 
-def per_image(counts: Counts, classes: tuple[str, ...]) -> str:
+def per_image_csv(counts: Counts, classes: tuple[str, ...]) -> str:
     """Return a CSV table of the images, worst first: name, mIoU, accuracy, labelled pixels and the IoU of each class.
 
     Fractions; empty where an image has no such pixels.

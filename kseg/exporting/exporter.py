@@ -20,7 +20,7 @@ from kseg.errors import UserError
 from kseg.evaluation import confusion, metrics, results
 from kseg.evaluation.counter import Counter
 from kseg.exporting import warmup
-from kseg.exporting.precisions import network
+from kseg.exporting.precisions import export_network
 from kseg.exporting.signatures import Served
 from kseg.input_pipeline import batching
 from kseg.system import atomic_files
@@ -45,14 +45,14 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
     try:
         out.mkdir(parents=True, exist_ok=True)
         try:
-            served = Served(network(model, config, options.precision), config, size, options.max_pixels,
+            served = Served(export_network(model, config, options.precision), config, size, options.max_pixels,
                             options.all_scores)
             with tempfile.TemporaryDirectory() as directory:
                 served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
                     Path(directory), config, dataset, weights)]
                 tf.saved_model.save(served, str(temporary), signatures=served.answers)
-            atomic_files.write_text(temporary / "signatures.txt", described(temporary))
-            warmup.write(temporary, size, options.warmup_batches, report)
+            atomic_files.write_text(temporary / "signatures.txt", signature_text(temporary))
+            warmup.write_warmup(temporary, size, options.warmup_batches, report)
             os.replace(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -80,7 +80,7 @@ def write_assets(directory: Path, config: Config, dataset: Dataset, weights: Pat
     return [directory / name for name in contents]
 
 
-def described(directory: Path) -> str:
+def signature_text(directory: Path) -> str:
     """Return the signatures of a SavedModel as text: one line for each input and output, sorted."""
     signatures = tf.saved_model.load(str(directory)).signatures
     lines = []
@@ -94,7 +94,7 @@ def described(directory: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def accuracy(place: Path, config: Config, dataset: Dataset, split: str, progress: Progress | None = None) -> dict:
+def exported_accuracy(place: Path, config: Config, dataset: Dataset, split: str, progress: Progress | None = None) -> dict:
     """Return `metrics.summary` of what an exported model's predict_tensor says of a whole split."""
     answer = tf.saved_model.load(str(place)).signatures["predict_tensor"]
     matrix = np.zeros((len(dataset.classes),) * 2, np.int64)
@@ -103,15 +103,15 @@ def accuracy(place: Path, config: Config, dataset: Dataset, split: str, progress
         matrix += confusion.confusion(example["label"][None], ids, len(dataset.classes)).numpy()
         if progress:
             progress.update(count)
-    return metrics.summary(matrix, dataset.classes)
+    return metrics.summarize(matrix, dataset.classes)
 
 
-def compare(model: keras.Model, place: Path, config: Config, dataset: Dataset, split: str,
+def compare_exported(model: keras.Model, place: Path, config: Config, dataset: Dataset, split: str,
             report: Callable[[str], None] = print) -> None:
     """Report a split's mIoU of the model and of what was exported of it."""
     names = registry.open_split(config.data, split).names
     counter = Counter(model, config, len(dataset.classes), tf.distribute.get_strategy())
-    before = metrics.summary(counter.count(split, Progress(len(names), "images", report)).matrix, dataset.classes)
-    after = accuracy(place, config, dataset, split, Progress(len(names), "images", report))
+    before = metrics.summarize(counter.count(split, Progress(len(names), "images", report)).matrix, dataset.classes)
+    after = exported_accuracy(place, config, dataset, split, Progress(len(names), "images", report))
     report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split}: {100 * before['mIoU']:.3f} before, "
            f"{100 * after['mIoU']:.3f} exported, {100 * (after['mIoU'] - before['mIoU']):+.3f}")

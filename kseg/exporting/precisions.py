@@ -33,23 +33,23 @@ class Network(tf.Module):
         return {"main": self._call(images)}
 
 
-def folded(model: keras.Model, config: Config) -> keras.Model:
+def folded_model(model: keras.Model, config: Config) -> keras.Model:
     """Return a copy of a built model's main head for the devices that config.export.device names."""
-    return folding.fold(models.main_only(model), config.export.device == "cpu")
+    return folding.fold_batch_norms(models.main_only(model), config.export.device == "cpu")
 
 
 def float32(model: keras.Model, config: Config) -> Network:
     """The model's own weights."""
-    main = folded(model, config)
+    main = folded_model(model, config)
     return Network(lambda images: main(images, training=False), [each.value for each in main.variables],
                    main.output.shape[-1])
 
 
 def bfloat16(model: keras.Model, config: Config) -> Network:
     """The same weights, layers computing in bfloat16."""
-    main = folded(model, config)
+    main = folded_model(model, config)
     bare = models.build(config.model, main.output.shape[-1], precision="mixed_bfloat16")
-    low = folded(bare, config)
+    low = folded_model(bare, config)
     low.set_weights(main.get_weights())
     return Network(lambda images: low(images, training=False), [each.value for each in low.variables],
                    main.output.shape[-1])
@@ -57,7 +57,7 @@ def bfloat16(model: keras.Model, config: Config) -> Network:
 
 def dynamic_range(model: keras.Model, config: Config) -> Network:
     """Kernels stored as int8 with one scale for each output channel, a quarter of the size; computed in float32."""
-    main = folded(model, config)
+    main = folded_model(model, config)
     held, readers = [], []
     for variable in main.variables:
         value = variable.numpy()
@@ -66,7 +66,7 @@ def dynamic_range(model: keras.Model, config: Config) -> Network:
             held.append(own)
             readers.append(own.read_value)
             continue
-        whole, scale = quantised(value)
+        whole, scale = quantized(value)
         pair = tf.Variable(whole, trainable=False), tf.Variable(scale, trainable=False)
         held += pair
         readers.append(lambda pair=pair: tf.cast(pair[0], tf.float32) * pair[1])
@@ -82,7 +82,7 @@ def dynamic_range(model: keras.Model, config: Config) -> Network:
     return Network(call, held, main.output.shape[-1])
 
 
-def quantised(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantized(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return int8 whole numbers and float32 scales whose product is the kernel to half a step.
 
     One scale for each index of the last axis, or where that has one alone (a depthwise kernel) of the one before it.
@@ -98,7 +98,7 @@ def quantised(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 PRECISIONS = {"float32": float32, "bfloat16": bfloat16, "dynamic-range": dynamic_range}
 
 
-def network(model: keras.Model, config: Config, precision: str) -> Network:
+def export_network(model: keras.Model, config: Config, precision: str) -> Network:
     """Return the network that is exported of a built model; raises ConfigError for an unknown precision."""
     if precision not in PRECISIONS:
         raise ConfigError(unknown("precision", precision, PRECISIONS))

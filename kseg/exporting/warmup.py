@@ -14,7 +14,7 @@ from kseg.exporting.signatures import IMAGE_FEATURE
 PLACE = Path("assets.extra", "tf_serving_warmup_requests")
 
 
-def write(directory: Path, size: tuple[int, int], batches: tuple[int, ...], report: Callable[[str], None]) -> None:
+def write_warmup(directory: Path, size: tuple[int, int], batches: tuple[int, ...], report: Callable[[str], None]) -> None:
     """Write a request for each signature and batch size of a SavedModel, read all back and run them.
 
     Pictures are (height, width) `size`. The messages' classes come with the extra [serving]; without it nothing is
@@ -36,10 +36,10 @@ def write(directory: Path, size: tuple[int, int], batches: tuple[int, ...], repo
                 for key, values in example_inputs(signatures[name], size, batch).items():
                     log.predict_log.request.inputs[key].CopyFrom(tf.make_tensor_proto(values))
                 writer.write(log.SerializeToString())
-    replay(path, signatures)
+    replay_warmup(path, signatures)
 
 
-def replay(path: Path, signatures) -> int:
+def replay_warmup(path: Path, signatures) -> int:
     """Run the requests of a warm-up file on a loaded model's signatures, as a server does, and return how many."""
     from tensorflow_serving.apis import prediction_log_pb2
 

@@ -71,7 +71,7 @@ def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool
 def _upper_rows(data: tf.Tensor, rows: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, bool]:
     """Return the upper rows of a PNG of that size, and True; of any other one nothing, and False."""
     encoded = data.numpy()
-    shorter = png.first_rows(encoded, int(rows)) if png.sides(encoded) == tuple(size.numpy()) else encoded
+    shorter = png.first_rows(encoded, int(rows)) if png.png_size(encoded) == tuple(size.numpy()) else encoded
     if shorter is encoded:
         return tf.zeros((0, 0, 3), tf.uint8), False
     # Of mere bytes TensorFlow would look at each.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from kseg.config import IGNORED
+from kseg.config.sections import IGNORED
 
 GAP = 4
 MARGIN = 12
@@ -13,7 +13,7 @@ FONT_SIZE = 14
 LEGEND_ROWS = 25
 
 
-def colour(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+def colorize(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """Return uint8 (H, W, 3) colours for uint8 (H, W) class ids; 255 and ids beyond the palette are black.
 
     Raises ValueError for ids of another type or shape.
@@ -36,7 +36,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: Sequence[tuple[int, int
         raise ValueError(f"the picture must be uint8 {(*ids.shape, 3)} as its ids, got {image.dtype} {image.shape}")
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be between 0 and 1, got {opacity}")
-    mixed = colour(ids, palette).astype(np.float32)
+    mixed = colorize(ids, palette).astype(np.float32)
     mixed -= image
     mixed *= np.float32(opacity)
     mixed[ids >= min(len(palette), IGNORED)] = 0

@@ -82,7 +82,7 @@ def as_rgb(image: Image.Image, path: Path | str) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def save(picture: Image.Image | np.ndarray, path: Path | str) -> None:
+def save_image(picture: Image.Image | np.ndarray, path: Path | str) -> None:
     """Write a PIL image or a uint8 array, (H, W) or (H, W, 3), as PNG, making missing directories.
 
     A reader sees the old file or the whole new one, never a part. Raises UserError naming the file where it cannot be
@@ -92,12 +92,12 @@ def save(picture: Image.Image | np.ndarray, path: Path | str) -> None:
         if picture.dtype != np.uint8 or picture.ndim != 2 and picture.shape[2:] != (3,):
             raise ValueError(f"a picture must be uint8 (H, W) or (H, W, 3), got {picture.dtype} {picture.shape}")
         picture = Image.fromarray(picture)
-    with replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
 @contextlib.contextmanager
-def replacing(path: Path | str, suffix: str = ".tmp") -> Iterator[Path]:
+def replacing_file(path: Path | str, suffix: str = ".tmp") -> Iterator[Path]:
     """Give a hidden path beside `path` to write to, which takes its place where the block ends without an error.
 
     A reader sees the old file or the whole new one, never a part. Missing directories are made. Raises UserError naming

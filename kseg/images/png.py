@@ -19,7 +19,7 @@ BLOCK = 65535
 END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
-def sides(data: bytes) -> tuple[int, int]:
+def png_size(data: bytes) -> tuple[int, int]:
     """Return (height, width) of a PNG by its header; (0, 0) where that is cut off."""
     return struct.unpack_from(">II", data, SIDES)[::-1] if len(data) >= KIND else (0, 0)
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 from kseg.config import Config
 
 
-def normalise(images: tf.Tensor, config: Config) -> tf.Tensor:
+def normalize(images: tf.Tensor, config: Config) -> tf.Tensor:
     """Return RGB images on the 0..255 scale as float32 with the config's mean and deviation taken out."""
     mean, std = (tf.constant(values, tf.float32) for values in (config.data.mean, config.data.std))
     # Row by row: TensorFlow takes five times as long over three numbers at a time.
@@ -15,7 +15,7 @@ def normalise(images: tf.Tensor, config: Config) -> tf.Tensor:
     return tf.ensure_shape(tf.reshape(rows, shape), images.shape)
 
 
-def fitted_size(height, width, box):
+def fit_size(height, width, box):
     """Return the (height, width) that fits a picture into a box of two sides, keeping its ratio (mmcv's rescale_size).
 
     The picture's longer side may reach the box's longer one and its shorter the shorter, whichever comes first.

@@ -31,7 +31,7 @@ class Video:
 
         self.path = Path(path)
         try:
-            self._lengths = video_length.lengths(self.path)
+            self._lengths = video_length.video_lengths(self.path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from None
         if not _is_text(self.path):
@@ -84,7 +84,7 @@ class Video:
 
 
 @contextlib.contextmanager
-def writer(path: Path | str, size: tuple[int, int], rate: float) -> Iterator[Callable[[np.ndarray], None]]:
+def video_writer(path: Path | str, size: tuple[int, int], rate: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Give a function that appends uint8 RGB frames (height, width, 3) of that size to a new MPEG-4 video, an .mp4.
 
     OpenCV writes even sizes only: the last row or column of an odd one is written twice. The file appears where the
@@ -95,7 +95,7 @@ def writer(path: Path | str, size: tuple[int, int], rate: float) -> Iterator[Cal
     if not _is_text(path):
         raise UserError(f"cannot write {str(path)!r}: OpenCV writes no file whose path is not UTF-8; take another one")
     height, width = size
-    with image_files.replacing(path, suffix=".mp4") as temporary:
+    with image_files.replacing_file(path, suffix=".mp4") as temporary:
         # OpenCV itself would not say that there is no room, or no right to write.
         temporary.touch()
         video = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate,

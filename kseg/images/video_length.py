@@ -26,7 +26,7 @@ class Lengths(NamedTuple):
     counted: bool
 
 
-def lengths(path: Path | str) -> Lengths:
+def video_lengths(path: Path | str) -> Lengths:
     """Return what a video file says of its length; raises OSError where it cannot be read."""
     size = Path(path).stat().st_size
     with open(path, "rb") as file:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from kseg.datasets.registry import Dataset
 
 
-class Failure(NamedTuple):
+class FailedFile(NamedTuple):
     """A file that could not be read, or a video not to its end, and the message that names it."""
 
     path: Path
     message: str
 
 
-class Run(NamedTuple):
+class PredictionRun(NamedTuple):
     """What all pictures and videos of a run share; `kinds` are empty where none were asked for."""
 
     look: Callable[[np.ndarray], Prediction]
@@ -37,9 +37,9 @@ class Run(NamedTuple):
     report: Callable[[str], None]
 
 
-def predict(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str | Path], out: Path, dataset: "Dataset",
+def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str | Path], out: Path, dataset: "Dataset",
             report: Callable[[str], None] = print, kinds: Sequence[str] = (),
-            scorer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None) -> list[Failure]:
+            scorer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None) -> list[FailedFile]:
     """Write results and the legend for all inputs to `out`, and return the files that could not be read to their end.
 
     `predictor` takes a uint8 RGB picture (H, W, 3) and returns its uint8 class ids (H, W). `kinds` are names of
@@ -56,13 +56,13 @@ def predict(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str 
     chosen = find_pictures(inputs, out, kinds or DEFAULT_KINDS)
     output_kinds.require_classes(kinds, dataset)
     if "cityscapes-labelids" in kinds:
-        odd = output_kinds.misnamed(picture.result("cityscapes-labelids", 0 if picture.video else None)
+        odd = output_kinds.ambiguous_names(picture.result("cityscapes-labelids", 0 if picture.video else None)
                                for picture in chosen)
         if odd:
             report(f"note: for Cityscapes' test server each result's name begins with the picture's own "
                    f"CITY_SEQUENCE_FRAME; {len(odd)} of {len(chosen)} do not, such as {odd[0]}")
-    image_files.save(drawing.legend(dataset.classes, dataset.palette), out / "legend.png")
-    run = Run(look, out, dataset.palette, kinds, report)
+    image_files.save_image(drawing.legend(dataset.classes, dataset.palette), out / "legend.png")
+    run = PredictionRun(look, out, dataset.palette, kinds, report)
     images, clips = [each for each in chosen if not each.video], [each for each in chosen if each.video]
     failures = _predict_images(run, images)
     written = [f"{len(images) - len(failures)} images"] if images else []
@@ -78,8 +78,8 @@ def predict(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str 
     return failures
 
 
-def _predict_images(run: Run, images: Sequence[Picture]) -> list[Failure]:
-    failures: list[Failure] = []
+def _predict_images(run: PredictionRun, images: Sequence[Picture]) -> list[FailedFile]:
+    failures: list[FailedFile] = []
     progress = Progress(len(images), "images", run.report)
     for done, picture in enumerate(images, 1):
         try:
@@ -89,12 +89,12 @@ def _predict_images(run: Run, images: Sequence[Picture]) -> list[Failure]:
             _note(failures, picture, "skipped", str(error))
         else:
             for kind, array in arrays.items():
-                output_kinds.save(array, run.out / picture.result(kind))
+                output_kinds.save_result(array, run.out / picture.result(kind))
         progress.update(done)
     return failures
 
 
-def _predict_video(run: Run, clip: Picture, failures: list[Failure]) -> int:
+def _predict_video(run: PredictionRun, clip: Picture, failures: list[FailedFile]) -> int:
     """Write a video's results, and return the number of frames that it gave; appends to `failures` where it ends early.
     """
     kinds = run.kinds or ("overlay",)
@@ -117,10 +117,10 @@ def _predict_video(run: Run, clip: Picture, failures: list[Failure]) -> int:
                         # Not before: a video of no frames is none.
                         if kind not in films:
                             films[kind] = stack.enter_context(
-                                video_files.writer(run.out / clip.result(kind), array.shape[:2], video.rate))
+                                video_files.video_writer(run.out / clip.result(kind), array.shape[:2], video.rate))
                         films[kind](array)
                     else:
-                        output_kinds.save(array, run.out / clip.result(kind, done))
+                        output_kinds.save_result(array, run.out / clip.result(kind, done))
                 done += 1
                 progress.update(done)
         except DataError as error:
@@ -130,7 +130,7 @@ def _predict_video(run: Run, clip: Picture, failures: list[Failure]) -> int:
     return done
 
 
-def _results(run: Run, image: np.ndarray, kinds: Sequence[str], name: str) -> dict[str, np.ndarray]:
+def _results(run: PredictionRun, image: np.ndarray, kinds: Sequence[str], name: str) -> dict[str, np.ndarray]:
     """Return the array of each kind of result for a picture, uint8 RGB (H, W, 3).
 
     Raises DataError naming the picture where the model cannot look at it, as one that is too large.
@@ -146,8 +146,8 @@ def _results(run: Run, image: np.ndarray, kinds: Sequence[str], name: str) -> di
         raise
 
 
-def _note(failures: list[Failure], picture: Picture, what: str, message: str) -> None:
+def _note(failures: list[FailedFile], picture: Picture, what: str, message: str) -> None:
     """Append a failure, and say so on stderr."""
-    failures.append(Failure(picture.path, message))
+    failures.append(FailedFile(picture.path, message))
     # A progress line may stand half-written on a terminal.
     print(f"{progress.CLEAR_LINE if sys.stderr.isatty() else ''}{what}: {message}", file=sys.stderr)

@@ -70,7 +70,7 @@ KINDS = {
 }
 
 
-def chosen(values: Sequence[str]) -> tuple[str, ...]:
+def parse_kinds(values: Sequence[str]) -> tuple[str, ...]:
     """Return the kinds that --save's values name, each of which may join several with commas, in KINDS' order.
 
     Raises UserError for an unknown kind, or where none is named.
@@ -96,7 +96,7 @@ def require_classes(kinds: Sequence[str], dataset: "Dataset") -> None:
                         f"{len(found)} of {dataset.name}; class {index} is {there!r} there and {here!r} here")
 
 
-def misnamed(names: Iterable[PurePath]) -> list[str]:
+def ambiguous_names(names: Iterable[PurePath]) -> list[str]:
     """Return the results' names by which Cityscapes' test server would find none, or more than one, for a picture."""
     seen: dict[str, int] = {}
     matches = [(str(name), CITYSCAPES_NAME.fullmatch(name.name)) for name in names]
@@ -106,14 +106,14 @@ def misnamed(names: Iterable[PurePath]) -> list[str]:
     return [name for name, match in matches if not match or seen[match[1]] > 1]
 
 
-def save(array: np.ndarray, path: Path) -> None:
+def save_result(array: np.ndarray, path: Path) -> None:
     """Write a result's array as the suffix of `path` says, .png or .npy; raises UserError where it cannot be written.
 
     A reader sees the old file or the whole new one, never a part.
     """
     if path.suffix == ".png":
-        image_files.save(array, path)
+        image_files.save_image(array, path)
         return
     # np.save appends its suffix to any other.
-    with image_files.replacing(path, suffix=".npy") as temporary:
+    with image_files.replacing_file(path, suffix=".npy") as temporary:
         np.save(temporary, array)

@@ -18,20 +18,20 @@ from kseg.inference.tiling import Rows
 LARGEST = 2**26
 
 
-def prepare(images: tf.Tensor, config: Config) -> tf.Tensor:
+def preprocess(images: tf.Tensor, config: Config) -> tf.Tensor:
     """Return the network's input, normalised float32, for RGB images 0..255 (N, H, W, 3).
 
     Where evaluate.resize says so they are fitted into its box first, as bytes.
     """
-    return resizing.normalise(fitted(images, config), config)
+    return resizing.normalize(fit_images(images, config), config)
 
 
-def fitted(images: tf.Tensor, config: Config) -> tf.Tensor:
+def fit_images(images: tf.Tensor, config: Config) -> tf.Tensor:
     """Return RGB images 0..255 fitted into the box of evaluate.resize, int32, or where it is empty as they are."""
     if not config.evaluate.resize:
         return images
     shape = tf.shape(images)
-    return resizing.resize_bytes(images, resizing.fitted_size(shape[1], shape[2], config.evaluate.resize))
+    return resizing.resize_bytes(images, resizing.fit_size(shape[1], shape[2], config.evaluate.resize))
 
 
 def predict_logits(model: keras.Model, inputs: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
@@ -42,10 +42,10 @@ def predict_logits(model: keras.Model, inputs: tf.Tensor, size: tuple, config: C
     size anyhow.
     """
     total = _empty(model, inputs, size)
-    return _each_stripe(model, inputs, tf.identity, size, config, Pass(), _add, (total,))[0]
+    return _each_stripe(model, inputs, tf.identity, size, config, ScalePass(), _add, (total,))[0]
 
 
-class Pass(NamedTuple):
+class ScalePass(NamedTuple):
     """One look of the network at a picture: what activates its logits, and what mirrors scores back."""
 
     activation: Callable[[tf.Tensor], tf.Tensor] = tf.identity
@@ -53,7 +53,7 @@ class Pass(NamedTuple):
 
 
 def _each_stripe(model: keras.Model, inputs: tf.Tensor, normalise_part: Callable[[tf.Tensor], tf.Tensor], size: tuple,
-                 config: Config, look: Pass, use: Callable[..., tuple], state: tuple) -> tuple:
+                 config: Config, look: ScalePass, use: Callable[..., tuple], state: tuple) -> tuple:
     """Return the state after `state = use(state, first, last, scores)` of each stripe of rows at `size`, top to bottom.
 
     `normalise_part` makes the network's input of any part of `inputs` (N, H, W, 3). Scores are activated logits by
@@ -63,19 +63,19 @@ def _each_stripe(model: keras.Model, inputs: tf.Tensor, normalise_part: Callable
 
     def finish(scores: Rows, known: tf.Tensor, state: tuple) -> tuple:
         first, *state = state
-        last = tiling.reach(scores, size[0], align_corners, known)
+        last = tiling.settled_rows(scores, size[0], align_corners, known)
         # Mirrored back where both systems do it, before the last resize.
         turned = scores._replace(take=lambda first, last: look.turned(scores.take(first, last)))
-        final = tiling.resized(turned, size, align_corners)
-        return last, *tiling.fold(final, first, last, use, tuple(state))
+        final = tiling.resized_rows(turned, size, align_corners)
+        return last, *tiling.fold_stripes(final, first, last, use, tuple(state))
 
     state = (tf.constant(0), *state)
     if config.evaluate.window:
-        return sliding_window.slide(model, inputs, normalise_part, config, look.activation, finish, state)[1:]
-    scores = tiling.of(look.activation(model(normalise_part(inputs), training=False)["main"]))
+        return sliding_window.sliding_window_scores(model, inputs, normalise_part, config, look.activation, finish, state)[1:]
+    scores = tiling.rows_in_memory(look.activation(model(normalise_part(inputs), training=False)["main"]))
     if config.evaluate.resize_logits == "twice":
         own = tf.shape(inputs)
-        scores = tiling.resized(scores, (own[1], own[2]), align_corners)
+        scores = tiling.resized_rows(scores, (own[1], own[2]), align_corners)
     return finish(scores, scores.height, state)[1:]
 
 
@@ -87,7 +87,7 @@ def _empty(model: keras.Model, images: tf.Tensor, size: tuple) -> tf.Tensor:
 def _add(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
     """Add a stripe to the sum of scores."""
     total, = state
-    return tiling.update(total, first, last, total[:, first:last] + scores),
+    return tiling.update_rows(total, first, last, total[:, first:last] + scores),
 
 
 def _choose(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
@@ -97,7 +97,7 @@ def _choose(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) 
     finite = tf.reduce_all(tf.math.is_finite(scores), axis=-1)
     # GPUs sum up int64, but leave int32 to the CPU.
     unsure += tf.ensure_shape(tf.reduce_sum(tf.cast(~finite, tf.int64), axis=(1, 2)), unsure.shape)
-    return tiling.update(ids, first, last, best), unsure
+    return tiling.update_rows(ids, first, last, best), unsure
 
 
 def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
@@ -110,8 +110,8 @@ def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, config: C
     settings = config.evaluate
     if not settings.scales and not settings.flip:
         state = (_empty(model, images, size),)
-        return _each_stripe(model, fitted(images, config), lambda part: resizing.normalise(part, config), size, config,
-                            Pass(), _add, state)[0]
+        return _each_stripe(model, fit_images(images, config), lambda part: resizing.normalize(part, config), size, config,
+                            ScalePass(), _add, state)[0]
     total, passes = _sum(model, images, size, config)
     return total / passes
 
@@ -141,7 +141,7 @@ def _sum(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> 
 
         inputs = turned(scaled_input(images, tf.gather(scales, number // ways), config))
         inputs = tf.ensure_shape(inputs, (None, None, None, 3))
-        total, = _each_stripe(model, inputs, tf.identity, size, config, Pass(activation, turned), add, (total,))
+        total, = _each_stripe(model, inputs, tf.identity, size, config, ScalePass(activation, turned), add, (total,))
         return number + 1, total
 
     passes = ways * len(scales)
@@ -157,12 +157,12 @@ def scaled_input(images: tf.Tensor, factor: tf.Tensor, config: Config) -> tf.Ten
     are.
     """
     if not config.evaluate.scales:
-        return prepare(images, config)
+        return preprocess(images, config)
     shape = tf.shape(images)
     if config.evaluate.scale_of == "picture":
         box = tf.cast(tf.cast(shape[1:3], tf.float64) * factor + 0.5, tf.int32)
-        return resizing.normalise(resizing.resize_bytes(images, resizing.fitted_size(shape[1], shape[2], box)), config)
-    inputs = prepare(images, config)
+        return resizing.normalize(resizing.resize_bytes(images, resizing.fit_size(shape[1], shape[2], box)), config)
+    inputs = preprocess(images, config)
     for axis in (1, 2):
         length = tf.shape(inputs)[axis]
         target = tf.maximum(tf.cast(tf.cast(length, tf.float64) * factor, tf.int32), 1)
@@ -195,12 +195,12 @@ def predict_checked(model: keras.Model, images: tf.Tensor, size: tuple, config: 
     state = (tf.zeros([number, height, width], tf.uint8), tf.zeros([number], tf.int64))
     if settings.scales or settings.flip:
         total, passes = _sum(model, images, size, config)
-        maps = tiling.of(total)
+        maps = tiling.rows_in_memory(total)
         maps = maps._replace(take=lambda first, last: total[:, first:last] / passes)
-        ids, unsure = tiling.fold(maps, tf.constant(0), maps.height, _choose, state)
+        ids, unsure = tiling.fold_stripes(maps, tf.constant(0), maps.height, _choose, state)
     else:
-        ids, unsure = _each_stripe(model, fitted(images, config), lambda part: resizing.normalise(part, config), size, config,
-                                   Pass(), _choose, state)
+        ids, unsure = _each_stripe(model, fit_images(images, config), lambda part: resizing.normalize(part, config), size, config,
+                                   ScalePass(), _choose, state)
     return tf.cast(ids, tf.int32), tf.cast(unsure, tf.int32)
 
 
@@ -220,7 +220,7 @@ def require_size(height: int, width: int, config: Config) -> None:
     else:
         own_height, own_width = height, width
         if settings.resize:
-            own_height, own_width = (int(side) for side in resizing.fitted_size(height, width, settings.resize))
+            own_height, own_width = (int(side) for side in resizing.fit_size(height, width, settings.resize))
         own_height, own_width = own_height * factor, own_width * factor
     if own_height * own_width > LARGEST:
         raise DataError(

@@ -99,7 +99,7 @@ class Segmenter:
         return drawing.overlay(picture, self._ids(picture), self.palette, opacity)
 
 
-def load(directory: Path | str, weights: Path | str | None = None, tta: bool = False) -> Segmenter:
+def load_segmenter(directory: Path | str, weights: Path | str | None = None, tta: bool = False) -> Segmenter:
     """Return the model of a working directory of kseg.train, as `trained_model.load_trained` describes it."""
     workdir, weights = Path(directory).expanduser(), Path(weights).expanduser() if weights is not None else None
     return Segmenter(*trained_model.load_trained(workdir, weights, tta))

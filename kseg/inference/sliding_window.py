@@ -14,7 +14,7 @@ from kseg.models.layers import resize
 PIXELS_PER_CALL = 2**21
 
 
-def slide(model: keras.Model, inputs: tf.Tensor, normalise: Callable[[tf.Tensor], tf.Tensor], config: Config,
+def sliding_window_scores(model: keras.Model, inputs: tf.Tensor, normalise: Callable[[tf.Tensor], tf.Tensor], config: Config,
           activation: Callable[[tf.Tensor], tf.Tensor], finish: Callable[..., tuple], state: tuple) -> tuple:
     """Return the state after `state = finish(rows, known, state)` of each row of windows, from top to bottom.
 

@@ -20,13 +20,13 @@ class Rows(NamedTuple):
     take: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def of(maps: tf.Tensor) -> Rows:
+def rows_in_memory(maps: tf.Tensor) -> Rows:
     """Return the rows of float32 maps (N, height, width, C) that are in memory."""
     shape = tf.shape(maps)
     return Rows(shape[1], shape[2], shape[0] * shape[2] * shape[3], lambda first, last: maps[:, first:last])
 
 
-def resized(source: Rows, size: tuple, align_corners: bool) -> Rows:
+def resized_rows(source: Rows, size: tuple, align_corners: bool) -> Rows:
     """Return rows of what kseg.models.layers.resize makes of the whole maps at `size` (height, width).
 
     On a CPU the same numbers bit for bit: positions and weights are those of the whole map, and each step rounds where
@@ -34,7 +34,7 @@ def resized(source: Rows, size: tuple, align_corners: bool) -> Rows:
     last bit.
     """
     height, width = size
-    lower, upper, share = positions(source.height, height, align_corners)
+    lower, upper, share = source_positions(source.height, height, align_corners)
     same = (source.height == height) & (source.width == width)
 
     def interpolated(first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
@@ -53,7 +53,7 @@ def resized(source: Rows, size: tuple, align_corners: bool) -> Rows:
                 lambda first, last: tf.cond(same, lambda: source.take(first, last), lambda: interpolated(first, last)))
 
 
-def positions(length: tf.Tensor, target: tf.Tensor, align_corners: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def source_positions(length: tf.Tensor, target: tf.Tensor, align_corners: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return for each of `target` positions of a side the two of `length` it lies between and the second one's weight.
 
     int32, int32 and float32 (target,), rounded as TensorFlow's ResizeBilinear rounds them.
@@ -68,13 +68,13 @@ def positions(length: tf.Tensor, target: tf.Tensor, align_corners: bool) -> tupl
     return tf.clip_by_value(tf.cast(below, tf.int32), 0, upper), upper, exact - below
 
 
-def reach(source: Rows, height: tf.Tensor, align_corners: bool, known: tf.Tensor) -> tf.Tensor:
+def settled_rows(source: Rows, height: tf.Tensor, align_corners: bool, known: tf.Tensor) -> tf.Tensor:
     """Return how many rows of maps resized to `height` are settled by the first `known` rows of their source."""
-    _, upper, _ = positions(source.height, height, align_corners)
+    _, upper, _ = source_positions(source.height, height, align_corners)
     return tf.reduce_sum(tf.cast(upper < known, tf.int32))
 
 
-def fold(rows: Rows, first: tf.Tensor, last: tf.Tensor, use: Callable[..., tuple], state: tuple) -> tuple:
+def fold_stripes(rows: Rows, first: tf.Tensor, last: tf.Tensor, use: Callable[..., tuple], state: tuple) -> tuple:
     """Return the state after `state = use(state, begin, end, maps)` of each stripe of the rows first to before last.
 
     Stripes come from top to bottom; `maps` are the rows from begin to before end, float32 (N, end - begin, width, C).
@@ -89,7 +89,7 @@ def fold(rows: Rows, first: tf.Tensor, last: tf.Tensor, use: Callable[..., tuple
     return tuple(state)
 
 
-def update(maps: tf.Tensor, first: tf.Tensor, last: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def update_rows(maps: tf.Tensor, first: tf.Tensor, last: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """Return maps (N, height, ...) with rows (N, last - first, ...) instead of theirs; in place where that can be."""
     return tf.raw_ops.TensorStridedSliceUpdate(
         input=maps, begin=tf.stack([0, first]), end=tf.stack([0, last]), strides=[1, 1], begin_mask=1, end_mask=1,

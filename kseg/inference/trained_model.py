@@ -24,10 +24,10 @@ def load_trained(workdir: Path, weights: Path | None = None, tta: bool = False, 
     """
     from kseg.inference import trained_model
 
-    config, dataset = trained_model.read(workdir)
+    config, dataset = trained_model.read_workdir(workdir)
     for override in overrides:
         config = values.set_value(config, override)
-    return load_with_weights(checks.check(config), dataset, weights or trained_model.best_weights(workdir), tta)
+    return load_with_weights(checks.check_config(config), dataset, weights or trained_model.best_weights(workdir), tta)
 
 
 def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tta: bool) -> tuple:
@@ -47,7 +47,7 @@ def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tt
     return model, config, dataset
 
 
-def read(workdir: Path) -> tuple[Config, Dataset]:
+def read_workdir(workdir: Path) -> tuple[Config, Dataset]:
     """Return the config and the data set record of a run, which need none of its data."""
     try:
         config = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from kseg.config import IGNORED, Augment
-from kseg.images.resizing import fitted_size
+from kseg.config.sections import IGNORED, Augment
+from kseg.images.resizing import fit_size
 
 # One stream of random numbers for each decision, so that adding a decision leaves the others' draws alone.
 SCALE, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = range(8)
@@ -56,7 +56,7 @@ def scaled_size(shape: tf.Tensor, seed: tf.Tensor, config: Augment) -> tuple[tf.
     factor = uniform(seed, SCALE, *config.scale_range)
     box = tf.constant(config.scale, tf.int32) if config.scale else shape[:2]
     box = tf.cast(tf.cast(box, tf.float32) * factor, tf.int32)
-    return fitted_size(shape[0], shape[1], box)
+    return fit_size(shape[0], shape[1], box)
 
 
 def nearest_positions(length: tf.Tensor, target: tf.Tensor) -> tf.Tensor:

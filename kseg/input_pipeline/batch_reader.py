@@ -25,7 +25,7 @@ LARGEST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedExample:
     """An example that stands in no batch from `step` on: its place in the split, its file, and what is wrong."""
 
     index: int
@@ -47,9 +47,9 @@ class BatchReader:
         self.config, self.strategy, self.report = config, strategy, report
         self.path = workdir / LIST if workdir else None
         self.names = registry.open_split(config.data, config.data.train_split).names
-        self.left_out: list[LeftOut] = []
+        self.left_out: list[SkippedExample] = []
         if config.data.unreadable == "skip" and self.path and self.path.exists():
-            self.left_out = read_list(self.path, self.names)
+            self.left_out = read_skipped_examples(self.path, self.names)
             report(f"left out as unreadable: {len(self.left_out)} of {len(self.names)} examples in {self.path}; "
                    "remove it to try them again")
         self.iterator: Iterator | None = None
@@ -71,7 +71,7 @@ class BatchReader:
         return self.iterator
 
     def _open(self, step: int, left_out: frozenset[int]) -> Iterator:
-        if hosts.count(self.strategy) == 1:
+        if hosts.num_hosts(self.strategy) == 1:
             return iter(self.strategy.experimental_distribute_dataset(
                 batching.train_batches(self.config, step, left_out=left_out)))
         # Were there an end, all hosts would ask each other before each batch whether it is there.
@@ -125,10 +125,10 @@ class BatchReader:
             return
         split = self.config.data.train_split
         indices = batching.batch_indices(self.config, step, self.left_out_at(step))
-        index, fault = batching.find_fault(self.config, split, indices, error)
+        index, fault = batching.find_faulty_example(self.config, split, indices, error)
         if index is None or self.config.data.unreadable == "stop":
             raise fault from None
-        left_out = [*self.left_out, LeftOut(index, self.names[index], step, str(fault))]
+        left_out = [*self.left_out, SkippedExample(index, self.names[index], step, str(fault))]
         if len(left_out) > LARGEST_SHARE * len(self.names):
             raise DataError(f"{len(left_out)} of {len(self.names)} examples of {split} cannot be read, more than "
                             f"{LARGEST_SHARE:.0%}; the last one: {fault}") from None
@@ -138,10 +138,10 @@ class BatchReader:
         self.report(f"left out from step {step + 1} on: {fault}; {len(left_out)} of {len(self.names)} examples so far")
 
 
-def read_list(path: Path, names: tuple[str, ...]) -> list[LeftOut]:
+def read_skipped_examples(path: Path, names: tuple[str, ...]) -> list[SkippedExample]:
     """Return the list of left out examples in a file; raises WorkdirError where it does not fit the split's `names`."""
     try:
-        left_out = [LeftOut(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+        left_out = [SkippedExample(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
         for each in left_out:
             # The data may have moved, but not changed: then other examples would be left out than could not be read.
             if Path(names[each.index]).stem != Path(each.name).stem:

@@ -9,14 +9,15 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import tensorflow as tf
 
-from kseg.config import IGNORED, Config
+from kseg.config import Config
+from kseg.config.sections import IGNORED
 from kseg.datasets import registry
-from kseg.datasets.diagnosis import examine, reason
+from kseg.datasets.diagnosis import fault_text, find_example_fault
 from kseg.datasets.layouts import Split
 from kseg.datasets.registry import UNMAPPED, Dataset
 from kseg.errors import ConfigError, DataError
 from kseg.images.decoding import decode_image, decode_label, decode_window
-from kseg.images.resizing import normalise
+from kseg.images.resizing import normalize
 from kseg.input_pipeline import augmentations, data_service, kerascv_augmentations
 
 
@@ -30,10 +31,10 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
     split does that is not. Raises DataError as `open_split` does, ConfigError where the batch cannot be shared evenly,
     ServiceError where data.service does not answer.
     """
-    dataset = registry.find(config.data)
+    dataset = registry.find_dataset(config.data)
     split = registry.open_split(config.data, config.data.train_split)
     batch = config.train.global_batch
-    extra = kerascv_augmentations.build(config.augment.extra)
+    extra = kerascv_augmentations.build_extra_augmentations(config.augment.extra)
     workers, place = (worker.num_input_pipelines, worker.input_pipeline_id) if worker else (1, 0)
     share, rest = divmod(batch, workers)
     if rest:
@@ -42,10 +43,10 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
     stand_ins = tf.constant(_stand_ins(len(split.names), left_out), tf.int64)
 
     def example(position: tf.Tensor) -> dict:
-        index = tf.gather(stand_ins, shuffled(position, len(split.names), config.train.seed))
+        index = tf.gather(stand_ins, shuffled_index(position, len(split.names), config.train.seed))
         seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
         image, label = read_augmented(dataset, split, index, seed, config)
-        image, label = finished(extra(image, seed), label, dataset.label_table, config)
+        image, label = finish_example(extra(image, seed), label, dataset.label_table, config)
         return {"image": image, "label": label, "index": index}
 
     def own(first: tf.Tensor | int, end: tf.Tensor | int) -> tf.data.Dataset:
@@ -55,7 +56,7 @@ def train_batches(config: Config, start_step: int = 0, worker: tf.distribute.Inp
             num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(share, drop_remainder=True)
 
     if config.data.service:
-        batches = data_service.in_order(config, lambda step: own(step, step + 1), start_step)
+        batches = data_service.batches_in_order(config, lambda step: own(step, step + 1), start_step)
     else:
         batches = own(start_step, config.train.steps)
     if replicas > 1:
@@ -89,7 +90,7 @@ def read_augmented(dataset: Dataset, split: Split, index: tf.Tensor, seed: tf.Te
                                  tf.constant(dataset.label_table, tf.uint8), seed, config.augment)
 
 
-def finished(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...],
+def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...],
              config: Config) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the normalised image, float32 (h, w, 3), and uint8 train ids (h, w), padded to the crop h, w.
 
@@ -116,7 +117,7 @@ def _finish(image: tf.Tensor, label: tf.Tensor, first: tf.Tensor, size: tf.Tenso
     inside = rows[:, None] & columns
     label = tf.gather(tf.constant(table, tf.uint8), tf.cast(label, tf.int32))
     label = tf.where(inside, label, tf.constant(IGNORED, tf.uint8))
-    image = normalise(image, config)
+    image = normalize(image, config)
     # 0 is black before normalisation and the mean after it.
     if config.augment.pad_colour == "mean":
         image = tf.where(inside[..., None], image, 0.0)
@@ -128,7 +129,7 @@ def eval_examples(config: Config, split_name: str, indices: np.ndarray | None = 
 
     All of them, or those at `indices` (N,), where -1 stands for no example: one black pixel that is ignored.
     """
-    dataset = registry.find(config.data)
+    dataset = registry.find_dataset(config.data)
     split = registry.open_split(config.data, split_name)
     indices = np.arange(len(split.names)) if indices is None else indices
 
@@ -143,7 +144,7 @@ def eval_examples(config: Config, split_name: str, indices: np.ndarray | None = 
     return places.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
 
 
-def shuffled(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
+def shuffled_index(position: tf.Tensor, count: int, seed: int) -> tf.Tensor:
     """Return which of `count` examples stands at a position of the endless training order.
 
     Every stretch of `count` positions is one permutation of the whole split, another for each stretch.
@@ -158,7 +159,7 @@ def batch_indices(config: Config, step: int, left_out: Collection[int] = ()) -> 
     count = len(registry.open_split(config.data, config.data.train_split).names)
     stand_ins = _stand_ins(count, left_out)
     first = step * config.train.global_batch
-    return [stand_ins[int(shuffled(tf.constant(position, tf.int64), count, config.train.seed))]
+    return [stand_ins[int(shuffled_index(tf.constant(position, tf.int64), count, config.train.seed))]
             for position in range(first, first + config.train.global_batch)]
 
 
@@ -177,18 +178,18 @@ def read_example(dataset: Dataset, split: Split, index: tf.Tensor) -> tuple[tf.T
         return tf.identity(image), tf.identity(label)
 
 
-def find_fault(config: Config, split_name: str, indices: Iterable[int],
+def find_faulty_example(config: Config, split_name: str, indices: Iterable[int],
                error: Exception) -> tuple[int | None, DataError]:
     """Return which of some examples made reading fail and what is wrong with it; none: None and the original words."""
-    dataset, split = registry.find(config.data), registry.open_split(config.data, split_name)
+    dataset, split = registry.find_dataset(config.data), registry.open_split(config.data, split_name)
     for index in indices:
         try:
-            examine(dataset, split, index)
+            find_example_fault(dataset, split, index)
         except DataError as found:
             return index, found
-    return None, DataError(f"reading {split_name} failed: {reason(error)}")
+    return None, DataError(f"reading {split_name} failed: {fault_text(error)}")
 
 
-def explain(config: Config, split_name: str, indices: Iterable[int], error: Exception) -> DataError:
+def reading_error(config: Config, split_name: str, indices: Iterable[int], error: Exception) -> DataError:
     """Return the DataError that says which of some examples made reading fail, or the original words if none does."""
-    return find_fault(config, split_name, indices, error)[1]
+    return find_faulty_example(config, split_name, indices, error)[1]

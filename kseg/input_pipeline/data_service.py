@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from kseg.config import Config
 from kseg.config.checks import host_and_port
-from kseg.datasets.diagnosis import reason
+from kseg.datasets.diagnosis import fault_text
 from kseg.errors import UserError
 from kseg.system.signals import Signals
 
@@ -45,7 +45,7 @@ class ServiceError(UserError):
     """A tf.data service does not answer, cannot be started, or does not give what it was asked for."""
 
 
-def in_order(config: Config, batch_of: Batches, start_step: int) -> tf.data.Dataset:
+def batches_in_order(config: Config, batch_of: Batches, start_step: int) -> tf.data.Dataset:
     """Return the batches that the service at data.service makes, from `start_step` to the last step in order.
 
     `batch_of` gives for a step, int64, a data set of its one batch; its graph is sent to the workers. Batches that wait
@@ -67,7 +67,7 @@ def in_order(config: Config, batch_of: Batches, start_step: int) -> tf.data.Data
                 yield batch, ""
         # Raised here, it would be told with all of its traceback.
         except (ServiceError, tf.errors.OpError) as error:
-            yield _blank(element), f"tf.data service at {address}: {reason(error)}"
+            yield _blank(element), f"tf.data service at {address}: {fault_text(error)}"
 
     def checked(batch: dict, fault: tf.Tensor) -> dict:
         with tf.control_dependencies([tf.debugging.Assert(tf.equal(fault, ""), [fault])]):
@@ -197,7 +197,7 @@ def require_free(port: int) -> None:
                            "--port 0 takes a free one") from None
 
 
-def serve(port: int, host: str, dispatcher: str, report: Callable[[str], None] = print) -> None:
+def serve_data(port: int, host: str, dispatcher: str, report: Callable[[str], None] = print) -> None:
     """Run a dispatcher, or a worker of the one at the address `dispatcher`, until SIGTERM or SIGINT.
 
     Others reach it as `host`; port 0 is a free one. Raises ConfigError for a malformed address, ServiceError where the
@@ -210,7 +210,7 @@ def serve(port: int, host: str, dispatcher: str, report: Callable[[str], None] =
         try:
             server, place = _start_worker(port, host, dispatcher) if dispatcher else _start_dispatcher(port, host)
         except tf.errors.OpError as error:
-            raise ServiceError(f"the server could not start: {reason(error)}") from None
+            raise ServiceError(f"the server could not start: {fault_text(error)}") from None
         report(f"worker at {place} of the tf.data service {dispatcher}" if dispatcher else
                f"tf.data service at {place}; its workers: python -m kseg.data serve --dispatcher {place}; "
                f"training: --set data.service={place}")

@@ -18,7 +18,7 @@ UNUSED_SEED = 1
 Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def build(names: tuple[str, ...]) -> Change:
+def build_extra_augmentations(names: tuple[str, ...]) -> Change:
     """Return a function from a float32 image 0..255 (H, W, 3) and an int32 seed pair to the image changed.
 
     The layers follow each other in the order of their names. Raises ConfigError for unknown names and where KerasCV is

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from kseg.config import IGNORED, Config, Data, checks, values
+from kseg.config import Config, checks, values
+from kseg.config.sections import IGNORED, Data
 from kseg.datasets import diagnosis, registry
 from kseg.datasets.registry import Dataset
 from kseg.errors import ConfigError
@@ -36,10 +37,10 @@ def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
 
     # Twice, for an override may say where the first picture lies, and another how large the crop is.
     config = overridden(Config(data=data))
-    dataset, split = registry.find(config.data), registry.open_split(config.data, config.data.train_split)
-    image, _ = diagnosis.examine(dataset, split, 0)
+    dataset, split = registry.find_dataset(config.data), registry.open_split(config.data, config.data.train_split)
+    image, _ = diagnosis.find_example_fault(dataset, split, 0)
     crop = tuple(min(side, largest) for side, largest in zip(image.shape, LARGEST_CROP))
-    return checks.check(overridden(dataclasses.replace(
+    return checks.check_config(overridden(dataclasses.replace(
         config, augment=dataclasses.replace(config.augment, crop=crop))))
 
 
@@ -52,7 +53,7 @@ def show(config: Config, count: int, step: int, out: Path, report: Callable[[str
     """
     if count < 1 or step < 0:
         raise ConfigError(f"count must be above 0 and step not below 0, got {count} and {step}")
-    dataset = registry.find(config.data)
+    dataset = registry.find_dataset(config.data)
     names = registry.open_split(config.data, config.data.train_split).names
     samples = _samples(config, count, step)
     cells = []
@@ -66,7 +67,7 @@ def show(config: Config, count: int, step: int, out: Path, report: Callable[[str
     # A white column sets one sample off from the next.
     gap = np.full((height, drawing.MARGIN, 3), 255, np.uint8)
     rows = [sum(([*three, gap] for three in cells[first:first + columns]), []) for first in range(0, count, columns)]
-    image_files.save(_beside(drawing.grid(rows, (*TITLES, "") * columns), _legend(dataset)), out)
+    image_files.save_image(_beside(drawing.grid(rows, (*TITLES, "") * columns), _legend(dataset)), out)
     report(f"wrote {out}: {count} sample{'s' * (count > 1)} of {config.data.name} {config.data.train_split} "
            f"from step {step}, crop {width}x{height}")
 
@@ -83,7 +84,7 @@ def _samples(config: Config, count: int, step: int) -> list[tuple[np.ndarray, np
             batch = next(iterator)
         except tf.errors.OpError as error:
             indices = batching.batch_indices(config, number)
-            raise batching.explain(config, config.data.train_split, indices, error) from None
+            raise batching.reading_error(config, config.data.train_split, indices, error) from None
         samples += zip(*(batch[part].numpy() for part in ("image", "label", "index")))
     return samples[:count]
 
@@ -99,7 +100,7 @@ def sample_cells(image: np.ndarray, label: np.ndarray, dataset: Dataset) -> list
     """Return [image, label, overlay], uint8 (H, W, 3), for a uint8 image and uint8 (H, W) train ids."""
     ignored = label == IGNORED
     striped = stripes(*label.shape)
-    coloured, mixed = drawing.colour(label, dataset.palette), drawing.overlay(image, label, dataset.palette)
+    coloured, mixed = drawing.colorize(label, dataset.palette), drawing.overlay(image, label, dataset.palette)
     coloured[ignored] = striped[ignored]
     mixed[ignored] = image[ignored] // 2 + striped[ignored] // 2
     return [image, coloured, mixed]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import keras
 
-from kseg.config import Model
+from kseg.config.sections import Model
 from kseg.errors import ConfigError, unknown
 from kseg.models.gradient_checkpointing import Recomputing
 from kseg.models.heads.apcnet import apcnet

@@ -15,7 +15,7 @@ SMALLEST = 3
 PADDED = {"strides": (1, 1, 1, 1), "padding": "SAME"}
 
 
-def convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int) -> tf.Tensor:
+def dilated_depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int) -> tf.Tensor:
     """Return the depthwise convolution of NHWC inputs with a (3, 3, C, 1) kernel, padded to the same size.
 
     Height and width may be unknown until run time, channels not.

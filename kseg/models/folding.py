@@ -14,7 +14,7 @@ DEFINED = {Convolution: keras.layers.Conv2D, DepthwiseConvolution: keras.layers.
 CONVOLUTIONS = (*DEFINED, *DEFINED.values())
 
 
-def fold(model: keras.Model, for_cpu: bool = False) -> keras.Model:
+def fold_batch_norms(model: keras.Model, for_cpu: bool = False) -> keras.Model:
     """Return a copy of a functional model in which each norm that directly follows a convolution is part of it.
 
     kernel' = kernel * gamma / sqrt(variance + epsilon) and bias' = beta + (bias - mean) * gamma / sqrt(variance +
@@ -31,7 +31,7 @@ def fold(model: keras.Model, for_cpu: bool = False) -> keras.Model:
         settings = layer.get_config()
         if layer.name in folded:
             settings["use_bias"] = True
-        return (type(layer) if for_cpu else defined(layer)).from_config(settings)
+        return (type(layer) if for_cpu else portable_class(layer)).from_config(settings)
 
     copy = keras.models.clone_model(model, clone_function=copied)
     norms = {convolution: model.get_layer(norm) for norm, convolution in pairs.items()}
@@ -44,7 +44,7 @@ def fold(model: keras.Model, for_cpu: bool = False) -> keras.Model:
     return copy
 
 
-def defined(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
+def portable_class(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
     """Return the class that computes what a layer does as it is defined, on every device alike."""
     return DEFINED.get(type(layer), type(layer))
 

@@ -47,7 +47,7 @@ class Convolution(keras.layers.Conv2D):
         from kseg.models import winograd
 
         faster = winograd.is_faster(ops.shape(inputs), kernel.shape, self.dilation_rate)
-        tiled = functools.partial(winograd.convolution, inputs, kernel, self.dilation_rate[0])
+        tiled = functools.partial(winograd.winograd_convolution, inputs, kernel, self.dilation_rate[0])
         if isinstance(faster, bool):
             return tiled() if faster else direct()
         return ops.cond(faster, tiled, direct)
@@ -64,7 +64,7 @@ class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
             return super().call(inputs)
         from kseg.models import depthwise
 
-        outputs = depthwise.convolution(inputs, self.kernel, self.dilation_rate[0])
+        outputs = depthwise.dilated_depthwise_convolution(inputs, self.kernel, self.dilation_rate[0])
         return self.activation(ops.add(outputs, self.bias) if self.use_bias else outputs)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from kseg.models import folding
 
 
-def multiply_adds(function: tf.types.experimental.ConcreteFunction) -> int:
+def count_layer_macs(function: tf.types.experimental.ConcreteFunction) -> int:
     """Return the multiply-adds of all convolutions and matrix products in a traced function, each counted once.
 
     All shapes must be known. Positions that TensorFlow only pads for a dilated convolution are not counted; those of
@@ -25,15 +25,15 @@ def multiply_adds(function: tf.types.experimental.ConcreteFunction) -> int:
     return total
 
 
-def of_forward(model: keras.Model, shape: tuple[int, ...]) -> int:
+def count_macs(model: keras.Model, shape: tuple[int, ...]) -> int:
     """Return the multiply-adds of a functional model's forward pass over images of a shape (N, H, W, 3).
 
     Of its layers as they are defined: on a CPU some get by with fewer.
     """
     plain = keras.models.clone_model(keras.Model(model.input, model.output), clone_function=lambda layer: (
-        folding.defined(layer).from_config(layer.get_config())))
+        folding.portable_class(layer).from_config(layer.get_config())))
     forward = tf.function(lambda images: plain(images, training=False))
-    return multiply_adds(forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
+    return count_layer_macs(forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
 
 
 def _of_convolution(operation: tf.Operation) -> int:

@@ -40,9 +40,9 @@ class BatchNormalization(keras.layers.Layer):
     def call(self, inputs, training=False):
         fused = on_tensorflow() and len(inputs.shape) == 4
         if not (training and self.trainable):
-            normalise = fused_inference if fused else normalise_with
+            normalise = fused_inference if fused else normalize_with
             return normalise(inputs, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
-        train = fused_training if fused else normalise_training
+        train = fused_training if fused else normalize_training
         if on_tensorflow() and is_small(inputs):
             train = exact_training
         outputs, mean, unbiased_variance = train(inputs, self.gamma, self.beta, self.epsilon, replica_context())
@@ -59,7 +59,7 @@ class BatchNormalization(keras.layers.Layer):
                                        "gamma_initializer": self.gamma_initializer}
 
 
-def normalise_with(inputs, mean, variance, gamma, beta, epsilon):
+def normalize_with(inputs, mean, variance, gamma, beta, epsilon):
     """Return (inputs - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, in float32 inside."""
     inverse = ops.rsqrt(variance + epsilon)
     mean, inverse, gamma, beta = (ops.cast(value, "float32") for value in (mean, inverse, gamma, beta))
@@ -68,7 +68,7 @@ def normalise_with(inputs, mean, variance, gamma, beta, epsilon):
     return ops.cast(outputs, inputs.dtype)
 
 
-def normalise_training(inputs, gamma, beta, epsilon, context=None, dtype="float32"):
+def normalize_training(inputs, gamma, beta, epsilon, context=None, dtype="float32"):
     """Return the inputs normalised by their own statistics, those means and the unbiased variances, in float32.
 
     `context` is the replica context whose replicas hold equal shares of the global batch, or None. The statistics are
@@ -80,10 +80,10 @@ def normalise_training(inputs, gamma, beta, epsilon, context=None, dtype="float3
     variance = ops.mean(ops.square(values - mean), axis=axes)
     count = math.prod(ops.shape(inputs)[:-1])
     if context is not None:
-        mean, variance = over_replicas(mean, variance, context)
+        mean, variance = moments_over_replicas(mean, variance, context)
         count = count * context.num_replicas_in_sync
     mean, variance = ops.cast(mean, dtype), ops.cast(variance, dtype)
-    outputs = normalise_with(inputs, mean, variance, gamma, beta, epsilon)
+    outputs = normalize_with(inputs, mean, variance, gamma, beta, epsilon)
     unbiased = variance * unbiasing(ops.cast(count, dtype))
     return outputs, ops.cast(mean, "float32"), ops.cast(unbiased, "float32")
 
@@ -93,7 +93,7 @@ def unbiasing(count):
     return count / ops.maximum(count - 1, 1)
 
 
-def over_replicas(mean, variance, context):
+def moments_over_replicas(mean, variance, context):
     """Return the global batch's mean and variance, float64, from those of each replica's equal share, in one message.
 
     The same as by Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm", but one sum of two moments is enough;
@@ -110,7 +110,7 @@ def exact_training(inputs, gamma, beta, epsilon, context=None):
     The float32 sums of TensorFlow's kernels grow into differences of some percent in the gradients of a network of a
     hundred layers over a small batch.
     """
-    return normalise_training(inputs, gamma, beta, epsilon, context, "float64")
+    return normalize_training(inputs, gamma, beta, epsilon, context, "float64")
 
 
 def fused_training(inputs, gamma, beta, epsilon, context=None):
@@ -148,7 +148,7 @@ def _synchronised(inputs, gamma, beta, epsilon, context):
 
     count = tf.cast(tf.size(inputs, tf.int64) // inputs.shape[-1], tf.float64)
     _, mean, unbiased, *_ = _own_statistics(inputs, tf.ones_like(gamma), tf.zeros_like(beta), epsilon)
-    mean, variance = over_replicas(mean, tf.cast(unbiased, tf.float64) / unbiasing(count), context)
+    mean, variance = moments_over_replicas(mean, tf.cast(unbiased, tf.float64) / unbiasing(count), context)
     count *= context.num_replicas_in_sync
     unbiased = tf.cast(variance * unbiasing(count), tf.float32)
     mean, variance = tf.cast(mean, tf.float32), tf.cast(variance, tf.float32)

@@ -8,7 +8,7 @@ import re
 
 import keras
 
-from kseg.config import Model
+from kseg.config.sections import Model
 from kseg.errors import ConfigError
 from kseg.models.blocks import convolution, last_gamma, norm_relu
 from kseg.models.norms import BatchNormalization

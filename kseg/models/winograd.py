@@ -39,7 +39,7 @@ def is_faster(inputs: tuple, kernel: tuple, dilations: tuple) -> bool | tf.Tenso
     return COST * computed < DIRECT_COST * outputs
 
 
-def convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int = 1) -> tf.Tensor:
+def winograd_convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int = 1) -> tf.Tensor:
     """Return the convolution of float32 NHWC inputs with a (3, 3, C, D) kernel at stride 1, padded to the same size.
 
     Its gradients come the same way. Sizes may be unknown until run time, channels not.

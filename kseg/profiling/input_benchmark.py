@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 import tensorflow as tf
 
-from kseg.config import Augment, Config
+from kseg.config import Config
+from kseg.config.sections import Augment
 from kseg.datasets import prepared, registry, sources
 from kseg.errors import ConfigError
 from kseg.images.decoding import decode_label, decode_window
@@ -95,13 +96,13 @@ def measure_data(config: Config, batches: int = 16, rounds: int = 5,
 
 def cut_pipelines(config: Config) -> dict[str, tf.data.Dataset]:
     """Return by stage the training pipeline that ends with it, of single examples; after the last one, of batches."""
-    dataset, split = registry.find(config.data), registry.open_split(config.data, config.data.train_split)
-    table, extra = tf.constant(dataset.label_table, tf.uint8), kerascv_augmentations.build(config.augment.extra)
+    dataset, split = registry.find_dataset(config.data), registry.open_split(config.data, config.data.train_split)
+    table, extra = tf.constant(dataset.label_table, tf.uint8), kerascv_augmentations.build_extra_augmentations(config.augment.extra)
     whole = batching.train_batches(config)
     plain = replace(config.augment, flip=0.0, photometric=False)
 
     def read(position: tf.Tensor) -> tuple:
-        return split.read(batching.shuffled(position, len(split.names), config.train.seed))
+        return split.read(batching.shuffled_index(position, len(split.names), config.train.seed))
 
     def augmented(position: tf.Tensor, augment: Augment, decode: Callable) -> dict:
         picture, label = read(position)
@@ -148,7 +149,7 @@ def _consume(config: Config, examples: tf.data.Dataset, count: int) -> tuple[flo
             next(iterator)
         return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
     except tf.errors.OpError as error:
-        raise batching.explain(config, config.data.train_split, _first_indices(config), error) from None
+        raise batching.reading_error(config, config.data.train_split, _first_indices(config), error) from None
 
 
 def _first_indices(config: Config) -> Iterator[int]:
@@ -167,7 +168,7 @@ def data_table(figures: DataFigures) -> str:
     return "\n".join([*lines, f"peak memory of the process {figures.peak_memory / 2**20:.0f} MiB"])
 
 
-def advice(figures: DataFigures, config: Config) -> str:
+def input_advice(figures: DataFigures, config: Config) -> str:
     """Return in one line which stage dominates, and what would help."""
     stage, whole = figures.dominant, figures.stages[-1].cpu_seconds
     line = f"{stage.name} takes {stage.own_cpu_seconds / whole:.0%} of the time; "
@@ -175,7 +176,7 @@ def advice(figures: DataFigures, config: Config) -> str:
         return line + (f"only {figures.cores_used:.1f} of {figures.cores} cores are used: the pipeline waits for its "
                        "storage, or something else takes the cores")
     name = config.data.name
-    place = prepared.find(registry.location_of(config.data), name)
+    place = prepared.find_prepared(registry.location_of(config.data), name)
     encoded = name in sources.SOURCES and not (place and prepared.is_pixels(place))
     if stage.name in (LABEL, PICTURE) and encoded:
         return line + f"`python -m kseg.data prepare {name} --fast` stores pixels, which decode at once"

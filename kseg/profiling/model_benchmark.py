@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kseg.config import Evaluate
+from kseg.config.sections import Evaluate
 from kseg.errors import ConfigError, UserError
 from kseg.profiling.model_forms import Facts, Job, Worker, serve_facts, serve_form
 

@@ -19,10 +19,10 @@ import tensorflow as tf
 from kseg import models
 from kseg.config import Config
 from kseg.distributed import devices
-from kseg.exporting.precisions import network
+from kseg.exporting.precisions import export_network
 from kseg.exporting.signatures import Served
 from kseg.inference import prediction
-from kseg.models.macs import of_forward
+from kseg.models.macs import count_macs
 
 # From uint8 pictures (N, H, W, 3) in the host's memory to class ids (N, H, W).
 Call = Callable[[np.ndarray], tf.Tensor]
@@ -56,7 +56,7 @@ class Facts:
     versions: dict[str, str]
 
 
-def build(job: Job) -> keras.Model:
+def build_job_model(job: Job) -> keras.Model:
     """Return the job's model with random weights."""
     return models.build(job.config.model, job.classes, precision=job.config.train.precision)
 
@@ -77,16 +77,16 @@ def _ids(job: Job, network: Callable) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _eager(job: Job, directory: str) -> Call:
-    predict = _ids(job, _main(build(job)))
+    predict = _ids(job, _main(build_job_model(job)))
     return lambda images: predict(tf.constant(images))
 
 
 def _compiled(job: Job, directory: str) -> Call:
-    return _traced(job, _main(build(job)))
+    return _traced(job, _main(build_job_model(job)))
 
 
 def _xla(job: Job, directory: str) -> Call:
-    model = _main(build(job))
+    model = _main(build_job_model(job))
     # The network alone: XLA compiles no stripes of rows whose number is found while it runs.
     return _traced(job, tf.function(lambda inputs, training: model(inputs, training=training), jit_compile=True))
 
@@ -104,23 +104,23 @@ def _exported(job: Job, directory: str) -> Call:
 FORMS = {"eager": _eager, "compiled": _compiled, "XLA": _xla, "exported": _exported}
 
 
-def export(job: Job, model: keras.Model, directory: str) -> int:
+def export_form(job: Job, model: keras.Model, directory: str) -> int:
     """Save the model as kseg.export does, and return how many weights are left of it."""
     options = job.config.export
-    served = Served(network(model, job.config, options.precision), job.config, job.size, options.max_pixels,
+    served = Served(export_network(model, job.config, options.precision), job.config, job.size, options.max_pixels,
                     options.all_scores)
     tf.saved_model.save(served, directory, signatures=served.answers)
     return sum(math.prod(variable.shape) for variable in served.network.held)
 
 
-def facts(job: Job, directory: str) -> Facts:
+def model_facts(job: Job, directory: str) -> Facts:
     """Return what does not depend on the form, and leave the exported model in the directory."""
-    model = build(job)
-    exported = export(job, model, directory)
+    model = build_job_model(job)
+    exported = export_form(job, model, directory)
     return Facts(
         model.count_params(), sum(math.prod(weight.shape) for weight in model.trainable_weights), exported,
         sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file()),
-        of_forward(models.main_only(model), (1, *job.size, 3)),
+        count_macs(models.main_only(model), (1, *job.size, 3)),
         device_name(job.threads), {"TensorFlow": tf.__version__, "Keras": keras.__version__})
 
 
@@ -148,10 +148,10 @@ def serve_facts(connection: Connection, job: Job, directory: str) -> None:
     """Be the process that answers with the model's facts once, or with the text of an error."""
     try:
         _prepare_process(job)
-        connection.send(facts(job, directory))
+        connection.send(model_facts(job, directory))
     # Whatever it was, the process that waits for the answer tells it.
     except Exception as error:
-        connection.send(told(error))
+        connection.send(error_line(error))
 
 
 def serve_form(connection: Connection, job: Job, directory: str, name: str) -> None:
@@ -176,10 +176,10 @@ def serve_form(connection: Connection, job: Job, directory: str, name: str) -> N
         return
     # Whatever it was, the process that waits for the answer tells it.
     except Exception as error:
-        connection.send(told(error))
+        connection.send(error_line(error))
 
 
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Return an error's type and the line of its message that says most: TensorFlow puts where it happened before it,
     and what else may help after it."""
     lines = [line.strip() for line in str(error).splitlines()]

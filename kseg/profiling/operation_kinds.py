@@ -74,13 +74,13 @@ def purpose(operation: Operation, optimizer: str, norms: Iterable[str] = ()) -> 
     # A copy that the device makes on its own has no type.
     kind, layer = kind_of(operation.type or operation.name), layer_of(operation.name)
     if EXCHANGES.search(operation.type):
-        return Purpose(EXCHANGE, EXCHANGE, part_of(layer) if layer else OPTIMISER)
+        return Purpose(EXCHANGE, EXCHANGE, model_part(layer) if layer else OPTIMISER)
     if f"/{optimizer}/" in f"/{operation.name}":
         return Purpose(EXCHANGE, kind, OPTIMISER) if BUNDLES.fullmatch(operation.type) \
             else Purpose(UPDATE, UPDATE, OPTIMISER)
     backward = "gradient_tape" in operation.name
     if layer:
-        return Purpose(BACKWARD if backward else FORWARD, NORM if layer in norms else kind, part_of(layer))
+        return Purpose(BACKWARD if backward else FORWARD, NORM if layer in norms else kind, model_part(layer))
     if not operation.type:
         return Purpose(UNNAMED, UNNAMED, UNNAMED)
     if operation.type == "AddN":
@@ -105,7 +105,7 @@ def layer_of(name: str) -> str:
     return CALL_NUMBER.sub("", match[1]) if match else ""
 
 
-def part_of(layer: str) -> str:
+def model_part(layer: str) -> str:
     """Return the part of the model to which a layer belongs."""
     stage = STAGE.match(layer)
     if stage:

@@ -22,11 +22,11 @@ from kseg.config import Config
 from kseg.datasets import prepared, registry, sources
 from kseg.distributed import devices, hosts
 from kseg.input_pipeline.batch_reader import BatchReader
-from kseg.models.macs import of_forward
+from kseg.models.macs import count_macs
 from kseg.models.norms import BatchNormalization
 from kseg.profiling import operation_kinds, traces
 from kseg.profiling.operation_kinds import EXCHANGE, MULTIPLYING
-from kseg.profiling.trace_shares import BETWEEN, MEASURED, OUTSIDE, WAIT, Trace, shared_out
+from kseg.profiling.trace_shares import BETWEEN, MEASURED, OUTSIDE, WAIT, Trace, attribute_time
 from kseg.training import trainer
 from kseg.training.step import Steps
 
@@ -64,10 +64,10 @@ class Explanation:
     multiplying_rate: float | None
     plain_rate: float
     trace: Trace
-    advice: tuple[str, ...]
+    step_advice: tuple[str, ...]
 
 
-def explain(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print,
+def explain_step_time(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print,
             steps: int = 5) -> Explanation:
     """Take `steps` training steps and as many under the profiler, and return where their time goes.
 
@@ -90,10 +90,10 @@ def explain(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     seconds /= each
     space = _traced(take, calls)
     norms = {layer.name for layer in model.layers if isinstance(layer, BatchNormalization)}
-    trace = shared_out(space, calls * each, lambda operation: operation_kinds.purpose(operation, optimizer, norms))
+    trace = attribute_time(space, calls * each, lambda operation: operation_kinds.purpose(operation, optimizer, norms))
     size = tuple(config.augment.crop)
-    adds = of_forward(model, (config.train.global_batch, *size, 3))
-    device_count = strategy.num_replicas_in_sync if kind == "GPU" else hosts.count(strategy)
+    adds = count_macs(model, (config.train.global_batch, *size, 3))
+    device_count = strategy.num_replicas_in_sync if kind == "GPU" else hosts.num_hosts(strategy)
     work = 6 * adds / device_count / 1e9
     multiplying = sum(row.seconds for row in trace.kinds if row.name in MULTIPLYING)
     found = Explanation(
@@ -102,17 +102,17 @@ def explain(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
         len(os.sched_getaffinity(0)), adds, work / seconds, work / multiplying if multiplying else None,
         # Before and after, since others may be at work on this machine.
         max(plain_rate, _plain_rate(kind, model.compute_dtype)), trace, ())
-    return replace(found, advice=tuple(advice(found, config)))
+    return replace(found, advice=tuple(step_advice(found, config)))
 
 
 def _training(config: Config, strategy: tf.distribute.Strategy,
               report: Callable[[str], None]) -> tuple[keras.Model, str, Callable[[], None]]:
     """Return a config's model, its optimizer's name and a function that takes the steps of one call as a run does."""
     # It builds on this module.
-    from kseg.training.trainer import build
+    from kseg.training.trainer import build_training
 
     with strategy.scope():
-        model, optimizer, average = build(config, len(registry.find(config.data).classes), report)
+        model, optimizer, average = build_training(config, len(registry.find_dataset(config.data).classes), report)
     steps, reader = Steps(model, optimizer, config, strategy, average), BatchReader(config, None, strategy, report)
     count = config.train.steps_per_call
 
@@ -149,7 +149,7 @@ def _traced(take: Callable[[], None], calls: int) -> xplane_pb2.XSpace:
                     take()
         finally:
             tf.profiler.experimental.stop()
-        return traces.read(Path(directory))
+        return traces.read_trace(Path(directory))
 
 
 def _plain_rate(kind: str, dtype: str) -> float:
@@ -169,7 +169,7 @@ def _plain_rate(kind: str, dtype: str) -> float:
     return 2 * batch * side**2 * 9 * channels**2 / best / 1e9
 
 
-def advice(found: Explanation, config: Config) -> list[str]:
+def step_advice(found: Explanation, config: Config) -> list[str]:
     """Return what would help most, one or two lines."""
     shares = {row.name: row.share for row in found.trace.phases}
     lines = []
@@ -201,7 +201,7 @@ def advice(found: Explanation, config: Config) -> list[str]:
 def _about_input(config: Config) -> str:
     """Return what may make the input of a config faster."""
     name = config.data.name
-    place = prepared.find(registry.location_of(config.data), name)
+    place = prepared.find_prepared(registry.location_of(config.data), name)
     fast = f"; `python -m kseg.data prepare {name} --fast` stores pixels, which decode at once" \
         if name in sources.SOURCES and not (place and prepared.is_pixels(place)) else ""
     return f"`python -m kseg.benchmark data --config {config.name}` tells which of its stages limits it{fast}"
@@ -216,7 +216,7 @@ def _about_work(found: Explanation, config: Config, rate: float) -> str:
     return "more devices, or fewer multiply-adds (model.output_stride=16, a smaller augment.crop) make a step faster"
 
 
-def table(found: Explanation) -> str:
+def step_time_table(found: Explanation) -> str:
     """Return the figures as text."""
     trace, (height, width) = found.trace, found.size
     lines = [

@@ -25,7 +25,7 @@ MEASURED = "kseg.measured"
 
 
 @dataclass(frozen=True)
-class Row:
+class KindTime:
     """What something takes of a step: its seconds of the wall time and their share; the seconds of all its operations,
     which are more than that where operations run at once; the number of its operations."""
 
@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartTime:
     """What a part of the model takes of a step's wall time, seconds, and its share of it."""
 
     name: str
@@ -53,18 +53,18 @@ class Trace:
     the seconds in which threads of tf.data worked ahead meanwhile."""
 
     seconds: float
-    phases: tuple[Row, ...]
-    kinds: tuple[Row, ...]
-    parts: tuple[Part, ...]
+    phases: tuple[KindTime, ...]
+    kinds: tuple[KindTime, ...]
+    parts: tuple[PartTime, ...]
     ahead_seconds: float
 
 
-def shared_out(space: xplane_pb2.XSpace, steps: int, purpose: Callable[[Operation], Purpose]) -> Trace:
+def attribute_time(space: xplane_pb2.XSpace, steps: int, purpose: Callable[[Operation], Purpose]) -> Trace:
     """Return the time of a trace's event MEASURED, in which `steps` steps were taken, shared out, for one step.
 
     Raises TraceError where no operation was seen in it.
     """
-    windows = traces.windows(space, re.compile(MEASURED))
+    windows = traces.event_windows(space, re.compile(MEASURED))
     if len(windows) != 1:
         raise TraceError(f"the profiler's trace holds {len(windows)} events {MEASURED}, not one")
     window, ahead, spans = windows[0], 0, []
@@ -79,19 +79,19 @@ def shared_out(space: xplane_pb2.XSpace, steps: int, purpose: Callable[[Operatio
     if not spans:
         raise TraceError("the profiler saw no operation of the training step; on a GPU it needs CUPTI, which "
                          "comes with CUDA")
-    idle = [(WAITS, WAIT, traces.windows(space, traces.WAIT, ahead=True)),
-            (CALLED, BETWEEN, traces.windows(space, traces.CALL)), (REST, OUTSIDE, [window])]
+    idle = [(WAITS, WAIT, traces.event_windows(space, traces.WAIT, ahead=True)),
+            (CALLED, BETWEEN, traces.event_windows(space, traces.CALL)), (REST, OUTSIDE, [window])]
     idle_spans = [Span(start, end, rank, Purpose(name, name, name))
                   for rank, name, found in idle for start, end in found]
-    shares = traces.share([*spans, *idle_spans], window)
+    shares = traces.wall_time_by_key([*spans, *idle_spans], window)
     unit = steps * traces.TICKS
     shares = {key: value / unit for key, value in shares.items()}
-    durations = {key: value / unit for key, value in traces.durations(spans, window).items()}
+    durations = {key: value / unit for key, value in traces.durations_by_key(spans, window).items()}
     counts = {key: value / steps for key, value in Counter(span.key for span in spans).items()}
     seconds = (window[1] - window[0]) / unit
 
-    def rows(field: str, names: Iterable[str]) -> tuple[Row, ...]:
-        return tuple(Row(name, total := _sum(shares, field, name), total / seconds, _sum(durations, field, name),
+    def rows(field: str, names: Iterable[str]) -> tuple[KindTime, ...]:
+        return tuple(KindTime(name, total := _sum(shares, field, name), total / seconds, _sum(durations, field, name),
                          _sum(counts, field, name)) for name in names)
 
     kinds = {key.kind for key in shares}
@@ -105,12 +105,12 @@ def _sum(values: dict[Purpose, float], field: str, name: str) -> float:
     return sum(value for key, value in values.items() if getattr(key, field) == name)
 
 
-def _parts(shares: dict[Purpose, float], seconds: float) -> tuple[Part, ...]:
+def _parts(shares: dict[Purpose, float], seconds: float) -> tuple[PartTime, ...]:
     """Return what the parts of the model take, in the order of the forward pass; what else there is stands last."""
     found: dict[str, Counter] = {}
     for key, value in shares.items():
         found.setdefault(key.part, Counter())[key.phase] += value
     names = sorted(found, key=lambda name: (PARTS.index(name.split(".")[0]), name != operation_kinds.STEM, name))
-    return tuple(Part(name, found[name][FORWARD], found[name][BACKWARD],
+    return tuple(PartTime(name, found[name][FORWARD], found[name][BACKWARD],
                       sum(found[name].values()) - found[name][FORWARD] - found[name][BACKWARD],
                       sum(found[name].values()) / seconds) for name in names)

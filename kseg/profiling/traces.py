@@ -58,7 +58,7 @@ class Span(NamedTuple):
     key: Hashable
 
 
-def read(directory: Path) -> xplane_pb2.XSpace:
+def read_trace(directory: Path) -> xplane_pb2.XSpace:
     """Return the newest trace that the profiler wrote into a directory; raises TraceError where there is none."""
     paths = sorted(directory.glob("plugins/profile/*/*.xplane.pb"))
     if not paths:
@@ -66,7 +66,7 @@ def read(directory: Path) -> xplane_pb2.XSpace:
     return xplane_pb2.XSpace.FromString(paths[-1].read_bytes())
 
 
-def windows(space: xplane_pb2.XSpace, name: re.Pattern, ahead: bool = False) -> list[tuple[int, int]]:
+def event_windows(space: xplane_pb2.XSpace, name: re.Pattern, ahead: bool = False) -> list[tuple[int, int]]:
     """Return (start, end), ps, of each event of the host's threads with such a name, in their order.
 
     With `ahead`, of those of tf.data's threads, too.
@@ -162,7 +162,7 @@ def innermost(events: Iterable[tuple[int, int, Hashable]]) -> Iterator[tuple[int
         yield from until(max(end for end, _ in open_events))
 
 
-def share(spans: Iterable[Span], within: tuple[int, int]) -> Counter:
+def wall_time_by_key(spans: Iterable[Span], within: tuple[int, int]) -> Counter:
     """Return the ps of a stretch of time by key; they add up to it as far as spans cover it.
 
     An instant belongs to the spans of the lowest rank among those that go on, in equal parts.
@@ -189,7 +189,7 @@ def share(spans: Iterable[Span], within: tuple[int, int]) -> Counter:
     return shared
 
 
-def durations(spans: Iterable[Span], within: tuple[int, int]) -> Counter:
+def durations_by_key(spans: Iterable[Span], within: tuple[int, int]) -> Counter:
     """Return the summed ps of spans inside a stretch of time by key; what goes on at once counts each time."""
     total: Counter = Counter()
     for span in spans:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kseg.system.retries import retried
+from kseg.system.retries import with_retries
 
 # Names of what is being written begin with it; where nobody writes, it is what a killed process has left.
 WRITING = ".writing-"
@@ -27,21 +27,21 @@ def write_bytes(path: Path, content: bytes | memoryview, report: Callable[[str],
     def write() -> None:
         try:
             temporary.write_bytes(content)
-            sync(temporary)
+            sync_file(temporary)
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        sync(path.parent)
+        sync_file(path.parent)
 
     with _naming(path):
-        retried(write, f"writing {path}", report)
+        with_retries(write, f"writing {path}", report)
 
 
 def append_text(path: Path, text: str, report: Callable[[str], None] = print) -> None:
     """Append to a file, which is made where there is none; raises OSError where that fails, and nothing is appended."""
     with _naming(path):
-        size = retried(lambda: path.stat().st_size if path.exists() else 0, f"reading {path}", report)
+        size = with_retries(lambda: path.stat().st_size if path.exists() else 0, f"reading {path}", report)
 
         def append() -> None:
             # Opened anew: after a fault of the storage an open file may never work again.
@@ -51,14 +51,14 @@ def append_text(path: Path, text: str, report: Callable[[str], None] = print) ->
                 file.write(text.encode())
 
         try:
-            retried(append, f"writing {path}", report)
+            with_retries(append, f"writing {path}", report)
         except OSError:
             with contextlib.suppress(OSError):
                 os.truncate(path, size)
             raise
 
 
-def sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
     """Wait until the storage holds a file, or a directory's names; raises OSError where it could not be written."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

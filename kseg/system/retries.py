@@ -36,7 +36,7 @@ JITTER = random.Random()
 Result = TypeVar("Result")
 
 
-def retried(action: Callable[[], Result], what: str, report: Callable[[str], None], attempts: int = ATTEMPTS,
+def with_retries(action: Callable[[], Result], what: str, report: Callable[[str], None], attempts: int = ATTEMPTS,
             first_wait: float = FIRST_WAIT) -> Result:
     """Return what `action()` returns, calling it again after errors that pass by themselves.
 
@@ -60,10 +60,10 @@ def retried(action: Callable[[], Result], what: str, report: Callable[[str], Non
 
 def is_transient(error: Exception) -> bool:
     """Return whether an error of the storage may be gone at the next attempt, by TRANSIENT and TRANSIENT_CLASSES."""
-    return isinstance(error, TRANSIENT_CLASSES) or number(error) in TRANSIENT
+    return isinstance(error, TRANSIENT_CLASSES) or error_number(error) in TRANSIENT
 
 
-def number(error: Exception) -> int | None:
+def error_number(error: Exception) -> int | None:
     """Return the operating system's number of an error; None where it has none.
 
     h5py writes "errno = 5" into its words, Python's errors in tf.data become "[Errno 5]", and TensorFlow leaves only

@@ -19,12 +19,12 @@ import tensorflow as tf
 
 from kseg.errors import WorkdirError
 from kseg.system import retries
-from kseg.system.atomic_files import WRITING, sync
-from kseg.system.retries import first_line, retried
+from kseg.system.atomic_files import WRITING, sync_file
+from kseg.system.retries import first_line, with_retries
 from kseg.training.ema import Average
 
 
-class Step(tf.train.experimental.PythonState):
+class SavedStep(tf.train.experimental.PythonState):
     """The step after which a checkpoint was written, kept in it: its files could be given another's name."""
 
     value = 0
@@ -51,16 +51,16 @@ def write_checkpoint(checkpoint: tf.train.Checkpoint, prefix: Path) -> None:
         # The index is the last: what has none is not seen.
         files = sorted(prefix.parent.glob(f"{temporary.name}.*"))
         for path in files:
-            sync(path)
+            sync_file(path)
         try:
             verify_checkpoint(temporary)
         except Exception as error:
-            if retries.number(error) is not None:
+            if retries.error_number(error) is not None:
                 raise
             raise OSError(errno.EIO, f"it does not read back as written: {retries.first_line(error)}") from None
         for path in files:
             os.replace(path, prefix.with_name(path.name.removeprefix(WRITING)))
-        sync(prefix.parent)
+        sync_file(prefix.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             remove_checkpoint(temporary)
@@ -93,7 +93,7 @@ def remove_checkpoint(prefix: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def tracked(model: keras.Model, optimizer: keras.optimizers.Optimizer, average: Average | None = None,
+def tracked_checkpoint(model: keras.Model, optimizer: keras.optimizers.Optimizer, average: Average | None = None,
             more: Mapping[str, tf.Variable] = MappingProxyType({})) -> tf.train.Checkpoint:
     """Return a checkpoint of all state under readable names: weights, statistics, velocities, seeds, step.
 
@@ -104,7 +104,7 @@ def tracked(model: keras.Model, optimizer: keras.optimizers.Optimizer, average: 
              for variable in variables]
     named += [(f"average/{name}", variable) for name, variable in (average.variables if average else {}).items()]
     named += [(f"more/{name}", variable) for name, variable in more.items()]
-    values: dict[str, Any] = {"step": Step()}
+    values: dict[str, Any] = {"step": SavedStep()}
     for name, variable in named:
         if name in values:
             raise ValueError(f"two variables are called {name}")
@@ -124,11 +124,11 @@ def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, k
     def write() -> None:
         # What is continued here shall not lack the lines before it.
         if (workdir / "metrics.jsonl").exists():
-            sync(workdir / "metrics.jsonl")
+            sync_file(workdir / "metrics.jsonl")
         write_checkpoint(checkpoint, prefix)
 
     try:
-        retried(write, f"writing the checkpoint of step {step}", report)
+        with_retries(write, f"writing the checkpoint of step {step}", report)
     except (tf.errors.OpError, OSError) as error:
         left = [each for each in checkpoint_steps(workdir) if each != step]
         kept = f"the checkpoint of step {left[-1]} is whole" if left else "there is no checkpoint before it"
@@ -168,7 +168,7 @@ def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Calla
     steps = checkpoint_steps(workdir)
     for step in reversed(steps):
         try:
-            retried(lambda: read_checkpoint(checkpoint, _prefix(workdir, step)), f"reading the checkpoint of step {step}",
+            with_retries(lambda: read_checkpoint(checkpoint, _prefix(workdir, step)), f"reading the checkpoint of step {step}",
                     report)
             if checkpoint.step.value != step:
                 raise ValueError(f"it is that of step {checkpoint.step.value}")

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 import kseg
 from kseg import __version__
-from kseg.config import Config, Data
+from kseg.config import Config
+from kseg.config.sections import Data
 from kseg.config.values import leaves
 from kseg.datasets import prepared, registry
 
@@ -21,22 +22,22 @@ OWN = ("data.directory", "data.memory")
 DIGITS = 16
 
 
-def facts(config: Config) -> dict[str, str]:
+def run_facts(config: Config) -> dict[str, str]:
     """Return what has to be the same on all hosts of a run, by what it tells.
 
     Reads the names and sizes of the data's files; raises DataError where the data cannot be opened.
     """
     gpus = tf.config.list_logical_devices("GPU")
     found = {key: repr(value) for key, value in leaves(config) if key not in OWN}
-    found |= {f"data of split {split!r}": data(config.data, split)
+    found |= {f"data of split {split!r}": data_digest(config.data, split)
               for split in dict.fromkeys((config.data.train_split, config.data.val_split))}
     # An all-reduce waits for as many devices of one kind from everybody.
-    return found | {"kseg": f"{__version__} of sources {code()}", "keras": keras.__version__,
+    return found | {"kseg": f"{__version__} of sources {code_digest()}", "keras": keras.__version__,
                     "tensorflow": tf.__version__, "devices": f"{len(gpus)} x GPU" if gpus else "1 x CPU"}
 
 
 @functools.cache
-def code() -> str:
+def code_digest() -> str:
     """Return a digest of kseg's own sources, by their names and contents."""
     root = Path(kseg.__file__).parent
     digest = hashlib.sha256()
@@ -46,15 +47,15 @@ def code() -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def data(data: Data, split: str) -> str:
+def data_digest(data: Data, split: str) -> str:
     """Return how many examples a split has, and a digest of its classes and its files' names and sizes.
 
     Names are taken below the data's directory, so that copies in different places are alike. Of records the files that
     hold them count, and where each example begins in them; of prepared pixels and of the synthetic set the names alone.
     """
-    dataset = registry.find(data)
+    dataset = registry.find_dataset(data)
     location, opened = registry.location_of(data), registry.open_split(data, split)
-    place = prepared.find(location, data.name)
+    place = prepared.find_prepared(location, data.name)
     names = [*opened.names, *opened.label_names]
     described = [(dataset.name, dataset.classes, dataset.label_table)]
     if place and not prepared.is_pixels(place):

@@ -16,9 +16,9 @@ from kseg.input_pipeline.batch_reader import BatchReader
 from kseg.system.signals import Signals, Stopped
 from kseg.training import checkpoints, working_directory
 from kseg.training.profiler import Profile
-from kseg.training.recorder import Run, StepLog
+from kseg.training.recorder import Recorder, StepLog
 from kseg.training.schedule import schedule
-from kseg.training.step import Steps, Taken
+from kseg.training.step import StepResults, Steps
 
 # What TensorFlow raises where a GPU falls off the bus, its driver fails, or a transfer between devices breaks.
 DEVICE_ERRORS = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.UnavailableError, tf.errors.AbortedError,
@@ -43,7 +43,7 @@ class Pending(NamedTuple):
     """What the steps from `step` on gave, not yet looked at."""
 
     step: int
-    taken: Taken
+    taken: StepResults
 
 
 class NotFinite(Exception):
@@ -57,7 +57,7 @@ class NotFinite(Exception):
 class Loop:
     """Takes the steps of a run that are left, on this host's part of all."""
 
-    def __init__(self, run: Run, reader: BatchReader, steps: Steps, checkpoint: tf.train.Checkpoint,
+    def __init__(self, run: Recorder, reader: BatchReader, steps: Steps, checkpoint: tf.train.Checkpoint,
                  signals: Signals, profile: Profile):
         self.run, self.reader, self.steps, self.checkpoint = run, reader, steps, checkpoint
         self.signals, self.profile, self.settings = signals, profile, run.config.train
@@ -108,17 +108,17 @@ class Loop:
         if logging or saving:
             self._settle()
         if logging and self.log.count:
-            self.run.log(self.step, self.log.flush(self.step) | self.reader.counts() | memory.used()
+            self.run.log(self.step, self.log.flush(self.step) | self.reader.counts() | memory.memory_in_use()
                          | {"learning_rate": float(self.rate(self.step - 1))})
-            memory.restart_peaks()
-        if hosts.count(self.strategy) == 1:
+            memory.reset_peak_memory()
+        if hosts.num_hosts(self.strategy) == 1:
             # Asked once, so that what is said to be saved has been.
             self.stopping = self.signals.received is not None
         if saving or self.stopping:
             self._settle()
             # Before the validation, which may meet a bad file: nothing of the steps is lost then.
             self._save()
-            if hosts.count(self.strategy) == 1:
+            if hosts.num_hosts(self.strategy) == 1:
                 # What came while it was written need not wait for more steps.
                 self.stopping = self.signals.received is not None
         if validating:
@@ -151,14 +151,14 @@ class Loop:
         ends += [each["step"] for each in self.skipped if each["step"] > self.step]
         ends += [self.reader.changes(self.step), self.profile.boundary(self.step), self.settings.steps]
         most = self.settings.steps_per_call
-        if hosts.count(self.strategy) == 1 and self.log.seconds_per_step:
+        if hosts.num_hosts(self.strategy) == 1 and self.log.seconds_per_step:
             # A signal is heard after a call.
             most = min(most, max(1, int(LONGEST_CALL / self.log.seconds_per_step)))
         return min(most, min(ends) - self.step)
 
     def _failed(self, error: tf.errors.OpError) -> None:
         """Note the example that a call could not read, or raise what is wrong."""
-        hosts.require_all(self.strategy, error)
+        hosts.raise_host_loss(self.strategy, error)
         if isinstance(error, tf.errors.ResourceExhaustedError):
             raise OutOfMemory(f"the device's memory is not enough for a step: {error.message.splitlines()[0][:200]}; "
                               "lower train.global_batch or augment.crop, raise train.accumulate, or set "
@@ -196,7 +196,7 @@ class Loop:
                 raise NotFinite(pending.step + number, self.losses)
             self.log.add(self.losses)
         self.log.waited += float(pending.taken.waited)
-        if hosts.count(self.strategy) > 1:
+        if hosts.num_hosts(self.strategy) > 1:
             # All hosts read the same number here, and stop at the same step.
             self.stopping = self.stopping or int(pending.taken.notices) > 0
 

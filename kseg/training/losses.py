@@ -8,12 +8,12 @@ import math
 
 from keras import ops
 
-from kseg.config import IGNORED, Loss
+from kseg.config.sections import IGNORED, Loss
 from kseg.errors import ConfigError
 from kseg.models.layers import replica_context, resize
 
 
-def terms(outputs: dict, labels, loss: Loss, align_corners: bool = False) -> dict:
+def loss_terms(outputs: dict, labels, loss: Loss, align_corners: bool = False) -> dict:
     """Return {name: (weight, sum, count)} for each output of a model; each loss is weight * mean(sum, count).
 
     `labels` are integer train ids (N, H, W), 255 ignored. Logits are resized to the labels' size first; everything is
@@ -26,7 +26,7 @@ def terms(outputs: dict, labels, loss: Loss, align_corners: bool = False) -> dic
     pairs = {}
     for name, logits in outputs.items():
         if name == "se":
-            pairs[name] = (loss.se, *presence(ops.cast(logits, "float32"), labels))
+            pairs[name] = (loss.se, *class_presence(ops.cast(logits, "float32"), labels))
         else:
             full = resize(ops.cast(logits, "float32"), ops.shape(labels)[1:3], align_corners)
             weight, how = (loss.main, loss) if name == "main" else (loss.auxiliary, auxiliary)
@@ -34,7 +34,7 @@ def terms(outputs: dict, labels, loss: Loss, align_corners: bool = False) -> dic
     return pairs
 
 
-def counts(labels, names, classes: int, loss: Loss) -> list:
+def denominators(labels, names, classes: int, loss: Loss) -> list:
     """Return the counts that `terms` gives for outputs of those names, from the labels alone.
 
     Without hard example mining, which has to see the logits first.
@@ -73,7 +73,7 @@ def cross_entropy(logits, labels, loss: Loss):
     if loss.class_weights:
         weights = ops.take(ops.convert_to_tensor(loss.class_weights, "float32"), classes)
     weighted = each * weights
-    kept = hardest(each, weighted, valid, loss) if loss.ohem_kept else valid
+    kept = hardest_pixels(each, weighted, valid, loss) if loss.ohem_kept else valid
     total = ops.sum(ops.where(kept, weighted, 0.0))
     # An ignored pixel has no class: it counts as much as it does without weights.
     counted = {"all": ops.where(valid, weights, 1.0), "valid": ops.where(valid, weights, 0.0),
@@ -81,7 +81,7 @@ def cross_entropy(logits, labels, loss: Loss):
     return total, ops.sum(counted)
 
 
-def hardest(each, weighted, valid, loss: Loss):
+def hardest_pixels(each, weighted, valid, loss: Loss):
     """Return the mask of the pixels that online hard example mining keeps, without a gradient.
 
     `each` and `weighted` are cross-entropies without and with class weights, float32 (N, H, W), and `valid` tells the
@@ -120,14 +120,14 @@ def hardest(each, weighted, valid, loss: Loss):
     return ops.logical_and(ops.reshape(selected, ops.shape(each)), valid)
 
 
-def mean(total, count):
+def mean_loss(total, count):
     """Return sum / count of a whole batch, 0 where nothing was counted: an all-ignored batch has no loss, not nan."""
     # Class weights may sum to less than 1, so that the divisor cannot just be kept above that.
     nothing = ops.equal(count, 0)
     return ops.where(nothing, 0.0, total / ops.where(nothing, 1.0, count))
 
 
-def presence(logits, labels):
+def class_presence(logits, labels):
     """Return (sum, count) of the binary cross-entropy of class presence: EncNet's semantic encoding loss (section 3.2).
 
     `logits` (N, C); a class is present where one pixel of the sample's label (N, H, W) has it.

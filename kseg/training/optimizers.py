@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kseg.config import Train
+from kseg.config.sections import Train
 from kseg.errors import ConfigError
 from kseg.models.layers import on_tensorflow
 from kseg.training.schedule import schedule
@@ -47,7 +47,7 @@ class Optimizer(keras.optimizers.Optimizer):
         factor = self.factors[index]
         if factor:
             rate = learning_rate if factor == 1 else learning_rate * factor
-            with after(gradient):
+            with after_gradient(gradient):
                 self.move(index, ops.cast(gradient, variable.dtype), variable, ops.cast(rate, variable.dtype))
 
     def get_config(self):
@@ -145,7 +145,7 @@ class AdamW(Optimizer):
         return super().get_config() | {"betas": list(self.betas), "epsilon": self.epsilon}
 
 
-def after(gradient) -> contextlib.AbstractContextManager:
+def after_gradient(gradient) -> contextlib.AbstractContextManager:
     """Return a context in which TensorFlow computes nothing before there is a gradient.
 
     What needs the weights alone, such as their decay, would be computed for all of them as a step begins, and be in
@@ -180,7 +180,7 @@ def remainder(beta, step):
     return -ops.expm1(step * math.log(beta)) if beta else ops.ones_like(step)
 
 
-def build(train: Train, model: keras.Model) -> keras.optimizers.Optimizer:
+def build_optimizer(train: Train, model: keras.Model) -> keras.optimizers.Optimizer:
     """Return the optimizer of a training config, with its variables, for the trainable ones of a model.
 
     Call it under the strategy's scope, after `freeze`. train.backbone_rate multiplies the learning rate of layers named
@@ -203,7 +203,7 @@ def build(train: Train, model: keras.Model) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-def freeze(model: keras.Model, names: Sequence[str]) -> None:
+def freeze_layers(model: keras.Model, names: Sequence[str]) -> None:
     """Make the weights of layers untrainable; a norm among them normalises with its moving statistics and keeps them.
 
     `names` are those of layers that have weights, or beginnings that end in "*". Raises ConfigError for one that fits

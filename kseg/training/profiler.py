@@ -13,7 +13,7 @@ FORM = re.compile(r"([0-9]{1,12}):([0-9]{1,12})")
 NEVER = 10**18
 
 
-def parse(text: str, steps: int) -> tuple[int, int]:
+def parse_step_range(text: str, steps: int) -> tuple[int, int]:
     """Return (first, last) of `--profile FIRST:LAST`, steps counted from 1 as in the log, both of them recorded.
 
     Raises ConfigError for another form, an empty range, or a step that a run of `steps` steps does not have.

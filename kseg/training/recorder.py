@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg.config import Config, Train
+from kseg.config import Config
+from kseg.config.sections import Train
 from kseg.datasets.registry import Dataset
 from kseg.distributed import hosts
 from kseg.errors import WorkdirError
@@ -58,7 +59,7 @@ class StepLog:
         return values
 
 
-class Run:
+class Recorder:
     """What a run writes while it trains: progress lines, metrics.jsonl, TensorBoard, the best weights.
 
     Of several hosts the chief alone writes; all count. With an average of the weights, that is what is validated and
@@ -74,7 +75,7 @@ class Run:
         self.counter = Counter(model, config, len(dataset.classes), strategy)
         self.predict = predictor(model, config)
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "Recorder":
         if self.writes:
             self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
         return self
@@ -120,7 +121,7 @@ class Run:
         """Count the validation split, keep the weights if they are the best, and draw the fixed images."""
         with self.average.swapped() if self.average else contextlib.nullcontext():
             counts = self.counter.count(self.config.data.val_split)
-            results = metrics.summary(counts.matrix, self.dataset.classes)
+            results = metrics.summarize(counts.matrix, self.dataset.classes)
             better = not results["mIoU"] <= self.best["mIoU"]
             if better:
                 self.best = {"step": step, "mIoU": results["mIoU"]}
@@ -140,7 +141,7 @@ class Run:
 
     def fixed_images(self) -> tf.Tensor:
         """Return image, truth and prediction side by side, uint8 (N, H, 3 W, 3), for images that never change."""
-        rows = [np.concatenate(row, axis=1) for row in evaluator.picture_rows(
+        rows = [np.concatenate(row, axis=1) for row in evaluator.sample_rows(
             self.predict, self.config, self.dataset, self.config.data.val_split, FIXED_IMAGES)]
         # TensorBoard wants one size.
         smallest = min((row.shape[:2] for row in rows), key=lambda size: size[0] * size[1])

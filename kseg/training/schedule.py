@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kseg.config import Train
+from kseg.config.sections import Train
 
 
 @keras.saving.register_keras_serializable("kseg")

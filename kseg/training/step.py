@@ -11,7 +11,7 @@ from kseg.training import losses
 from kseg.training.ema import Average
 
 
-class Taken(NamedTuple):
+class StepResults(NamedTuple):
     """What some steps gave, on the device until it is read.
 
     `losses` float32 (steps, names), in the order of `Steps.names`; `waited` float64, the seconds in which the steps had
@@ -58,13 +58,13 @@ class Steps:
         """State beside the model's and the optimizer's that a run continues with, by name."""
         return self.scale.variables
 
-    def take(self, iterator: Iterator, count: int, notice: bool = False) -> Taken:
+    def take(self, iterator: Iterator, count: int, notice: bool = False) -> StepResults:
         """Take `count` steps on the distributed batches of an iterator; `notice` is this host's, given to all.
 
         Raises the tf.errors.OpError of a batch that cannot be read, after all steps before it: optimizer.iterations
         tells how many.
         """
-        return Taken(*self.loop(iterator, tf.constant(count), tf.constant(int(notice))))
+        return StepResults(*self.loop(iterator, tf.constant(count), tf.constant(int(notice))))
 
     def one(self, batch: dict) -> dict[str, tf.Tensor]:
         """Take one step on a distributed batch and return its losses by name, float32."""
@@ -111,8 +111,8 @@ class Steps:
 
     def _counts(self, batch: dict) -> tf.Tensor:
         """Return what the sums of each term are divided by, (terms,)."""
-        counts = losses.counts(batch["label"], self.terms, self.model.output["main"].shape[-1], self.config.loss)
-        return over_replicas(tf.stack(counts))
+        counts = losses.denominators(batch["label"], self.terms, self.model.output["main"].shape[-1], self.config.loss)
+        return sum_over_replicas(tf.stack(counts))
 
     def _part(self, batch: dict, part: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
         """Add the gradients of a part of a replica's share to those before; return its share of the losses."""
@@ -137,10 +137,10 @@ class Steps:
         config, variables = self.config, self.model.trainable_variables
         with tf.GradientTape() as tape:
             outputs = self.model(batch["image"], training=True)
-            terms = losses.terms(outputs, batch["label"], config.loss, config.model.align_corners)
+            terms = losses.loss_terms(outputs, batch["label"], config.loss, config.model.align_corners)
             if counts is None:
-                counts = over_replicas(tf.stack([terms[name][2] for name in self.terms]))
-            parts = [terms[name][0] * losses.mean(terms[name][1], count)
+                counts = sum_over_replicas(tf.stack([terms[name][2] for name in self.terms]))
+            parts = [terms[name][0] * losses.mean_loss(terms[name][1], count)
                      for name, count in zip(self.terms, tf.unstack(counts), strict=True)]
             loss = tf.add_n(parts)
             scaled = loss * self.scale.value
@@ -153,7 +153,7 @@ class Steps:
         """Move the weights by a replica's share of the gradients; return its share of "skipped", (1,), or (0,)."""
         rest = tf.zeros(0)
         if self.float16:
-            gradients, skipped = all_or_none(gradients)
+            gradients, skipped = finite_or_nan(gradients)
             self.scale.follow(skipped)
             # Each replica knows it, and the shares of all are added up.
             rest = tf.reshape(skipped / self.strategy.num_replicas_in_sync, (1,))
@@ -193,16 +193,16 @@ class LossScale:
         self.good.assign(good % self.growth)
 
 
-def over_replicas(values: tf.Tensor) -> tf.Tensor:
+def sum_over_replicas(values: tf.Tensor) -> tf.Tensor:
     """Return the sum of the replicas' values, on each of them."""
     context = tf.distribute.get_replica_context()
     return values if context.num_replicas_in_sync == 1 else context.all_reduce("sum", values)
 
 
-def all_or_none(gradients: list) -> tuple:
+def finite_or_nan(gradients: list) -> tuple:
     """Return (gradients, 0.0) where they are finite on all replicas, else (nothing but nan, 1.0), on each of them."""
     # The sum of all magnitudes is finite only if each gradient is, and then so are their sums over the replicas.
-    size = over_replicas(tf.add_n([tf.reduce_sum(tf.abs(gradient)) for gradient in gradients]))
+    size = sum_over_replicas(tf.add_n([tf.reduce_sum(tf.abs(gradient)) for gradient in gradients]))
     finite = tf.math.is_finite(size)
     nan = tf.constant(float("nan"))
     return [tf.where(finite, gradient, nan) for gradient in gradients], 1 - tf.cast(finite, tf.float32)

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from kseg import config as configs
 from kseg import models
-from kseg.config import Config, Train
+from kseg.config import Config
+from kseg.config.sections import Train
 from kseg.datasets import registry
 from kseg.distributed import devices, hosts
 from kseg.errors import ConfigError, DataError
@@ -19,22 +20,22 @@ from kseg.system.signals import Signals
 from kseg.training import checkpoints, fingerprint, losses, optimizers, profiler, working_directory
 from kseg.training.ema import Average
 from kseg.training.loop import Loop
-from kseg.training.recorder import Run
+from kseg.training.recorder import Recorder
 from kseg.training.step import Steps
 from kseg.weights import downloads, keras_files, loading
 
 
-def prepare(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strategy:
-    """Seed everything, claim hosts and devices and return the strategy to train under, as `kseg.distributed.hosts.claim` does.
+def prepare_strategy(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strategy:
+    """Seed everything, claim hosts and devices and return the strategy to train under, as `kseg.distributed.hosts.claim_hosts` does.
 
-    Raises ConfigError where the global batch cannot be shared out evenly, and what `kseg.distributed.hosts.claim` raises.
+    Raises ConfigError where the global batch cannot be shared out evenly, and what `kseg.distributed.hosts.claim_hosts` raises.
     """
     devices.require_tensorflow()
     keras.utils.set_random_seed(train.seed)
     devices.set_tensor_float_32(train.tensor_float_32)
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = hosts.claim(cpu_replicas)
+    strategy = hosts.claim_hosts(cpu_replicas)
     require_even_shares(train, strategy)
     return strategy
 
@@ -65,31 +66,31 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     NonFiniteLoss, HostLost, and Stopped after SIGTERM or SIGINT.
     """
     chief = hosts.is_chief(strategy)
-    say = report if chief else silent
-    dataset = registry.find(config.data)
+    say = report if chief else discard
+    dataset = registry.find_dataset(config.data)
     registry.open_split(config.data, config.data.train_split)
     registry.open_split(config.data, config.data.val_split)
-    if hosts.count(strategy) > 1:
+    if hosts.num_hosts(strategy) > 1:
         if config.data.unreadable == "skip":
             # One host's list would change the others' batches.
             raise ConfigError('data.unreadable=skip is for one host; `python -m kseg.data check` finds what cannot be '
                               'read')
-        hosts.agree(strategy, fingerprint.facts(config))
+        hosts.require_agreement(strategy, fingerprint.run_facts(config))
     with contextlib.ExitStack() as held:
         # Let go before the program ends, which a caller may outlive.
-        hosts.on_chief(strategy, lambda: held.enter_context(working_directory.open_run(workdir, config, dataset)))
+        hosts.on_chief(strategy, lambda: held.enter_context(working_directory.open_workdir(workdir, config, dataset)))
         say(devices.device_line())
         say(batch_line(config.train, strategy.num_replicas_in_sync))
         with strategy.scope():
-            model, optimizer, average = build(config, len(dataset.classes), say)
+            model, optimizer, average = build_training(config, len(dataset.classes), say)
         steps = Steps(model, optimizer, config, strategy, average)
-        checkpoint = checkpoints.tracked(model, optimizer, average, steps.variables)
+        checkpoint = checkpoints.tracked_checkpoint(model, optimizer, average, steps.variables)
         step = checkpoints.restore_newest(workdir, checkpoint, say)
-        hosts.agree(strategy, {"the checkpoint that is continued": f"step {step}"})
+        hosts.require_agreement(strategy, {"the checkpoint that is continued": f"step {step}"})
         if step:
             say(f"continuing at step {step} of {config.train.steps}")
         hosts.on_chief(strategy, lambda: working_directory.trim_metrics(workdir, step))
-        run = held.enter_context(Run(config, workdir, dataset, model, average, strategy, say))
+        run = held.enter_context(Recorder(config, workdir, dataset, model, average, strategy, say))
         profile = held.enter_context(profiler.Profile(profiled, workdir if chief else None, say))
         reader = batch_reader.BatchReader(config, workdir, strategy, say)
         # Until here a signal ends the process, which has nothing to save.
@@ -99,14 +100,14 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         if run.writes:
             with average.swapped() if average else contextlib.nullcontext():
                 keras_files.save_weights(model, workdir / "final.weights.h5", say)
-    return finish(run, loop, reader)
+    return finish_run(run, loop, reader)
 
 
-def silent(line: str) -> None:
+def discard(line: str) -> None:
     """Say nothing: of several hosts one reports."""
 
 
-def finish(run: Run, loop: Loop, reader: batch_reader.BatchReader) -> dict:
+def finish_run(run: Recorder, loop: Loop, reader: batch_reader.BatchReader) -> dict:
     """Report how a run ended and return what `train` does."""
     best, settings = run.best, run.config.train
     early = f", {settings.patience} validations after the best one (train.patience)" \
@@ -119,15 +120,15 @@ def finish(run: Run, loop: Loop, reader: batch_reader.BatchReader) -> dict:
     return {"step": loop.step, "best_mIoU": best["mIoU"], "best_step": best["step"]}
 
 
-def build(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
+def build_training(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
     """Return (model, optimizer, average or None) with all their variables, and the weights that config.init names."""
     losses.require_class_weights(config.loss, classes)
     settings = config.train
     model = models.build(config.model, classes, precision=settings.precision, recompute=settings.recompute)
     for note in loading.load_initial(model, config):
         report(note)
-    optimizers.freeze(model, settings.freeze)
-    optimizer = optimizers.build(settings, model)
+    optimizers.freeze_layers(model, settings.freeze)
+    optimizer = optimizers.build_optimizer(settings, model)
     return model, optimizer, Average(model, settings.average_decay) if settings.average_decay else None
 
 
@@ -138,7 +139,7 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     report(batch_line(config.train, strategy.num_replicas_in_sync))
     missing = None
     try:
-        classes = len(registry.find(config.data).classes)
+        classes = len(registry.find_dataset(config.data).classes)
         registry.open_split(config.data, config.data.val_split)
         batch = batch_reader.BatchReader(config, None, tf.distribute.get_strategy(), report).read(0)
         shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}
@@ -151,7 +152,7 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
         size = (config.train.global_batch, *config.augment.crop)
         shapes = {"image": f"{(*size, 3)} float32", "label": f"{size} uint8", "index": f"{size[:1]} int64"}
     with strategy.scope():
-        model, _, _ = build(downloads.at_hand(config, report), classes, report)
+        model, _, _ = build_training(downloads.without_download(config, report), classes, report)
     report(f"{'first batch' if missing is None else 'batches, by the config'}: "
            + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
     counts: dict[str, int] = {}

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from kseg import config as configs
 from kseg.config import Config
-from kseg.config.values import difference
+from kseg.config.values import config_differences
 from kseg.datasets.registry import Dataset
 from kseg.errors import WorkdirError
 from kseg.inference import trained_model
@@ -34,12 +34,12 @@ FREE = ("name", "data.directory", "data.unreadable", "data.memory", "data.servic
         "train.recompute", "train.nonfinite_batches", "train.patience")
 
 
-def default(config: Config) -> Path:
+def default_workdir(config: Config) -> Path:
     """Return runs/NAME, or runs/NAME-VARIANT: a colon would part the directories of a search path."""
     return Path("runs") / config.name.replace(":", "-")
 
 
-def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
+def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
     """Make the directory this run's, or check that it already is; return the lock, which holds until it is closed.
 
     Raises WorkdirError where it cannot be written, where another process is training in it, or where it was made by a
@@ -54,8 +54,8 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
             raise WorkdirError(f"another process is training in {workdir}") from None
         _remove_leftovers(workdir)
         if (workdir / "config.json").exists():
-            old, trained = trained_model.read(workdir)
-            changes = [change for change in difference(old, config) if not _is_free(*change)]
+            old, trained = trained_model.read_workdir(workdir)
+            changes = [change for change in config_differences(old, config) if not _is_free(*change)]
             # Without a checkpoint nothing has been trained here, and a mended config may start over.
             if changes and checkpoints.checkpoint_steps(workdir):
                 lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]

@@ -39,36 +39,36 @@ MEBIBYTE = 2**20
 TIMEOUT = 30
 
 
-def directory() -> Path:
+def weights_directory() -> Path:
     """Return where weights are kept: $KSEG_WEIGHTS, else weights/."""
     return Path(os.environ.get("KSEG_WEIGHTS") or "weights")
 
 
-def backbone(name: str) -> Path:
+def fetch_backbone(name: str) -> Path:
     """Return the file of a published backbone, fetching it where it is absent; raises WeightsError as `fetch` does."""
     if name not in BACKBONES:
         raise WeightsError(unknown("backbone file", name, BACKBONES))
     return fetch(BACKBONES[name])
 
 
-def at_hand(config: Config, report: Callable[[str], None]) -> Config:
+def without_download(config: Config, report: Callable[[str], None]) -> Config:
     """Return a config that starts from no published backbone whose file is still to be fetched, and report on it.
 
     For a dry run, which fetches nothing.
     """
     name = config.init.backbone
-    if config.init.weights or name not in BACKBONES or Path(name).exists() or place(BACKBONES[name]).is_file():
+    if config.init.weights or name not in BACKBONES or Path(name).exists() or download_path(BACKBONES[name]).is_file():
         return config
-    report(f"the backbone's weights are not there yet: {BACKBONES[name]}, to be kept at {place(BACKBONES[name])}")
+    report(f"the backbone's weights are not there yet: {BACKBONES[name]}, to be kept at {download_path(BACKBONES[name])}")
     return replace(config, init=replace(config.init, backbone="", skip=()))
 
 
-def place(address: str) -> Path:
+def download_path(address: str) -> Path:
     """Return where the file of an address is kept, there or not; raises WeightsError where it ends in no file name."""
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
     if not name:
         raise WeightsError(f"{address!r} is no address of a file")
-    return directory() / name
+    return weights_directory() / name
 
 
 def fetch(address: str, report: Callable[[str], None] = print) -> Path:
@@ -78,7 +78,7 @@ def fetch(address: str, report: Callable[[str], None] = print) -> Path:
     at the end of its name, and only then given its name; what is there already is checked too. Raises WeightsError,
     naming the address and the place, where it cannot be had or is not what it should be.
     """
-    path = place(address)
+    path = download_path(address)
     if path.is_file():
         # It may have been put there by hand, and cut short on the way.
         with path.open("rb") as file:

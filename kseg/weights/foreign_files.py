@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
     notes: list[str]
 
 
-def read_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB",
+def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB",
                     average: bool = False) -> Checkpoint:
     """Return the weights of a .pth, .pt, .npz or .h5 file in MMSegmentation's names, a backbone's in torchvision's.
 
@@ -81,7 +81,7 @@ def _read_container(path: Path) -> Any:
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix in (".pth", ".pt"):
-        return torch_files.read(path)
+        return torch_files.read_torch_file(path)
     raise WeightsError(f"{path} has an unknown suffix {path.suffix!r}; choices: .npz, .pth, .pt, .h5")
 
 

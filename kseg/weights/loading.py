@@ -16,7 +16,7 @@ from kseg.config import Config
 from kseg.errors import WeightsError, unknown
 from kseg.weights import downloads, keras_files
 from kseg.weights.diagnosis import diagnose
-from kseg.weights.foreign_files import read_checkpoint, reverse_first_kernel
+from kseg.weights.foreign_files import read_foreign_checkpoint, reverse_first_kernel
 from kseg.weights.names import CLASSIFIERS, mmseg_head
 
 # Keras weight -> PyTorch weight. Only kernels change their layout on the way.
@@ -103,7 +103,7 @@ def load_initial(model: keras.Model, config: Config) -> list[str]:
         return []
     path = Path(init.backbone)
     if not path.suffix and not path.exists():
-        path = downloads.backbone(init.backbone)
+        path = downloads.fetch_backbone(init.backbone)
     return [f"backbone from {path}", *load_backbone(model, path, init.skip, init.channels, config.data.std)]
 
 
@@ -123,7 +123,7 @@ def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Seque
         if average:
             raise WeightsError(f"{path} holds one set of weights, no average beside it")
         return _load_keras(model, path, head, skip, channels)
-    checkpoint = read_checkpoint(path, channels, average)
+    checkpoint = read_foreign_checkpoint(path, channels, average)
     return checkpoint.notes + _load(path, torch_targets(model), checkpoint.state, skip, head)
 
 
@@ -143,7 +143,7 @@ def load_backbone(model: keras.Model, path: str | Path, skip: Sequence[str] = ()
     prefix = "backbone."
     targets = {name.removeprefix(prefix): target for name, target in torch_targets(model).items()
                if name.startswith(prefix)}
-    checkpoint = read_checkpoint(path, channels)
+    checkpoint = read_foreign_checkpoint(path, channels)
     notes, state = list(checkpoint.notes), {}
     for name, array in checkpoint.state.items():
         if name.removeprefix(prefix) in state:

@@ -35,7 +35,7 @@ ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")
 Loader = Callable[[], np.ndarray]
 
 
-def read(path: str | Path) -> object:
+def read_torch_file(path: str | Path) -> object:
     """Return what a PyTorch checkpoint file holds, tensors as numpy arrays and every mapping as a plain dict.
 
     Arrays are contiguous copies in C order with the tensor's shape and dtype (bfloat16 as ml_dtypes.bfloat16). Both

@@ -22,7 +22,7 @@ import tensorflow_data_validation as tfdv  # isort: skip
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
 
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import registry
 from kseg.errors import DataError
 from pipeline import artifacts
@@ -31,7 +31,7 @@ from pipeline.metadata import code_digest
 SCHEMA, ANOMALIES = "schema.pbtxt", "SchemaDiff.pb"
 
 
-def scalars(uri: str, split: str, classes: Sequence[str]) -> pd.DataFrame:
+def example_scalars(uri: str, split: str, classes: Sequence[str]) -> pd.DataFrame:
     """Return a row for each example: height, width, void_share, and share/CLASS of its labelled pixels."""
     rows = []
     for row in artifacts.read_scalars(uri, split):
@@ -56,7 +56,7 @@ def schema_of(classes: Sequence[str]) -> schema_pb2.Schema:
     return schema
 
 
-def told(split: str, anomalies: anomalies_pb2.Anomalies) -> list[str]:
+def anomaly_lines(split: str, anomalies: anomalies_pb2.Anomalies) -> list[str]:
     """Return TFDV's anomalies as lines."""
     lines = [f"{split}: {name}: {info.description}" for name, info in sorted(anomalies.anomaly_info.items())]
     if anomalies.HasField("dataset_anomaly_info"):
@@ -64,7 +64,7 @@ def told(split: str, anomalies: anomalies_pb2.Anomalies) -> list[str]:
     return lines
 
 
-def drifted(split: str, classes: Sequence[str], now: np.ndarray, then: dict[str, float], limit: float) -> list[str]:
+def drift_line(split: str, classes: Sequence[str], now: np.ndarray, then: dict[str, float], limit: float) -> list[str]:
     """Return a line where a class's share of all labelled pixels moved by more than `limit`: the one that moved most.
 
     `now` is (C,), `then` the shares of the last blessed model's data by class; a class that one side does not know has
@@ -87,26 +87,26 @@ class Executor(base_executor.BaseExecutor):
         baseline = next(iter(input_dict.get("baseline_model") or []), None)
         statistics, schema_artifact, anomalies_artifact = (
             artifact_utils.get_single_instance(output_dict[key]) for key in ("statistics", "schema", "anomalies"))
-        splits, uri = artifact_utils.decode_split_names(examples.split_names), artifacts.mounted(examples.uri)
+        splits, uri = artifact_utils.decode_split_names(examples.split_names), artifacts.mounted_path(examples.uri)
         source = json.loads(examples.get_string_custom_property("data"))
-        classes = registry.find(Data(name=artifacts.stored_name(source["name"]), directory=uri)).classes
+        classes = registry.find_dataset(Data(name=artifacts.stored_name(source["name"]), directory=uri)).classes
         schema, then = schema_of(classes), {}
         if baseline:
-            place = Path(artifacts.mounted(path_utils.eval_model_dir(baseline.uri)))
+            place = Path(artifacts.mounted_path(path_utils.eval_model_dir(baseline.uri)))
             then = json.loads((place / artifacts.SHARES).read_text(encoding="utf-8"))
             if not exec_properties["new_classes"]:
                 schema = text_format.Parse((place / SCHEMA).read_text(encoding="utf-8"), schema_pb2.Schema())
         lines = []
         for split in splits:
-            found = tfdv.generate_statistics_from_dataframe(scalars(uri, split, classes))
+            found = tfdv.generate_statistics_from_dataframe(example_scalars(uri, split, classes))
             _write(statistics, split, stats_artifact_utils.BINARY_PB_BASENAME, found)
             anomalies = tfdv.validate_statistics(found, schema)
             _write(anomalies_artifact, split, ANOMALIES, anomalies)
-            lines += told(split, anomalies)
+            lines += anomaly_lines(split, anomalies)
             if split in then:
-                lines += drifted(split, classes, artifacts.class_shares(uri, split), then[split],
+                lines += drift_line(split, classes, artifacts.class_shares(uri, split), then[split],
                                  exec_properties["drift"])
-        place = Path(artifacts.mounted(schema_artifact.uri))
+        place = Path(artifacts.mounted_path(schema_artifact.uri))
         (place / SCHEMA).write_text(text_format.MessageToString(schema), encoding="utf-8")
         for artifact in (statistics, anomalies_artifact):
             artifact.split_names, artifact.span = examples.split_names, examples.span
@@ -117,7 +117,7 @@ class Executor(base_executor.BaseExecutor):
 
 def _write(artifact: types.Artifact, split: str, name: str,
            message: statistics_pb2.DatasetFeatureStatisticsList | anomalies_pb2.Anomalies) -> None:
-    place = Path(artifacts.mounted(artifact.uri)) / f"Split-{split}"
+    place = Path(artifacts.mounted_path(artifact.uri)) / f"Split-{split}"
     place.mkdir(parents=True)
     (place / name).write_bytes(message.SerializeToString(deterministic=True))
 
@@ -146,6 +146,6 @@ class Examiner(base_component.BaseComponent):
                  baseline_model: types.BaseChannel | None = None):
         super().__init__(ExaminerSpec(
             examples=examples, baseline_model=baseline_model, drift=drift, new_classes=new_classes,
-            program=code_digest.digest(__name__), statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
+            program=code_digest.code_digest(__name__), statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
             schema=types.Channel(type=standard_artifacts.Schema),
             anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies)))

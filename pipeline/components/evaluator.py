@@ -23,23 +23,23 @@ from kseg.inference import trained_model
 from kseg.inference.prediction import predictor
 from pipeline import artifacts
 from pipeline.jobs import counting
-from pipeline.jobs.counting import counter_of, read_counts, trained
+from pipeline.jobs.counting import counter_of, read_counts, trained_directory
 from pipeline.metadata import blessing, code_digest
 
 BLESSING = "blessing.json"
 
 
-def draw(model: keras.Model, config: Config, dataset: Dataset, split: str, counts: Counts, found: dict,
+def write_evaluation_report(model: keras.Model, config: Config, dataset: Dataset, split: str, counts: Counts, found: dict,
          out: Path) -> None:
     """Write the report of an evaluation."""
     predict, opened = predictor(model, config), registry.open_split(config.data, split)
     names, mious = results.image_names(counts), results.image_mious(counts)
     table = np.array(dataset.label_table, np.uint8)
     samples = []
-    for group, index in evaluator.choose(counts):
-        image, raw = diagnosis.examine(dataset, opened, index)
+    for group, index in evaluator.choose_samples(counts):
+        image, raw = diagnosis.find_example_fault(dataset, opened, index)
         samples.append(html_report.Sample(names[index], image, table[raw], predict(image), float(mious[index]), group))
-    html_report.write(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
+    html_report.write_report(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -53,35 +53,35 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         decided = artifact_utils.get_single_instance(output_dict["blessing"])
         split = exec_properties["split"]
         counter, config = counter_of(candidate.uri, stored.uri)
-        dataset, message = registry.find(config.data), ()
-        if baseline and trained_model.read(trained(baseline.uri))[1].classes != dataset.classes:
+        dataset, message = registry.find_dataset(config.data), ()
+        if baseline and trained_model.read_workdir(trained_directory(baseline.uri))[1].classes != dataset.classes:
             # The Examiner would have stopped, were they not said to be new.
             message, baseline = ("the last blessed model knows other classes, and is not compared with",), None
-        old = baseline and known(next(iter(input_dict.get("baseline_blessing") or []), None), stored, split)
+        old = baseline and earlier_metrics(next(iter(input_dict.get("baseline_blessing") or []), None), stored, split)
         names = registry.open_split(config.data, split).names
-        out = Path(artifacts.mounted(evaluation.uri))
+        out = Path(artifacts.mounted_path(evaluation.uri))
         started = time.monotonic()
         with self._make_beam_pipeline() as job:
             counted = {"new.npz": candidate} | ({"old.npz": baseline} if baseline and not old else {})
             for name, each in counted.items():
-                counting.count(job, each.uri, stored.uri, split, len(names), exec_properties["images_per_bundle"],
+                counting.add_counting(job, each.uri, stored.uri, split, len(names), exec_properties["images_per_bundle"],
                                str(out / name))
         seconds = time.monotonic() - started
         counts = read_counts(str(out / "new.npz"), names)
         if baseline and not old:
-            old = metrics.summary(read_counts(str(out / "old.npz"), names).matrix, dataset.classes)
-        found = results.summary(counts, config, dataset, split) | {
+            old = metrics.summarize(read_counts(str(out / "old.npz"), names).matrix, dataset.classes)
+        found = results.summarize_split(counts, config, dataset, split) | {
             "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
                        "devices": f"Beam: {self._beam_pipeline_args[0].removeprefix('--runner=')}"},
-            "provenance": results.provenance(config, dataset, trained_model.best_weights(trained(candidate.uri)))}
-        results.write(out, found, counts, dataset.classes)
-        draw(counter.model, config, dataset, split, counts, found, out)
+            "provenance": results.provenance(config, dataset, trained_model.best_weights(trained_directory(candidate.uri)))}
+        results.write_results(out, found, counts, dataset.classes)
+        write_evaluation_report(counter.model, config, dataset, split, counts, found, out)
         for name in ("new.npz", "old.npz"):
             (out / name).unlink(missing_ok=True)
         rule = blessing.Rule(**json.loads(exec_properties["rule"]))
         verdict = blessing.judge(rule, found, old)
         verdict = verdict._replace(reasons=verdict.reasons + message)
-        decide(decided, verdict, found, rule, exec_properties["force"])
+        write_blessing(decided, verdict, found, rule, exec_properties["force"])
         decided.set_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY, candidate.id)
         decided.set_string_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY, candidate.uri)
         decided.set_string_custom_property("examples", stored.uri)
@@ -91,21 +91,21 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             decided.set_string_custom_property(constants.ARTIFACT_PROPERTY_BASELINE_MODEL_URI_KEY, baseline.uri)
 
 
-def known(decided: types.Artifact | None, stored: types.Artifact, split: str) -> dict | None:
+def earlier_metrics(decided: types.Artifact | None, stored: types.Artifact, split: str) -> dict | None:
     """Return what an earlier evaluation says of the last blessed model, where it was made on the same examples."""
     if (decided is None or decided.get_string_custom_property("examples") != stored.uri
             or decided.get_string_custom_property("split") != split):
         return None
-    return json.loads((Path(artifacts.mounted(decided.uri)) / BLESSING).read_text(encoding="utf-8"))["summary"]
+    return json.loads((Path(artifacts.mounted_path(decided.uri)) / BLESSING).read_text(encoding="utf-8"))["summary"]
 
 
-def decide(decided: types.Artifact, verdict: blessing.Verdict, found: dict, rule: blessing.Rule, force: str) -> None:
+def write_blessing(decided: types.Artifact, verdict: blessing.Verdict, found: dict, rule: blessing.Rule, force: str) -> None:
     """Write a ModelBlessing as TFX's Evaluator does, with its reasons; `force` blesses whatever the verdict is."""
     if force and not verdict.blessed:
         verdict = verdict._replace(blessed=True, reasons=(f"forced by {getpass.getuser()}: {force}", *verdict.reasons))
-    message = blessing.text(verdict)
+    message = blessing.verdict_text(verdict)
     print(message)
-    out = Path(artifacts.mounted(decided.uri))
+    out = Path(artifacts.mounted_path(decided.uri))
     summary = {"mIoU": found["mIoU"], "classes": {name: {"iou": row["iou"]} for name, row in found["classes"].items()}}
     plain = {"blessed": verdict.blessed, "reasons": verdict.reasons, "rule": dataclasses.asdict(rule),
              "classes": [{"class": name, "old": old, "new": new} for name, old, new in verdict.rows],
@@ -145,5 +145,5 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         super().__init__(EvaluatorSpec(
             examples=examples, model=model, baseline_model=baseline_model, baseline_blessing=baseline_blessing,
             split=split, rule=rule, force=force, images_per_bundle=images_per_bundle,
-            program=code_digest.digest(__name__), evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
+            program=code_digest.code_digest(__name__), evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
             blessing=types.Channel(type=standard_artifacts.ModelBlessing)))

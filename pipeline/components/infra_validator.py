@@ -58,7 +58,7 @@ def serving_spec(image: str, platform: Platform) -> infra_validator_pb2.ServingS
 
 
 @contextmanager
-def logged() -> Iterator[list[BaseException]]:
+def collected_errors() -> Iterator[list[BaseException]]:
     """Collect the errors that TFX's executor logs, with whole pictures in their text, instead of printing them."""
     found: list[BaseException] = []
 
@@ -75,7 +75,7 @@ def logged() -> Iterator[list[BaseException]]:
         logger.removeFilter(keep)
 
 
-def reason(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """Return what lies behind an error; its own text may quote a whole request."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -86,12 +86,12 @@ class Executor(executor.Executor):
     """TFX's, with the reason of its blessing."""
 
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
-        with logged() as errors:
+        with collected_errors() as errors:
             super().Do(input_dict, output_dict, exec_properties)
         blessing = artifact_utils.get_single_instance(output_dict["blessing"])
         message = f"TensorFlow Serving answered {SIGNATURE}"
         if blessing.get_int_custom_property("blessed") != 1:
-            message = f"TensorFlow Serving did not answer: {reason(errors[-1]) if errors else 'no reason is known'}"
+            message = f"TensorFlow Serving did not answer: {root_cause(errors[-1]) if errors else 'no reason is known'}"
         print(message)
         blessing.set_string_custom_property("blessing_message", message)
 
@@ -113,7 +113,7 @@ class InfraValidator(base_component.BaseComponent):
 
     def __init__(self, model: types.BaseChannel, requests: types.BaseChannel, spec: infra_validator_pb2.ServingSpec):
         super().__init__(InfraValidatorSpec(
-            model=model, examples=requests, serving_spec=spec, program=code_digest.digest(__name__),
+            model=model, examples=requests, serving_spec=spec, program=code_digest.code_digest(__name__),
             validation_spec=infra_validator_pb2.ValidationSpec(max_loading_time_seconds=300, num_tries=TRIES),
             request_spec=infra_validator_pb2.RequestSpec(
                 tensorflow_serving=infra_validator_pb2.TensorFlowServingRequestSpec(signature_names=[SIGNATURE]),
@@ -129,8 +129,8 @@ class RequestsExecutor(base_executor.BaseExecutor):
         requests = artifact_utils.get_single_instance(output_dict["requests"])
         split, name = exec_properties["split"], json.loads(examples.get_string_custom_property("data"))["name"]
         form = prepared.FORMATS[artifacts.stored_name(name)]
-        stored = sorted(tf.io.gfile.glob(posixpath.join(artifacts.mounted(examples.uri), f"Split-{split}", "*")))
-        place = posixpath.join(artifacts.mounted(requests.uri), f"Split-{split}")
+        stored = sorted(tf.io.gfile.glob(posixpath.join(artifacts.mounted_path(examples.uri), f"Split-{split}", "*")))
+        place = posixpath.join(artifacts.mounted_path(requests.uri), f"Split-{split}")
         tf.io.gfile.makedirs(place)
         with tf.io.TFRecordWriter(posixpath.join(place, "requests-00000-of-00001")) as writer:
             for record in tf.data.TFRecordDataset(stored).take(EXAMPLES):
@@ -153,5 +153,5 @@ class Requests(base_component.BaseComponent):
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(RequestsExecutor)
 
     def __init__(self, examples: types.BaseChannel, split: str):
-        super().__init__(RequestsSpec(examples=examples, split=split, program=code_digest.digest(__name__),
+        super().__init__(RequestsSpec(examples=examples, split=split, program=code_digest.code_digest(__name__),
                                       requests=types.Channel(type=standard_artifacts.Examples)))

@@ -13,7 +13,8 @@ from tfx.dsl.components.base import base_beam_component, base_beam_executor, exe
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ExecutionParameter
 
-from kseg.config import Config, Data
+from kseg.config import Config
+from kseg.config.sections import Data
 from kseg.datasets import registry
 from kseg.errors import ConfigError, DataError
 from pipeline import artifacts
@@ -24,9 +25,9 @@ from pipeline.metadata import code_digest
 SPAN = "{SPAN}"
 
 
-def fingerprint(data: Data, splits: tuple[str, ...]) -> str:
+def source_fingerprint(data: Data, splits: tuple[str, ...]) -> str:
     """Return a digest of a source's classes and of its files' names, sizes and times, without reading them."""
-    dataset = registry.find(data)
+    dataset = registry.find_dataset(data)
     digest = hashlib.sha256(repr((dataset.name, dataset.classes, dataset.label_table)).encode())
     location = registry.location_of(data)
     for split in splits:
@@ -42,7 +43,7 @@ def fingerprint(data: Data, splits: tuple[str, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
-def located(config: Config, span: int | None = None) -> tuple[Config, int]:
+def locate_span(config: Config, span: int | None = None) -> tuple[Config, int]:
     """Return a config whose data directory is absolute, and the number of its span, 0 where it has none.
 
     In a directory such as data/span-{SPAN}, the number stands for {SPAN}: the one given, or the highest there is.
@@ -72,11 +73,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
         artifact = artifact_utils.get_single_instance(output_dict["examples"])
-        uri = artifacts.mounted(artifact.uri)
+        uri = artifacts.mounted_path(artifact.uri)
         data = Data(**json.loads(exec_properties["data"]))
         splits = json.loads(exec_properties["splits"])
         per_shard = exec_properties["images_per_shard"]
-        dataset = registry.find(data)
+        dataset = registry.find_dataset(data)
         wanted = []
         for split in splits:
             count = -(-len(registry.open_split(data, split).names) // per_shard)
@@ -90,7 +91,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 rows += map(json.loads, file)
         tf.io.gfile.rmtree(posixpath.join(uri, shards.ROWS))
         found = {split: [row for row in rows if row["split"] == split] for split in splits}
-        shards.finish(uri, dataset, found, exec_properties["largest_unreadable_share"])
+        shards.finish_ingest(uri, dataset, found, exec_properties["largest_unreadable_share"])
         artifact.split_names = artifact_utils.encode_split_names(splits)
         artifact.span = exec_properties["span"]
         artifact.set_string_custom_property("fingerprint", exec_properties["fingerprint"])
@@ -122,5 +123,5 @@ class Ingest(base_beam_component.BaseBeamComponent):
                  largest_unreadable_share: float):
         super().__init__(IngestSpec(
             data=data, splits=splits, fingerprint=fingerprint, span=span, images_per_shard=images_per_shard,
-            largest_unreadable_share=largest_unreadable_share, program=code_digest.digest(__name__),
+            largest_unreadable_share=largest_unreadable_share, program=code_digest.code_digest(__name__),
             examples=types.Channel(type=standard_artifacts.Examples)))

@@ -38,7 +38,7 @@ class Executor(executor.Executor):
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
         destination = pusher_pb2.PushDestination()
         proto_utils.json_to_proto(exec_properties[standard_component_specs.PUSH_DESTINATION_KEY], destination)
-        base = Path(artifacts.mounted(destination.filesystem.base_directory))
+        base = Path(artifacts.mounted_path(destination.filesystem.base_directory))
         staging = base / STAGING
         # What a process left behind that was killed here.
         shutil.rmtree(staging, ignore_errors=True)
@@ -50,11 +50,11 @@ class Executor(executor.Executor):
             super().Do(input_dict, output_dict, hidden)
             if pushed.get_int_custom_property("pushed") != 1:
                 return
-            staged, there = staging / pushed.get_string_custom_property("pushed_version"), newest(base)
-            adopted = there is not None and same(staged, there)
+            staged, there = staging / pushed.get_string_custom_property("pushed_version"), newest_version(base)
+            adopted = there is not None and same_files(staged, there)
             place = there if adopted else base / staged.name
             inputs = {key: artifact_utils.get_single_instance(found) for key, found in input_dict.items() if found}
-            (staged / model_card.NAME).write_text(model_card.text(place.name, inputs), encoding="utf-8")
+            (staged / model_card.NAME).write_text(model_card.model_card_text(place.name, inputs), encoding="utf-8")
             if adopted:
                 os.replace(staged / model_card.NAME, place / model_card.NAME)
             else:
@@ -75,13 +75,13 @@ def publish(staged: Path, place: Path) -> None:
     os.replace(staged, place)
 
 
-def newest(base: Path) -> Path | None:
+def newest_version(base: Path) -> Path | None:
     """Return the version with the highest number, which a server serves; None where there is none."""
     versions = [path for path in base.iterdir() if path.name.isdecimal() and path.is_dir()]
     return max(versions, key=lambda path: int(path.name), default=None)
 
 
-def same(one: Path, other: Path) -> bool:
+def same_files(one: Path, other: Path) -> bool:
     """Tell whether two versions hold the same files, byte for byte, beside their cards."""
     def files(version: Path) -> set[Path]:
         return {path.relative_to(version) for path in version.rglob("*") if path.is_file()} - {Path(model_card.NAME)}
@@ -114,4 +114,4 @@ class Pusher(base_component.BaseComponent):
             model=model, model_blessing=model_blessing, infra_blessing=infra_blessing,
             container_blessing=container_blessing, examples=examples, evaluation=evaluation,
             push_destination=pusher_pb2.PushDestination(filesystem=filesystem), custom_config="null",
-            program=code_digest.digest(__name__), pushed_model=types.Channel(type=standard_artifacts.PushedModel)))
+            program=code_digest.code_digest(__name__), pushed_model=types.Channel(type=standard_artifacts.PushedModel)))

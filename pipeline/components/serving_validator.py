@@ -55,7 +55,7 @@ class NotServed(UserError):
 
 
 @contextmanager
-def served(model: Path, log: Path) -> Iterator[grpc.Channel]:
+def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
     """Serve a SavedModel as version 1 of `candidate` and give a channel to it; raises NotServed where it fails."""
     # A UNIX socket, whose path is short, needs no free port.
     with tempfile.TemporaryDirectory() as directory, log.open("wb") as output:
@@ -69,7 +69,7 @@ def served(model: Path, log: Path) -> Iterator[grpc.Channel]:
         try:
             with grpc.insecure_channel(f"unix:{address}", options=[
                     (f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]) as channel:
-                wait(server, channel, log)
+                wait_until_available(server, channel, log)
                 yield channel
         finally:
             server.terminate()
@@ -85,7 +85,7 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def wait(server: subprocess.Popen, channel: grpc.Channel, log: Path) -> None:
+def wait_until_available(server: subprocess.Popen, channel: grpc.Channel, log: Path) -> None:
     """Wait until the candidate is available; raises NotServed where its server ends, or takes too long."""
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     request = get_model_status_pb2.GetModelStatusRequest()
@@ -105,7 +105,7 @@ def wait(server: subprocess.Popen, channel: grpc.Channel, log: Path) -> None:
     raise NotServed(f"its server did not load it within {LOADING:.0f} s")
 
 
-def requests_of(model: Path) -> list[predict_pb2.PredictRequest]:
+def warmup_requests(model: Path) -> list[predict_pb2.PredictRequest]:
     """Return a SavedModel's warm-up requests; raises NotServed where it has none."""
     path = model / PLACE
     if not path.is_file():
@@ -114,7 +114,7 @@ def requests_of(model: Path) -> list[predict_pb2.PredictRequest]:
             for record in tf.data.TFRecordDataset(str(path))]
 
 
-def ask(channel: grpc.Channel, request: predict_pb2.PredictRequest) -> tuple[dict[str, np.ndarray], float]:
+def ask_server(channel: grpc.Channel, request: predict_pb2.PredictRequest) -> tuple[dict[str, np.ndarray], float]:
     """Return a server's outputs and the median seconds of its answers but the first."""
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     request.model_spec.name = NAME
@@ -129,13 +129,13 @@ def ask(channel: grpc.Channel, request: predict_pb2.PredictRequest) -> tuple[dic
     return {key: tf.make_ndarray(value) for key, value in answer.outputs.items()}, float(np.median(seconds[1:]))
 
 
-def difference(expected: np.ndarray, found: np.ndarray) -> float:
+def different_fraction(expected: np.ndarray, found: np.ndarray) -> float:
     """Return the share of values that differ, 1.0 where the shapes do; PNG files are compared by their pixels."""
     if expected.shape != found.shape or expected.dtype != found.dtype:
         return 1.0
     if expected.dtype == object:
         pairs = [(_pixels(a), _pixels(b)) for a, b in zip(expected.ravel(), found.ravel())]
-        return max(difference(a, b) for a, b in pairs)
+        return max(different_fraction(a, b) for a, b in pairs)
     return float(np.mean(expected != found))
 
 
@@ -143,22 +143,22 @@ def _pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def check(model: Path, channel: grpc.Channel, budget: float) -> list[dict]:
+def check_answers(model: Path, channel: grpc.Channel, budget: float) -> list[dict]:
     """Return {"signature", "pictures", "milliseconds", "difference"} of each warm-up request.
 
     Raises NotServed where an answer is not this process's, or one picture takes more than `budget` milliseconds.
     """
     signatures = tf.saved_model.load(str(model)).signatures
     rows, against = [], []
-    for request in requests_of(model):
+    for request in warmup_requests(model):
         name = request.model_spec.signature_name
         inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
         expected = signatures[name](**{key: tf.constant(value) for key, value in inputs.items()})
-        found, seconds = ask(channel, request)
+        found, seconds = ask_server(channel, request)
         if found.keys() != expected.keys():
             raise NotServed(f"{name}: the server gives {sorted(found)}, the model {sorted(expected)}")
         pictures = len(next(iter(inputs.values())))
-        largest = max(difference(value.numpy(), found[key]) for key, value in expected.items())
+        largest = max(different_fraction(value.numpy(), found[key]) for key, value in expected.items())
         milliseconds = 1000 * seconds / pictures
         rows.append({"signature": name, "pictures": pictures, "milliseconds": milliseconds, "difference": largest})
         if largest > LARGEST_DIFFERENCE:
@@ -177,14 +177,14 @@ class Executor(base_executor.BaseExecutor):
         candidate = artifact_utils.get_single_instance(input_dict["model"])
         judged = artifact_utils.get_single_instance(input_dict["model_blessing"])
         decided = artifact_utils.get_single_instance(output_dict["blessing"])
-        model, out = (Path(artifacts.mounted(uri)) for uri in (
+        model, out = (Path(artifacts.mounted_path(uri)) for uri in (
             path_utils.serving_model_path(candidate.uri), decided.uri))
         rows: list[dict] = []
         blessed, message = 0, "not served: the evaluation has refused it"
         if judged.get_int_custom_property("blessed") == 1:
             try:
-                with served(model, out / "server.log") as channel:
-                    rows = check(model, channel, exec_properties["budget"])
+                with serving_candidate(model, out / "server.log") as channel:
+                    rows = check_answers(model, channel, exec_properties["budget"])
                 slowest = max(row["milliseconds"] for row in rows)
                 blessed, message = 1, f"answered {len(rows)} requests, at most {slowest:.1f} ms a picture"
             except NotServed as error:
@@ -211,5 +211,5 @@ class Validator(base_component.BaseComponent):
 
     def __init__(self, model: types.BaseChannel, model_blessing: types.BaseChannel, budget: float):
         super().__init__(ValidatorSpec(model=model, model_blessing=model_blessing, budget=budget,
-                                       program=code_digest.digest(__name__, SERVER),
+                                       program=code_digest.code_digest(__name__, SERVER),
                                        blessing=types.Channel(type=standard_artifacts.InfraBlessing)))

@@ -39,17 +39,17 @@ def run_fn(fn_args: "FnArgs") -> None:
     """
     settings = fn_args.custom_config
     # train_files is one pattern, ARTIFACT/Split-NAME/*.
-    config = artifacts.reading(configs.from_json(settings["config"]), str(here(fn_args.train_files[0]).parents[1]))
+    config = artifacts.artifact_config(configs.from_json(settings["config"]), str(local_path(fn_args.train_files[0]).parents[1]))
     if fn_args.base_model:
-        weights = trained_model.best_weights(here(fn_args.base_model).with_name("Format-TFMA"))
+        weights = trained_model.best_weights(local_path(fn_args.base_model).with_name("Format-TFMA"))
         config = dataclasses.replace(config, init=dataclasses.replace(config.init, backbone="", weights=str(weights)))
-    workdir = training_directory(here(settings["training"]), config)
-    trainer.train(config, workdir, trainer.prepare(config.train))
-    evaluated, schema = here(fn_args.eval_model_dir), here(fn_args.schema_path)
-    write_model(workdir, evaluated, here(fn_args.serving_model_dir))
+    workdir = training_directory(local_path(settings["training"]), config)
+    trainer.train(config, workdir, trainer.prepare_strategy(config.train))
+    evaluated, schema = local_path(fn_args.eval_model_dir), local_path(fn_args.schema_path)
+    write_model(workdir, evaluated, local_path(fn_args.serving_model_dir))
     shutil.copyfile(schema, evaluated / schema.name)
     write_shares(config, evaluated / artifacts.SHARES)
-    logs = here(fn_args.model_run_dir)
+    logs = local_path(fn_args.model_run_dir)
     for name in LOGS:
         if (workdir / name).exists():
             (shutil.copytree if (workdir / name).is_dir() else shutil.copyfile)(workdir / name, logs / name)
@@ -57,8 +57,8 @@ def run_fn(fn_args: "FnArgs") -> None:
     shutil.rmtree(workdir)
 
 
-def here(uri: str) -> Path:
-    return Path(artifacts.mounted(uri))
+def local_path(uri: str) -> Path:
+    return Path(artifacts.mounted_path(uri))
 
 
 def training_directory(parent: Path, config: Config) -> Path:
@@ -71,7 +71,7 @@ def training_directory(parent: Path, config: Config) -> Path:
 
 def write_shares(config: Config, path: Path) -> None:
     """Write each class's share of the labelled pixels of both splits."""
-    classes = registry.find(config.data).classes
+    classes = registry.find_dataset(config.data).classes
     shares = {split: dict(zip(classes, artifacts.class_shares(config.data.directory, split).tolist(), strict=True))
               for split in (config.data.train_split, config.data.val_split)}
     path.write_text(json.dumps(shares, indent=1) + "\n", encoding="utf-8")

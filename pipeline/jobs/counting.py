@@ -40,7 +40,7 @@ class CountPart(beam.DoFn):
         start, end = part
         with COUNTING, tempfile.TemporaryDirectory() as directory:
             counter, config = counter_of(self.model, self.examples_uri)
-            data = artifacts.part_of(config.data, self.split, start, end, Path(directory))
+            data = artifacts.part_config(config.data, self.split, start, end, Path(directory))
             counter.config = dataclasses.replace(config, data=data)
             try:
                 counts = counter.count(self.split)
@@ -55,7 +55,7 @@ class CountPart(beam.DoFn):
 @functools.lru_cache(maxsize=2)
 def counter_of(model: str, examples_uri: str) -> tuple[Counter, Config]:
     """Return what counts a model, compiled once in a process for all parts, and a config that reads all examples."""
-    network, config, dataset = load(model, examples_uri)
+    network, config, dataset = load_model_artifact(model, examples_uri)
     return Counter(network, config, len(dataset.classes), tf.distribute.get_strategy()), config
 
 
@@ -83,20 +83,20 @@ class AddCounts(beam.CombineFn):
             np.concatenate([getattr(part, key) for part in ordered]) for key in ("hits", "truth", "predicted")))
 
 
-def load(model: str, examples_uri: str) -> tuple[keras.Model, Config, Dataset]:
+def load_model_artifact(model: str, examples_uri: str) -> tuple[keras.Model, Config, Dataset]:
     """Return (model, config, data set record) of a Model artifact, its config reading the examples of an artifact."""
-    network, config, dataset = trained_model.load_trained(trained(model))
-    config = artifacts.reading(config, artifacts.mounted(examples_uri))
-    trained_model.require_same_classes(dataset, registry.find(config.data), "the model")
+    network, config, dataset = trained_model.load_trained(trained_directory(model))
+    config = artifacts.artifact_config(config, artifacts.mounted_path(examples_uri))
+    trained_model.require_same_classes(dataset, registry.find_dataset(config.data), "the model")
     return network, config, dataset
 
 
-def trained(model: str) -> Path:
+def trained_directory(model: str) -> Path:
     """Return where a Model artifact keeps what kseg reads."""
-    return Path(artifacts.mounted(model), "Format-TFMA")
+    return Path(artifacts.mounted_path(model), "Format-TFMA")
 
 
-def count(job: beam.Pipeline, model: str, examples_uri: str, split: str, total: int, per_bundle: int,
+def add_counting(job: beam.Pipeline, model: str, examples_uri: str, split: str, total: int, per_bundle: int,
           out: str) -> None:
     """Add to a Beam job that a model's counts of a split are written to the file `out`."""
     parts = [(start, min(start + per_bundle, total)) for start in range(0, total, per_bundle)]

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kseg.config import IGNORED, Data
+from kseg.config.sections import IGNORED, Data
 from kseg.datasets import diagnosis, layouts, prepared, registry, statistics, tfds_builder
 from kseg.datasets.registry import Dataset
 from kseg.errors import DataError
@@ -40,7 +40,7 @@ class WriteShard(beam.DoFn):
     def process(self, shard: tuple[str, int, int]) -> Iterator[int]:
         split_name, number, shards = shard
         data = Data(**self.data)
-        dataset, split = registry.find(data), registry.open_split(data, split_name)
+        dataset, split = registry.find_dataset(data), registry.open_split(data, split_name)
         count = len(split.names)
         path = artifacts.shard_name(split_name, number, shards)
         temporary, rows = (posixpath.join(self.uri, f".{uuid.uuid4().hex}") for _ in range(2))
@@ -49,7 +49,7 @@ class WriteShard(beam.DoFn):
             for index in range(number * count // shards, (number + 1) * count // shards):
                 row = {"split": split_name, "index": index, "name": picture_name(data, split.names[index])}
                 try:
-                    record, scalars = read(dataset, split, index, row["name"])
+                    record, scalars = encode_split_example(dataset, split, index, row["name"])
                 except DataError as error:
                     lines.write(json.dumps(row | {"fault": str(error)}) + "\n")
                     continue
@@ -70,9 +70,9 @@ def picture_name(data: Data, name: str) -> str:
     return name.removeprefix(registry.location_of(data).rstrip("/") + "/")
 
 
-def read(dataset: Dataset, split: layouts.Split, index: int, name: str) -> tuple[bytes, dict]:
+def encode_split_example(dataset: Dataset, split: layouts.Split, index: int, name: str) -> tuple[bytes, dict]:
     """Return one example as a record, and its scalars; raises DataError where it cannot be used."""
-    picture, label = diagnosis.examine(dataset, split, index)
+    picture, label = diagnosis.find_example_fault(dataset, split, index)
     height, width = picture.shape[:2]
     # Below, it is in memory several times in its encoded form.
     del picture
@@ -82,13 +82,13 @@ def read(dataset: Dataset, split: layouts.Split, index: int, name: str) -> tuple
         label_data = tfds_builder.png(Image.fromarray(label))
     counts, table = statistics.value_counts(label), np.array(dataset.label_table)
     scalars = {"height": height, "width": width,
-               "class_pixels": statistics.by_class(table, counts, len(dataset.classes)).tolist(),
+               "class_pixels": statistics.counts_by_class(table, counts, len(dataset.classes)).tolist(),
                "void_share": float(counts[table == IGNORED].sum() / label.size)}
     form = prepared.FORMATS[artifacts.stored_name(dataset.name)]
-    return artifacts.encode(name, image_data, label_data, scalars, form), scalars
+    return artifacts.encode_example(name, image_data, label_data, scalars, form), scalars
 
 
-def finish(uri: str, dataset: Dataset, rows: dict[str, list[dict]], largest_share: float) -> None:
+def finish_ingest(uri: str, dataset: Dataset, rows: dict[str, list[dict]], largest_share: float) -> None:
     """Write the index, the scalars and the list of what was left out; raises DataError where that is too much."""
     faults = [{"split": split, "name": row["name"], "fault": row["fault"]}
               for split, found in rows.items() for row in found if "fault" in row]
@@ -101,7 +101,7 @@ def finish(uri: str, dataset: Dataset, rows: dict[str, list[dict]], largest_shar
             raise DataError("\n".join([f"{len(broken)} of {len(found)} examples of {dataset.name} {split} cannot be "
                                        f"used, more than {largest_share:.2%}:", *lines, *more]))
     good = {split: [row for row in found if "fault" not in row] for split, found in rows.items()}
-    artifacts.write_index(uri, dataset, {split: [(row["offset"], row["path"], row["name"]) for row in found]
+    artifacts.write_artifact_index(uri, dataset, {split: [(row["offset"], row["path"], row["name"]) for row in found]
                                        for split, found in good.items()})
     for split, found in good.items():
         artifacts.write_scalars(uri, split, ({key: row[key] for key in (

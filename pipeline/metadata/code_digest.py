@@ -12,31 +12,31 @@ import kseg
 ROOT, PACKAGES = Path(kseg.__file__).resolve().parents[1], ("kseg", "pipeline", "serving")
 
 
-def digest(*names: str) -> str:
+def code_digest(*names: str) -> str:
     """Return what stands for the program of some modules: them, all that they import of this project, its version.
 
     Of their sources the syntax counts, not comments and layout. Imports within functions count; packages around a
     module do not, for one that gathers others would make all depend on all.
     """
     result = hashlib.sha256(kseg.__version__.encode())
-    for name, syntax in sorted(modules(*names).items()):
+    for name, syntax in sorted(module_syntax(*names).items()):
         result.update(f"{name}\n{syntax}\n".encode())
     return result.hexdigest()[:16]
 
 
-def modules(*names: str) -> dict[str, str]:
+def module_syntax(*names: str) -> dict[str, str]:
     """Return {name: syntax} of some modules and of all that they import of this project."""
     found: dict[str, str] = {}
     waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name not in found:
-            found[name], imported = parsed(source(name).read_text(encoding="utf-8"))
+            found[name], imported = parse_module(module_file(name).read_text(encoding="utf-8"))
             waiting += imported
     return found
 
 
-def source(name: str) -> Path | None:
+def module_file(name: str) -> Path | None:
     """Return the file of a module of this project; None where it is none."""
     place = ROOT.joinpath(*name.split("."))
     files = (place.with_name(f"{place.name}.py"), place / "__init__.py")
@@ -44,7 +44,7 @@ def source(name: str) -> Path | None:
 
 
 @functools.cache
-def parsed(text: str) -> tuple[str, tuple[str, ...]]:
+def parse_module(text: str) -> tuple[str, tuple[str, ...]]:
     """Return the syntax of a source, and the names of this project's modules that it imports."""
     tree = ast.parse(text)
     return ast.dump(tree), tuple(_imported(tree))
@@ -53,8 +53,8 @@ def parsed(text: str) -> tuple[str, tuple[str, ...]]:
 def _imported(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if source(alias.name))
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and source(node.module):
+            yield from (alias.name for alias in node.names if module_file(alias.name))
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and module_file(node.module):
             # Of a package its modules; of a module its names, which it is imported for.
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from {name if source(name) else node.module for name in inner}
+            yield from {name if module_file(name) else node.module for name in inner}

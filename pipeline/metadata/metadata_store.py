@@ -29,7 +29,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Step:
+class Execution:
     """One execution of a component: `inputs` and `outputs` are artifacts by their keys, `seconds` it took."""
 
     id: int
@@ -48,10 +48,10 @@ class Run:
 
     name: str
     started: datetime
-    steps: tuple[Step, ...]
+    steps: tuple[Execution, ...]
     failure: str = ""
 
-    def step(self, node: str) -> Step | None:
+    def step(self, node: str) -> Execution | None:
         """Return the step of a component; None where the run did not come to it."""
         return next((step for step in self.steps if step.node == node), None)
 
@@ -70,7 +70,7 @@ def open_store(root: Path) -> MetadataStore:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def runs(store: MetadataStore) -> Iterator[Run]:
+def read_runs(store: MetadataStore) -> Iterator[Run]:
     """Yield all runs, the oldest first."""
     nodes = {execution.id: node.name.rsplit(".", 1)[-1] for node in _contexts(store, "node")
              for execution in store.get_executions_by_context(node.id)}
@@ -93,14 +93,14 @@ def _run(store: MetadataStore, context: metadata_store_pb2.Context, nodes: dict[
     return Run(context.name, started, steps, _values(context).get(FAILURE, ""))
 
 
-def keep_failure(store: MetadataStore, run: Run, text: str) -> None:
+def record_failure(store: MetadataStore, run: Run, text: str) -> None:
     """Write why a run ended, which TFX itself does not keep."""
     context = store.get_context_by_type_and_name(RUN, run.name)
     context.custom_properties[FAILURE].string_value = text
     store.put_contexts([context])
 
 
-def _step(store: MetadataStore, execution: metadata_store_pb2.Execution, node: str) -> Step:
+def _step(store: MetadataStore, execution: metadata_store_pb2.Execution, node: str) -> Execution:
     inputs: dict[str, list[int]] = {}
     outputs: dict[str, list[int]] = {}
     kinds = {metadata_store_pb2.Event.INPUT: inputs, metadata_store_pb2.Event.OUTPUT: outputs}
@@ -109,12 +109,12 @@ def _step(store: MetadataStore, execution: metadata_store_pb2.Execution, node: s
             kinds[event.type].setdefault(event.path.steps[0].key, []).append(event.artifact_id)
     milliseconds = execution.last_update_time_since_epoch - execution.create_time_since_epoch
     state = STATES.Name(execution.last_known_state).lower()
-    return Step(execution.id, execution.type, node, state, milliseconds / 1000,
-                _settings(execution), *({key: artifacts(store, ids) for key, ids in found.items()}
+    return Execution(execution.id, execution.type, node, state, milliseconds / 1000,
+                _settings(execution), *({key: read_artifacts(store, ids) for key, ids in found.items()}
                                       for found in (inputs, outputs)))
 
 
-def artifacts(store: MetadataStore, ids: list[int]) -> tuple[Stored, ...]:
+def read_artifacts(store: MetadataStore, ids: list[int]) -> tuple[Stored, ...]:
     """Return the artifacts of some ids, in their order."""
     found = {each.id: each for each in store.get_artifacts_by_id(ids)}
     return tuple(Stored(each, found[each].type, found[each].uri, _values(found[each])) for each in ids)

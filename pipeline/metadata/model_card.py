@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kseg.evaluation.result_reading import points
+from kseg.evaluation.result_reading import percent_points
 from pipeline import artifacts
 
 if TYPE_CHECKING:
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 NAME = "model_card.md"
 
 
-def text(version: str, inputs: dict[str, "Artifact"]) -> str:
+def model_card_text(version: str, inputs: dict[str, "Artifact"]) -> str:
     """Return the card, in Markdown, of a version pushed from `model`, `model_blessing`, `examples`, `evaluation`."""
-    found = json.loads((Path(artifacts.mounted(inputs["evaluation"].uri)) / "metrics.json").read_text(encoding="utf-8"))
+    found = json.loads((Path(artifacts.mounted_path(inputs["evaluation"].uri)) / "metrics.json").read_text(encoding="utf-8"))
     config, made = found["config"], found["provenance"]
     examples = inputs["examples"]
     source = json.loads(examples.get_string_custom_property("data"))
@@ -42,4 +42,4 @@ def text(version: str, inputs: dict[str, "Artifact"]) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "-" if value is None else points(value)
+    return "-" if value is None else percent_points(value)

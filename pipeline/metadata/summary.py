@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.metadata.metadata_store import Run, Step, Stored
+from pipeline.metadata.metadata_store import Execution, Run, Stored
 
 # Properties that TFX adds, which say nothing of what a component was asked for.
 INNER = ("name", "state", "component_id", "pipeline_name", "run_id", "pipeline_root", "checksum_md5")
@@ -16,7 +16,7 @@ WIDEST, NAMED = 80, 5
 RESOLVER = ".Resolver"
 
 
-def table(run: Run, nodes: Sequence[str], before: Run | None) -> str:
+def run_table(run: Run, nodes: Sequence[str], before: Run | None) -> str:
     """Return the table of a run of the components `nodes`; `before` is the run before it."""
     rows = [("component", "state", "seconds", "result", "why it ran")]
     for node in nodes:
@@ -25,8 +25,8 @@ def table(run: Run, nodes: Sequence[str], before: Run | None) -> str:
             rows.append((node, "not run", "", "", ""))
             continue
         state = {"complete": "done", "running": "cut off"}.get(step.state, step.state)
-        reason = why(step, before.step(node) if before else None)
-        result = shortened(run.failure) if step.state == "failed" else outcome(step)
+        reason = rerun_reason(step, before.step(node) if before else None)
+        result = shortened(run.failure) if step.state == "failed" else execution_outcome(step)
         rows.append((node, state, f"{step.seconds:.1f}", result, reason))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
@@ -38,7 +38,7 @@ def shortened(text: str) -> str:
     return first if len(first) <= WIDEST else f"{first[:WIDEST - 3]}..."
 
 
-def outcome(step: Step) -> str:
+def execution_outcome(step: Execution) -> str:
     """Return what a step gave, in a few words."""
     parts = []
     for found in step.outputs.values():
@@ -59,14 +59,14 @@ def _note(artifact: Stored) -> str:
     return ""
 
 
-def why(step: Step, before: Step | None) -> str:
+def rerun_reason(step: Execution, before: Execution | None) -> str:
     """Return what differs from the run before, so that a step had to be taken; empty where it was cached."""
     if step.state == "cached" or step.kind.endswith(RESOLVER):
         return ""
     if before is None:
         return "first time"
     changes = [change for key in sorted(step.properties.keys() | before.properties.keys()) if key not in INNER
-               for change in differing(key, before.properties.get(key), step.properties.get(key))]
+               for change in changed_names(key, before.properties.get(key), step.properties.get(key))]
     for key in sorted(step.inputs.keys() | before.inputs.keys()):
         old, new = ([artifact.id for artifact in each.inputs.get(key, ())] for each in (before, step))
         if old != new:
@@ -78,12 +78,12 @@ def why(step: Step, before: Step | None) -> str:
     return "changed: " + ", ".join(changes) if changes else "caching is off, or its result is gone"
 
 
-def differing(name: str, old: object, new: object) -> list[str]:
+def changed_names(name: str, old: object, new: object) -> list[str]:
     """Return the names of what differs between two values; texts of JSON objects are looked into."""
     old, new = _parsed(old), _parsed(new)
     if isinstance(old, dict) and isinstance(new, dict):
         return [each for key in sorted(old.keys() | new.keys())
-                for each in differing(f"{name}.{key}", old.get(key), new.get(key))]
+                for each in changed_names(f"{name}.{key}", old.get(key), new.get(key))]
     return [] if old == new else [name]
 
 
@@ -100,7 +100,7 @@ def _ids(ids: list[int]) -> str:
     return "+".join(map(str, ids)) or "none"
 
 
-def pushed(run: Run) -> Stored | None:
+def pushed_version(run: Run) -> Stored | None:
     """Return the pushed version that a run led to, now or when its result was cached; None where it led to none."""
     step = run.step("Pusher")
     found = step.outputs.get("pushed_model", ()) if step and step.state in ("complete", "cached") else ()

@@ -50,7 +50,7 @@ class Client:
         if signature not in found:
             # Those with underscores are TensorFlow's own.
             raise UserError(unknown("signature", signature, (name for name in found if not name.startswith("__"))))
-        self.input, self.encoded, self.output = chosen(signature, found[signature])
+        self.input, self.encoded, self.output = choose_tensors(signature, found[signature])
 
     def segment(self, encoded: Sequence[bytes]) -> list[np.ndarray]:
         """Return the uint8 class ids (H, W) of encoded pictures, from one request; RequestError where it fails.
@@ -78,7 +78,7 @@ class Client:
             self.costs.append(Cost(time.perf_counter() - started, answer.sent, answer.received))
             return answer
 
-        answered = retried(ask).values
+        answered = retry_request(ask).values
         if len(answered) != len(values):
             raise RequestError("UNKNOWN", f"{len(answered)} answers for {len(values)} pictures", False)
         return [_ids_of(value) if isinstance(value, bytes) else value for value in answered]
@@ -86,7 +86,7 @@ class Client:
     def _signatures(self) -> dict[str, Signature]:
         """Return the model's signatures; where it is not there, the message lists what is."""
         try:
-            return retried(self.connection.signatures)
+            return retry_request(self.connection.signatures)
         except RequestError as error:
             if error.code != "NOT_FOUND":
                 raise
@@ -102,7 +102,7 @@ class Client:
                            False)
 
 
-def chosen(name: str, signature: Signature) -> tuple[str, bool, str]:
+def choose_tensors(name: str, signature: Signature) -> tuple[str, bool, str]:
     """Return a signature's input, whether that takes encoded pictures, and the output that holds class ids.
 
     Raises UserError where it takes something else than pictures, or gives no ids.
@@ -117,7 +117,7 @@ def chosen(name: str, signature: Signature) -> tuple[str, bool, str]:
                     f"pictures needs one input, ..._bytes or uint8, and {' or '.join(PREFERRED_OUTPUTS)}")
 
 
-def retried(ask: Callable[[], Found]) -> Found:
+def retry_request(ask: Callable[[], Found]) -> Found:
     """Return what `ask` does; where the server cannot take it at the moment, it is asked again after PAUSES."""
     for pause in PAUSES:
         try:

@@ -85,7 +85,7 @@ class Clients:
         self.pipes, self.processes = [], []
         for number in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, target, requests, number), daemon=True)
+            process = context.Process(target=serve_load, args=(theirs, target, requests, number), daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(ours)
@@ -149,7 +149,7 @@ def _receive(pipe: Connection):
         raise UserError("a process of clients ended; what it printed says why") from None
 
 
-def serve(pipe: Connection, target: Target, requests: Sequence[bytes], number: int) -> None:
+def serve_load(pipe: Connection, target: Target, requests: Sequence[bytes], number: int) -> None:
     """Be a process of clients: answer each Order by counts (answers, failures) now and then, and a Load at the end."""
     # Ctrl-C reaches it too, but the one who started it ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -192,7 +192,7 @@ def _ask(send: Callable[[bytes], None], requests: Sequence[bytes], position: int
         try:
             send(requests[position % len(requests)])
             failed = None
-        except Failure as error:
+        except LoadFailure as error:
             failed = error
         now = time.monotonic()
         # What ends within the time counts, wherever it began: so the rate is not that of a start or an end.
@@ -207,7 +207,7 @@ def _ask(send: Callable[[bytes], None], requests: Sequence[bytes], position: int
         position += 1
 
 
-class Failure(Exception):
+class LoadFailure(Exception):
     """A request failed with the gRPC status of that name."""
 
     def __init__(self, code: str, message: str):
@@ -228,7 +228,7 @@ def grpc_sender(target: Target) -> Callable[[bytes], None]:
         try:
             call(request, timeout=target.deadline)
         except grpc.RpcError as error:
-            raise Failure(error.code().name, error.details()) from None
+            raise LoadFailure(error.code().name, error.details()) from None
 
     return send
 
@@ -244,11 +244,11 @@ def rest_sender(target: Target) -> Callable[[bytes], None]:
             text = response.read()
         except TimeoutError:
             connection.close()
-            raise Failure("DEADLINE_EXCEEDED", f"no answer within {target.deadline:g} s") from None
+            raise LoadFailure("DEADLINE_EXCEEDED", f"no answer within {target.deadline:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise Failure("UNAVAILABLE", str(error) or type(error).__name__) from None
+            raise LoadFailure("UNAVAILABLE", str(error) or type(error).__name__) from None
         if response.status != 200:
-            raise Failure(STATUSES.get(response.status, "UNKNOWN"), text[:300].decode(errors="replace"))
+            raise LoadFailure(STATUSES.get(response.status, "UNKNOWN"), text[:300].decode(errors="replace"))
 
     return send

@@ -25,13 +25,13 @@ def read_requests(paths: Sequence[Path], server: str, rest: bool, model: str, si
 
     connection = (Rest if rest else Grpc)(server, Wanted(model), LOOK_UP, tls_ca)
     try:
-        signatures = client.retried(connection.signatures)
+        signatures = client.retry_request(connection.signatures)
     finally:
         connection.close()
     if signature not in signatures:
         raise UserError(unknown("signature", signature, signatures))
-    name, encoded, _ = client.chosen(signature, signatures[signature])
-    values = [segment_files.encoded(path) if encoded else image_files.read_image(path) for path in paths]
+    name, encoded, _ = client.choose_tensors(signature, signatures[signature])
+    values = [segment_files.encode_image(path) if encoded else image_files.read_image(path) for path in paths]
     return [(rest_request(signature, name, value) if rest else grpc_request(model, signature, name, value))
             for value in values]
 

@@ -13,7 +13,7 @@ from kseg.errors import DataError, UserError
 from kseg.images import drawing, image_files
 from kseg.inference.input_files import Picture
 from kseg.system.progress import CLEAR_LINE, Progress
-from serving.class_list import read_classes
+from serving.class_list import read_class_list
 from serving.clients.connections import RequestError, Rest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ FATAL = ("UNAVAILABLE", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UN
 TABLE_ROW = "{:<14}{:>10}{:>10}{:>10}{:>12}"
 
 
-def encoded(path: Path) -> bytes:
+def encode_image(path: Path) -> bytes:
     """Return a file's JPEG or PNG as it is where the server sees in it what kseg.predict would, else a PNG of that.
 
     Raises DataError naming the file where it cannot be read; what is damaged further in is left for the server to say.
@@ -65,7 +65,7 @@ def colours_of(client: "Client", path: Path | None) -> Colours:
     Raises UserError where it cannot be read, or the server says nothing.
     """
     if path:
-        return Colours(*read_classes(path))
+        return Colours(*read_class_list(path))
     hint = "--overlay needs --classes FILE, such as assets/classes.json of the exported model"
     if not isinstance(client.connection, Rest):
         raise UserError(f"{hint}: colours are not told by gRPC")
@@ -94,7 +94,7 @@ def segment_files(client: "Client", found: Sequence[Picture], out: Path, batch: 
         print(f"{CLEAR_LINE if sys.stderr.isatty() else ''}skipped: {message.splitlines()[0]}", file=sys.stderr)
 
     if colours and colours.classes:
-        image_files.save(drawing.legend(colours.classes, colours.palette), out / "legend.png")
+        image_files.save_image(drawing.legend(colours.classes, colours.palette), out / "legend.png")
     progress = Progress(len(found), "pictures", report)
     for start in range(0, len(found), batch):
         read = []
@@ -102,11 +102,11 @@ def segment_files(client: "Client", found: Sequence[Picture], out: Path, batch: 
             try:
                 if picture.video:
                     raise DataError(f"{picture.path}: a video, or no picture; python -m kseg.predict takes videos")
-                read.append((picture, encoded(picture.path)))
+                read.append((picture, encode_image(picture.path)))
             except DataError as error:
                 note(picture, str(error))
         for picture, ids in _answered(client, read, note):
-            image_files.save(ids, out / picture.result("ids"))
+            image_files.save_image(ids, out / picture.result("ids"))
             if colours:
                 _save_overlay(picture, ids, out, colours)
         progress.update(min(start + batch, len(found)))
@@ -134,10 +134,10 @@ def _save_overlay(picture: Picture, ids: np.ndarray, out: Path, colours: Colours
     if ids.shape != image.shape[:2]:
         raise UserError(f"--overlay needs ids of the picture's own size: {picture.path} has {image.shape[1]} x "
                         f"{image.shape[0]} pixels, its ids {ids.shape[1]} x {ids.shape[0]}")
-    image_files.save(drawing.overlay(image, ids, colours.palette), out / picture.result("overlay"))
+    image_files.save_image(drawing.overlay(image, ids, colours.palette), out / picture.result("overlay"))
 
 
-def table(costs: Sequence["Cost"]) -> str:
+def cost_table(costs: Sequence["Cost"]) -> str:
     """Return what the answered requests took: median, 95th percentile, largest and sum."""
     lines = [TABLE_ROW.format(f"{len(costs)} requests", "median", "95 %", "largest", "sum")]
     for title, scale, values in (("latency, ms", 1e3, [cost.seconds for cost in costs]),

@@ -13,7 +13,7 @@ PLATFORM = "tensorflow"
 THREADS_NAME = "model_server_batch_threads"
 
 
-def check(options: Options) -> None:
+def check_options(options: Options) -> None:
     """Raise ServingError for flags that say too little, or contradict each other."""
     if not (options.port or options.grpc_socket_path or options.rest_api_port):
         raise invalid("None of server_options.grpc_port, server_options.grpc_socket_path and server_options.http_port "
@@ -25,10 +25,10 @@ def check(options: Options) -> None:
                       "to true.")
 
 
-def models(options: Options) -> Message:
+def read_model_config(options: Options) -> Message:
     """Return the ModelServerConfig of a file, or of the one model; raises UserError naming file and line."""
     if options.model_config_file:
-        return protos.read(Path(options.model_config_file), model_server_config_pb2.ModelServerConfig,
+        return protos.parse_text_proto(Path(options.model_config_file), model_server_config_pb2.ModelServerConfig,
                            "tensorflow.serving.ModelServerConfig")
     config = model_server_config_pb2.ModelServerConfig()
     base_path = options.model_base_path
@@ -39,20 +39,20 @@ def models(options: Options) -> Message:
     return config
 
 
-def batching(options: Options) -> Message | None:
+def read_batching(options: Options) -> Message | None:
     """Return the BatchingParameters, None where requests are not put together; raises UserError."""
     if not options.enable_batching:
         return None
     if options.batching_parameters_file:
-        return protos.read(Path(options.batching_parameters_file), protos.BatchingParameters,
+        return protos.parse_text_proto(Path(options.batching_parameters_file), protos.BatchingParameters,
                            "tensorflow.serving.BatchingParameters")
     parameters = protos.BatchingParameters()
     parameters.thread_pool_name.value = THREADS_NAME
     return parameters
 
 
-def ssl(options: Options) -> Message | None:
+def read_ssl(options: Options) -> Message | None:
     """Return the SSLConfig, None where gRPC is in clear text; raises UserError."""
     if not options.ssl_config_file:
         return None
-    return protos.read(Path(options.ssl_config_file), protos.SSLConfig, "tensorflow.serving.SSLConfig")
+    return protos.parse_text_proto(Path(options.ssl_config_file), protos.SSLConfig, "tensorflow.serving.SSLConfig")

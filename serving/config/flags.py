@@ -34,7 +34,7 @@ class FlagError(UserError):
     """A flag's value cannot be read, or the server cannot do what it means."""
 
 
-def flag(default: bool | int | str, text: str) -> Field:
+def flag_field(default: bool | int | str, text: str) -> Field:
     """Return a dataclass field of a flag: its default and what it means."""
     return field(default=default, metadata={"help": text})
 
@@ -43,54 +43,54 @@ def flag(default: bool | int | str, text: str) -> Field:
 class Options:
     """The flags' values."""
 
-    port: int = flag(8500, "TCP port of gRPC; 0: none, -1: any that is free")
-    grpc_socket_path: str = flag("", "path of a UNIX socket for gRPC, beside the port")
-    rest_api_port: int = flag(0, "TCP port of REST, the page and the metrics; 0: none, -1: any that is free")
-    rest_api_num_threads: int = flag(4 * CPUS, "threads that answer REST requests")
-    rest_api_timeout_in_ms: int = flag(30_000, "milliseconds a REST request may take in the model")
-    rest_api_enable_cors_support: bool = flag(False, "let pages of other origins use REST")
-    model_name: str = flag("default", "name of the one model")
-    model_base_path: str = flag("", "directory whose subdirectories 1, 2, ... are the one model's versions")
-    model_config_file: str = flag("", "text of a ModelServerConfig: several models, policies, labels; the two flags "
+    port: int = flag_field(8500, "TCP port of gRPC; 0: none, -1: any that is free")
+    grpc_socket_path: str = flag_field("", "path of a UNIX socket for gRPC, beside the port")
+    rest_api_port: int = flag_field(0, "TCP port of REST, the page and the metrics; 0: none, -1: any that is free")
+    rest_api_num_threads: int = flag_field(4 * CPUS, "threads that answer REST requests")
+    rest_api_timeout_in_ms: int = flag_field(30_000, "milliseconds a REST request may take in the model")
+    rest_api_enable_cors_support: bool = flag_field(False, "let pages of other origins use REST")
+    model_name: str = flag_field("default", "name of the one model")
+    model_base_path: str = flag_field("", "directory whose subdirectories 1, 2, ... are the one model's versions")
+    model_config_file: str = flag_field("", "text of a ModelServerConfig: several models, policies, labels; the two flags "
                                       "above are ignored then")
-    model_config_file_poll_wait_seconds: int = flag(0, "read that file again so often; 0: never")
-    file_system_poll_wait_seconds: int = flag(1, "look for new versions so often; 0: once, negative: never")
-    max_num_load_retries: int = flag(5, "attempts to load a version after the first")
-    load_retry_interval_micros: int = flag(60_000_000, "microseconds between them")
-    num_load_threads: int = flag(0, "versions loaded at once after the start; 0: one")
-    num_unload_threads: int = flag(0, "versions unloaded at once; 0: one")
-    allow_version_labels_for_unavailable_models: bool = flag(False, "a new label may name a version not loaded yet")
-    saved_model_tags: str = flag("serve", "tags of the SavedModel's graph, by commas")
-    enable_model_warmup: bool = flag(True, "run VERSION/assets.extra/tf_serving_warmup_requests before serving it")
-    num_request_iterations_for_warmup: int = flag(0, "run each of them so often; 0: once")
-    enable_batching: bool = flag(False, "join waiting requests to batches")
-    batching_parameters_file: str = flag("", "text of BatchingParameters")
-    enable_per_model_batching_parameters: bool = flag(False, "read VERSION/batching_params.pbtxt")
-    tensorflow_session_parallelism: int = flag(0, "threads within and between operations; 0: one a CPU")
-    tensorflow_intra_op_parallelism: int = flag(0, "threads within an operation; 0: one a CPU")
-    tensorflow_inter_op_parallelism: int = flag(0, "operations at once; 0: one a CPU")
-    ssl_config_file: str = flag("", "text of an SSLConfig: gRPC by TLS")
-    grpc_channel_arguments: str = flag("", "KEY=VALUE,... for the gRPC server, grpc.max_connection_age_ms=2000 say")
-    grpc_max_threads: int = flag(4 * CPUS, "requests that run at once, where max_running_requests is 0")
-    enable_grpc_healthcheck_service: bool = flag(False, "answer grpc.health.v1")
-    enable_serialization_as_tensor_content: bool = flag(False, "answer Predict over gRPC in tensor_content")
-    monitoring_config_file: str = flag("", "text of a MonitoringConfig: metrics for Prometheus on the REST port")
-    version: bool = flag(False, "print the versions of the server and of TensorFlow")
-    help: bool = flag(False, "print this")
-    host: str = flag("127.0.0.1", OWN + "address to listen on; 0.0.0.0: all of this machine")
-    max_running_requests: int = flag(0, OWN + "requests that run at once; 0: grpc_max_threads, and 256 with batching")
-    max_waiting_requests: int = flag(256, OWN + "requests that wait for that; more are refused")
-    max_waiting_bytes: int = flag(1 << 30, OWN + "bytes that waiting requests hold together; more are refused")
-    max_request_bytes: int = flag(64 << 20, OWN + "bytes of one request; larger ones are refused")
-    drain_seconds: float = flag(5.0, OWN + "after SIGTERM answer so long still, unhealthy, then refuse what is new")
-    grace_seconds: float = flag(30.0, OWN + "then wait so long for what runs")
-    log_format: str = flag("text", OWN + "lines of the log: text or json")
-    log_requests: bool = flag(True, OWN + "log every request, and not only events of the models and failures within")
-    page: bool = flag(True, OWN + "a page at / of the REST port that draws what a model sees in a picture")
-    page_samples: str = flag("", OWN + "directory of pictures offered there")
+    model_config_file_poll_wait_seconds: int = flag_field(0, "read that file again so often; 0: never")
+    file_system_poll_wait_seconds: int = flag_field(1, "look for new versions so often; 0: once, negative: never")
+    max_num_load_retries: int = flag_field(5, "attempts to load a version after the first")
+    load_retry_interval_micros: int = flag_field(60_000_000, "microseconds between them")
+    num_load_threads: int = flag_field(0, "versions loaded at once after the start; 0: one")
+    num_unload_threads: int = flag_field(0, "versions unloaded at once; 0: one")
+    allow_version_labels_for_unavailable_models: bool = flag_field(False, "a new label may name a version not loaded yet")
+    saved_model_tags: str = flag_field("serve", "tags of the SavedModel's graph, by commas")
+    enable_model_warmup: bool = flag_field(True, "run VERSION/assets.extra/tf_serving_warmup_requests before serving it")
+    num_request_iterations_for_warmup: int = flag_field(0, "run each of them so often; 0: once")
+    enable_batching: bool = flag_field(False, "join waiting requests to batches")
+    batching_parameters_file: str = flag_field("", "text of BatchingParameters")
+    enable_per_model_batching_parameters: bool = flag_field(False, "read VERSION/batching_params.pbtxt")
+    tensorflow_session_parallelism: int = flag_field(0, "threads within and between operations; 0: one a CPU")
+    tensorflow_intra_op_parallelism: int = flag_field(0, "threads within an operation; 0: one a CPU")
+    tensorflow_inter_op_parallelism: int = flag_field(0, "operations at once; 0: one a CPU")
+    ssl_config_file: str = flag_field("", "text of an SSLConfig: gRPC by TLS")
+    grpc_channel_arguments: str = flag_field("", "KEY=VALUE,... for the gRPC server, grpc.max_connection_age_ms=2000 say")
+    grpc_max_threads: int = flag_field(4 * CPUS, "requests that run at once, where max_running_requests is 0")
+    enable_grpc_healthcheck_service: bool = flag_field(False, "answer grpc.health.v1")
+    enable_serialization_as_tensor_content: bool = flag_field(False, "answer Predict over gRPC in tensor_content")
+    monitoring_config_file: str = flag_field("", "text of a MonitoringConfig: metrics for Prometheus on the REST port")
+    version: bool = flag_field(False, "print the versions of the server and of TensorFlow")
+    help: bool = flag_field(False, "print this")
+    host: str = flag_field("127.0.0.1", OWN + "address to listen on; 0.0.0.0: all of this machine")
+    max_running_requests: int = flag_field(0, OWN + "requests that run at once; 0: grpc_max_threads, and 256 with batching")
+    max_waiting_requests: int = flag_field(256, OWN + "requests that wait for that; more are refused")
+    max_waiting_bytes: int = flag_field(1 << 30, OWN + "bytes that waiting requests hold together; more are refused")
+    max_request_bytes: int = flag_field(64 << 20, OWN + "bytes of one request; larger ones are refused")
+    drain_seconds: float = flag_field(5.0, OWN + "after SIGTERM answer so long still, unhealthy, then refuse what is new")
+    grace_seconds: float = flag_field(30.0, OWN + "then wait so long for what runs")
+    log_format: str = flag_field("text", OWN + "lines of the log: text or json")
+    log_requests: bool = flag_field(True, OWN + "log every request, and not only events of the models and failures within")
+    page: bool = flag_field(True, OWN + "a page at / of the REST port that draws what a model sees in a picture")
+    page_samples: str = flag_field("", OWN + "directory of pictures offered there")
 
 
-def parse(argv: list[str]) -> Options:
+def parse_flags(argv: list[str]) -> Options:
     """Return the options of a command line without its program; an unknown argument is printed, with the usage.
 
     Raises FlagError for a value that is not of its flag's type, or that this server cannot fulfil.
@@ -106,11 +106,11 @@ def parse(argv: list[str]) -> Options:
         else:
             unknown_arguments.append(argument)
     if unknown_arguments:
-        print("\n".join([f"unknown argument: {argument}" for argument in unknown_arguments] + [usage()]))
-    return check(Options(**values))
+        print("\n".join([f"unknown argument: {argument}" for argument in unknown_arguments] + [usage_text()]))
+    return check_flags(Options(**values))
 
 
-def check(options: Options) -> Options:
+def check_flags(options: Options) -> Options:
     """Return the options; raises FlagError where they contradict each other or are out of range."""
     if options.log_format not in ("text", "json"):
         raise FlagError(unknown("value of --log_format", options.log_format, ("text", "json")))
@@ -132,7 +132,7 @@ def check(options: Options) -> Options:
     return options
 
 
-def usage() -> str:
+def usage_text() -> str:
     """Return all flags with their defaults, one a line."""
     lines = ["usage: python -m serving.server --model_base_path=DIR [--name=value ...]", "",
              "Flags; tensorflow_model_server does not have those marked (own):"]

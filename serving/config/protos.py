@@ -59,7 +59,7 @@ BatchingParameters, MonitoringConfig, SSLConfig = (
     _MADE[name] for name in ("BatchingParameters", "MonitoringConfig", "SSLConfig"))
 
 
-def read(path: Path, message_class: type[Message], full_name: str) -> Message:
+def parse_text_proto(path: Path, message_class: type[Message], full_name: str) -> Message:
     """Return the message in a file of protocol buffer text.
 
     Raises UserError with file, line and column, in the words of tensorflow_model_server, which calls it `full_name`.

@@ -106,7 +106,7 @@ def _value(parameters, name: str, default):
     return getattr(parameters, name).value if parameters.HasField(name) else default
 
 
-def rows(inputs: dict[str, np.ndarray]) -> int:
+def count_rows(inputs: dict[str, np.ndarray]) -> int:
     """Return how many rows a request has; ServingError INVALID_ARGUMENT where its inputs disagree."""
     if not inputs:
         raise invalid("Batching Run() must have at least one input tensor")
@@ -118,19 +118,19 @@ def rows(inputs: dict[str, np.ndarray]) -> int:
     return sizes.pop()
 
 
-def rounded(size: int, settings: Settings) -> int:
+def round_up(size: int, settings: Settings) -> int:
     """Return the smallest allowed size that holds so many rows."""
     return next((allowed for allowed in settings.allowed if allowed >= size), size)
 
 
-def merged(tasks: Sequence[Task], settings: Settings, feeds: dict[str, str]) -> dict[str, np.ndarray]:
+def merge_tasks(tasks: Sequence[Task], settings: Settings, feeds: dict[str, str]) -> dict[str, np.ndarray]:
     """Return the inputs of tasks one after the other, with rows of the last task repeated up to an allowed size.
 
     `feeds` names each input's tensor for messages. ServingError FAILED_PRECONDITION where shapes differ beyond the
     first dimension and are not padded, or cannot be.
     """
     size = sum(task.size for task in tasks)
-    surplus = rounded(size, settings) - size
+    surplus = round_up(size, settings) - size
     found = {}
     for name in tasks[0].inputs:
         parts = [task.inputs[name] for task in tasks]
@@ -164,7 +164,7 @@ def _same_shape(parts: list[np.ndarray], settings: Settings, feed: str) -> list[
     return padded
 
 
-def divide(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settings: Settings) -> list[dict[str, np.ndarray]]:
+def divide_outputs(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settings: Settings) -> list[dict[str, np.ndarray]]:
     """Return each task's rows of a run's outputs; what was added to reach an allowed size falls away.
 
     ServingError FAILED_PRECONDITION where an output has not as many rows as the run's inputs.
@@ -173,7 +173,7 @@ def divide(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settings: Sett
     for values in outputs.values():
         if values.ndim == 0:
             raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
-        if len(values) != rounded(size, settings):
+        if len(values) != round_up(size, settings):
             raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, (
                 "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
                 "tensors"))
@@ -184,7 +184,7 @@ def divide(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settings: Sett
     return found
 
 
-def split(inputs: dict[str, np.ndarray], sizes: Sequence[int], deadline: float | None, now: float) -> list[Task]:
+def split_rows(inputs: dict[str, np.ndarray], sizes: Sequence[int], deadline: float | None, now: float) -> list[Task]:
     """Return tasks of so many rows each, in the request's order."""
     tasks, start = [], 0
     for size in sizes:

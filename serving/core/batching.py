@@ -143,7 +143,7 @@ class Queue:
         elif size > space and len(self.batches) >= settings.max_enqueued:
             raise ServingError(grpc.StatusCode.UNAVAILABLE, FULL + (
                 f"currently {len(self.batches)} batches enqueued and max_enqueued_batches is {settings.max_enqueued}"))
-        tasks = batch_tensors.split(inputs, sizes, deadline, time.monotonic())
+        tasks = batch_tensors.split_rows(inputs, sizes, deadline, time.monotonic())
         for task in tasks:
             if self.open.size + task.size > settings.largest_run:
                 self.batches.append(Batch())
@@ -189,14 +189,14 @@ class Queue:
             return
         size = sum(task.size for task in tasks)
         monitor.batch(self.name, [now - task.submitted for task in batch.tasks], size,
-                      batch_tensors.rounded(size, self.settings))
+                      batch_tensors.round_up(size, self.settings))
         try:
             self._answer(tasks)
         except ServingError as error:
             if not (isolate and len(tasks) > 1 and error.code in OF_ONE):
                 raise
             for task in tasks:
-                monitor.batch(self.name, [], task.size, batch_tensors.rounded(task.size, self.settings))
+                monitor.batch(self.name, [], task.size, batch_tensors.round_up(task.size, self.settings))
                 try:
                     self._answer([task])
                 except ServingError as its_own:
@@ -206,9 +206,9 @@ class Queue:
         deadlines = [task.deadline for task in tasks]
         # A task that would wait for ever must not be cut short by its neighbours.
         deadline = None if None in deadlines else max(deadlines)
-        outputs = self.model.run(self.signature, batch_tensors.merged(tasks, self.settings, self.feeds), self.outputs,
+        outputs = self.model.run(self.signature, batch_tensors.merge_tasks(tasks, self.settings, self.feeds), self.outputs,
                                  deadline)
-        for task, values in zip(tasks, batch_tensors.divide(outputs, tasks, self.settings)):
+        for task, values in zip(tasks, batch_tensors.divide_outputs(outputs, tasks, self.settings)):
             task.answer(values)
 
 
@@ -224,7 +224,7 @@ class BatchedModel:
     def run(self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...],
             deadline: float | None) -> dict[str, np.ndarray]:
         """As the model's own `run`; ServingError as the module says, too."""
-        size = batch_tensors.rows(inputs)
+        size = batch_tensors.count_rows(inputs)
         if not size:
             return self.model.run(signature, inputs, outputs, deadline)
         with self.scheduler.lock:

@@ -21,7 +21,7 @@ INPUTS, OUTPUTS, CLASSES, SCORES = "inputs", "outputs", "classes", "scores"
 WITH_CONTEXT = "example_list_with_context"
 
 
-def classify(model, request: classification_pb2.ClassificationRequest, deadline: float | None
+def classify_response(model, request: classification_pb2.ClassificationRequest, deadline: float | None
              ) -> classification_pb2.ClassificationResult:
     """Return each example's classes; `deadline` in seconds of time.monotonic(). Raises ServingError."""
     name = _known(model, signature_name(request.model_spec), "No signature was found with the name: ")
@@ -30,7 +30,7 @@ def classify(model, request: classification_pb2.ClassificationRequest, deadline:
     return _classifications(count, values)
 
 
-def regress(model, request: regression_pb2.RegressionRequest, deadline: float | None
+def regress_response(model, request: regression_pb2.RegressionRequest, deadline: float | None
             ) -> regression_pb2.RegressionResult:
     """Return each example's value; `deadline` in seconds of time.monotonic(). Raises ServingError."""
     name = _known(model, signature_name(request.model_spec), "No signature was found with the name: ")
@@ -39,7 +39,7 @@ def regress(model, request: regression_pb2.RegressionRequest, deadline: float | 
     return _regressions(count, values)
 
 
-def multi_inference(model, request: inference_pb2.MultiInferenceRequest, deadline: float | None
+def multi_inference_response(model, request: inference_pb2.MultiInferenceRequest, deadline: float | None
                     ) -> list[inference_pb2.InferenceResult]:
     """Return each task's result, without its model_spec, which a server knows. Raises ServingError."""
     chosen = {}
@@ -162,7 +162,7 @@ def _dtype(array: np.ndarray) -> str:
     return types_pb2.DataType.Name(tf.as_dtype(array.dtype).as_datatype_enum)
 
 
-class Method(NamedTuple):
+class InferenceMethod(NamedTuple):
     """How a method of MultiInference chooses a signature's outputs, answers, and the answer's field."""
 
     outputs: Callable[[SignatureDef], tuple[str, ...]]
@@ -170,6 +170,6 @@ class Method(NamedTuple):
     result: str
 
 
-METHODS = {tf.saved_model.CLASSIFY_METHOD_NAME: Method(_classification_outputs, _classifications,
+METHODS = {tf.saved_model.CLASSIFY_METHOD_NAME: InferenceMethod(_classification_outputs, _classifications,
                                                        "classification_result"),
-           tf.saved_model.REGRESS_METHOD_NAME: Method(_regression_outputs, _regressions, "regression_result")}
+           tf.saved_model.REGRESS_METHOD_NAME: InferenceMethod(_regression_outputs, _regressions, "regression_result")}

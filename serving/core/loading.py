@@ -23,11 +23,11 @@ MOST_RECORDS = 1000
 WARM_UP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 PARAMETERS_FILE = "batching_params.pbtxt"
 # PredictionLog's field, and what runs its request. In the order of predictions' arguments: model, request, deadline.
-RUNS = {"predict_log": prediction.predict, "classify_log": classification.classify,
-        "regress_log": classification.regress, "multi_inference_log": classification.multi_inference}
+RUNS = {"predict_log": prediction.predict_response, "classify_log": classification.classify_response,
+        "regress_log": classification.regress_response, "multi_inference_log": classification.multi_inference_response}
 
 
-def loader(options: Options, scheduler: Scheduler | None, monitor: Monitor) -> Callable:
+def make_loader(options: Options, scheduler: Scheduler | None, monitor: Monitor) -> Callable:
     """Return load(name, version, directory) -> model, for serving.core.manager; it raises ServingError.
 
     With a scheduler the model's runs are put together to batches.
@@ -37,7 +37,7 @@ def loader(options: Options, scheduler: Scheduler | None, monitor: Monitor) -> C
     tags = tuple(options.saved_model_tags.split(","))
 
     def load(name: str, version: int, directory: Path):
-        model = session_model.load(directory, tags, threads)
+        model = session_model.load_session_model(directory, tags, threads)
         try:
             if options.enable_model_warmup:
                 _warm_up(name, version, model, max(1, options.num_request_iterations_for_warmup), monitor)
@@ -89,7 +89,7 @@ def _warm_up(name: str, version: int, model, iterations: int, monitor: Monitor) 
     records = warm_up(model, path, iterations)
     seconds = time.monotonic() - started
     monitor.warmed_up(name, seconds, records)
-    logs.write(logging.INFO, "warmed up", {"model": name, "version": version, "records": records,
+    logs.log_event(logging.INFO, "warmed up", {"model": name, "version": version, "records": records,
                                            "milliseconds": round(1000 * seconds, 2)})
 
 
@@ -99,6 +99,6 @@ def _own_parameters(directory: Path):
     if not path.exists():
         return None
     try:
-        return protos.read(path, protos.BatchingParameters, "tensorflow.serving.BatchingParameters")
+        return protos.parse_text_proto(path, protos.BatchingParameters, "tensorflow.serving.BatchingParameters")
     except UserError as error:
         raise invalid(str(error)) from None

@@ -188,7 +188,7 @@ class Models:
     def _configure(self, config: config_pb2.ModelServerConfig) -> list[str]:
         """Put a checked list of models in force, whole or not at all, and return the names that are new."""
         models = config.model_config_list.config
-        versions.check(models)
+        versions.check_model_configs(models)
         with self._changed:
             labels = {model.name: self._checked_labels(model) for model in models}
             new = [model.name for model in models if model.name not in self._configured]
@@ -231,7 +231,7 @@ class Models:
                 models = list(self._configured.values())
             for model in models:
                 try:
-                    found = versions.chosen(model, versions.versions_in(Path(model.base_path)))
+                    found = versions.versions_to_load(model, versions.versions_in(Path(model.base_path)))
                 except OSError as error:
                     self._say(model, f"base path cannot be listed, nothing changes: {error.strerror or error}")
                     continue
@@ -248,7 +248,7 @@ class Models:
     def _say(self, model: config_pb2.ModelConfig, problem: str) -> None:
         """Log what is wrong with a model's base path, once."""
         if problem and self._said.get(model.name) != problem:
-            logs.write(logging.WARNING, problem, {"model": model.name, "base_path": model.base_path})
+            logs.log_event(logging.WARNING, problem, {"model": model.name, "base_path": model.base_path})
         self._said[model.name] = problem
 
     def _wait_for(self, names: list[str], deadline: float | None) -> None:

@@ -18,7 +18,7 @@ DEFAULT_SIGNATURE = "serving_default"
 SIGNATURES = "signature_def"
 
 
-def spec_of(request) -> model_pb2.ModelSpec:
+def servable_spec(request) -> model_pb2.ModelSpec:
     """Return a request's model_spec; raises ServingError where it has none."""
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
@@ -30,7 +30,7 @@ def signature_name(spec: model_pb2.ModelSpec) -> str:
     return spec.signature_name or DEFAULT_SIGNATURE
 
 
-def predict(model, request: predict_pb2.PredictRequest, deadline: float | None) -> dict[str, np.ndarray]:
+def predict_response(model, request: predict_pb2.PredictRequest, deadline: float | None) -> dict[str, np.ndarray]:
     """Return the outputs of a request on a loaded model; `deadline` in seconds of time.monotonic().
 
     Raises ServingError: whatever is wrong with the request, and what the graph answers.
@@ -57,7 +57,7 @@ def input_arrays(model, request: predict_pb2.PredictRequest) -> dict[str, np.nda
                           f"request and no default value provided. Inputs expected to be in the request {_set(given)}, "
                           f"or default input alias set: {','.join(sorted(signature.defaults))}")
         try:
-            arrays[alias] = tensors.array((request.inputs if alias in given else signature.defaults)[alias])
+            arrays[alias] = tensors.to_array((request.inputs if alias in given else signature.defaults)[alias])
         except ValueError:
             raise invalid(f"tensor parsing error: {alias}") from None
     if given - expected:
@@ -105,7 +105,7 @@ def check_metadata_request(request: get_model_metadata_pb2.GetModelMetadataReque
             raise invalid(f"Metadata field {field} is not supported")
 
 
-def metadata(handle, request: get_model_metadata_pb2.GetModelMetadataRequest
+def metadata_response(handle, request: get_model_metadata_pb2.GetModelMetadataRequest
              ) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """Return all signatures of a model, without the values of their defaults; raises ServingError."""
     check_metadata_request(request)

@@ -98,7 +98,7 @@ class SessionModel:
         gc.collect()
 
 
-def load(directory: Path, tags: tuple[str, ...], threads: Threads) -> SessionModel:
+def load_session_model(directory: Path, tags: tuple[str, ...], threads: Threads) -> SessionModel:
     """Return the model of a SavedModel directory's graph with all of `tags`.
 
     Raises ServingError: NOT_FOUND for a missing file, graph or operation, DATA_LOSS for a damaged file, otherwise

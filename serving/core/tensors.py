@@ -23,7 +23,7 @@ FIELDS = {"float32": (5, False), "float64": (6, False), "complex64": (9, False),
 DTYPES = {tf.as_dtype(name).as_datatype_enum: tf.as_dtype(name) for name in FIELDS}
 
 
-def array(tensor: tensor_pb2.TensorProto) -> np.ndarray:
+def to_array(tensor: tensor_pb2.TensorProto) -> np.ndarray:
     """Return a TensorProto's array, from tensor_content or from its list of values; strings are an array of bytes.
 
     A shorter list repeats its last value, an empty one stands for zeros. Raises ValueError where TensorFlow refuses

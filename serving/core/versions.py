@@ -58,7 +58,7 @@ class Version:
 
     def log(self, level: int, event: str, error: Exception | None = None, **fields: object) -> None:
         """Log what happens to it."""
-        logs.write(level, event, {"model": self.name, "version": self.number, **fields}, error)
+        logs.log_event(level, event, {"model": self.name, "version": self.number, **fields}, error)
 
 
 class Versions:
@@ -235,7 +235,7 @@ def versions_in(base_path: Path) -> dict[int, Path]:
     return found
 
 
-def chosen(model: config_pb2.ModelConfig, found: dict[int, Path]) -> dict[int, Path]:
+def versions_to_load(model: config_pb2.ModelConfig, found: dict[int, Path]) -> dict[int, Path]:
     """Return those versions that a model's policy takes: the latest, unless it says something else."""
     policy = model.model_version_policy
     kind = policy.WhichOneof("policy_choice")
@@ -247,7 +247,7 @@ def chosen(model: config_pb2.ModelConfig, found: dict[int, Path]) -> dict[int, P
     return {version: found[version] for version in sorted(found)[-max(policy.latest.num_versions, 1):]}
 
 
-def check(models: list[config_pb2.ModelConfig]) -> None:
+def check_model_configs(models: list[config_pb2.ModelConfig]) -> None:
     """Raise ServingError INVALID_ARGUMENT where a list of models cannot be served."""
     names = set()
     for model in models:

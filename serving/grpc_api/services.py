@@ -156,7 +156,7 @@ def _record(name: str, method: Method, parts: Parts, request: Request, failure: 
               "peer": request.context.peer()}
     if failure:
         fields["message"] = failure.message
-    logs.write(logging.ERROR if unforeseen else logging.INFO, "request",
+    logs.log_event(logging.ERROR if unforeseen else logging.INFO, "request",
                {key: value for key, value in fields.items() if value not in (None, "")}, unforeseen)
 
 
@@ -174,7 +174,7 @@ def _servable(parts: Parts, request: Request) -> Iterator[Handle]:
 def _predict_as(as_content: bool) -> Callable[[Parts, Request], bytes]:
     def predict(parts: Parts, request: Request) -> bytes:
         message = request.message
-        request.spec = prediction.spec_of(message)
+        request.spec = prediction.servable_spec(message)
         with _servable(parts, request) as handle:
             signature = prediction.signature_name(request.spec)
             inputs = prediction.input_arrays(handle.model, message)
@@ -186,17 +186,17 @@ def _predict_as(as_content: bool) -> Callable[[Parts, Request], bytes]:
 
 
 def _classify(parts: Parts, request: Request) -> bytes:
-    request.spec = prediction.spec_of(request.message)
+    request.spec = prediction.servable_spec(request.message)
     with _servable(parts, request) as handle:
-        result = _timed(request, lambda: classification.classify(handle.model, request.message, request.deadline))
+        result = _timed(request, lambda: classification.classify_response(handle.model, request.message, request.deadline))
         return classification_pb2.ClassificationResponse(
             result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
 
 
 def _regress(parts: Parts, request: Request) -> bytes:
-    request.spec = prediction.spec_of(request.message)
+    request.spec = prediction.servable_spec(request.message)
     with _servable(parts, request) as handle:
-        result = _timed(request, lambda: classification.regress(handle.model, request.message, request.deadline))
+        result = _timed(request, lambda: classification.regress_response(handle.model, request.message, request.deadline))
         return regression_pb2.RegressionResponse(
             result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
 
@@ -206,7 +206,7 @@ def _multi_inference(parts: Parts, request: Request) -> bytes:
     # Without tasks there is no name, which choosing the version complains of.
     request.spec = tasks[0].model_spec if tasks else model_pb2.ModelSpec()
     with _servable(parts, request) as handle:
-        results = _timed(request, lambda: classification.multi_inference(
+        results = _timed(request, lambda: classification.multi_inference_response(
             handle.model, request.message, request.deadline))
         for result, task in zip(results, tasks, strict=True):
             result.model_spec.CopyFrom(_resolved(task.model_spec, handle.version))
@@ -214,15 +214,15 @@ def _multi_inference(parts: Parts, request: Request) -> bytes:
 
 
 def _metadata(parts: Parts, request: Request) -> bytes:
-    request.spec = prediction.spec_of(request.message)
+    request.spec = prediction.servable_spec(request.message)
     prediction.check_metadata_request(request.message)
     with parts.models.use(request.spec) as handle:
         request.version = handle.version
-        return prediction.metadata(handle, request.message).SerializeToString()
+        return prediction.metadata_response(handle, request.message).SerializeToString()
 
 
 def _status(parts: Parts, request: Request) -> bytes:
-    request.spec = prediction.spec_of(request.message)
+    request.spec = prediction.servable_spec(request.message)
     response = get_model_status_pb2.GetModelStatusResponse()
     for status in parts.models.statuses(request.spec):
         response.model_version_status.add(

@@ -29,7 +29,7 @@ from serving.config.flags import Options
 from serving.core.admission import Admissions
 from serving.errors import ServingError, from_tensorflow
 from serving.rest_api import bodies, calls
-from serving.rest_api.bodies import Failure, Intake
+from serving.rest_api.bodies import Intake, RestFailure
 from serving.rest_api.calls import Call, Timer, TooLarge
 from serving.telemetry import logs, monitoring
 from serving.telemetry.monitoring import Monitor
@@ -65,7 +65,7 @@ def metrics_path(options: Options) -> str:
     """Return the path of the metrics, empty where there are none; raises UserError."""
     if not options.monitoring_config_file:
         return ""
-    config = protos.read(Path(options.monitoring_config_file), protos.MonitoringConfig,
+    config = protos.parse_text_proto(Path(options.monitoring_config_file), protos.MonitoringConfig,
                          "tensorflow.serving.MonitoringConfig").prometheus_config
     return (config.path or METRICS_PATH) if config.enable else ""
 
@@ -115,7 +115,7 @@ class Api:
         """Answer a request, whatever becomes of it, and record it."""
         failure = None
         try:
-            exchange.call = calls.call_of(exchange.request.method, path)
+            exchange.call = calls.parse_call(exchange.request.method, path)
             body = await (self._run(exchange) if exchange.call.kind in calls.RUNS else self._question(exchange))
         # One request's failure shall be that request's alone.
         except Exception as error:
@@ -159,13 +159,13 @@ class Api:
             body = b"".join(parts)
             parts.clear()
             if "gzip" in exchange.request.headers.get("content-encoding", ""):
-                body = calls.inflated(body, self._options.max_request_bytes)
+                body = calls.inflate(body, self._options.max_request_bytes)
             return calls.RUNS[call.kind](self._models, call.spec, body, deadline, exchange.timer)
 
-    def _failure(self, error: Exception) -> Failure:
+    def _failure(self, error: Exception) -> RestFailure:
         """Return how an error is answered; what nobody foresaw is logged with its traceback."""
         match error:
-            case Failure():
+            case RestFailure():
                 return error
             case TooLarge():
                 return bodies.too_large(self._options.max_request_bytes)
@@ -180,11 +180,11 @@ class Api:
             case ServingError():
                 pass
             case _:
-                logs.write(logging.ERROR, "request failed", {}, error)
+                logs.log_event(logging.ERROR, "request failed", {}, error)
                 error = ServingError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
-        return Failure(error.http, error.code.name, error.message)
+        return RestFailure(error.http, error.code.name, error.message)
 
-    def _record(self, exchange: Exchange, failure: Failure | None) -> None:
+    def _record(self, exchange: Exchange, failure: RestFailure | None) -> None:
         """Count, time and log a request."""
         seconds = time.monotonic() - exchange.started
         code, call = failure.code if failure else "OK", exchange.call
@@ -202,4 +202,4 @@ class Api:
                   "bytes": exchange.size,
                   "peer": ":".join(map(str, exchange.request.client or ())),
                   "message": failure.message if failure else ""}
-        logs.write(logging.INFO, "request", {key: value for key, value in fields.items() if value not in (None, "")})
+        logs.log_event(logging.INFO, "request", {key: value for key, value in fields.items() if value not in (None, "")})

@@ -15,7 +15,7 @@ from serving.errors import ServingError
 TOO_LARGE, TIMEOUT, HUNG_UP = 413, 408, 499
 
 
-class Failure(Exception):
+class RestFailure(Exception):
     """A request that ends in an error: its status in HTTP, its code in the metrics, and the message."""
 
     def __init__(self, http: int, code: str, message: str):
@@ -23,14 +23,14 @@ class Failure(Exception):
         self.http, self.code, self.message = http, code, message
 
 
-def too_large(limit: int) -> Failure:
+def too_large(limit: int) -> RestFailure:
     """Return the failure of a body above --max_request_bytes."""
-    return Failure(TOO_LARGE, "INVALID_ARGUMENT", f"The request is larger than {limit} bytes (--max_request_bytes)")
+    return RestFailure(TOO_LARGE, "INVALID_ARGUMENT", f"The request is larger than {limit} bytes (--max_request_bytes)")
 
 
-def hung_up() -> Failure:
+def hung_up() -> RestFailure:
     """Return the failure of a request whose client is gone."""
-    return Failure(HUNG_UP, "CANCELLED", "The client hung up")
+    return RestFailure(HUNG_UP, "CANCELLED", "The client hung up")
 
 
 class Intake:
@@ -100,5 +100,5 @@ async def read(receive: Receive, length: str | None, place: Place, limit: int, s
                 parts.append(part)
                 more = message.get("more_body", False)
     except TimeoutError:
-        raise Failure(TIMEOUT, "DEADLINE_EXCEEDED", f"The request did not arrive within {seconds} s") from None
+        raise RestFailure(TIMEOUT, "DEADLINE_EXCEEDED", f"The request did not arrive within {seconds} s") from None
     return parts

@@ -67,7 +67,7 @@ class Timer:
         return answer
 
 
-def call_of(method: str, path: str) -> Call:
+def parse_call(method: str, path: str) -> Call:
     """Return the call that a request means; its path is still URL-encoded. Raises ServingError."""
     found = PATHS[method].fullmatch(path) if method in PATHS else None
     if found is None:
@@ -91,7 +91,7 @@ def _decoded(text: str) -> str:
     return urllib.parse.unquote(text)
 
 
-def inflated(body: bytes, limit: int) -> bytes:
+def inflate(body: bytes, limit: int) -> bytes:
     """Return what gzip holds; raises TooLarge above `limit` bytes, ServingError where it is none."""
     parts, size = [], 0
     try:
@@ -118,7 +118,7 @@ def _used(models: "Models", spec: model_pb2.ModelSpec) -> Iterator["Handle"]:
         yield handle
 
 
-def predict(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
+def handle_predict(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
     """Return the JSON that answers a predict request; `deadline` of time.monotonic(). Raises ServingError."""
     with ExitStack() as stack:
         model = None
@@ -132,29 +132,29 @@ def predict(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: 
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
             return model.signatures[name].inputs
 
-        asked = json_tensors.predict(body, infos_of)
+        asked = json_tensors.parse_predict(body, infos_of)
         spec.signature_name = asked.signature_name or prediction.DEFAULT_SIGNATURE
         outputs = timer.run(prediction.predict_arrays, model, spec.signature_name, asked.inputs, (), deadline)
-    return json_writing.write(outputs, asked.rows)
+    return json_writing.predict_json(outputs, asked.rows)
 
 
-def classify(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
+def handle_classify(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
     """Return the JSON that answers a classify request; `deadline` of time.monotonic(). Raises ServingError."""
-    spec.signature_name, given = json_examples.read(body)
+    spec.signature_name, given = json_examples.parse_examples(body)
     request = classification_pb2.ClassificationRequest(model_spec=spec, input=given)
     with _used(models, spec) as handle:
-        return json_examples.classifications(timer.run(classification.classify, handle.model, request, deadline))
+        return json_examples.classifications(timer.run(classification.classify_response, handle.model, request, deadline))
 
 
-def regress(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
+def handle_regress(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
     """Return the JSON that answers a regress request; `deadline` of time.monotonic(). Raises ServingError."""
-    spec.signature_name, given = json_examples.read(body)
+    spec.signature_name, given = json_examples.parse_examples(body)
     request = regression_pb2.RegressionRequest(model_spec=spec, input=given)
     with _used(models, spec) as handle:
-        return json_examples.regressions(timer.run(classification.regress, handle.model, request, deadline))
+        return json_examples.regressions(timer.run(classification.regress_response, handle.model, request, deadline))
 
 
-def status(models: "Models", spec: model_pb2.ModelSpec) -> bytes:
+def handle_status(models: "Models", spec: model_pb2.ModelSpec) -> bytes:
     """Return the JSON of a model's versions, whatever their state; raises ServingError."""
     response = get_model_status_pb2.GetModelStatusResponse()
     for each in models.statuses(spec):
@@ -164,11 +164,11 @@ def status(models: "Models", spec: model_pb2.ModelSpec) -> bytes:
     return json.dumps(_fields(response), indent=1).encode()
 
 
-def metadata(models: "Models", spec: model_pb2.ModelSpec) -> bytes:
+def handle_metadata(models: "Models", spec: model_pb2.ModelSpec) -> bytes:
     """Return the JSON of a version's signatures; raises ServingError, NOT_FOUND until it can answer requests."""
     request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=[prediction.SIGNATURES])
     with models.use(spec) as handle:
-        response = prediction.metadata(handle, request)
+        response = prediction.metadata_response(handle, request)
         signatures = prediction.signature_map(handle.model)
     return json.dumps({"model_spec": _fields(response.model_spec),
                        "metadata": {prediction.SIGNATURES: _fields(signatures)}}, indent=1).encode()
@@ -180,5 +180,5 @@ def _fields(message) -> dict:
 
 
 # What answers a body, and what a mere question.
-RUNS = {PREDICT: predict, CLASSIFY: classify, REGRESS: regress}
-QUESTIONS = {STATUS: status, METADATA: metadata}
+RUNS = {PREDICT: handle_predict, CLASSIFY: handle_classify, REGRESS: handle_regress}
+QUESTIONS = {STATUS: handle_status, METADATA: handle_metadata}

@@ -10,17 +10,17 @@ from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb
 from serving.errors import ServingError, invalid
 from serving.rest_api import json_tensors
 from serving.rest_api.json_reading import Dense
-from serving.rest_api.json_values import BASE64, decode_base64, lossy, shown, type_name
-from serving.rest_api.json_writing import decimals, quoted
+from serving.rest_api.json_values import BASE64, decode_base64, lossy, shown_value, type_name
+from serving.rest_api.json_writing import decimal_texts, quote
 
 CONTEXT, EXAMPLES = "context", "examples"
 KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 INT64, LARGEST_FLOAT = np.iinfo(np.int64), float(np.finfo(np.float32).max)
 
 
-def read(body: bytes) -> tuple[str, input_pb2.Input]:
+def parse_examples(body: bytes) -> tuple[str, input_pb2.Input]:
     """Return the signature's name, empty for the default one, and the examples of a request; raises ServingError."""
-    document = json_tensors.request(body)
+    document = json_tensors.parse_request(body)
     given = input_pb2.Input()
     chosen = given.example_list
     if CONTEXT in document:
@@ -46,8 +46,8 @@ def classifications(result: classification_pb2.ClassificationResult) -> bytes:
         raise invalid("Cannot convert empty ClassificationResults to JSON")
     rows = []
     for row in result.classifications:
-        scores = decimals(np.array([answer.score for answer in row.classes], np.float32))
-        pairs = (f"[{quoted(answer.label.encode())},{score}]" for answer, score in zip(row.classes, scores))
+        scores = decimal_texts(np.array([answer.score for answer in row.classes], np.float32))
+        pairs = (f"[{quote(answer.label.encode())},{score}]" for answer, score in zip(row.classes, scores))
         rows.append(f"[{','.join(pairs)}]")
     return f'{{"results":[{",".join(rows)}]}}'.encode(errors="surrogateescape")
 
@@ -56,12 +56,12 @@ def regressions(result: regression_pb2.RegressionResult) -> bytes:
     """Return the JSON of what Regress answers; raises ServingError where that is nothing."""
     if not result.regressions:
         raise invalid("Cannot convert empty RegressionResults to JSON")
-    values = decimals(np.array([regression.value for regression in result.regressions], np.float32))
+    values = decimal_texts(np.array([regression.value for regression in result.regressions], np.float32))
     return f'{{"results":[{",".join(values)}]}}'.encode()
 
 
 def _wrong(document: dict, why: str) -> ServingError:
-    return invalid(f"JSON Value: {shown(document)} {why}")
+    return invalid(f"JSON Value: {shown_value(document)} {why}")
 
 
 def _no_example(value: object) -> ServingError:

@@ -78,7 +78,7 @@ def parse_error(message: str, offset: int) -> ServingError:
     return invalid(f"JSON Parse error: {MESSAGES.get(message, message)} at offset: {offset}")
 
 
-def read(body: bytes) -> object:
+def parse_document(body: bytes) -> object:
     """Return a JSON document: dicts, lists, str, int, float, bool, None, and Dense for arrays of numbers alone.
 
     Raises ServingError, INVALID_ARGUMENT naming the place, where it is no JSON or nested too deeply.

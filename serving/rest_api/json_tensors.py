@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from serving.errors import ServingError, invalid
-from serving.rest_api.json_reading import MOST_DIMENSIONS, Dense, read
-from serving.rest_api.json_values import BadValue, converted, dense, is_base64, shown
+from serving.rest_api.json_reading import MOST_DIMENSIONS, Dense, parse_document
+from serving.rest_api.json_values import BadValue, convert_value, dense_array, is_base64, shown_value
 
 INSTANCES, INPUTS, SIGNATURE = "instances", "inputs", "signature_name"
 
 
-class Predict(NamedTuple):
+class PredictBody(NamedTuple):
     """What a predict request asks: tensors for a signature; `rows` is True where it gave instances."""
 
     signature_name: str
@@ -25,39 +25,39 @@ class Predict(NamedTuple):
     rows: bool
 
 
-def request(body: bytes) -> dict:
+def parse_request(body: bytes) -> dict:
     """Return a request's object; raises ServingError where it is none, or its signature_name is no string."""
-    document = read(body)
+    document = parse_document(body)
     if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {shown(document)} Is not object")
+        raise invalid(f"JSON Value: {shown_value(document)} Is not object")
     if not isinstance(document.get(SIGNATURE, ""), str):
-        raise invalid(f"JSON Value: {shown(document)} not formatted correctly. 'signature_name' key must be a string "
+        raise invalid(f"JSON Value: {shown_value(document)} not formatted correctly. 'signature_name' key must be a string "
                       "value.")
     return document
 
 
-def predict(body: bytes, infos_of: Callable[[str], Mapping]) -> Predict:
+def parse_predict(body: bytes, infos_of: Callable[[str], Mapping]) -> PredictBody:
     """Return what a predict request asks; `infos_of` gives the TensorInfos of a signature's inputs by alias.
 
     Numbers come as their dtype's arrays, strings as object arrays of bytes. Raises ServingError.
     """
-    document = request(body)
+    document = parse_request(body)
     name = document.get(SIGNATURE, "")
     infos = {alias: info.dtype for alias, info in sorted(infos_of(name).items())}
     if not infos:
         raise invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     if INSTANCES in document and INPUTS in document:
-        raise invalid(f"JSON Value: {shown(document)} Not formatted correctly expecting only one of '{INPUTS}' or "
+        raise invalid(f"JSON Value: {shown_value(document)} Not formatted correctly expecting only one of '{INPUTS}' or "
                       f"'{INSTANCES}' keys to exist ")
     if INSTANCES in document:
         given = document[INSTANCES]
         if not isinstance(given, (list, Dense)):
-            raise invalid(f"JSON Value: {shown(document)} Excepting '{INSTANCES}' to be an list/array")
+            raise invalid(f"JSON Value: {shown_value(document)} Excepting '{INSTANCES}' to be an list/array")
         if isinstance(given, list) and not given:
-            raise invalid(f"JSON Value: {shown(document)} No values in '{INSTANCES}' array")
-        return Predict(name, _rows(given, infos), True)
+            raise invalid(f"JSON Value: {shown_value(document)} No values in '{INSTANCES}' array")
+        return PredictBody(name, _rows(given, infos), True)
     if INPUTS in document:
-        return Predict(name, _columns(document[INPUTS], infos), False)
+        return PredictBody(name, _columns(document[INPUTS], infos), False)
     raise invalid(f"Missing '{INPUTS}' or '{INSTANCES}' key")
 
 
@@ -66,12 +66,12 @@ def _columns(given: object, infos: dict[str, int]) -> dict[str, np.ndarray]:
         for alias in infos:
             if alias not in given:
                 raise invalid(f"Missing named input: {alias} in 'inputs' object.")
-        return {alias: tensor(given[alias], dtype) for alias, dtype in infos.items()}
+        return {alias: parse_tensor(given[alias], dtype) for alias, dtype in infos.items()}
     if len(infos) > 1:
         raise invalid("inputs is a plain value/list, but expecting an object as multiple input tensors required as "
                       "per tensorinfo_map")
     (alias, dtype), = infos.items()
-    return {alias: tensor(given, dtype)}
+    return {alias: parse_tensor(given, dtype)}
 
 
 def _rows(given: list | Dense, infos: dict[str, int]) -> dict[str, np.ndarray]:
@@ -93,11 +93,11 @@ def _rows(given: list | Dense, infos: dict[str, int]) -> dict[str, np.ndarray]:
                 error = invalid(f"JSON object: does not have named input: {alias}")
                 raise _in_element(place, error, f" key: {alias}")
             try:
-                parts[alias].append(_alike(tensor(value, infos[alias]), parts[alias]))
+                parts[alias].append(_alike(parse_tensor(value, infos[alias]), parts[alias]))
             except ServingError as error:
                 raise _in_element(place, error, f" key: {alias}" if named else "") from None
         if named and set(element) != set(infos):
-            raise invalid(f"Failed to process element: {place} of 'instances' list. JSON object: {shown(element)} keys "
+            raise invalid(f"Failed to process element: {place} of 'instances' list. JSON object: {shown_value(element)} keys "
                           f"must be equal to: {','.join(sorted(infos))}")
     return {alias: np.stack(arrays) for alias, arrays in parts.items()}
 
@@ -106,7 +106,7 @@ def _plain_rows(given: list | Dense, dtype: int) -> np.ndarray:
     """Return rows of numbers, or of what is no array nor object, at once."""
     shape = given.shape if isinstance(given, Dense) else (len(given),)
     try:
-        return dense(given, dtype) if isinstance(given, Dense) else converted(given, dtype)
+        return dense_array(given, dtype) if isinstance(given, Dense) else convert_value(given, dtype)
     except BadValue as bad:
         raise _in_element(bad.index // max(math.prod(shape[1:]), 1), bad.error, "") from None
 
@@ -134,11 +134,11 @@ def is_object(value: object) -> bool:
     return isinstance(value, dict) and not is_base64(value)
 
 
-def tensor(value: object, dtype: int) -> np.ndarray:
+def parse_tensor(value: object, dtype: int) -> np.ndarray:
     """Return the tensor that a JSON value is, of a dtype of types_pb2; raises ServingError."""
     try:
         if isinstance(value, Dense):
-            return dense(value, dtype)
+            return dense_array(value, dtype)
         shape = _shape(value)
         if len(shape) > MOST_DIMENSIONS:
             raise invalid(f"Tensors of {len(shape)} dimensions are not taken, at most {MOST_DIMENSIONS}")
@@ -162,9 +162,9 @@ def _fill(value: object, level: int, shape: tuple[int, ...], dtype: int, pieces:
     """Append the values of nested lists, flat, and check that they have the shape."""
     if not isinstance(value, (list, Dense)):
         if level != len(shape):
-            raise invalid(f"JSON Value: {shown(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected "
+            raise invalid(f"JSON Value: {shown_value(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected "
                           f"at level: {len(shape)}")
-        pieces.append(converted([value], dtype))
+        pieces.append(convert_value([value], dtype))
         return
     sizes = value.shape if isinstance(value, Dense) else (len(value),)
     for depth, size in enumerate(sizes, level):
@@ -175,11 +175,11 @@ def _fill(value: object, level: int, shape: tuple[int, ...], dtype: int, pieces:
                           f"{shape[depth]}")
     if isinstance(value, Dense):
         if level + len(sizes) != len(shape):
-            raise invalid(f"JSON Value: {shown(value)} found at incorrect level: {level + len(sizes) + 1} in the JSON "
+            raise invalid(f"JSON Value: {shown_value(value)} found at incorrect level: {level + len(sizes) + 1} in the JSON "
                           f"DOM. Expected at level: {len(shape)}")
-        pieces.append(dense(value, dtype).reshape(-1))
+        pieces.append(dense_array(value, dtype).reshape(-1))
     elif level == len(shape) - 1 and not any(isinstance(element, (list, Dense)) for element in value):
-        pieces.append(converted(value, dtype))
+        pieces.append(convert_value(value, dtype))
     else:
         for element in value:
             _fill(element, level + 1, shape, dtype, pieces)

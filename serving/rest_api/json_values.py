@@ -35,14 +35,14 @@ class BadValue(Exception):
         self.index, self.error = index, error
 
 
-def dense(value: Dense, dtype: int) -> np.ndarray:
+def dense_array(value: Dense, dtype: int) -> np.ndarray:
     """Return an array of numbers in a dtype of types_pb2; raises BadValue."""
     filled = np.empty(math.prod(value.shape), tf.as_dtype(dtype).as_numpy_dtype)
     code = INTEGERS.get(filled.dtype.name)
     begin = 0
     for piece in value.pieces():
         try:
-            filled[begin:begin + len(piece)] = array.array(code, piece) if code else converted(piece, dtype)
+            filled[begin:begin + len(piece)] = array.array(code, piece) if code else convert_value(piece, dtype)
         # Floats, or integers out of range: the first is looked for.
         except (TypeError, OverflowError):
             _raise_first(piece, dtype, begin)
@@ -52,7 +52,7 @@ def dense(value: Dense, dtype: int) -> np.ndarray:
     return filled.reshape(value.shape)
 
 
-def converted(values: list, dtype: int) -> np.ndarray:
+def convert_value(values: list, dtype: int) -> np.ndarray:
     """Return values, none of them a list, as an array of one dimension; raises BadValue for the first that is wrong."""
     types = set(map(type, values))
     name = tf.as_dtype(dtype).name
@@ -80,8 +80,8 @@ def _raise_first(values: list, dtype: int, begin: int) -> NoReturn:
     place, value = next((place, value) for place, value in enumerate(values, begin) if not _fits(value, name))
     if name not in ("string", "bool", *INTEGERS, *DECIMALS):
         raise BadValue(place, ServingError(grpc.StatusCode.UNIMPLEMENTED,
-                                           f"Conversion of JSON Value: {shown(value)} to type: {_type(dtype)}"))
-    raise BadValue(place, invalid(f"JSON Value: {shown(value)} Type: {type_name(value)} is not of expected type: "
+                                           f"Conversion of JSON Value: {shown_value(value)} to type: {_type(dtype)}"))
+    raise BadValue(place, invalid(f"JSON Value: {shown_value(value)} Type: {type_name(value)} is not of expected type: "
                                   f"{_type(dtype)}"))
 
 
@@ -114,7 +114,7 @@ def is_base64(value: object) -> bool:
 
 def _decoded(value: dict, place: int) -> bytes:
     if not is_base64(value):
-        raise BadValue(place, invalid(f"JSON Value: {shown(value)} not formatted correctly for base64 data"))
+        raise BadValue(place, invalid(f"JSON Value: {shown_value(value)} not formatted correctly for base64 data"))
     try:
         return decode_base64(value[BASE64])
     except ServingError as error:
@@ -138,7 +138,7 @@ def _type(dtype: int) -> str:
     return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
 
 
-def shown(value: object) -> str:
+def shown_value(value: object) -> str:
     """Return a value's JSON as messages show it, cut where it is long."""
     text = ""
     # Only so much is written: all of a picture takes a second.
@@ -156,7 +156,7 @@ def type_name(value: object) -> str:
 
 def lossy(value: int | float, name: str) -> ServingError:
     """Return the error of a number that a type does not hold."""
-    return invalid(f"Cannot convert JSON value: {shown(value)} to {name} without loss of precision.")
+    return invalid(f"Cannot convert JSON value: {shown_value(value)} to {name} without loss of precision.")
 
 
 def _beginning(value: Dense) -> list[int | float]:

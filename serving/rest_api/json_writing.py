@@ -26,7 +26,7 @@ PIECE, TABLED_PIECE = 1 << 12, 1 << 20
 BLANK, COMMA = b" ,"
 
 
-def write(outputs: dict[str, np.ndarray], rows: bool) -> bytes:
+def predict_json(outputs: dict[str, np.ndarray], rows: bool) -> bytes:
     """Return the JSON of a predict answer, `rows` as the request was; one output is written without its name.
 
     Strings are object arrays of bytes. Raises ServingError, INVALID_ARGUMENT, for rows of different numbers, scalars
@@ -60,26 +60,26 @@ def _check_rows(outputs: dict[str, np.ndarray]) -> int:
 
 
 def _element(outputs: dict[str, np.ndarray]) -> bytes:
-    texts = {name: text(values, name.endswith(BYTES)) for name, values in sorted(outputs.items())}
+    texts = {name: array_json(values, name.endswith(BYTES)) for name, values in sorted(outputs.items())}
     if len(texts) == 1:
         return next(iter(texts.values()))
     return b"{%b}" % b",".join(json.dumps(name).encode() + b":" + written for name, written in texts.items())
 
 
-def text(values: np.ndarray, as_base64: bool = False) -> bytes:
+def array_json(values: np.ndarray, as_base64: bool = False) -> bytes:
     """Return an array's JSON; strings are written as base64 objects or as they are."""
     if not values.size:
         return json.dumps(values.tolist(), separators=(",", ":")).encode()
     tabled = values.dtype.kind in "iu" and values.ndim and (
         values.dtype == np.uint8 or (values.min() >= 0 and values.max() < TABLED))
     if values.ndim > 1 and values.size > (TABLED_PIECE if tabled else PIECE):
-        return b"[%b]" % b",".join(text(part, as_base64) for part in values)
+        return b"[%b]" % b",".join(array_json(part, as_base64) for part in values)
     if tabled:
         return _integers(values)
     if values.dtype.kind in "iub":
         return json.dumps(values.tolist(), separators=(",", ":")).encode()
     flat = values.reshape(-1)
-    texts = decimals(flat) if values.dtype.kind == "f" else [quoted(value, as_base64) for value in flat]
+    texts = decimal_texts(flat) if values.dtype.kind == "f" else [quote(value, as_base64) for value in flat]
     for size in reversed(values.shape):
         texts = [f"[{','.join(texts[begin:begin + size])}]" for begin in range(0, len(texts), size)]
     # Strings that are no UTF-8 go out as they are.
@@ -104,7 +104,7 @@ def _integers(values: np.ndarray) -> bytes:
     return b"[" * values.ndim + texts.tobytes().translate(None, b" ")
 
 
-def decimals(values: np.ndarray) -> list[str]:
+def decimal_texts(values: np.ndarray) -> list[str]:
     """Return the texts of float32 or float64 [N]: those of six digits that mean the same value, or else all digits.
 
     Whole numbers end in .0, so that a list shows that it holds no integers; NaN and Infinity stand as such.
@@ -122,7 +122,7 @@ def decimals(values: np.ndarray) -> list[str]:
     return texts
 
 
-def quoted(value: bytes, as_base64: bool = False) -> str:
+def quote(value: bytes, as_base64: bool = False) -> str:
     """Return the JSON of a string of bytes; those that are no UTF-8 become surrogates (PEP 383)."""
     if as_base64:
         return f'{{"b64":"{base64.b64encode(value).decode()}"}}'

@@ -22,7 +22,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 import serving
 from kseg.datasets import class_names
 from kseg.errors import UserError
-from serving.class_list import IDS, read_classes
+from serving.class_list import IDS, read_class_list
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def routes(models: "Models", options: "Options") -> list[Route]:
         return _listed(files, request.path_params["name"], TYPES)
 
     def show_models(request: Request) -> Response:
-        return JSONResponse({"models": [described(models, name) for name in models.names()],
+        return JSONResponse({"models": [describe_model(models, name) for name in models.names()],
                              "samples": list(samples(directory)),
                              "max_request_bytes": options.max_request_bytes}, headers=HEADERS)
 
@@ -89,7 +89,7 @@ def _file(path: Path, media_type: str) -> Response:
     return FileResponse(path, media_type=media_type, headers=HEADERS)
 
 
-def described(models: "Models", name: str) -> dict:
+def describe_model(models: "Models", name: str) -> dict:
     """Return what the page shows of a model: its name, its available versions, newest first, as `version` does, and
     the numbers of those that labels stand for."""
     try:
@@ -109,30 +109,30 @@ def _used(models: "Models", spec: model_pb2.ModelSpec) -> dict | None:
     """Return `version` of what is meant; None where that is not available, such as one unloaded this moment."""
     try:
         with models.use(spec) as handle:
-            return version(handle)
+            return served_version(handle)
     except ServingError:
         return None
 
 
-def version(handle: "Handle") -> dict:
+def served_version(handle: "Handle") -> dict:
     """Return a version's number, class names and colours.
 
     Where it has no assets/classes.json, `classes` is empty and 256 colours are made up. `problem` says why the page
     cannot ask it, `note` what is wrong with its classes; both else None.
     """
-    classes, palette, note = [], [class_names.spread(number + 1) for number in range(IDS)], None
+    classes, palette, note = [], [class_names.class_palette(number + 1) for number in range(IDS)], None
     path = Path(handle.model.directory) / "assets" / "classes.json"
     if path.is_file():
         try:
-            classes, palette = read_classes(path)
+            classes, palette = read_class_list(path)
         except UserError as error:
             note = str(error)
     # As text: JavaScript's numbers end before an int64's.
     return {"version": str(handle.version), "classes": classes, "palette": palette, "note": note,
-            "problem": problem(handle.model.signatures)}
+            "problem": problem_response(handle.model.signatures)}
 
 
-def problem(signatures: dict) -> str | None:
+def problem_response(signatures: dict) -> str | None:
     """Return why a model's signatures are not those of pictures in and class ids out; None where they are."""
     if SIGNATURE not in signatures:
         return f"it has no signature {SIGNATURE}, but {', '.join(sorted(signatures))}"

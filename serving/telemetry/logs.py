@@ -12,12 +12,12 @@ import time
 LOGGER = logging.getLogger("serving")
 
 
-def write(level: int, event: str, fields: dict[str, object], error: BaseException | None = None) -> None:
+def log_event(level: int, event: str, fields: dict[str, object], error: BaseException | None = None) -> None:
     """Log an event; with `error` its traceback too. `level` is one of logging's."""
     LOGGER.log(level, event, extra={"fields": fields}, exc_info=error)
 
 
-def start(log_format: str) -> None:
+def start_log(log_format: str) -> None:
     """Send the log to stderr as `log_format`, text or json; warnings of the libraries too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FORMATS[log_format]())

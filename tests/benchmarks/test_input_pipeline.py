@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import input_pipeline, measured_process, street_pairs
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import registry
 from kseg.datasets.class_names import CITYSCAPES_LABEL_IDS
 from tests.helpers.running import ROOT

@@ -9,7 +9,8 @@ import tensorflow as tf
 from PIL import Image
 
 from kseg import benchmark
-from kseg.config import Augment, Config, Data, Train
+from kseg.config import Config
+from kseg.config.sections import Augment, Data, Train
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batching
 from kseg.profiling import input_benchmark
@@ -92,16 +93,16 @@ DECODING = [1, 1, 1, 6, 0.5, 0.25, 0.25]
     ("cityscapes", [1, 1, 1, 1, 1, 5, 0], 1.9, "flip and distort takes 50% of the time; all cores are busy"),
     ("cityscapes", DECODING, 0.5, "decode the picture takes 60% of the time; only 0.5 of 2 cores are used")])
 def test_what_dominates_and_what_helps(name, own, cores_used, line):
-    assert input_benchmark.advice(figures(own, cores_used), Config(data=Data(name=name))).startswith(line)
+    assert input_benchmark.input_advice(figures(own, cores_used), Config(data=Data(name=name))).startswith(line)
 
 
 @pytest.mark.parametrize("fast, told", [(False, True), (True, False)])
 def test_pixels_are_not_prepared_twice(tmp_path, fast, told):
     source = folder(tmp_path / "source", {"train": [np.zeros((8, 8))]})
     prepared_sets.run("folder", tmp_path / "source", tmp_path / "out", fast=fast)
-    line = input_benchmark.advice(figures(DECODING), Config(data=Data(name="folder", directory=str(tmp_path / "out"))))
+    line = input_benchmark.input_advice(figures(DECODING), Config(data=Data(name="folder", directory=str(tmp_path / "out"))))
     assert ("prepare folder --fast" in line) == told
-    assert "prepare folder --fast" in input_benchmark.advice(figures(DECODING), Config(data=source))
+    assert "prepare folder --fast" in input_benchmark.input_advice(figures(DECODING), Config(data=source))
 
 
 def test_the_table_has_a_line_for_each_stage():

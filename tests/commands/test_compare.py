@@ -39,7 +39,7 @@ def test_bootstrap_against_a_loop():
     a[4, 0] += [-5, 0, 5, 0]
     samples, seed = 60, 4
     found = paired_bootstrap.resample(evaluation(a), evaluation(b), samples, seed)
-    weights = paired_bootstrap.draw(7, samples, np.random.default_rng(seed))
+    weights = paired_bootstrap.draw_resamples(7, samples, np.random.default_rng(seed))
     assert weights.shape == (60, 7) and (weights.sum(1) == 7).all() and len(np.unique(weights, axis=0)) > 50
     for row, times in zip(found, weights.astype(int)):
         sums = [np.zeros((4, 4), np.int64), np.zeros((4, 4), np.int64)]
@@ -54,7 +54,7 @@ def test_bootstrap_against_a_loop():
 
 
 def test_draws_are_uniform():
-    weights = paired_bootstrap.draw(5, 20_000, np.random.default_rng(0))
+    weights = paired_bootstrap.draw_resamples(5, 20_000, np.random.default_rng(0))
     # Multinomial counts of 5 in 5: mean 1, variance 0.8, covariance -0.2.
     assert weights.mean(0) == pytest.approx(np.ones(5), abs=0.03)
     assert np.cov(weights.T) == pytest.approx(np.eye(5) - 0.2, abs=0.05)
@@ -83,7 +83,7 @@ def test_interval_is_the_percentiles_of_the_resamples():
     generator = np.random.default_rng(2)
     truth = generator.integers(0, 400, (30, 4))
     a, b = (evaluation(predicted(generator, truth, np.full((30, 4), 0.8))) for _ in range(2))
-    comparison = paired_bootstrap.compare(a, b, samples=400, seed=9, confidence=0.9)
+    comparison = paired_bootstrap.compare_evaluations(a, b, samples=400, seed=9, confidence=0.9)
     differences = np.sort(paired_bootstrap.resample(a, b, 400, 9), axis=0)
     for row, column in zip(sorted(comparison.classes, key=lambda row: CLASSES.index(row.name)), differences.T):
         # 5 % of 400 lie below, 5 % above.
@@ -107,7 +107,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
             images = np.stack([np.stack([right[:, 0], truth[:, 0] - right[:, 0]], 1),
                                np.stack([truth[:, 1] - right[:, 1], right[:, 1]], 1)], 1)
             pair.append(evaluation(images, CLASSES[:2]))
-        comparison = paired_bootstrap.compare(*pair, samples=200, seed=trial)
+        comparison = paired_bootstrap.compare_evaluations(*pair, samples=200, seed=trial)
         rows = (comparison.means[0], next(row for row in comparison.classes if row.name == "sky"))
         held += [row.low <= 0 <= row.high for row in rows]
         assert [row.verdict for row in rows] == ["better" if row.low > 0 else "worse" if row.high < 0 else ""
@@ -150,7 +150,7 @@ def test_a_loss_by_chance_is_no_regression(tmp_path, capsys):
     generator = np.random.default_rng(4)
     truth = generator.integers(50, 400, (40, 4))
     worse, better = sorted((predicted(generator, truth, np.full((40, 4), 0.8)) for _ in range(2)),
-                           key=lambda images: metrics.summary(images.sum(0), CLASSES)["mIoU"])
+                           key=lambda images: metrics.summarize(images.sum(0), CLASSES)["mIoU"])
     files = [str(write(tmp_path / "a", better)), str(write(tmp_path / "b", worse))]
     assert compare.main([*files, "--fail-on-regression"]) == 0
     output = capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_json(two, tmp_path, capsys):
         str(two[0]), str(two[1]), "camvid", "val", 40)
     assert (found["samples"], found["seed"], found["confidence"]) == (200, 5, 0.9)
     assert found["verdict"] in capsys.readouterr().out
-    comparison = paired_bootstrap.compare(*map(result_reading.read, two), samples=200, seed=5, confidence=0.9)
+    comparison = paired_bootstrap.compare_evaluations(*map(result_reading.read_evaluation, two), samples=200, seed=5, confidence=0.9)
     for row in (*comparison.classes, *comparison.means):
         stored = found["classes"].get(row.name) or found[row.name]
         assert stored == {key: value for key, value in row._asdict().items() if key != "name"}
@@ -201,7 +201,7 @@ def test_absent_classes(tmp_path, capsys):
     b[:, 0, 3], b[:, 0, 0] = a[:, 0, 0], 0
     b[:2, 2, 2], b[:2, 2, 1] = 50, a[:2, 2, 1] + 50
     files = write(tmp_path / "a", a), write(tmp_path / "b", b)
-    comparison = paired_bootstrap.compare(*map(result_reading.read, files))
+    comparison = paired_bootstrap.compare_evaluations(*map(result_reading.read_evaluation, files))
     rows = {row.name: row for row in comparison.classes}
     # As in metrics: no IoU for A, one of 0 for B, which counts in its mean.
     assert math.isnan(rows["car"].a) and rows["car"].b == 0 and math.isnan(rows["car"].difference)

@@ -235,7 +235,7 @@ def test_every_published_address_ends_in_a_file_name():
     from kseg.config import files
 
     addresses = [row.weights for name in files.config_names()
-                 for row in files.read(name).variants.values() if row.weights]
-    assert all(downloads.place(address).suffix == ".pth" for address in addresses)
+                 for row in files.read_config_file(name).variants.values() if row.weights]
+    assert all(downloads.download_path(address).suffix == ".pth" for address in addresses)
     # Two files of one name would be taken for each other.
-    assert len({downloads.place(address).name for address in addresses}) == len(set(addresses))
+    assert len({downloads.download_path(address).name for address in addresses}) == len(set(addresses))

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from kseg import config as configs
 from kseg import models
-from kseg.config import Config, Data, Evaluate, Model
+from kseg.config import Config
+from kseg.config.sections import Data, Evaluate, Model
 from kseg.datasets import registry
 from kseg.errors import DataError, WorkdirError
 from kseg.evaluation import evaluator, results
@@ -70,7 +71,7 @@ def slow_ids(model, image, config, size):
 def test_the_matrix_is_a_slow_count_over_every_image(folder, tiny_model, tmp_path, resize):
     config = config_of(folder, evaluate=Evaluate(resize=resize))
     lines = []
-    found = evaluator.evaluate(tiny_model, config, registry.find(config.data), "val", tmp_path / "out", lines.append)
+    found = evaluator.evaluate(tiny_model, config, registry.find_dataset(config.data), "val", tmp_path / "out", lines.append)
     expected = np.zeros((3, 3), np.int64)
     for index, size in enumerate(SIZES):
         image = np.array(PIL.Image.open(folder / "val" / "images" / f"{index}.png"))
@@ -109,28 +110,28 @@ def test_a_bad_file_is_named_and_nothing_is_counted(folder, tiny_model):
     broken.write_bytes(broken.read_bytes()[:60])
     config = config_of(folder)
     with pytest.raises(DataError, match="1.png"):
-        evaluator.evaluate(tiny_model, config, registry.find(config.data), "val", report=lambda line: None)
+        evaluator.evaluate(tiny_model, config, registry.find_dataset(config.data), "val", report=lambda line: None)
 
 
 def test_other_classes_than_the_model_learned_are_refused(folder, tiny_model, tmp_path):
     config = config_of(folder)
-    trained = registry.find(config.data)
-    working_directory.open_run(tmp_path / "run", config, trained).close()
+    trained = registry.find_dataset(config.data)
+    working_directory.open_workdir(tmp_path / "run", config, trained).close()
     (folder / "classes.txt").write_text("ground\nfrog\n2 never\n9 ignore\n")
     with pytest.raises(WorkdirError, match="class 1: thing there, frog now"):
         evaluator.evaluate(tiny_model, config, trained, "val", report=lambda line: None)
     # Before the first checkpoint nothing has been learned of the old classes.
-    working_directory.open_run(tmp_path / "run", config, trained).close()
+    working_directory.open_workdir(tmp_path / "run", config, trained).close()
     (tmp_path / "run" / "checkpoints" / "step-00000001.index").touch()
     with pytest.raises(WorkdirError, match="frog now"):
-        working_directory.open_run(tmp_path / "run", config, registry.find(config.data))
+        working_directory.open_workdir(tmp_path / "run", config, registry.find_dataset(config.data))
 
 
 def test_an_unwritable_output_is_named(folder, tiny_model, tmp_path):
     (tmp_path / "file").write_text("in the way")
     config = config_of(folder)
     with pytest.raises(WorkdirError, match="cannot write to"):
-        evaluator.evaluate(tiny_model, config, registry.find(config.data), "val", tmp_path / "file", lambda line: None)
+        evaluator.evaluate(tiny_model, config, registry.find_dataset(config.data), "val", tmp_path / "file", lambda line: None)
 
 
 def test_samples_are_the_worst_and_those_in_the_middle():
@@ -143,11 +144,11 @@ def test_samples_are_the_worst_and_those_in_the_middle():
     mixed = counts._replace(hits=hits[shuffled])
     assert [int(hits[shuffled][index, 0]) for index in results.worst_first(mixed)] == list(range(count))
 
-    chosen = evaluator.choose(counts)
+    chosen = evaluator.choose_samples(counts)
     assert [index for group, index in chosen if group == "worst"] == list(range(12))
     assert [index for group, index in chosen if group == "typical"] == list(range(14, 26))
     few = counts._replace(names=counts.names[:15], hits=hits[:15], truth=counts.truth[:15],
                           predicted=counts.predicted[:15])
-    assert [index for _, index in evaluator.choose(few)] == list(range(15))
+    assert [index for _, index in evaluator.choose_samples(few)] == list(range(15))
     void = few._replace(truth=few.truth * 0, predicted=few.predicted * 0, hits=few.hits * 0)
-    assert evaluator.choose(void) == []
+    assert evaluator.choose_samples(void) == []

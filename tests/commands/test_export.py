@@ -16,12 +16,13 @@ from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
 from kseg import models
-from kseg.config import Augment, Config, Evaluate, Model
-from kseg.datasets.registry import find
+from kseg.config import Config
+from kseg.config.sections import Augment, Evaluate, Model
+from kseg.datasets.registry import find_dataset
 from kseg.errors import UserError
 from kseg.evaluation import metrics
 from kseg.exporting import exporter, warmup
-from kseg.exporting.precisions import network
+from kseg.exporting.precisions import export_network
 from kseg.exporting.signatures import IMAGE_FEATURE, Served
 from kseg.images.decoding import decode_image
 from kseg.inference import prediction
@@ -80,7 +81,7 @@ class Case:
         self.config = settings or Config(
             data=data, augment=Augment(crop=(24, 32)), evaluate=PROTOCOLS[head],
             model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, head=head))
-        self.dataset = find(self.config.data)
+        self.dataset = find_dataset(self.config.data)
         self.model = model or lively(self.config)
         self.lines = []
         self.config = replace(self.config, export=replace(self.config.export, precision=precision))
@@ -215,7 +216,7 @@ def test_what_is_written(one):
 
 def test_warm_up_requests_of_each_signature_and_batch(one):
     path = one.place / "assets.extra" / "tf_serving_warmup_requests"
-    assert warmup.replay(path, one.signatures) == 5 * len(one.config.export.warmup_batches)
+    assert warmup.replay_warmup(path, one.signatures) == 5 * len(one.config.export.warmup_batches)
     from tensorflow_serving.apis import prediction_log_pb2
 
     batches = set()
@@ -284,7 +285,7 @@ def test_other_precisions_are_close_and_smaller(one, tmp_path, precision, most):
 @pytest.mark.parametrize("head", ["deeplabv3plus", "apcnet"])
 def test_all_scores_are_probabilities(one, head):
     settings = replace(one.config, evaluate=PROTOCOLS[head])
-    answers = Served(network(one.model, settings, "float32"), settings, (24, 32), 10**6, all_scores=True).answers
+    answers = Served(export_network(one.model, settings, "float32"), settings, (24, 32), 10**6, all_scores=True).answers
     image = np.random.default_rng(2).integers(0, 256, (1, 40, 56, 3)).astype(np.uint8)
     # One row above 1,000,000 pixels; a tensor of one value repeated is some bytes of a request.
     for name in ("predict_all_scores", "predict_scores", "predict_tensor"):
@@ -325,7 +326,7 @@ def test_versions_count_up_and_none_is_half_written(one, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(warmup, "write", fail)
+    monkeypatch.setattr(warmup, "write_warmup", fail)
     with pytest.raises(UserError, match="cannot write .*9: No space left on device"):
         exporter.export(one.model, one.config, one.dataset, out)
     assert sorted(path.name for path in out.iterdir()) == ["7", "8", "notes"]
@@ -336,15 +337,15 @@ def test_a_split_is_counted_before_and_after(one, tmp_path):
     generator = np.random.default_rng(0)
     data = folder(tmp_path / "set", {"val": [generator.integers(0, 3, (30, 40)) for _ in range(3)]})
     settings = replace(one.config, data=data)
-    exporter.compare(one.model, one.place, settings, find(data), "val", lines.append)
+    exporter.compare_exported(one.model, one.place, settings, find_dataset(data), "val", lines.append)
     assert lines[-1].startswith("mIoU on 3 of 3 images of folder val: ") and "before" in lines[-1]
     matrix = np.zeros((3, 3), np.int64)
     for path in sorted((tmp_path / "set/val/images").iterdir()):
         label = np.array(Image.open(tmp_path / "set/val/labels" / path.name))
         ids = one.signatures["predict_tensor"](image=np.array(Image.open(path))[None])["class_map"].numpy()[0]
         np.add.at(matrix, (label, ids), 1)
-    expected = metrics.summary(matrix, ("sky", "ground", "house"))["mIoU"]
-    assert exporter.accuracy(one.place, settings, find(data), "val")["mIoU"] == expected
+    expected = metrics.summarize(matrix, ("sky", "ground", "house"))["mIoU"]
+    assert exporter.exported_accuracy(one.place, settings, find_dataset(data), "val")["mIoU"] == expected
 
 
 @needs_camvid

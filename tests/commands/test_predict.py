@@ -14,7 +14,7 @@ from kseg import cli
 from kseg.config.files import config_names
 from kseg.errors import UserError
 from kseg.images import image_files
-from kseg.inference.file_prediction import predict
+from kseg.inference.file_prediction import predict_files
 from kseg.inference.input_files import find_pictures
 from kseg.predict import main
 
@@ -49,7 +49,7 @@ def silent(text):
 def test_results_by_hand(tmp_path):
     array = np.array([[[200, 200, 200], [10, 20, 30], [255, 255, 255]]], np.uint8)
     Image.fromarray(array).save(tmp_path / "a.png")
-    assert predict(threshold, [tmp_path / "a.png"], tmp_path / "out", DATASET, silent) == []
+    assert predict_files(threshold, [tmp_path / "a.png"], tmp_path / "out", DATASET, silent) == []
     assert files(tmp_path / "out") == ["ids/a.png", "legend.png", "overlay/a.png"]
     assert ids_of(tmp_path / "out/ids/a.png").tolist() == [[1, 0, 1]]
     # Halves of picture and colour: (200 + 255) / 2 = 227.5, rounded to even.
@@ -63,7 +63,7 @@ def test_results_have_the_inputs_sizes(tmp_path):
     sizes = {"wide.jpg": (97, 13), "tall.png": (5, 40), "dot.bmp": (1, 1), "scan.tif": (33, 65), "web.webp": (20, 30)}
     for name, size in sizes.items():
         draw(tmp_path / "in" / name, size)
-    predict(threshold, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
+    predict_files(threshold, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
     for name, (width, height) in sizes.items():
         result = Path(name).with_suffix(".png")
         assert ids_of(tmp_path / "out/ids" / result).shape == (height, width)
@@ -75,7 +75,7 @@ def test_directory_with_spaces_is_searched_recursively(tmp_path):
     for name in ("b.JPG", "a.png", "deep er/still/c.tiff", "deep er/d.gif", "._a.png", ".hidden/e.png"):
         draw(source / name)
     (source / "notes.txt").write_text("no picture")
-    predict(threshold, [source], tmp_path / "out dir", DATASET, silent)
+    predict_files(threshold, [source], tmp_path / "out dir", DATASET, silent)
     assert files(tmp_path / "out dir/ids") == ["a.png", "b.png", "deep er/d.png", "deep er/still/c.png"]
     assert files(tmp_path / "out dir/overlay") == files(tmp_path / "out dir/ids")
 
@@ -112,7 +112,7 @@ def test_brackets_in_a_files_own_name(tmp_path):
 
 def test_named_file_is_taken_whatever_its_suffix(tmp_path):
     draw(tmp_path / "a.png").rename(tmp_path / "a.picture")
-    assert predict(threshold, [tmp_path / "a.picture"], tmp_path / "out", DATASET, silent) == []
+    assert predict_files(threshold, [tmp_path / "a.picture"], tmp_path / "out", DATASET, silent) == []
     assert files(tmp_path / "out/ids") == ["a.png"]
 
 
@@ -137,7 +137,7 @@ def test_names_that_keep_their_suffix_may_meet_others(tmp_path):
 def test_name_of_a_file_and_of_a_directory(tmp_path):
     draw(tmp_path / "a.jpg")
     draw(tmp_path / "a.png/b.jpg")
-    predict(threshold, [tmp_path], tmp_path / "out", DATASET, silent)
+    predict_files(threshold, [tmp_path], tmp_path / "out", DATASET, silent)
     assert files(tmp_path / "out/ids") == ["a.jpg.png", "a.png/b.png"]
 
 
@@ -145,7 +145,7 @@ def test_names_that_stay_equal_are_refused_before_anything_is_written(tmp_path):
     one, two = draw(tmp_path / "one/a.jpg"), draw(tmp_path / "two/a.jpg")
     for inputs in ([one, two], [one.parent, two.parent]):
         with pytest.raises(UserError, match=r"called a\.jpg\.png") as caught:
-            predict(threshold, inputs, tmp_path / "out", DATASET, silent)
+            predict_files(threshold, inputs, tmp_path / "out", DATASET, silent)
         assert str(one) in str(caught.value) and str(two) in str(caught.value)
     assert not (tmp_path / "out").exists()
     # The directory above keeps them apart.
@@ -164,7 +164,7 @@ def test_corrupt_files_are_named_and_skipped(tmp_path, capsys):
     cut.write_bytes(cut.read_bytes()[:50])
     text.write_text("no picture")
     empty.write_bytes(b"")
-    failures = predict(threshold, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
+    failures = predict_files(threshold, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
     assert [failure.path for failure in failures] == [cut, text, empty]
     assert len(files(tmp_path / "out/ids")) == len(files(tmp_path / "out/overlay")) == 17
     lines = capsys.readouterr().err.splitlines()
@@ -175,7 +175,7 @@ def test_corrupt_files_are_named_and_skipped(tmp_path, capsys):
 def test_broken_link_is_named_and_skipped(tmp_path):
     draw(tmp_path / "in/a.png")
     os.symlink(tmp_path / "gone.png", tmp_path / "in/b.png")
-    failures = predict(threshold, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
+    failures = predict_files(threshold, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
     assert [failure.path.name for failure in failures] == ["b.png"]
 
 
@@ -183,19 +183,19 @@ def test_existing_results_are_overwritten_and_no_inputs_of_the_next_run(tmp_path
     draw(tmp_path / "a.png", value=200)
     for value, expected in ((200, 1), (50, 0)):
         draw(tmp_path / "a.png", value=value)
-        predict(threshold, [tmp_path], tmp_path / "out", DATASET, silent)
+        predict_files(threshold, [tmp_path], tmp_path / "out", DATASET, silent)
         assert (ids_of(tmp_path / "out/ids/a.png") == expected).all()
     assert files(tmp_path) == ["a.png", "out/ids/a.png", "out/legend.png", "out/overlay/a.png"]
     # Nor where results and inputs share a directory.
-    predict(threshold, [tmp_path], tmp_path, DATASET, silent)
-    predict(threshold, [tmp_path], tmp_path, DATASET, silent)
+    predict_files(threshold, [tmp_path], tmp_path, DATASET, silent)
+    predict_files(threshold, [tmp_path], tmp_path, DATASET, silent)
     assert files(tmp_path / "ids") == ["a.png", "out/ids/a.png", "out/legend.png", "out/overlay/a.png"]
 
 
 def test_result_never_overwrites_an_input(tmp_path):
     for inputs in ([draw(tmp_path / "ids/a.png")], [tmp_path / "ids"]):
         with pytest.raises(UserError, match="overwrite an input"):
-            predict(threshold, inputs, tmp_path, DATASET, silent)
+            predict_files(threshold, inputs, tmp_path, DATASET, silent)
     assert files(tmp_path) == ["ids/a.png"]
 
 
@@ -226,14 +226,14 @@ def test_out_that_cannot_be_written(tmp_path, out):
         raise AssertionError("predicted before --out was tried")
 
     with pytest.raises(UserError, match="cannot write"):
-        predict(never, [path], tmp_path / out, DATASET, silent)
+        predict_files(never, [path], tmp_path / out, DATASET, silent)
 
 
 def test_failing_predictor_names_the_picture(tmp_path):
     path = draw(tmp_path / "a.png", (6, 5))
     for broken in (lambda image: np.zeros((2, 2), np.uint8), lambda image: np.zeros((5, 6), np.int64)):
         with pytest.raises(ValueError) as caught:
-            predict(broken, [path], tmp_path / "out", DATASET, silent)
+            predict_files(broken, [path], tmp_path / "out", DATASET, silent)
         assert caught.value.__notes__ == [f"while predicting {path}, 6 x 5 pixels"]
     assert files(tmp_path / "out") == ["legend.png"]
 
@@ -242,7 +242,7 @@ def test_report_counts_all_files(tmp_path):
     for name in "abc":
         draw(tmp_path / f"in/{name}.png")
     lines = []
-    predict(threshold, [tmp_path / "in"], tmp_path / "out", DATASET, lines.append)
+    predict_files(threshold, [tmp_path / "in"], tmp_path / "out", DATASET, lines.append)
     assert lines[-2].startswith("3/3 images") and "/s" in lines[-2] and "eta 0:00" in lines[-2]
     assert lines[-1] == f"wrote results of 3 images to {tmp_path / 'out'}"
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kseg.errors import DataError, UserError
 from kseg.images import drawing, image_files, video_files
-from kseg.inference.file_prediction import predict
+from kseg.inference.file_prediction import predict_files
 from kseg.inference.input_files import find_pictures
 from tests.helpers.small_videos import DATASET, FRAMES, cut, draw, files, frame, read, silent, threshold, turn
 
@@ -22,7 +22,7 @@ def test_rotation_is_honoured(tmp_path, matrix, turns):
     expected = np.rot90(frame(3), turns)
     assert frames[3].shape == expected.shape
     assert np.abs(frames[3].astype(int) - expected).mean() < 12
-    predict(threshold, [path], tmp_path / "out", DATASET, silent)
+    predict_files(threshold, [path], tmp_path / "out", DATASET, silent)
     assert read(tmp_path / "out/overlay/clip.mp4")[0][3].shape == expected.shape
 
 
@@ -33,7 +33,7 @@ def test_video_that_is_cut_off(tmp_path, suffix, share, capfd):
     whole = read(path)[0]
     cut(path, int(path.stat().st_size * share))
     lines = []
-    failures = predict(threshold, [path], tmp_path / "out", DATASET, lines.append, ("ids", "overlay"))
+    failures = predict_files(threshold, [path], tmp_path / "out", DATASET, lines.append, ("ids", "overlay"))
     assert [failure.path for failure in failures] == [path]
     assert f"{path}: the file is cut off " in failures[0].message
     kept = read(tmp_path / "out/overlay/clip.mp4")[0]
@@ -54,7 +54,7 @@ def test_video_that_is_cut_off(tmp_path, suffix, share, capfd):
 def test_file_that_is_no_video(tmp_path, content, capfd):
     path = tmp_path / "clip.mp4"
     path.write_bytes(content)
-    failures = predict(threshold, [path], tmp_path / "out", DATASET, silent)
+    failures = predict_files(threshold, [path], tmp_path / "out", DATASET, silent)
     assert [failure.path for failure in failures] == [path]
     assert "not a video of a kind that OpenCV reads" in failures[0].message
     assert f"skipped: {path}: not a video" in capfd.readouterr().err
@@ -68,7 +68,7 @@ def test_unknown_number_of_frames(tmp_path):
     video = video_files.Video(tmp_path / "clip.avi")
     assert video.announced is None
     lines = []
-    assert predict(threshold, [tmp_path / "clip.avi"], tmp_path / "out", DATASET, lines.append) == []
+    assert predict_files(threshold, [tmp_path / "clip.avi"], tmp_path / "out", DATASET, lines.append) == []
     assert lines[-2].startswith("5 frames of clip.avi  ") and "eta" not in lines[-2]
     assert len(read(tmp_path / "out/overlay/clip.mp4")[0]) == 5
 
@@ -76,14 +76,14 @@ def test_unknown_number_of_frames(tmp_path):
 def test_ids_of_an_odd_video_have_its_size(tmp_path):
     path = draw(tmp_path / "clip.avi", size=(31, 47), interface=cv2.CAP_OPENCV_MJPEG)
     assert read(path)[0][0].shape == (31, 47, 3)
-    predict(threshold, [path], tmp_path / "out", DATASET, silent, ("ids", "overlay"))
+    predict_files(threshold, [path], tmp_path / "out", DATASET, silent, ("ids", "overlay"))
     assert image_files.read_image(tmp_path / "out/ids/clip/000011.png").shape == (31, 47, 3)
     assert read(tmp_path / "out/overlay/clip.mp4")[0][0].shape == (32, 48, 3)
 
 
 def test_overlay_video_shows_each_frame_and_its_classes(tmp_path):
     path = draw(tmp_path / "my videos/clip one.mov", rate=12.5)
-    assert predict(threshold, [path.parent], tmp_path / "out", DATASET, silent) == []
+    assert predict_files(threshold, [path.parent], tmp_path / "out", DATASET, silent) == []
     # Frames' ids only where they are asked for.
     assert files(tmp_path / "out") == ["legend.png", "overlay/clip one.mp4"]
     result = video_files.Video(tmp_path / "out/overlay/clip one.mp4")
@@ -102,7 +102,7 @@ def test_failing_predictor_names_the_frame_and_leaves_no_video(tmp_path):
         return threshold(image) if len(seen) < 4 else seen[99]
 
     with pytest.raises(IndexError) as caught:
-        predict(broken, [path], tmp_path / "out", DATASET, silent)
+        predict_files(broken, [path], tmp_path / "out", DATASET, silent)
     assert caught.value.__notes__ == [f"while predicting frame 3 of {path}, 48 x 32 pixels"]
     assert files(tmp_path / "out") == ["legend.png"]
 
@@ -111,21 +111,21 @@ def test_pictures_and_videos_of_a_directory(tmp_path):
     draw(tmp_path / "in/b/clip.MP4".replace("MP4", "mp4")).rename(tmp_path / "in/b/clip.MP4")
     Image.new("RGB", (4, 3)).save(tmp_path / "in/a.png")
     lines = []
-    assert predict(threshold, [tmp_path / "in"], tmp_path / "in/out", DATASET, lines.append) == []
+    assert predict_files(threshold, [tmp_path / "in"], tmp_path / "in/out", DATASET, lines.append) == []
     expected = ["ids/a.png", "legend.png", "overlay/a.png", "overlay/b/clip.mp4"]
     assert files(tmp_path / "in/out") == expected
     assert lines[-1] == f"wrote results of 1 images and {FRAMES} frames of 1 video to {tmp_path / 'in/out'}"
     # What a run has written is no input of the next.
-    predict(threshold, [tmp_path / "in"], tmp_path / "in/out", DATASET, silent)
+    predict_files(threshold, [tmp_path / "in"], tmp_path / "in/out", DATASET, silent)
     assert files(tmp_path / "in/out") == expected
 
 
 def test_named_file_of_another_suffix(tmp_path, capfd):
     draw(tmp_path / "clip.mp4").rename(tmp_path / "clip.video")
-    assert predict(threshold, [tmp_path / "clip.video"], tmp_path / "out", DATASET, silent) == []
+    assert predict_files(threshold, [tmp_path / "clip.video"], tmp_path / "out", DATASET, silent) == []
     assert files(tmp_path / "out") == ["legend.png", "overlay/clip.mp4"]
     (tmp_path / "notes.txt").write_text("neither")
-    failures = predict(threshold, [tmp_path / "notes.txt"], tmp_path / "out", DATASET, silent)
+    failures = predict_files(threshold, [tmp_path / "notes.txt"], tmp_path / "out", DATASET, silent)
     assert "not a video" in failures[0].message
     assert "nor is it a picture that Pillow reads" in capfd.readouterr().err
 
@@ -156,7 +156,7 @@ def test_result_never_overwrites_an_input(tmp_path):
     Image.new("L", (4, 3)).save(frames)
     for inputs in ([path], [path.parent], [draw(tmp_path / "clip.mp4"), frames]):
         with pytest.raises(UserError, match="overwrite an input"):
-            predict(threshold, inputs, tmp_path, DATASET, silent)
+            predict_files(threshold, inputs, tmp_path, DATASET, silent)
 
 
 def test_what_the_model_cannot_look_at_is_named(tmp_path, capfd):
@@ -170,7 +170,7 @@ def test_what_the_model_cannot_look_at_is_named(tmp_path, capfd):
             raise DataError("too wide")
         return threshold(image)
 
-    failures = predict(narrow, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
+    failures = predict_files(narrow, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
     assert failures == [(tmp_path / "in/a.png", f"{tmp_path / 'in/a.png'}: too wide"),
                         (clip, f"frame 0 of {clip}: too wide")]
     assert files(tmp_path / "out") == ["ids/b.png", "legend.png", "overlay/b.png"]

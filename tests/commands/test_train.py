@@ -14,7 +14,8 @@ import pytest
 
 from kseg import config as configs
 from kseg import train
-from kseg.config import Config, Model, Train
+from kseg.config import Config
+from kseg.config.sections import Model, Train
 from kseg.input_pipeline import batching
 from kseg.training import recorder, trainer
 from tests.helpers.running import TINY, run, run_here, start, tiny
@@ -141,13 +142,13 @@ def test_a_signal_saves_and_says_how_to_go_on(shapes_directory, tmp_path):
 
 def signalling(monkeypatch, name, number):
     """Make that method of a run send the signal to this process before it does its work."""
-    method = getattr(recorder.Run, name)
+    method = getattr(recorder.Recorder, name)
 
     def signal_and_do(*arguments):
         signal.raise_signal(number)
         return method(*arguments)
 
-    monkeypatch.setattr(recorder.Run, name, signal_and_do)
+    monkeypatch.setattr(recorder.Recorder, name, signal_and_do)
 
 
 def test_ctrl_c_saves_too(shapes_directory, tmp_path, capsys, monkeypatch):
@@ -268,7 +269,7 @@ def test_compiled_by_xla_the_losses_are_the_same():
         config = Config(model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, dropout=0.0),
                         train=Train(global_batch=2, steps=3, jit_compile=compiled))
         keras.utils.set_random_seed(2)
-        model, optimizer, _ = trainer.build(config, 3, print)
+        model, optimizer, _ = trainer.build_training(config, 3, print)
         step = Steps(model, optimizer, config, tf.distribute.get_strategy()).one
         generator = np.random.default_rng(1)
         losses[compiled] = [float(step({

@@ -3,6 +3,7 @@
 import pytest
 
 from kseg import train
+from kseg.distributed import hosts
 from kseg.distributed import devices
 from tests.helpers.running import run_here, tiny
 
@@ -42,8 +43,8 @@ def test_wrong_arguments(arguments, words, shapes_directory, capsys):
 
 def test_several_hosts_leave_no_example_out(shapes_directory, tmp_path, capsys, monkeypatch):
     """Each would leave out its own, and their shares would not be of one batch."""
-    monkeypatch.setattr(train.hosts, "count", lambda strategy: 2)
-    monkeypatch.setattr(train.hosts, "is_chief", lambda strategy: True)
+    monkeypatch.setattr(hosts, "num_hosts", lambda strategy: 2)
+    monkeypatch.setattr(hosts, "is_chief", lambda strategy: True)
     output = run_here(train.main, [*tiny(shapes_directory, "data.unreadable=skip"), "--workdir", tmp_path / "run"],
                       capsys, status=2)
     assert "data.unreadable=skip is for one host" in output and not (tmp_path / "run").exists()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kseg import zoo as command
-from kseg.config import Config, Model, files, zoo
+from kseg.config import Config, files, zoo
+from kseg.config.sections import Model
 from kseg.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_tables_in_the_documentation_are_the_zoo(file, block):
     text = (ROOT / file).read_text(encoding="utf-8")
     assert text.count(f"<!-- zoo {block} -->") == text.count(f"<!-- end of zoo {block} -->") == 1
-    assert zoo.written(text) == text, f"make it anew: python -m kseg.zoo --write {file}"
+    assert zoo.with_updated_tables(text) == text, f"make it anew: python -m kseg.zoo --write {file}"
 
 
 def test_writing_changes_nothing_beside_the_block(tmp_path):
@@ -33,7 +34,7 @@ def test_writing_changes_nothing_beside_the_block(tmp_path):
 def test_the_list_has_a_line_for_each_variant_and_its_numbers_in_their_columns():
     lines = zoo.listing().splitlines()
     names = [f"{name}:{variant}" for name in files.config_names()
-             for variant in files.read(name).variants]
+             for variant in files.read_config_file(name).variants]
     assert [line.split()[0] for line in lines[1:] if line] == names
     line = next(line for line in lines if line.startswith("encnet_cityscapes:r101-d8-769x769-80k "))
     assert line.split() == ["encnet_cityscapes:r101-d8-769x769-80k", "R-101", "8", "769x769", "80000", "8",
@@ -57,9 +58,9 @@ def test_the_list_keeps_what_holds_a_text_in_any_column():
 
 
 def test_the_summary_holds_the_best_row_of_each():
-    lines = zoo.summary().splitlines()
+    lines = zoo.summary_table().splitlines()
     headings = [heading.strip() for heading in lines[0].strip("|").split("|")]
-    rows = zoo.rows()
+    rows = zoo.zoo_rows()
     for line in lines[2:]:
         texts = [text.strip() for text in line.strip("|").split("|")]
         for heading, text in zip(headings[1:], texts[1:]):
@@ -78,4 +79,4 @@ def test_the_summary_holds_the_best_row_of_each():
     (Model(), "R-50"), (Model(backbone="resnet101", stem="7x7"), "R-101b"), (Model(stem_channels=128), "R-50s"),
     (Model(stem_channels=64), "R-50"), (Model(backbone="resnet18", width=32), "R-18")])
 def test_backbones_in_tables(model, name):
-    assert zoo.backbone(replace(Config(), model=model)) == name
+    assert zoo.backbone_label(replace(Config(), model=model)) == name

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from kseg import config as configs
-from kseg.config import Augment, Config, Init, Model, Train, checks, values
+from kseg.config import Config, checks, values
 from kseg.config.files import config_names
-from kseg.config.values import difference
+from kseg.config.sections import Augment, Init, Model, Train
+from kseg.config.values import config_differences
 from kseg.errors import ConfigError
 
 
@@ -79,7 +80,7 @@ def test_overrides_take_the_type_of_their_field(override, expected):
 
 def test_overrides_apply_in_order_and_leave_the_rest_alone():
     config = configs.load("encnet_shapes", ["train.steps=50", "train.steps=60", "model.channels=8"])
-    assert difference(configs.load("encnet_shapes"), config) == [
+    assert config_differences(configs.load("encnet_shapes"), config) == [
         ("model.channels", 64, 8), ("train.steps", 300, 60)]
 
 
@@ -160,7 +161,7 @@ def test_a_variant_puts_its_values_into_the_config_and_overrides_come_after(tmp_
     path.write_text(VARIANTS_OF_MINE)
     plain, row = configs.load(str(path)), configs.load(f"{path}:long", ["train.global_batch=2", "augment.crop=8,8"])
     assert (plain.name, plain.train.steps) == ("mine", 12) and row.name == "mine:long"
-    assert difference(replace(plain, name="mine:long"), row) == [
+    assert config_differences(replace(plain, name="mine:long"), row) == [
         ("augment.crop", (512, 512), (8, 8)), ("train.global_batch", 8, 2), ("train.steps", 12, 90)]
 
 
@@ -228,7 +229,7 @@ def test_json_that_is_no_config(text, words):
     "loss.main=-1", "loss.auxiliary=-0.4", "loss.se=1e999", "evaluate.resize=5", "evaluate.resize=5,0"])
 def test_values_that_make_no_sense_are_refused_by_name(override):
     base = Config(train=Train(steps=300, learning_rate=0.01))
-    assert override.partition("=")[0] in message(checks.check, values.set_value(base, override))
+    assert override.partition("=")[0] in message(checks.check_config, values.set_value(base, override))
 
 
 @pytest.mark.parametrize("key", ["train.learning_rate", "loss.se", "augment.flip", "model.dropout"])
@@ -236,7 +237,7 @@ def test_nan_is_refused(key):
     group, name = key.split(".")
     config = dataclasses.replace(Config(), **{group: dataclasses.replace(
         getattr(Config(), group), **{name: float("nan")})})
-    assert f"{key} must be finite, got nan" == message(checks.check, config)
+    assert f"{key} must be finite, got nan" == message(checks.check_config, config)
 
 
 @pytest.mark.parametrize("override", [
@@ -246,12 +247,12 @@ def test_nan_is_refused(key):
     "data.mean=-1,0,0", "loss.se=0"])
 def test_values_at_their_limits_are_taken(override):
     config = values.set_value(Config(), override)
-    assert checks.check(config) == config
+    assert checks.check_config(config) == config
 
 
 def test_an_odd_width_needs_the_plain_stem():
     config = values.set_value(values.set_value(Config(), "model.width=7"), "model.stem=7x7")
-    assert checks.check(config) == config
+    assert checks.check_config(config) == config
 
 
 def test_load_checks_after_the_overrides():
@@ -267,6 +268,6 @@ def test_configs_are_frozen(node):
 def test_difference_lists_what_changed():
     old = Config()
     new = values.set_value(values.set_value(old, "model.encnet.se=false"), "augment.crop=1,2")
-    assert difference(old, old) == []
-    assert difference(old, new) == [
+    assert config_differences(old, old) == []
+    assert config_differences(old, new) == [
         ("augment.crop", (512, 512), (1, 2)), ("model.encnet.se", True, False)]

@@ -9,8 +9,9 @@ from operator import attrgetter
 import pytest
 
 from kseg import config as configs
-from kseg.config import Init, variants
 from kseg.config import files as config_files
+from kseg.config import variants
+from kseg.config.sections import Init
 from kseg.datasets import registry
 from kseg.weights import downloads
 from tests.helpers.shared_files import SHARED
@@ -20,8 +21,8 @@ needs_recipes = pytest.mark.skipif(
     not all(path.is_file() for path in RECIPES.values()),
     reason="the published configurations are not there (../shared/reference/RECIPES_*.tsv)")
 
-CONFIGS = [name for name in config_files.config_names() if config_files.read(name).variants]
-VARIANTS = [(name, variant) for name in CONFIGS for variant in config_files.read(name).variants]
+CONFIGS = [name for name in config_files.config_names() if config_files.read_config_file(name).variants]
+VARIANTS = [(name, variant) for name in CONFIGS for variant in config_files.read_config_file(name).variants]
 
 HEADS = {"EncHead": "encnet", "ASPPHead": "deeplabv3", "DepthwiseSeparableASPPHead": "deeplabv3plus",
          "APCHead": "apcnet"}
@@ -43,7 +44,7 @@ def published(name):
 def ours(source):
     """Return (full name, variant) of each row of a source, by the original's config name."""
     return {row.original: (f"{name}:{variant}", row) for name in CONFIGS
-            for variant, row in config_files.read(name).variants.items() if row.source == source}
+            for variant, row in config_files.read_config_file(name).variants.items() if row.source == source}
 
 
 def value(text):
@@ -192,7 +193,7 @@ def name_of(source, original):
 
 @pytest.mark.parametrize("name, variant", VARIANTS)
 def test_a_variant_is_named_like_its_original_and_is_a_config(name, variant):
-    row = config_files.read(name).variants[variant]
+    row = config_files.read_config_file(name).variants[variant]
     assert name_of(row.source, row.original) == f"{name}:{variant}"
     config = configs.load(f"{name}:{variant}")
     assert config.name == f"{name}:{variant}"
@@ -202,14 +203,14 @@ def test_a_variant_is_named_like_its_original_and_is_a_config(name, variant):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_alone_is_its_first_variant_and_no_two_are_alike(name):
     nameless = [dataclasses.replace(configs.load(full), name="") for full in
-                [name, *(f"{name}:{variant}" for variant in config_files.read(name).variants)]]
+                [name, *(f"{name}:{variant}" for variant in config_files.read_config_file(name).variants)]]
     assert nameless[0] == nameless[1]
     assert all(one != other for index, one in enumerate(nameless[1:], 1) for other in nameless[index + 1:])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_backbone_to_start_from_is_a_published_file(name):
-    files = {configs.load(f"{name}:{variant}").init.backbone for variant in config_files.read(name).variants}
+    files = {configs.load(f"{name}:{variant}").init.backbone for variant in config_files.read_config_file(name).variants}
     assert files and files <= set(downloads.BACKBONES)
 
 
@@ -217,11 +218,11 @@ def test_a_dry_run_fetches_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("KSEG_WEIGHTS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     config, lines = configs.load("encnet_ade20k:r50s-d8-512x512-80k"), []
-    without = downloads.at_hand(config, lines.append)
+    without = downloads.without_download(config, lines.append)
     assert (without.init, without.model) == (Init(), config.model)
     assert len(lines) == 1 and "https://" in lines[0] and str(tmp_path / "resnet50_v1c-2cccc1ad.pth") in lines[0]
     (tmp_path / "resnet50_v1c-2cccc1ad.pth").touch()
-    assert downloads.at_hand(config, lines.append) == config and len(lines) == 1
+    assert downloads.without_download(config, lines.append) == config and len(lines) == 1
     # A path of the user's own is not forgotten, there or not.
     mine = configs.load("encnet_ade20k", ["init.backbone=mine.pth"])
-    assert downloads.at_hand(mine, lines.append) == mine and len(lines) == 1
+    assert downloads.without_download(mine, lines.append) == mine and len(lines) == 1

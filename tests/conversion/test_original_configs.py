@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kseg.config import Deeplab, Encnet, Loss, Model
+from kseg.config.sections import Deeplab, Encnet, Loss, Model
 from kseg.conversion import original_configs
 from kseg.errors import ConfigError
 from tests.helpers.original_files import mmseg_encnet, sss_deeplabv3plus

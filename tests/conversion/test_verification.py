@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kseg import convert, models
-from kseg.config import Loss
+from kseg.config.sections import Loss
 from kseg.conversion import gradients, original_configs, verification
 from kseg.errors import ConfigError, DataError, WeightsError
 from kseg.training import losses
@@ -45,7 +45,7 @@ def original(tmp_path_factory):
         np.save(directory / f"{name}.npy", np.asarray(array))
     # Keras' own training step, with no part of the code that is tested.
     trained = model(images, training=True)
-    terms = losses.terms(trained, labels, values.loss)
+    terms = losses.loss_terms(trained, labels, values.loss)
     parts = {name: float(weight * total / count) for name, (weight, total, count) in terms.items()}
     (directory / "losses.json").write_text(json.dumps(
         {"decode.loss_ce": parts["main"], "aux.loss_ce": parts["aux"], "decode.loss_se": parts["se"],
@@ -91,14 +91,14 @@ def test_equal_numbers(original):
     # Relative where the truth is above 1.
     (200.015, 200.0, True), (200.03, 200.0, False)])
 def test_the_limit_of_an_array(found, truth, ok):
-    row = verification.compare("logits", np.array([[0.0, found]], np.float32), np.array([[0.0, truth]], np.float32))
+    row = verification.compare_arrays("logits", np.array([[0.0, found]], np.float32), np.array([[0.0, truth]], np.float32))
     assert row.ok == ok and row.shape == (1, 2)
 
 
 def test_half_precision_truths_are_compared_within_their_rounding():
     found = np.random.default_rng(0).uniform(-50, 50, (4, 100)).astype(np.float32)
-    assert verification.compare("backbone_0", found, found.astype(np.float16)).ok
-    assert not verification.compare("backbone_0", found * 1.002, found.astype(np.float16)).ok
+    assert verification.compare_arrays("backbone_0", found, found.astype(np.float16)).ok
+    assert not verification.compare_arrays("backbone_0", found * 1.002, found.astype(np.float16)).ok
 
 
 def test_each_difference_is_found_and_the_first_is_marked(copy, capsys):
@@ -123,13 +123,13 @@ def test_each_difference_is_found_and_the_first_is_marked(copy, capsys):
 
 
 def test_another_shape():
-    row = verification.compare("se_logits", np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32))
+    row = verification.compare_arrays("se_logits", np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32))
     assert not row.ok and row.where == "the shape is 2x3 here"
 
 
 def test_the_first_pictures_of_a_batch_may_be_all_of_the_truth():
     found = np.arange(12, dtype=np.float32).reshape(3, 4)
-    assert verification.compare("logits_full", found, found[:1]).ok
+    assert verification.compare_arrays("logits_full", found, found[:1]).ok
 
 
 def test_a_config_of_ours_in_place_of_the_original_s(copy):
@@ -227,7 +227,7 @@ def test_the_step_leaves_the_model_as_it_is_and_its_gradients_are_tensorflow_s()
     for variable, array in zip(model.variables, before):
         np.testing.assert_array_equal(variable.numpy(), array)
     with tf.GradientTape() as tape:
-        terms = losses.terms(model(images, training=True), labels, Loss())
+        terms = losses.loss_terms(model(images, training=True), labels, Loss())
         total = sum(weight * part / count for weight, part, count in terms.values())
     assert step.terms["total"] == pytest.approx(float(total), rel=1e-6)
     trained = {name: variable for name, variable in loading.mmseg_names(model).items() if variable.trainable}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kseg import config as configs
 from kseg import data
-from kseg.config import Augment, Data, Train
+from kseg.config.sections import Augment, Data, Train
 from kseg.datasets import checks, registry
 from kseg.errors import ConfigError, DataError, UserError
 from kseg.images import drawing, image_files
@@ -28,7 +28,7 @@ def silent(text):
 
 
 def test_counts_by_hand(tmp_path):
-    results = checks.check(counted(tmp_path), report=silent)
+    results = checks.check_dataset(counted(tmp_path), report=silent)
     assert list(results) == ["train"]
     result = results["train"]
     assert result["images"] == 2 and result["sizes"] == {(2, 4): 1, (2, 2): 1}
@@ -42,13 +42,13 @@ def test_counts_by_hand(tmp_path):
 
 def test_weights_by_hand(tmp_path):
     # freq: background 6/12, object 4/12, rare 1/4 of the one image that has it; the median is 1/3.
-    weights = checks.check(counted(tmp_path), report=silent)["train"]["weights"]
+    weights = checks.check_dataset(counted(tmp_path), report=silent)["train"]["weights"]
     assert weights[:3] == pytest.approx([2 / 3, 1, 4 / 3]) and math.isnan(weights[3])
 
 
 def test_report(tmp_path):
     lines = []
-    checks.check(counted(tmp_path), report=lines.append)
+    checks.check_dataset(counted(tmp_path), report=lines.append)
     words = [line.split() for line in "\n".join(lines).splitlines()]
     assert "2/2 images of train" in lines[0]
     assert ["0", "0", "background", "6", "50.00%", "2"] in words and ["255", "1", "object", "4", "33.33%", "2"] in words
@@ -69,7 +69,7 @@ def test_all_faults_are_gathered(tmp_path):
     (tmp_path / "test/labels/e00.png").unlink()
     lines = []
     with pytest.raises(DataError) as error:
-        checks.check(source, report=lines.append)
+        checks.check_dataset(source, report=lines.append)
     message = str(error.value).splitlines()
     # One split that cannot be opened, eleven labels of train, two examples of val.
     assert message[0] == "folder has 14 faults:" and len(message) == 12 and message[11] == "  and 4 more"
@@ -78,7 +78,7 @@ def test_all_faults_are_gathered(tmp_path):
     # What could be read is shown all the same, the unknown values among it.
     assert any("  108         -  not a label value" in line for line in lines)
     with pytest.raises(DataError) as error:
-        checks.check(source, ["val"], silent)
+        checks.check_dataset(source, ["val"], silent)
     message = str(error.value).splitlines()
     assert message[0] == "folder has 2 faults:" and "val/images/e01.png: not a readable JPEG" in message[1]
     assert "labels/e02.png is 5x5, its image" in message[2]
@@ -89,7 +89,7 @@ def test_one_unreadable_example_leaves_nothing_to_count(tmp_path):
     (tmp_path / "train/labels/e00.png").write_bytes(b"")
     lines = []
     with pytest.raises(DataError, match="folder has 1 fault:\n  .*e00.png: not a PNG file"):
-        checks.check(source, report=lines.append)
+        checks.check_dataset(source, report=lines.append)
     assert lines[-1] == "train: no readable example\n"
 
 
@@ -98,17 +98,17 @@ def test_empty_split_is_a_fault(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / "val" / part).mkdir(parents=True)
     with pytest.raises(DataError, match="1 fault:\n.*split 'val' is empty"):
-        checks.check(source, report=silent)
+        checks.check_dataset(source, report=silent)
 
 
 def test_wrong_names_are_told_at_once(tmp_path):
     source = counted(tmp_path)
     with pytest.raises(DataError, match="unknown split of folder 'trian'. Did you mean train"):
-        checks.check(source, ["trian"], silent)
+        checks.check_dataset(source, ["trian"], silent)
     with pytest.raises(DataError, match="unknown data set 'cityscape'. Did you mean cityscapes"):
-        checks.check(Data(name="cityscape"), report=silent)
+        checks.check_dataset(Data(name="cityscape"), report=silent)
     with pytest.raises(DataError, match="camvid: no directory .* Get CamVid"):
-        checks.check(Data(name="camvid", directory=str(tmp_path / "none")), report=silent)
+        checks.check_dataset(Data(name="camvid", directory=str(tmp_path / "none")), report=silent)
 
 
 def test_palette_labels_are_counted_by_index(tmp_path):
@@ -116,7 +116,7 @@ def test_palette_labels_are_counted_by_index(tmp_path):
     label = Image.new("P", (2, 2), 3)
     label.putpalette([200, 200, 200] * 256)
     label.save(tmp_path / "train/labels/e01.png")
-    assert checks.check(source, report=silent)["train"]["pixels"][3] == 4
+    assert checks.check_dataset(source, report=silent)["train"]["pixels"][3] == 4
 
 
 def turned_set(directory):
@@ -130,7 +130,7 @@ def turned_set(directory):
     return source
 
 
-@pytest.mark.parametrize("count", [checks.check, checks.stats])
+@pytest.mark.parametrize("count", [checks.check_dataset, checks.dataset_stats])
 @pytest.mark.parametrize("form", ["tree", "prepared"])
 def test_turned_pictures_are_told_of(tmp_path, form, count):
     source, lines = turned_set(tmp_path / "set"), []
@@ -143,7 +143,7 @@ def test_turned_pictures_are_told_of(tmp_path, form, count):
 
 @needs_camvid
 def test_camvid_weights():
-    result = checks.check(Data(name="camvid", directory=str(CAMVID)), ["train"], silent)["train"]
+    result = checks.check_dataset(Data(name="camvid", directory=str(CAMVID)), ["train"], silent)["train"]
     assert result["images"] == 367 and result["sizes"] == {(360, 480): 367}
     assert result["pixels"][:12].tolist() == [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595,
                                               3719877, 405385, 184967, 2503995]
@@ -181,7 +181,7 @@ def test_sheet_holds_the_training_samples(tmp_path):
     # Padding is the mean colour, which the network sees as zero.
     assert (first[20:] == (124, 116, 104)).all() and (first[:, 30:] == (124, 116, 104)).all()
     second = sheet[top:top + 32, left + 40 + drawing.GAP:][:, :40]
-    assert (second[:20, :30] == registry.find(settings.data).palette[wanted[0] % 3]).all()
+    assert (second[:20, :30] == registry.find_dataset(settings.data).palette[wanted[0] % 3]).all()
     assert set(second[20:].ravel().tolist()) == {60, 200}
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import checks, diagnosis, registry
 from kseg.errors import DataError
 from kseg.images import image_files
@@ -17,7 +17,7 @@ from tests.helpers.small_sets import folder
 RANDOM = np.random.default_rng(3)
 LABEL = RANDOM.integers(0, 3, (40, 60)).astype(np.uint8)
 PHOTO = RANDOM.integers(0, 256, (40, 60, 3), np.uint8)
-BOTH = pytest.mark.parametrize("count", [checks.check, checks.stats])
+BOTH = pytest.mark.parametrize("count", [checks.check_dataset, checks.dataset_stats])
 
 
 def encoded(image, form="PNG", **options):
@@ -84,7 +84,7 @@ def test_unusual_pictures_are_counted(tmp_path, kind, count):
 @pytest.mark.parametrize("kind", ["CMYK JPEG", "turned JPEG", "RGBA", "16-bit RGB", "animation named .png"])
 def test_what_is_seen_of_unusual_pictures(kind):
     content, _ = USABLE[kind]
-    found = diagnosis.image("e01", tf.constant(content)).astype(int)
+    found = diagnosis.read_image_header("e01", tf.constant(content)).astype(int)
     if kind == "16-bit RGB":
         assert np.array_equal(found, PHOTO)
     elif kind == "animation named .png":
@@ -138,8 +138,8 @@ def test_unusable_files_are_named(tmp_path, fault, count):
 def test_what_is_cut_off_behind_its_header_is_check_s(tmp_path, content):
     source = written(tmp_path, "images", content)
     with pytest.raises(DataError, match=r"1 fault:\n  \S+images/e01.png: not a readable JPEG, PNG or BMP \("):
-        checks.check(source, report=silent)
-    assert checks.stats(source, report=silent)["train"]["images"] == 3
+        checks.check_dataset(source, report=silent)
+    assert checks.dataset_stats(source, report=silent)["train"]["images"] == 3
 
 
 @BOTH

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import registry
 from kseg.errors import DataError
 from kseg.input_pipeline import batching
@@ -80,7 +80,7 @@ def test_ade20k_tree(tmp_path, around):
     split = registry.open_split(data, "train")
     assert last(split.names) == ["ADE_train_00000001.jpg", "ADE_train_00000002.jpg"]
     assert last(split.label_names) == ["ADE_train_00000001.png", "ADE_train_00000002.png"]
-    _, label = batching.read_example(registry.find(data), split, tf.constant(1, tf.int64))
+    _, label = batching.read_example(registry.find_dataset(data), split, tf.constant(1, tf.int64))
     assert label.numpy().tolist() == [[255, 0, 149]] * 2
     assert last(registry.open_split(data, "val").names) == ["ADE_val_00000001.jpg"]
     (root / "annotations/validation/ADE_val_00000001.png").unlink()
@@ -121,7 +121,7 @@ def test_voc2012_tree(tmp_path, around):
     data = Data(name="voc2012", directory=str(tmp_path))
 
     def ids(split):
-        found, record = registry.open_split(data, split), registry.find(data)
+        found, record = registry.open_split(data, split), registry.find_dataset(data)
         labels = [batching.read_example(record, found, tf.constant(index, tf.int64))[1].numpy()
                   for index in range(len(found.names))]
         return {name[:-4]: int(label[0, 0]) for name, label in zip(last(found.names), labels, strict=True)}
@@ -174,12 +174,12 @@ def test_ade20k_samples():
     lines = (ADE20K / "ADEChallengeData2016/objectInfo150.txt").read_text().splitlines()[1:]
     names = [line.split("\t")[4].split(",")[0].strip() for line in lines]
     data = Data(name="ade20k", directory=str(ADE20K))
-    assert registry.find(data).classes == tuple(names)
+    assert registry.find_dataset(data).classes == tuple(names)
     for name in ("train", "val"):
         split = registry.open_split(data, name)
         assert len(split.names) == 3
         for index in range(3):
-            _, label = batching.read_example(registry.find(data), split, tf.constant(index, tf.int64))
+            _, label = batching.read_example(registry.find_dataset(data), split, tf.constant(index, tf.int64))
             raw = np.array(Image.open(split.label_names[index])).astype(int)
             assert np.array_equal(label, np.where(raw == 0, 255, raw - 1))
 
@@ -187,7 +187,7 @@ def test_ade20k_samples():
 @needs_voc2012
 def test_voc2012_samples():
     data = Data(name="voc2012", directory=str(VOC2012))
-    record, sizes = registry.find(data), {"train": 120, "trainaug": 250, "val": 130}
+    record, sizes = registry.find_dataset(data), {"train": 120, "trainaug": 250, "val": 130}
     assert {name: len(registry.open_split(data, name).names) for name in sizes} == sizes
     split = registry.open_split(data, "val")
     for index in (0, 65, 129):

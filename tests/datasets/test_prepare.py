@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tensorflow_datasets.core import shuffle
 
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import checks, diagnosis, prepare, prepared, registry
 from kseg.errors import DataError
 from kseg.input_pipeline import batching
@@ -36,10 +36,10 @@ def test_folder_keeps_classes_and_trains(tmp_path):
     data, _ = run("folder", tmp_path / "source", tmp_path / "out", subset=False)
     (tmp_path / "source").rename(tmp_path / "gone")
     source = Data(name="folder", directory=str(tmp_path / "gone"))
-    assert registry.find(data) == registry.find(source) and registry.split_names(data) == ("train", "val")
+    assert registry.find_dataset(data) == registry.find_dataset(source) and registry.split_names(data) == ("train", "val")
     for one, other in zip(batching.train_batches(config(data)).take(3), batching.train_batches(config(source)).take(3)):
         assert all(np.array_equal(one[key], other[key]) for key in ("image", "label", "index"))
-    assert checks.check(data, report=lambda line: None)["val"]["images"] == 2
+    assert checks.check_dataset(data, report=lambda line: None)["val"]["images"] == 2
 
 
 def test_more_than_fits_into_memory_keeps_its_order(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_disk_too_full_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 def interrupted(tmp_path, monkeypatch, source):
     """Prepare until the first pair of val, and return the names of all files that were examined on the second try."""
-    examine, seen = diagnosis.examine, []
+    examine, seen = diagnosis.find_example_fault, []
 
     def fail(record, split, index):
         if "validation" in split.names[index]:
@@ -172,11 +172,11 @@ def interrupted(tmp_path, monkeypatch, source):
         seen.append(split.names[index].rsplit("/", 1)[1])
         return examine(record, split, index)
 
-    monkeypatch.setattr(prepare, "examine", fail)
+    monkeypatch.setattr(prepare, "find_example_fault", fail)
     with pytest.raises(KeyboardInterrupt):
         run("ade20k", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(prepare, "examine", note)
+    monkeypatch.setattr(prepare, "find_example_fault", note)
     return seen
 
 
@@ -244,7 +244,7 @@ def test_a_damaged_set_says_what_to_delete(tmp_path, damage):
     labels = [np.zeros((4, 4), np.uint8)] * 2
     folder(tmp_path / "source", {"val": labels})
     data, _ = run("folder", tmp_path / "source", tmp_path / "out")
-    place = Path(prepared.find(tmp_path / "out", "folder"))
+    place = Path(prepared.find_prepared(tmp_path / "out", "folder"))
     index = place / "index-val.txt"
     if damage == "a line":
         index.write_text(index.read_text().splitlines()[0] + "\n")
@@ -263,7 +263,7 @@ def test_a_prepared_file_is_named_in_faults(tmp_path):
     write(tmp_path / "source/train/labels/e00.png", np.ones((8, 12), np.uint8))
     (tmp_path / "source/classes.txt").write_text("sky\nground\n")
     data, _ = run("folder", tmp_path / "source", tmp_path / "out")
-    place = Path(prepared.find(tmp_path / "out", "folder"))
+    place = Path(prepared.find_prepared(tmp_path / "out", "folder"))
     (place / "classes.txt").write_text("0 sky\n7 ground\n")
     with pytest.raises(DataError, match="label of .*out/folder/[0-9.]*/train/e00.png: value 1 .* is no label value"):
         contents(data, "train")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import prepared, registry
 from kseg.datasets.tfrecord import read_record, record_offsets
 from kseg.errors import DataError
@@ -100,7 +100,7 @@ def test_a_prepared_set_is_read_at_an_address(tmp_path, fast):
     address = f"ram://bucket/{tmp_path.name}"
     copy(tmp_path / "out", address)
     remote = Data(name="folder", directory=address)
-    assert registry.find(remote) == registry.find(local)
+    assert registry.find_dataset(remote) == registry.find_dataset(local)
     assert registry.open_split(remote, "train").names[0].startswith("ram://")
     same_batches(remote, local)
     assert len(list(batching.eval_examples(config(remote), "val"))) == 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kseg.config import IGNORED, Data
+from kseg.config.sections import IGNORED, Data
 from kseg.datasets import registry
 from kseg.datasets.registry import DATASETS, UNMAPPED, read_classes
 from kseg.errors import DataError
@@ -119,7 +119,7 @@ def test_254_classes_are_the_most(tmp_path):
 
 def test_classes_file_missing_or_no_text(tmp_path):
     with pytest.raises(DataError, match="no file .*classes.txt"):
-        registry.find(Data(name="folder", directory=str(tmp_path)))
+        registry.find_dataset(Data(name="folder", directory=str(tmp_path)))
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfes\x00")
     with pytest.raises(DataError, match="classes.txt is not UTF-8 text: .* at byte 0"):
         read_classes(tmp_path)
@@ -127,7 +127,7 @@ def test_classes_file_missing_or_no_text(tmp_path):
 
 def test_unknown_data_set_names_the_nearest():
     with pytest.raises(DataError, match="unknown data set 'camvit'. Did you mean camvid.* folder, shapes, voc2012"):
-        registry.find(Data(name="camvit"))
+        registry.find_dataset(Data(name="camvit"))
 
 
 @pytest.mark.parametrize("name, words", [

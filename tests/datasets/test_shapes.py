@@ -23,7 +23,7 @@ VERSION = str(shapes.Shapes.VERSION)
 
 def examples(directory: Path, split: str) -> list[dict[str, bytes]]:
     """Return what is stored of a split, in order."""
-    found = shapes.prepare(directory, split)
+    found = shapes.prepare_shapes(directory, split)
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in (*KEYS, "name")}
     return [{key: value.numpy() for key, value in tf.io.parse_single_example(
         read_record(tf.constant(found.files[shard]), tf.constant(offset, tf.int64)), features).items()}
@@ -37,7 +37,7 @@ def pixels(example: dict[str, bytes], key: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "made" / "shapes"
-    shapes.prepare(root, "train")
+    shapes.prepare_shapes(root, "train")
     return root
 
 
@@ -62,7 +62,7 @@ def test_examples_are_png_files_in_order(directory: Path, split: str, count: int
     for index in (0, 7, count - 1):
         example = source[index]
         assert all(type(example[key]) is bytes and example[key].startswith(b"\x89PNG") for key in KEYS)
-        for key, drawn, shape in zip(KEYS, shapes.draw(split, index), ((128, 256, 3), (128, 256))):
+        for key, drawn, shape in zip(KEYS, shapes.draw_example(split, index), ((128, 256, 3), (128, 256))):
             decoded = pixels(example, key)
             assert decoded.shape == shape and decoded.dtype == drawn.dtype == np.uint8
             np.testing.assert_array_equal(decoded, drawn)
@@ -123,11 +123,11 @@ def test_outlines_are_negative_inside(outline, inside: tuple[float, float], outs
 
 def test_drawing_leaves_random_numbers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     blank = np.zeros((128, 256, 3), np.uint8), np.zeros((128, 256), np.uint8)
-    monkeypatch.setattr(shapes, "draw", lambda split, index: blank)
+    monkeypatch.setattr(shapes, "draw_example", lambda split, index: blank)
     random.seed(5)
     expected = random.random()
     random.seed(5)
-    shapes.prepare(tmp_path, "train")
+    shapes.prepare_shapes(tmp_path, "train")
     assert random.random() == expected
 
 
@@ -137,10 +137,10 @@ def test_unfinished_drawings_do_not_count(tmp_path: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return pictures(split, index)
 
-    pictures = shapes.draw
-    monkeypatch.setattr(shapes, "draw", fail)
+    pictures = shapes.draw_example
+    monkeypatch.setattr(shapes, "draw_example", fail)
     with pytest.raises(KeyboardInterrupt):
-        shapes.prepare(tmp_path, "train")
+        shapes.prepare_shapes(tmp_path, "train")
     assert not list(tmp_path.rglob("*tfrecord*"))
     monkeypatch.undo()
     assert len(examples(tmp_path, "train")) == 64
@@ -154,25 +154,25 @@ def test_the_slower_of_two_takes_what_the_faster_drew(directory: Path, tmp_path:
         return blank
 
     blank = np.zeros((128, 256, 3), np.uint8), np.zeros((128, 256), np.uint8)
-    monkeypatch.setattr(shapes, "draw", overtaken)
+    monkeypatch.setattr(shapes, "draw_example", overtaken)
     assert examples(tmp_path, "val") == examples(directory, "val")
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == [VERSION]
 
 
 def test_errors_name_what_is_wrong(tmp_path: Path, directory: Path):
     with pytest.raises(DataError, match="'trian'.*train"):
-        shapes.prepare(directory, "trian")
+        shapes.prepare_shapes(directory, "trian")
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(DataError, match=f"into {blocked / 'shapes'}: Not a directory"):
-        shapes.prepare(blocked / "shapes", "train")
+        shapes.prepare_shapes(blocked / "shapes", "train")
 
 
 def test_a_damaged_set_says_what_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     blank = np.zeros((128, 256, 3), np.uint8), np.zeros((128, 256), np.uint8)
-    monkeypatch.setattr(shapes, "draw", lambda split, index: blank)
-    shapes.prepare(tmp_path, "train")
+    monkeypatch.setattr(shapes, "draw_example", lambda split, index: blank)
+    shapes.prepare_shapes(tmp_path, "train")
     next(tmp_path.rglob("*train*")).unlink()
     assert len(examples(tmp_path, "val")) == 16
     with pytest.raises(DataError, match=f"{tmp_path / 'shapes' / VERSION} is damaged; delete"):
-        shapes.prepare(tmp_path, "train")
+        shapes.prepare_shapes(tmp_path, "train")

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import prepared, registry
 from kseg.errors import DataError
 from tests.helpers import original_archives
@@ -50,7 +50,7 @@ def test_voc2012_samples(tmp_path):
             # The other file of the same label, without a palette.
             assert np.array_equal(label, Image.open(root / "SegmentationClassAug" / name.replace(".jpg", ".png")))
     # What is stored is grey, so that no reader can take colours for ids.
-    place = prepared.find(tmp_path / "out", "voc2012")
+    place = prepared.find_prepared(tmp_path / "out", "voc2012")
     _, stored = registry.open_split(data, "val").read(tf.constant(7, tf.int64))
     assert Image.open(io.BytesIO(stored.numpy())).mode == "L"
     # And the library's own reading agrees.

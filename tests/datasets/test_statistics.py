@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kseg import data
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import checks, diagnosis, registry, statistics
 from kseg.datasets.statistics import Example
 from kseg.errors import DataError, UserError
@@ -35,7 +35,7 @@ def example(name, size, turned=False, **values):
 # CamVid's 11 is void, as 255 is.
 EXAMPLES = [example("a", (2, 6), v0=6, v3=2, v11=4), example("b", (4, 2), True, v3=6, v255=2),
             example("c", (4, 2), v11=8), example("d", (10, 10), v0=100)]
-SUMMARY = statistics.summarise(CAMVID, EXAMPLES)
+SUMMARY = statistics.summarize_split(CAMVID, EXAMPLES)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (513, 3), (301, 299)])
@@ -64,13 +64,13 @@ def test_summary_by_hand():
 def test_two_raw_values_of_one_class_are_one():
     # 0 to 6 are all void in Cityscapes; 7 is road.
     record = registry.DATASETS["cityscapes"]
-    result = statistics.summarise(record, [example("a", (1, 8), v1=2, v4=3, v7=3)])
+    result = statistics.summarize_split(record, [example("a", (1, 8), v1=2, v4=3, v7=3)])
     assert result["pixels"][[1, 4, 7]].tolist() == [2, 3, 3] and result["class_pixels"][0] == 3
     assert result["void_share"] == 5 / 8 and result["void_images"] == 0
 
 
 def test_nothing_is_a_summary_too():
-    result = statistics.summarise(CAMVID, [])
+    result = statistics.summarize_split(CAMVID, [])
     assert result["images"] == 0 and math.isnan(result["void_share"]) and np.isnan(result["weights"]).all()
     assert statistics.describe_classes(CAMVID, "train", result) == "train: no readable example\n"
     assert statistics.describe_values(CAMVID, "train", result) == "train: no readable example\n"
@@ -95,21 +95,21 @@ def test_classes_in_words_the_commonest_first():
 
 def test_columns_stand_below_their_titles():
     record = registry.DATASETS["ade20k"]
-    result = statistics.summarise(record, [example("a", (9, 9), v1=80, v33=1)])
+    result = statistics.summarize_split(record, [example("a", (9, 9), v1=80, v33=1)])
     title, *rows = statistics.describe_classes(record, "val", result).splitlines()[2:5]
     assert {len(row) for row in rows} == {len(title)}
 
 
 def test_labels_of_void_alone():
-    result = statistics.summarise(CAMVID, [example("a", (2, 2), v11=4)])
+    result = statistics.summarize_split(CAMVID, [example("a", (2, 2), v11=4)])
     text = statistics.describe_classes(CAMVID, "test", result)
     assert "void: 100.00% of all 4 pixels; 1 image has no labelled pixel" in text and "nan" not in text
-    plain = statistics.plain(CAMVID, "test", result)
+    plain = statistics.plain_summary(CAMVID, "test", result)
     assert plain["labelled_pixels"] == 0 and plain["classes"][0]["share"] is None
 
 
 def test_plain_values_are_the_summary():
-    plain = statistics.plain(CAMVID, "train", SUMMARY)
+    plain = statistics.plain_summary(CAMVID, "train", SUMMARY)
     # Strictly JSON, without a NaN.
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["images"] == 4 and plain["published"] == 367 and plain["turned"] == 1 and plain["void_images"] == 1
@@ -123,7 +123,7 @@ def test_plain_values_are_the_summary():
 
 @pytest.mark.parametrize("images, line", [(2, "train: 2 of 367 images"), (367, "train: 367 images")])
 def test_a_part_of_a_published_split_is_told(images, line):
-    result = statistics.summarise(CAMVID, [example("a", (2, 2), v0=4)] * images)
+    result = statistics.summarize_split(CAMVID, [example("a", (2, 2), v0=4)] * images)
     assert statistics.describe_values(CAMVID, "train", result).startswith(f"{line}, all 2x2\n")
     assert statistics.describe_classes(CAMVID, "train", result).startswith(f"{line}\n  sizes: all 2x2\n")
 
@@ -137,9 +137,9 @@ def test_sizes_in_words():
 
 def test_stats_by_hand(tmp_path):
     lines = []
-    result = checks.stats(counted(tmp_path), ["train"], tmp_path / "deep/stats.json", lines.append)["train"]
+    result = checks.dataset_stats(counted(tmp_path), ["train"], tmp_path / "deep/stats.json", lines.append)["train"]
     # Everything but the pictures' pixels.
-    checked = checks.check(counted(tmp_path), report=silent)["train"]
+    checked = checks.check_dataset(counted(tmp_path), report=silent)["train"]
     for key, value in checked.items():
         assert np.array_equal(result[key], value, equal_nan=True) if isinstance(value, np.ndarray) else (
             result[key] == value), key
@@ -163,26 +163,26 @@ def test_stats_decodes_no_picture(tmp_path, monkeypatch):
         raise AssertionError("a picture was decoded")
 
     monkeypatch.setattr(diagnosis, "decode_image", refuse)
-    assert checks.stats(source, report=silent)["train"]["sizes"] == {(4, 6): 2}
+    assert checks.dataset_stats(source, report=silent)["train"]["sizes"] == {(4, 6): 2}
     with pytest.raises(AssertionError, match="a picture was decoded"):
-        checks.check(source, report=silent)
+        checks.check_dataset(source, report=silent)
 
 
 def test_numbers_of_a_faulty_set_are_not_written(tmp_path):
     source = folder(tmp_path / "set", {"train": [np.full((2, 2), 50, np.uint8)]})
     with pytest.raises(DataError, match="value 50"):
-        checks.stats(source, (), tmp_path / "stats.json", silent)
+        checks.dataset_stats(source, (), tmp_path / "stats.json", silent)
     assert not (tmp_path / "stats.json").exists()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write .*file/stats.json: File exists"):
-        checks.stats(counted(tmp_path / "good"), (), tmp_path / "file/stats.json", silent)
+        checks.dataset_stats(counted(tmp_path / "good"), (), tmp_path / "file/stats.json", silent)
     with pytest.raises(UserError, match=f"cannot write {tmp_path}: Is a directory"):
-        checks.stats(counted(tmp_path / "good"), (), tmp_path, silent)
+        checks.dataset_stats(counted(tmp_path / "good"), (), tmp_path, silent)
 
 
 @needs_voc2012
 def test_voc_stats_against_slow_counting(tmp_path):
-    result = checks.stats(Data(name="voc2012", directory=str(VOC2012)), ["val"], report=silent)["val"]
+    result = checks.dataset_stats(Data(name="voc2012", directory=str(VOC2012)), ["val"], report=silent)["val"]
     root = VOC2012 / "VOCdevkit/VOC2012"
     names = (root / "ImageSets/Segmentation/val.txt").read_text().split()
     sizes, cats, cat_images, void = {}, 0, 0, 0

@@ -22,15 +22,15 @@ def test_differences_name_each_value_with_its_hosts():
 
 def test_one_host_needs_nobody(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    strategy = hosts.claim()
-    assert (hosts.count(strategy), hosts.place(strategy), hosts.is_chief(strategy)) == (1, 0, True)
-    hosts.agree(strategy, {"a": "1"})
+    strategy = hosts.claim_hosts()
+    assert (hosts.num_hosts(strategy), hosts.host_index(strategy), hosts.is_chief(strategy)) == (1, 0, True)
+    hosts.require_agreement(strategy, {"a": "1"})
     assert hosts.on_chief(strategy, lambda: strategy) is strategy
     with pytest.raises(DataError, match="^bad$"):
         hosts.on_chief(strategy, fail)
     # A TF_CONFIG of one host is one host, too.
-    monkeypatch.setenv("TF_CONFIG", tf_config.text_of(("h:1",), 0))
-    assert hosts.count(hosts.claim()) == 1
+    monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(("h:1",), 0))
+    assert hosts.num_hosts(hosts.claim_hosts()) == 1
 
 
 def fail():
@@ -38,9 +38,9 @@ def fail():
 
 
 def test_errors_of_one_host_pass():
-    with pytest.raises(DataError, match="^bad$"), hosts.ending():
+    with pytest.raises(DataError, match="^bad$"), hosts.exit_on_host_loss():
         fail()
-    with pytest.raises(tf.errors.UnavailableError), hosts.ending():
+    with pytest.raises(tf.errors.UnavailableError), hosts.exit_on_host_loss():
         raise aborted("Collective ops is aborted by: nobody")
 
 
@@ -51,10 +51,10 @@ def aborted(message):
 def test_a_strange_tf_config_and_devices_that_hosts_do_not_share_are_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     with pytest.raises(ConfigError, match="TF_CONFIG"):
-        hosts.claim()
-    monkeypatch.setenv("TF_CONFIG", tf_config.text_of(("h:1", "h:2"), 0))
+        hosts.claim_hosts()
+    monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(("h:1", "h:2"), 0))
     with pytest.raises(ConfigError, match="--cpu-replicas is for one host"):
-        hosts.claim(2)
+        hosts.claim_hosts(2)
 
 
 @pytest.mark.parametrize(("message", "said"), [
@@ -69,15 +69,15 @@ def test_a_strange_tf_config_and_devices_that_hosts_do_not_share_are_refused(mon
      "^the connection to another host broke: Socket closed"),
 ])
 def test_errors_of_steps_tell_of_a_lost_host(message, said, monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", tf_config.text_of(("h:1", "h:2", "h:3"), 0))
+    monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(("h:1", "h:2", "h:3"), 0))
     monkeypatch.setattr(hosts.context.context(), "_coordination_service_config", object())
     with pytest.raises(tf_config.HostLost, match=said) as error:
-        raise hosts.lost(aborted(message))
+        raise hosts.host_loss(aborted(message))
     assert "same command" in str(error.value)
     # Whatever else a step may raise.
-    assert hosts.lost(aborted("Failed to get element: the tf.data service at h:7 does not answer")) is None
-    assert hosts.lost(tf.errors.InvalidArgumentError(None, None, "Collective shape mismatch")) is None
-    assert hosts.lost(DataError("Collective ops is aborted by a file")) is None
+    assert hosts.host_loss(aborted("Failed to get element: the tf.data service at h:7 does not answer")) is None
+    assert hosts.host_loss(tf.errors.InvalidArgumentError(None, None, "Collective shape mismatch")) is None
+    assert hosts.host_loss(DataError("Collective ops is aborted by a file")) is None
 
 
 def test_other_hosts_errors_are_raised_in_their_kind():

@@ -50,30 +50,30 @@ def worker(index):
 ])
 def test_what_is_wrong_is_said_with_the_value(text, said):
     with pytest.raises(ConfigError) as error:
-        tf_config.read(text)
+        tf_config.read_cluster(text)
     assert said in str(error.value)
     assert text in str(error.value)
 
 
 def test_hosts_and_this_ones_place_are_read(monkeypatch):
-    found = tf_config.read(config({"worker": TWO}, worker(1)))
+    found = tf_config.read_cluster(config({"worker": TWO}, worker(1)))
     assert found == Cluster((("worker", 0, TWO[0]), ("worker", 1, TWO[1])), 1)
     assert found.names == ("worker 0 (10.0.0.1:5555)", "worker 1 (10.0.0.2:5555)")
     # The chief comes first, wherever it stands; other keys and an index as text are some systems' own.
-    found = tf_config.read(json.dumps({"cluster": {"worker": TWO, "chief": ["[fe80::1]:1"]}, "environment": "cloud",
+    found = tf_config.read_cluster(json.dumps({"cluster": {"worker": TWO, "chief": ["[fe80::1]:1"]}, "environment": "cloud",
                                       "task": worker("0")}))
     assert found.addresses == ("[fe80::1]:1", *TWO) and found.place == 1
-    monkeypatch.setenv("TF_CONFIG", tf_config.text_of(tuple(TWO), 1))
-    assert tf_config.read().place == 1
+    monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(tuple(TWO), 1))
+    assert tf_config.read_cluster().place == 1
     monkeypatch.setenv("TF_CONFIG", " ")
-    assert tf_config.read() is None
+    assert tf_config.read_cluster() is None
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-3", "inf", "nan"])
 def test_a_waiting_time_is_a_number_of_seconds(text, monkeypatch):
     monkeypatch.setenv("KSEG_HOSTS_WAIT", text)
     with pytest.raises(ConfigError, match=f"KSEG_HOSTS_WAIT='{text}'"):
-        tf_config.waiting_time()
+        tf_config.host_wait_seconds()
 
 
 def clusters_of(count):
@@ -88,7 +88,7 @@ def test_hosts_that_come_one_after_another_meet_and_free_their_ports():
         time.sleep(0.4 * host.place)
         # The last one is there when the first goes on.
         arrived.append(host.place)
-        tf_config.meet(host, 30, pytest.fail)
+        tf_config.wait_for_all_hosts(host, 30, pytest.fail)
         back.append((host.place, len(arrived)))
 
     arrived = []
@@ -114,7 +114,7 @@ def test_a_host_that_does_not_come_is_named(monkeypatch):
     host, lines = clusters_of(3)[0], []
     port = int(host.addresses[1].rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)), pytest.raises(HostLost) as error:
-        tf_config.meet(host, 1, lines.append)
+        tf_config.wait_for_all_hosts(host, 1, lines.append)
     assert "1 of 3 hosts did not come within 1 s" in str(error.value)
     assert host.names[2] in str(error.value) and host.names[1] not in str(error.value)
     assert lines and host.names[2] in lines[0]
@@ -123,11 +123,11 @@ def test_a_host_that_does_not_come_is_named(monkeypatch):
 def test_a_name_that_cannot_be_resolved_is_named():
     host = Cluster((("worker", 0, clusters_of(1)[0].addresses[0]), ("worker", 1, "no-such-host.invalid:5555")), 0)
     with pytest.raises(HostLost, match=r"worker 1 \(no-such-host.invalid:5555\): \S"):
-        tf_config.meet(host, 0.5, pytest.fail)
+        tf_config.wait_for_all_hosts(host, 0.5, pytest.fail)
 
 
 def test_a_port_that_is_taken_is_named():
     host = clusters_of(2)[0]
     port = int(host.addresses[0].rpartition(":")[2])
     with socket.create_server(("", port)), pytest.raises(ConfigError, match=f"cannot listen at port {port}, .*in use"):
-        tf_config.meet(host, 0.5, pytest.fail)
+        tf_config.wait_for_all_hosts(host, 0.5, pytest.fail)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kseg.config import Evaluate
+from kseg.config.sections import Evaluate
 from kseg.errors import DataError, WeightsError
 from kseg.evaluation import counter
 from kseg.evaluation.counter import Counter
@@ -110,7 +110,7 @@ def test_scores_that_are_not_finite_are_counted_and_named(directory):
                                            r"pixels.*and 2 more images"):
         Counter(model, settings, counted_images.CLASSES, tf.distribute.get_strategy()).count("val")
     with pytest.raises(WeightsError, match=r"(?s)in 1 of 3 images, 12 pixels.*  b: 12 pixels$"):
-        counter.require_finite(("a", "b", "c"), np.array([0, 12, 0]))
+        counter.require_finite_scores(("a", "b", "c"), np.array([0, 12, 0]))
 
 
 def test_a_bad_file_in_the_middle_is_named(directory, tmp_path):

@@ -147,7 +147,7 @@ def test_what_is_missing_is_a_dash(tmp_path, missing):
     results = results_of(matrix, names, published=PUBLISHED)
     edges = results["boundary"] | {"mIoU": [missing] * 5, "pixels": [0] * 5, "classes": dict.fromkeys(names, missing)}
     path = tmp_path / "report.html"
-    html_report.write(path, emptied(results) | {"boundary": edges, "config": results["config"]}, matrix, [], names, PALETTE)
+    html_report.write_report(path, emptied(results) | {"boundary": edges, "config": results["config"]}, matrix, [], names, PALETTE)
     page = Page(path)
     shown = [page.text, *(text for chart in page.charts for text in chart), *page.attributes("td", "data-value")]
     assert not [text for text in shown if text and re.search(r"\b(nan|None)\b", text)]
@@ -214,17 +214,17 @@ def test_only_the_page_is_left_and_the_old_one_is_replaced(tmp_path):
 def test_a_page_that_cannot_be_written_is_named(tmp_path):
     path = tmp_path / "missing" / "report.html"
     with pytest.raises(UserError, match=f"cannot write {re.escape(str(path))}: No such file"):
-        html_report.write(path, results_of(HAND, "abc"), HAND, [], tuple("abc"), PALETTE)
+        html_report.write_report(path, results_of(HAND, "abc"), HAND, [], tuple("abc"), PALETTE)
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
     path, results = tmp_path / "report.html", results_of(HAND, "abc")
     with pytest.raises(ValueError, match="2 classes and 3 colours"):
-        html_report.write(path, results, HAND, [], tuple("ab"), PALETTE)
+        html_report.write_report(path, results, HAND, [], tuple("ab"), PALETTE)
     with pytest.raises(ValueError, match="'best'"):
-        html_report.write(path, results, HAND, [sample(group="best")], tuple("abc"), PALETTE)
+        html_report.write_report(path, results, HAND, [sample(group="best")], tuple("abc"), PALETTE)
     with pytest.raises(ValueError, match=r"one: .*\(30, 40\), \(30, 40\) and \(40, 30\)"):
-        html_report.write(path, results, HAND, [sample()._replace(prediction=np.zeros((40, 30), np.uint8))], tuple("abc"),
+        html_report.write_report(path, results, HAND, [sample()._replace(prediction=np.zeros((40, 30), np.uint8))], tuple("abc"),
                       PALETTE)
     assert not path.exists()
 

@@ -57,7 +57,7 @@ def test_many_classes_do_not_overflow_the_label_type():
 
 def test_all_ignored():
     matrix = np.asarray(confusion.confusion(np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8), 3))
-    results = metrics.summary(matrix, ("a", "b", "c"))
+    results = metrics.summarize(matrix, ("a", "b", "c"))
     assert not matrix.any() and results["pixels"] == 0
     assert all(math.isnan(results[name]) for name in ("mIoU", "mAcc", "aAcc"))
 
@@ -65,7 +65,7 @@ def test_all_ignored():
 def test_summary_by_hand():
     # Truth: 4 of "a", 2 of "b", none of "only guessed" and none of "absent".
     matrix = np.array([[3, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    results = metrics.summary(matrix, ("a", "b", "only guessed", "absent"))
+    results = metrics.summarize(matrix, ("a", "b", "only guessed", "absent"))
     classes = results["classes"]
     assert classes["a"] == {"iou": 3 / 5, "accuracy": 3 / 4, "dice": 6 / 8, "fscore": 3 / 4, "precision": 3 / 4,
                             "recall": 3 / 4, "pixels": 4}
@@ -93,7 +93,7 @@ def test_equal_to_mmsegmentation(case):
     names = tuple(f"class {index}" for index in range(expected["classes"]))
     matrix = sum(np.asarray(confusion.confusion(maps[f"{case}_label_{index}"], maps[f"{case}_pred_{index}"], len(names)))
                  for index in range(expected["images"]))
-    results = metrics.summary(matrix, names)
+    results = metrics.summarize(matrix, names)
     area = {name: np.array(values) for name, values in expected["total_area"].items()}
     assert (np.diag(matrix) == area["intersect"]).all() and (matrix.sum(1) == area["label"]).all()
     with np.errstate(invalid="ignore"):
@@ -117,14 +117,14 @@ def test_equal_to_mmsegmentation(case):
 
 def test_counts_beyond_int32():
     matrix = np.asarray(confusion.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)) * 2**31
-    results = metrics.summary(matrix, ("a", "b"))
+    results = metrics.summarize(matrix, ("a", "b"))
     assert results["pixels"] == 3 * 2**31 and results["classes"]["a"]["pixels"] == 2**32
     assert results["mIoU"] == pytest.approx(0.5) and results["aAcc"] == pytest.approx(2 / 3)
 
 
 def test_table_shows_a_dash_for_nan():
-    results = metrics.summary(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), ("road", "sky", "cat"))
-    lines = metrics.table(results).split("\n")
+    results = metrics.summarize(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), ("road", "sky", "cat"))
+    lines = metrics.class_table(results).split("\n")
     assert lines[1].split() == ["road", "75.00", "75.00", "4"]
     assert lines[3].split() == ["cat", "-", "-", "0"]
     assert lines[4].split() == ["mIoU", "77.50", "aAcc", "87.50", "mAcc", "87.50"]

@@ -27,7 +27,7 @@ def test_errors_by_hand():
     truth = np.array([[0, 1, 255], [1, 255, 0]], np.uint8)
     prediction = np.array([[0, 0, 0], [0, 255, 0]], np.uint8)
     red, void = [224, 16, 32], [72, 72, 72]
-    assert report_graphics.errors(image, truth, prediction).tolist() == [
+    assert report_graphics.error_map(image, truth, prediction).tolist() == [
         [[120] * 3, red, void], [red, void, [255] * 3]]
 
 
@@ -35,7 +35,7 @@ def test_grey_of_a_right_pixel_is_its_luminance_made_pale():
     image = np.array([[[0, 255, 0], [255, 0, 0]]], np.uint8)
     nothing = np.zeros((1, 2), np.uint8)
     # ITU-R 601: green weighs 0.587, red 0.299; 135 levels remain above 120.
-    assert report_graphics.errors(image, nothing, nothing)[0, :, 0].tolist() == [
+    assert report_graphics.error_map(image, nothing, nothing)[0, :, 0].tolist() == [
         round(120 + 150 * 135 / 255), round(120 + 76 * 135 / 255)]
 
 

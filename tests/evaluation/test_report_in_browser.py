@@ -64,7 +64,7 @@ def column(driver, index):
 
 def test_in_a_browser_a_click_sorts_the_classes(open_page, pages):
     matrix, names, _ = many()
-    found = metrics.summary(matrix, names)["classes"]
+    found = metrics.summarize(matrix, names)["classes"]
     driver = open_page(pages["many"], 1280, 900)
     assert column(driver, 0) == list(names)
 

@@ -31,10 +31,10 @@ def test_reads_what_evaluation_writes(tmp_path):
     ours = evaluation(images)
     bands = np.zeros((len(confusion.BOUNDARY_WIDTHS) + 1, 4, 4), np.int64)
     bands[0] = images.sum(0)
-    figures = {"split": "val", "images": 8, **metrics.summary(images.sum(0), CLASSES),
+    figures = {"split": "val", "images": 8, **metrics.summarize(images.sum(0), CLASSES),
                "provenance": {"dataset": "camvid"}}
-    results.write(tmp_path, figures, Counts(bands, ours.names, ours.hits, ours.truth, ours.predicted), CLASSES)
-    found = result_reading.read(tmp_path)
+    results.write_results(tmp_path, figures, Counts(bands, ours.names, ours.hits, ours.truth, ours.predicted), CLASSES)
+    found = result_reading.read_evaluation(tmp_path)
     assert (found.dataset, found.split, found.names, found.classes) == ("camvid", "val", ours.names, CLASSES)
     for key in ("hits", "truth", "predicted"):
         np.testing.assert_array_equal(getattr(found, key), getattr(ours, key))
@@ -52,7 +52,7 @@ def test_images_in_another_order_and_directory(tmp_path):
     names = [f"gs://bucket/set/aachen/{index}.v1" for index in range(19)] + ["gs://bucket/set/ulm/1"]
     second = write(tmp_path / "b", b[places], [names[place] for place in places])
     third = write(tmp_path / "c", b, paths)
-    one, other = (paired_bootstrap.compare(result_reading.read(first), result_reading.read(each), 100) for each in (second, third))
+    one, other = (paired_bootstrap.compare_evaluations(result_reading.read_evaluation(first), result_reading.read_evaluation(each), 100) for each in (second, third))
     assert one.classes == other.classes and one.means == other.means and one.means[0].difference < 0
 
 
@@ -114,10 +114,10 @@ def test_metrics_of_another_evaluation(tmp_path, changes, message):
 
 def test_metrics_that_differ_by_rounding_only(tmp_path):
     images = matrices(np.random.default_rng(1), 8)
-    mean = metrics.summary(images.sum(0), CLASSES)["mIoU"]
-    assert result_reading.read(write(tmp_path, images, changes={"mIoU": mean + 1e-12})).split == "val"
+    mean = metrics.summarize(images.sum(0), CLASSES)["mIoU"]
+    assert result_reading.read_evaluation(write(tmp_path, images, changes={"mIoU": mean + 1e-12})).split == "val"
     with pytest.raises(DataError, match="add up to mIoU"):
-        result_reading.read(write(tmp_path, images, changes={"mIoU": mean + 1e-7}))
+        result_reading.read_evaluation(write(tmp_path, images, changes={"mIoU": mean + 1e-7}))
 
 
 @pytest.mark.parametrize("damage, message", [

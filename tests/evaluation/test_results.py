@@ -45,7 +45,7 @@ def test_each_images_iou_by_hand():
 
 
 def test_the_table_of_images_is_worst_first():
-    assert results.per_image(COUNTS, ("sky", "sea")).splitlines() == [
+    assert results.per_image_csv(COUNTS, ("sky", "sea")).splitlines() == [
         "image,miou,accuracy,pixels,sky,sea", '"a, ""b""",0.226190,0.375000,8,0.166667,0.285714',
         "good,0.450000,0.900000,10,0.900000,0.000000", "void,,,0,,"]
 
@@ -60,7 +60,7 @@ def test_images_are_named_within_their_directory(names, shown):
 def test_provenance_names_the_weights_by_digest(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"weights")
     data = small_sets.folder(tmp_path / "set", {"val": [np.zeros((2, 2))]})
-    found = results.provenance(small_sets.config(data), registry.find(data), tmp_path / "w.pth")
+    found = results.provenance(small_sets.config(data), registry.find_dataset(data), tmp_path / "w.pth")
     assert found["weights_sha256"] == hashlib.sha256(b"weights").hexdigest() and found["dataset"] == "folder"
     assert found["directory"] == data.directory and found["date"].endswith("+00:00")
-    assert results.provenance(small_sets.config(data), registry.find(data), None)["weights"] is None
+    assert results.provenance(small_sets.config(data), registry.find_dataset(data), None)["weights"] is None

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 
 from kseg import models
-from kseg.config import Config, Evaluate, Model, sections
+from kseg.config import Config, sections
+from kseg.config.sections import Evaluate, Model
 from kseg.inference.prediction import predictor
 from tests.helpers import small_sets
 

@@ -97,7 +97,7 @@ def failing_storage(times):
             left.pop()
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    atomic_files.sync, retries.time.sleep = fail, lambda seconds: None
+    atomic_files.sync_file, retries.time.sleep = fail, lambda seconds: None
 
 
 def half_a_line(directory):
@@ -151,7 +151,7 @@ def finish(directory):
 def main(data_directory, directory):
     ARGUMENTS.append(f"data.directory={data_directory}")
     models.build, batching.train_batches, batching.eval_examples = network, random_batches, random_examples
-    recorder.Run.fixed_images = lambda run: tf.zeros((1, 8, 8, 3), tf.uint8)
+    recorder.Recorder.fixed_images = lambda run: tf.zeros((1, 8, 8, 3), tf.uint8)
     found = [("undisturbed", *started(Path(directory) / "whole", lambda directory: None))]
     for name, fault in FAULTS.items():
         found.append((name, *started(Path(directory) / "faulty", fault)))

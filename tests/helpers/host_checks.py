@@ -13,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg.config import Train
+from kseg.config.sections import Train
 from kseg.distributed import hosts
 from kseg.errors import DataError, UserError
 from kseg.training import trainer
@@ -36,14 +36,14 @@ def main(config_path, workdir):
     # Seconds without a sign of life.
     hosts.HEARTBEAT = 3
     config = configs.from_json(Path(config_path).read_text())
-    with hosts.ending():
-        strategy = trainer.prepare(config.train)
-        own = hosts.place(strategy)
+    with hosts.exit_on_host_loss():
+        strategy = trainer.prepare_strategy(config.train)
+        own = hosts.host_index(strategy)
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=own))
         print(json.dumps({
-            "place": own, "count": hosts.count(strategy), "chief": hosts.is_chief(strategy),
-            "alike": said(lambda: hosts.agree(strategy, {"a": "1", "b": "2"})),
-            "unlike": said(lambda: hosts.agree(strategy, {"a": "1", "b": str(own)})),
+            "place": own, "count": hosts.num_hosts(strategy), "chief": hosts.is_chief(strategy),
+            "alike": said(lambda: hosts.require_agreement(strategy, {"a": "1", "b": "2"})),
+            "unlike": said(lambda: hosts.require_agreement(strategy, {"a": "1", "b": str(own)})),
             "done": hosts.on_chief(strategy, lambda: own),
             "training": said(lambda: trainer.train(changed, Path(workdir), strategy)),
             "failed": said(lambda: hosts.on_chief(strategy, fail)),

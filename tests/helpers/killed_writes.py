@@ -22,7 +22,7 @@ from kseg.training import checkpoints, working_directory
 
 
 def state(value):
-    return tf.train.Checkpoint(step=checkpoints.Step(), **{"model/a": tf.Variable(tf.fill((50,), float(value)))})
+    return tf.train.Checkpoint(step=checkpoints.SavedStep(), **{"model/a": tf.Variable(tf.fill((50,), float(value)))})
 
 
 def die_before(number):
@@ -59,7 +59,7 @@ def write(directory, steps, number):
 
 def look(directory):
     lines, checkpoint = [], state(-1)
-    with working_directory.open_run(directory, Config(), registry.DATASETS["camvid"]):
+    with working_directory.open_workdir(directory, Config(), registry.DATASETS["camvid"]):
         step = checkpoints.restore_newest(directory, checkpoint, lines.append)
         values = set(getattr(checkpoint, "model/a").numpy().tolist())
         return [step, sorted(values), sorted(os.listdir(directory / "checkpoints")), lines]

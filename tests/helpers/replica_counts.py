@@ -14,7 +14,7 @@ from tests.helpers import counted_images
 
 
 def main(directory, replicas, setting, out):
-    strategy = hosts.claim(int(replicas))
+    strategy = hosts.claim_hosts(int(replicas))
     settings = counted_images.config(directory, counted_images.SETTINGS[setting])
     with strategy.scope():
         model = counted_images.model(settings)

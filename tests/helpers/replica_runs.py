@@ -15,13 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from kseg import train
-from kseg.config import Config, Loss, Model, Train
+from kseg.config import Config
+from kseg.config.sections import Loss, Model, Train
 from kseg.errors import ConfigError
 from kseg.models import norms
 from kseg.training import trainer
 from kseg.training.optimizers import MomentumSGD
 from kseg.training.schedule import schedule
-from kseg.training.step import Steps, all_or_none
+from kseg.training.step import Steps, finite_or_nan
 
 STEPS, BATCH, CLASSES = 20, 4, 5
 # About half of the 4 * 64 * 64 pixels are labelled at most, nearly all of them on one replica; 4 * 300 are the fewest
@@ -44,7 +45,7 @@ def batches(step):
 
 
 def encnet(config):
-    return trainer.build(config, CLASSES, print)[:2]
+    return trainer.build_training(config, CLASSES, print)[:2]
 
 
 def shallow(config):
@@ -87,7 +88,7 @@ def skips(strategy):
             context = tf.distribute.get_replica_context()
             # The second replica's gradient of the first variable alone.
             first = tf.where(tf.equal(context.replica_id_in_sync_group, 1), tf.stack([1.0, odd]), tf.ones(2))
-            gradients, skipped = all_or_none([first, tf.constant(1.0)])
+            gradients, skipped = finite_or_nan([first, tf.constant(1.0)])
             optimizer.apply(gradients, variables)
             return skipped
 
@@ -119,7 +120,7 @@ def normalised(strategy):
         return outputs, mean, variance, *tape.gradient(loss, (share, scale, offset))
 
     found = {}
-    for form in (norms.fused_training, norms.normalise_training, norms.exact_training):
+    for form in (norms.fused_training, norms.normalize_training, norms.exact_training):
         step = tf.function(lambda form=form: strategy.run(replica_step, (form,)))
         results = [[value.numpy().tolist() for value in strategy.experimental_local_results(part)] for part in step()]
         graph = step.get_concrete_function().graph.as_graph_def()
@@ -142,24 +143,24 @@ def norm_case():
 def uneven():
     """Return what is said of three pictures for two devices."""
     try:
-        trainer.prepare(Train(global_batch=3))
+        trainer.prepare_strategy(Train(global_batch=3))
     except ConfigError as error:
         return str(error)
     return ""
 
 
 def main(arguments):
-    made, prepare = [], trainer.prepare
+    made, prepare = [], trainer.prepare_strategy
 
     def prepare_and_keep(*values):
         made.append(prepare(*values))
         return made[0]
 
     # All that follows shares the command's strategy: a second one would number its collective operations as the first.
-    trainer.prepare = prepare_and_keep
+    trainer.prepare_strategy = prepare_and_keep
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         status = train.main([*arguments, "--cpu-replicas", "2"])
-    trainer.prepare = prepare
+    trainer.prepare_strategy = prepare
     strategies = {"one": tf.distribute.get_strategy(), "two": made[0]}
     cases = {"encnet": (encnet, LOSSES["valid"])} | {name: (shallow, loss) for name, loss in LOSSES.items()}
     print(json.dumps({

@@ -61,7 +61,7 @@ class Page(HTMLParser):
 def results_of(matrix, classes, **changes):
     edges = {"width": 0.005, "widths": list(confusion.BOUNDARY_WIDTHS), "mIoU": [0.21, 0.32, 0.4321, 0.54, 0.65],
              "pixels": [1, 2, 4, 8, 16], "classes": {name: 0.25 for name in classes}}
-    return {"split": "val", "images": 1234, **metrics.summary(matrix, classes), "boundary": edges,
+    return {"split": "val", "images": 1234, **metrics.summarize(matrix, classes), "boundary": edges,
             "boundary_mIoU": 0.4321, "published": None,
             "timing": {"seconds": 12.34, "images_per_second": 5.678, "devices": "2 x CPU"},
             "provenance": {"kseg": "0.1", "date": "2026-11-21T16:40:12+00:00", "dataset": "shapes", "git": None,
@@ -78,7 +78,7 @@ def sample(name="one", group="worst", miou=0.5, size=(30, 40), classes=3, seed=0
 
 def written(directory, matrix=HAND, classes=("road", "car", "never"), palette=PALETTE, samples=(), **changes):
     path = directory / "report.html"
-    html_report.write(path, results_of(matrix, classes, **changes), matrix, samples, classes, palette)
+    html_report.write_report(path, results_of(matrix, classes, **changes), matrix, samples, classes, palette)
     return Page(path)
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from kseg.distributed.launcher import free_ports
-from kseg.distributed.tf_config import text_of
+from kseg.distributed.tf_config import tf_config_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ class Hosts:
                 self.processes.append(subprocess.Popen(
                     [sys.executable, "-m", module, *map(str, each)], stdout=output, stderr=subprocess.STDOUT,
                     env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
-                                      "TF_CONFIG": text_of(addresses, index)}))
+                                      "TF_CONFIG": tf_config_text(addresses, index)}))
 
     def wait(self, seconds=300):
         """Return (exit statuses, outputs, times of ending) as soon as all have ended."""

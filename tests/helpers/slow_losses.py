@@ -91,7 +91,7 @@ def main():
     import jax
     import keras
 
-    from kseg.config import Loss
+    from kseg.config.sections import Loss
     from kseg.training import losses
 
     found = {"backend": keras.backend.backend()}
@@ -99,7 +99,7 @@ def main():
         logits, labels, how = example(name)
 
         def value(outputs):
-            return losses.mean(*losses.cross_entropy(outputs, labels, Loss(average="kept", **how)))
+            return losses.mean_loss(*losses.cross_entropy(outputs, labels, Loss(average="kept", **how)))
 
         loss, gradient = jax.jit(jax.value_and_grad(value))(logits)
         found[name] = {"loss": float(loss), "gradient": np.asarray(gradient, float).tolist()}

@@ -31,7 +31,7 @@ def write(directory, images, names=None, classes=CLASSES, changes=None):
     """Write what kseg.evaluate does of these matrices; `changes` are of metrics.json. Return metrics.json's path."""
     directory.mkdir(parents=True, exist_ok=True)
     names = names or [f"/data/val/{index}.png" for index in range(len(images))]
-    figures = {"split": "val", "images": len(images), **metrics.summary(images.sum(0), classes),
+    figures = {"split": "val", "images": len(images), **metrics.summarize(images.sum(0), classes),
                "provenance": {"dataset": "camvid"}} | (changes or {})
     plain = json.loads(json.dumps(figures), parse_constant=lambda name: None)
     (directory / "metrics.json").write_text(json.dumps(plain))
@@ -46,6 +46,6 @@ def evaluation(images, classes=CLASSES):
 
 
 def slow_scores(matrix):
-    """Return what kseg.evaluation.metrics.summary says of a matrix, in the order of `result_reading.scores`."""
-    figures = metrics.summary(matrix, CLASSES)
+    """Return what kseg.evaluation.metrics.summarize says of a matrix, in the order of `result_reading.scores`."""
+    figures = metrics.summarize(matrix, CLASSES)
     return [row["iou"] for row in figures["classes"].values()] + [figures[name] for name in result_reading.MEANS]

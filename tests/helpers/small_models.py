@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from kseg.config import Model
+from kseg.config.sections import Model
 
 
 def tiny(**settings):

@@ -12,7 +12,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kseg.config import Config, Data, Export
+from kseg.config import Config
+from kseg.config.sections import Data, Export
 from kseg.datasets.registry import Dataset
 from kseg.exporting import exporter
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kseg.config import Augment, Config, Data, Train
+from kseg.config import Config
+from kseg.config.sections import Augment, Data, Train
 
 
 def write(path: Path, array: np.ndarray, **options) -> Path:

@@ -24,6 +24,6 @@ def ingested(data, place, splits=("train", "val"), largest=0.0, per_shard=2, fla
     examples = artifact(standard_artifacts.Examples, place)
     ingest.Executor(ingest.Executor.Context(beam_pipeline_args=list(flags))).Do({}, {"examples": [examples]}, {
         "data": json.dumps({"name": data.name, "directory": data.directory}), "splits": json.dumps(splits),
-        "fingerprint": ingest.fingerprint(data, tuple(splits)), "span": 3, "images_per_shard": per_shard,
+        "fingerprint": ingest.source_fingerprint(data, tuple(splits)), "span": 3, "images_per_shard": per_shard,
         "largest_unreadable_share": largest})
     return examples

@@ -188,13 +188,13 @@ def test_much_larger_ones_are_refused_with_their_number(tmp_path, width, pixels)
 def test_colour_by_hand():
     ids = np.array([[0, 1], [2, 255]], np.uint8)
     # 2 is beyond the palette.
-    assert drawing.colour(ids, (RED, WHITE)).tolist() == [[list(RED), list(WHITE)], [[0, 0, 0], [0, 0, 0]]]
-    assert drawing.colour(ids, (RED, WHITE)).dtype == np.uint8
-    assert not drawing.colour(ids, ()).any()
+    assert drawing.colorize(ids, (RED, WHITE)).tolist() == [[list(RED), list(WHITE)], [[0, 0, 0], [0, 0, 0]]]
+    assert drawing.colorize(ids, (RED, WHITE)).dtype == np.uint8
+    assert not drawing.colorize(ids, ()).any()
     # 255 stays ignored even where a palette is as long.
-    assert drawing.colour(np.array([[254, 255]], np.uint8), [WHITE] * 256).tolist() == [[list(WHITE), [0, 0, 0]]]
+    assert drawing.colorize(np.array([[254, 255]], np.uint8), [WHITE] * 256).tolist() == [[list(WHITE), [0, 0, 0]]]
     with pytest.raises(ValueError, match="int64"):
-        drawing.colour(ids.astype(np.int64), (RED,))
+        drawing.colorize(ids.astype(np.int64), (RED,))
 
 
 def test_overlay_by_hand():
@@ -266,19 +266,19 @@ def test_grid_refuses_what_does_not_fit():
 def test_save_writes_png_of_arrays_and_images(tmp_path):
     path = tmp_path / "new directory" / "a.png"
     ids = np.array([[0, 255, 3]], np.uint8)
-    image_files.save(ids, path)
+    image_files.save_image(ids, path)
     with Image.open(path) as image:
         assert (image.format, image.mode, np.array(image).tolist()) == ("PNG", "L", [[0, 255, 3]])
-    image_files.save(Image.new("RGB", (2, 2), RED), path)
+    image_files.save_image(Image.new("RGB", (2, 2), RED), path)
     assert image_files.read_image(path)[1, 1].tolist() == list(RED)
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
     with pytest.raises(ValueError, match="int64"):
-        image_files.save(ids.astype(np.int64), path)
+        image_files.save_image(ids.astype(np.int64), path)
 
 
 def test_failed_save_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    image_files.save(np.full((1, 1), 9, np.uint8), path)
+    image_files.save_image(np.full((1, 1), 9, np.uint8), path)
 
     def full_disk(image, target, format):
         target.write_bytes(b"half")
@@ -286,7 +286,7 @@ def test_failed_save_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left"):
-        image_files.save(np.zeros((1, 1), np.uint8), path)
+        image_files.save_image(np.zeros((1, 1), np.uint8), path)
     assert image_files.read_image(path).tolist() == [[[9, 9, 9]]]
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 

@@ -93,4 +93,4 @@ def test_what_is_not_whole_is_left_alone():
 
 
 def test_sides():
-    assert png.sides(encoded(PICTURE)) == (150, 211) and png.sides(b"\x89PNG") == (0, 0)
+    assert png.png_size(encoded(PICTURE)) == (150, 211) and png.png_size(b"\x89PNG") == (0, 0)

@@ -41,7 +41,7 @@ def test_name_that_is_no_text(tmp_path):
     draw(tmp_path / "clip.mp4").rename(path)
     with pytest.raises(DataError, match="not UTF-8"):
         video_files.Video(path)
-    with pytest.raises(UserError, match="not UTF-8"), video_files.writer(path, (4, 4), 25):
+    with pytest.raises(UserError, match="not UTF-8"), video_files.video_writer(path, (4, 4), 25):
         pass
 
 
@@ -49,10 +49,10 @@ def test_bytes_that_are_missing(tmp_path):
     for suffix in KINDS:
         path = draw(tmp_path / f"clip{suffix}")
         size = path.stat().st_size
-        assert video_length.lengths(path) == (0, suffix in (".mp4", ".mov", ".m4v", ".avi"))
-        assert video_length.lengths(cut(path, size - 5)).missing == 5
+        assert video_length.video_lengths(path) == (0, suffix in (".mp4", ".mov", ".m4v", ".avi"))
+        assert video_length.video_lengths(cut(path, size - 5)).missing == 5
     (tmp_path / "text.mp4").write_text("no video")
-    assert video_length.lengths(tmp_path / "text.mp4") == (0, False)
+    assert video_length.video_lengths(tmp_path / "text.mp4") == (0, False)
 
 
 def test_what_follows_a_video_is_no_part_of_it(tmp_path):
@@ -60,7 +60,7 @@ def test_what_follows_a_video_is_no_part_of_it(tmp_path):
         for more in (bytes(100), bytes(range(128, 255)), b"\0\0\0"):
             path = draw(tmp_path / f"clip{suffix}")
             path.write_bytes(path.read_bytes() + more)
-            assert video_length.lengths(path).missing == 0, (suffix, more)
+            assert video_length.video_lengths(path).missing == 0, (suffix, more)
 
 
 def test_large_and_open_boxes(tmp_path):
@@ -68,7 +68,7 @@ def test_large_and_open_boxes(tmp_path):
     for box, missing in ((struct.pack(">I4sQ", 1, b"mdat", 1000), 984), (struct.pack(">I4s", 0, b"mdat"), 0),
                          (struct.pack(">I4s", 1000, b"mdat"), 992)):
         (tmp_path / "a.mp4").write_bytes(start + box)
-        assert video_length.lengths(tmp_path / "a.mp4").missing == missing
+        assert video_length.video_lengths(tmp_path / "a.mp4").missing == missing
 
 
 def test_video_that_ends_in_the_middle_of_its_last_frame(tmp_path):
@@ -121,7 +121,7 @@ def test_missing_index_and_missing_file(tmp_path):
 @pytest.mark.parametrize("size", [(31, 47), (1, 1), (2, 5), (33, 20)])
 def test_odd_sizes(tmp_path, size):
     images = [np.full((*size, 3), 90, np.uint8) for _ in range(3)]
-    with video_files.writer(tmp_path / "clip.mp4", size, 10) as append:
+    with video_files.video_writer(tmp_path / "clip.mp4", size, 10) as append:
         for image in images:
             append(image)
     frames, error = read(tmp_path / "clip.mp4")
@@ -134,21 +134,21 @@ def test_odd_sizes(tmp_path, size):
 def test_writer_leaves_nothing_behind_where_it_fails(tmp_path):
     draw(tmp_path / "clip.mp4", count=2)
     before = (tmp_path / "clip.mp4").read_bytes()
-    with pytest.raises(ZeroDivisionError), video_files.writer(tmp_path / "clip.mp4", (32, 48), 25) as append:
+    with pytest.raises(ZeroDivisionError), video_files.video_writer(tmp_path / "clip.mp4", (32, 48), 25) as append:
         append(frame(0))
         raise ZeroDivisionError
     assert (tmp_path / "clip.mp4").read_bytes() == before and files(tmp_path) == ["clip.mp4"]
     for size, rate in (((60, 9000), 25), ((60, 60), 1e6)):
         with pytest.raises(UserError, match=r"cannot write .*wide\.mp4: OpenCV writes no"):
-            with video_files.writer(tmp_path / "wide.mp4", size, rate):
+            with video_files.video_writer(tmp_path / "wide.mp4", size, rate):
                 pass
-    with video_files.writer(tmp_path / "clip.mp4", (32, 48), 25) as append:
+    with video_files.video_writer(tmp_path / "clip.mp4", (32, 48), 25) as append:
         for image in (frame(0)[:-1], frame(0).astype(float)):
             with pytest.raises(ValueError, match="a frame must be uint8"):
                 append(image)
         append(frame(0))
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write"), video_files.writer(tmp_path / "file/clip.mp4", (4, 4), 25):
+    with pytest.raises(UserError, match="cannot write"), video_files.video_writer(tmp_path / "file/clip.mp4", (4, 4), 25):
         pass
 
 
@@ -159,7 +159,7 @@ def test_disk_that_is_full(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*clip\.mp4: OpenCV wrote only a part of it"):
-            with video_files.writer(tmp_path / "clip.mp4", (64, 96), 25) as append:
+            with video_files.video_writer(tmp_path / "clip.mp4", (64, 96), 25) as append:
                 for _ in range(100):
                     append(noise)
     finally:

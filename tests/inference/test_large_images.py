@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.config import Config, Data, Evaluate, Model
+from kseg.config import Config
+from kseg.config.sections import Data, Evaluate, Model
 from kseg.errors import DataError
 from kseg.inference import prediction, sliding_window, tiling
 from kseg.models.layers import resize
@@ -70,24 +71,24 @@ def test_stripes_are_rows_of_the_whole_bit_for_bit(source, target, align_corners
     generator = np.random.default_rng(0)
     maps = tf.constant(generator.normal(size=(2, *source, 3)), tf.float32)
     expected = resize(maps, target, align_corners).numpy()
-    rows = tiling.resized(tiling.of(maps), target, align_corners)
+    rows = tiling.resized_rows(tiling.rows_in_memory(maps), target, align_corners)
     for _ in range(5):
         cuts = sorted({0, target[0], *(int(cut) for cut in generator.integers(0, target[0], 3))})
         assert np.array_equal(taken(rows, cuts), expected)
     # Of a map that is itself resized as its rows are asked for.
-    twice = tiling.resized(rows, (23, 37), align_corners)
+    twice = tiling.resized_rows(rows, (23, 37), align_corners)
     assert np.array_equal(taken(twice, [0, 1, 9, 23]), resize(expected, (23, 37), align_corners))
 
 
 @pytest.mark.parametrize("length, target", [(5, 41), (18, 18), (33, 8), (1, 17), (17, 1)])
 def test_rows_are_settled_once_all_that_they_need_are(length, target):
-    source = tiling.of(tf.zeros((1, length, 1, 1)))
+    source = tiling.rows_in_memory(tf.zeros((1, length, 1, 1)))
     for known in range(length + 1):
         # A row that changes where a later row of the source does is not settled.
         changed = np.zeros((1, length, 1, 1), np.float32)
         changed[:, known:] = 1
         settled = np.flatnonzero(resize(changed, (target, 1)).numpy().ravel() == 0).size
-        found = int(tiling.reach(source, tf.constant(target), False, tf.constant(known)))
+        found = int(tiling.settled_rows(source, tf.constant(target), False, tf.constant(known)))
         # One whose last neighbour has no weight may wait for it.
         assert found <= settled and (known < length or found == target)
         assert found >= settled - target / length

@@ -12,7 +12,7 @@ from kseg.datasets import class_names, registry
 from kseg.errors import UserError
 from kseg.images import image_files
 from kseg.inference import output_kinds
-from kseg.inference.file_prediction import predict
+from kseg.inference.file_prediction import predict_files
 from kseg.inference.output_kinds import KINDS, Prediction
 from kseg.predict import main
 
@@ -67,7 +67,7 @@ def test_scores_are_half_precision_probabilities(tmp_path):
     def never(image):
         raise AssertionError("looked at twice")
 
-    assert predict(never, [tmp_path / "a.png"], tmp_path / "out", TWO, silent, ("scores", "ids"), scorer) == []
+    assert predict_files(never, [tmp_path / "a.png"], tmp_path / "out", TWO, silent, ("scores", "ids"), scorer) == []
     assert files(tmp_path / "out") == ["ids/a.png", "legend.png", "scores/a.npy"]
     scores = np.load(tmp_path / "out/scores/a.npy")
     assert scores.dtype == np.float16 and scores.shape == (3, 4, 2)
@@ -81,17 +81,17 @@ def test_scores_need_a_scorer_only_where_they_are_asked_for(tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
     ids = np.ones((3, 4), np.uint8)
     for kind in ("ids", "overlay"):
-        predict(lambda image: ids, [tmp_path / "a.png"], tmp_path / kind, TWO, silent, (kind,))
+        predict_files(lambda image: ids, [tmp_path / "a.png"], tmp_path / kind, TWO, silent, (kind,))
         assert files(tmp_path / kind) == sorted([f"{kind}/a.png", "legend.png"])
 
 
 def test_kinds_are_named_in_any_way():
-    assert output_kinds.chosen(["ids", "overlay"]) == output_kinds.chosen(["overlay,ids"]) == ("ids", "overlay")
-    assert output_kinds.chosen(["scores, ids,", "ids"]) == ("ids", "scores")
+    assert output_kinds.parse_kinds(["ids", "overlay"]) == output_kinds.parse_kinds(["overlay,ids"]) == ("ids", "overlay")
+    assert output_kinds.parse_kinds(["scores, ids,", "ids"]) == ("ids", "scores")
     with pytest.raises(UserError, match="unknown kind of result 'score'. Did you mean scores"):
-        output_kinds.chosen(["ids,score"])
+        output_kinds.parse_kinds(["ids,score"])
     with pytest.raises(UserError, match="choices: ids, overlay, scores, cityscapes-labelids, ade20k"):
-        output_kinds.chosen([","])
+        output_kinds.parse_kinds([","])
 
 
 def test_models_of_other_classes_are_refused(tmp_path):
@@ -103,7 +103,7 @@ def test_models_of_other_classes_are_refused(tmp_path):
     for kind in ("cityscapes-labelids", "ade20k"):
         with pytest.raises(UserError, match=rf"--save {kind} is for models of its (19|150) classes, and this one has 2 "
                            r"of two; class 0 is '(road|wall)' there and 'dark' here"):
-            predict(never, [tmp_path / "a.png"], tmp_path / "out", TWO, silent, ("ids", kind))
+            predict_files(never, [tmp_path / "a.png"], tmp_path / "out", TWO, silent, ("ids", kind))
     assert files(tmp_path) == ["a.png"]
     # The same classes in a data set of one's own are as good, in another order they are not.
     classes = tuple(class_names.CITYSCAPES)
@@ -124,14 +124,14 @@ def test_results_keep_the_names_that_the_test_server_looks_for(tmp_path):
         Image.new("RGB", (4, 3)).save(tmp_path / "test" / f"{name}.png")
     ids = np.full((3, 4), 18, np.uint8)
     lines = []
-    predict(lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append,
+    predict_files(lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append,
             ("cityscapes-labelids",))
     assert not any(line.startswith("note: ") for line in lines)
     for name in names:
         with Image.open(tmp_path / f"out/cityscapes-labelids/{name}.png") as image:
             assert image.mode == "L" and (np.array(image) == 33).all()
     Image.new("RGB", (4, 3)).save(tmp_path / "test/street.png")
-    predict(lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append,
+    predict_files(lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append,
             ("cityscapes-labelids",))
     notes = [line for line in lines if line.startswith("note: ")]
     assert len(notes) == 1 and notes[0].endswith("1 of 3 do not, such as cityscapes-labelids/street.png")
@@ -139,7 +139,7 @@ def test_results_keep_the_names_that_the_test_server_looks_for(tmp_path):
 
 def test_names_that_begin_alike_are_told():
     names = [Path("a/ulm_000000_000019.png"), Path("b/ulm_000000_000019_x.png"), Path("ulm_000001_000019.png")]
-    assert output_kinds.misnamed(names) == ["a/ulm_000000_000019.png", "b/ulm_000000_000019_x.png"]
+    assert output_kinds.ambiguous_names(names) == ["a/ulm_000000_000019.png", "b/ulm_000000_000019_x.png"]
 
 
 def test_command_line(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ import tensorflow as tf
 from PIL import Image
 
 from kseg import models
-from kseg.config import Config, Deeplab, Evaluate, Model
+from kseg.config import Config
+from kseg.config.sections import Deeplab, Evaluate, Model
 from kseg.images import resizing
 from kseg.inference import prediction
 from kseg.models.layers import resize
@@ -76,7 +77,7 @@ def test_mmsegs_logits_and_classes(mmseg_model, case):
     settings = Config(model=MODEL, evaluate=evaluation)
     image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     expected = np.load(MMSEG / f"{file}.npy")
-    inputs = prediction.prepare(image[None], settings)
+    inputs = prediction.preprocess(image[None], settings)
     if evaluation.resize:
         assert np.abs(inputs - np.load(MMSEG / "keepratio_input.npy")).max() < 1e-5
     found = compiled(mmseg_model, settings)(inputs, image.shape[:2])
@@ -93,7 +94,7 @@ def test_mmsegs_windows_on_resized_and_mirrored_pictures(mmseg_model):
     original = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     logits, probabilities = compiled(mmseg_model, settings), []
     for image in (*(stored[name][..., ::-1] for name in ("aug0", "aug2", "aug6")), original):
-        inputs = resizing.normalise(image[None], settings)
+        inputs = resizing.normalize(image[None], settings)
         height, width = image.shape[:2]
         mirrored = logits(inputs[:, :, ::-1], (height, width))[:, :, ::-1]
         for own in (logits(inputs, (height, width)), mirrored):
@@ -172,7 +173,7 @@ def test_inputs_at_a_factor(factor, align_corners):
     settings = Config(model=replace(MODEL, align_corners=align_corners),
                       evaluate=Evaluate(scales=(factor,), scale_of="input"))
     found = prediction.scaled_input(images, tf.constant(factor, tf.float64), settings).numpy()
-    plain = resizing.normalise(images, settings).numpy()
+    plain = resizing.normalize(images, settings).numpy()
     expected = scaled(plain, factor)
     if align_corners:
         expected = resize(plain, (int(13 * factor), int(18 * factor)), True).numpy()

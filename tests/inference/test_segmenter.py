@@ -12,7 +12,8 @@ from PIL import Image
 
 import kseg
 from kseg import cli, models, predict
-from kseg.config import Config, Data, Evaluate, checks
+from kseg.config import Config, checks
+from kseg.config.sections import Data, Evaluate
 from kseg.datasets import registry
 from kseg.errors import ConfigError, DataError, WorkdirError
 from kseg.images import image_files
@@ -26,9 +27,9 @@ from tests.helpers.small_models import tiny
 def workdir(tmp_path_factory):
     """A working directory with weights that tell pictures apart, and none of the data."""
     directory = tmp_path_factory.mktemp("my run")
-    config = checks.check(Config(name="small", data=Data(name="camvid"), model=tiny(head="fcn", output_stride=16)))
-    dataset = registry.find(config.data)
-    working_directory.open_run(directory, config, dataset).close()
+    config = checks.check_config(Config(name="small", data=Data(name="camvid"), model=tiny(head="fcn", output_stride=16)))
+    dataset = registry.find_dataset(config.data)
+    working_directory.open_workdir(directory, config, dataset).close()
     tf.keras.utils.set_random_seed(3)
     model = models.build(config.model, len(dataset.classes))
     # Random weights call everything by the same class.

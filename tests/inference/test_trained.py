@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from kseg import cli, models
-from kseg.config import Config, Data, Init, checks
+from kseg.config import Config, checks
+from kseg.config.sections import Data, Init
 from kseg.datasets import registry
 from kseg.training import working_directory
 from kseg.weights import keras_files, loading
@@ -23,9 +24,9 @@ def named(**values):
 @pytest.fixture
 def from_bgr(tmp_path):
     """A run that started from a BGR file: its working directory, and its model."""
-    config = checks.check(Config(name="bgr", data=Data(name="camvid"), model=tiny(), init=Init(channels="BGR")))
-    dataset = registry.find(config.data)
-    working_directory.open_run(tmp_path, config, dataset).close()
+    config = checks.check_config(Config(name="bgr", data=Data(name="camvid"), model=tiny(), init=Init(channels="BGR")))
+    dataset = registry.find_dataset(config.data)
+    working_directory.open_workdir(tmp_path, config, dataset).close()
     model = models.build(config.model, len(dataset.classes))
     keras_files.save_weights(model, tmp_path / "best.weights.h5")
     return tmp_path, model

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.config import Augment, Config
+from kseg.config import Config
+from kseg.config.sections import Augment
 from kseg.input_pipeline import augmentations, batching
 from kseg.input_pipeline.augmentations import CROP, FLIP, SCALE
 from tests.helpers import slow_augmentations
@@ -75,7 +76,7 @@ def test_sizes_cut_off_instead_of_rounded_are_seen(monkeypatch):
                             tf.reduce_min(box) / tf.minimum(height, width))
         return tuple(tf.cast(side * factor, tf.int32) for side in (height, width))
 
-    monkeypatch.setattr(augmentations, "fitted_size", cut)
+    monkeypatch.setattr(augmentations, "fit_size", cut)
     assert size_faults(PICTURES[1], sizes(PICTURES[1]))[1] > 0.1
 
 
@@ -227,7 +228,7 @@ def whole(config, count=1200):
 
     def example(seed):
         found, ids = augment(tf.constant(image), tf.constant(label), seed, config)
-        return batching.finished(found, ids, IDS, settings)
+        return batching.finish_example(found, ids, IDS, settings)
 
     pictures, labels = samples(example, count)
     return pictures * np.float32(settings.data.std) + np.float32(settings.data.mean), labels

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.config import Augment
-from kseg.images.resizing import fitted_size
+from kseg.config.sections import Augment
+from kseg.images.resizing import fit_size
 from kseg.input_pipeline import augmentations
 from kseg.input_pipeline.augmentations import BRIGHTNESS, CONTRAST, CROP, HUE, ORDER, SATURATION
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
@@ -72,7 +72,7 @@ def test_resizing_as_mmsegmentation(name):
     maps = np.load(FIXTURES / "mmseg" / "augmentation" / "aug.npz")
     image, label = maps["img_bgr"], maps["label"]
     width, height = map(int, name.split("x"))
-    size = tuple(int(side) for side in fitted_size(*label.shape, (height, width)))
+    size = tuple(int(side) for side in fit_size(*label.shape, (height, width)))
     expected = maps[f"resize_{name}_img"]
     assert size == expected.shape[:2]
     assert np.abs(resize_window(tensor(image), size, (0, 0, *size)).numpy() - expected).max() <= 1

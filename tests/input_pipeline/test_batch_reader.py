@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg.config import Augment
+from kseg.config.sections import Augment
 from kseg.errors import DataError, WorkdirError
 from kseg.input_pipeline import batching
 from kseg.input_pipeline.batch_reader import BatchReader
@@ -171,7 +171,7 @@ def test_a_list_of_other_data_is_refused(settings, tmp_path):
 def test_a_file_that_is_whole_when_it_is_looked_at_again_stops_training(settings, tmp_path, monkeypatch):
     step, place = late_example(settings)
     spoil(settings, place)
-    monkeypatch.setattr(batching, "examine", lambda *arguments: None)
+    monkeypatch.setattr(batching, "find_example_fault", lambda *arguments: None)
     made, _ = reader(settings, tmp_path)
     with pytest.raises(DataError, match="reading train failed"):
         for each in range(step + 1):
@@ -198,7 +198,7 @@ def test_a_run_that_is_killed_after_a_bad_file_ends_with_the_same_weights(settin
             if name == "killed" and line.startswith("step 5/") and len(lines) < 12:
                 raise Killed
 
-        strategy = trainer.prepare(small.train)
+        strategy = trainer.prepare_strategy(small.train)
         try:
             trainer.train(small, tmp_path / name, strategy, report)
         except Killed:

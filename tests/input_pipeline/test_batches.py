@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kseg.config import Augment, Config, Data
+from kseg.config import Config
+from kseg.config.sections import Augment, Data
 from kseg.datasets import registry
-from kseg.datasets.diagnosis import examine
+from kseg.datasets.diagnosis import find_example_fault
 from kseg.errors import DataError
 from kseg.images import decoding
 from kseg.input_pipeline import batching
@@ -101,7 +102,7 @@ def test_order_is_a_permutation_in_each_epoch(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 64])
 def test_shuffled_covers_every_example_once(count):
-    places = [int(batching.shuffled(tf.constant(position, tf.int64), count, 0)) for position in range(2 * count)]
+    places = [int(batching.shuffled_index(tf.constant(position, tf.int64), count, 0)) for position in range(2 * count)]
     assert sorted(places[:count]) == sorted(places[count:]) == list(range(count))
 
 
@@ -153,7 +154,7 @@ MEAN = (123.675, 116.28, 103.53)
 def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
     settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_colour=colour))
     # 2x3 in 5x6: rests of 3, of which the smaller half comes first.
-    image, label = batching.finished(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
+    image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
     expected = np.full((5, 6), 255, np.uint8)
     expected[top:top + 2, left:left + 3] = LABEL
     assert np.array_equal(label, expected)
@@ -165,7 +166,7 @@ def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
 
 def test_a_picture_of_the_crops_size_is_not_padded():
     settings = Config(augment=Augment(crop=(2, 3), pad="centre", pad_colour="black"))
-    image, label = batching.finished(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
+    image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
     assert np.array_equal(label, LABEL) and np.allclose(image[..., 0], (200 - 123.675) / 58.395)
 
 
@@ -185,7 +186,7 @@ def test_raw_values_become_train_ids(tmp_path):
     source = folder(tmp_path, {"val": [raw]}, "0 background\n255 object\n7 ignore\n")
     (found,) = drain(batching.eval_examples(config(source), "val"))
     assert found["label"].tolist() == [[0, 1, 255]]
-    image, unmapped = examine(registry.find(source), registry.open_split(source, "val"), 0)
+    image, unmapped = find_example_fault(registry.find_dataset(source), registry.open_split(source, "val"), 0)
     assert np.array_equal(unmapped, raw) and image.shape == (1, 3, 3)
 
 
@@ -224,15 +225,15 @@ def test_unusable_files_are_named(tmp_path, fault):
     part, content, message = FAULTS[fault]
     settings = config(folder(tmp_path, {"train": [LABEL] * 3}), batch=3)
     (tmp_path / "train" / part / "e01.png").write_bytes(content)
-    record, split = registry.find(settings.data), registry.open_split(settings.data, "train")
+    record, split = registry.find_dataset(settings.data), registry.open_split(settings.data, "train")
     with pytest.raises(DataError, match=message):
-        examine(record, split, 1)
+        find_example_fault(record, split, 1)
     examples = iter(batching.eval_examples(settings, "train"))
     assert next(examples)["index"] == 0
     with pytest.raises(tf.errors.OpError) as error:
         next(examples)
     with pytest.raises(DataError, match=message):
-        raise batching.explain(settings, "train", [0, 1], error.value)
+        raise batching.reading_error(settings, "train", [0, 1], error.value)
 
 
 def test_training_names_the_file_of_the_failing_batch(tmp_path):
@@ -245,7 +246,7 @@ def test_training_names_the_file_of_the_failing_batch(tmp_path):
             step += 1
     indices = batching.batch_indices(settings, step)
     assert 2 in indices
-    found = batching.explain(settings, "train", indices, error.value)
+    found = batching.reading_error(settings, "train", indices, error.value)
     assert isinstance(found, DataError) and "labels/e02.png: value 77 (6 pixels) is no label value" in str(found)
 
 
@@ -254,18 +255,18 @@ def test_a_file_that_has_gone_is_named(tmp_path):
     split = registry.open_split(settings.data, "val")
     (tmp_path / "val/labels/e01.png").unlink()
     with pytest.raises(DataError, match="labels/e01.png cannot be read: .*No such file"):
-        examine(registry.find(settings.data), split, 1)
+        find_example_fault(registry.find_dataset(settings.data), split, 1)
 
 
 def test_explain_without_a_fault_keeps_the_words(tmp_path):
     settings = config(folder(tmp_path, {"val": [LABEL]}))
-    assert str(batching.explain(settings, "val", [0], RuntimeError("disk on fire"))) == "reading val failed: disk on fire"
-    assert str(batching.explain(settings, "val", [0], RuntimeError())) == "reading val failed: RuntimeError"
+    assert str(batching.reading_error(settings, "val", [0], RuntimeError("disk on fire"))) == "reading val failed: disk on fire"
+    assert str(batching.reading_error(settings, "val", [0], RuntimeError())) == "reading val failed: RuntimeError"
 
 
 def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
     source = folder(tmp_path, {"val": [np.zeros((30, 30), np.uint8)]})
-    record, split = registry.find(source), registry.open_split(source, "val")
+    record, split = registry.find_dataset(source), registry.open_split(source, "val")
     random = np.random.default_rng(1)
     whole = encoded(palette_image(random.integers(0, 3, (30, 30))), format="PNG")
     refused = 0
@@ -274,7 +275,7 @@ def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
         stored[random.integers(8, len(stored))] = random.integers(0, 256)
         (tmp_path / "val/labels/e00.png").write_bytes(stored)
         try:
-            examine(record, split, 0)
+            find_example_fault(record, split, 0)
         except DataError:
             refused += 1
     assert 50 < refused < 150
@@ -285,7 +286,7 @@ def test_classes_that_do_not_match_the_labels(tmp_path):
     with pytest.raises(tf.errors.OpError) as error:
         next(iter(batching.eval_examples(config(source), "train")))
     with pytest.raises(DataError, match=r"value 2 \(2 pixels\) is no label value of folder; those are 0-1, 255"):
-        raise batching.explain(config(source), "train", [0], error.value)
+        raise batching.reading_error(config(source), "train", [0], error.value)
 
 
 def test_chosen_examples_and_empty_ones_in_their_place(tmp_path):

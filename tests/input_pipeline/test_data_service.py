@@ -14,8 +14,9 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg.config import Augment, Config, Data
-from kseg.config.checks import check
+from kseg.config import Config
+from kseg.config.checks import check_config
+from kseg.config.sections import Augment, Data
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batching, data_service
 from kseg.input_pipeline.batch_reader import BatchReader
@@ -104,7 +105,7 @@ def test_training_has_the_same_losses(service, settings, tmp_path):
         small = configs.load("encnet_shapes", [
             *TINY, "train.steps=4", "train.validate_every=4", "data.name=folder",
             f"data.directory={settings.data.directory}", f"data.service={address}"])
-        trainer.train(small, tmp_path / name, trainer.prepare(small.train), print)
+        trainer.train(small, tmp_path / name, trainer.prepare_strategy(small.train), print)
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert len(losses[0]) == 4 and losses[0] == losses[1]
@@ -177,9 +178,9 @@ def test_what_is_wrong_with_the_service_is_told_where_no_file_is(settings, monke
                                      "grpc://localhost:99999", "grpc://local host:5050"])
 def test_malformed_addresses(address):
     with pytest.raises(ConfigError, match="like grpc://host:5050, got"):
-        check(Config(data=Data(service=address)))
+        check_config(Config(data=Data(service=address)))
     with pytest.raises(ConfigError, match="like grpc://host:5050, got"):
-        data_service.serve(0, "localhost", address)
+        data_service.serve_data(0, "localhost", address)
 
 
 def test_nobody_there_and_a_port_that_is_taken(settings):
@@ -188,11 +189,11 @@ def test_nobody_there_and_a_port_that_is_taken(settings):
         port = taken.getsockname()[1]
         address = f"grpc://localhost:{port}"
         for call in (lambda: batching.train_batches(served(settings, address)),
-                     lambda: data_service.serve(0, "localhost", address)):
+                     lambda: data_service.serve_data(0, "localhost", address)):
             with pytest.raises(data_service.ServiceError, match=f"no tf.data service answers at {address}: .*refused"):
                 call()
         taken.listen()
         with pytest.raises(data_service.ServiceError, match=f"port {port} cannot be taken: Address already in use"):
-            data_service.serve(port, "localhost", "")
+            data_service.serve_data(port, "localhost", "")
     with pytest.raises(data_service.ServiceError, match="port 70000 cannot be taken"):
-        data_service.serve(70000, "localhost", "")
+        data_service.serve_data(70000, "localhost", "")

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from kseg import errors
-from kseg.config import Augment
+from kseg.config.sections import Augment
 from kseg.datasets import layouts
 from kseg.input_pipeline import batching
 from tests.helpers.small_sets import config, example, folder

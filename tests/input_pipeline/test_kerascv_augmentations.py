@@ -17,7 +17,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3)).astype(np.float32
 
 
 def changed(name, count=6, start=0, threads=1):
-    change = kerascv_augmentations.build((name,))
+    change = kerascv_augmentations.build_extra_augmentations((name,))
     seeds = tf.data.Dataset.range(start, count).map(lambda step: tf.stack([3, tf.cast(step, tf.int32)]))
     return [image.numpy() for image in seeds.map(lambda seed: change(IMAGE, seed), num_parallel_calls=threads)]
 
@@ -61,7 +61,7 @@ def test_they_can_be_built_where_training_is_deterministic():
 
 def test_unknown_layers_are_refused():
     with pytest.raises(ConfigError, match="unknown layer in augment.extra 'gausian_blur'. Did you mean gaussian_blur"):
-        kerascv_augmentations.build(("gausian_blur",))
+        kerascv_augmentations.build_extra_augmentations(("gausian_blur",))
 
 
 def test_without_keras_cv_the_extra_is_named(monkeypatch):
@@ -74,5 +74,5 @@ def test_without_keras_cv_the_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"augment.extra needs KerasCV, which the extra \[dev\] installs"):
-        kerascv_augmentations.build(("sharpness",))
-    assert kerascv_augmentations.build(()) is not None
+        kerascv_augmentations.build_extra_augmentations(("sharpness",))
+    assert kerascv_augmentations.build_extra_augmentations(()) is not None

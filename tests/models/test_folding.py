@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from kseg import models
-from kseg.config import Model
+from kseg.config.sections import Model
 from kseg.models import folding, layers, norms
 from kseg.models.layers import Convolution
-from kseg.models.macs import multiply_adds, of_forward
+from kseg.models.macs import count_layer_macs, count_macs
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def operations(model, images):
 def test_a_folded_model_is_the_same_on_every_device_unless_it_is_for_a_cpu(main):
     images = np.random.default_rng(3).normal(size=(1, 64, 96, 3)).astype(np.float32)
     expected = main(images, training=False).numpy()
-    plain, tiled = folding.fold(main), folding.fold(main, for_cpu=True)
+    plain, tiled = folding.fold_batch_norms(main), folding.fold_batch_norms(main, for_cpu=True)
     for copy in (plain, tiled):
         np.testing.assert_allclose(copy(images, training=False).numpy(), expected, rtol=1e-3, atol=1e-4)
     assert not any(isinstance(layer, Convolution) for layer in plain.layers)
@@ -47,10 +47,10 @@ def test_a_folded_model_is_the_same_on_every_device_unless_it_is_for_a_cpu(main)
 
 def test_multiply_adds_are_those_of_the_definition(main, monkeypatch):
     shape = (1, 64, 96, 3)
-    found = of_forward(main, shape)
+    found = count_macs(main, shape)
     monkeypatch.setattr(layers, "on_cpu", lambda: False)
     _, traced = operations(main, np.zeros(shape, np.float32))
-    assert found == multiply_adds(traced)
+    assert found == count_layer_macs(traced)
     monkeypatch.undo()
     _, fewer = operations(main, np.zeros(shape, np.float32))
-    assert multiply_adds(fewer) < found
+    assert count_layer_macs(fewer) < found

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kseg import models
-from kseg.models.folding import fold
+from kseg.models.folding import fold_batch_norms
 from kseg.training import optimizers
 from tests.helpers.small_models import tiny, values
 
@@ -17,7 +17,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
 def built(recompute, precision="float32", freeze=()):
     keras.utils.set_random_seed(1)
     model = models.build(tiny(head="fcn", auxiliary_channels=0), CLASSES, precision=precision, recompute=recompute)
-    optimizers.freeze(model, freeze)
+    optimizers.freeze_layers(model, freeze)
     return model
 
 
@@ -70,7 +70,7 @@ def test_layers_files_inference_and_folding_are_those_of_the_functional_model(tm
     assert all(np.array_equal(*pair) for pair in zip(values(kept), values(recomputed), strict=True))
     expected = kept(IMAGES)["main"].numpy()
     assert np.array_equal(recomputed(IMAGES)["main"].numpy(), expected)
-    np.testing.assert_allclose(fold(models.main_only(recomputed))(IMAGES).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(fold_batch_norms(models.main_only(recomputed))(IMAGES).numpy(), expected, rtol=1e-4, atol=1e-5)
     first = kept.get_layer("backbone.stem.0")
     first.set_weights([2 * value for value in first.get_weights()])
     recomputed.set_weights([np.zeros_like(value) for value in values(recomputed)])

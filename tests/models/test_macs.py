@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from kseg import models
-from kseg.config import Model
-from kseg.models.macs import multiply_adds, of_forward
+from kseg.config.sections import Model
+from kseg.models.macs import count_layer_macs, count_macs
 from tests.helpers.shared_files import SHARED
 
 REFERENCE = SHARED / "reference" / "flops_512x1024.json"
@@ -18,7 +18,7 @@ def traced(call, *shapes):
 
 
 def layer_count(layer, shape):
-    return multiply_adds(traced(lambda inputs: layer(inputs), shape))
+    return count_layer_macs(traced(lambda inputs: layer(inputs), shape))
 
 
 @pytest.mark.parametrize("layer, shape, expected", [
@@ -39,14 +39,14 @@ def test_layers_counted_by_hand(layer, shape, expected):
     ((2, 3, 4), (2, 4, 5), False, 2 * 3 * 4 * 5), ((2, 4, 3), (2, 4, 5), True, 2 * 3 * 4 * 5),
     ((3, 4), (4, 5), False, 3 * 4 * 5), ((4, 3), (4, 5), True, 3 * 4 * 5)])
 def test_products_counted_by_hand(first, second, turned, expected):
-    assert multiply_adds(traced(lambda a, b: tf.matmul(a, b, transpose_a=turned), first, second)) == expected
+    assert count_layer_macs(traced(lambda a, b: tf.matmul(a, b, transpose_a=turned), first, second)) == expected
 
 
 def test_what_cannot_be_counted_is_refused():
     with pytest.raises(NotImplementedError, match="Einsum"):
-        multiply_adds(traced(lambda a, b: tf.einsum("ab,bc->ac", a, b), (2, 3), (3, 4)))
+        count_layer_macs(traced(lambda a, b: tf.einsum("ab,bc->ac", a, b), (2, 3), (3, 4)))
     with pytest.raises(NotImplementedError, match="Call"):
-        multiply_adds(traced(tf.function(lambda a: tf.matmul(a, a)), (3, 3)))
+        count_layer_macs(traced(tf.function(lambda a: tf.matmul(a, a)), (3, 3)))
 
 
 def count_of(layer, kind):
@@ -67,7 +67,7 @@ def count_of(layer, kind):
 @pytest.mark.parametrize("head", ["encnet", "deeplabv3plus", "apcnet", "fcn"])
 def test_a_picture_of_512x1024_takes_what_mmengine_counts(head):
     main = models.main_only(models.build(Model(head=head, auxiliary_channels=0), 19, size=(512, 1024)))
-    found = of_forward(main, (1, 512, 1024, 3))
+    found = count_macs(main, (1, 512, 1024, 3))
     # EncNet's presence layer, which inference has no use for, is in their count.
     theirs = sum(count_of(layer, "theirs") for layer in main.layers) + (512 * 19 if head == "encnet" else 0)
     ours = sum(count_of(layer, "ours") for layer in main.layers)

@@ -9,7 +9,7 @@ import pytest
 from keras.layers import DepthwiseConv2D
 
 from kseg import models
-from kseg.config import Deeplab, Encnet, Fcn, Model
+from kseg.config.sections import Deeplab, Encnet, Fcn, Model
 from kseg.errors import ConfigError
 from tests.helpers.shared_files import SHARED, needs_fixtures
 from tests.helpers.small_models import tiny

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from kseg import models
-from kseg.config import Apcnet, Deeplab, Encnet, Loss, Pspnet
+from kseg.config.sections import Apcnet, Deeplab, Encnet, Loss, Pspnet
 from kseg.errors import ConfigError
 from kseg.models.layers import AdaptiveAveragePooling
 from kseg.training import losses
@@ -137,7 +137,7 @@ def gradients(model, config):
     images = pictures(4, 64, 64)
     labels = np.random.default_rng(1).integers(0, CLASSES, (4, 64, 64)).astype(np.uint8)
     with tf.GradientTape() as tape:
-        terms = losses.terms(model(images, training=True), labels, Loss(), config.align_corners)
+        terms = losses.loss_terms(model(images, training=True), labels, Loss(), config.align_corners)
         loss = sum(weight * total / count for weight, total, count in terms.values())
     variables = model.trainable_variables
     return dict(zip((variable.path for variable in variables),

@@ -17,7 +17,7 @@ def test_fused_and_portable_training_agree(shape):
     inputs, upstream = tf.constant(random(*shape)), tf.constant(random(*shape, seed=1))
     gamma, beta = tf.constant(random(4, seed=2)), tf.constant(random(4, seed=3))
     results = []
-    for train in (norms.fused_training, norms.normalise_training, norms.exact_training):
+    for train in (norms.fused_training, norms.normalize_training, norms.exact_training):
         with tf.GradientTape() as tape:
             tape.watch((inputs, gamma, beta))
             outputs, mean, variance = train(inputs, gamma, beta, 1e-5)
@@ -74,7 +74,7 @@ def test_fused_and_portable_inference_agree():
     inputs, mean, gamma, beta = random(3, 5, 7, 4), random(4, seed=1), random(4, seed=2), random(4, seed=3)
     variance = random(4, seed=4) ** 2
     expected = (inputs - mean) / np.sqrt(variance + 1e-5) * gamma + beta
-    for infer in (norms.fused_inference, norms.normalise_with):
+    for infer in (norms.fused_inference, norms.normalize_with):
         found = infer(tf.constant(inputs), mean, variance, gamma, beta, 1e-5)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -76,7 +76,7 @@ def test_losses_gradients_and_statistics(case):
     variables = loading.mmseg_names(case.model)
     images, labels = tf.constant(case.array("input")), tf.constant(case.array("label"))
     with tf.GradientTape() as tape:
-        terms = losses.terms(case.model(images, training=True), labels, case.loss, case.config.align_corners)
+        terms = losses.loss_terms(case.model(images, training=True), labels, case.loss, case.config.align_corners)
         parts = {name: weight * total / count for name, (weight, total, count) in terms.items()}
         loss = sum(parts.values())
     names = MMSEG_LOSSES if case.system == "mmseg" else SSS_LOSSES

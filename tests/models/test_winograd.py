@@ -46,7 +46,7 @@ SIZES = [((4, 8), 1), ((5, 7), 1), ((1, 1), 1), ((8, 12), 2), ((9, 6), 2), ((3, 
 def test_outputs_and_gradients_against_the_definition(size, dilation, known):
     inputs, kernel, upstream = random(2, *size, 5), random(3, 3, 5, 4, seed=1), random(2, *size, 4, seed=2)
     shapes = [tf.TensorSpec(inputs.shape if known else (None, None, None, 5)), tf.TensorSpec(kernel.shape)]
-    convolve = tf.function(lambda inputs, kernel: winograd.convolution(inputs, kernel, dilation), shapes)
+    convolve = tf.function(lambda inputs, kernel: winograd.winograd_convolution(inputs, kernel, dilation), shapes)
     for found, expected in zip(differentiated(convolve, inputs, kernel, upstream),
                                exact(inputs, kernel, upstream, dilation)):
         assert found.shape == expected.shape
@@ -56,7 +56,7 @@ def test_outputs_and_gradients_against_the_definition(size, dilation, known):
 def test_rounding_is_no_worse_than_that_of_the_direct_kernel():
     inputs, kernel, upstream = random(1, 12, 12, 256), random(3, 3, 256, 128, seed=1), random(1, 12, 12, 128, seed=2)
     truth = exact(inputs, kernel, upstream, 1)
-    own = differentiated(winograd.convolution, inputs, kernel, upstream)
+    own = differentiated(winograd.winograd_convolution, inputs, kernel, upstream)
     direct = differentiated(lambda inputs, kernel: tf.nn.conv2d(inputs, kernel, 1, "SAME"), inputs, kernel, upstream)
     for found, beside, expected in zip(own, direct, truth):
         assert np.abs(found - expected).max() < 5 * np.abs(beside - expected).max()
@@ -108,13 +108,13 @@ def test_a_pyramids_layer_chooses_when_the_size_is_known(size, tiled, monkeypatc
     own(inputs)
     own.set_weights(plain.get_weights())
     taken = tf.Variable(0)
-    convolve = winograd.convolution
+    convolve = winograd.winograd_convolution
 
     def counted(*values):
         taken.assign_add(1)
         return convolve(*values)
 
-    monkeypatch.setattr(winograd, "convolution", counted)
+    monkeypatch.setattr(winograd, "winograd_convolution", counted)
     compiled = tf.function(own, [tf.TensorSpec((None, None, None, 128))])
     np.testing.assert_allclose(compiled(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
     assert int(taken) == tiled

@@ -28,10 +28,10 @@ TINY = ["model.width=4", "model.channels=8", "model.auxiliary_channels=0", "mode
 # Of each component a function that is called when a part of its result is written, and whether the process is killed
 # before or after it.
 PLACES = [
-    ("Ingest", ("pipeline.jobs.shards", "finish"), False),
-    ("Examiner", ("pipeline.components.data_validator", "told"), False),
-    ("Evaluator", ("pipeline.components.evaluator", "decide"), False),
-    ("Validator", ("pipeline.components.serving_validator", "wait"), False),
+    ("Ingest", ("pipeline.jobs.shards", "finish_ingest"), False),
+    ("Examiner", ("pipeline.components.data_validator", "anomaly_lines"), False),
+    ("Evaluator", ("pipeline.components.evaluator", "write_blessing"), False),
+    ("Validator", ("pipeline.components.serving_validator", "wait_until_available"), False),
     ("Pusher", ("tfx.utils.io_utils", "copy_dir"), True),
     ("Pusher", ("pipeline.components.pusher", "publish"), True),
 ]
@@ -51,8 +51,8 @@ def arguments(root):
 
 def untrained(config, workdir, strategy):
     """In place of a training: weights as they start."""
-    dataset = registry.find(config.data)
-    working_directory.open_run(workdir, config, dataset).close()
+    dataset = registry.find_dataset(config.data)
+    working_directory.open_workdir(workdir, config, dataset).close()
     keras_files.save_weights(models.build(config.model, len(dataset.classes)), workdir / "best.weights.h5")
     (workdir / "best.json").write_text("{}")
 
@@ -61,8 +61,8 @@ def started(root, log, place=None, after=False, replacements=None):
     """Run the pipeline, its directory for temporary files being the test's, Docker and the training replaced."""
     (root / "t").mkdir(exist_ok=True)
     return pipeline_processes.run(arguments(root), root / log, {
-        ("tempfile", "tempdir"): str(root / "t"), ("pipeline.run_local", "require"): print,
-        ("kseg.train", "train"): untrained, local_server.SEAM: local_server.LocalServer} | (replacements or {}),
+        ("tempfile", "tempdir"): str(root / "t"), ("pipeline.run_local", "require_docker"): print,
+        ("kseg.training.trainer", "train"): untrained, local_server.SEAM: local_server.LocalServer} | (replacements or {}),
         place, after)
 
 
@@ -73,7 +73,7 @@ def draw(root, classes):
 
 
 def last_run(root):
-    return list(metadata_store.runs(metadata_store.open_store(root / "run")))[-1]
+    return list(metadata_store.read_runs(metadata_store.open_store(root / "run")))[-1]
 
 
 def states_of(run):
@@ -141,7 +141,7 @@ def test_nothing_half_written_is_pushed(killed, finished, root):
     # After its last kill the version lay there whole.
     version, = (name for name in killed[-1].pushed if name != pusher.STAGING)
     (model,) = (root / "run").glob("artifacts/Trainer/model/*/Format-Serving")
-    assert pusher.same(model, root / "run" / "serving" / version)
+    assert pusher.same_files(model, root / "run" / "serving" / version)
 
 
 def test_the_last_run_pushes_no_second_version(killed, finished, root):
@@ -155,13 +155,13 @@ def test_the_last_run_pushes_no_second_version(killed, finished, root):
 
 
 def other_program(*names):
-    """In place of pipeline.metadata.code_digest.digest: as though the Pusher had been changed."""
+    """In place of pipeline.metadata.code_digest.code_digest: as though the Pusher had been changed."""
     return "changed" if names == ("pipeline.components.pusher",) else code_digest.unchanged(*names)
 
 
 def test_a_changed_program_runs_again(finished, root):
-    status = started(root, "changed", replacements={("pipeline.metadata.code_digest", "unchanged"): code_digest.digest,
-                                                    ("pipeline.metadata.code_digest", "digest"): other_program})
+    status = started(root, "changed", replacements={("pipeline.metadata.code_digest", "unchanged"): code_digest.code_digest,
+                                                    ("pipeline.metadata.code_digest", "code_digest"): other_program})
     output = (root / "changed").read_text()
     assert status == 0, output
     assert states_of(last_run(root)) == dict.fromkeys(NODES, "cached") | {"Pusher": "complete"}

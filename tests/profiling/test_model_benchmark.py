@@ -6,7 +6,8 @@ import pytest
 
 from kseg import config as configs
 from kseg import benchmark, models
-from kseg.config import Config, Evaluate
+from kseg.config import Config
+from kseg.config.sections import Evaluate
 from kseg.datasets import registry
 from kseg.errors import ConfigError
 from kseg.inference import prediction
@@ -36,7 +37,7 @@ def test_the_command_prints_and_writes_all_forms(tmp_path, capsys):
         assert form.calls >= 2 and 0 < form.latencies["p50"] <= form.latencies["p99"] <= form.first_call
         # TensorFlow alone takes as much.
         assert form.peak_memory > 100 * 2**20
-    classes = len(registry.find(configs.load("encnet_shapes").data).classes)
+    classes = len(registry.find_dataset(configs.load("encnet_shapes").data).classes)
     model = models.build(tiny(head="encnet", output_stride=16), classes)
     assert facts.parameters == model.count_params()
     assert facts.trainable == sum(np.prod(weight.shape) for weight in model.trainable_weights)
@@ -52,8 +53,8 @@ def test_the_command_prints_and_writes_all_forms(tmp_path, capsys):
 def test_every_form_gives_the_same_ids(tmp_path, monkeypatch):
     job = Job(Config(model=tiny(head="encnet"), evaluate=Evaluate()), 5, (33, 50))
     model = models.build(job.config.model, job.classes)
-    monkeypatch.setattr(model_forms, "build", lambda job: model)
-    model_forms.facts(job, str(tmp_path))
+    monkeypatch.setattr(model_forms, "build_job_model", lambda job: model)
+    model_forms.model_facts(job, str(tmp_path))
     image = np.random.default_rng(1).integers(0, 256, (1, 33, 50, 3), np.uint8)
     expected = prediction.predictor(model, job.config)(image[0])
     assert len(np.unique(expected)) > 1
@@ -139,5 +140,5 @@ def test_no_form_at_all_is_an_error(monkeypatch):
 
 def test_the_line_of_an_error_that_says_most():
     error = RuntimeError("in user code:\n\n  File x\n    call()\n\n    TypeError: no\n\t [[{{node x}}]]\nHint: more")
-    assert model_forms.told(error) == "RuntimeError: TypeError: no"
-    assert model_forms.told(ValueError()) == "ValueError: "
+    assert model_forms.error_line(error) == "RuntimeError: TypeError: no"
+    assert model_forms.error_line(ValueError()) == "ValueError: "

@@ -14,7 +14,7 @@ from kseg.errors import DataError
 from kseg.profiling import operation_kinds, step_time
 from kseg.profiling.operation_kinds import BACKWARD, EXCHANGE, FORWARD, LOSS, OPTIMISER, SUMS, UNNAMED, UPDATE, Purpose
 from kseg.profiling.step_time import Explanation
-from kseg.profiling.trace_shares import BETWEEN, OUTSIDE, WAIT, Part, Row, Trace
+from kseg.profiling.trace_shares import BETWEEN, OUTSIDE, WAIT, KindTime, PartTime, Trace
 from kseg.profiling.traces import Operation
 from kseg.training import trainer
 from tests.helpers.running import TINY
@@ -70,7 +70,7 @@ def explained(shapes_directory):
     config = configs.load("encnet_shapes", [
         f"data.directory={shapes_directory}", *TINY, "train.deterministic=false", "train.steps_per_call=2"])
     told = []
-    return config, step_time.explain(config, trainer.prepare(config.train), told.append, steps=3), told
+    return config, step_time.explain_step_time(config, trainer.prepare_strategy(config.train), told.append, steps=3), told
 
 
 def test_a_real_step_is_explained(explained):
@@ -93,7 +93,7 @@ def test_a_real_step_is_explained(explained):
     assert kinds["convolution, gradient by kernel"].operations == convolutions
     # The pictures have no gradient.
     assert kinds["convolution, gradient by input"].operations == convolutions - 1
-    assert kinds.get("other", Row("", 0, 0, 0, 0)).share < 0.05
+    assert kinds.get("other", KindTime("", 0, 0, 0, 0)).share < 0.05
     assert found.images_per_second == pytest.approx(2 / found.seconds)
     assert found.rate == pytest.approx(6e-9 * found.multiply_adds / found.seconds)
     assert 0 < found.cores_used <= found.cores and found.plain_rate > 0
@@ -102,7 +102,7 @@ def test_a_real_step_is_explained(explained):
 def test_the_figures_as_text_and_json(explained):
     _, found, _ = explained
     assert json.loads(json.dumps(dataclasses.asdict(found)))["trace"]["phases"][0]["name"] == WAIT
-    lines = step_time.table(found).splitlines()
+    lines = step_time.step_time_table(found).splitlines()
     assert lines[0].startswith("encnet_shapes, 2 x 64x64, float32, 1 x CPU: ")
     sums = [line.split() for line in lines if line.startswith("sum  ")]
     assert [words[-1] for words in sums] == ["100.0%"] * 3
@@ -113,10 +113,10 @@ def made_up(device="1 x CPU", cores_used=8.0, multiplying_rate=90.0, **shares):
     """An explanation of a step of a second whose phases have these shares."""
     names = {"wait": WAIT, "update": UPDATE, "exchange": EXCHANGE, "between": BETWEEN, "outside": OUTSIDE}
     phases = {name: 0.0 for name in (WAIT, BETWEEN, OUTSIDE)} | {names[key]: value for key, value in shares.items()}
-    rows = tuple(Row(name, share, share, share, 0) for name, share in phases.items())
-    kinds = (Row("convolution, forward", 0.75, 0.75, 0.75, 9),)
+    rows = tuple(KindTime(name, share, share, share, 0) for name, share in phases.items())
+    kinds = (KindTime("convolution, forward", 0.75, 0.75, 0.75, 9),)
     return Explanation("encnet_camvid", device, "float32", 8, 1, (64, 64), 1.0, 8.0, cores_used, 8, 10**9, 6.0,
-                       multiplying_rate, 100.0, Trace(1.0, rows, kinds, (Part("loss", 0.5, 0.5, 0.0, 1.0),), 0.0), ())
+                       multiplying_rate, 100.0, Trace(1.0, rows, kinds, (PartTime("loss", 0.5, 0.5, 0.0, 1.0),), 0.0), ())
 
 
 @pytest.mark.parametrize("found, expected", [
@@ -132,7 +132,7 @@ def made_up(device="1 x CPU", cores_used=8.0, multiplying_rate=90.0, **shares):
     (made_up("1 x GPU", cores_used=0.5), ["at 90% of what .*; train.precision=mixed_bfloat16"]),
     (made_up(multiplying_rate=None), [])])
 def test_advice(found, expected):
-    lines = step_time.advice(found, configs.load("encnet_camvid"))
+    lines = step_time.step_advice(found, configs.load("encnet_camvid"))
     assert len(lines) == len(expected)
     for line, words in zip(lines, expected):
         assert re.search(words, line)
@@ -142,4 +142,4 @@ def test_a_picture_that_cannot_be_read_is_named(shapes_directory, tmp_path):
     (tmp_path / "train").mkdir()
     config = configs.load("encnet_shapes", [*TINY, f"data.directory={tmp_path}", "data.name=folder"])
     with pytest.raises(DataError):
-        step_time.explain(config, tf.distribute.get_strategy(), lambda line: None)
+        step_time.explain_step_time(config, tf.distribute.get_strategy(), lambda line: None)

@@ -10,7 +10,7 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from kseg.profiling import operation_kinds, traces
 from kseg.profiling.operation_kinds import BACKWARD, EXCHANGE, FORWARD, OPTIMISER, SUMS, UNNAMED, UPDATE
-from kseg.profiling.trace_shares import BETWEEN, MEASURED, OUTSIDE, WAIT, shared_out
+from kseg.profiling.trace_shares import BETWEEN, MEASURED, OUTSIDE, WAIT, attribute_time
 from kseg.profiling.traces import Span, TraceError
 
 MODEL = "encnet_resnet18_os8_1/"
@@ -46,7 +46,7 @@ class Plane:
 
 
 def shares_of(space, steps=1):
-    return shared_out(space, steps, lambda operation: operation_kinds.purpose(operation, "momentum_sgd"))
+    return attribute_time(space, steps, lambda operation: operation_kinds.purpose(operation, "momentum_sgd"))
 
 
 def milliseconds(rows):
@@ -166,7 +166,7 @@ def test_a_trace_of_compiled_code():
 
 def test_what_a_trace_must_hold(tmp_path):
     with pytest.raises(TraceError, match=f"no trace into {tmp_path}"):
-        traces.read(tmp_path)
+        traces.read_trace(tmp_path)
     space = xplane_pb2.XSpace()
     host = Plane(space, traces.HOST)
     with pytest.raises(TraceError, match=f"holds 0 events {MEASURED}, not one"):
@@ -187,7 +187,7 @@ def test_time_is_shared_out_as_instant_by_instant():
             first = [span.key for span in active if span.rank == min(each.rank for each in active)]
             for key in first:
                 expected[key] += 1 / len(first)
-        found = traces.share(spans, (5, 55))
+        found = traces.wall_time_by_key(spans, (5, 55))
         assert sum(found.values()) == pytest.approx(50)
         assert {key: pytest.approx(value) for key, value in expected.items()} == dict(found)
 

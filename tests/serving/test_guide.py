@@ -50,7 +50,7 @@ def options(directory, **more):
     given = [each.replace("${CPUS:-2}", "2").replace("/config/models.config", str(directory / "models.config"))
              .replace("/config", str(SERVING)) for each in document["services"]["serving"]["command"]]
     values = {"port": -1, "rest_api_port": 0, "grace_seconds": QUICK.grace_seconds, "max_num_load_retries": 0}
-    return dataclasses.replace(flags.parse(given), **values | more)
+    return dataclasses.replace(flags.parse_flags(given), **values | more)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def parsed(arguments):
         assert argument.startswith("--") and equals, argument
         assert name in fields and not fields[name].metadata["help"].startswith(flags.OWN), argument
     assert len({argument.partition("=")[0] for argument in arguments}) == len(arguments), "a flag given twice"
-    return flags.parse(arguments)
+    return flags.parse_flags(arguments)
 
 
 def all_options():
@@ -84,7 +84,7 @@ def model_config():
 
 
 def monitoring_config():
-    return protos.read(SERVING / "monitoring.config", protos.MonitoringConfig, "MonitoringConfig").prometheus_config
+    return protos.parse_text_proto(SERVING / "monitoring.config", protos.MonitoringConfig, "MonitoringConfig").prometheus_config
 
 
 # Formats
@@ -100,7 +100,7 @@ def test_the_models_are_those_that_can_be_promoted():
 
 def test_configuration_files_are_messages():
     assert monitoring_config().enable
-    parameters = protos.read(SERVING / "batching.config", protos.BatchingParameters, "BatchingParameters")
+    parameters = protos.parse_text_proto(SERVING / "batching.config", protos.BatchingParameters, "BatchingParameters")
     # Raises where they contradict each other.
     settings = batch_tensors.read_settings(parameters)
     assert parameters.allowed_batch_sizes[-1] == parameters.max_batch_size.value == settings.largest_request

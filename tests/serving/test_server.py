@@ -115,7 +115,7 @@ def write_log(directory, *requests):
 
 def test_warm_up_requests_run_as_often_as_asked_and_their_failure_is_the_loads(tmp_path):
     directory = small_servables.half_plus_two(tmp_path / "half", 1)
-    model = session_model.load(directory, ("serve",), session_model.Threads())
+    model = session_model.load_session_model(directory, ("serve",), session_model.Threads())
     try:
         # The model's name in it is nobody's business.
         path = write_log(directory, predict_request("another"), predict_request(""))

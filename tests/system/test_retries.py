@@ -26,7 +26,7 @@ REAL = {
 def test_numbers_of_real_errors(fails, expected):
     with pytest.raises(Exception) as raised:
         fails()
-    assert retries.number(raised.value) == expected
+    assert retries.error_number(raised.value) == expected
     assert retries.is_transient(raised.value) == (expected == errno.EIO)
 
 
@@ -81,7 +81,7 @@ def failing(*errors):
 def test_it_is_done_again_after_growing_waits_and_each_is_reported(waits):
     action, _ = failing(OSError(errno.EIO, "first"), OSError(errno.ESTALE, "second"))
     lines = []
-    assert retries.retried(action, "writing x", lines.append, attempts=4, first_wait=8.0) == 3
+    assert retries.with_retries(action, "writing x", lines.append, attempts=4, first_wait=8.0) == 3
     assert 6 <= waits[0] <= 10 and 12 <= waits[1] <= 20 and len(waits) == 2
     for line, wait, attempt, error in zip(lines, waits, (2, 3), ("first", "second"), strict=True):
         assert re.fullmatch(rf"writing x failed \(.*{error}\); attempt {attempt} of 4 in {wait:.1f} s", line)
@@ -91,7 +91,7 @@ def test_the_last_attempts_error_is_raised(waits):
     errors = [OSError(errno.EIO, str(number)) for number in range(9)]
     action, calls = failing(*errors)
     with pytest.raises(OSError) as raised:
-        retries.retried(action, "reading x", print, attempts=3)
+        retries.with_retries(action, "reading x", print, attempts=3)
     assert raised.value is errors[2] and len(calls) == 3 and len(waits) == 2
 
 
@@ -99,11 +99,11 @@ def test_the_last_attempts_error_is_raised(waits):
 def test_what_stays_is_raised_at_once(waits, error):
     action, calls = failing(error)
     with pytest.raises(type(error)):
-        retries.retried(action, "writing x", print)
+        retries.with_retries(action, "writing x", print)
     assert len(calls) == 1 and not waits
 
 
 def test_the_random_numbers_of_a_run_stay_as_they_are(waits):
     before = random.getstate()
-    retries.retried(failing(OSError(errno.EIO, "x"))[0], "writing x", lambda line: None)
+    retries.with_retries(failing(OSError(errno.EIO, "x"))[0], "writing x", lambda line: None)
     assert random.getstate() == before

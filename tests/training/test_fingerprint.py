@@ -24,9 +24,9 @@ def data(tmp_path):
 def test_a_copy_elsewhere_is_alike(data, tmp_path):
     shutil.copytree(data.directory, tmp_path / "elsewhere")
     copy = replace(data, directory=f"{tmp_path}/elsewhere/")
-    assert fingerprint.data(data, "train") == fingerprint.data(copy, "train")
-    assert fingerprint.data(data, "train").startswith("3 examples ")
-    assert fingerprint.data(data, "train") != fingerprint.data(data, "val")
+    assert fingerprint.data_digest(data, "train") == fingerprint.data_digest(copy, "train")
+    assert fingerprint.data_digest(data, "train").startswith("3 examples ")
+    assert fingerprint.data_digest(data, "train") != fingerprint.data_digest(data, "val")
 
 
 @pytest.mark.parametrize("change", [
@@ -39,9 +39,9 @@ def test_a_copy_elsewhere_is_alike(data, tmp_path):
     lambda root: (root / "classes.txt").write_text("sky\n2 ground\n1 house\n"),
 ], ids=["image", "label", "name", "number", "classes", "label values"])
 def test_what_trains_otherwise_is_told_apart(data, change):
-    before = fingerprint.data(data, "train")
+    before = fingerprint.data_digest(data, "train")
     change(Path(data.directory))
-    assert fingerprint.data(data, "train") != before
+    assert fingerprint.data_digest(data, "train") != before
 
 
 def test_records_and_pixels_are_told_apart_by_what_they_hold(data, tmp_path):
@@ -52,31 +52,31 @@ def test_records_and_pixels_are_told_apart_by_what_they_hold(data, tmp_path):
         found[name], _ = run("folder", Path(data.directory), tmp_path / name, fast=fast, subset=False)
         shutil.copytree(tmp_path / name, tmp_path / f"copy of {name}")
         copy = replace(found[name], directory=str(tmp_path / f"copy of {name}"))
-        assert fingerprint.data(found[name], "train") == fingerprint.data(copy, "train")
-    assert fingerprint.data(found["records"], "train") != fingerprint.data(found["pixels"], "train")
+        assert fingerprint.data_digest(found[name], "train") == fingerprint.data_digest(copy, "train")
+    assert fingerprint.data_digest(found["records"], "train") != fingerprint.data_digest(found["pixels"], "train")
     (shard,) = (tmp_path / "records").rglob("*-train.tfrecord-*")
-    before = fingerprint.data(found["records"], "train")
+    before = fingerprint.data_digest(found["records"], "train")
     shard.write_bytes(shard.read_bytes() + b"more")
-    assert fingerprint.data(found["records"], "train") != before
+    assert fingerprint.data_digest(found["records"], "train") != before
 
 
 def test_the_synthetic_set_has_one(shapes_directory):
     data = sections.Data(name="shapes", directory=str(shapes_directory))
-    assert fingerprint.data(data, "train").startswith("64 examples ")
+    assert fingerprint.data_digest(data, "train").startswith("64 examples ")
 
 
 def test_missing_data_is_the_error_of_opening_it(data):
     with pytest.raises(DataError, match="test"):
-        fingerprint.data(data, "test")
+        fingerprint.data_digest(data, "test")
 
 
 def test_facts_hold_every_value_but_a_hosts_own(data):
     config = small_sets.config(data)
-    facts = fingerprint.facts(config)
+    facts = fingerprint.run_facts(config)
     assert facts["train.global_batch"] == "2" and facts["augment.crop"] == "(8, 8)" and facts["devices"] == "1 x CPU"
     other = replace(config, data=replace(data, directory=data.directory + "/", memory=2.0))
-    assert fingerprint.facts(other) == facts
-    changed = fingerprint.facts(replace(config, train=replace(config.train, seed=1)))
+    assert fingerprint.run_facts(other) == facts
+    changed = fingerprint.run_facts(replace(config, train=replace(config.train, seed=1)))
     assert {key for key in facts if facts[key] != changed[key]} == {"train.seed"}
 
 
@@ -85,8 +85,8 @@ def test_the_code_counts_by_its_contents(tmp_path, monkeypatch):
     shutil.copytree(Path(kseg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
 
     def digest():
-        fingerprint.code.cache_clear()
-        return fingerprint.code()
+        fingerprint.code_digest.cache_clear()
+        return fingerprint.code_digest()
 
     here = digest()
     monkeypatch.setattr(kseg, "__file__", str(package / "__init__.py"))
@@ -94,4 +94,4 @@ def test_the_code_counts_by_its_contents(tmp_path, monkeypatch):
     with (package / "training" / "losses.py").open("a") as file:
         file.write("\n")
     assert digest() != here
-    fingerprint.code.cache_clear()
+    fingerprint.code_digest.cache_clear()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.config import Config, Loss
+from kseg.config import Config
+from kseg.config.sections import Loss
 from kseg.errors import ConfigError
 from kseg.training import losses, trainer
 from tests.helpers.running import ROOT
@@ -52,8 +53,8 @@ def test_all_ignored_is_zero_and_finite(average, how):
                for name in ("main", "aux")} | {"se": tf.Variable(tf.ones((2, 4)))}
     labels = np.full((2, 6, 6), 255, np.uint8)
     with tf.GradientTape() as tape:
-        terms = losses.terms(outputs, labels, Loss(average=average, **how))
-        parts = {name: weight * losses.mean(total, count) for name, (weight, total, count) in terms.items()}
+        terms = losses.loss_terms(outputs, labels, Loss(average=average, **how))
+        parts = {name: weight * losses.mean_loss(total, count) for name, (weight, total, count) in terms.items()}
         loss = sum(parts.values())
     assert float(parts["main"]) == float(parts["aux"]) == 0
     for name, gradient in zip(outputs, tape.gradient(loss, list(outputs.values()))):
@@ -65,21 +66,21 @@ def test_all_ignored_is_zero_and_finite(average, how):
 def test_logits_are_brought_to_the_labels_size(align_corners, rows):
     logits = np.array([[[[0, 0]], [[4, 0]]]], np.float32)
     labels = np.zeros((1, 4, 1), np.uint8)
-    _, total, count = losses.terms({"main": logits}, labels, Loss(), align_corners)["main"]
+    _, total, count = losses.loss_terms({"main": logits}, labels, Loss(), align_corners)["main"]
     assert float(total) == pytest.approx(sum(math.log1p(math.exp(-row)) for row in rows), rel=1e-6)
     assert float(count) == 4
 
 
 def test_half_precision_logits_are_computed_in_single():
-    exact = losses.terms({"main": LOGITS}, LABELS, Loss())["main"][1]
-    rounded = losses.terms({"main": tf.cast(tf.cast(LOGITS, tf.bfloat16), tf.float32)}, LABELS, Loss())["main"][1]
-    half = losses.terms({"main": tf.cast(LOGITS, tf.bfloat16)}, LABELS, Loss())["main"][1]
+    exact = losses.loss_terms({"main": LOGITS}, LABELS, Loss())["main"][1]
+    rounded = losses.loss_terms({"main": tf.cast(tf.cast(LOGITS, tf.bfloat16), tf.float32)}, LABELS, Loss())["main"][1]
+    half = losses.loss_terms({"main": tf.cast(LOGITS, tf.bfloat16)}, LABELS, Loss())["main"][1]
     assert half.dtype == tf.float32 and float(half) == float(rounded) != float(exact)
 
 
 def test_terms_carry_their_weights():
     outputs = {"main": LOGITS, "aux": LOGITS, "se": np.zeros((1, 2), np.float32)}
-    terms = losses.terms(outputs, LABELS, Loss(main=3.0, auxiliary=0.5, se=0.25))
+    terms = losses.loss_terms(outputs, LABELS, Loss(main=3.0, auxiliary=0.5, se=0.25))
     assert {name: weight for name, (weight, _, _) in terms.items()} == {"main": 3.0, "aux": 0.5, "se": 0.25}
     _, total, count = terms["se"]
     assert (float(total), float(count)) == pytest.approx((2 * LOG2, 2))
@@ -100,7 +101,7 @@ def test_presence_against_a_loop(dtype):
         for index in range(5):
             score = float(logits[sample, index])
             total += math.log1p(math.exp(-score if (labels[sample] == index).any() else score))
-    found, count = losses.presence(logits, labels)
+    found, count = losses.class_presence(logits, labels)
     assert float(found) == pytest.approx(total, rel=1e-5)
     assert float(count) == 20
 
@@ -114,8 +115,8 @@ def test_sums_over_unequal_halves_give_the_whole(average):
     labels = generator.integers(0, 5, (4, 9, 9)).astype(np.uint8)
     labels[2:, 1:] = 255
     loss = Loss(average=average)
-    whole = losses.terms(outputs, labels, loss)
-    halves = [losses.terms({name: value[part] for name, value in outputs.items()}, labels[part], loss)
+    whole = losses.loss_terms(outputs, labels, loss)
+    halves = [losses.loss_terms({name: value[part] for name, value in outputs.items()}, labels[part], loss)
               for part in (slice(0, 2), slice(2, 4))]
     for name, (_, total, count) in whole.items():
         assert float(halves[0][name][1] + halves[1][name][1]) == pytest.approx(float(total), rel=1e-5)
@@ -133,7 +134,7 @@ def test_weights_and_mining_against_a_loop(name, average):
     variable = tf.Variable(logits)
     with tf.GradientTape() as tape:
         total, count = losses.cross_entropy(variable, labels, loss)
-        value = losses.mean(total, count)
+        value = losses.mean_loss(total, count)
     expected = reference(logits, labels, loss)
     assert float(total) == pytest.approx(expected["total"], rel=1e-5, abs=1e-6)
     assert float(count) == pytest.approx(expected["count"], rel=1e-6)
@@ -178,20 +179,20 @@ def test_weights_by_hand():
 
 
 def test_a_divisor_below_one_divides():
-    assert float(losses.mean(tf.constant(0.03), tf.constant(0.1))) == pytest.approx(0.3)
-    assert float(losses.mean(tf.constant(0.0), tf.constant(0.0))) == 0
+    assert float(losses.mean_loss(tf.constant(0.03), tf.constant(0.1))) == pytest.approx(0.3)
+    assert float(losses.mean_loss(tf.constant(0.0), tf.constant(0.0))) == 0
 
 
 def test_weights_that_do_not_fit_the_classes():
     with pytest.raises(ConfigError, match="each of the 2 classes, got 3"):
-        losses.terms({"main": LOGITS}, LABELS, Loss(class_weights=(1.0, 2.0, 3.0)))
+        losses.loss_terms({"main": LOGITS}, LABELS, Loss(class_weights=(1.0, 2.0, 3.0)))
     # A run learns it before its first step.
     with pytest.raises(ConfigError, match="each of the 4 classes, got 2"):
-        trainer.build(Config(loss=Loss(class_weights=(1.0, 2.0))), 4, print)
+        trainer.build_training(Config(loss=Loss(class_weights=(1.0, 2.0))), 4, print)
 
 
 def test_mining_leaves_the_auxiliary_head_alone():
-    mined = losses.terms({"main": LOGITS, "aux": LOGITS}, LABELS, Loss(average="kept", ohem_kept=1))
+    mined = losses.loss_terms({"main": LOGITS, "aux": LOGITS}, LABELS, Loss(average="kept", ohem_kept=1))
     # The pixel whose true class has probability 1/4.
     assert [float(value) for value in mined["main"][1:]] == pytest.approx([math.log(4), 1])
     assert [float(value) for value in mined["aux"][1:]] == pytest.approx([TOTAL, 3])

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from kseg import models
-from kseg.config import Train
+from kseg.config.sections import Train
 from kseg.errors import ConfigError
 from kseg.training import optimizers
 from kseg.training.optimizers import AdamW, MomentumSGD
@@ -221,7 +221,7 @@ def test_the_config_says_who_learns_how_fast_and_who_decays(optimizer):
     for variable in variables:
         variable.assign(np.ones(variable.shape))
     # Without a gradient decay alone is left, which SGD's first step and AdamW's share: 1 - rate * decay.
-    optimizers.build(train, network).apply([tf.zeros(variable.shape) for variable in variables], variables)
+    optimizers.build_optimizer(train, network).apply([tf.zeros(variable.shape) for variable in variables], variables)
     spared = 0
     for variable in variables:
         layer, name = variable.path.split("/")
@@ -235,7 +235,7 @@ def test_the_config_says_who_learns_how_fast_and_who_decays(optimizer):
 
 def test_all_decay_alike_and_learn_alike_by_default():
     network = models.build(tiny(head="fcn"), 3)
-    optimizer = optimizers.build(Train(), network)
+    optimizer = optimizers.build_optimizer(Train(), network)
     assert isinstance(optimizer, MomentumSGD)
     assert set(optimizer.decays) == {5e-4} and set(optimizer.factors) == {1.0}
 
@@ -255,8 +255,8 @@ def test_adamw_survives_its_config():
 def test_frozen_layers_keep_weights_and_statistics():
     # No gamma starts at 0, where the layers before it would have no gradient.
     network = models.build(tiny(head="fcn", initial_weights="uniform"), 3, precision="mixed_bfloat16")
-    optimizers.freeze(network, ("backbone.stem.*", "backbone.layer1.0.bn1"))
-    optimizer = optimizers.build(Train(weight_decay=0.1), network)
+    optimizers.freeze_layers(network, ("backbone.stem.*", "backbone.layer1.0.bn1"))
+    optimizer = optimizers.build_optimizer(Train(weight_decay=0.1), network)
     frozen = [layer for layer in network.layers if layer.weights and (
         layer.name.startswith("backbone.stem.") or layer.name == "backbone.layer1.0.bn1")]
     assert len(frozen) == 7
@@ -282,12 +282,12 @@ def test_freezing_asks_for_known_names():
     network = models.build(tiny(head="fcn"), 3)
     before = values(network)
     with pytest.raises(ConfigError, match=r"train.freeze lists 'backbone.layer1.0.cov1'.*backbone.layer1.0.conv1"):
-        optimizers.freeze(network, ("backbone.stem.0", "backbone.layer1.0.cov1"))
+        optimizers.freeze_layers(network, ("backbone.stem.0", "backbone.layer1.0.cov1"))
     with pytest.raises(ConfigError, match=r"'neck.\*', but no layer with weights"):
-        optimizers.freeze(network, ("neck.*",))
+        optimizers.freeze_layers(network, ("neck.*",))
     # It has none.
     with pytest.raises(ConfigError, match="backbone.maxpool"):
-        optimizers.freeze(network, ("backbone.maxpool",))
+        optimizers.freeze_layers(network, ("backbone.maxpool",))
     assert unchanged(network, before)
     with pytest.raises(ConfigError, match="leaves no weight to train"):
-        optimizers.freeze(network, ("*",))
+        optimizers.freeze_layers(network, ("*",))

@@ -25,7 +25,7 @@ def small_run(shapes_directory, *more):
 
 def small_trainer(config):
     keras.utils.set_random_seed(3)
-    model, optimizer, _ = trainer.build(config, len(registry.find(config.data).classes), print)
+    model, optimizer, _ = trainer.build_training(config, len(registry.find_dataset(config.data).classes), print)
     return model, optimizer, Steps(model, optimizer, config, tf.distribute.get_strategy()).one
 
 

@@ -16,7 +16,7 @@ from kseg.training.profiler import Profile
 
 @pytest.mark.parametrize("text, expected", [("1:1", (1, 1)), ("11:15", (11, 15)), ("300:300", (300, 300))])
 def test_ranges(text, expected):
-    assert profiler.parse(text, 300) == expected
+    assert profiler.parse_step_range(text, 300) == expected
 
 
 @pytest.mark.parametrize("text, message", [
@@ -26,7 +26,7 @@ def test_ranges(text, expected):
     ("5:301", "'5:301'; the last step of this run is train.steps=300")])
 def test_wrong_ranges_are_refused(text, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        profiler.parse(text, 300)
+        profiler.parse_step_range(text, 300)
 
 
 def recorded_steps(directory: Path) -> list[list[int]]:
@@ -97,12 +97,12 @@ def test_a_host_that_does_not_write_records_nothing(tmp_path):
 
 
 def test_memory_of_the_process_follows_what_it_holds():
-    before = memory.used()
+    before = memory.memory_in_use()
     held = np.ones((100, 2**20), np.uint8)
-    during = memory.used()
+    during = memory.memory_in_use()
     assert during["memory_mib"] - before["memory_mib"] == pytest.approx(100, abs=20)
     del held
-    after = memory.used()
+    after = memory.memory_in_use()
     assert during["memory_mib"] - after["memory_mib"] == pytest.approx(100, abs=20)
     assert after["memory_peak_mib"] >= during["memory_mib"] - 1
 
@@ -111,9 +111,9 @@ def test_memory_by_hand(tmp_path, monkeypatch):
     status = tmp_path / "status"
     status.write_text("Name:\tpython VmRSS: 9 kB\nVmHWM:\t    3072 kB\nVmRSS:\t    2560 kB\nThreads:\t7\n")
     monkeypatch.setattr(memory, "STATUS", status)
-    assert memory.used() == {"memory_mib": 2.5, "memory_peak_mib": 3.0}
+    assert memory.memory_in_use() == {"memory_mib": 2.5, "memory_peak_mib": 3.0}
     monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
-    assert memory.used() == {}
+    assert memory.memory_in_use() == {}
 
 
 def test_memory_of_gpus(tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_memory_of_gpus(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.config.experimental, "get_memory_info", {
         "GPU:0": {"current": 2**20, "peak": 3 * 2**20}, "GPU:1": {"current": 2**19, "peak": 2**20}}.get)
     monkeypatch.setattr(tf.config.experimental, "reset_memory_stats", asked.append)
-    assert memory.used() == {"gpu0_memory_mib": 1, "gpu0_memory_peak_mib": 3,
+    assert memory.memory_in_use() == {"gpu0_memory_mib": 1, "gpu0_memory_peak_mib": 3,
                              "gpu1_memory_mib": 0.5, "gpu1_memory_peak_mib": 1}
-    memory.restart_peaks()
+    memory.reset_peak_memory()
     assert asked == ["GPU:0", "GPU:1"]

@@ -6,7 +6,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from kseg.config import Train
+from kseg.config.sections import Train
 from kseg.training.schedule import PolynomialWithWarmup, schedule
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 

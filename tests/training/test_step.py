@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kseg.config import Config, Loss, Train
+from kseg.config import Config
+from kseg.config.sections import Loss, Train
 from kseg.models.norms import BatchNormalization
 from kseg.training import losses
 from kseg.training.ema import Average
-from kseg.training.optimizers import build
+from kseg.training.optimizers import build_optimizer
 from kseg.training.step import LossScale, Steps
 
 CLASSES = 3
@@ -26,7 +27,7 @@ def shallow(config, frozen=True):
     mean = keras.layers.GlobalAveragePooling2D(name="mean")(features)
     model = keras.Model(images, outputs | {"se": keras.layers.Dense(CLASSES, name="se")(mean)})
     norm.moving_mean.assign(np.linspace(-0.3, 0.3, 6))
-    return model, build(config.train, model)
+    return model, build_optimizer(config.train, model)
 
 
 def batches(count, size=8):
@@ -94,7 +95,7 @@ def test_parts_are_not_each_averaged_alone():
     model, optimizer = shallow(config)
     batch = next(iter(batches(1)))
     halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 4), slice(4, 8))]
-    means = [losses.terms(model(half["image"]), half["label"], config.loss)["main"] for half in halves]
+    means = [losses.loss_terms(model(half["image"]), half["label"], config.loss)["main"] for half in halves]
     mean_of_means = sum(float(total / count) for _, total, count in means) / 2
     whole = float(sum(total for _, total, _ in means) / sum(count for _, _, count in means))
     found = float(Steps(model, optimizer, config, tf.distribute.get_strategy()).one(batch)["main"])
@@ -107,8 +108,8 @@ def test_counts_from_labels_are_those_of_the_terms():
     for average in ("all", "valid", "kept"):
         for weights in ((), (0.2, 1.0, 3.0)):
             loss = Loss(average=average, class_weights=weights)
-            expected = [float(count) for _, _, count in losses.terms(outputs, labels, loss).values()]
-            assert [float(count) for count in losses.counts(labels, outputs, CLASSES, loss)] == pytest.approx(expected)
+            expected = [float(count) for _, _, count in losses.loss_terms(outputs, labels, loss).values()]
+            assert [float(count) for count in losses.denominators(labels, outputs, CLASSES, loss)] == pytest.approx(expected)
 
 
 def test_a_batch_that_cannot_be_read_leaves_the_steps_before_it():

@@ -17,7 +17,8 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg.config import Config, Model, values
+from kseg.config import Config, values
+from kseg.config.sections import Model
 from kseg.datasets import registry
 from kseg.errors import WorkdirError
 from kseg.inference import trained_model
@@ -33,16 +34,16 @@ CAMVID = registry.DATASETS["camvid"]
 @pytest.fixture
 def workdir(tmp_path):
     """A directory in which a run has written a checkpoint."""
-    working_directory.open_run(tmp_path / "run", Config(), CAMVID).close()
+    working_directory.open_workdir(tmp_path / "run", Config(), CAMVID).close()
     (tmp_path / "run" / "checkpoints" / "step-00000001.index").touch()
     return tmp_path / "run"
 
 
 def test_one_process_at_a_time(workdir):
-    with working_directory.open_run(workdir, Config(), CAMVID):
+    with working_directory.open_workdir(workdir, Config(), CAMVID):
         with pytest.raises(WorkdirError, match="another process is training in"):
-            working_directory.open_run(workdir, Config(), CAMVID)
-    working_directory.open_run(workdir, Config(), CAMVID).close()
+            working_directory.open_workdir(workdir, Config(), CAMVID)
+    working_directory.open_workdir(workdir, Config(), CAMVID).close()
 
 
 @pytest.mark.parametrize("before, now, free", [
@@ -52,24 +53,24 @@ def test_one_process_at_a_time(workdir):
     ("init.weights=a.pth", "init.weights=b.pth", True), ("init.skip=", "init.skip=decode_head.*", False)])
 def test_what_may_change_once_something_is_trained(tmp_path, before, now, free):
     old, new = (values.set_value(Config(), value) for value in (before, now))
-    working_directory.open_run(tmp_path, old, CAMVID).close()
+    working_directory.open_workdir(tmp_path, old, CAMVID).close()
     # Nothing is trained yet: a config that was mended may take the directory.
-    working_directory.open_run(tmp_path, new, CAMVID).close()
-    working_directory.open_run(tmp_path, old, CAMVID).close()
+    working_directory.open_workdir(tmp_path, new, CAMVID).close()
+    working_directory.open_workdir(tmp_path, old, CAMVID).close()
     (tmp_path / "checkpoints" / "step-00000001.index").touch()
     if free:
-        working_directory.open_run(tmp_path, new, CAMVID).close()
-        assert trained_model.read(tmp_path)[0] == new
+        working_directory.open_workdir(tmp_path, new, CAMVID).close()
+        assert trained_model.read_workdir(tmp_path)[0] == new
     else:
         with pytest.raises(WorkdirError, match="belongs to another run"):
-            working_directory.open_run(tmp_path, new, CAMVID)
-        assert trained_model.read(tmp_path)[0] == old
+            working_directory.open_workdir(tmp_path, new, CAMVID)
+        assert trained_model.read_workdir(tmp_path)[0] == old
 
 
 def test_another_label_table_is_refused(workdir):
     swapped = replace(CAMVID, label_table=(1, 0, *CAMVID.label_table[2:]))
     with pytest.raises(WorkdirError, match="label value 0 as 0, the data now reads it as 1"):
-        working_directory.open_run(workdir, Config(), swapped)
+        working_directory.open_workdir(workdir, Config(), swapped)
 
 
 @pytest.mark.parametrize("name, content", [
@@ -78,7 +79,7 @@ def test_another_label_table_is_refused(workdir):
 def test_damaged_files_are_named(workdir, name, content):
     (workdir / name).write_text(content)
     with pytest.raises(WorkdirError, match=name):
-        trained_model.read(workdir)
+        trained_model.read_workdir(workdir)
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
@@ -95,7 +96,7 @@ def test_a_checkpoint_knows_its_values_in_the_same_process_too():
     config = replace(Config(), model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4))
     names = []
     for _ in range(2):
-        checkpoint = checkpoints.tracked(*trainer.build(config, 3, print))
+        checkpoint = checkpoints.tracked_checkpoint(*trainer.build_training(config, 3, print))
         names.append({name for name, _ in checkpoint._trackable_children().items() if "/" in name})
     assert names[0] == names[1] and len(names[0]) > 100
 
@@ -104,12 +105,12 @@ def test_a_checkpoint_knows_its_values_in_the_same_process_too():
     ("encnet_shapes", "runs/encnet_shapes"),
     ("encnet_cityscapes:r101-d8-769x769-80k", "runs/encnet_cityscapes-r101-d8-769x769-80k")])
 def test_the_default_directory_of_a_run_has_no_colon(name, directory):
-    assert working_directory.default(configs.load(name)) == Path(directory)
+    assert working_directory.default_workdir(configs.load(name)) == Path(directory)
 
 
 def state(value):
     """Something to be stored that consists of a number."""
-    return tf.train.Checkpoint(step=checkpoints.Step(), **{"model/a": tf.Variable(tf.fill((50,), float(value)))})
+    return tf.train.Checkpoint(step=checkpoints.SavedStep(), **{"model/a": tf.Variable(tf.fill((50,), float(value)))})
 
 
 def value_of(checkpoint):
@@ -200,7 +201,7 @@ def test_where_none_is_good_all_stay(two):
 @pytest.mark.parametrize("shapes", [{"model/a": 50, "model/b": 3}, {"model/a": 3}, {}], ids=["more", "size", "less"])
 def test_a_whole_checkpoint_of_another_model_is_an_error_and_stays(two, shapes):
     values = {name: tf.Variable(tf.zeros(size)) for name, size in shapes.items()}
-    checkpoint = tf.train.Checkpoint(step=checkpoints.Step(), **values)
+    checkpoint = tf.train.Checkpoint(step=checkpoints.SavedStep(), **values)
     with pytest.raises(WorkdirError, match="step-00000006 is whole, but of another model or written by another"):
         checkpoints.restore_newest(two, checkpoint, print)
     assert checkpoints.checkpoint_steps(two) == [3, 6]
@@ -226,7 +227,7 @@ def test_all_state_is_stored(tmp_path):
         parts = model, optimizer, Average(model, 0.9), {"scale": tf.Variable(5.0), "count": tf.Variable(2)}
         values = [*(variable.value for variable in (*model.variables, *optimizer.variables)),
                   *parts[2].variables.values(), *parts[3].values()]
-        return checkpoints.tracked(*parts), values
+        return checkpoints.tracked_checkpoint(*parts), values
 
     (checkpoint, values), (other, restored) = built(), built()
     for number, value in enumerate(values):
@@ -242,7 +243,7 @@ def test_all_state_is_stored(tmp_path):
 
 def failing_syncs(monkeypatch, number, count, name=""):
     """Make the first `count` waits for the storage fail, of files whose names hold `name`, and no wait take time."""
-    sync, failed = atomic_files.sync, []
+    sync, failed = atomic_files.sync_file, []
 
     def fail(path):
         if name in path.name and len(failed) < count:
@@ -350,7 +351,7 @@ def str_step(name):
 def test_what_is_seen_has_reached_the_storage(two, monkeypatch):
     """A power cut leaves what was waited for: each file before it gets its name, names before others are removed."""
     events = []
-    sync, rename, remove = atomic_files.sync, os.replace, checkpoints.remove_checkpoint
+    sync, rename, remove = atomic_files.sync_file, os.replace, checkpoints.remove_checkpoint
     monkeypatch.setattr(checkpoints, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(os, "replace", lambda old, new: (events.append(("name", new.name)), rename(old, new)))
     monkeypatch.setattr(checkpoints, "remove_checkpoint", lambda prefix: (events.append(("remove", prefix.name)), remove(prefix)))
@@ -411,7 +412,7 @@ def test_a_run_removes_what_a_killed_one_was_writing(workdir):
     (workdir / "checkpoints" / ".writing-step-00000002_temp").mkdir()
     (workdir / "checkpoints" / "step-00000002.data-00000-of-00001").touch()
     (workdir / "checkpoints" / "notes.txt").touch()
-    working_directory.open_run(workdir, Config(), CAMVID).close()
+    working_directory.open_workdir(workdir, Config(), CAMVID).close()
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["notes.txt", "step-00000001.index"]
     assert sorted(path.name for path in workdir.iterdir()) == [".lock", "checkpoints", "config.json", "dataset.json"]
 

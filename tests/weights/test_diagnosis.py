@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kseg import models
-from kseg.config import Apcnet, Deeplab, Encnet, Fcn, Model
+from kseg.config.sections import Apcnet, Deeplab, Encnet, Fcn, Model
 from kseg.errors import WeightsError
 from kseg.weights import loading
 from kseg.weights.diagnosis import diagnose

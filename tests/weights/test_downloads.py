@@ -126,13 +126,13 @@ def test_backbones_are_found_under_their_names(store, monkeypatch):
     store.mkdir()
     (store / NAMED).write_bytes(CONTENT)
     monkeypatch.setitem(downloads.BACKBONES, "resnet7", f"http://127.0.0.1:9/{NAMED}")
-    assert downloads.backbone("resnet7") == store / NAMED
+    assert downloads.fetch_backbone("resnet7") == store / NAMED
     # Somebody has put another file there, or half of it.
     (store / "resnet50_v1c-2cccc1ad.pth").write_bytes(b"half")
     with pytest.raises(WeightsError, match="resnet50_v1c-2cccc1ad.pth is damaged or another file: .* says 2cccc1ad"):
-        downloads.backbone("resnet50_v1c")
+        downloads.fetch_backbone("resnet50_v1c")
     with pytest.raises(WeightsError, match="unknown backbone file 'resnet50_v1x'. Did you mean resnet50_v1c"):
-        downloads.backbone("resnet50_v1x")
+        downloads.fetch_backbone("resnet50_v1x")
 
 
 def test_every_published_name_carries_a_digest():
@@ -141,4 +141,4 @@ def test_every_published_name_carries_a_digest():
 
 def test_the_default_directory(monkeypatch):
     monkeypatch.delenv("KSEG_WEIGHTS", raising=False)
-    assert str(downloads.place("https://example.org/a/net.pth?download=1")) == "weights/net.pth"
+    assert str(downloads.download_path("https://example.org/a/net.pth?download=1")) == "weights/net.pth"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kseg.errors import WeightsError
-from kseg.weights.foreign_files import read_checkpoint
+from kseg.weights.foreign_files import read_foreign_checkpoint
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 from tests.helpers.torch_writing import FakeTensor, Stored, write_zip
 
@@ -29,7 +29,7 @@ def test_entries_are_unwrapped_and_counters_left_out(tmp_path):
     bare = {**state_of("a.weight"), "a.num_batches_tracked": tensor(np.array(7), "LongStorage")}
     for wrapped in (bare, {"model": bare, "cur_iter": 3}, {"meta": 1, "state_dict": bare, "optimizer": {"state": {}}},
                     {"model": {"state_dict": bare}}):
-        checkpoint = read_checkpoint(write_zip(tmp_path / "a.pth", wrapped))
+        checkpoint = read_foreign_checkpoint(write_zip(tmp_path / "a.pth", wrapped))
         assert list(checkpoint.state) == ["a.weight"] and checkpoint.state["a.weight"].shape == (2, 3)
         assert checkpoint.system == "plain" and checkpoint.notes == []
 
@@ -46,34 +46,34 @@ def test_entries_are_unwrapped_and_counters_left_out(tmp_path):
 ])
 def test_files_without_weights_are_named_for_what_they_are(tmp_path, contents, message):
     with pytest.raises(WeightsError, match=f"a.pth .*{message}") as caught:
-        read_checkpoint(write_zip(tmp_path / "a.pth", contents))
+        read_foreign_checkpoint(write_zip(tmp_path / "a.pth", contents))
     assert "\n" not in str(caught.value)
 
 
 def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="unknown suffix '.ckpt'; choices: .npz, .pth, .pt, .h5"):
-        read_checkpoint(tmp_path / "a.ckpt")
+        read_foreign_checkpoint(tmp_path / "a.ckpt")
 
 
 def test_damaged_npz_files_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     with pytest.raises(WeightsError, match="a.npz does not exist"):
-        read_checkpoint(path)
+        read_foreign_checkpoint(path)
     np.savez(path, a=np.ones(9))
     data = path.read_bytes()
     for content in (b"", data[:100], data[:-40], b"text"):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="a.npz is damaged"):
-            read_checkpoint(path)
+            read_foreign_checkpoint(path)
     np.savez(path, a=np.array([print], dtype=object))
     with pytest.raises(WeightsError, match="allow_pickle"):
-        read_checkpoint(path)
+        read_foreign_checkpoint(path)
 
 
 def test_module_prefixes_of_any_number(tmp_path):
     contents = {"state_dict": state_of("module.module.a.weight", "module.b.weight", "c.bias")}
     path = write_zip(tmp_path / "a.pth", contents)
-    assert read_checkpoint(path).state.keys() == {"a.weight", "b.weight", "c.bias"}
+    assert read_foreign_checkpoint(path).state.keys() == {"a.weight", "b.weight", "c.bias"}
 
 
 @pytest.mark.parametrize("kind, dtype", [("HalfStorage", "float16"), ("BFloat16Storage", ml_dtypes.bfloat16),
@@ -81,7 +81,7 @@ def test_module_prefixes_of_any_number(tmp_path):
 def test_other_precisions_become_float32_and_are_named(tmp_path, kind, dtype):
     numbers = np.array([1.5, -2, 0.1]).astype(dtype)
     contents = {"a": tensor(numbers, kind), "b": tensor(np.ones(2, "float32"))}
-    checkpoint = read_checkpoint(write_zip(tmp_path / "a.pth", contents))
+    checkpoint = read_foreign_checkpoint(write_zip(tmp_path / "a.pth", contents))
     np.testing.assert_array_equal(checkpoint.state["a"], numbers.astype("float32"), strict=True)
     assert checkpoint.notes == [f"1 weights of type {np.dtype(dtype).name} were converted to float32"]
 
@@ -89,7 +89,7 @@ def test_other_precisions_become_float32_and_are_named(tmp_path, kind, dtype):
 def sets(path, contents):
     """What is read of two sets of weights: by default, and when the average is asked for."""
     write_zip(path, contents)
-    return read_checkpoint(path), read_checkpoint(path, average=True)
+    return read_foreign_checkpoint(path), read_foreign_checkpoint(path, average=True)
 
 
 def test_averages_beside_the_weights_in_mmcvs_names(tmp_path):
@@ -120,9 +120,9 @@ def test_averages_in_an_entry_of_their_own(tmp_path, names, averaged):
 def test_one_set_of_weights(tmp_path):
     path = write_zip(tmp_path / "a.pth", {"state_dict": state_of("a.weight")})
     with pytest.raises(WeightsError, match="holds one set of weights, no average beside it"):
-        read_checkpoint(path, average=True)
+        read_foreign_checkpoint(path, average=True)
     for contents in ({"ema_state_dict": state_of("module.a.weight")}, {"model": state_of("ema_a.weight")}):
-        checkpoint = read_checkpoint(write_zip(path, contents))
+        checkpoint = read_foreign_checkpoint(write_zip(path, contents))
         assert list(checkpoint.state) == ["a.weight"]
         assert "no weights but those under an ema name" in checkpoint.notes[0]
 
@@ -133,13 +133,13 @@ def test_bgr_reverses_the_first_kernel_alone(tmp_path, name):
     contents = {name: tensor(kernel), "layer1.0.conv1.weight": tensor(kernel)}
     if "net" in name:
         contents = {name: tensor(kernel), "decoder.0.weight": tensor(kernel), "decoder.4.weight": tensor(kernel)}
-    checkpoint = read_checkpoint(write_zip(tmp_path / "a.pth", contents), "BGR")
+    checkpoint = read_foreign_checkpoint(write_zip(tmp_path / "a.pth", contents), "BGR")
     reversed_name = name.replace("_net", "")
     for other, array in checkpoint.state.items():
         np.testing.assert_array_equal(array, kernel[:, [2, 1, 0]] if other == reversed_name else kernel)
     assert f"the input channels of {reversed_name} were reversed" in checkpoint.notes[-1]
     with pytest.raises(WeightsError, match="has no first convolution of three channels"):
-        read_checkpoint(write_zip(tmp_path / "b.pth", {"layer1.0.conv1.weight": tensor(kernel)}), "BGR")
+        read_foreign_checkpoint(write_zip(tmp_path / "b.pth", {"layer1.0.conv1.weight": tensor(kernel)}), "BGR")
 
 
 @pytest.mark.parametrize("names, system", [
@@ -147,13 +147,13 @@ def test_bgr_reverses_the_first_kernel_alone(tmp_path, name):
     (("backbone.layer1.0.bn1.bias", "head.fc.weight"), "mmpretrain"), (("w",), "plain"),
     (("backbone_net.conv1.weight", "decoder.0.weight", "decoder.4.bias"), "sss")])
 def test_systems(tmp_path, names, system):
-    assert read_checkpoint(write_zip(tmp_path / "a.pth", state_of(*names))).system == system
+    assert read_foreign_checkpoint(write_zip(tmp_path / "a.pth", state_of(*names))).system == system
 
 
 def test_unknown_sss_heads_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.pth", {"model": state_of("backbone_net.conv1.weight", "ocr_module.0.weight")})
     with pytest.raises(WeightsError, match="SSSegmentation head that is unknown here; its modules are ocr_module"):
-        read_checkpoint(path)
+        read_foreign_checkpoint(path)
 
 
 def test_the_pooled_branch_comes_first(tmp_path):
@@ -166,7 +166,7 @@ def test_the_pooled_branch_comes_first(tmp_path):
                 "aspp_net.global_branch.1.weight": tensor(np.zeros((channels, 5, 1, 1), "float32"))}
     contents |= {f"aspp_net.parallel_branches.{index}.0.weight": tensor(np.zeros((channels, 5, 1, 1), "float32"))
                  for index in range(branches)}
-    checkpoint = read_checkpoint(write_zip(tmp_path / "a.pth", {"model": contents}))
+    checkpoint = read_foreign_checkpoint(write_zip(tmp_path / "a.pth", {"model": contents}))
     turned = checkpoint.state["decode_head.bottleneck.conv.weight"][0, :, 0, 0]
     assert turned.tolist() == [12, 13, 14, 15, *range(12)]
     assert any("pooled branch last" in note for note in checkpoint.notes)
@@ -176,7 +176,7 @@ def test_the_pooled_branch_comes_first(tmp_path):
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("**/model.pth")),
                          ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}")
 def test_reference_checkpoints(path):
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_foreign_checkpoint(path)
     assert checkpoint.system == path.parent.parent.name
     assert all(name.startswith(("backbone.", "decode_head.", "auxiliary_head.")) for name in checkpoint.state)
     assert {array.dtype for array in checkpoint.state.values()} == {np.dtype("float32")}
@@ -186,14 +186,14 @@ def test_a_dict_within_itself_ends(tmp_path):
     contents = {"meta": 1}
     contents["model"] = contents
     with pytest.raises(WeightsError, match="expected a named array"):
-        read_checkpoint(write_zip(tmp_path / "a.pth", contents))
+        read_foreign_checkpoint(write_zip(tmp_path / "a.pth", contents))
 
 
 def test_other_entries_and_prefixes(tmp_path):
     state = state_of("backbone.conv1.weight")
     named = {"model_state_dict": state, "epoch": 3}
-    assert set(read_checkpoint(write_zip(tmp_path / "a.pth", named)).state) == set(state)
+    assert set(read_foreign_checkpoint(write_zip(tmp_path / "a.pth", named)).state) == set(state)
     only = {f"ema_module.{name}": value for name, value in state.items()}
-    assert set(read_checkpoint(write_zip(tmp_path / "b.pth", only)).state) == set(state)
+    assert set(read_foreign_checkpoint(write_zip(tmp_path / "b.pth", only)).state) == set(state)
     with pytest.raises(WeightsError, match="holds an optimizer's state only"):
-        read_checkpoint(write_zip(tmp_path / "c.pth", {"optimizer_state_dict": {}, "epoch": 1}))
+        read_foreign_checkpoint(write_zip(tmp_path / "c.pth", {"optimizer_state_dict": {}, "epoch": 1}))

@@ -70,7 +70,7 @@ def test_a_whole_model_is_no_backbone(tmp_path, donor):
 def test_a_published_backbone_is_found_by_its_name(tmp_path, donor, monkeypatch):
     np.savez(tmp_path / "there.npz", **backbone_arrays(donor))
     asked = []
-    monkeypatch.setattr(downloads, "backbone", lambda name: asked.append(name) or tmp_path / "there.npz")
+    monkeypatch.setattr(downloads, "fetch_backbone", lambda name: asked.append(name) or tmp_path / "there.npz")
     notes = loading.load_initial(donor, tiny_config("init.backbone=resnet18_v1c"))
     assert asked == ["resnet18_v1c"] and notes[0] == f"backbone from {tmp_path / 'there.npz'}"
     with pytest.raises(WeightsError, match="absent.pth cannot be read"):

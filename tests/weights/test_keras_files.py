@@ -5,11 +5,11 @@ import keras
 import numpy as np
 import pytest
 
-from kseg.config import Model
+from kseg.config.sections import Model
 from kseg.errors import WeightsError
 from kseg.models.resnet import resnet
 from kseg.weights import keras_files, loading
-from kseg.weights.foreign_files import read_checkpoint
+from kseg.weights.foreign_files import read_foreign_checkpoint
 
 # keras.applications subtracts these and divides by nothing; our pictures are divided by STD.
 BGR_MEAN = np.array([103.939, 116.779, 123.68], "float32")
@@ -78,7 +78,7 @@ def test_stages_are_those_of_keras_applications(tmp_path, application):
 
 
 def test_names_shapes_and_folding(tmp_path, application):
-    checkpoint, numbered = (read_checkpoint(write(application, tmp_path / name)) for name in ("a.h5", "a.weights.h5"))
+    checkpoint, numbered = (read_foreign_checkpoint(write(application, tmp_path / name)) for name in ("a.h5", "a.weights.h5"))
     assert checkpoint.state.keys() == numbered.state.keys()
     assert all(np.array_equal(array, numbered.state[name]) for name, array in checkpoint.state.items())
     # 53 convolutions, each with a norm of four, in torchvision's names.
@@ -118,20 +118,20 @@ def test_other_keras_files_are_refused(tmp_path):
     for name in ("a.h5", "a.weights.h5"):
         with pytest.raises(WeightsError, match="a.*h5 is no weight file of keras.applications' ResNet50 or ResNet101: "
                                                "it has 1 layers of other names, post_conv"):
-            read_checkpoint(write(network, tmp_path / name))
+            read_foreign_checkpoint(write(network, tmp_path / name))
     path = tmp_path / "a.h5"
     data = path.read_bytes()
     for content in (data[:len(data) // 2], b"", b"text"):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="a.h5 is damaged or no Keras weights file"):
-            read_checkpoint(path)
+            read_foreign_checkpoint(path)
     with pytest.raises(WeightsError, match="none.h5 does not exist"):
-        read_checkpoint(tmp_path / "none.h5")
+        read_foreign_checkpoint(tmp_path / "none.h5")
     norm = keras.Model(inputs, keras.layers.BatchNormalization(center=False, name="conv1_bn")(inputs))
     for name in ("a.h5", "a.weights.h5"):
         with pytest.raises(WeightsError, match="h5 is damaged or no Keras weights file"):
-            read_checkpoint(write(norm, tmp_path / name))
+            read_foreign_checkpoint(write(norm, tmp_path / name))
     with h5py.File(path, "w") as file:
         file["other"] = 3
     with pytest.raises(WeightsError, match="a.h5 is damaged or no Keras weights file"):
-        read_checkpoint(path)
+        read_foreign_checkpoint(path)

@@ -48,10 +48,10 @@ def test_pytorch_itself_reads_the_same(tmp_path, torch, zipped):
                  "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")]}
     path = tmp_path / "a.pth"
     torch.save(value, path, _use_new_zipfile_serialization=zipped)
-    same(torch_files.read(path), torch.load(path, weights_only=True))
+    same(torch_files.read_torch_file(path), torch.load(path, weights_only=True))
 
 
 @needs_fixtures
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}")
 def test_pytorch_itself_reads_the_reference_checkpoints_the_same(torch, path):
-    same(torch_files.read(path), torch.load(path, weights_only=True))
+    same(torch_files.read_torch_file(path), torch.load(path, weights_only=True))

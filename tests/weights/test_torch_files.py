@@ -34,7 +34,7 @@ def test_offset_size_and_stride_are_honoured(tmp_path, write):
         "empty": FakeTensor(stored, 0, (0, 4), (4, 1)),
         "parameter": FakeParameter(FakeTensor(stored, 0, (2,), (1,))),
     }
-    read = torch_files.read(write(tmp_path / "a.pth", value))
+    read = torch_files.read_torch_file(write(tmp_path / "a.pth", value))
     expected = {"matrix": [[2, 3, 4], [5, 6, 7]], "transposed": [[2, 5], [3, 6], [4, 7]], "skipping": [1, 6, 11],
                 "repeated": [[7, 8], [7, 8]], "scalar": 23, "one": [[23]], "empty": np.zeros((0, 4)),
                 "parameter": [0, 1]}
@@ -56,7 +56,7 @@ def test_offset_size_and_stride_are_honoured(tmp_path, write):
 ])
 def test_every_dtype(tmp_path, write, kind, numbers):
     path = write(tmp_path / "a.pth", [FakeTensor(Stored(numbers, kind), 0, (2,), (1,))])
-    np.testing.assert_array_equal(torch_files.read(path)[0], numbers, strict=True)
+    np.testing.assert_array_equal(torch_files.read_torch_file(path)[0], numbers, strict=True)
 
 
 @pytest.mark.parametrize("kind, numbers", [
@@ -66,25 +66,25 @@ def test_big_endian_zip(tmp_path, kind, numbers):
     if kind == "BFloat16Storage":  # numpy cannot swap its bytes
         stored.array = numbers.view("uint16")
     path = write_zip(tmp_path / "a.pth", [FakeTensor(stored, 0, (2,), (1,))], byteorder="big")
-    np.testing.assert_array_equal(torch_files.read(path)[0], numbers, strict=True)
+    np.testing.assert_array_equal(torch_files.read_torch_file(path)[0], numbers, strict=True)
 
 
 def test_bfloat16_bits(tmp_path):
     """1.0 is 0x3f80 in bfloat16, the upper half of its float32."""
     stored = Stored(np.array([0x3F80, 0xC000], "uint16"), "BFloat16Storage")
-    array = torch_files.read(write_zip(tmp_path / "a.pth", FakeTensor(stored, 0, (2,), (1,))))
+    array = torch_files.read_torch_file(write_zip(tmp_path / "a.pth", FakeTensor(stored, 0, (2,), (1,))))
     assert array.dtype == ml_dtypes.bfloat16 and array.astype("float32").tolist() == [1.0, -2.0]
 
 
 def test_legacy_view_of_a_storage(tmp_path):
     stored = Stored(np.arange(10, dtype="float32"), view=("1", 4, 3))
-    array = torch_files.read(write_legacy(tmp_path / "a.pth", FakeTensor(stored, 1, (2,), (1,))))
+    array = torch_files.read_torch_file(write_legacy(tmp_path / "a.pth", FakeTensor(stored, 1, (2,), (1,))))
     assert array.tolist() == [5, 6]
     for view, offset in ((("1", 4, 3), 2), (("1", 8, 3), 0), (("1", -1, 3), 0)):
         stored.view = view
         path = write_legacy(tmp_path / "b.pth", FakeTensor(stored, offset, (2,), (1,)))
         with pytest.raises(WeightsError, match="b.pth"):
-            torch_files.read(path)
+            torch_files.read_torch_file(path)
 
 
 @both_containers
@@ -94,7 +94,7 @@ def test_plain_values_and_attributes_of_state_dicts(tmp_path, write):
     meta = {"classes": ("road", "sky"), "palette": [[1, 2, 3]], "epoch": 3, "lr": 0.1, "none": None, "set": {1, 2},
             "raw": b"\xff\x00", "number": np.float32(0.5), "count": np.int64(7), "truth": np.bool_(True)}
     meta["itself"] = meta["palette"]
-    read = torch_files.read(write(tmp_path / "a.pth", {"meta": meta, "state_dict": state}))
+    read = torch_files.read_torch_file(write(tmp_path / "a.pth", {"meta": meta, "state_dict": state}))
     assert read["meta"] == meta
     assert type(read["meta"]["number"]) is np.float32 and read["meta"]["itself"] is read["meta"]["palette"]
     assert type(read["state_dict"]) is dict and read["state_dict"]["weight"].tolist() == [1, 1]
@@ -115,7 +115,7 @@ def test_malicious_pickles_run_nothing(tmp_path, write):
                        (Calling(eval, f"open({str(marker)!r}, 'w')"), "eval"),
                        (Calling(getattr, OrderedDict, "fromkeys"), "getattr")):
         with pytest.raises(WeightsError, match=rf"evil.pth is refused: .*{name}"):
-            torch_files.read(write(tmp_path / "evil.pth", {"state_dict": call}))
+            torch_files.read_torch_file(write(tmp_path / "evil.pth", {"state_dict": call}))
         assert not marker.exists()
 
 
@@ -126,7 +126,7 @@ def test_records_of_training_are_refused_with_advice(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", b"\x80\x02c" + name.encode() + b"\n)R.")
         with pytest.raises(WeightsError, match=f"is refused: it asks for {name.replace(chr(10), '.')}") as caught:
-            torch_files.read(path)
+            torch_files.read_torch_file(path)
         assert ("torch.save" in str(caught.value)) == advice
 
 
@@ -145,7 +145,7 @@ def test_hand_written_programs_are_refused(tmp_path, program, message):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", program)
     with pytest.raises(WeightsError, match=message):
-        torch_files.read(path)
+        torch_files.read_torch_file(path)
 
 
 @both_containers
@@ -157,7 +157,7 @@ def test_hand_written_programs_are_refused(tmp_path, program, message):
 def test_tensors_beyond_their_storage_are_refused(tmp_path, write, offset, size, stride):
     path = write(tmp_path / "a.pth", FakeTensor(Stored(np.zeros(6, "float32")), offset, size, stride))
     with pytest.raises(WeightsError, match="a.pth is damaged"):
-        torch_files.read(path)
+        torch_files.read_torch_file(path)
 
 
 @both_containers
@@ -168,7 +168,7 @@ def test_every_truncation_is_refused(tmp_path, write):
     for length in range(0, len(data), 7):
         path.write_bytes(data[:length])
         with pytest.raises(WeightsError, match="cut.pth"):
-            torch_files.read(path)
+            torch_files.read_torch_file(path)
 
 
 @both_containers
@@ -176,7 +176,7 @@ def test_wrong_lengths_and_types_of_storages_are_refused(tmp_path, write):
     longer = Stored(np.zeros(6, "float32"), declared=7)
     for stored in (longer, Stored(np.zeros(6, "int8"), "QInt8Storage")):
         with pytest.raises(WeightsError):
-            torch_files.read(write(tmp_path / "a.pth", FakeTensor(stored, 0, (6,), (1,))))
+            torch_files.read_torch_file(write(tmp_path / "a.pth", FakeTensor(stored, 0, (6,), (1,))))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -188,16 +188,16 @@ def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "other.pth"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=f"other.pth .*{message}"):
-        torch_files.read(path)
+        torch_files.read_torch_file(path)
 
 
 def test_other_zips_and_missing_files_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("readme", "text")
     with pytest.raises(WeightsError, match="no PyTorch checkpoint"):
-        torch_files.read(tmp_path / "a.pth")
+        torch_files.read_torch_file(tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="none.pth cannot be read"):
-        torch_files.read(tmp_path / "none.pth")
+        torch_files.read_torch_file(tmp_path / "none.pth")
 
 
 @both_containers
@@ -207,7 +207,7 @@ def test_half_a_file_is_named_for_what_it_is(tmp_path, write):
     path = write(tmp_path / "half.pth", value)
     path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
     with pytest.raises(WeightsError, match="half.pth is incomplete") as caught:
-        torch_files.read(path)
+        torch_files.read_torch_file(path)
     assert "\n" not in str(caught.value)
 
 
@@ -217,7 +217,7 @@ def test_a_changed_byte_in_a_zip_is_noticed(tmp_path):
     data[data.index(np.float32(3).tobytes() * 9) + 100] ^= 1
     path.write_bytes(data)
     with pytest.raises(WeightsError, match="a.pth is damaged: the checksum of its entry archive/data/0 is wrong"):
-        torch_files.read(path)
+        torch_files.read_torch_file(path)
 
 
 def test_compressed_entries(tmp_path):
@@ -227,7 +227,7 @@ def test_compressed_entries(tmp_path):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    np.testing.assert_array_equal(torch_files.read(tmp_path / "b.pth")["a"], numbers, strict=True)
+    np.testing.assert_array_equal(torch_files.read_torch_file(tmp_path / "b.pth")["a"], numbers, strict=True)
 
 
 PEAK = """
@@ -260,7 +260,7 @@ def test_a_file_is_not_held_twice(tmp_path, write):
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}")
 def test_reference_checkpoints(path):
     """Names and shapes agree with the original's gradients and, for ResNet-50, with the original's key list."""
-    contents = torch_files.read(path)
+    contents = torch_files.read_torch_file(path)
     state = {name: array for name, array in contents.get("state_dict", contents.get("model")).items()
              if not name.endswith("num_batches_tracked")}
     assert {array.dtype for array in state.values()} == {np.dtype("float32")}

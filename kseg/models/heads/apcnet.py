@@ -4,7 +4,7 @@ Segmentation")."""
 import keras
 from keras import ops
 
-from kseg.config import Model
+from kseg.config.sections import Model
 from kseg.models.blocks import classifier, conv_bn_relu, plain_convolution
 from kseg.models.layers import AdaptiveAveragePooling
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from kseg.config import Model
+from kseg.config.sections import Model
 from kseg.models.blocks import classifier, conv_bn_relu, separable_bn_relu
 from kseg.models.layers import AdaptiveAveragePooling, ResizeLike
 

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kseg.config import Model
+from kseg.config.sections import Model
 from kseg.models.blocks import classifier, conv_bn_relu, dense
 from kseg.models.layers import ResizeLike
 from kseg.models.norms import BatchNormalization

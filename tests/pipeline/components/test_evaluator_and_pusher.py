@@ -141,12 +141,12 @@ def test_versions_are_compared_by_their_files(tmp_path, missing):
         for name in ("0/files", "a", "model_card.md"):
             (tmp_path / version / name).write_text(name)
     (tmp_path / "2" / "model_card.md").unlink()
-    assert pusher.same(tmp_path / "1", tmp_path / "2") and pusher.newest(tmp_path) == tmp_path / "2"
+    assert pusher.same_files(tmp_path / "1", tmp_path / "2") and pusher.newest_version(tmp_path) == tmp_path / "2"
     (tmp_path / "2" / missing).unlink()
-    assert not pusher.same(tmp_path / "1", tmp_path / "2") and not pusher.same(tmp_path / "2", tmp_path / "1")
+    assert not pusher.same_files(tmp_path / "1", tmp_path / "2") and not pusher.same_files(tmp_path / "2", tmp_path / "1")
     (tmp_path / "10").mkdir()
     (tmp_path / ".99").mkdir()
-    assert pusher.newest(tmp_path) == tmp_path / "10"
+    assert pusher.newest_version(tmp_path) == tmp_path / "10"
 
 
 @pytest.mark.parametrize("refused", ["blessed", "infra", "container"])

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kseg.config import Config, Data
+from kseg.config import Config
+from kseg.config.sections import Data
 from kseg.datasets import diagnosis, registry
 from kseg.errors import ConfigError, DataError
 from pipeline import artifacts
@@ -34,21 +35,21 @@ def source(tmp_path):
 
 
 def stored(examples_artifact, split):
-    config = artifacts.reading(Config(data=Data(name="folder")), examples_artifact.uri)
-    record, opened = registry.find(config.data), registry.open_split(config.data, split)
-    return record, [diagnosis.examine(record, opened, index) for index in range(len(opened.names))]
+    config = artifacts.artifact_config(Config(data=Data(name="folder")), examples_artifact.uri)
+    record, opened = registry.find_dataset(config.data), registry.open_split(config.data, split)
+    return record, [diagnosis.find_example_fault(record, opened, index) for index in range(len(opened.names))]
 
 
 def test_kseg_reads_what_was_there(source, tmp_path):
     artifact = ingested(source, tmp_path / "examples")
     assert (artifact.split_names, artifact.span) == ('["train", "val"]', 3)
     assert len(list((tmp_path / "examples" / "Split-train").iterdir())) == 3
-    before, opened = registry.find(source), registry.open_split(source, "train")
+    before, opened = registry.find_dataset(source), registry.open_split(source, "train")
     record, found = stored(artifact, "train")
     assert (record.classes, record.palette, record.label_table) == (before.classes, before.palette, before.label_table)
     assert len(found) == 5
     for index, pair in enumerate(found):
-        for one, other in zip(pair, diagnosis.examine(before, opened, index), strict=True):
+        for one, other in zip(pair, diagnosis.find_example_fault(before, opened, index), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -107,24 +108,24 @@ def test_too_many_unreadable_pictures_are_an_error(source, tmp_path):
 
 
 def test_fingerprint_tells_a_changed_source(source, tmp_path):
-    before = ingest.fingerprint(source, ("train", "val"))
-    assert ingest.fingerprint(source, ("train", "val")) == before
+    before = ingest.source_fingerprint(source, ("train", "val"))
+    assert ingest.source_fingerprint(source, ("train", "val")) == before
     (tmp_path / "source" / "notes.txt").write_text("not read")
-    assert ingest.fingerprint(source, ("train", "val")) == before
+    assert ingest.source_fingerprint(source, ("train", "val")) == before
     path = tmp_path / "source" / "train" / "labels" / "e00.png"
     path.write_bytes(path.read_bytes() + b" ")
-    changed = ingest.fingerprint(source, ("train", "val"))
+    changed = ingest.source_fingerprint(source, ("train", "val"))
     assert changed != before
     (tmp_path / "source" / "classes.txt").write_text(CLASSES.replace("house", "home"))
-    assert ingest.fingerprint(source, ("train", "val")) not in (before, changed)
+    assert ingest.source_fingerprint(source, ("train", "val")) not in (before, changed)
 
 
 def test_parts_of_a_split(source, tmp_path):
     artifact = ingested(source, tmp_path / "examples")
-    config = artifacts.reading(Config(data=source), artifact.uri)
-    data = artifacts.part_of(config.data, "train", 1, 4, tmp_path / "part")
+    config = artifacts.artifact_config(Config(data=source), artifact.uri)
+    data = artifacts.part_config(config.data, "train", 1, 4, tmp_path / "part")
     opened = registry.open_split(data, "train")
-    found = [diagnosis.examine(registry.find(data), opened, index)[0][0, 0, 0] for index in range(len(opened.names))]
+    found = [diagnosis.find_example_fault(registry.find_dataset(data), opened, index)[0][0, 0, 0] for index in range(len(opened.names))]
     assert found == [1, 2, 3]
 
 
@@ -134,14 +135,14 @@ def test_the_highest_span_unless_one_is_given(pattern, tmp_path):
         (tmp_path / pattern.replace(ingest.SPAN, number)).mkdir(parents=True)
     config = Config(data=Data(name="folder", directory=str(tmp_path / pattern)))
     for given, number, span in ((None, "10", 10), (2, "02", 2), (1, "1", 1)):
-        found, told = ingest.located(config, given)
+        found, told = ingest.locate_span(config, given)
         assert (found.data.directory, told) == (str(tmp_path / pattern.replace(ingest.SPAN, number)), span)
     with pytest.raises(DataError, match="no span 3; there are: 1, 2, 10"):
-        ingest.located(config, 3)
+        ingest.locate_span(config, 3)
 
 
 def test_without_spans(tmp_path):
     config = Config(data=Data(name="folder", directory=str(tmp_path)))
-    assert ingest.located(config) == (config, 0)
+    assert ingest.locate_span(config) == (config, 0)
     with pytest.raises(ConfigError, match="holds no {SPAN}"):
-        ingest.located(config, 3)
+        ingest.locate_span(config, 3)

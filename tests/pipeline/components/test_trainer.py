@@ -18,7 +18,7 @@ def told(tmp_path, monkeypatch):
     def train(config, workdir, strategy):
         raise Told(config, workdir)
 
-    monkeypatch.setattr(trainer.train, "train", train)
+    monkeypatch.setattr(trainer.trainer, "train", train)
 
     def run(*overrides, base=None, examples="1"):
         config = configs.load("encnet_shapes", ["init.backbone=resnet18", *overrides])
@@ -64,5 +64,5 @@ def test_the_same_training_is_found_again(told):
 
 
 def test_buckets_are_mounted():
-    assert str(trainer.here("gs://bucket/a/b")) == "/gcs/bucket/a/b"
-    assert str(trainer.here("/data/a")) == "/data/a"
+    assert str(trainer.local_path("gs://bucket/a/b")) == "/gcs/bucket/a/b"
+    assert str(trainer.local_path("/data/a")) == "/data/a"

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from kseg import config as configs
 from kseg import models
-from kseg.config import Data
+from kseg.config.sections import Data
 from kseg.datasets import registry
 from kseg.errors import ConfigError
 from kseg.evaluation.counter import Counter
@@ -86,8 +86,8 @@ def model(tmp_path_factory, shapes_directory):
     ingested(Data(name="shapes", directory=str(shapes_directory)), place / "examples", splits=("val",), per_shard=100)
     sys.argv[1:] = kept
     trained = place / "model" / "Format-TFMA"
-    stored = artifacts.reading(config, place / "examples")
-    working_directory.open_run(trained, stored, registry.find(stored.data)).close()
+    stored = artifacts.artifact_config(config, place / "examples")
+    working_directory.open_workdir(trained, stored, registry.find_dataset(stored.data)).close()
     network = models.build(config.model, 7)
     keras_files.save_weights(network, trained / "best.weights.h5")
     source = replace(config, data=replace(config.data, directory=str(shapes_directory)))
@@ -100,7 +100,7 @@ def flags_of(address):
 
 def counted(address, model, out):
     with apache_beam.Pipeline(argv=flags_of(address)) as job:
-        counting.count(job, str(model[0]), str(model[1]), "val", IMAGES, 2, str(out))
+        counting.add_counting(job, str(model[0]), str(model[1]), "val", IMAGES, 2, str(out))
     return np.load(out)
 
 

@@ -49,7 +49,7 @@ def test_reasons_name_each_class_old_and_new():
         "mIoU 40.00 is more than 1.00 below the blessed model's 50.00",
         "IoU of 'sky' fell by 20.00 from 90.00 to 70.00, more than 10.00")
     assert verdict.rows == (("sky", 0.9, 0.7), ("road", 0.6, 0.5), ("pole", 0.0, 0.0))
-    text = blessing.text(verdict)
+    text = blessing.verdict_text(verdict)
     assert text.startswith("not blessed:\n")
     assert [line.split() for line in text.splitlines()[-3:]] == [
         ["sky", "90.00", "70.00", "-20.00"], ["road", "60.00", "50.00", "-10.00"], ["pole", "0.00", "0.00", "+0.00"]]

@@ -10,7 +10,7 @@ from kseg import config as configs
 from pipeline import definition
 from pipeline.components import infra_validator
 from pipeline.metadata import code_digest, summary
-from pipeline.metadata.metadata_store import Step, Stored
+from pipeline.metadata.metadata_store import Execution, Stored
 
 SOURCES = {
     "pipeline/one.py": "from kseg import inner, number\nimport numpy\n\ndef f():\n    from kseg.lazy import g\n",
@@ -29,34 +29,34 @@ def sources(tmp_path, monkeypatch):
 
 
 def test_a_program_is_all_that_it_imports(sources):
-    assert sorted(code_digest.modules("pipeline.one")) == [
+    assert sorted(code_digest.module_syntax("pipeline.one")) == [
         "kseg", "kseg.apart", "kseg.inner", "kseg.lazy", "pipeline.deep", "pipeline.one"]
     # Of a package only what is named: not what its own file gathers.
-    assert sorted(code_digest.modules("kseg.inner")) == ["kseg.inner", "pipeline.deep"]
+    assert sorted(code_digest.module_syntax("kseg.inner")) == ["kseg.inner", "pipeline.deep"]
 
 
 @pytest.mark.parametrize(("name", "text", "changes"), [
     ("pipeline/deep.py", "x = 2\n", True), ("kseg/lazy.py", "def g(): return 1\n", True),
     ("pipeline/deep.py", "# Of no matter.\nx  =  1\n", False), ("pipeline/other.py", "y = 1\n", False)])
 def test_what_changes_a_digest(sources, name, text, changes):
-    before = code_digest.digest("pipeline.one")
-    assert code_digest.digest("pipeline.one") == before
+    before = code_digest.code_digest("pipeline.one")
+    assert code_digest.code_digest("pipeline.one") == before
     (sources / name).write_text(text)
-    assert (code_digest.digest("pipeline.one") != before) is changes
+    assert (code_digest.code_digest("pipeline.one") != before) is changes
 
 
 def test_the_version_counts(sources, monkeypatch):
-    before = code_digest.digest("pipeline.one")
+    before = code_digest.code_digest("pipeline.one")
     monkeypatch.setattr(code_digest.kseg, "__version__", "99")
-    assert code_digest.digest("pipeline.one") != before
+    assert code_digest.code_digest("pipeline.one") != before
 
 
 def test_a_change_of_the_evaluation_trains_nothing_again():
-    trained, evaluated = code_digest.modules("pipeline.components.trainer"), code_digest.modules("pipeline.components.evaluator")
-    assert {"kseg.train", "kseg.training.optimizers"} <= trained.keys() - evaluated.keys()
+    trained, evaluated = code_digest.module_syntax("pipeline.components.trainer"), code_digest.module_syntax("pipeline.components.evaluator")
+    assert {"kseg.training.trainer", "kseg.training.optimizers"} <= trained.keys() - evaluated.keys()
     assert {"pipeline.components.evaluator", "pipeline.metadata.blessing"} <= evaluated.keys() - trained.keys()
     # What the Validator starts is no import of its.
-    assert "serving.grpc_api.services" in code_digest.modules("pipeline.components.serving_validator", "serving.server")
+    assert "serving.grpc_api.services" in code_digest.module_syntax("pipeline.components.serving_validator", "serving.server")
 
 
 def test_each_component_is_told_its_program():
@@ -65,14 +65,14 @@ def test_each_component_is_told_its_program():
     made = [each for each in definition.components(settings) if not isinstance(each, Resolver)]
     told = {each.id: each.exec_properties.get("program") or json.loads(each.exec_properties["custom_config"])["program"]
             for each in made}
-    alone = {name: code_digest.digest(f"pipeline.{name.lower()}") for name in (
+    alone = {name: code_digest.code_digest(f"pipeline.{name.lower()}") for name in (
         "Ingest", "Examiner", "Trainer", "Evaluator", "Pusher")}
-    assert told == alone | {"Validator": code_digest.digest("pipeline.components.serving_validator", "serving.server")} | dict.fromkeys(
-        ("Requests", "InfraValidator"), code_digest.digest("pipeline.components.infra_validator"))
+    assert told == alone | {"Validator": code_digest.code_digest("pipeline.components.serving_validator", "serving.server")} | dict.fromkeys(
+        ("Requests", "InfraValidator"), code_digest.code_digest("pipeline.components.infra_validator"))
 
 
 def step(inputs=(), state="complete", **properties):
-    return Step(1, "pipeline.x.X", "X", state, 1.0, properties, {
+    return Execution(1, "pipeline.x.X", "X", state, 1.0, properties, {
         key: tuple(Stored(each, "Examples", "", {}) for each in ids) for key, ids in inputs}, {})
 
 
@@ -88,4 +88,4 @@ def step(inputs=(), state="complete", **properties):
     (step(), step(**dict.fromkeys("abcdefg", 1)), "changed: a, b, c, d, e, 2 more"),
     (None, step(), "first time"), (step(), step(state="cached"), "")])
 def test_why_a_component_ran(before, now, reason):
-    assert summary.why(now, before) == reason
+    assert summary.rerun_reason(now, before) == reason

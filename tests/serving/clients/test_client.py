@@ -236,7 +236,7 @@ def test_tls_with_an_authority_of_ones_own(tmp_path):
 
 def test_the_table_by_hand():
     costs = [client.Cost(0.001 * number, 1000 * number, 2000) for number in range(1, 21)]
-    assert [line.split() for line in segment_files.table(costs).split("\n")] == [
+    assert [line.split() for line in segment_files.cost_table(costs).split("\n")] == [
         ["20", "requests", "median", "95", "%", "largest", "sum"],
         ["latency,", "ms", "10.5", "19.1", "20.0", "210.0"],
         ["sent,", "kB", "10.5", "19.1", "20.0", "210.0"],

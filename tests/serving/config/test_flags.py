@@ -32,7 +32,7 @@ FOREIGN = ("flush_filesystem_caches", "tensorflow_session_config_file", "use_alt
 
 
 def test_names_and_defaults_are_the_real_servers():
-    parsed = flags.parse([])
+    parsed = flags.parse_flags([])
     assert {name: getattr(parsed, name) for name in REAL} == REAL
     assert set(FOREIGN) == set(flags.FIXED)
     # Loopback, which the real one leaves to its container.
@@ -40,7 +40,7 @@ def test_names_and_defaults_are_the_real_servers():
 
 
 def test_values_of_every_type():
-    parsed = flags.parse(["--port=9000", "--model_name=a=b", "--enable_batching", "--enable_model_warmup=false",
+    parsed = flags.parse_flags(["--port=9000", "--model_name=a=b", "--enable_batching", "--enable_model_warmup=false",
                           "--rest_api_enable_cors_support=1", "--drain_seconds=0.5", "--port=9001",
                           "--model_base_path="])
     assert parsed == Options(port=9001, model_name="a=b", enable_batching=True, enable_model_warmup=False,
@@ -54,29 +54,29 @@ def test_values_of_every_type():
     ("--grace_seconds=inf", "finite"), ("--drain_seconds=nan", "finite"), ("--num_load_threads=-1", "at least 0")])
 def test_values_that_are_wrong(argument, words):
     with pytest.raises(FlagError, match=words):
-        flags.parse([argument])
+        flags.parse_flags([argument])
 
 
 def test_threads_are_told_in_one_way():
     with pytest.raises(FlagError, match="--tensorflow_session_parallelism"):
-        flags.parse(["--tensorflow_session_parallelism=2", "--tensorflow_intra_op_parallelism=1"])
-    flags.parse(["--tensorflow_intra_op_parallelism=1", "--tensorflow_inter_op_parallelism=2"])
+        flags.parse_flags(["--tensorflow_session_parallelism=2", "--tensorflow_intra_op_parallelism=1"])
+    flags.parse_flags(["--tensorflow_intra_op_parallelism=1", "--tensorflow_inter_op_parallelism=2"])
 
 
 def test_what_only_the_real_server_does_is_refused_and_its_defaults_are_taken(capsys):
     accepted = ["--enable_profiler=false", "--flush_filesystem_caches=false", "--platform_config_file=",
                 "--xla_cpu_compilation_enabled=false", "--per_process_gpu_memory_fraction=0.0"]
-    assert flags.parse(accepted) == Options()
+    assert flags.parse_flags(accepted) == Options()
     assert not capsys.readouterr().out
     for argument in ("--enable_profiler", "--platform_config_file=x", "--prefer_tflite_model=true",
                      "--per_process_gpu_memory_fraction=0.5", "--use_alts_credentials=true"):
         with pytest.raises(FlagError, match="this server does not do"):
-            flags.parse([argument])
+            flags.parse_flags([argument])
 
 
 @pytest.mark.parametrize("argument", ["--modle_name=x", "-port=1", "port=1", "--port", "--model_name"])
 def test_an_unknown_argument_is_told_and_the_start_goes_on(argument, capsys):
-    assert flags.parse([argument, "--port=1234"]).port == 1234
+    assert flags.parse_flags([argument, "--port=1234"]).port == 1234
     printed = capsys.readouterr().out
     assert f"unknown argument: {argument}\n" in printed and "--model_base_path=" in printed
 
@@ -108,9 +108,9 @@ def test_channel_arguments_are_numbers_where_they_can_be():
 
 def test_the_one_models_path_may_be_relative_but_is_no_uri(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (config,) = files.models(Options(model_name="m", model_base_path="a/b")).model_config_list.config
+    (config,) = files.read_model_config(Options(model_name="m", model_base_path="a/b")).model_config_list.config
     assert (config.name, config.base_path, config.model_platform) == ("m", str(tmp_path / "a" / "b"), "tensorflow")
-    (config,) = files.models(Options(model_base_path="gs://a/b")).model_config_list.config
+    (config,) = files.read_model_config(Options(model_base_path="gs://a/b")).model_config_list.config
     assert config.base_path == "gs://a/b"
 
 

@@ -5,7 +5,7 @@ from google.protobuf import wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from kseg.errors import UserError
-from serving.config.protos import BatchingParameters, MonitoringConfig, SSLConfig, read
+from serving.config.protos import BatchingParameters, MonitoringConfig, SSLConfig, parse_text_proto
 
 BATCHING = """
 # As in TensorFlow Serving's guide.
@@ -26,7 +26,7 @@ def text(directory, content):
 
 
 def test_batching_parameters_tell_what_is_set(tmp_path):
-    found = read(text(tmp_path, BATCHING), BatchingParameters, "tensorflow.serving.BatchingParameters")
+    found = parse_text_proto(text(tmp_path, BATCHING), BatchingParameters, "tensorflow.serving.BatchingParameters")
     assert found.max_batch_size.value == 128 and found.HasField("batch_timeout_micros")
     assert found.batch_timeout_micros.value == 0 and not found.HasField("max_enqueued_batches")
     assert list(found.allowed_batch_sizes) == [32, 128] and found.pad_variable_length_inputs
@@ -47,7 +47,7 @@ def test_numbers_of_fields_are_those_of_the_wire():
 
 def test_an_official_message_is_read_too(tmp_path):
     path = text(tmp_path, 'model_config_list { config { name: "a" base_path: "/b" model_platform: "tensorflow" } }')
-    found = read(path, model_server_config_pb2.ModelServerConfig, "tensorflow.serving.ModelServerConfig")
+    found = parse_text_proto(path, model_server_config_pb2.ModelServerConfig, "tensorflow.serving.ModelServerConfig")
     assert found.model_config_list.config[0].base_path == "/b"
 
 
@@ -58,15 +58,15 @@ def test_an_official_message_is_read_too(tmp_path):
 def test_errors_name_file_and_line(tmp_path, content, place):
     path = text(tmp_path, content)
     with pytest.raises(UserError) as caught:
-        read(path, BatchingParameters, "tensorflow.serving.BatchingParameters")
+        parse_text_proto(path, BatchingParameters, "tensorflow.serving.BatchingParameters")
     assert str(caught.value).startswith(
         f"{path}: Error parsing text-format tensorflow.serving.BatchingParameters: {place} : ")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match="cannot read .*missing: No such file"):
-        read(tmp_path / "missing", SSLConfig, "tensorflow.serving.SSLConfig")
+        parse_text_proto(tmp_path / "missing", SSLConfig, "tensorflow.serving.SSLConfig")
     path = tmp_path / "bytes"
     path.write_bytes(b"server_key: \"\xff\"")
     with pytest.raises(UserError, match="no UTF-8 at byte 13"):
-        read(path, SSLConfig, "tensorflow.serving.SSLConfig")
+        parse_text_proto(path, SSLConfig, "tensorflow.serving.SSLConfig")

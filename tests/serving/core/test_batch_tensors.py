@@ -148,7 +148,7 @@ def test_defaults():
 
 
 def test_the_shipped_file():
-    message = protos.read(CONFIG, protos.BatchingParameters, "tensorflow.serving.BatchingParameters")
+    message = protos.parse_text_proto(CONFIG, protos.BatchingParameters, "tensorflow.serving.BatchingParameters")
     scheduler = Scheduler(message, Counts())
     scheduler.stop()
     assert scheduler.settings.allowed[-1] == scheduler.settings.largest_run

@@ -19,7 +19,7 @@ DEFAULT = "serving_default"
 
 
 def load(directory, tags=("serve",)):
-    return session_model.load(directory, tags, session_model.Threads())
+    return session_model.load_session_model(directory, tags, session_model.Threads())
 
 
 def saved(directory, build, shape=(None,), dtype=tf.float32):

@@ -66,11 +66,11 @@ def test_the_wire_bytes_of_listed_values_are_protobufs(values):
 @pytest.mark.parametrize("values", samples(), ids=lambda values: f"{values.dtype}{values.shape}")
 def test_arrays_of_both_encodings(values):
     content = tf.make_tensor_proto(values)
-    np.testing.assert_array_equal(tensors.array(content), values)
-    assert tensors.array(content).dtype == values.dtype
+    np.testing.assert_array_equal(tensors.to_array(content), values)
+    assert tensors.to_array(content).dtype == values.dtype
     listed = tensor_pb2.TensorProto.FromString(b"".join(tensors.wire_parts(values, False)))
-    np.testing.assert_array_equal(tensors.array(listed), values)
-    assert tensors.array(listed).dtype == values.dtype and tensors.array(listed).shape == values.shape
+    np.testing.assert_array_equal(tensors.to_array(listed), values)
+    assert tensors.to_array(listed).dtype == values.dtype and tensors.to_array(listed).shape == values.shape
 
 
 def tensor(dtype, shape, **values):
@@ -81,20 +81,20 @@ def tensor(dtype, shape, **values):
 
 
 def test_a_short_list_repeats_its_last_value_and_an_empty_one_is_zeros():
-    np.testing.assert_array_equal(tensors.array(tensor(types_pb2.DT_FLOAT, (2, 3), float_val=[1, 2])),
+    np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_FLOAT, (2, 3), float_val=[1, 2])),
                                   np.array([[1, 2, 2], [2, 2, 2]], np.float32))
-    np.testing.assert_array_equal(tensors.array(tensor(types_pb2.DT_UINT8, (3,), int_val=[200])), [200] * 3)
-    np.testing.assert_array_equal(tensors.array(tensor(types_pb2.DT_INT32, (2,))), [0, 0])
-    assert tensors.array(tensor(types_pb2.DT_STRING, (3,), string_val=[b"a", b"b"])).tolist() == [b"a", b"b", b"b"]
-    assert tensors.array(tensor(types_pb2.DT_STRING, (2,))).tolist() == [b"", b""]
+    np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_UINT8, (3,), int_val=[200])), [200] * 3)
+    np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_INT32, (2,))), [0, 0])
+    assert tensors.to_array(tensor(types_pb2.DT_STRING, (3,), string_val=[b"a", b"b"])).tolist() == [b"a", b"b", b"b"]
+    assert tensors.to_array(tensor(types_pb2.DT_STRING, (2,))).tolist() == [b"", b""]
     # More than the shape holds are cut off.
-    np.testing.assert_array_equal(tensors.array(tensor(types_pb2.DT_INT32, (2,), int_val=[1, 2, 3])), [1, 2])
+    np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_INT32, (2,), int_val=[1, 2, 3])), [1, 2])
 
 
 def test_strings_in_tensor_content_are_read_as_tensorflow_writes_them():
     # Lengths as varints, then the strings.
     content = b"\x03\x00\x02" + b"abc" + b"" + b"xy"
-    assert tensors.array(tensor(types_pb2.DT_STRING, (3,), tensor_content=content)).tolist() == [b"abc", b"", b"xy"]
+    assert tensors.to_array(tensor(types_pb2.DT_STRING, (3,), tensor_content=content)).tolist() == [b"abc", b"", b"xy"]
 
 
 @pytest.mark.parametrize("broken", [
@@ -107,11 +107,11 @@ def test_strings_in_tensor_content_are_read_as_tensorflow_writes_them():
     tensor(types_pb2.DT_UINT8, (1,), tensor_content=b"aa")])
 def test_tensors_that_cannot_be(broken):
     with pytest.raises(ValueError):
-        tensors.array(broken)
+        tensors.to_array(broken)
     unknown = tensor(types_pb2.DT_FLOAT, (), float_val=[1])
     unknown.tensor_shape.unknown_rank = True
     with pytest.raises(ValueError):
-        tensors.array(unknown)
+        tensors.to_array(unknown)
 
 
 def test_reading_and_writing_a_pictures_values_one_by_one_is_not_needed(monkeypatch):
@@ -119,5 +119,5 @@ def test_reading_and_writing_a_pictures_values_one_by_one_is_not_needed(monkeypa
     proto = tensor_pb2.TensorProto.FromString(b"".join(tensors.wire_parts(image, False)))
     monkeypatch.setattr(tf, "make_ndarray", None)
     monkeypatch.setattr(tf, "make_tensor_proto", None)
-    np.testing.assert_array_equal(tensors.array(proto), image)
+    np.testing.assert_array_equal(tensors.to_array(proto), image)
     assert len(proto.int_val) == image.size

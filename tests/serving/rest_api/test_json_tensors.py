@@ -16,7 +16,7 @@ from serving.rest_api.json_reading import Dense
 
 def asked(body, **dtypes):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return json_tensors.predict(body, lambda name: {
+    return json_tensors.parse_predict(body, lambda name: {
         alias: SimpleNamespace(dtype=dtype) for alias, dtype in dtypes.items()})
 
 
@@ -51,7 +51,7 @@ def test_numbers_of_every_type_and_any_white_space(dtype, name, separators):
 def test_large_arrays_are_read_in_pieces():
     values = np.random.default_rng(1).integers(0, 256, (3, 90, 101, 3))
     body = json.dumps({"instances": values.tolist()}).encode()
-    dense = json_reading.read(body)["instances"]
+    dense = json_reading.parse_document(body)["instances"]
     assert isinstance(dense, Dense) and dense.shape == values.shape
     pieces = list(dense.pieces())
     assert len(pieces) > 3
@@ -189,7 +189,7 @@ def test_too_many_small_values_are_refused(monkeypatch):
 
 
 def test_examples_with_a_context():
-    name, given = json_examples.read(json.dumps({
+    name, given = json_examples.parse_examples(json.dumps({
         "signature_name": "s", "context": {"c": 3}, "examples": [
             {"f": [1.5, 2.0], "i": [1, -2], "t": True, "s": "née", "b": {"b64": "/w=="}, "e": []},
             {"f": 0.5}]}).encode())
@@ -201,7 +201,7 @@ def test_examples_with_a_context():
     assert list(first["t"].int64_list.value) == [1] and first["e"].WhichOneof("kind") is None
     assert list(first["s"].bytes_list.value) == ["née".encode()] and list(first["b"].bytes_list.value) == [b"\xff"]
     assert list(second["f"].float_list.value) == [0.5]
-    _, given = json_examples.read(b'{"examples": [{"x": 1}]}')
+    _, given = json_examples.parse_examples(b'{"examples": [{"x": 1}]}')
     assert len(given.example_list.examples) == 1
 
 
@@ -219,4 +219,4 @@ def test_examples_with_a_context():
 ])
 def test_the_words_of_refused_examples(body, words):
     with pytest.raises(ServingError, match=words.replace("(", r"\(")):
-        json_examples.read(json.dumps(body).encode())
+        json_examples.parse_examples(json.dumps(body).encode())

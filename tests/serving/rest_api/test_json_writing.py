@@ -13,7 +13,7 @@ from serving.rest_api import json_examples, json_writing
 
 
 def back(outputs, rows=True):
-    return json.loads(json_writing.write(outputs, rows))
+    return json.loads(json_writing.predict_json(outputs, rows))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (0,), (2, 0), (0, 3), (2, 3), (3, 4, 2), (2, 1, 3, 1),
@@ -22,7 +22,7 @@ def back(outputs, rows=True):
 def test_every_type_and_shape(shape, dtype):
     random = np.random.default_rng(2)
     values = np.asarray(random.integers(-5, 120, shape) if dtype[0] != "u" else random.integers(0, 120, shape), dtype)
-    assert json.loads(json_writing.text(values)) == values.tolist()
+    assert json.loads(json_writing.array_json(values)) == values.tolist()
 
 
 @pytest.mark.parametrize("limits", [(0, 10), (0, 256), (0, 1000), (0, 1001), (-1, 5), (-2 ** 31, 2 ** 31)])
@@ -43,7 +43,7 @@ def test_strings_are_base64_only_under_names_that_end_in_bytes():
     assert back({"png_bytes": pictures}) == {"predictions": [{"b64": "iVBOR/8="}, {"b64": ""}]}
     assert back({"bytes": np.array([['née "\n'.encode()]], object)}) == {"predictions": [['née "\n']]}
     # As they are, which is no JSON, as TensorFlow Serving answers.
-    assert json_writing.write({"png": pictures}, True) == b'{"predictions":["\x89PNG\xff",""]}'
+    assert json_writing.predict_json({"png": pictures}, True) == b'{"predictions":["\x89PNG\xff",""]}'
 
 
 def test_rows_and_columns_of_several_outputs():
@@ -64,7 +64,7 @@ def test_rows_and_columns_of_several_outputs():
     ({}, "Cannot convert empty tensor map to JSON")])
 def test_what_has_no_form_is_refused(outputs, words):
     with pytest.raises(ServingError, match=words):
-        json_writing.write(outputs, True)
+        json_writing.predict_json(outputs, True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -77,9 +77,9 @@ def test_floats_mean_the_same_value_when_read_back(dtype):
 
 def test_floats_are_short_and_never_look_like_integers():
     values = np.array([0.2, 1 / 3, 9e6, 3e-5, 1e10, 2.5, 100000, 0, -1, math.nan, math.inf, -math.inf], np.float32)
-    assert json_writing.decimals(values) == ["0.2", "0.333333343", "9e+06", "3e-05", "1e+10", "2.5", "100000.0", "0.0",
+    assert json_writing.decimal_texts(values) == ["0.2", "0.333333343", "9e+06", "3e-05", "1e+10", "2.5", "100000.0", "0.0",
                                              "-1.0", "NaN", "Infinity", "-Infinity"]
-    assert json_writing.decimals(np.array([0.1, 1 / 3])) == ["0.1", "0.33333333333333331"]
+    assert json_writing.decimal_texts(np.array([0.1, 1 / 3])) == ["0.1", "0.33333333333333331"]
 
 
 def test_classifications_and_regressions():

@@ -67,7 +67,7 @@ def test_without_usable_classes_there_are_numbers_and_colours_for_all_of_them(se
     for each in (broken, bare):
         assert each["classes"] == [] and each["problem"] is None
         assert len({tuple(colour) for colour in each["palette"]}) == 256
-        assert tuple(each["palette"][1]) == class_names.spread(2)
+        assert tuple(each["palette"][1]) == class_names.class_palette(2)
     assert bare["note"] is None
     assert "seg/2/assets/classes.json holds 2 classes and 1 colours" in broken["note"]
 

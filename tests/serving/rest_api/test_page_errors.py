@@ -80,7 +80,7 @@ def test_a_stopped_server_is_told_and_asked_again_when_it_is_back(open_page, mod
     with serving(models, answers, port):
         driver.find_element("id", "retry").click()
         until(driver, "document.getElementById('status').textContent.includes('found by')")
-    assert np.array_equal(overlay(driver)[..., :3], drawing.colour(IDS, COLOURS))
+    assert np.array_equal(overlay(driver)[..., :3], drawing.colorize(IDS, COLOURS))
 
 
 def test_no_other_model_is_asked_without_a_word(open_page, tmp_path):

@@ -22,7 +22,7 @@ def test_a_picture_gets_its_overlay_legend_and_figures(shown, tmp_path, answers)
     path = draw(tmp_path / "street.png", (6, 10))
     upload(shown, path)
     assert answers.seen == [("street", "2", path.read_bytes())]
-    assert np.array_equal(overlay(shown), np.dstack([drawing.colour(IDS, COLOURS), np.full(IDS.shape, 255, np.uint8)]))
+    assert np.array_equal(overlay(shown), np.dstack([drawing.colorize(IDS, COLOURS), np.full(IDS.shape, 255, np.uint8)]))
     assert text(shown, "#legend").split("\n") == ["sky", "50.0 %", "road", "41.7 %", NAMES[2], "8.3 %"]
     assert text(shown, "#absent-title") == "1 not in this picture"
     assert re.fullmatch(r"\d+(\.\d)? ms", text(shown, "#latency"))
@@ -59,7 +59,7 @@ def test_all_ids_reach_the_screen_unchanged(shown, tmp_path, answers):
                             model.value = "unnamed"; model.dispatchEvent(new Event("change"));""")
     upload(shown, draw(tmp_path / "a.png", (16, 16)))
     assert answers.seen[0][:2] == ("unnamed", "5")
-    expected = np.array([class_names.spread(number + 1) for number in range(256)], np.uint8)[ids]
+    expected = np.array([class_names.class_palette(number + 1) for number in range(256)], np.uint8)[ids]
     found = overlay(shown)
     assert np.array_equal(found[..., :3], expected) and (found[..., 3] == 255).all()
     lines = text(shown, "#legend").split("\n")

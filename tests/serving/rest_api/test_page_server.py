@@ -19,7 +19,7 @@ def test_pictures_new_versions_and_refusals_on_the_page(open_page, tmp_path):
         path = draw(tmp_path / "noise.png", (53, 31))
         upload(driver, path)
         ids = small_servables.ids_of(image_files.read_image(path))
-        assert np.array_equal(overlay(driver)[..., :3], drawing.colour(ids, small_servables.PALETTE))
+        assert np.array_equal(overlay(driver)[..., :3], drawing.colorize(ids, small_servables.PALETTE))
         assert set(text(driver, "#legend").split("\n")[::2]) == set(small_servables.CLASSES)
 
         small_servables.segmentation(base, 2, shift=1)
@@ -28,7 +28,7 @@ def test_pictures_new_versions_and_refusals_on_the_page(open_page, tmp_path):
         upload(driver, path)
         assert text(driver, "#status").endswith("by small, version 2.")
         ids = small_servables.ids_of(image_files.read_image(path), shift=1)
-        assert np.array_equal(overlay(driver)[..., :3], drawing.colour(ids, small_servables.PALETTE))
+        assert np.array_equal(overlay(driver)[..., :3], drawing.colorize(ids, small_servables.PALETTE))
 
         # What the browser can draw and the model refuses.
         side = int(small_servables.MAX_PIXELS ** 0.5) + 1
