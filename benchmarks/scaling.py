@@ -160,7 +160,7 @@ def checked(found: dict) -> str:
         for each in run["hosts"][0]["steps"]:
             single = alone[each["head"], each["share"], True]
             computing = scaling_model.shared_compute(statistics.median(single["wall"]), statistics.median(single["cpu"]),
-                                             processes, found["cores"])
+                                                     processes, found["cores"])
             small, large = of_messages(each["messages"], taken(run, "wall"))
             predicted, measured = computing + small + large, statistics.median(each["wall"])
             spent = statistics.median(single["cpu"]) + sum(of_messages(each["messages"], taken(run, "cpu")))

@@ -150,7 +150,7 @@ def in_turn(arguments: argparse.Namespace, name: str, base: Path, request: bytes
         for label, flags in settings.items():
             servers[label] = ServedProcess(name, base, *flags)
             pools[label] = load_generator.Clients(load_generator.Target(servers[label].grpc, "", 300.0), [request],
-                                                PROCESSES)
+                                                  PROCESSES)
         for number in range(arguments.rounds):
             for label in list(settings)[::-1 if number % 2 else 1]:
                 spent = Spent(servers[label].process.pid)

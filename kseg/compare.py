@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="exit with status 1 where B is worse than A: the interval of mIoU lies wholly below 0; "
                              "with 2 where the images are too few to tell")
     values = parser.parse_args(arguments)
-    comparison = paired_bootstrap.compare_evaluations(read_evaluation(values.a), read_evaluation(values.b), values.samples, values.seed, values.confidence)
+    comparison = paired_bootstrap.compare_evaluations(read_evaluation(
+        values.a), read_evaluation(values.b), values.samples, values.seed, values.confidence)
     a, b = comparison.a, comparison.b
     print(f"A: {a.path}\nB: {b.path}\n{a.dataset} {a.split}, {len(a.names)} image{'s' * (len(a.names) != 1)}\n")
     print(paired_bootstrap.comparison_table(comparison))

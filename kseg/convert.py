@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     if values.verify:
         return _verify(values)
     if not values.out or not values.out.name.endswith(converter.OUT_SUFFIX) or values.out.name == converter.OUT_SUFFIX:
-        raise ConfigError(f"--out NAME{converter.OUT_SUFFIX} is needed, got {str(values.out) if values.out else 'nothing'}")
+        raise ConfigError(
+            f"--out NAME{converter.OUT_SUFFIX} is needed, got {str(values.out) if values.out else 'nothing'}")
     config = cli.load_config(values)
     if values.backbone and (values.average or not values.checkpoint):
         raise ConfigError("--backbone takes a CHECKPOINT, and no --average")

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     values = parser.parse_args(arguments)
     if values.command == "prepare":
         prepare.prepare_dataset(Data(name=values.name, directory=values.directory), values.source, values.split, values.subset,
-                        values.fast)
+                                values.fast)
         return 0
     if values.command == "serve":
         data_service.serve_data(values.port, values.host, values.dispatcher)

@@ -99,7 +99,7 @@ def _cluster(values: argparse.Namespace) -> tuple[tuple[str, ...], int]:
     if values.slurm:
         return cluster_managers.from_slurm(os.environ, values.port, launcher.visible_gpus(os.environ))
     return cluster_managers.from_kubernetes(os.environ, values.kubernetes, values.count, values.port or PORT,
-                                    socket.gethostname())
+                                            socket.gethostname())
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     model, config, dataset = cli.load_model(values)
     failures = file_prediction.predict_files(predictor(model, config), values.inputs, values.out, dataset, kinds=kinds,
-                       scorer=scorer(model, config) if "scores" in kinds else None)
+                                             scorer=scorer(model, config) if "scores" in kinds else None)
     return 1 if failures else 0
 
 

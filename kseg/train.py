@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
             print_step_time(config, strategy)
             return 0
         try:
-            trainer.train(config, values.workdir or working_directory.default_workdir(config), strategy, profiled=profiled)
+            trainer.train(config, values.workdir or working_directory.default_workdir(
+                config), strategy, profiled=profiled)
         except Stopped as stopped:
             return 128 + stopped.number
     return 0

@@ -65,8 +65,8 @@ def write_specification(values: argparse.Namespace, config: Config) -> None:
     from pipeline import definition, options
 
     settings = options.pipeline_settings(values, config, root=values.pipeline_root,
-                                  fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
-                                  platform=infra_validator_pb2.KubernetesConfig())
+                                         fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
+                                         platform=infra_validator_pb2.KubernetesConfig())
     # The one strategy that Kubeflow knows: there a run that is made again is compared with itself.
     blessed = Resolver(strategy_class=LatestBlessedModelStrategy, model=types.Channel(type=standard_artifacts.Model),
                        model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessed")

@@ -70,7 +70,7 @@ def add_arguments(result: argparse.ArgumentParser) -> None:
 
 
 def pipeline_settings(values: argparse.Namespace, config: Config, root: str, fingerprint: "str | RuntimeParameter",
-             platform: "Platform", span: int = 0) -> "Settings":
+                      platform: "Platform", span: int = 0) -> "Settings":
     """Return the pipeline's settings of a command line with `add_arguments`' values.
 
     `platform` is where TFX's InfraValidator would start a server.

@@ -102,7 +102,8 @@ def run_pipeline(values: argparse.Namespace, config: Config, root: Path) -> int:
     docker = infra_validator_pb2.LocalDockerConfig(client_base_url=run_local.docker_address())
     chosen = options.pipeline_settings(values, config, str(root), fingerprint, docker, span)
     created = definition.create(chosen, str(root / metadata_store.DATABASE), cache=not values.no_cache)
-    known = len(list(metadata_store.read_runs(metadata_store.open_store(root)))) if (root / metadata_store.DATABASE).is_file() else 0
+    known = len(list(metadata_store.read_runs(metadata_store.open_store(root)))
+                ) if (root / metadata_store.DATABASE).is_file() else 0
     failure = None
     try:
         LocalDagRunner().run(created)

@@ -38,7 +38,7 @@ class Grpc:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(requests + SPARE_THREADS, "grpc"),
             handlers=services.handlers(parts, options.enable_serialization_as_tensor_content,
-                                            options.log_requests),
+                                       options.log_requests),
             options=list(channel_arguments(options).items()))
         self.health = services.add_health(self._server) if options.enable_grpc_healthcheck_service else None
         services.add_reflection(self._server, self.health is not None)

@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     paths = [picture.path for picture in find_pictures(values.pictures, Path(os.devnull), ()) if not picture.video]
     if not paths:
         raise UserError(f"no pictures among {', '.join(values.pictures)}, only videos")
-    requests = load_requests.read_requests(paths, values.server, values.rest, values.model, values.signature, values.tls_ca)
+    requests = load_requests.read_requests(paths, values.server, values.rest,
+                                           values.model, values.signature, values.tls_ca)
     path = f"/v1/models/{urllib.parse.quote(values.model, safe='')}:predict" if values.rest else ""
     target = load_generator.Target(values.server, path, values.deadline, read_certificates(values.tls_ca))
     print(f"{len(requests)} pictures, {sum(map(len, requests)) / len(requests) / 1e3:.1f} kB a request, to "
@@ -68,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     with load_generator.clients(target, requests, min(values.processes, max(values.concurrency))) as clients:
         loads = load_report.run_loads(clients, values.concurrency, values.seconds, values.warm_up)
     if values.out:
-        values.out.write_text(json.dumps([load_report.report_json(load) for load in loads], indent=1) + "\n", encoding="utf-8")
+        values.out.write_text(json.dumps([load_report.report_json(load)
+                              for load in loads], indent=1) + "\n", encoding="utf-8")
     if not any(load.latencies for load in loads):
         print("error: no request was answered", file=sys.stderr)
         return 1

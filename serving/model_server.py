@@ -54,7 +54,8 @@ class Server:
         options = self.options
         rest = options.rest_api_port
         if rest > 0 and rest == options.port:
-            logs.log_event(logging.ERROR, "no REST", {"message": "--rest_api_port is --port: each needs one of its own"})
+            logs.log_event(logging.ERROR, "no REST", {
+                           "message": "--rest_api_port is --port: each needs one of its own"})
             rest = 0
         try:
             for port in filter(None, (options.port, rest)):
@@ -75,7 +76,7 @@ class Server:
         if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
             threading.Thread(target=self._poll_config, name="config", daemon=True).start()
         logs.log_event(logging.INFO, "started", {"grpc_port": self.grpc_port, "rest_port": self.rest_port,
-                                             "grpc_socket_path": options.grpc_socket_path})
+                                                 "grpc_socket_path": options.grpc_socket_path})
 
     def stop(self, drain_seconds: float = 0, grace_seconds: float | None = None) -> None:
         """End the server: unhealthy but answering for `drain_seconds`, then what runs is waited for, then no models.
@@ -136,7 +137,7 @@ class Server:
         from serving.rest_api import app, page
 
         return app.application(self.models, self._monitor, self._parts.admissions, self.options,
-                                extra_routes=page.routes(self.models, self.options))
+                               extra_routes=page.routes(self.models, self.options))
 
     def _loaded(self, name: str, version: int, failure: Exception | None, seconds: float) -> None:
         self._monitor.loaded(name, version, failure is None, seconds)

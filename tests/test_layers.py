@@ -42,7 +42,8 @@ def test_the_packages_keep_their_order(copy):
     ("kseg/inference/prediction.py", "def f():\n    from serving import errors", "kseg imports neither serving nor pipeline"),
     ("serving/core/loading.py", "from kseg.training import step", "The server needs no training"),
     ("serving/stray.py", "", "A package of serving imports only the packages below it"),
-    ("pipeline/artifacts.py", "from pipeline import definition", "A package of pipeline imports only the packages below it"),
+    ("pipeline/artifacts.py", "from pipeline import definition",
+     "A package of pipeline imports only the packages below it"),
     ("pipeline/components/trainer.py", "import kseg.train", "Nobody imports a command")])
 def test_a_forbidden_import_breaks_its_contract(copy, file, line, contract):
     path = copy / file

@@ -74,7 +74,8 @@ def row_cells(row: ZooRow) -> tuple[str, ...]:
     config, variant = row.config, row.variant
     height, width = config.augment.crop
     return (row.name, backbone_label(config), str(config.model.output_stride), f"{height}x{width}", str(config.train.steps),
-            str(config.train.global_batch), variant.source, percent_text(variant.miou), percent_text(variant.miou_ms_flip),
+            str(config.train.global_batch), variant.source, percent_text(
+                variant.miou), percent_text(variant.miou_ms_flip),
             "yes" if variant.weights else "-")
 
 

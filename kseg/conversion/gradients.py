@@ -39,8 +39,8 @@ def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss:
     (value, (terms, updated)), gradients = differentiate(total, values)
     names = {id(variable): name for name, variable in loading.mmseg_names(model).items()}
     return TrainStep({name: float(term) for name, term in (terms | {"total": value}).items()},
-                None if gradients is None else _named(names, model.trainable_variables, gradients),
-                _named(names, model.non_trainable_variables, updated))
+                     None if gradients is None else _named(names, model.trainable_variables, gradients),
+                     _named(names, model.non_trainable_variables, updated))
 
 
 def _differentiate_on_tensorflow(function: Callable, values: list) -> tuple[Any, list]:

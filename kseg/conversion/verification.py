@@ -203,7 +203,7 @@ def compare_arrays(what: str, found: Any, truth: np.ndarray) -> ArrayComparison:
         return ArrayComparison(what, truth.shape, np.inf, np.inf, limit, f"the shape is {'x'.join(map(str, found.shape))} here")
     difference = np.abs(found - truth)
     return ArrayComparison(what, truth.shape, float(np.max(difference)),
-               float(np.max(difference / np.maximum(np.abs(truth), 1))), limit)
+                           float(np.max(difference / np.maximum(np.abs(truth), 1))), limit)
 
 
 def _step_rows(directory: Path, step: TrainStep, model: Model, notes: list[str]) -> list[ArrayComparison]:
@@ -256,5 +256,6 @@ def _compare_sums(file: str, found: dict[str, np.ndarray], truth: dict[str, tupl
         relative = difference / max(norm, floor)
         # So that not a number is the worst of all.
         if not relative <= worst.relative:
-            worst = ArrayComparison(file, (len(truth),), float(difference), float(relative), SUMS_LIMIT, f"worst: {name}")
+            worst = ArrayComparison(file, (len(truth),), float(difference),
+                                    float(relative), SUMS_LIMIT, f"worst: {name}")
     return worst

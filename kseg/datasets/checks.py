@@ -33,7 +33,7 @@ def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str]
 
 
 def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
-          report: Callable[[str], None] = print) -> dict[str, dict]:
+                  report: Callable[[str], None] = print) -> dict[str, dict]:
     """Report sizes, frequencies of classes and void share of the splits (none given: all), and return them by split.
 
     As `check`, but pictures are not decoded, only labels are: faults are all of `check`'s but a picture that is damaged

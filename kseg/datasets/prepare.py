@@ -57,7 +57,7 @@ def add_parser(parsers: argparse._SubParsersAction) -> None:
 
 
 def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,
-            report: Callable[[str], None] = print) -> Path:
+                    report: Callable[[str], None] = print) -> Path:
     """Prepare a data set from `source` into the directory that `data` means, and return where its records lie.
 
     `splits`, none given: all, are prepared; `subset`: they may be smaller than published; `fast`: pixels are stored

@@ -195,7 +195,7 @@ DATASETS = {
         name="cityscapes", classes=tuple(class_names.CITYSCAPES), palette=tuple(class_names.CITYSCAPES.values()),
         # labelIds 0..33; whatever is not one of the 19 classes is void.
         label_table=label_table({value: IGNORED for value in range(34)} | {IGNORED: IGNORED}
-                          | {value: index for index, value in enumerate(class_names.CITYSCAPES_LABEL_IDS)}),
+                                | {value: index for index, value in enumerate(class_names.CITYSCAPES_LABEL_IDS)}),
         splits=("train", "val", "test"), open_split=layouts.open_cityscapes_split,
         how_to_get="Register at cityscapes-dataset.com\n"
                    "and download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; extract both so that\n"

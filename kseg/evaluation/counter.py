@@ -110,7 +110,7 @@ class Counter:
                 element = next(iterator)
             except tf.errors.OpError as error:
                 raise batching.reading_error(self.config, split, [int(index) for index in mine[number] if index >= 0],
-                                   error) from None
+                                             error) from None
             for index, image in zip(mine[number], self.strategy.experimental_local_results(element["image"])):
                 self._require_size(names, int(index), image.shape)
             rows = self.strategy.experimental_local_results(self.step(element))

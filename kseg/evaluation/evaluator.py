@@ -26,7 +26,7 @@ SAMPLES = 12
 
 
 def sample_rows(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
-                 count: int) -> list[list[np.ndarray]]:
+                count: int) -> list[list[np.ndarray]]:
     """Return [image, truth, prediction] as uint8 (H, W, 3) for `count` images spread evenly over a split."""
     total = len(registry.open_split(config.data, split_name).names)
     rows = []
@@ -119,6 +119,6 @@ def _draw(model: keras.Model, config: Config, dataset: Dataset, split: str, coun
     image_files.save_image(drawing.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
     names, mious = results.image_names(counts), results.image_mious(counts)
     samples = [html_report.Sample(names[index], *_predicted(predict, config, dataset, split, index),
-                              float(mious[index]), group) for group, index in choose_samples(counts)]
+                                  float(mious[index]), group) for group, index in choose_samples(counts)]
     html_report.write_report(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
     report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")

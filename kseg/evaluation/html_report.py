@@ -44,7 +44,7 @@ class Sample(NamedTuple):
 
 
 def write_report(path: Path | str, results: dict, matrix: np.ndarray, samples: Sequence[Sample], classes: Sequence[str],
-          palette: Sequence[tuple[int, int, int]]) -> None:
+                 palette: Sequence[tuple[int, int, int]]) -> None:
     """Write the report, so that a reader sees the old page or the whole new one.
 
     `results` is what metrics.json holds, with None or nan for what is missing; `matrix` is the int64 (C, C) confusion
@@ -61,7 +61,7 @@ def write_report(path: Path | str, results: dict, matrix: np.ndarray, samples: S
     text = _environment().get_template("report.html.jinja").render(
         results=results, metrics=METRICS, comparison=_comparison(results), rows=_class_rows(results, classes, palette),
         bars=report_graphics.bars([printable(name) for name in classes],
-                                [results["classes"][name]["iou"] for name in classes], _number(results["mIoU"])),
+                                  [results["classes"][name]["iou"] for name in classes], _number(results["mIoU"])),
         confusion=_confusion(matrix, classes), groups=_groups(samples, palette),
         void=_hex(report_graphics.void_colour(palette)), error_colour=_hex(report_graphics.ERROR),
         void_grey=_hex((report_graphics.VOID_GREY,) * 3), boundary=_boundary(results, samples),
@@ -200,7 +200,7 @@ def _boundary(results: dict, samples: Sequence[Sample]) -> dict:
             for width, reach, miou, count in zip(boundary["widths"], pixels, boundary["mIoU"], boundary["pixels"])]
     return {"rows": rows, "size": size and f"{size[1]} x {size[0]}",
             "curve": report_graphics.curve(boundary["widths"], boundary["mIoU"], labels, boundary["width"],
-                                         _number(results["mIoU"]))}
+                                           _number(results["mIoU"]))}
 
 
 def _settings(config: dict, prefix: str = "") -> Iterator[tuple[str, str]]:

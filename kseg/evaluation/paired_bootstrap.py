@@ -96,7 +96,8 @@ def compare_evaluations(a: Evaluation, b: Evaluation, samples: int = 2000, seed:
         tails = (0.5 - confidence / 2, 0.5 + confidence / 2)
         low, high = np.quantile(known, tails) if known.size and np.isfinite(difference) else (np.nan, np.nan)
         verdict = "" if held[index] < needed else "worse" if high < 0 else "better" if low > 0 else ""
-        rows.append(ClassDifference(name, *map(float, (of_a[index], of_b[index], difference, low, high)), held[index], verdict))
+        rows.append(ClassDifference(
+            name, *map(float, (of_a[index], of_b[index], difference, low, high)), held[index], verdict))
     classes = sorted(rows[:-len(MEANS)], key=lambda row: math.inf if math.isnan(row.difference) else row.difference)
     return Comparison(a, b, tuple(classes), tuple(rows[-len(MEANS):]), samples, seed, confidence, needed)
 

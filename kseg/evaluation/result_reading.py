@@ -154,7 +154,8 @@ def _own_parts(names: tuple[str, ...]) -> tuple[str, ...]:
 def _difference(a: tuple[str, ...], b: tuple[str, ...], noun: str = "class") -> str:
     """Return ": ..." with what is in one alone, the first few named; "" where both hold the same."""
     alone = {"first": Counter(a) - Counter(b), "second": Counter(b) - Counter(a)}
-    parts = [f"only the {which} has {name_some(list(names.elements()), noun)}" for which, names in alone.items() if names]
+    parts = [f"only the {which} has {name_some(list(names.elements()), noun)}" for which,
+             names in alone.items() if names]
     return f": {'; '.join(parts)}" if parts else ""
 
 

@@ -107,7 +107,7 @@ def exported_accuracy(place: Path, config: Config, dataset: Dataset, split: str,
 
 
 def compare_exported(model: keras.Model, place: Path, config: Config, dataset: Dataset, split: str,
-            report: Callable[[str], None] = print) -> None:
+                     report: Callable[[str], None] = print) -> None:
     """Report a split's mIoU of the model and of what was exported of it."""
     names = registry.open_split(config.data, split).names
     counter = Counter(model, config, len(dataset.classes), tf.distribute.get_strategy())

@@ -38,8 +38,8 @@ class PredictionRun(NamedTuple):
 
 
 def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str | Path], out: Path, dataset: "Dataset",
-            report: Callable[[str], None] = print, kinds: Sequence[str] = (),
-            scorer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None) -> list[FailedFile]:
+                  report: Callable[[str], None] = print, kinds: Sequence[str] = (),
+                  scorer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None) -> list[FailedFile]:
     """Write results and the legend for all inputs to `out`, and return the files that could not be read to their end.
 
     `predictor` takes a uint8 RGB picture (H, W, 3) and returns its uint8 class ids (H, W). `kinds` are names of
@@ -57,7 +57,7 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
     output_kinds.require_classes(kinds, dataset)
     if "cityscapes-labelids" in kinds:
         odd = output_kinds.ambiguous_names(picture.result("cityscapes-labelids", 0 if picture.video else None)
-                               for picture in chosen)
+                                           for picture in chosen)
         if odd:
             report(f"note: for Cityscapes' test server each result's name begins with the picture's own "
                    f"CITY_SEQUENCE_FRAME; {len(odd)} of {len(chosen)} do not, such as {odd[0]}")

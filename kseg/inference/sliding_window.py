@@ -15,7 +15,7 @@ PIXELS_PER_CALL = 2**21
 
 
 def sliding_window_scores(model: keras.Model, inputs: tf.Tensor, normalise: Callable[[tf.Tensor], tf.Tensor], config: Config,
-          activation: Callable[[tf.Tensor], tf.Tensor], finish: Callable[..., tuple], state: tuple) -> tuple:
+                          activation: Callable[[tf.Tensor], tf.Tensor], finish: Callable[..., tuple], state: tuple) -> tuple:
     """Return the state after `state = finish(rows, known, state)` of each row of windows, from top to bottom.
 
     `inputs` (N, H, W, 3) are normalised a row of windows at a time. `rows` are the scores (N, H, W, C), each pixel's

@@ -91,7 +91,7 @@ def read_augmented(dataset: Dataset, split: Split, index: tf.Tensor, seed: tf.Te
 
 
 def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...],
-             config: Config) -> tuple[tf.Tensor, tf.Tensor]:
+                   config: Config) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the normalised image, float32 (h, w, 3), and uint8 train ids (h, w), padded to the crop h, w.
 
     The picture, RGB 0..255 and at most as large, stands at augment.pad; around it are augment.pad_colour and label 255.
@@ -179,7 +179,7 @@ def read_example(dataset: Dataset, split: Split, index: tf.Tensor) -> tuple[tf.T
 
 
 def find_faulty_example(config: Config, split_name: str, indices: Iterable[int],
-               error: Exception) -> tuple[int | None, DataError]:
+                        error: Exception) -> tuple[int | None, DataError]:
     """Return which of some examples made reading fail and what is wrong with it; none: None and the original words."""
     dataset, split = registry.find_dataset(config.data), registry.open_split(config.data, split_name)
     for index in indices:

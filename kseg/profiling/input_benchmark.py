@@ -97,7 +97,8 @@ def measure_data(config: Config, batches: int = 16, rounds: int = 5,
 def cut_pipelines(config: Config) -> dict[str, tf.data.Dataset]:
     """Return by stage the training pipeline that ends with it, of single examples; after the last one, of batches."""
     dataset, split = registry.find_dataset(config.data), registry.open_split(config.data, config.data.train_split)
-    table, extra = tf.constant(dataset.label_table, tf.uint8), kerascv_augmentations.build_extra_augmentations(config.augment.extra)
+    table, extra = tf.constant(
+        dataset.label_table, tf.uint8), kerascv_augmentations.build_extra_augmentations(config.augment.extra)
     whole = batching.train_batches(config)
     plain = replace(config.augment, flip=0.0, photometric=False)
 

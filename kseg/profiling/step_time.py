@@ -68,7 +68,7 @@ class Explanation:
 
 
 def explain_step_time(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print,
-            steps: int = 5) -> Explanation:
+                      steps: int = 5) -> Explanation:
     """Take `steps` training steps and as many under the profiler, and return where their time goes.
 
     On several hosts all take part, and each explains its own. Nothing is kept. Raises the UserErrors of building and

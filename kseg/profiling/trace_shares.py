@@ -92,7 +92,7 @@ def attribute_time(space: xplane_pb2.XSpace, steps: int, purpose: Callable[[Oper
 
     def rows(field: str, names: Iterable[str]) -> tuple[KindTime, ...]:
         return tuple(KindTime(name, total := _sum(shares, field, name), total / seconds, _sum(durations, field, name),
-                         _sum(counts, field, name)) for name in names)
+                              _sum(counts, field, name)) for name in names)
 
     kinds = {key.kind for key in shares}
     found = {key.phase for key in shares}
@@ -112,5 +112,5 @@ def _parts(shares: dict[Purpose, float], seconds: float) -> tuple[PartTime, ...]
         found.setdefault(key.part, Counter())[key.phase] += value
     names = sorted(found, key=lambda name: (PARTS.index(name.split(".")[0]), name != operation_kinds.STEM, name))
     return tuple(PartTime(name, found[name][FORWARD], found[name][BACKWARD],
-                      sum(found[name].values()) - found[name][FORWARD] - found[name][BACKWARD],
-                      sum(found[name].values()) / seconds) for name in names)
+                          sum(found[name].values()) - found[name][FORWARD] - found[name][BACKWARD],
+                          sum(found[name].values()) / seconds) for name in names)

@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 def with_retries(action: Callable[[], Result], what: str, report: Callable[[str], None], attempts: int = ATTEMPTS,
-            first_wait: float = FIRST_WAIT) -> Result:
+                 first_wait: float = FIRST_WAIT) -> Result:
     """Return what `action()` returns, calling it again after errors that pass by themselves.
 
     Before attempt n + 1 it waits first_wait * 2**(n - 1) seconds, more or less by up to a quarter, so that many

@@ -94,7 +94,7 @@ def remove_checkpoint(prefix: Path) -> None:
 
 
 def tracked_checkpoint(model: keras.Model, optimizer: keras.optimizers.Optimizer, average: Average | None = None,
-            more: Mapping[str, tf.Variable] = MappingProxyType({})) -> tf.train.Checkpoint:
+                       more: Mapping[str, tf.Variable] = MappingProxyType({})) -> tf.train.Checkpoint:
     """Return a checkpoint of all state under readable names: weights, statistics, velocities, seeds, step.
 
     Also an average of the weights, and `more` variables by name.
@@ -169,7 +169,7 @@ def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Calla
     for step in reversed(steps):
         try:
             with_retries(lambda: read_checkpoint(checkpoint, _prefix(workdir, step)), f"reading the checkpoint of step {step}",
-                    report)
+                         report)
             if checkpoint.step.value != step:
                 raise ValueError(f"it is that of step {checkpoint.step.value}")
         except WorkdirError:

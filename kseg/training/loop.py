@@ -207,7 +207,7 @@ class Loop:
             raise NotFinite(self.step - 1, self.losses)
         if self.run.writes:
             checkpoints.save_checkpoint(self.run.workdir, self.checkpoint, self.step, self.settings.keep_checkpoints,
-                                     self.run.report)
+                                        self.run.report)
 
     def _validate(self) -> None:
         started = time.monotonic()

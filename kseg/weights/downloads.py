@@ -59,7 +59,8 @@ def without_download(config: Config, report: Callable[[str], None]) -> Config:
     name = config.init.backbone
     if config.init.weights or name not in BACKBONES or Path(name).exists() or download_path(BACKBONES[name]).is_file():
         return config
-    report(f"the backbone's weights are not there yet: {BACKBONES[name]}, to be kept at {download_path(BACKBONES[name])}")
+    report(
+        f"the backbone's weights are not there yet: {BACKBONES[name]}, to be kept at {download_path(BACKBONES[name])}")
     return replace(config, init=replace(config.init, backbone="", skip=()))
 
 

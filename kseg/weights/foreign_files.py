@@ -45,7 +45,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB",
-                    average: bool = False) -> Checkpoint:
+                            average: bool = False) -> Checkpoint:
     """Return the weights of a .pth, .pt, .npz or .h5 file in MMSegmentation's names, a backbone's in torchvision's.
 
     Entries such as "state_dict" and "model", `module.` prefixes and step counters are unwrapped and left out.

@@ -105,7 +105,7 @@ class Executor(base_executor.BaseExecutor):
             lines += anomaly_lines(split, anomalies)
             if split in then:
                 lines += drift_line(split, classes, artifacts.class_shares(uri, split), then[split],
-                                 exec_properties["drift"])
+                                    exec_properties["drift"])
         place = Path(artifacts.mounted_path(schema_artifact.uri))
         (place / SCHEMA).write_text(text_format.MessageToString(schema), encoding="utf-8")
         for artifact in (statistics, anomalies_artifact):

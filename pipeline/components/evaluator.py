@@ -30,7 +30,7 @@ BLESSING = "blessing.json"
 
 
 def write_evaluation_report(model: keras.Model, config: Config, dataset: Dataset, split: str, counts: Counts, found: dict,
-         out: Path) -> None:
+                            out: Path) -> None:
     """Write the report of an evaluation."""
     predict, opened = predictor(model, config), registry.open_split(config.data, split)
     names, mious = results.image_names(counts), results.image_mious(counts)
@@ -65,7 +65,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             counted = {"new.npz": candidate} | ({"old.npz": baseline} if baseline and not old else {})
             for name, each in counted.items():
                 counting.add_counting(job, each.uri, stored.uri, split, len(names), exec_properties["images_per_bundle"],
-                               str(out / name))
+                                      str(out / name))
         seconds = time.monotonic() - started
         counts = read_counts(str(out / "new.npz"), names)
         if baseline and not old:

@@ -39,7 +39,8 @@ def run_fn(fn_args: "FnArgs") -> None:
     """
     settings = fn_args.custom_config
     # train_files is one pattern, ARTIFACT/Split-NAME/*.
-    config = artifacts.artifact_config(configs.from_json(settings["config"]), str(local_path(fn_args.train_files[0]).parents[1]))
+    config = artifacts.artifact_config(configs.from_json(
+        settings["config"]), str(local_path(fn_args.train_files[0]).parents[1]))
     if fn_args.base_model:
         weights = trained_model.best_weights(local_path(fn_args.base_model).with_name("Format-TFMA"))
         config = dataclasses.replace(config, init=dataclasses.replace(config.init, backbone="", weights=str(weights)))
@@ -85,6 +86,6 @@ def write_model(workdir: Path, evaluated: Path, served: Path, report: Callable[[
     model, config, dataset = trained_model.load_trained(evaluated)
     # Beside its final place, which is no version's number.
     place = exporter.export(model, config, dataset, served.with_name("exporting"), trained_model.best_weights(evaluated),
-                          report=report)
+                            report=report)
     os.replace(place, served)
     place.parent.rmdir()

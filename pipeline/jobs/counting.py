@@ -97,7 +97,7 @@ def trained_directory(model: str) -> Path:
 
 
 def add_counting(job: beam.Pipeline, model: str, examples_uri: str, split: str, total: int, per_bundle: int,
-          out: str) -> None:
+                 out: str) -> None:
     """Add to a Beam job that a model's counts of a split are written to the file `out`."""
     parts = [(start, min(start + per_bundle, total)) for start in range(0, total, per_bundle)]
     label = posixpath.basename(out)

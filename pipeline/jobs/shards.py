@@ -102,7 +102,7 @@ def finish_ingest(uri: str, dataset: Dataset, rows: dict[str, list[dict]], large
                                        f"used, more than {largest_share:.2%}:", *lines, *more]))
     good = {split: [row for row in found if "fault" not in row] for split, found in rows.items()}
     artifacts.write_artifact_index(uri, dataset, {split: [(row["offset"], row["path"], row["name"]) for row in found]
-                                       for split, found in good.items()})
+                                                  for split, found in good.items()})
     for split, found in good.items():
         artifacts.write_scalars(uri, split, ({key: row[key] for key in (
             "name", "height", "width", "class_pixels", "void_share")} for row in found))

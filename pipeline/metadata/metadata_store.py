@@ -110,8 +110,8 @@ def _step(store: MetadataStore, execution: metadata_store_pb2.Execution, node: s
     milliseconds = execution.last_update_time_since_epoch - execution.create_time_since_epoch
     state = STATES.Name(execution.last_known_state).lower()
     return Execution(execution.id, execution.type, node, state, milliseconds / 1000,
-                _settings(execution), *({key: read_artifacts(store, ids) for key, ids in found.items()}
-                                      for found in (inputs, outputs)))
+                     _settings(execution), *({key: read_artifacts(store, ids) for key, ids in found.items()}
+                                             for found in (inputs, outputs)))
 
 
 def read_artifacts(store: MetadataStore, ids: list[int]) -> tuple[Stored, ...]:

@@ -15,7 +15,8 @@ NAME = "model_card.md"
 
 def model_card_text(version: str, inputs: dict[str, "Artifact"]) -> str:
     """Return the card, in Markdown, of a version pushed from `model`, `model_blessing`, `examples`, `evaluation`."""
-    found = json.loads((Path(artifacts.mounted_path(inputs["evaluation"].uri)) / "metrics.json").read_text(encoding="utf-8"))
+    found = json.loads(
+        (Path(artifacts.mounted_path(inputs["evaluation"].uri)) / "metrics.json").read_text(encoding="utf-8"))
     config, made = found["config"], found["provenance"]
     examples = inputs["examples"]
     source = json.loads(examples.get_string_custom_property("data"))

@@ -13,7 +13,8 @@ HEAD = ROW.format("concurrency", "requests/s", "p50 ms", "p95 ms", "p99 ms", "ma
 
 def report_row(load) -> str:
     """Return a line of the table."""
-    times = [f"{1000 * value:.1f}" for value in latency_quantiles(load)] if load.latencies else ["-"] * (len(QUANTILES) + 1)
+    times = [f"{1000 * value:.1f}" for value in latency_quantiles(load)] if load.latencies else [
+                                                                  "-"] * (len(QUANTILES) + 1)
     errors = ", ".join(f"{count} {code}" for code, count in sorted(load.failures.items())) or "0"
     return ROW.format(load.clients, f"{load.rate:.1f}", *times, f"{100 * load.busy:.0f} %", errors)
 

@@ -29,7 +29,7 @@ def read_model_config(options: Options) -> Message:
     """Return the ModelServerConfig of a file, or of the one model; raises UserError naming file and line."""
     if options.model_config_file:
         return protos.parse_text_proto(Path(options.model_config_file), model_server_config_pb2.ModelServerConfig,
-                           "tensorflow.serving.ModelServerConfig")
+                                       "tensorflow.serving.ModelServerConfig")
     config = model_server_config_pb2.ModelServerConfig()
     base_path = options.model_base_path
     # Relative to where the command is given; a file's paths have no such place, and a URI is refused as one.
@@ -45,7 +45,7 @@ def read_batching(options: Options) -> Message | None:
         return None
     if options.batching_parameters_file:
         return protos.parse_text_proto(Path(options.batching_parameters_file), protos.BatchingParameters,
-                           "tensorflow.serving.BatchingParameters")
+                                       "tensorflow.serving.BatchingParameters")
     parameters = protos.BatchingParameters()
     parameters.thread_pool_name.value = THREADS_NAME
     return parameters

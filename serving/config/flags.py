@@ -52,16 +52,18 @@ class Options:
     model_name: str = flag_field("default", "name of the one model")
     model_base_path: str = flag_field("", "directory whose subdirectories 1, 2, ... are the one model's versions")
     model_config_file: str = flag_field("", "text of a ModelServerConfig: several models, policies, labels; the two flags "
-                                      "above are ignored then")
+                                        "above are ignored then")
     model_config_file_poll_wait_seconds: int = flag_field(0, "read that file again so often; 0: never")
     file_system_poll_wait_seconds: int = flag_field(1, "look for new versions so often; 0: once, negative: never")
     max_num_load_retries: int = flag_field(5, "attempts to load a version after the first")
     load_retry_interval_micros: int = flag_field(60_000_000, "microseconds between them")
     num_load_threads: int = flag_field(0, "versions loaded at once after the start; 0: one")
     num_unload_threads: int = flag_field(0, "versions unloaded at once; 0: one")
-    allow_version_labels_for_unavailable_models: bool = flag_field(False, "a new label may name a version not loaded yet")
+    allow_version_labels_for_unavailable_models: bool = flag_field(
+        False, "a new label may name a version not loaded yet")
     saved_model_tags: str = flag_field("serve", "tags of the SavedModel's graph, by commas")
-    enable_model_warmup: bool = flag_field(True, "run VERSION/assets.extra/tf_serving_warmup_requests before serving it")
+    enable_model_warmup: bool = flag_field(
+        True, "run VERSION/assets.extra/tf_serving_warmup_requests before serving it")
     num_request_iterations_for_warmup: int = flag_field(0, "run each of them so often; 0: once")
     enable_batching: bool = flag_field(False, "join waiting requests to batches")
     batching_parameters_file: str = flag_field("", "text of BatchingParameters")
@@ -70,7 +72,8 @@ class Options:
     tensorflow_intra_op_parallelism: int = flag_field(0, "threads within an operation; 0: one a CPU")
     tensorflow_inter_op_parallelism: int = flag_field(0, "operations at once; 0: one a CPU")
     ssl_config_file: str = flag_field("", "text of an SSLConfig: gRPC by TLS")
-    grpc_channel_arguments: str = flag_field("", "KEY=VALUE,... for the gRPC server, grpc.max_connection_age_ms=2000 say")
+    grpc_channel_arguments: str = flag_field(
+        "", "KEY=VALUE,... for the gRPC server, grpc.max_connection_age_ms=2000 say")
     grpc_max_threads: int = flag_field(4 * CPUS, "requests that run at once, where max_running_requests is 0")
     enable_grpc_healthcheck_service: bool = flag_field(False, "answer grpc.health.v1")
     enable_serialization_as_tensor_content: bool = flag_field(False, "answer Predict over gRPC in tensor_content")
@@ -78,14 +81,17 @@ class Options:
     version: bool = flag_field(False, "print the versions of the server and of TensorFlow")
     help: bool = flag_field(False, "print this")
     host: str = flag_field("127.0.0.1", OWN + "address to listen on; 0.0.0.0: all of this machine")
-    max_running_requests: int = flag_field(0, OWN + "requests that run at once; 0: grpc_max_threads, and 256 with batching")
+    max_running_requests: int = flag_field(
+        0, OWN + "requests that run at once; 0: grpc_max_threads, and 256 with batching")
     max_waiting_requests: int = flag_field(256, OWN + "requests that wait for that; more are refused")
     max_waiting_bytes: int = flag_field(1 << 30, OWN + "bytes that waiting requests hold together; more are refused")
     max_request_bytes: int = flag_field(64 << 20, OWN + "bytes of one request; larger ones are refused")
-    drain_seconds: float = flag_field(5.0, OWN + "after SIGTERM answer so long still, unhealthy, then refuse what is new")
+    drain_seconds: float = flag_field(
+        5.0, OWN + "after SIGTERM answer so long still, unhealthy, then refuse what is new")
     grace_seconds: float = flag_field(30.0, OWN + "then wait so long for what runs")
     log_format: str = flag_field("text", OWN + "lines of the log: text or json")
-    log_requests: bool = flag_field(True, OWN + "log every request, and not only events of the models and failures within")
+    log_requests: bool = flag_field(
+        True, OWN + "log every request, and not only events of the models and failures within")
     page: bool = flag_field(True, OWN + "a page at / of the REST port that draws what a model sees in a picture")
     page_samples: str = flag_field("", OWN + "directory of pictures offered there")
 

@@ -171,5 +171,5 @@ class InferenceMethod(NamedTuple):
 
 
 METHODS = {tf.saved_model.CLASSIFY_METHOD_NAME: InferenceMethod(_classification_outputs, _classifications,
-                                                       "classification_result"),
+                                                                "classification_result"),
            tf.saved_model.REGRESS_METHOD_NAME: InferenceMethod(_regression_outputs, _regressions, "regression_result")}

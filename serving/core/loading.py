@@ -33,7 +33,7 @@ def make_loader(options: Options, scheduler: Scheduler | None, monitor: Monitor)
     With a scheduler the model's runs are put together to batches.
     """
     threads = session_model.Threads(options.tensorflow_session_parallelism, options.tensorflow_intra_op_parallelism,
-                               options.tensorflow_inter_op_parallelism)
+                                    options.tensorflow_inter_op_parallelism)
     tags = tuple(options.saved_model_tags.split(","))
 
     def load(name: str, version: int, directory: Path):
@@ -90,7 +90,7 @@ def _warm_up(name: str, version: int, model, iterations: int, monitor: Monitor) 
     seconds = time.monotonic() - started
     monitor.warmed_up(name, seconds, records)
     logs.log_event(logging.INFO, "warmed up", {"model": name, "version": version, "records": records,
-                                           "milliseconds": round(1000 * seconds, 2)})
+                                               "milliseconds": round(1000 * seconds, 2)})
 
 
 def _own_parameters(directory: Path):

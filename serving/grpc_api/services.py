@@ -157,7 +157,7 @@ def _record(name: str, method: Method, parts: Parts, request: Request, failure: 
     if failure:
         fields["message"] = failure.message
     logs.log_event(logging.ERROR if unforeseen else logging.INFO, "request",
-               {key: value for key, value in fields.items() if value not in (None, "")}, unforeseen)
+                   {key: value for key, value in fields.items() if value not in (None, "")}, unforeseen)
 
 
 @contextmanager
@@ -188,7 +188,8 @@ def _predict_as(as_content: bool) -> Callable[[Parts, Request], bytes]:
 def _classify(parts: Parts, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     with _servable(parts, request) as handle:
-        result = _timed(request, lambda: classification.classify_response(handle.model, request.message, request.deadline))
+        result = _timed(request, lambda: classification.classify_response(
+            handle.model, request.message, request.deadline))
         return classification_pb2.ClassificationResponse(
             result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
 
@@ -196,7 +197,8 @@ def _classify(parts: Parts, request: Request) -> bytes:
 def _regress(parts: Parts, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     with _servable(parts, request) as handle:
-        result = _timed(request, lambda: classification.regress_response(handle.model, request.message, request.deadline))
+        result = _timed(request, lambda: classification.regress_response(
+            handle.model, request.message, request.deadline))
         return regression_pb2.RegressionResponse(
             result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
 

@@ -66,7 +66,7 @@ def metrics_path(options: Options) -> str:
     if not options.monitoring_config_file:
         return ""
     config = protos.parse_text_proto(Path(options.monitoring_config_file), protos.MonitoringConfig,
-                         "tensorflow.serving.MonitoringConfig").prometheus_config
+                                     "tensorflow.serving.MonitoringConfig").prometheus_config
     return (config.path or METRICS_PATH) if config.enable else ""
 
 
@@ -135,7 +135,7 @@ class Api:
         """Take a request's body and answer it in a thread, unless its client hangs up while it waits for one."""
         with self.intake.place() as place:
             parts = await bodies.read(exchange.receive, exchange.request.headers.get("content-length"), place,
-                                           self._options.max_request_bytes, self._seconds)
+                                      self._options.max_request_bytes, self._seconds)
             exchange.size = place.bytes
             job = asyncio.get_running_loop().run_in_executor(
                 self._runners, self._work, exchange, parts, time.monotonic() + self._seconds)
@@ -202,4 +202,5 @@ class Api:
                   "bytes": exchange.size,
                   "peer": ":".join(map(str, exchange.request.client or ())),
                   "message": failure.message if failure else ""}
-        logs.log_event(logging.INFO, "request", {key: value for key, value in fields.items() if value not in (None, "")})
+        logs.log_event(logging.INFO, "request", {key: value for key,
+                       value in fields.items() if value not in (None, "")})

@@ -83,7 +83,8 @@ def test_processes_that_share_cores_take_what_the_cores_have_to_do():
 @pytest.mark.parametrize("constant, slope", [(0.5, 0.002), (0.0, 0.01), (0.25, 0.0)])
 def test_a_line_is_fitted(constant, slope):
     sizes = [1, 10, 100, 1000]
-    assert scaling_model.fit(sizes, [constant + slope * size for size in sizes]) == pytest.approx((constant, slope), abs=1e-9)
+    assert scaling_model.fit(sizes, [constant + slope * size for size in sizes]
+                             ) == pytest.approx((constant, slope), abs=1e-9)
 
 
 def test_a_fit_is_never_negative():

@@ -100,7 +100,8 @@ def test_what_dominates_and_what_helps(name, own, cores_used, line):
 def test_pixels_are_not_prepared_twice(tmp_path, fast, told):
     source = folder(tmp_path / "source", {"train": [np.zeros((8, 8))]})
     prepared_sets.run("folder", tmp_path / "source", tmp_path / "out", fast=fast)
-    line = input_benchmark.input_advice(figures(DECODING), Config(data=Data(name="folder", directory=str(tmp_path / "out"))))
+    line = input_benchmark.input_advice(figures(DECODING), Config(
+        data=Data(name="folder", directory=str(tmp_path / "out"))))
     assert ("prepare folder --fast" in line) == told
     assert "prepare folder --fast" in input_benchmark.input_advice(figures(DECODING), Config(data=source))
 

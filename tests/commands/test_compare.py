@@ -64,7 +64,8 @@ def test_draws_are_uniform():
 def test_blocks_change_nothing(block):
     generator = np.random.default_rng(1)
     a, b = evaluation(matrices(generator, 9)), evaluation(matrices(generator, 9))
-    np.testing.assert_array_equal(paired_bootstrap.resample(a, b, 101, 7, block), paired_bootstrap.resample(a, b, 101, 7))
+    np.testing.assert_array_equal(paired_bootstrap.resample(a, b, 101, 7, block),
+                                  paired_bootstrap.resample(a, b, 101, 7))
 
 
 def test_counts_of_huge_pictures_are_exact():
@@ -177,7 +178,8 @@ def test_json(two, tmp_path, capsys):
         str(two[0]), str(two[1]), "camvid", "val", 40)
     assert (found["samples"], found["seed"], found["confidence"]) == (200, 5, 0.9)
     assert found["verdict"] in capsys.readouterr().out
-    comparison = paired_bootstrap.compare_evaluations(*map(result_reading.read_evaluation, two), samples=200, seed=5, confidence=0.9)
+    comparison = paired_bootstrap.compare_evaluations(
+        *map(result_reading.read_evaluation, two), samples=200, seed=5, confidence=0.9)
     for row in (*comparison.classes, *comparison.means):
         stored = found["classes"].get(row.name) or found[row.name]
         assert stored == {key: value for key, value in row._asdict().items() if key != "name"}
@@ -279,4 +281,5 @@ def test_no_model_is_loaded():
     """The comparison starts at once, which TensorFlow and Keras do not."""
     loaded = subprocess.run([sys.executable, "-c", "import sys, kseg.compare; print(*sys.modules)"], check=True,
                             capture_output=True, text=True).stdout.split()
-    assert "kseg.evaluation.result_reading" in loaded and not {"tensorflow", "keras", "kseg.evaluation.metrics"} & set(loaded)
+    assert "kseg.evaluation.result_reading" in loaded and not {
+        "tensorflow", "keras", "kseg.evaluation.metrics"} & set(loaded)

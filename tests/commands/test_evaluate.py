@@ -71,7 +71,8 @@ def slow_ids(model, image, config, size):
 def test_the_matrix_is_a_slow_count_over_every_image(folder, tiny_model, tmp_path, resize):
     config = config_of(folder, evaluate=Evaluate(resize=resize))
     lines = []
-    found = evaluator.evaluate(tiny_model, config, registry.find_dataset(config.data), "val", tmp_path / "out", lines.append)
+    found = evaluator.evaluate(tiny_model, config, registry.find_dataset(
+        config.data), "val", tmp_path / "out", lines.append)
     expected = np.zeros((3, 3), np.int64)
     for index, size in enumerate(SIZES):
         image = np.array(PIL.Image.open(folder / "val" / "images" / f"{index}.png"))
@@ -131,7 +132,8 @@ def test_an_unwritable_output_is_named(folder, tiny_model, tmp_path):
     (tmp_path / "file").write_text("in the way")
     config = config_of(folder)
     with pytest.raises(WorkdirError, match="cannot write to"):
-        evaluator.evaluate(tiny_model, config, registry.find_dataset(config.data), "val", tmp_path / "file", lambda line: None)
+        evaluator.evaluate(tiny_model, config, registry.find_dataset(
+            config.data), "val", tmp_path / "file", lambda line: None)
 
 
 def test_samples_are_the_worst_and_those_in_the_middle():

@@ -86,7 +86,7 @@ class Case:
         self.lines = []
         self.config = replace(self.config, export=replace(self.config.export, precision=precision))
         self.place = exporter.export(self.model, self.config, self.dataset, directory / "served",
-                                    report=self.lines.append)
+                                     report=self.lines.append)
         self.signatures = tf.saved_model.load(str(self.place)).signatures
         self.predict = prediction.predictor(self.model, self.config)
 

@@ -91,7 +91,8 @@ def test_equal_numbers(original):
     # Relative where the truth is above 1.
     (200.015, 200.0, True), (200.03, 200.0, False)])
 def test_the_limit_of_an_array(found, truth, ok):
-    row = verification.compare_arrays("logits", np.array([[0.0, found]], np.float32), np.array([[0.0, truth]], np.float32))
+    row = verification.compare_arrays("logits", np.array(
+        [[0.0, found]], np.float32), np.array([[0.0, truth]], np.float32))
     assert row.ok == ok and row.shape == (1, 2)
 
 

@@ -51,7 +51,7 @@ def test_the_lists_are_those_that_are_published():
 @pytest.mark.parametrize("form", FORMS)
 def test_trainaug_is_derived_from_all_lists(tmp_path, form):
     original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar",
-                       archive({split: names(split) for split in ("train", "val")}))
+                                archive({split: names(split) for split in ("train", "val")}))
     if form.endswith(".zip"):
         original_archives.write_zip(tmp_path / form, masks(form))
     else:

@@ -36,7 +36,8 @@ def test_folder_keeps_classes_and_trains(tmp_path):
     data, _ = run("folder", tmp_path / "source", tmp_path / "out", subset=False)
     (tmp_path / "source").rename(tmp_path / "gone")
     source = Data(name="folder", directory=str(tmp_path / "gone"))
-    assert registry.find_dataset(data) == registry.find_dataset(source) and registry.split_names(data) == ("train", "val")
+    assert registry.find_dataset(data) == registry.find_dataset(
+        source) and registry.split_names(data) == ("train", "val")
     for one, other in zip(batching.train_batches(config(data)).take(3), batching.train_batches(config(source)).take(3)):
         assert all(np.array_equal(one[key], other[key]) for key in ("image", "label", "index"))
     assert checks.check_dataset(data, report=lambda line: None)["val"]["images"] == 2
@@ -103,7 +104,8 @@ def test_archives_missing_cut_off_or_wrong(tmp_path):
     attempt = functools.partial(run, "ade20k", tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match=f"no ADEChallengeData2016.zip in {tmp_path}, nor an extracted tree"):
         attempt()
-    path = original_archives.write_zip(tmp_path / "ADEChallengeData2016.zip", original_archives.ade20k({"train": [LABEL] * 3}))
+    path = original_archives.write_zip(tmp_path / "ADEChallengeData2016.zip",
+                                       original_archives.ade20k({"train": [LABEL] * 3}))
     with pytest.raises(DataError, match="no images/validation/NAME.jpg in .*ADEChallengeData2016.zip"):
         attempt()
     whole = path.read_bytes()
@@ -127,7 +129,8 @@ def test_archives_missing_cut_off_or_wrong(tmp_path):
 
 
 def test_counts_names_and_places(tmp_path):
-    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    source = original_archives.write_tree(
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
     with pytest.raises(DataError, match="ade20k train: 3 of 20210 pairs; with --subset"):
         run("ade20k", source, tmp_path / "out", subset=False)
     with pytest.raises(DataError, match="unknown data set to prepare 'ade'. Did you mean ade20k"):
@@ -145,13 +148,15 @@ def test_counts_names_and_places(tmp_path):
 def test_more_than_published_is_another_version(tmp_path, monkeypatch):
     record = registry.DATASETS["ade20k"]
     monkeypatch.setitem(registry.DATASETS, "ade20k", dataclasses.replace(record, published={"train": 2}))
-    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    source = original_archives.write_tree(
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
     with pytest.raises(DataError, match="ade20k train: 3 of 2 pairs$"):
         run("ade20k", source, tmp_path / "out")
 
 
 def test_a_disk_too_full_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    source = original_archives.write_tree(
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match="needs .* GB on the disk of .*, where 1e-07 GB are free"):
@@ -181,7 +186,8 @@ def interrupted(tmp_path, monkeypatch, source):
 
 
 def test_finished_splits_are_kept(tmp_path, monkeypatch):
-    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    source = original_archives.write_tree(
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
     seen = interrupted(tmp_path, monkeypatch, source)
     data, lines = run("ade20k", source, tmp_path / "out")
     assert seen == ["ADE_val_00000001.jpg"] and "train was finished before and is kept" in lines
@@ -192,7 +198,8 @@ def test_finished_splits_are_kept(tmp_path, monkeypatch):
 
 
 def test_splits_of_a_changed_source_are_not_kept(tmp_path, monkeypatch):
-    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    source = original_archives.write_tree(
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
     seen = interrupted(tmp_path, monkeypatch, source)
     original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 4, "val": [LABEL]}))
     data, _ = run("ade20k", source, tmp_path / "out")
@@ -230,7 +237,8 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path):
 
 
 def test_two_at_once(tmp_path):
-    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL], "val": [LABEL]}))
+    source = original_archives.write_tree(
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL], "val": [LABEL]}))
     hidden = tmp_path / ".ade20k-preparing"
     hidden.mkdir()
     with (hidden / "lock").open("w") as lock:

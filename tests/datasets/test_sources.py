@@ -79,7 +79,8 @@ def write_sbd(source, form):
 @pytest.mark.parametrize("form", ["benchmark.tgz", "SegmentationClassAug.zip", "benchmark_RELEASE",
                                   "SegmentationClassAug"])
 def test_voc2012_archives(tmp_path, form):
-    original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar", original_archives.voc2012(VOC_LISTS, VOC_LABELS))
+    original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar",
+                                original_archives.voc2012(VOC_LISTS, VOC_LABELS))
     write_sbd(tmp_path, form)
     data, _ = run("voc2012", tmp_path, tmp_path / "out")
     assert {name: int(label[0, 0]) for name, (_, label) in contents(data, "train").items()} == {
@@ -168,7 +169,8 @@ def test_camvid_whole(tmp_path):
 def test_tar_missing_cut_off_or_wrong(tmp_path):
     with pytest.raises(DataError, match="no VOCtrainval_11-May-2012.tar in"):
         run("voc2012", tmp_path, tmp_path / "out")
-    path = original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar", original_archives.voc2012(VOC_LISTS, VOC_LABELS))
+    path = original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar",
+                                       original_archives.voc2012(VOC_LISTS, VOC_LABELS))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match="11-May-2012.tar is damaged or not whole|in .*11-May-2012.tar"):
         run("voc2012", tmp_path, tmp_path / "out")
@@ -179,7 +181,8 @@ def test_tar_missing_cut_off_or_wrong(tmp_path):
 
 def test_cityscapes_archives_missing_or_wrong(tmp_path):
     label = np.full((4, 8), 7, np.uint8)
-    images, labels = original_archives.cityscapes({split: [(original_archives.picture(1, 4, 8), label)] for split in ("train", "val")})
+    images, labels = original_archives.cityscapes(
+        {split: [(original_archives.picture(1, 4, 8), label)] for split in ("train", "val")})
     attempt = functools.partial(run, "cityscapes", tmp_path, tmp_path / "out", ["train", "val"])
     original_archives.write_zip(tmp_path / "leftImg8bit_trainvaltest.zip", images)
     with pytest.raises(DataError, match="no gtFine_trainvaltest.zip in"):
@@ -189,7 +192,8 @@ def test_cityscapes_archives_missing_or_wrong(tmp_path):
     with pytest.raises(DataError, match="no gtFine/train/CITY/FRAME_gtFine_labelIds.png in .*gtFine_trainvaltest.zip"):
         attempt()
     stray = next(name for name in labels if name.endswith("labelIds.png"))
-    original_archives.write_zip(tmp_path / "gtFine_trainvaltest.zip", labels | {stray: original_archives.encoded(label + np.uint8(27))})
+    original_archives.write_zip(tmp_path / "gtFine_trainvaltest.zip", labels |
+                                {stray: original_archives.encoded(label + np.uint8(27))})
     with pytest.raises(DataError, match="labelIds.png: value 34 .32 pixels. is no label value of cityscapes"):
         attempt()
     assert not (tmp_path / "out").exists()

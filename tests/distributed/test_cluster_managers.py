@@ -79,7 +79,8 @@ def test_what_is_wrong_with_a_pod_is_said(index, count, name, said):
 
 def test_a_list_tells_the_machine_by_its_address():
     # Of TEST-NET-3, which is nobody's (RFC 5737).
-    assert cluster_managers.from_list("203.0.113.1:5555,127.0.0.1:6000", None) == (("203.0.113.1:5555", "127.0.0.1:6000"), 1)
+    assert cluster_managers.from_list("203.0.113.1:5555,127.0.0.1:6000", None) == (
+        ("203.0.113.1:5555", "127.0.0.1:6000"), 1)
     assert cluster_managers.from_list("203.0.113.1:5555,203.0.113.2:5555", 0)[1] == 0
 
 

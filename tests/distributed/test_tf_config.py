@@ -61,7 +61,7 @@ def test_hosts_and_this_ones_place_are_read(monkeypatch):
     assert found.names == ("worker 0 (10.0.0.1:5555)", "worker 1 (10.0.0.2:5555)")
     # The chief comes first, wherever it stands; other keys and an index as text are some systems' own.
     found = tf_config.read_cluster(json.dumps({"cluster": {"worker": TWO, "chief": ["[fe80::1]:1"]}, "environment": "cloud",
-                                      "task": worker("0")}))
+                                               "task": worker("0")}))
     assert found.addresses == ("[fe80::1]:1", *TWO) and found.place == 1
     monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(tuple(TWO), 1))
     assert tf_config.read_cluster().place == 1

@@ -147,7 +147,8 @@ def test_what_is_missing_is_a_dash(tmp_path, missing):
     results = results_of(matrix, names, published=PUBLISHED)
     edges = results["boundary"] | {"mIoU": [missing] * 5, "pixels": [0] * 5, "classes": dict.fromkeys(names, missing)}
     path = tmp_path / "report.html"
-    html_report.write_report(path, emptied(results) | {"boundary": edges, "config": results["config"]}, matrix, [], names, PALETTE)
+    html_report.write_report(path, emptied(results) | {"boundary": edges,
+                             "config": results["config"]}, matrix, [], names, PALETTE)
     page = Page(path)
     shown = [page.text, *(text for chart in page.charts for text in chart), *page.attributes("td", "data-value")]
     assert not [text for text in shown if text and re.search(r"\b(nan|None)\b", text)]
@@ -225,7 +226,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         html_report.write_report(path, results, HAND, [sample(group="best")], tuple("abc"), PALETTE)
     with pytest.raises(ValueError, match=r"one: .*\(30, 40\), \(30, 40\) and \(40, 30\)"):
         html_report.write_report(path, results, HAND, [sample()._replace(prediction=np.zeros((40, 30), np.uint8))], tuple("abc"),
-                      PALETTE)
+                                 PALETTE)
     assert not path.exists()
 
 

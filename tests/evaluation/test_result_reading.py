@@ -52,7 +52,8 @@ def test_images_in_another_order_and_directory(tmp_path):
     names = [f"gs://bucket/set/aachen/{index}.v1" for index in range(19)] + ["gs://bucket/set/ulm/1"]
     second = write(tmp_path / "b", b[places], [names[place] for place in places])
     third = write(tmp_path / "c", b, paths)
-    one, other = (paired_bootstrap.compare_evaluations(result_reading.read_evaluation(first), result_reading.read_evaluation(each), 100) for each in (second, third))
+    one, other = (paired_bootstrap.compare_evaluations(result_reading.read_evaluation(
+        first), result_reading.read_evaluation(each), 100) for each in (second, third))
     assert one.classes == other.classes and one.means == other.means and one.means[0].difference < 0
 
 

@@ -42,7 +42,7 @@ def write(directory, images, names=None, classes=CLASSES, changes=None):
 
 def evaluation(images, classes=CLASSES):
     return result_reading.Evaluation(None, "camvid", "val", tuple(map(str, range(len(images)))), classes,
-                                  np.diagonal(images, axis1=1, axis2=2), images.sum(2), images.sum(1))
+                                     np.diagonal(images, axis1=1, axis2=2), images.sum(2), images.sum(1))
 
 
 def slow_scores(matrix):

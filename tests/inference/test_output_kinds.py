@@ -86,7 +86,8 @@ def test_scores_need_a_scorer_only_where_they_are_asked_for(tmp_path):
 
 
 def test_kinds_are_named_in_any_way():
-    assert output_kinds.parse_kinds(["ids", "overlay"]) == output_kinds.parse_kinds(["overlay,ids"]) == ("ids", "overlay")
+    assert output_kinds.parse_kinds(["ids", "overlay"]) == output_kinds.parse_kinds([
+                                    "overlay,ids"]) == ("ids", "overlay")
     assert output_kinds.parse_kinds(["scores, ids,", "ids"]) == ("ids", "scores")
     with pytest.raises(UserError, match="unknown kind of result 'score'. Did you mean scores"):
         output_kinds.parse_kinds(["ids,score"])
@@ -125,14 +126,14 @@ def test_results_keep_the_names_that_the_test_server_looks_for(tmp_path):
     ids = np.full((3, 4), 18, np.uint8)
     lines = []
     predict_files(lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append,
-            ("cityscapes-labelids",))
+                  ("cityscapes-labelids",))
     assert not any(line.startswith("note: ") for line in lines)
     for name in names:
         with Image.open(tmp_path / f"out/cityscapes-labelids/{name}.png") as image:
             assert image.mode == "L" and (np.array(image) == 33).all()
     Image.new("RGB", (4, 3)).save(tmp_path / "test/street.png")
     predict_files(lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append,
-            ("cityscapes-labelids",))
+                  ("cityscapes-labelids",))
     notes = [line for line in lines if line.startswith("note: ")]
     assert len(notes) == 1 and notes[0].endswith("1 of 3 do not, such as cityscapes-labelids/street.png")
 

@@ -27,7 +27,8 @@ from tests.helpers.small_models import tiny
 def workdir(tmp_path_factory):
     """A working directory with weights that tell pictures apart, and none of the data."""
     directory = tmp_path_factory.mktemp("my run")
-    config = checks.check_config(Config(name="small", data=Data(name="camvid"), model=tiny(head="fcn", output_stride=16)))
+    config = checks.check_config(Config(name="small", data=Data(
+        name="camvid"), model=tiny(head="fcn", output_stride=16)))
     dataset = registry.find_dataset(config.data)
     working_directory.open_workdir(directory, config, dataset).close()
     tf.keras.utils.set_random_seed(3)

@@ -260,7 +260,8 @@ def test_a_file_that_has_gone_is_named(tmp_path):
 
 def test_explain_without_a_fault_keeps_the_words(tmp_path):
     settings = config(folder(tmp_path, {"val": [LABEL]}))
-    assert str(batching.reading_error(settings, "val", [0], RuntimeError("disk on fire"))) == "reading val failed: disk on fire"
+    assert str(batching.reading_error(settings, "val", [0], RuntimeError(
+        "disk on fire"))) == "reading val failed: disk on fire"
     assert str(batching.reading_error(settings, "val", [0], RuntimeError())) == "reading val failed: RuntimeError"
 
 

@@ -46,7 +46,8 @@ def test_restarts_threads_and_tuning_change_nothing(settings):
     whole = digests(with_options(batching.train_batches(settings), 1, False))
     assert len(whole) == STEPS and len({digest for batch in whole for digest in batch}) == STEPS * BATCH
     for start, threads, autotune, budget in ((0, 4, True, 0), (3, 2, True, 1 << 20), (7, 1, True, 0), (5, 8, False, 0)):
-        assert digests(with_options(batching.train_batches(settings, start), threads, autotune, budget)) == whole[start:]
+        assert digests(with_options(batching.train_batches(settings, start),
+                       threads, autotune, budget)) == whole[start:]
 
 
 def test_another_seed_gives_other_batches(settings):

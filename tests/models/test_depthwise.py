@@ -30,7 +30,8 @@ def test_outputs_and_gradients_against_the_definition(size, dilation, known):
     inputs, kernel, upstream = random(2, *size, 5), random(3, 3, 5, 1, seed=1), random(2, *size, 5, seed=2)
     shape = {"all": inputs.shape, "height": (2, size[0], None, 5), "none": (None, None, None, 5)}[known]
     shapes = [tf.TensorSpec(shape), tf.TensorSpec(kernel.shape)]
-    convolve = tf.function(lambda inputs, kernel: depthwise.dilated_depthwise_convolution(inputs, kernel, dilation), shapes)
+    convolve = tf.function(lambda inputs, kernel: depthwise.dilated_depthwise_convolution(
+        inputs, kernel, dilation), shapes)
     for found, expected in zip(differentiated(convolve, inputs, kernel, upstream),
                                exact(inputs, kernel, upstream, dilation)):
         assert found.shape == expected.shape

@@ -126,7 +126,7 @@ def test_first_weights_of_the_rest(backbone, last):
     assert all((value == 1).all() for path, value in gammas.items() if path not in zero)
     assert not any(value.any() for path, value in values.items() if path.endswith("beta"))
     assert_uniform(values, {"encoding.0/codewords": (-1, 1, (16 * 8) ** -0.5), "encoding.0/scale": (-1, 0, 1),
-               "fc.0/kernel": (-1, 1, 8**-0.5), "fc.0/bias": (-1, 1, 8**-0.5), "se_layer/kernel": (-1, 1, 8**-0.5)})
+                            "fc.0/kernel": (-1, 1, 8**-0.5), "fc.0/bias": (-1, 1, 8**-0.5), "se_layer/kernel": (-1, 1, 8**-0.5)})
 
 
 def assert_uniform(values, expected):

@@ -124,6 +124,6 @@ def test_memory_of_gpus(tmp_path, monkeypatch):
         "GPU:0": {"current": 2**20, "peak": 3 * 2**20}, "GPU:1": {"current": 2**19, "peak": 2**20}}.get)
     monkeypatch.setattr(tf.config.experimental, "reset_memory_stats", asked.append)
     assert memory.memory_in_use() == {"gpu0_memory_mib": 1, "gpu0_memory_peak_mib": 3,
-                             "gpu1_memory_mib": 0.5, "gpu1_memory_peak_mib": 1}
+                                      "gpu1_memory_mib": 0.5, "gpu1_memory_peak_mib": 1}
     memory.reset_peak_memory()
     assert asked == ["GPU:0", "GPU:1"]

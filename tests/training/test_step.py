@@ -109,7 +109,8 @@ def test_counts_from_labels_are_those_of_the_terms():
         for weights in ((), (0.2, 1.0, 3.0)):
             loss = Loss(average=average, class_weights=weights)
             expected = [float(count) for _, _, count in losses.loss_terms(outputs, labels, loss).values()]
-            assert [float(count) for count in losses.denominators(labels, outputs, CLASSES, loss)] == pytest.approx(expected)
+            assert [float(count) for count in losses.denominators(
+                labels, outputs, CLASSES, loss)] == pytest.approx(expected)
 
 
 def test_a_batch_that_cannot_be_read_leaves_the_steps_before_it():

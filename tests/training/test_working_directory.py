@@ -354,7 +354,8 @@ def test_what_is_seen_has_reached_the_storage(two, monkeypatch):
     sync, rename, remove = atomic_files.sync_file, os.replace, checkpoints.remove_checkpoint
     monkeypatch.setattr(checkpoints, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(os, "replace", lambda old, new: (events.append(("name", new.name)), rename(old, new)))
-    monkeypatch.setattr(checkpoints, "remove_checkpoint", lambda prefix: (events.append(("remove", prefix.name)), remove(prefix)))
+    monkeypatch.setattr(checkpoints, "remove_checkpoint", lambda prefix: (
+        events.append(("remove", prefix.name)), remove(prefix)))
     checkpoints.save_checkpoint(two, state(-9), 9, keep=1)
     data, index = "step-00000009.data-00000-of-00001", "step-00000009.index"
     begin = events.index(("sync", f".writing-{data}"))

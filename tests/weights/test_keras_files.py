@@ -78,7 +78,8 @@ def test_stages_are_those_of_keras_applications(tmp_path, application):
 
 
 def test_names_shapes_and_folding(tmp_path, application):
-    checkpoint, numbered = (read_foreign_checkpoint(write(application, tmp_path / name)) for name in ("a.h5", "a.weights.h5"))
+    checkpoint, numbered = (read_foreign_checkpoint(write(application, tmp_path / name))
+                            for name in ("a.h5", "a.weights.h5"))
     assert checkpoint.state.keys() == numbered.state.keys()
     assert all(np.array_equal(array, numbered.state[name]) for name, array in checkpoint.state.items())
     # 53 convolutions, each with a norm of four, in torchvision's names.

@@ -143,7 +143,8 @@ def test_versions_are_compared_by_their_files(tmp_path, missing):
     (tmp_path / "2" / "model_card.md").unlink()
     assert pusher.same_files(tmp_path / "1", tmp_path / "2") and pusher.newest_version(tmp_path) == tmp_path / "2"
     (tmp_path / "2" / missing).unlink()
-    assert not pusher.same_files(tmp_path / "1", tmp_path / "2") and not pusher.same_files(tmp_path / "2", tmp_path / "1")
+    assert not pusher.same_files(tmp_path / "1", tmp_path / \
+                                 "2") and not pusher.same_files(tmp_path / "2", tmp_path / "1")
     (tmp_path / "10").mkdir()
     (tmp_path / ".99").mkdir()
     assert pusher.newest_version(tmp_path) == tmp_path / "10"

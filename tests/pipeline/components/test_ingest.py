@@ -125,7 +125,8 @@ def test_parts_of_a_split(source, tmp_path):
     config = artifacts.artifact_config(Config(data=source), artifact.uri)
     data = artifacts.part_config(config.data, "train", 1, 4, tmp_path / "part")
     opened = registry.open_split(data, "train")
-    found = [diagnosis.find_example_fault(registry.find_dataset(data), opened, index)[0][0, 0, 0] for index in range(len(opened.names))]
+    found = [diagnosis.find_example_fault(registry.find_dataset(data), opened, index)[
+                                          0][0, 0, 0] for index in range(len(opened.names))]
     assert found == [1, 2, 3]
 
 

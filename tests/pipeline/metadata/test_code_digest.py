@@ -52,11 +52,13 @@ def test_the_version_counts(sources, monkeypatch):
 
 
 def test_a_change_of_the_evaluation_trains_nothing_again():
-    trained, evaluated = code_digest.module_syntax("pipeline.components.trainer"), code_digest.module_syntax("pipeline.components.evaluator")
+    trained, evaluated = code_digest.module_syntax(
+        "pipeline.components.trainer"), code_digest.module_syntax("pipeline.components.evaluator")
     assert {"kseg.training.trainer", "kseg.training.optimizers"} <= trained.keys() - evaluated.keys()
     assert {"pipeline.components.evaluator", "pipeline.metadata.blessing"} <= evaluated.keys() - trained.keys()
     # What the Validator starts is no import of its.
-    assert "serving.grpc_api.services" in code_digest.module_syntax("pipeline.components.serving_validator", "serving.server")
+    assert "serving.grpc_api.services" in code_digest.module_syntax(
+        "pipeline.components.serving_validator", "serving.server")
 
 
 def test_each_component_is_told_its_program():

@@ -159,7 +159,7 @@ def test_predict_map_gives_the_models_size_and_so_no_overlay(server, tmp_path, r
     classes.write_text(json.dumps({"classes": ["a"], "palette": [[1, 2, 3]]}))
     with pytest.raises(UserError, match="a.png has 40 x 30 pixels, its ids 20 x 12"):
         command.main(arguments(server, rest, path, "--signature", "predict_map", "--overlay", "--classes", classes,
-                              "--out", tmp_path / "out"))
+                               "--out", tmp_path / "out"))
 
 
 def test_an_answer_above_grpcs_usual_limit(server):

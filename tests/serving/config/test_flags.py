@@ -41,8 +41,8 @@ def test_names_and_defaults_are_the_real_servers():
 
 def test_values_of_every_type():
     parsed = flags.parse_flags(["--port=9000", "--model_name=a=b", "--enable_batching", "--enable_model_warmup=false",
-                          "--rest_api_enable_cors_support=1", "--drain_seconds=0.5", "--port=9001",
-                          "--model_base_path="])
+                                "--rest_api_enable_cors_support=1", "--drain_seconds=0.5", "--port=9001",
+                                "--model_base_path="])
     assert parsed == Options(port=9001, model_name="a=b", enable_batching=True, enable_model_warmup=False,
                              rest_api_enable_cors_support=True, drain_seconds=0.5)
 

@@ -41,7 +41,8 @@ def test_equals_a_plain_loop_on_random_requests_of_many_threads(batching, pool):
 def test_equals_a_plain_loop_on_a_real_model(batching, pool, tmp_path):
     scheduler, _, _ = batching(max_batch_size=8, batch_timeout_micros=1000, allowed=(1, 2, 4, 8),
                                max_enqueued_batches=100)
-    session = session_model.load_session_model(small_servables.segmentation(tmp_path, 1), ("serve",), session_model.Threads())
+    session = session_model.load_session_model(small_servables.segmentation(
+        tmp_path, 1), ("serve",), session_model.Threads())
     batched = scheduler.wrap("segmentation", session)
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (random.integers(1, 5), 5, 7, 3), np.uint8) for _ in range(60)]

@@ -207,7 +207,8 @@ def test_stop_closes_everything_after_its_last_request(disk, serve):
 
 def test_saved_models_are_swapped_and_a_corrupt_one_is_passed_over(disk, serve):
     half_plus_two(disk.base, 1)
-    models = serve(load=lambda name, version, directory: session_model.load_session_model(directory, ("serve",), session_model.Threads()))
+    models = serve(load=lambda name, version, directory: session_model.load_session_model(
+        directory, ("serve",), session_model.Threads()))
 
     def ask():
         with models.use(spec()) as handle:

@@ -78,7 +78,7 @@ def test_floats_mean_the_same_value_when_read_back(dtype):
 def test_floats_are_short_and_never_look_like_integers():
     values = np.array([0.2, 1 / 3, 9e6, 3e-5, 1e10, 2.5, 100000, 0, -1, math.nan, math.inf, -math.inf], np.float32)
     assert json_writing.decimal_texts(values) == ["0.2", "0.333333343", "9e+06", "3e-05", "1e+10", "2.5", "100000.0", "0.0",
-                                             "-1.0", "NaN", "Infinity", "-Infinity"]
+                                                  "-1.0", "NaN", "Infinity", "-Infinity"]
     assert json_writing.decimal_texts(np.array([0.1, 1 / 3])) == ["0.1", "0.33333333333333331"]
 
 

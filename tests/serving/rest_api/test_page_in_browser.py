@@ -22,7 +22,8 @@ def test_a_picture_gets_its_overlay_legend_and_figures(shown, tmp_path, answers)
     path = draw(tmp_path / "street.png", (6, 10))
     upload(shown, path)
     assert answers.seen == [("street", "2", path.read_bytes())]
-    assert np.array_equal(overlay(shown), np.dstack([drawing.colorize(IDS, COLOURS), np.full(IDS.shape, 255, np.uint8)]))
+    assert np.array_equal(overlay(shown), np.dstack(
+        [drawing.colorize(IDS, COLOURS), np.full(IDS.shape, 255, np.uint8)]))
     assert text(shown, "#legend").split("\n") == ["sky", "50.0 %", "road", "41.7 %", NAMES[2], "8.3 %"]
     assert text(shown, "#absent-title") == "1 not in this picture"
     assert re.fullmatch(r"\d+(\.\d)? ms", text(shown, "#latency"))
