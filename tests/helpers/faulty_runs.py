@@ -97,7 +97,7 @@ def failing_storage(times):
             left.pop()
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    atomic_files.sync_file, retries.time.sleep = fail, lambda seconds: None
+    checkpoints.sync_file, retries.time.sleep = fail, lambda seconds: None
 
 
 def half_a_line(directory):
@@ -108,14 +108,14 @@ def half_a_line(directory):
 
 # In the order in which one run meets them. It stores the steps 2, 4, 6 and 8, and validates the last one.
 FAULTS = {
-    "told to stop while compiling": lambda directory: before(losses, "terms", terminate),
-    "killed while the first checkpoint is written": lambda directory: before(checkpoints, "sync", kill),
-    "told to stop while a checkpoint is written": lambda directory: before(checkpoints, "sync", terminate),
+    "told to stop while compiling": lambda directory: before(losses, "loss_terms", terminate),
+    "killed while the first checkpoint is written": lambda directory: before(checkpoints, "sync_file", kill),
+    "told to stop while a checkpoint is written": lambda directory: before(checkpoints, "sync_file", terminate),
     "killed when half of a checkpoint has its name": lambda directory: before(
         os, "replace", kill, named("step-00000004.index")),
     "left without storage": lambda directory: failing_storage(99),
     "killed before the old checkpoint is removed": lambda directory: before(
-        checkpoints, "remove", kill, lambda prefix: prefix.name == "step-00000002"),
+        checkpoints, "remove_checkpoint", kill, lambda prefix: prefix.name == "step-00000002"),
     # Before it has stored step 6, however fast the machine is.
     "killed at any time": lambda directory: (
         when_said("step 6/", lambda: threading.Event().wait(60)),

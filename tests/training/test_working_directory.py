@@ -251,8 +251,8 @@ def failing_syncs(monkeypatch, number, count, name=""):
             raise OSError(number, os.strerror(number))
         sync(path)
 
-    for module in (atomic_files, checkpoints, working_directory):
-        monkeypatch.setattr(module, "sync", fail)
+    for module in (atomic_files, checkpoints):
+        monkeypatch.setattr(module, "sync_file", fail)
     monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     return failed
 
@@ -352,7 +352,7 @@ def test_what_is_seen_has_reached_the_storage(two, monkeypatch):
     """A power cut leaves what was waited for: each file before it gets its name, names before others are removed."""
     events = []
     sync, rename, remove = atomic_files.sync_file, os.replace, checkpoints.remove_checkpoint
-    monkeypatch.setattr(checkpoints, "sync", lambda path: (events.append(("sync", path.name)), sync(path)))
+    monkeypatch.setattr(checkpoints, "sync_file", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(os, "replace", lambda old, new: (events.append(("name", new.name)), rename(old, new)))
     monkeypatch.setattr(checkpoints, "remove_checkpoint", lambda prefix: (
         events.append(("remove", prefix.name)), remove(prefix)))
