@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from kseg import models, train
 from kseg.input_pipeline import batching
-from kseg.system import atomic_files, retries
+from kseg.system import retries
 from kseg.training import checkpoints, losses, recorder
 
 ARGUMENTS = ["--config", "encnet_shapes", "--set", "augment.crop=32,32", "loss.se=0", "train.global_batch=2",
