@@ -25,6 +25,7 @@ pipeline-demo: .venv/installed
 
 # Two processes, for two cores; more would want 4 GB of memory each.
 test: .venv/installed
+	@.venv/bin/lint-imports
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The lock is installed as it stands: nothing is resolved again.

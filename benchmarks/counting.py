@@ -1,7 +1,7 @@
 """Counting of label and prediction beside MMSegmentation's and Keras': the same maps, in turn on one machine.
 
-    python benchmarks/counting.py --peer-python PEER/bin/python
-    python benchmarks/counting.py --rounds 15 --out figures.json
+    python -m benchmarks.counting --peer-python PEER/bin/python
+    python -m benchmarks.counting --rounds 15 --out figures.json
 
 Maps of 1024x2048 with 19 classes; README.md beside this file says how to make the peer's environment. Without it the
 others are measured alone.
@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import street_pairs
-from measured_process import MeasuredProcess, Round, start
 
-from kseg.class_names import CITYSCAPES_LABEL_IDS
+from benchmarks import street_pairs
+from benchmarks.measured_process import MeasuredProcess, Round, start
+from kseg.datasets.class_names import CITYSCAPES_LABEL_IDS
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES, VOID = 19, 255
 PEER, BASE = "MMSegmentation, IoUMetric", "kseg, confusion"
 # What kseg_counting.py calls them.
@@ -95,13 +95,13 @@ def start_all(processes: dict[str, MeasuredProcess], maps: Path, peer_python: st
     try:
         if not peer_python:
             raise RuntimeError("no --peer-python")
-        processes[PEER] = start([peer_python, str(HERE / "peer_counting.py"), str(maps)], {})
+        processes[PEER] = start([peer_python, "-m", "benchmarks.peer_counting", str(maps)], {"PYTHONPATH": str(ROOT)})
     except RuntimeError as error:
         print(f"{PEER}: not measured: {error}")
     # Found wherever this file's checkout lies, installed or not; no GPU, since the peer counts on the processor.
-    environment = {"PYTHONPATH": str(HERE.parent), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     for name, kind in KINDS.items():
-        processes[name] = start([sys.executable, str(HERE / "kseg_counting.py"), str(maps), kind], environment)
+        processes[name] = start([sys.executable, "-m", "benchmarks.kseg_counting", str(maps), kind], environment)
     for name, process in processes.items():
         process.settle()
         print(f"{name}: {', '.join(' '.join(pair) for pair in process.description['versions'].items())}")

@@ -1,7 +1,7 @@
 """kseg's heads beside MMSegmentation's and segmentation_models.pytorch's: a picture to class ids, in turn, one machine.
 
-    python benchmarks/heads.py --peer-python PEER/bin/python
-    python benchmarks/heads.py --peer-python PEER/bin/python --quick --heads encnet,deeplabv3
+    python -m benchmarks.heads --peer-python PEER/bin/python
+    python -m benchmarks.heads --peer-python PEER/bin/python --quick --heads encnet,deeplabv3
 
 ResNet-50, output stride 8, 19 classes, random weights, CPU; README.md beside this file says how to make the peers'
 environment. A peer that cannot be measured is told and left out.
@@ -15,10 +15,10 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measured_process import MeasuredProcess, Round, start
-from peer_heads import SMP
+from benchmarks.measured_process import MeasuredProcess, Round, start
+from benchmarks.peer_heads import SMP
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 HEADS = ("encnet", "deeplabv3", "deeplabv3plus", "apcnet", "pspnet", "fcn")
 KSEG = "kseg, compiled"
 PEERS = {"MMSegmentation": ("mmseg", "plain"), "MMSegmentation, best": ("mmseg", "best"),
@@ -143,8 +143,8 @@ def rows_of(head: str, rounds: dict[str, list[Round]], peaks: dict[str, int],
 
 def start_kseg(head: str, arguments: argparse.Namespace) -> MeasuredProcess:
     """Start kseg's model; raises RuntimeError where it cannot work."""
-    environment = {"PYTHONPATH": str(HERE.parent), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    return start([sys.executable, str(HERE / "kseg_heads.py"), str(arguments.threads), head,
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return start([sys.executable, "-m", "benchmarks.kseg_heads", str(arguments.threads), head,
                   *map(str, arguments.size)], environment)
 
 
@@ -153,7 +153,7 @@ def start_peer(system: str, form: str, head: str, arguments: argparse.Namespace)
     if not arguments.peer_python:
         raise RuntimeError("no --peer-python")
     environment = {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": str(arguments.threads)}
-    return start([arguments.peer_python, str(HERE / "peer_heads.py"), system, form,
+    return start([arguments.peer_python, "-m", "benchmarks.peer_heads", system, form,
                   str(arguments.threads), head, *map(str, arguments.size)], environment)
 
 

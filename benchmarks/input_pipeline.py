@@ -1,7 +1,7 @@
 """kseg's input pipeline beside MMSegmentation's: the same pairs, the same steps, in turn on one machine.
 
-    python benchmarks/input_pipeline.py --peer-python PEER/bin/python
-    python benchmarks/input_pipeline.py --image street.png --label street_labelIds.png --out figures.json
+    python -m benchmarks.input_pipeline --peer-python PEER/bin/python
+    python -m benchmarks.input_pipeline --image street.png --label street_labelIds.png --out figures.json
 
 Both read pairs of 1024x2048 and make batches of 8 with the augmentation of the 512x1024 recipes; README.md beside this
 file says how to make the peer's environment. Without it kseg is measured alone.
@@ -17,10 +17,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import street_pairs
-from measured_process import MeasuredProcess, Round, start
+from benchmarks import street_pairs
+from benchmarks.measured_process import MeasuredProcess, Round, start
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG, BATCH = "encnet_cityscapes", 8
 PEER = "MMSegmentation, PNG"
 MIB = 2 ** 20
@@ -122,15 +122,15 @@ def start_peer(tree: Path, python: str | None, workers: int) -> MeasuredProcess:
     if not python:
         raise RuntimeError("no --peer-python")
     # One thread for each process, as its launcher sets it where there are several.
-    return start([python, str(HERE / "peer_pipeline.py"), str(tree), str(workers), str(BATCH)],
+    return start([python, "-m", "benchmarks.peer_pipeline", str(tree), str(workers), str(BATCH)],
                  {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
 
 
 def start_kseg(directory: Path, threads: int) -> MeasuredProcess:
     """Start kseg's pipeline over a data set's directory; raises RuntimeError where it cannot work."""
     # Found wherever this file's checkout lies, installed or not; no GPU, whose memory nobody asks for.
-    environment = {"PYTHONPATH": str(HERE.parent), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    return start([sys.executable, str(HERE / "kseg_pipeline.py"), str(threads), CONFIG, f"data.directory={directory}",
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return start([sys.executable, "-m", "benchmarks.kseg_pipeline", str(threads), CONFIG, f"data.directory={directory}",
                   f"train.global_batch={BATCH}"], environment)
 
 
@@ -139,7 +139,7 @@ def prepare(tree: Path, directory: Path, options: list[str]) -> Path:
     done = subprocess.run(
         [sys.executable, "-m", "kseg.data", "prepare", "cityscapes", "--source", tree, "--directory", directory,
          "--split", "train", "--subset", *options], capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(HERE.parent)})
+        env=os.environ | {"PYTHONPATH": str(ROOT)})
     if done.returncode:
         raise RuntimeError(f"preparing failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
     bytes_written = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -1,13 +1,14 @@
 """One of kseg's heads, for heads.py: a compiled model with random weights, from a picture to its class ids.
 
-    PYTHON kseg_heads.py THREADS HEAD HEIGHT WIDTH
+    PYTHON -m benchmarks.kseg_heads THREADS HEAD HEIGHT WIDTH
 """
 
 import sys
 from collections.abc import Callable
 
-import measured_process
 import numpy as np
+
+from benchmarks import measured_process
 
 CLASSES = 19
 
@@ -17,16 +18,17 @@ def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Calla
     import keras
     import tensorflow as tf
 
-    from kseg import __version__, inference, models
+    from kseg import __version__, models
     from kseg.config import Config, Model
-    from kseg.multiply_adds import of_forward
+    from kseg.inference import prediction
+    from kseg.models.macs import of_forward
 
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     config = Config(model=Model(head=head))
     model = models.build(config.model, CLASSES)
     main = models.main_only(model)
-    predict = inference.predictor(model, config)
+    predict = prediction.predictor(model, config)
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
     def step() -> int:

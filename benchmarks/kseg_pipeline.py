@@ -1,24 +1,26 @@
 """kseg's input pipeline, for input_pipeline.py: what kseg.train reads under a config, without the training.
 
-    PYTHON kseg_pipeline.py THREADS CONFIG [KEY=VALUE ...]
+    PYTHON -m benchmarks.kseg_pipeline THREADS CONFIG [KEY=VALUE ...]
 """
 
 import importlib.metadata
 import sys
 from collections.abc import Callable
 
-import measured_process
+from benchmarks import measured_process
 
 
 def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable[[], int]]:
     """Return what this pipeline is and a function that takes one batch from it and returns its number of pictures."""
     import tensorflow as tf
 
-    from kseg import __version__, config, data
+    from kseg import config as configs
+    from kseg import __version__
+    from kseg.input_pipeline import batching
 
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    batches = iter(data.train_batches(config.load(name, overrides)))
+    batches = iter(batching.train_batches(configs.load(name, overrides)))
     first = next(batches)
 
     def step() -> int:

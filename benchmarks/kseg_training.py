@@ -1,6 +1,6 @@
 """kseg's training step with one of its heads, for training.py: forward pass, losses, gradients and update.
 
-    PYTHON kseg_training.py THREADS HEAD HEIGHT WIDTH BATCH FORM
+    PYTHON -m benchmarks.kseg_training THREADS HEAD HEIGHT WIDTH BATCH FORM
 
 FORM is plain, as `kseg.train` runs it, xla, the same with train.jit_compile, or replicas, the same with two virtual
 devices that share the batch. Weights and the batch are random.
@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 
-import measured_process
 import numpy as np
+
+from benchmarks import measured_process
 
 CLASSES, IGNORED = 19, 255
 # The share of pixels without a class, about that of street scenes.
@@ -30,12 +31,12 @@ def stepper(config, replicas: int, images: np.ndarray, labels: np.ndarray) -> Ca
     """Return a function that takes one step as `kseg.train` takes it and returns the loss."""
     import tensorflow as tf
 
-    from kseg import runtime, train
-    from kseg.steps import Steps
+    from kseg.training import trainer
+    from kseg.training.step import Steps
 
-    strategy = runtime.prepare(config.train, replicas)
+    strategy = trainer.prepare(config.train, replicas)
     with strategy.scope():
-        model, optimizer, average = train.build(config, CLASSES, lambda line: None)
+        model, optimizer, average = trainer.build(config, CLASSES, lambda line: None)
     steps = Steps(model, optimizer, config, strategy, average)
     batches = tf.data.Dataset.from_tensors({"image": images, "label": labels}).repeat()
     iterator = iter(strategy.experimental_distribute_dataset(batches))

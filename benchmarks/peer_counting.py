@@ -1,6 +1,6 @@
 """MMSegmentation's IoUMetric, for counting.py; runs under the peer's own Python.
 
-    PYTHON peer_counting.py MAPS
+    PYTHON -m benchmarks.peer_counting MAPS
 
 As its test loop uses it: `process` once a picture with int64 maps, and the areas added up.
 """
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import measured_process
+from benchmarks import measured_process
 
 
 def build(path: Path) -> tuple[dict, Callable[[], int]]:
     """Return what this way finds in all maps, and a function that counts one map more and returns 1."""
-    from peer_pipeline import CompiledOperators
+    from benchmarks.peer_pipeline import CompiledOperators
 
     stub = CompiledOperators("mmcv._ext")
     stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)

@@ -1,6 +1,6 @@
 """A peer's head, for heads.py, from a picture to its class ids; runs under the peers' own Python.
 
-    PYTHON peer_heads.py SYSTEM FORM THREADS HEAD HEIGHT WIDTH
+    PYTHON -m benchmarks.peer_heads SYSTEM FORM THREADS HEAD HEIGHT WIDTH
 
 SYSTEM is mmseg or smp. FORM is plain, as their users run them, or best: memory laid out channels last and, of mmseg,
 batch normalisation folded into the convolutions. Weights are random. Multiply-adds are PyTorch's count of convolutions
@@ -10,8 +10,8 @@ and matrix products.
 import sys
 from collections.abc import Callable
 
-import measured_process
-from peer_models import build_model
+from benchmarks import measured_process
+from benchmarks.peer_models import build_model
 
 CLASSES = 19
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

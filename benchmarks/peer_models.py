@@ -4,7 +4,7 @@ import importlib.machinery
 import sys
 from pathlib import Path
 
-from peer_pipeline import CompiledOperators
+from benchmarks.peer_pipeline import CompiledOperators
 
 
 def build_model(head: str, classes: int) -> tuple[dict[str, str], object]:

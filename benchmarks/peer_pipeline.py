@@ -1,6 +1,6 @@
 """MMSegmentation's input pipeline of its Cityscapes recipes, for input_pipeline.py; runs under the peer's own Python.
 
-    PYTHON peer_pipeline.py TREE WORKERS BATCH
+    PYTHON -m benchmarks.peer_pipeline TREE WORKERS BATCH
 
 Its own transforms in its own order, from a torch DataLoader with persistent workers that shuffles without end. What its
 data preprocessor does to a batch (RGB, mean and standard deviation, padding) is done in the workers, not in the one
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import MagicMock
 
-import measured_process
+from benchmarks import measured_process
 
 CROP = (512, 1024)
 

@@ -1,6 +1,6 @@
 """MMSegmentation's training step with one of its heads, for training.py; runs under the peers' own Python.
 
-    PYTHON peer_training.py THREADS HEAD HEIGHT WIDTH BATCH FORM
+    PYTHON -m benchmarks.peer_training THREADS HEAD HEIGHT WIDTH BATCH FORM
 
 FORM is plain, as its users run it, or best: memory laid out channels last, and PyTorch's fused update. Weights and the
 batch are random.
@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 
-import measured_process
-from kseg_training import CLASSES, example
-from peer_models import build_model
+from benchmarks import measured_process
+from benchmarks.kseg_training import CLASSES, example
+from benchmarks.peer_models import build_model
 
 
 def build(threads: int, head: str, height: int, width: int, batch: int, form: str) -> tuple[dict, Callable[[], int]]:

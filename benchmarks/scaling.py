@@ -1,8 +1,8 @@
 """How fast training would be on 1 to 1024 GPUs, by a cost model; and the same model checked on this machine's cores.
 
-    python benchmarks/scaling.py --measure FILE
-    python benchmarks/scaling.py --predict FILE
-    python benchmarks/scaling.py --predict --heads encnet --seconds-per-image encnet=0.011 --between-gbytes 12.5
+    python -m benchmarks.scaling --measure FILE
+    python -m benchmarks.scaling --predict FILE
+    python -m benchmarks.scaling --predict --heads encnet --seconds-per-image encnet=0.011 --between-gbytes 12.5
 
 --measure trains with 1, 2 and 3 processes here, times all-reduces between them, and compares what the model says with
 what they took. --predict prints that again from FILE, if one is named, and what the model says of a cluster that the
@@ -21,9 +21,9 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import scaling_model as model
-from heads import HERE, processor
-from scaling_model import Cluster, Link, Rhythm, Workload
+from benchmarks import scaling_model
+from benchmarks.heads import ROOT, processor
+from benchmarks.scaling_model import Cluster, Link, Rhythm, Workload
 
 HEADS = ("encnet", "deeplabv3plus")
 CLASSES, CROP = 19, (512, 1024)
@@ -108,12 +108,12 @@ def measure(arguments: argparse.Namespace) -> dict:
     found = {"date": datetime.date.today().isoformat(), "machine": processor(), "cores": os.cpu_count(),
              "crop": arguments.crop, "runs": []}
     # One process uses all cores here, as each of several does.
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     for processes, shares in SHARES.items():
         with tempfile.TemporaryDirectory() as directory:
             out, load = Path(directory) / "figures", os.getloadavg()[0]
             done = subprocess.run(
-                [sys.executable, "-m", "kseg.launch", "--local", str(processes), "--", str(HERE / "scaling_process.py"),
+                [sys.executable, "-m", "kseg.launch", "--local", str(processes), "--", "-m", "benchmarks.scaling_process",
                  str(out), ",".join(arguments.heads), str(arguments.crop), shares, str(arguments.rounds),
                  str(arguments.largest)], env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -140,7 +140,7 @@ def checked(found: dict) -> str:
             lines.append(f"| {head} | {share} | {spread(plain['wall'])} | {statistics.median(plain['cpu']):.3f} "
                          f"| {spread(other['wall'])} | {statistics.median(other['cpu']):.3f} |")
     several = {processes: run for processes, run in runs.items() if processes > 1}
-    fits = {processes: model.fit(*taken(run, "wall")) for processes, run in several.items()}
+    fits = {processes: scaling_model.fit(*taken(run, "wall")) for processes, run in several.items()}
     lines += ["", "| all-reduce | " + " | ".join(f"{processes} processes, ms | by the fit" for processes in several)
               + " |", "|--:|" + "--:|" * 2 * len(several)]
     for index, message in enumerate(runs[2]["hosts"][0]["messages"]):
@@ -159,7 +159,7 @@ def checked(found: dict) -> str:
     for processes, run in several.items():
         for each in run["hosts"][0]["steps"]:
             single = alone[each["head"], each["share"], True]
-            computing = model.shared_compute(statistics.median(single["wall"]), statistics.median(single["cpu"]),
+            computing = scaling_model.shared_compute(statistics.median(single["wall"]), statistics.median(single["cpu"]),
                                              processes, found["cores"])
             small, large = of_messages(each["messages"], taken(run, "wall"))
             predicted, measured = computing + small + large, statistics.median(each["wall"])
@@ -181,7 +181,7 @@ def taken(run: dict, kind: str) -> tuple[list[float], list[float]]:
 def of_messages(messages: list[int], measured: tuple[list[float], list[float]]) -> tuple[float, float]:
     """Return the seconds of a step's small all-reduces and that of its gradients, the largest."""
     *small, large = sorted(messages)
-    return sum(model.between(*measured, size) for size in small), model.between(*measured, large)
+    return sum(scaling_model.between(*measured, size) for size in small), scaling_model.between(*measured, large)
 
 
 def spread(values: list[float]) -> str:
@@ -195,7 +195,7 @@ def facts(network) -> Facts:
     norms = [layer for layer in network.layers if isinstance(layer, BatchNormalization)]
     multiply_adds = sum(math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
                         for layer in network.layers if hasattr(layer, "kernel"))
-    trainable, fixed = (model.FLOAT * sum(math.prod(each.shape) for each in weights)
+    trainable, fixed = (scaling_model.FLOAT * sum(math.prod(each.shape) for each in weights)
                         for weights in (network.trainable_variables, network.non_trainable_variables))
     # The momentum of each weight is as large as the weight.
     return Facts(trainable, 2 * trainable + fixed, tuple(layer.gamma.shape[0] for layer in norms), multiply_adds,
@@ -245,7 +245,7 @@ def table(work: Workload, cluster: Cluster, shares: dict[int, float]) -> str:
              "| most time |", "|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"]
     first = None
     for gpus, share in shares.items():
-        step = model.step(work, cluster, RHYTHM, gpus, share)
+        step = scaling_model.step(work, cluster, RHYTHM, gpus, share)
         images = gpus * share / step.seconds
         first = first or images / gpus
         values = (1000 * each for each in (step.compute, step.norms, step.gradients, step.reading))
@@ -263,7 +263,7 @@ def sensitivity(work: Workload, cluster: Cluster) -> str:
         "GPUs twice as fast": (replace(work, image=work.image / 2), cluster),
         "one 100 Gbit/s Ethernet port a host, six times the latency": (work, replace(cluster, between=slow)),
         "a collective's launch twice as long": (work, replace(cluster, launch=2 * cluster.launch)),
-        "four all-reduces a norm instead of two": (replace(work, norm_messages=4 * (model.FLOAT,)), cluster),
+        "four all-reduces a norm instead of two": (replace(work, norm_messages=4 * (scaling_model.FLOAT,)), cluster),
         "norms not synchronised": (replace(work, norm_messages=()), cluster),
         "gradients on their way during all of the backward pass": (replace(work, overlap=1.0), cluster),
         "a quarter of the cores": (work, replace(cluster, input_rate=cluster.input_rate / 4))}
@@ -271,7 +271,7 @@ def sensitivity(work: Workload, cluster: Cluster) -> str:
     lines = ["| | " + " | ".join(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in counts) + " |",
              "|---|" + "--:|" * len(counts)]
     for name, (own, other) in changed.items():
-        rates = [2 * gpus / model.step(own, other, RHYTHM, gpus, 2).seconds for gpus in counts]
+        rates = [2 * gpus / scaling_model.step(own, other, RHYTHM, gpus, 2).seconds for gpus in counts]
         lines.append(f"| {name} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |")
     return "\n".join(lines)
 

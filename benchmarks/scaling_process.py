@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorflow as tf
-from kseg_training import CLASSES, example
 
-from kseg import hosts, runtime, train
+from benchmarks.kseg_training import CLASSES, example
 from kseg.config import Config, Model, Train
-from kseg.models import norms
-from kseg.steps import Steps
+from kseg.distributed import hosts
+from kseg.models import layers
+from kseg.training import trainer
+from kseg.training.step import Steps
 
 # All shares of one process to three divide it.
 BATCH = 6
@@ -29,7 +30,7 @@ CHAIN, CHAINED_BYTES = 20, 10**7
 
 def main(out: str, heads: str, crop: str, shares: str, rounds: str, largest: str) -> None:
     with hosts.ending():
-        strategy = runtime.prepare(Train(global_batch=BATCH))
+        strategy = trainer.prepare(Train(global_batch=BATCH))
         place = hosts.place(strategy)
         figures = {"place": place, "load": os.getloadavg()[0], "messages": [], "steps": []}
         if hosts.count(strategy) > 1:
@@ -79,11 +80,11 @@ def steps(head: str, strategy: tf.distribute.Strategy, crop: int, shares: list[i
     """Give the seconds of a step for each share; of one process also with the norm that several have."""
     config = Config(model=Model(head=head), train=Train(global_batch=BATCH))
     with strategy.scope():
-        model, optimizer, _ = train.build(config, CLASSES, lambda line: None)
-    own = norms.replica_context
+        model, optimizer, _ = trainer.build(config, CLASSES, lambda line: None)
+    own = layers.replica_context
     for several in (False, True) if hosts.count(strategy) == 1 else (True,):
         # What adds up over replicas takes more passes, also over one; chosen when a step is traced.
-        norms.replica_context = tf.distribute.get_replica_context if several else own
+        layers.replica_context = tf.distribute.get_replica_context if several else own
         taken = Steps(model, optimizer, config, strategy)
         for share in shares:
             images, labels = example(crop, crop, share)
@@ -91,7 +92,7 @@ def steps(head: str, strategy: tf.distribute.Strategy, crop: int, shares: list[i
             found = timed(lambda: float(taken.one(batch)["loss"]), rounds)
             yield {"head": head, "share": share, "several": several, **found,
                    "messages": collectives(taken.step.get_concrete_function(batch).graph)}
-    norms.replica_context = own
+    layers.replica_context = own
 
 
 def collectives(graph: tf.Graph) -> list[int]:

@@ -1,7 +1,7 @@
 """What the server costs and gains, as ratios of what is measured in turn on one machine.
 
-    python benchmarks/server.py --model served/camvid/1
-    python benchmarks/server.py --model served/camvid/1 --parts overhead,forms --quick
+    python -m benchmarks.server --model served/camvid/1
+    python -m benchmarks.server --model served/camvid/1 --parts overhead,forms --quick
 
     overhead   gRPC Predict beside the same signature called without a server, one client
     threads    answers a second with the shipped settings for CPUs beside TensorFlow's own, 8 clients
@@ -23,15 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from measured_process import cpu_seconds
 from PIL import Image
-from served_process import CPUS, ROOT, SHIPPED, ServedProcess
-from server_forms import forms_table, measure_forms
-from street_pairs import draw_pair
 
-from serving import load_clients, load_test
+from benchmarks.measured_process import cpu_seconds
+from benchmarks.served_process import CPUS, ROOT, SHIPPED, ServedProcess
+from benchmarks.server_forms import forms_table, measure_forms
+from benchmarks.street_pairs import draw_pair
+from serving.clients import load_generator, load_report, load_requests
 
-HERE = Path(__file__).resolve().parent
 MODEL = "street"
 SIZE, TINY = (512, 1024), (32, 64)
 CLIENTS, TINY_CLIENTS = 8, 32
@@ -83,7 +82,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def direct(*words: object) -> dict[str, list[float]]:
     """Run server_direct.py, and return what it answers."""
-    found = subprocess.run([sys.executable, str(HERE / "server_direct.py"), *map(str, words)], text=True,
+    found = subprocess.run([sys.executable, "-m", "benchmarks.server_direct", *map(str, words)], text=True,
                            stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     return json.loads(found.stdout)
 
@@ -119,21 +118,21 @@ def measure_export(arguments: argparse.Namespace, base: Path, picture: Path) -> 
 
 def measure_threads(arguments: argparse.Namespace, base: Path, picture: Path) -> dict:
     """The shipped settings beside TensorFlow's own."""
-    request = load_test.grpc_request(MODEL, "serving_default", "image_bytes", picture.read_bytes())
+    request = load_requests.grpc_request(MODEL, "serving_default", "image_bytes", picture.read_bytes())
     return in_turn(arguments, MODEL, base, request, CLIENTS, {
         "TensorFlow's own threads": (), f"intra_op 1, inter_op {CPUS}": SHIPPED})
 
 
 def measure_batching(arguments: argparse.Namespace, base: Path, picture: Path) -> dict:
     """The file for accelerators on a tiny picture."""
-    import small_exports
+    from benchmarks import small_exports
 
     # Batches cannot be full where fewer requests may run.
     room = (*SHIPPED, f"--max_running_requests={2 * TINY_CLIENTS}")
     with tempfile.TemporaryDirectory() as directory:
         small_exports.export(Path(directory), (1,))
         image = np.random.default_rng(0).integers(0, 256, (*TINY, 3), np.uint8)
-        request = load_test.grpc_request(MODEL, "predict_tensor", "image", image)
+        request = load_requests.grpc_request(MODEL, "predict_tensor", "image", image)
         return in_turn(arguments, MODEL, Path(directory), request, TINY_CLIENTS, {
             "no batching": room,
             "batching.config": (*room, "--enable_batching",
@@ -150,7 +149,7 @@ def in_turn(arguments: argparse.Namespace, name: str, base: Path, request: bytes
     try:
         for label, flags in settings.items():
             servers[label] = ServedProcess(name, base, *flags)
-            pools[label] = load_clients.Clients(load_clients.Target(servers[label].grpc, "", 300.0), [request],
+            pools[label] = load_generator.Clients(load_generator.Target(servers[label].grpc, "", 300.0), [request],
                                                 PROCESSES)
         for number in range(arguments.rounds):
             for label in list(settings)[::-1 if number % 2 else 1]:
@@ -158,7 +157,7 @@ def in_turn(arguments: argparse.Namespace, name: str, base: Path, request: bytes
                 load = pools[label].run(clients, arguments.seconds, 2.0, spent)
                 if load.failures:
                     raise RuntimeError(f"{label}: {dict(load.failures)} {load.messages}")
-                found[label].append(load_test.as_json(load) | {"cpu_seconds": spent.an_answer()})
+                found[label].append(load_report.as_json(load) | {"cpu_seconds": spent.an_answer()})
             print(f"round {number + 1} of {arguments.rounds}: " + ", ".join(
                 f"{label} {rounds[-1]['requests_per_second']:.1f}/s" for label, rounds in found.items()), flush=True)
     finally:

@@ -23,13 +23,13 @@ def overhead(directory: str, name: str, server: str, image: str, pairs: int, thr
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-    from serving import sessions
+    from serving.core import session_model
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     data = Path(image).read_bytes()
     values = np.array([data], object)
-    session = sessions.load(Path(directory), ("serve",), sessions.Threads(0, 1, threads))
+    session = session_model.load(Path(directory), ("serve",), session_model.Threads(0, 1, threads))
     function = tf.saved_model.load(directory).signatures["serving_default"]
     stub = prediction_service_pb2_grpc.PredictionServiceStub(
         grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)]))
@@ -57,7 +57,8 @@ def export(directory: str, height: int, width: int, pairs: int) -> dict[str, lis
     import tensorflow as tf
 
     from kseg import config as configs
-    from kseg import inference, models
+    from kseg import models
+    from kseg.inference import prediction
 
     config = configs.from_json(Path(directory, "assets", "config.json").read_text(encoding="utf-8"))
     classes = json.loads(Path(directory, "assets", "classes.json").read_text(encoding="utf-8"))["classes"]
@@ -68,7 +69,7 @@ def export(directory: str, height: int, width: int, pairs: int) -> dict[str, lis
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
     def compiled(images: tf.Tensor) -> tf.Tensor:
         size = tf.shape(images)
-        return tf.cast(inference.predict_ids(main, images, (size[1], size[2]), config), tf.uint8)
+        return tf.cast(prediction.predict_ids(main, images, (size[1], size[2]), config), tf.uint8)
 
     exported = tf.saved_model.load(directory).signatures["predict_tensor"]
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8))

@@ -10,11 +10,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 from PIL import Image
-from served_process import ServedProcess
 
-from kseg.signatures import IMAGE_FEATURE
-from serving import load_test
-from serving.load_clients import PREDICT
+from benchmarks.served_process import ServedProcess
+from kseg.exporting.signatures import IMAGE_FEATURE
+from serving.clients import load_requests
+from serving.clients.load_generator import PREDICT
 
 # Which picture a signature's input takes.
 ENCODED, PIXELS, EXAMPLE = "image_bytes", "image", "examples"
@@ -36,8 +36,8 @@ def measure_forms(name: str, directory: Path, picture: Path, servers: dict[str, 
     calls = {}
     for signature in sorted(signatures, key=list(INPUTS).index):
         value = input_value(INPUTS[signature], picture)
-        message = load_test.grpc_request(name, signature, INPUTS[signature], value)
-        body = load_test.rest_request(signature, INPUTS[signature], value)
+        message = load_requests.grpc_request(name, signature, INPUTS[signature], value)
+        body = load_requests.rest_request(signature, INPUTS[signature], value)
         for way, call, request in zip(WAYS, (
                 grpc_call(servers["values"].grpc), grpc_call(servers["content"].grpc),
                 rest_call(servers["values"].rest, f"/v1/models/{name}:predict")), (message, message, body)):

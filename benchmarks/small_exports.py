@@ -9,9 +9,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from kseg import config as configs
-from kseg import datasets, models
-from kseg import export as exports
-from kseg.signatures import IMAGE_FEATURE
+from kseg import models
+from kseg.datasets import registry
+from kseg.exporting import exporter
+from kseg.exporting.signatures import IMAGE_FEATURE
 
 CONFIG, OVERRIDES = "encnet_shapes", ("model.width=4", "model.channels=8", "model.auxiliary_channels=4",
                                       "model.output_stride=16", "augment.crop=48,64")
@@ -37,12 +38,12 @@ class Case:
 def export(out: Path, seeds: tuple[int, ...]) -> list[Path]:
     """Write versions 1, 2, ... of one model with other weights each, whose classes differ from pixel to pixel."""
     config = configs.load(CONFIG, list(OVERRIDES))
-    dataset = datasets.find(config.data)
+    dataset = registry.find(config.data)
     model = models.build(config.model, len(dataset.classes))
     return [_export(model, config, dataset, out, seed) for seed in seeds]
 
 
-def _export(model: keras.Model, config: configs.Config, dataset: datasets.Dataset, out: Path, seed: int) -> Path:
+def _export(model: keras.Model, config: configs.Config, dataset: registry.Dataset, out: Path, seed: int) -> Path:
     random = np.random.default_rng(seed)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -53,7 +54,7 @@ def _export(model: keras.Model, config: configs.Config, dataset: datasets.Datase
     # So that no class wins everywhere.
     scores = model(random.normal(0, 1, (2, 64, 64, 3)).astype(np.float32))["main"].numpy()
     last.set_weights([last.get_weights()[0], -scores.mean((0, 1, 2))])
-    return exports.export(model, config, dataset, out)
+    return exporter.export(model, config, dataset, out)
 
 
 def cases(seed: int = 0) -> list[Case]:

@@ -1,7 +1,7 @@
 """A server at its limit while versions are exchanged under it: every answer compared, its memory watched.
 
-    python benchmarks/soak.py --minutes 10 --swap-seconds 30
-    python benchmarks/soak.py --encoded --server-flags "--enable_batching --batching_parameters_file=FILE"
+    python -m benchmarks.soak --minutes 10 --swap-seconds 30
+    python -m benchmarks.soak --encoded --server-flags "--enable_batching --batching_parameters_file=FILE"
 
 Versions are exports of a small model with different weights, whose answers were computed without a server. Every
 --swap-seconds a new one appears by a rename; of every four such changes one takes the newest away instead, which rolls
@@ -23,10 +23,11 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import small_exports
-from served_process import SHIPPED, ServedProcess
-from soak_clients import TOLD, Client, GrpcClient, Known, RestClient, Tally, Timeline
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+from benchmarks import small_exports
+from benchmarks.served_process import SHIPPED, ServedProcess
+from benchmarks.soak_clients import TOLD, Client, GrpcClient, Known, RestClient, Tally, Timeline
 
 MODEL = "soak"
 SEEDS = (1, 2, 3)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 import tensorflow as tf
-from small_exports import Arrays, Case, equal
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from benchmarks.small_exports import Arrays, Case, equal
 
 TIMEOUT = 60.0
 # Of requests that are bad.

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kseg.class_names import CITYSCAPES_LABEL_IDS
-from kseg.datasets import DATASETS
+from kseg.datasets.class_names import CITYSCAPES_LABEL_IDS
+from kseg.datasets.registry import DATASETS
 
 SIZE = (1024, 2048)
 REGIONS = 20

@@ -1,7 +1,7 @@
 """kseg's training step beside MMSegmentation's with the same head, batch and update, in turn, one machine.
 
-    python benchmarks/training.py --peer-python PEER/bin/python
-    python benchmarks/training.py --peer-python PEER/bin/python --quick --heads encnet --xla
+    python -m benchmarks.training --peer-python PEER/bin/python
+    python -m benchmarks.training --peer-python PEER/bin/python --quick --heads encnet --xla
 
 ResNet-50, output stride 8, auxiliary head, 19 classes, batch 2 of 256x256 (--batch, --quick), float32, random weights,
 CPU; README.md beside this file says how to make the peer's environment. A peer that cannot be measured is told and left out.
@@ -15,8 +15,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from heads import HEADS, HERE, MIB, measure, processor
-from measured_process import MeasuredProcess, Round, start
+from benchmarks.heads import HEADS, MIB, ROOT, measure, processor
+from benchmarks.measured_process import MeasuredProcess, Round, start
 
 DEFAULT_HEADS = "encnet,deeplabv3plus"
 KSEG = "kseg"
@@ -94,15 +94,15 @@ def measure_head(head: str, arguments: argparse.Namespace, told: set[str]) -> li
     """Return a row for each system; raises RuntimeError where kseg's step cannot be measured or the losses differ."""
     processes = {}
     try:
-        processes[KSEG] = start_step(sys.executable, "kseg_training.py", head, "plain", arguments)
+        processes[KSEG] = start_step(sys.executable, "kseg_training", head, "plain", arguments)
         for form, name in OTHERS.items():
             if getattr(arguments, form):
-                processes[name] = start_step(sys.executable, "kseg_training.py", head, form, arguments)
+                processes[name] = start_step(sys.executable, "kseg_training", head, form, arguments)
         for name, form in PEERS.items():
             try:
                 if not arguments.peer_python:
                     raise RuntimeError("no --peer-python")
-                processes[name] = start_step(arguments.peer_python, "peer_training.py", head, form, arguments)
+                processes[name] = start_step(arguments.peer_python, "peer_training", head, form, arguments)
             except RuntimeError as error:
                 if (reason := f"{name}: not measured: {error}") not in told:
                     print(reason)
@@ -121,9 +121,9 @@ def measure_head(head: str, arguments: argparse.Namespace, told: set[str]) -> li
 
 def start_step(python: str, script: str, head: str, form: str, arguments: argparse.Namespace) -> MeasuredProcess:
     """Start one system's step; raises RuntimeError with the reason where it cannot work."""
-    environment = {"PYTHONPATH": str(HERE.parent), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2",
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2",
                    "OMP_NUM_THREADS": str(arguments.threads)}
-    return start([python, str(HERE / script), str(arguments.threads), head,
+    return start([python, "-m", f"benchmarks.{script}", str(arguments.threads), head,
                   *map(str, (arguments.size, arguments.size, arguments.batch)), form], environment)
 
 

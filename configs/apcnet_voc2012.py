@@ -7,7 +7,7 @@ Without a variant: R-50-D8, 512x512, 60 epochs, as SSSegmentation trains it.
 """
 
 from kseg.config import Augment, Config, Data, Evaluate, Init, Loss, Model, Train
-from kseg.variants import D16, R101, sssegmentation
+from kseg.config.variants import D16, R101, sssegmentation
 
 
 def config() -> Config:

@@ -7,7 +7,7 @@ Without a variant: R-50-D8, 512x512, 20k steps, as MMSegmentation trains it.
 """
 
 from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
-from kseg.variants import D16, R101, SSS_VOC2012, mmsegmentation, sssegmentation, steps
+from kseg.config.variants import D16, R101, SSS_VOC2012, mmsegmentation, sssegmentation, steps
 
 
 def config() -> Config:

@@ -7,7 +7,7 @@ Without a variant: R-50-D8, 512x1024, 40k steps, as MMSegmentation trains it.
 """
 
 from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
-from kseg.variants import (
+from kseg.config.variants import (
     AMP,
     CROP_769,
     D16,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kseg.segmenter import Segmenter
+    from kseg.inference.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,6 @@ def load(directory: Path | str, weights: Path | str | None = None, tta: bool = F
     Raises WorkdirError, WeightsError or ConfigError where files cannot be read or do not fit.
     """
     # TensorFlow, which this brings, takes seconds.
-    from kseg import segmenter
+    from kseg.inference import segmenter
 
     return segmenter.load(directory, weights, tta)

@@ -7,129 +7,18 @@ On all GPUs of a host, and on all hosts where TF_CONFIG names them: the same com
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import keras
-import numpy as np
-import tensorflow as tf
 
-from kseg import commands, datasets, examples, hosts, metrics, pictures, reports, results, runtime, workdirs
-from kseg.config import Config
-from kseg.counts import Counter, Counts
-from kseg.datasets import Dataset
-from kseg.errors import WorkdirError
-from kseg.inference import predictor
-from kseg.progress import Progress
-
-PICTURES = 6
-# Of the report: so many of the worst images, and as many around the median.
-SAMPLES = 12
-
-
-def picture_rows(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
-                 count: int) -> list[list[np.ndarray]]:
-    """Return [image, truth, prediction] as uint8 (H, W, 3) for `count` images spread evenly over a split."""
-    total = len(datasets.open_split(config.data, split_name).names)
-    rows = []
-    for index in np.linspace(0, total - 1, min(count, total)).astype(int):
-        image, truth, ids = _predicted(predict, config, dataset, split_name, int(index))
-        rows.append([image, pictures.colour(truth, dataset.palette), pictures.colour(ids, dataset.palette)])
-    return rows
-
-
-def _predicted(predict: Callable[[np.ndarray], np.ndarray], config: Config, dataset: Dataset, split_name: str,
-               index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the image (H, W, 3), true ids (H, W) and predicted ids (H, W) of an example, all uint8."""
-    image, raw = examples.examine(dataset, datasets.open_split(config.data, split_name), index)
-    return image, np.array(dataset.label_table, np.uint8)[raw], predict(image)
-
-
-def choose(counts: Counts) -> list[tuple[str, int]]:
-    """Return ("worst", index) of the images of the lowest mIoU, and ("typical", index) of those in the middle."""
-    mious = results.image_mious(counts)
-    order = [index for index in results.worst_first(counts) if not np.isnan(mious[index])]
-    worst, rest = order[:SAMPLES], order[SAMPLES:]
-    # In the middle of all, as far as the worst ones leave it.
-    first = max(0, min((len(order) - SAMPLES) // 2 - len(worst), len(rest) - SAMPLES))
-    return [("worst", index) for index in worst] + [("typical", index) for index in rest[first:first + SAMPLES]]
-
-
-def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: str, out: Path | None = None,
-             report: Callable[[str], None] = print, strategy: tf.distribute.Strategy | None = None,
-             weights: Path | None = None) -> dict:
-    """Return `results.summary` of a split, with timing and provenance.
-
-    Images are shared by the replicas of `strategy`, under whose scope the model was built; by default there is one.
-    `weights` is the file that the model's come from, for the record. Writes what kseg.results and kseg.reports tell,
-    and predictions.png (image, truth, prediction), to `out`. Raises DataError where an example cannot be read,
-    WeightsError where scores are not finite, WorkdirError where `out` cannot be written.
-    """
-    workdirs.require_same_classes(dataset, datasets.find(config.data), "the model")
-    strategy = strategy or tf.distribute.get_strategy()
-    names = datasets.open_split(config.data, split).names
-    writes = out is not None and hosts.is_chief(strategy)
-    if writes:
-        # Now, and not when all is counted.
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
-    started = time.monotonic()
-    counter = Counter(model, config, len(dataset.classes), strategy)
-    counts = counter.count(split, Progress(len(names), "images", report))
-    seconds = time.monotonic() - started
-    found = results.summary(counts, config, dataset, split) | {
-        "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
-                   "devices": runtime.devices_line(strategy)},
-        "provenance": results.provenance(config, dataset, weights)}
-    report(metrics.table(found))
-    report(_against_published(found))
-    report(f"{len(counts.names)} of {len(names)} images of {dataset.name} {split} in {seconds:.0f} s "
-           f"on {runtime.devices_line(strategy)}")
-    if writes:
-        try:
-            results.write(out, found, counts, dataset.classes)
-        except OSError as error:
-            raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
-        _draw(model, config, dataset, split, counts, found, out, report)
-    return found
-
-
-def _against_published(found: dict) -> str:
-    """Return the boundary mIoU's line, and beside the mIoU what was published for the variant."""
-    line = f"boundary mIoU {100 * found['boundary_mIoU']:.2f} within {found['boundary']['width']:.1%} of the diagonal"
-    target = found["published"]
-    if not target:
-        return line
-    settings = found["config"]["evaluate"]
-    multiple = bool(settings["scales"]) or settings["flip"]
-    goal = target["mIoU_tta"] if multiple else target["mIoU"]
-    if goal is None:
-        return line
-    return line + (f"\npublished mIoU of {target['config']} ({target['source']}"
-                   f"{', several scales and flip' if multiple else ''}): {100 * goal:.2f}, "
-                   f"here {100 * (found['mIoU'] - goal):+.2f}")
-
-
-def _draw(model: keras.Model, config: Config, dataset: Dataset, split: str, counts: Counts, found: dict, out: Path,
-          report: Callable[[str], None]) -> None:
-    """Write predictions.png and report.html."""
-    report("drawing the report")
-    predict = predictor(model, config)
-    rows = picture_rows(predict, config, dataset, split, PICTURES)
-    pictures.save(pictures.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
-    names, mious = results.image_names(counts), results.image_mious(counts)
-    samples = [reports.Sample(names[index], *_predicted(predict, config, dataset, split, index),
-                              float(mious[index]), group) for group, index in choose(counts)]
-    reports.write(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
-    report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")
+from kseg import cli
+from kseg.distributed import hosts
+from kseg.evaluation import evaluator
+from kseg.inference import trained_model
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.evaluate", description=__doc__.splitlines()[0])
-    commands.add_model_arguments(parser)
+    cli.add_model_arguments(parser)
     parser.add_argument("--split", help="which split to count (default: the config's data.val_split)")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="where to write report.html, metrics.json, per_image.csv, confusion.npy and "
@@ -140,14 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     with hosts.ending():
         strategy = hosts.claim(values.cpu_replicas)
         with strategy.scope():
-            model, config, dataset = commands.load_model(values)
+            model, config, dataset = cli.load_model(values)
         split = values.split or config.data.val_split
         out = values.out or (values.workdir / split if values.workdir else None)
-        weights = values.weights or workdirs.best_weights(values.workdir)
+        weights = values.weights or trained_model.best_weights(values.workdir)
         chief = hosts.is_chief(strategy)
-        evaluate(model, config, dataset, split, out, print if chief else lambda line: None, strategy, weights)
+        evaluator.evaluate(model, config, dataset, split, out, print if chief else lambda line: None, strategy, weights)
     return 0
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

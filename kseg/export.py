@@ -4,141 +4,36 @@
     python -m kseg.export --config encnet_camvid --weights FILE --out served/camvid --split val \\
         --set export.precision=bfloat16
 
-    OUT/VERSION/saved_model.pb, variables/    kseg.signatures tells what it answers
+    OUT/VERSION/saved_model.pb, variables/    kseg.exporting.signatures tells what it answers
     OUT/VERSION/assets/                       classes.json, config.json, provenance.json
     OUT/VERSION/assets.extra/                 tf_serving_warmup_requests, replayed by a server before it answers
     OUT/VERSION/signatures.txt                names, types and shapes of all inputs and outputs
 """
 
 import argparse
-import json
-import os
-import shutil
-import tempfile
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
-import keras
-import numpy as np
-import tensorflow as tf
 
-from kseg import commands, data, datasets, metrics, results, warmups, workdirs
-from kseg import config as configs
-from kseg.config import Config
-from kseg.counts import Counter
-from kseg.datasets import Dataset
-from kseg.errors import UserError
-from kseg.networks import network
-from kseg.progress import Progress
-from kseg.signatures import Served
-
-
-def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weights: Path | None = None,
-           version: int | None = None, report: Callable[[str], None] = print) -> Path:
-    """Write OUT/VERSION, the next free number unless one is given, as `config.export` says, and return its path.
-
-    A server that watches OUT sees the version whole or not at all. Raises UserError where it cannot be written, or the
-    version is there already.
-    """
-    version = next_version(out) if version is None else version
-    options = config.export
-    size = tuple(options.size or config.augment.crop)
-    place = out / str(version)
-    if place.exists():
-        raise UserError(f"{place} is there already; take another --version, or leave it away for {next_version(out)}")
-    # Not a number, so that no server takes it for a version; in the same directory, so that one rename publishes it.
-    temporary = out / f".{version}-{uuid.uuid4().hex}.tmp"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            served = Served(network(model, config, options.precision), config, size, options.max_pixels,
-                            options.all_scores)
-            with tempfile.TemporaryDirectory() as directory:
-                served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
-                    Path(directory), config, dataset, weights)]
-                tf.saved_model.save(served, str(temporary), signatures=served.answers)
-            workdirs.write_text(temporary / "signatures.txt", described(temporary))
-            warmups.write(temporary, size, options.warmup_batches, report)
-            os.replace(temporary, place)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror or error}") from None
-    megabytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 1e6
-    report(f"wrote {place} ({megabytes:.0f} MB)")
-    return place
-
-
-def next_version(out: Path) -> int:
-    """Return one more than the highest version in a directory, 1 where there is none."""
-    names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0) + 1
-
-
-def write_assets(directory: Path, config: Config, dataset: Dataset, weights: Path | None) -> list[Path]:
-    """Write the files that travel with the model, and return their paths."""
-    contents = {
-        "classes.json": json.dumps({"classes": dataset.classes, "palette": dataset.palette}, indent=1) + "\n",
-        "config.json": configs.to_json(config),
-        "provenance.json": json.dumps(results.provenance(config, dataset, weights), indent=1) + "\n"}
-    for name, text in contents.items():
-        (directory / name).write_text(text, encoding="utf-8")
-    return [directory / name for name in contents]
-
-
-def described(directory: Path) -> str:
-    """Return the signatures of a SavedModel as text: one line for each input and output, sorted."""
-    signatures = tf.saved_model.load(str(directory)).signatures
-    lines = []
-    for name in sorted(signatures):
-        lines.append(name)
-        specs = {"in ": signatures[name].structured_input_signature[1], "out": signatures[name].structured_outputs}
-        for kind, tensors in specs.items():
-            for key in sorted(tensors):
-                shape = ", ".join("?" if side is None else str(side) for side in tensors[key].shape)
-                lines.append(f"  {kind} {key}: {tensors[key].dtype.name} [{shape}]")
-    return "\n".join(lines) + "\n"
-
-
-def accuracy(place: Path, config: Config, dataset: Dataset, split: str, progress: Progress | None = None) -> dict:
-    """Return `metrics.summary` of what an exported model's predict_tensor says of a whole split."""
-    answer = tf.saved_model.load(str(place)).signatures["predict_tensor"]
-    matrix = np.zeros((len(dataset.classes),) * 2, np.int64)
-    for count, example in enumerate(data.eval_examples(config, split), 1):
-        ids = answer(image=example["image"][None])["class_map"]
-        matrix += metrics.confusion(example["label"][None], ids, len(dataset.classes)).numpy()
-        if progress:
-            progress.update(count)
-    return metrics.summary(matrix, dataset.classes)
-
-
-def compare(model: keras.Model, place: Path, config: Config, dataset: Dataset, split: str,
-            report: Callable[[str], None] = print) -> None:
-    """Report a split's mIoU of the model and of what was exported of it."""
-    names = datasets.open_split(config.data, split).names
-    counter = Counter(model, config, len(dataset.classes), tf.distribute.get_strategy())
-    before = metrics.summary(counter.count(split, Progress(len(names), "images", report)).matrix, dataset.classes)
-    after = accuracy(place, config, dataset, split, Progress(len(names), "images", report))
-    report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split}: {100 * before['mIoU']:.3f} before, "
-           f"{100 * after['mIoU']:.3f} exported, {100 * (after['mIoU'] - before['mIoU']):+.3f}")
+from kseg import cli
+from kseg.exporting import exporter
+from kseg.inference import trained_model
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.export", description=__doc__.splitlines()[0])
-    commands.add_model_arguments(parser)
+    cli.add_model_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", required=True,
                         help="the directory that a server watches; DIR/VERSION is written")
     parser.add_argument("--version", type=int, metavar="N", help="default: one more than the highest in DIR")
     parser.add_argument("--split", metavar="SPLIT", help="print the split's mIoU before and after, too")
     values = parser.parse_args(arguments)
-    model, config, dataset = commands.load_model(values)
-    weights = values.weights or workdirs.best_weights(values.workdir)
-    place = export(model, config, dataset, values.out, weights, values.version)
+    model, config, dataset = cli.load_model(values)
+    weights = values.weights or trained_model.best_weights(values.workdir)
+    place = exporter.export(model, config, dataset, values.out, weights, values.version)
     if values.split:
-        compare(model, place, config, dataset, values.split)
+        exporter.compare(model, place, config, dataset, values.split)
     return 0
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -7,147 +7,28 @@ Started again with the same working directory, it continues at the step it had r
 """
 
 import argparse
-import contextlib
-import math
-from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
 
-from kseg import (commands, datasets, downloads, hosts, losses, models, optimizers, profiles, readers, runtime, weights,
-                  workdirs, zoo)
-from kseg import config as configs
-from kseg.averages import Average
-from kseg.config import Config
-from kseg.errors import ConfigError, DataError
-from kseg.loops import Loop
-from kseg.runs import Run
-from kseg.signals import Signals, Stopped
-from kseg.steps import Steps
-
-
-def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
-          report: Callable[[str], None] = print, profiled: tuple[int, int] | None = None) -> dict:
-    """Train to the last step and return {"step", "best_mIoU", "best_step"}.
-
-    `strategy` comes from `runtime.prepare`, on each of several hosts. Everything is written to `workdir`, which all
-    hosts see and from which a run that was cut off is continued, on as many hosts or others. `profiled` is the first
-    and the last step, counted from 1, that TensorBoard's profiler records. Raises the UserErrors of its parts,
-    NonFiniteLoss, HostLost, and Stopped after SIGTERM or SIGINT.
-    """
-    chief = hosts.is_chief(strategy)
-    say = report if chief else silent
-    dataset = datasets.find(config.data)
-    datasets.open_split(config.data, config.data.train_split)
-    datasets.open_split(config.data, config.data.val_split)
-    if hosts.count(strategy) > 1:
-        if config.data.unreadable == "skip":
-            # One host's list would change the others' batches.
-            raise ConfigError('data.unreadable=skip is for one host; `python -m kseg.data check` finds what cannot be '
-                              'read')
-        hosts.agree(strategy, hosts.facts(config))
-    with contextlib.ExitStack() as held:
-        # Let go before the program ends, which a caller may outlive.
-        hosts.on_chief(strategy, lambda: held.enter_context(workdirs.open_run(workdir, config, dataset)))
-        say(runtime.device_line())
-        say(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
-        with strategy.scope():
-            model, optimizer, average = build(config, len(dataset.classes), say)
-        steps = Steps(model, optimizer, config, strategy, average)
-        checkpoint = workdirs.tracked(model, optimizer, average, steps.variables)
-        step = workdirs.restore_newest(workdir, checkpoint, say)
-        hosts.agree(strategy, {"the checkpoint that is continued": f"step {step}"})
-        if step:
-            say(f"continuing at step {step} of {config.train.steps}")
-        hosts.on_chief(strategy, lambda: workdirs.trim_metrics(workdir, step))
-        run = held.enter_context(Run(config, workdir, dataset, model, average, strategy, say))
-        profile = held.enter_context(profiles.Profile(profiled, workdir if chief else None, say))
-        reader = readers.BatchReader(config, workdir, strategy, say)
-        # Until here a signal ends the process, which has nothing to save.
-        signals = held.enter_context(Signals())
-        loop = Loop(run, reader, steps, checkpoint, signals, profile)
-        step = loop.take_all(step)
-        if run.writes:
-            with average.swapped() if average else contextlib.nullcontext():
-                workdirs.save_weights(model, workdir / "final.weights.h5", say)
-    return finish(run, loop, reader)
-
-
-def silent(line: str) -> None:
-    """Say nothing: of several hosts one reports."""
-
-
-def finish(run: Run, loop: Loop, reader: readers.BatchReader) -> dict:
-    """Report how a run ended and return what `train` does."""
-    best, settings = run.best, run.config.train
-    early = f", {settings.patience} validations after the best one (train.patience)" \
-        if loop.step < settings.steps else ""
-    left_out = f"; left out {len(reader.left_out)} of {len(reader.names)} training examples as unreadable: " \
-        f"{reader.path}" if reader.left_out else ""
-    skipped = f"; left out {len(loop.skipped)} batches whose loss was not finite" if loop.skipped else ""
-    run.report(f"finished {loop.step} steps{early}; best validation mIoU {100 * best['mIoU']:.2f} at step "
-               f"{best['step']}: {run.workdir / 'best.weights.h5'}{left_out}{skipped}")
-    return {"step": loop.step, "best_mIoU": best["mIoU"], "best_step": best["step"]}
-
-
-def build(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
-    """Return (model, optimizer, average or None) with all their variables, and the weights that config.init names."""
-    losses.require_class_weights(config.loss, classes)
-    settings = config.train
-    model = models.build(config.model, classes, precision=settings.precision, recompute=settings.recompute)
-    for note in weights.load_initial(model, config):
-        report(note)
-    optimizers.freeze(model, settings.freeze)
-    optimizer = optimizers.build(settings, model)
-    return model, optimizer, Average(model, settings.average_decay) if settings.average_decay else None
-
-
-def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print) -> None:
-    """Report the resolved config, parameter counts, the first batch's shapes and the device, and train nothing."""
-    report(configs.to_json(config).rstrip())
-    report(runtime.device_line())
-    report(runtime.batch_line(config.train, strategy.num_replicas_in_sync))
-    missing = None
-    try:
-        classes = len(datasets.find(config.data).classes)
-        datasets.open_split(config.data, config.data.val_split)
-        batch = readers.BatchReader(config, None, tf.distribute.get_strategy(), report).read(0)
-        shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}
-    except DataError as error:
-        known = datasets.DATASETS.get(config.data.name)
-        if known is None or not known.classes or datasets.directory_of(config.data).exists():
-            raise
-        missing = error
-        classes = len(known.classes)
-        size = (config.train.global_batch, *config.augment.crop)
-        shapes = {"image": f"{(*size, 3)} float32", "label": f"{size} uint8", "index": f"{size[:1]} int64"}
-    with strategy.scope():
-        model, _, _ = build(downloads.at_hand(config, report), classes, report)
-    report(f"{'first batch' if missing is None else 'batches, by the config'}: "
-           + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
-    counts: dict[str, int] = {}
-    for variable in model.trainable_variables:
-        part = variable.path.split(".")[0]
-        counts[part] = counts.get(part, 0) + math.prod(variable.shape)
-    parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
-    report(f"parameters: {sum(counts.values()):,} ({parts})")
-    report(f"{config.model.head} on {config.model.backbone}, output stride {config.model.output_stride}, "
-           f"{classes} classes, {config.train.steps} steps")
-    if missing is not None:
-        report(f"the data is not there yet: {missing}")
+from kseg import cli
+from kseg.config import Config, zoo
+from kseg.distributed import hosts
+from kseg.system.signals import Stopped
+from kseg.training import profiler, trainer, working_directory
 
 
 def explain(config: Config, strategy: tf.distribute.Strategy) -> None:
     """Print where the time of a config's training step goes on this machine."""
     # It builds on this module.
-    from kseg import explanations
+    from kseg.profiling import step_time
 
-    print(explanations.table(explanations.explain(config, strategy)))
+    print(step_time.table(step_time.explain(config, strategy)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.train", description=__doc__.splitlines()[0])
-    commands.add_config_arguments(parser)
+    cli.add_config_arguments(parser)
     parser.add_argument("--workdir", type=Path, metavar="DIR",
                         help="where the run is written and continued (default: runs/NAME, or runs/NAME-VARIANT)")
     parser.add_argument("--list", metavar="TEXT", nargs="?", const="",
@@ -164,23 +45,23 @@ def main(arguments: list[str] | None = None) -> int:
     if values.list is not None:
         print(zoo.listing(values.list))
         return 0
-    config = commands.load_config(values)
-    profiled = profiles.parse(values.profile, config.train.steps) if values.profile else None
+    config = cli.load_config(values)
+    profiled = profiler.parse(values.profile, config.train.steps) if values.profile else None
     # Around the start as well, which waits for all hosts.
     with hosts.ending():
-        strategy = runtime.prepare(config.train, values.cpu_replicas)
+        strategy = trainer.prepare(config.train, values.cpu_replicas)
         if values.dry_run:
-            dry_run(config, strategy)
+            trainer.dry_run(config, strategy)
             return 0
         if values.explain:
             explain(config, strategy)
             return 0
         try:
-            train(config, values.workdir or workdirs.default(config), strategy, profiled=profiled)
+            trainer.train(config, values.workdir or working_directory.default(config), strategy, profiled=profiled)
         except Stopped as stopped:
             return 128 + stopped.number
     return 0
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

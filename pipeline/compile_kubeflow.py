@@ -11,32 +11,32 @@ import argparse
 import os
 from pathlib import Path
 
-from kseg import commands
+from kseg import cli
 from kseg.config import Config
 from kseg.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    from pipeline import run_local
+    from pipeline import options
 
     result = argparse.ArgumentParser(prog="python -m pipeline.compile_kubeflow", description=__doc__.splitlines()[0])
-    commands.add_config_arguments(result)
+    cli.add_config_arguments(result)
     result.add_argument("--out", type=Path, metavar="FILE", help="the .json or .yaml file to write")
     result.add_argument("--image", metavar="NAME", help="the container image of all components")
     result.add_argument("--pipeline-root", metavar="PLACE", help="where artifacts go: gs://BUCKET/DIR, or a path that "
                                                                  "is mounted in every container")
     result.add_argument("--print-fingerprint", action="store_true", help="print the data's fingerprint, and no more")
-    run_local.add_arguments(result)
+    options.add_arguments(result)
     return result
 
 
 def main(arguments: list[str] | None = None) -> int:
     values = parser().parse_args(arguments)
-    config = commands.load_config(values)
+    config = cli.load_config(values)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if values.print_fingerprint:
-        from pipeline import ingest
+        from pipeline.components import ingest
 
         config, _ = ingest.located(config)
         print(ingest.fingerprint(config.data, (config.data.train_split, config.data.val_split)))
@@ -62,9 +62,9 @@ def write(values: argparse.Namespace, config: Config) -> None:
     from tfx.proto import infra_validator_pb2
     from tfx.types import standard_artifacts
 
-    from pipeline import definition, run_local
+    from pipeline import definition, options
 
-    settings = run_local.settings(values, config, root=values.pipeline_root,
+    settings = options.settings(values, config, root=values.pipeline_root,
                                   fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
                                   platform=infra_validator_pb2.KubernetesConfig())
     # The one strategy that Kubeflow knows: there a run that is made again is compared with itself.
@@ -82,4 +82,4 @@ def write(values: argparse.Namespace, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -15,16 +15,16 @@ from tfx.types import standard_artifacts
 
 from kseg import config as configs
 from kseg.config import Config
-from pipeline import baseline, programs
-from pipeline.blessing import Rule
-from pipeline.evaluator import Evaluator
-from pipeline.examiner import Examiner
-from pipeline.infra_validator import InfraValidator, Requests
-from pipeline.ingest import Ingest
-from pipeline.pusher import Pusher
-from pipeline.validator import Validator
+from pipeline.components.data_validator import Examiner
+from pipeline.components.evaluator import Evaluator
+from pipeline.components.infra_validator import InfraValidator, Requests
+from pipeline.components.ingest import Ingest
+from pipeline.components.pusher import Pusher
+from pipeline.components.serving_validator import Validator
+from pipeline.metadata import code_digest, resolvers
+from pipeline.metadata.blessing import Rule
 
-TRAINER = "pipeline.trainer"
+TRAINER = "pipeline.components.trainer"
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Settings:
 
 def earlier_models(ingest: Ingest) -> Resolver:
     """Return what finds the last blessed model that was trained on other examples."""
-    return Resolver(strategy_class=baseline.LastBlessedOnOtherExamples, examples=ingest.outputs["examples"],
+    return Resolver(strategy_class=resolvers.LastBlessedOnOtherExamples, examples=ingest.outputs["examples"],
                     model=types.Channel(type=standard_artifacts.Model),
                     model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessedData")
 
 
 def other_models(trainer: Trainer) -> Resolver:
     """Return what finds the last blessed model that is not the one just trained."""
-    return Resolver(strategy_class=baseline.LastBlessedBefore, candidate=trainer.outputs["model"],
+    return Resolver(strategy_class=resolvers.LastBlessedBefore, candidate=trainer.outputs["model"],
                     model=types.Channel(type=standard_artifacts.Model),
                     model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessed")
 
@@ -97,7 +97,7 @@ def components(settings: Settings, earlier: Callable[[Ingest], Resolver] = earli
                       train_args=trainer_pb2.TrainArgs(splits=[data.train_split]),
                       eval_args=trainer_pb2.EvalArgs(splits=[data.val_split]),
                       custom_config={"config": configs.to_json(config), "training": f"{settings.root}/training",
-                                     "program": programs.digest(TRAINER)})
+                                     "program": code_digest.digest(TRAINER)})
     before = others(trainer)
     evaluator = Evaluator(examples=ingest.outputs["examples"], model=trainer.outputs["model"],
                           baseline_model=before.outputs["model"], baseline_blessing=before.outputs["model_blessing"],

@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kseg import commands
+from kseg import cli
 from kseg.errors import UserError, unknown
-from pipeline import ledger, summary
-from pipeline.ledger import Run, Step, Stored
+from pipeline.metadata import metadata_store, summary
+from pipeline.metadata.metadata_store import Run, Step, Stored
 
 # Of a run, why a model was refused or blessed.
 REASON = ("Evaluator", "Validator", "InfraValidator")
@@ -88,10 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="what pipeline.run_local was given")
     parser.add_argument("--version", metavar="N", help="tell what this pushed version was made of")
     values = parser.parse_args(arguments)
-    runs = list(ledger.runs(ledger.open_store(values.root)))
+    runs = list(metadata_store.runs(metadata_store.open_store(values.root)))
     print("\n".join(lineage(runs, values.version) if values.version else lines(runs)))
     return 0
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

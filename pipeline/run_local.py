@@ -12,61 +12,49 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kseg import commands
+from kseg import cli
 from kseg.config import Config
-from kseg.errors import ConfigError, UserError
-from kseg.signals import Stopped
-
-if TYPE_CHECKING:
-    from tfx.orchestration.data_types import RuntimeParameter
-
-    from pipeline.definition import Settings
-    from pipeline.infra_validator import Platform
+from kseg.errors import UserError
+from kseg.system.signals import Stopped
+from pipeline import options
 
 # Characters that are kept of why a run ended.
 LONGEST = 4000
 
 
+def docker_address() -> str:
+    """Return where Docker is said to listen; empty: where it does by default."""
+    return os.environ.get("DOCKER_HOST", "")
+
+
+def require_docker() -> None:
+    """Raise UserError where Docker does not answer."""
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.DockerClient(base_url=docker_address() or None)
+        try:
+            client.ping()
+        finally:
+            client.close()
+    except DockerException as error:
+        raise UserError(f"--infra-validator: docker does not answer at {docker_address() or 'its usual place'}: {error}; "
+                        "start it, or leave the flag out") from None
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(prog="python -m pipeline.run_local", description=__doc__.splitlines()[0])
-    commands.add_config_arguments(result)
+    cli.add_config_arguments(result)
     result.add_argument("--root", type=Path, required=True, metavar="DIR",
                         help="where artifacts, metadata and unfinished trainings are kept")
-    add_arguments(result)
+    options.add_arguments(result)
     result.add_argument("--span", type=int, metavar="N",
                         help="the number that stands for {SPAN} in data.directory (default: the highest there is)")
     result.add_argument("--no-cache", action="store_true", help="run every component, whatever is known")
     return result
-
-
-def add_arguments(result: argparse.ArgumentParser) -> None:
-    """Add what every runner of the pipeline is told."""
-    result.add_argument("--serving", metavar="DIR", help="the directory that a server watches (default: ROOT/serving)")
-    result.add_argument("--floor", type=float, default=0.0, metavar="SHARE", help="least mIoU of a blessed model")
-    result.add_argument("--epsilon", type=float, default=0.01, metavar="SHARE",
-                        help="how far below the last blessed model's its mIoU may be (default 0.01)")
-    result.add_argument("--delta", type=float, default=0.1, metavar="SHARE",
-                        help="how far the IoU of a class may fall (default 0.1)")
-    result.add_argument("--force-bless", default="", metavar="REASON", help="bless the model whatever the rule says")
-    result.add_argument("--largest-unreadable", type=float, default=0.01, metavar="SHARE",
-                        help="share of a split that may be left out as unreadable (default 0.01)")
-    result.add_argument("--drift", type=float, default=0.2, metavar="SHARE",
-                        help="how far a class's share of the pixels may move from the last blessed model's data")
-    result.add_argument("--new-classes", action="store_true", help="the data may have other classes than before")
-    result.add_argument("--warm-start", action="store_true", help="train on from the last blessed model on other data")
-    result.add_argument("--latency", type=float, default=1000.0, metavar="MS",
-                        help="milliseconds that the served model may take for a picture (default 1000)")
-    result.add_argument("--infra-validator", default="", metavar="IMAGE",
-                        help="let TFX's InfraValidator try the model in TensorFlow Serving as well: an image with its "
-                             "tag, tensorflow/serving:2.19.1 say")
-    result.add_argument("--beam", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="what Beam steps run on, such as runner=dask dask_client_address=tcp://HOST:8786; "
-                             "by default this process")
-    result.add_argument("--images-per-shard", type=int, default=256, metavar="N", help="of a file of records")
-    result.add_argument("--images-per-bundle", type=int, default=64, metavar="N", help="of a part of the evaluation")
 
 
 def quiet() -> None:
@@ -79,7 +67,7 @@ def quiet() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     values = parser().parse_args(arguments)
-    config = commands.load_config(values)
+    config = cli.load_config(values)
     root = values.root.resolve()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -96,41 +84,41 @@ def main(arguments: list[str] | None = None) -> int:
 def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     """Run the pipeline in a directory that is ours, tell what it did and return the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from pipeline import containers
+    from pipeline import definition, run_local
+    from pipeline.components import ingest
+    from pipeline.metadata import metadata_store, summary
 
     if values.infra_validator:
-        containers.require()
+        run_local.require_docker()
     # It takes long to import, and what is wrong with the command line is told before.
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
     from tfx.proto import infra_validator_pb2
-
-    from pipeline import definition, ingest, ledger, summary
 
     quiet()
     config, span = ingest.located(config, values.span)
     if values.serving:
         values.serving = str(Path(values.serving).resolve())
     fingerprint = ingest.fingerprint(config.data, (config.data.train_split, config.data.val_split))
-    docker = infra_validator_pb2.LocalDockerConfig(client_base_url=containers.address())
-    chosen = settings(values, config, str(root), fingerprint, docker, span)
-    created = definition.create(chosen, str(root / ledger.DATABASE), cache=not values.no_cache)
-    known = len(list(ledger.runs(ledger.open_store(root)))) if (root / ledger.DATABASE).is_file() else 0
+    docker = infra_validator_pb2.LocalDockerConfig(client_base_url=run_local.docker_address())
+    chosen = options.settings(values, config, str(root), fingerprint, docker, span)
+    created = definition.create(chosen, str(root / metadata_store.DATABASE), cache=not values.no_cache)
+    known = len(list(metadata_store.runs(metadata_store.open_store(root)))) if (root / metadata_store.DATABASE).is_file() else 0
     failure = None
     try:
         LocalDagRunner().run(created)
     except Exception as error:
         failure = error
-    store = ledger.open_store(root)
-    found = list(ledger.runs(store))
+    store = metadata_store.open_store(root)
+    found = list(metadata_store.runs(store))
     if len(found) == known:
         raise failure
     if failure is not None:
-        ledger.keep_failure(store, found[-1], said(failure))
-        found = list(ledger.runs(store))
+        metadata_store.keep_failure(store, found[-1], failure_text(failure))
+        found = list(metadata_store.runs(store))
     nodes = [component.id for component in created.components]
     print(summary.table(found[-1], nodes, found[-2] if len(found) > 1 else None))
     if failure is not None:
-        return tell(failure)
+        return report_failure(failure)
     version = summary.pushed(found[-1])
     if version is None:
         reasons = summary.refusals(found[-1]) or ["the version that was pushed before is gone; run with --no-cache"]
@@ -140,33 +128,13 @@ def run(values: argparse.Namespace, config: Config, root: Path) -> int:
     return 0
 
 
-def settings(values: argparse.Namespace, config: Config, root: str, fingerprint: "str | RuntimeParameter",
-             platform: "Platform", span: int = 0) -> "Settings":
-    """Return the pipeline's settings of a command line with `add_arguments`' values.
-
-    `platform` is where TFX's InfraValidator would start a server.
-    """
-    from pipeline import beam, blessing, definition, infra_validator
-
-    if values.images_per_shard < 1 or values.images_per_bundle < 1:
-        raise ConfigError("--images-per-shard and --images-per-bundle are at least 1")
-    image = values.infra_validator
-    return definition.Settings(
-        config=config, root=root, span=span, serving=values.serving or f"{root}/serving", fingerprint=fingerprint,
-        rule=blessing.Rule(values.floor, values.epsilon, values.delta), force=values.force_bless,
-        largest_unreadable_share=values.largest_unreadable, images_per_shard=values.images_per_shard,
-        images_per_bundle=values.images_per_bundle, drift=values.drift, new_classes=values.new_classes,
-        warm_start=values.warm_start, budget=values.latency,
-        container=infra_validator.serving_spec(image, platform) if image else None, beam=beam.flags(values.beam))
-
-
-def said(failure: Exception) -> str:
+def failure_text(failure: Exception) -> str:
     """Return why a run ended, as the history keeps it."""
     kind = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
     return f"{kind}{failure}"[:LONGEST]
 
 
-def tell(failure: Exception) -> int:
+def report_failure(failure: Exception) -> int:
     """Say why a component failed and return the exit status; what is no mistake of the user's keeps its traceback."""
     if isinstance(failure, Stopped):
         return 128 + failure.number
@@ -177,4 +145,4 @@ def tell(failure: Exception) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -8,10 +8,11 @@ from pathlib import Path
 import grpc
 import uvicorn
 
-from serving import configurations, grpc_services
-from serving.flags import Options
-from serving.grpc_services import Parts
-from serving.statuses import ServingError, invalid
+from serving.config import files
+from serving.config.flags import Options
+from serving.errors import ServingError, invalid
+from serving.grpc_api import services
+from serving.grpc_api.services import Parts
 
 # Threads beyond those that run and wait, for health, status and metadata, and to refuse what is too much.
 SPARE_THREADS = 32
@@ -36,11 +37,11 @@ class Grpc:
         """`requests`: how many may run and wait; raises ServingError or UserError where it cannot listen so."""
         self._server = grpc.server(
             futures.ThreadPoolExecutor(requests + SPARE_THREADS, "grpc"),
-            handlers=grpc_services.handlers(parts, options.enable_serialization_as_tensor_content,
+            handlers=services.handlers(parts, options.enable_serialization_as_tensor_content,
                                             options.log_requests),
             options=list(channel_arguments(options).items()))
-        self.health = grpc_services.add_health(self._server) if options.enable_grpc_healthcheck_service else None
-        grpc_services.add_reflection(self._server, self.health is not None)
+        self.health = services.add_health(self._server) if options.enable_grpc_healthcheck_service else None
+        services.add_reflection(self._server, self.health is not None)
         self.port = 0
         if options.port:
             address = f"[{options.host}]" if ":" in options.host else options.host
@@ -51,7 +52,7 @@ class Grpc:
             self._listen(f"unix:{self.socket_path}", options)
 
     def _listen(self, address: str, options: Options) -> int:
-        config = configurations.ssl(options)
+        config = files.ssl(options)
         try:
             if config is None:
                 return self._server.add_insecure_port(address)

@@ -11,120 +11,18 @@ its cores with the clients.
 """
 
 import argparse
-import base64
 import json
 import os
 import sys
 import urllib.parse
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 
-from kseg import commands
-from kseg.errors import UserError, unknown
+from kseg import cli
+from kseg.errors import UserError
+from serving.clients import load_report, load_requests
 
 CONCURRENCY = (1, 2, 4, 8, 16)
-# Seconds that the question for the signature's inputs may take.
-LOOK_UP = 30.0
-# Percent.
-QUANTILES = (50, 95, 99)
-ROW = "{:>11}{:>13}{:>10}{:>10}{:>10}{:>10}{:>14}  {}"
-HEAD = ROW.format("concurrency", "requests/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "clients busy", "errors")
-
-
-def read_requests(paths: Sequence[Path], server: str, rest: bool, model: str, signature: str,
-                  tls_ca: Path | None) -> list[bytes]:
-    """Return a request's bytes for each picture: PredictRequest, or JSON; of pixels where the signature takes them.
-
-    Raises UserError where the server, the model or the signature is not there or takes no pictures.
-    """
-    from kseg import pictures
-    from serving import client, picture_files
-    from serving.connections import Grpc, Rest, Wanted
-
-    connection = (Rest if rest else Grpc)(server, Wanted(model), LOOK_UP, tls_ca)
-    try:
-        signatures = client.retried(connection.signatures)
-    finally:
-        connection.close()
-    if signature not in signatures:
-        raise UserError(unknown("signature", signature, signatures))
-    name, encoded, _ = client.chosen(signature, signatures[signature])
-    values = [picture_files.encoded(path) if encoded else pictures.read_image(path) for path in paths]
-    return [(rest_request(signature, name, value) if rest else grpc_request(model, signature, name, value))
-            for value in values]
-
-
-def grpc_request(model: str, signature: str, name: str, value: bytes | np.ndarray) -> bytes:
-    """Return a PredictRequest of one row, bytes or an array, serialised."""
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
-
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name, request.model_spec.signature_name = model, signature
-    request.inputs[name].CopyFrom(tf.make_tensor_proto([value] if isinstance(value, bytes) else value[None]))
-    return request.SerializeToString()
-
-
-def rest_request(signature: str, name: str, value: bytes | np.ndarray) -> bytes:
-    """Return the JSON of one row, bytes or an array."""
-    row = {"b64": base64.b64encode(value).decode("ascii")} if isinstance(value, bytes) else value.tolist()
-    return json.dumps({"signature_name": signature, "inputs": {name: [row]}}).encode("ascii")
-
-
-def row(load) -> str:
-    """Return a line of the table."""
-    times = [f"{1000 * value:.1f}" for value in quantiles(load)] if load.latencies else ["-"] * (len(QUANTILES) + 1)
-    errors = ", ".join(f"{count} {code}" for code, count in sorted(load.failures.items())) or "0"
-    return ROW.format(load.clients, f"{load.rate:.1f}", *times, f"{100 * load.busy:.0f} %", errors)
-
-
-def quantiles(load) -> list[float]:
-    """Return QUANTILES and the maximum of what answers took, seconds."""
-    return [*np.percentile(load.latencies, QUANTILES).tolist(), max(load.latencies)]
-
-
-def as_json(load) -> dict:
-    """Return a line of the table for a file; times in seconds."""
-    times = quantiles(load) if load.latencies else [None] * (len(QUANTILES) + 1)
-    return {"concurrency": load.clients, "seconds": load.seconds, "answers": len(load.latencies),
-            "requests_per_second": load.rate, "failures": dict(load.failures), "messages": load.messages,
-            "clients_busy": load.busy, **dict(zip([*(f"p{number}" for number in QUANTILES), "max"], times))}
-
-
-def measure(clients, concurrency: Sequence[int], seconds: float, warm_up: float) -> list:
-    """Print the table line by line, and return its Loads."""
-    from serving.load_clients import LIMIT
-
-    print(HEAD)
-    loads = []
-    for number in concurrency:
-        told = _Told(number, seconds)
-        loads.append(clients.run(number, seconds, warm_up, told))
-        # Over the last line that told how far it is.
-        print(("\r\x1b[K" if told.live else "") + row(loads[-1]))
-        for code, message in sorted(loads[-1].messages.items()):
-            print(f"{'':11}  {code}: {' '.join(message.split())[:200]}")
-    if any(load.busy > LIMIT for load in loads):
-        print(f"the clients were busy more than {LIMIT:.0%} of the time: the server may answer more; see --processes")
-    return loads
-
-
-class _Told:
-    """Tells how far a run is, in one line that is rewritten on a terminal, every 5 seconds elsewhere."""
-
-    def __init__(self, clients: int, seconds: float):
-        self.clients, self.seconds, self.live = clients, seconds, sys.stdout.isatty()
-        self.said = 0.0
-
-    def __call__(self, passed: float, answers: int, failures: int) -> None:
-        if passed - self.said < (0.2 if self.live else 5.0):
-            return
-        self.said = passed
-        line = (f"{self.clients} clients: {passed:.0f} of {self.seconds:g} s, {answers / passed:.1f} requests/s, "
-                f"{failures} failed")
-        print(f"\r\x1b[K{line}" if self.live else line, end="" if self.live else "\n", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -154,23 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--processes {values.processes} must be at least 1")
     if values.tls_ca and values.rest:
         parser.error("--tls-ca is of gRPC; REST is clear text")
-    from kseg.inputs import find_pictures
-    from serving import load_clients
-    from serving.connections import read_certificates
+    from kseg.inference.input_files import find_pictures
+    from serving.clients import load_generator
+    from serving.clients.connections import read_certificates
 
     # Where it writes is of no matter, as it writes nothing.
     paths = [picture.path for picture in find_pictures(values.pictures, Path(os.devnull), ()) if not picture.video]
     if not paths:
         raise UserError(f"no pictures among {', '.join(values.pictures)}, only videos")
-    requests = read_requests(paths, values.server, values.rest, values.model, values.signature, values.tls_ca)
+    requests = load_requests.read_requests(paths, values.server, values.rest, values.model, values.signature, values.tls_ca)
     path = f"/v1/models/{urllib.parse.quote(values.model, safe='')}:predict" if values.rest else ""
-    target = load_clients.Target(values.server, path, values.deadline, read_certificates(values.tls_ca))
+    target = load_generator.Target(values.server, path, values.deadline, read_certificates(values.tls_ca))
     print(f"{len(requests)} pictures, {sum(map(len, requests)) / len(requests) / 1e3:.1f} kB a request, to "
           f"{values.signature} of {values.model} at {values.server} by {'REST' if values.rest else 'gRPC'}")
-    with load_clients.clients(target, requests, min(values.processes, max(values.concurrency))) as clients:
-        loads = measure(clients, values.concurrency, values.seconds, values.warm_up)
+    with load_generator.clients(target, requests, min(values.processes, max(values.concurrency))) as clients:
+        loads = load_report.measure(clients, values.concurrency, values.seconds, values.warm_up)
     if values.out:
-        values.out.write_text(json.dumps([as_json(load) for load in loads], indent=1) + "\n", encoding="utf-8")
+        values.out.write_text(json.dumps([load_report.as_json(load) for load in loads], indent=1) + "\n", encoding="utf-8")
     if not any(load.latencies for load in loads):
         print("error: no request was answered", file=sys.stderr)
         return 1
@@ -195,4 +93,4 @@ def _positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -1,11 +1,9 @@
-"""Puts the tests' own helper modules on the path, from any test directory."""
+"""Share fixtures among all tests, and leave the process as each test found it."""
 
 import logging
 import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 # Where no bytecode is kept, each start of TensorFlow compiles its 2000 modules, 10 s of a processor's time; the tests
 # start dozens of commands.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -17,7 +15,7 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="session")
 def shapes_directory(tmp_path_factory):
     """The synthetic set, drawn once for all tests."""
-    from kseg.builders import shapes
+    from kseg.datasets import shapes
 
     directory = tmp_path_factory.mktemp("data with spaces") / "shapes"
     shapes.prepare(directory, "train")
@@ -45,13 +43,19 @@ def log_levels_end_with_the_test():
         logger.setLevel(level)
 
 
-# These files take minutes: begun first, they leave the shorter ones to fill up what the processes have left.
-LONGEST = ("test_train.py", "test_pipeline_end_to_end.py", "test_hosts_training.py", "test_models_contract.py",
-           "test_end_to_end.py", "test_pipeline_kills.py", "test_train_faults.py", "test_loops.py",
-           "test_replicas.py", "test_verify.py", "test_services.py", "test_readers.py", "test_precision.py",
-           "test_counts.py", "test_export.py", "test_augmentations.py", "test_benchmark.py",
-           "test_model_benchmarks.py", "test_pipeline_dask.py", "test_serving_server.py", "test_serving_guide.py")
+# These files take minutes: started first, they leave the shorter ones to fill up what the processes have left.
+LONGEST = ("commands/test_train.py", "pipeline/test_end_to_end.py", "training/test_several_hosts.py",
+           "models/test_models_contract.py", "tests/test_end_to_end.py", "pipeline/test_kills.py",
+           "commands/test_train_faults.py", "training/test_loop.py", "training/test_replicas.py",
+           "conversion/test_verification.py", "input_pipeline/test_data_service.py",
+           "input_pipeline/test_batch_reader.py", "training/test_precision.py", "evaluation/test_counter.py",
+           "commands/test_export.py", "input_pipeline/test_augmentations.py", "commands/test_benchmark.py",
+           "profiling/test_model_benchmark.py", "jobs/test_dask.py", "serving/test_server.py", "serving/test_guide.py")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    def rank(item):
+        path = item.path.as_posix()
+        return next((index for index, name in enumerate(LONGEST) if path.endswith(name)), len(LONGEST))
+
+    items.sort(key=rank)

@@ -5,12 +5,12 @@ import importlib
 import io
 import re
 
-import documents
 import pytest
-from running import ROOT
 
 from kseg import config as configs
-from serving import flags
+from serving.config import flags
+from tests.helpers import documents
+from tests.helpers.running import ROOT
 
 IDS = [str(page.relative_to(ROOT)) for page in documents.PAGES]
 # Code is neither linked nor named in prose.
@@ -42,26 +42,25 @@ def help_of():
 
 
 def python_commands(words):
-    """Yield (module or script, arguments) of a command and of what it launches."""
+    """Yield (module, arguments) of a command and of what it launches."""
     for index, word in enumerate(words):
         if word == "-m" and index + 1 < len(words):
             arguments = words[index + 2:]
             end = arguments.index("--") if "--" in arguments else len(arguments)
             yield words[index + 1], arguments[:end]
-        if word.startswith("benchmarks/"):
-            yield word, words[index + 1:]
 
 
 ALL_COMMANDS = [(str(block.page.relative_to(ROOT)), name, arguments) for block in documents.blocks()
                 for words in documents.commands(block.text) for name, arguments in python_commands(words)
-                if name.partition(".")[0] in ("kseg", "serving", "pipeline") or name.startswith("benchmarks/")]
+                if name.partition(".")[0] in ("kseg", "serving", "pipeline", "benchmarks")]
 
 
 def test_every_shell_block_is_run_or_says_why_not():
     for block in documents.blocks():
         if block.runner:
-            (path,) = ROOT.glob(f"tests/**/{block.runner}.py")
-            assert f'documents.run_by("{block.runner}")' in path.read_text(encoding="utf-8"), block.page
+            call = f'documents.run_by("{block.runner}")'
+            paths = ROOT.glob(f"tests/**/{block.runner}.py")
+            assert any(call in path.read_text(encoding="utf-8") for path in paths), (block.page, call)
         else:
             assert block.reason, (f"{block.page}: above a block stands neither <!-- not run: REASON --> nor "
                                   f"<!-- run by TEST_MODULE -->:\n{block.text}")
@@ -111,7 +110,7 @@ def test_the_readme_is_one_screen():
 @pytest.mark.parametrize("page", documents.PAGES, ids=IDS)
 def test_modules_and_files_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"python -m ((?:kseg|serving|pipeline)[\w.]*\w)", text):
+    for name in re.findall(r"python -m ((?:kseg|serving|pipeline|benchmarks)[\w.]*\w)", text):
         assert module_path(name).is_file(), name
     for name in re.findall(r"`((?:kseg|serving|pipeline|benchmarks|configs|docs|tests)/[\w./-]*)`", text):
         assert (ROOT / name).exists() or name.startswith("serving/segmentation"), name
@@ -133,9 +132,9 @@ def test_config_keys_that_a_page_names_exist(page):
 @pytest.mark.parametrize("page, name, arguments", ALL_COMMANDS)
 def test_options_and_values_of_a_command_exist(page, name, arguments, help_of):
     options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
-    if name.startswith("benchmarks/"):
+    if name.startswith("benchmarks."):
         # Their parsers cannot be asked without their peers' environments.
-        source = (ROOT / name).read_text(encoding="utf-8")
+        source = module_path(name).read_text(encoding="utf-8")
         assert all(option.removeprefix("--") in source for option in options)
         return
     if name == "serving.server":

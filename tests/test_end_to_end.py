@@ -6,15 +6,17 @@ import re
 import subprocess
 import threading
 
-import documents
 import keras
 import numpy as np
 import PIL.Image
 import pytest
-from running import ROOT, run, run_here, start
 
 from kseg import config as configs
-from kseg import data, datasets, models, weights
+from kseg import data, models
+from kseg.datasets import registry
+from kseg.weights import loading
+from tests.helpers import documents
+from tests.helpers.running import ROOT, run, run_here, start
 
 SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
          "train.global_batch=2", "train.steps=3", "train.log_every=1"]
@@ -41,7 +43,7 @@ def own_images(tmp_path_factory):
             image = (label[..., None] * 20 + generator.integers(0, 30, (*label.shape, 3))).astype(np.uint8)
             PIL.Image.fromarray(image).save(directory / split / "images" / f"{index}.jpg")
             PIL.Image.fromarray(label).save(directory / split / "labels" / f"{index}.png")
-    (directory / "classes.txt").write_text("\n".join([*datasets.DATASETS["camvid"].classes, "11 ignore"]))
+    (directory / "classes.txt").write_text("\n".join([*registry.DATASETS["camvid"].classes, "11 ignore"]))
     return directory
 
 
@@ -50,7 +52,7 @@ def resnet18(tmp_path_factory):
     """Backbone weights of the config, in torchvision's names and with its classifier."""
     config = configs.load("encnet_camvid", SMALL)
     keras.utils.set_random_seed(9)
-    names = weights.mmseg_names(models.build(config.model, 11))
+    names = loading.mmseg_names(models.build(config.model, 11))
     state = {"fc.weight": np.zeros((10, 32), np.float32), "fc.bias": np.zeros(10, np.float32)}
     for name, variable in names.items():
         prefix, _, rest = name.partition(".")
@@ -117,7 +119,7 @@ def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatc
                 assert "3 of 3 images of folder val" in output and "mIoU" in output
     assert (tmp_path / "samples.png").is_file()
     results = json.loads((tmp_path / "runs" / "mine" / "val" / "metrics.json").read_text())
-    assert results["images"] == 3 and list(results["classes"]) == list(datasets.DATASETS["camvid"].classes)
+    assert results["images"] == 3 and list(results["classes"]) == list(registry.DATASETS["camvid"].classes)
     assert PIL.Image.open(tmp_path / "predicted" / "ids" / "street.png").size == (75, 41)
     assert PIL.Image.open(tmp_path / "predicted" / "overlay" / "street.png").size == (75, 41)
     assert (tmp_path / "predicted" / "legend.png").is_file()

@@ -10,12 +10,12 @@ import keras
 
 from kseg.config import Model
 from kseg.errors import ConfigError, unknown
-from kseg.models.apcnet import apcnet
-from kseg.models.deeplab import deeplabv3, deeplabv3plus
-from kseg.models.encnet import encnet
-from kseg.models.fcn import auxiliary, fcn
-from kseg.models.pspnet import pspnet
-from kseg.models.recomputation import Recomputing
+from kseg.models.gradient_checkpointing import Recomputing
+from kseg.models.heads.apcnet import apcnet
+from kseg.models.heads.deeplab import deeplabv3, deeplabv3plus
+from kseg.models.heads.encnet import encnet
+from kseg.models.heads.fcn import auxiliary, fcn
+from kseg.models.heads.pspnet import pspnet
 from kseg.models.resnet import BACKBONES, residual_blocks, resnet
 
 HEADS = {"encnet": encnet, "deeplabv3": deeplabv3, "deeplabv3plus": deeplabv3plus, "apcnet": apcnet,

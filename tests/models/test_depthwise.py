@@ -4,11 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import test_winograd
-from test_winograd import differentiated, random
 
 from kseg.models import depthwise
 from kseg.models.layers import DepthwiseConvolution
+from tests.models import test_winograd
+from tests.models.test_winograd import differentiated, random
 
 
 def exact(inputs, kernel, upstream, dilation):

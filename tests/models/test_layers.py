@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kseg.models import blocks, layers
-from kseg.models.apcnet import RegionMixture
+from kseg.models.heads.apcnet import RegionMixture
 from kseg.models.layers import AdaptiveAveragePooling, ChannelDropout, ResizeLike
 from kseg.models.norms import BatchNormalization
 

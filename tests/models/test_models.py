@@ -7,12 +7,12 @@ import keras
 import numpy as np
 import pytest
 from keras.layers import DepthwiseConv2D
-from shared_files import SHARED, needs_fixtures
-from small_models import tiny
 
 from kseg import models
 from kseg.config import Deeplab, Encnet, Fcn, Model
 from kseg.errors import ConfigError
+from tests.helpers.shared_files import SHARED, needs_fixtures
+from tests.helpers.small_models import tiny
 
 CLASSES = 5
 

@@ -9,13 +9,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from running import ON_JAX
-from small_models import tiny
 
-from kseg import losses, models
+from kseg import models
 from kseg.config import Apcnet, Deeplab, Encnet, Loss, Pspnet
 from kseg.errors import ConfigError
 from kseg.models.layers import AdaptiveAveragePooling
+from kseg.training import losses
+from tests.helpers.running import ON_JAX
+from tests.helpers.small_models import tiny
 
 CLASSES = 5
 # Output stride, align_corners: each value of one with one of the other, as dilations know nothing of resizing.

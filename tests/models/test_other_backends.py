@@ -4,22 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from running import ON_JAX
-from shared_files import FIXTURES, needs_fixtures
+
+from tests.helpers.running import ON_JAX, ROOT
+from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
 pytest.importorskip("jax", reason="JAX is not installed")
-HERE = Path(__file__).parent
 
 
 @needs_fixtures
 @pytest.mark.parametrize("name", ["mmseg/encnet_r18_d16_lateral"])
 def test_jax_gives_the_reference_numbers(name):
-    result = subprocess.run([sys.executable, HERE / "other_backend.py", name], text=True, capture_output=True,
-                            env=os.environ | ON_JAX, cwd=HERE.parents[1])
+    result = subprocess.run([sys.executable, "-m", "tests.helpers.other_backend", name], text=True, capture_output=True,
+                            env=os.environ | ON_JAX, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["backend"] == "jax"

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixture_cases import NAMES, Case
-from shared_files import FIXTURES, needs_fixtures
 
-from kseg import losses, weights
 from kseg.models.layers import resize
-from kseg.weight_names import sss_to_mmseg
+from kseg.training import losses
+from kseg.weights import loading
+from kseg.weights.names import sss_to_mmseg
+from tests.helpers.fixture_cases import NAMES, Case
+from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
 CASES = [
     "mmseg/apcnet_r18_d16", "mmseg/apcnet_r50_d8", "mmseg/deeplabv3_r101_d16_mg124_ohem", "mmseg/deeplabv3_r50_d8",
@@ -72,7 +73,7 @@ def test_stages(case):
 @needs_fixtures
 def test_losses_gradients_and_statistics(case):
     case.load()
-    variables = weights.mmseg_names(case.model)
+    variables = loading.mmseg_names(case.model)
     images, labels = tf.constant(case.array("input")), tf.constant(case.array("label"))
     with tf.GradientTape() as tape:
         terms = losses.terms(case.model(images, training=True), labels, case.loss, case.config.align_corners)

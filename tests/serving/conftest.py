@@ -11,7 +11,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(base):
     """A server of gRPC alone, of the models that grpc_requests.two_models tells."""
-    import grpc_requests
+    from tests.helpers import grpc_requests
 
     with grpc_requests.two_models(base) as started:
         yield started
@@ -19,7 +19,7 @@ def server(base):
 
 @pytest.fixture(scope="module")
 def stubs(server):
-    import running_servers
+    from tests.helpers import running_servers
 
     with running_servers.connected(server) as connected:
         yield connected
@@ -27,7 +27,7 @@ def stubs(server):
 
 @pytest.fixture
 def disk(tmp_path):
-    import swapped_versions
+    from tests.helpers import swapped_versions
 
     return swapped_versions.Disk(tmp_path / "base")
 
@@ -35,7 +35,7 @@ def disk(tmp_path):
 @pytest.fixture
 def serve(disk):
     """Gives a function that starts Models on the disk's versions; they are stopped at the end."""
-    import swapped_versions
+    from tests.helpers import swapped_versions
 
     with swapped_versions.starting(disk) as start:
         yield start
@@ -43,7 +43,7 @@ def serve(disk):
 
 @pytest.fixture
 def threads():
-    import batched_models
+    from tests.helpers import batched_models
 
     with batched_models.schedulers() as (make, pool):
         yield make, pool
@@ -63,7 +63,7 @@ def pool(threads):
 
 @pytest.fixture(scope="module")
 def open_page():
-    import browser
+    from tests.helpers import browser
 
     with browser.started() as opened:
         yield opened
@@ -72,14 +72,14 @@ def open_page():
 @pytest.fixture(scope="module")
 def answers():
     """The stand-in for REST, whose answers a test chooses."""
-    import page_servers
+    from tests.helpers import page_servers
 
     return page_servers.Answers(None)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    import page_servers
+    from tests.helpers import page_servers
 
     return page_servers.street_models(tmp_path_factory.mktemp("served"))
 
@@ -87,7 +87,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def port(models, answers):
     """The port of a page over the models."""
-    import page_servers
+    from tests.helpers import page_servers
 
     with page_servers.serving(models, answers) as port:
         yield port
@@ -96,8 +96,7 @@ def port(models, answers):
 @pytest.fixture
 def shown(open_page, port, answers):
     """Gives an open page at 1280 x 900; the answers are IDS until a test chooses others."""
-    import page_actions
-    import page_servers
+    from tests.helpers import page_actions, page_servers
 
     answers.choose, answers.seen = lambda *request: page_servers.png_of(page_servers.IDS), []
     driver = open_page(f"http://127.0.0.1:{port}/", 1280, 900)

@@ -1,0 +1,1 @@
+"""Measure kseg beside named peers; run as `python -m benchmarks.NAME`."""

@@ -1,0 +1,1 @@
+"""Convert configs and checkpoints of MMSegmentation and SSSegmentation, and verify the result."""

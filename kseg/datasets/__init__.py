@@ -1,0 +1,1 @@
+"""Find, read, prepare and check data sets on disk."""

@@ -1,0 +1,1 @@
+"""Claim devices and hosts, and keep the hosts of a run in agreement."""

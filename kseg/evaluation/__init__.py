@@ -1,0 +1,1 @@
+"""Measure predictions against ground truth, compare evaluations and report them."""

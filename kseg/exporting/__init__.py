@@ -1,0 +1,1 @@
+"""Write SavedModels for TF Serving."""

@@ -1,0 +1,132 @@
+"""What an exported model answers: its signatures, in a graph of TensorFlow's operations alone.
+
+    serving_default    image_bytes string [N] -> png_bytes string [N], size int32 [N, 2]
+    predict_map        image_bytes string [N] -> class_map uint8 [N, h, w], size int32 [N, 2]; h, w: the model's size
+    predict_tensor     image uint8 [N, H, W, 3] -> class_map uint8 [N, H, W]
+    predict_scores     image uint8 [N, H, W, 3] -> class_map uint8, confidence uint8 [N, H, W]
+    predict_all_scores image uint8 [N, H, W, 3] -> scores float32 [N, H, W, C]; on request
+    serve_tf_examples  examples string [N] of tf.train.Example, the picture under image/encoded -> as serving_default
+
+Pictures are RGB, JPEG or PNG, of any size within one request; a PNG answered holds class ids at its picture's own size.
+`size` is (height, width) of each picture. Every signature begins with a check of its input's rank, without which a
+wrong one aborts the server's process in a convolution.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from kseg.config import Config
+from kseg.exporting.precisions import Network
+from kseg.images import resizing
+from kseg.images.decoding import PNG_SIGNATURE, decode_image
+from kseg.inference import prediction
+
+IMAGE_FEATURE = "image/encoded"
+
+
+class Served(tf.Module):
+    """A network's signatures as functions, for tf.saved_model.save."""
+
+    def __init__(self, network: Network, config: Config, size: tuple[int, int], max_pixels: int, all_scores: bool):
+        """`size` (height, width) is predict_map's; with `all_scores` there is predict_all_scores."""
+        super().__init__()
+        self.network, self.config, self.size, self.max_pixels = network, config, size, max_pixels
+        images = tf.TensorSpec((None, None, None, 3), tf.uint8)
+        # Shared by all signatures, so that the graph is in the file once.
+        self.ids = tf.function(self._ids, input_signature=[images])
+        strings = tf.TensorSpec((None,), tf.string, name="image_bytes")
+        pixels = tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")
+        examples = tf.TensorSpec((None,), tf.string, name="examples")
+        made: dict[str, tuple[Callable, tf.TensorSpec]] = {
+            "serving_default": (self.serve, strings), "predict_map": (self.predict_map, strings),
+            "predict_tensor": (self.predict_tensor, pixels), "predict_scores": (self.predict_scores, pixels),
+            "serve_tf_examples": (self.serve_tf_examples, examples)}
+        if all_scores:
+            made["predict_all_scores"] = (self.predict_all_scores, pixels)
+        # Not `signatures`, which tf.saved_model keeps for itself.
+        self.answers = {name: tf.function(function, input_signature=[spec]) for name, (function, spec) in made.items()}
+
+    def _ids(self, images: tf.Tensor) -> tf.Tensor:
+        shape = tf.shape(images)
+        return tf.cast(prediction.predict_ids(self.network, images, (shape[1], shape[2]), self.config), tf.uint8)
+
+    def serve(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        image_bytes = tf.ensure_shape(image_bytes, (None,))
+
+        def one(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            image = self._decoded(data)
+            ids = self.ids(image[None])[0]
+            return tf.io.encode_png(ids[..., None]), tf.shape(image)[:2]
+
+        png_bytes, size = tf.map_fn(
+            one, image_bytes, fn_output_signature=(tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32)))
+        return {"png_bytes": png_bytes, "size": size}
+
+    def predict_map(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        image_bytes = tf.ensure_shape(image_bytes, (None,))
+
+        def one(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            image = self._decoded(data)
+            fitted = resizing.resize_bytes(image[None], self.size)[0]
+            return tf.ensure_shape(tf.cast(fitted, tf.uint8), (*self.size, 3)), tf.shape(image)[:2]
+
+        images, size = tf.map_fn(one, image_bytes, fn_output_signature=(
+            tf.TensorSpec((*self.size, 3), tf.uint8), tf.TensorSpec((2,), tf.int32)))
+        return {"class_map": tf.ensure_shape(self.ids(images), (None, *self.size)), "size": size}
+
+    def predict_tensor(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"class_map": self.ids(self._pixels(image))}
+
+    def predict_scores(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        scores = self._scores(self._pixels(image))
+        # Not of the probabilities, which may round to a tie where scores do not.
+        ids = tf.argmax(scores, axis=-1, output_type=tf.int32)
+        confidence = tf.round(255 * tf.reduce_max(prediction.probabilities(scores, self.config), axis=-1))
+        return {"class_map": tf.cast(ids, tf.uint8), "confidence": tf.cast(confidence, tf.uint8)}
+
+    def predict_all_scores(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        scores = self._scores(self._pixels(image))
+        return {"scores": prediction.probabilities(scores, self.config)}
+
+    def serve_tf_examples(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        examples = tf.ensure_shape(examples, (None,))
+        parsed = tf.io.parse_example(examples, {IMAGE_FEATURE: tf.io.FixedLenFeature((), tf.string)})
+        return self.serve(parsed[IMAGE_FEATURE])
+
+    def _scores(self, images: tf.Tensor) -> tf.Tensor:
+        shape = tf.shape(images)
+        return prediction.predict_scores(self.network, images, (shape[1], shape[2]), self.config)
+
+    def _pixels(self, images: tf.Tensor) -> tf.Tensor:
+        """Return pictures of the right rank and at most `max_pixels`: a few bytes of a request may stand for many."""
+        images = tf.ensure_shape(images, (None, None, None, 3))
+        with tf.control_dependencies([self._bounded(tf.shape(images)[1:3])]):
+            return tf.identity(images)
+
+    def _bounded(self, sides: tf.Tensor) -> tf.Operation:
+        pixels = tf.cast(sides[0], tf.int64) * tf.cast(sides[1], tf.int64)
+        return tf.debugging.Assert(pixels <= self.max_pixels, [
+            "picture of", sides, "pixels (height, width); at most this many are taken:", self.max_pixels])
+
+    def _decoded(self, data: tf.Tensor) -> tf.Tensor:
+        """Return the picture of JPEG or PNG bytes; too large a one fails before it is decoded."""
+        sides = tf.case([(tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data)[:2]),
+                         (tf.equal(tf.strings.substr(data, 0, 8), PNG_SIGNATURE), lambda: _png_sides(data))],
+                        default=lambda: _no_picture(data))
+        with tf.control_dependencies([self._bounded(sides)]):
+            return decode_image(tf.identity(data))
+
+
+def _png_sides(data: tf.Tensor) -> tf.Tensor:
+    """Return int32 (height, width) from a PNG's header."""
+    whole = tf.strings.length(data) >= 24
+    with tf.control_dependencies([tf.debugging.Assert(whole, ["a PNG of less than its header"])]):
+        header = tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.int32, little_endian=False)
+    return tf.reverse(tf.ensure_shape(header, (2,)), [0])
+
+
+def _no_picture(data: tf.Tensor) -> tf.Tensor:
+    with tf.control_dependencies([tf.debugging.Assert(
+            False, ["image_bytes holds neither a JPEG nor a PNG; length:", tf.strings.length(data)])]):
+        return tf.zeros((2,), tf.int32)

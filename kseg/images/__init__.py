@@ -1,0 +1,1 @@
+"""Read, decode, resize, draw and write images and videos."""

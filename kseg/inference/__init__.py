@@ -1,0 +1,1 @@
+"""Predict class ids for images and videos with a trained model."""

@@ -1,0 +1,1 @@
+"""Turn examples into training batches and evaluation examples with tf.data."""

@@ -1,0 +1,129 @@
+"""Draw the samples that training would get, for `python -m kseg.data show`."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageDraw, ImageFont
+
+from kseg.config import IGNORED, Config, Data, checks, values
+from kseg.datasets import diagnosis, registry
+from kseg.datasets.registry import Dataset
+from kseg.errors import ConfigError
+from kseg.images import drawing, image_files
+from kseg.input_pipeline import batching
+
+LARGEST_CROP = (512, 1024)
+# Width to height that the sheet of samples comes closest to.
+SHEET_RATIO = 1.6
+TITLES = ("image", "label", "overlay")
+STRIPE = 4
+STRIPE_GREYS = (60, 200)
+
+
+def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
+    """Return the default config with `data` and `a.b=c` overrides, its crop as large as the first picture.
+
+    The crop is at most 512 high and 1024 wide. Raises ConfigError for a wrong override, DataError where the first
+    training example cannot be read.
+    """
+    def overridden(config: Config) -> Config:
+        return functools.reduce(values.set_value, overrides, config)
+
+    # Twice, for an override may say where the first picture lies, and another how large the crop is.
+    config = overridden(Config(data=data))
+    dataset, split = registry.find(config.data), registry.open_split(config.data, config.data.train_split)
+    image, _ = diagnosis.examine(dataset, split, 0)
+    crop = tuple(min(side, largest) for side, largest in zip(image.shape, LARGEST_CROP))
+    return checks.check(overridden(dataclasses.replace(
+        config, augment=dataclasses.replace(config.augment, crop=crop))))
+
+
+def show(config: Config, count: int, step: int, out: Path, report: Callable[[str], None] = print) -> None:
+    """Write a PNG of the first `count` training samples from a step on: image, label and overlay, beside the legend.
+
+    They are what training gets, only with the normalisation undone; ignored pixels, padding among them, are striped.
+    One line for each sample names its file, row by row. Raises ConfigError for a count below 1 or a step below 0,
+    DataError naming an unreadable file, UserError where `out` cannot be written.
+    """
+    if count < 1 or step < 0:
+        raise ConfigError(f"count must be above 0 and step not below 0, got {count} and {step}")
+    dataset = registry.find(config.data)
+    names = registry.open_split(config.data, config.data.train_split).names
+    samples = _samples(config, count, step)
+    cells = []
+    for number, (image, label, index) in enumerate(samples, 1):
+        report(f"{number}: {names[index]}")
+        picture = np.rint(np.clip(image * np.float32(config.data.std) + np.float32(config.data.mean), 0, 255))
+        cells.append(sample_cells(picture.astype(np.uint8), label, dataset))
+    height, width = config.augment.crop
+    columns = min(range(1, count + 1),
+                  key=lambda number: abs(math.log(3 * width * number / (height * -(-count // number)) / SHEET_RATIO)))
+    # A white column sets one sample off from the next.
+    gap = np.full((height, drawing.MARGIN, 3), 255, np.uint8)
+    rows = [sum(([*three, gap] for three in cells[first:first + columns]), []) for first in range(0, count, columns)]
+    image_files.save(_beside(drawing.grid(rows, (*TITLES, "") * columns), _legend(dataset)), out)
+    report(f"wrote {out}: {count} sample{'s' * (count > 1)} of {config.data.name} {config.data.train_split} "
+           f"from step {step}, crop {width}x{height}")
+
+
+def _samples(config: Config, count: int, step: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """Return (normalised image, label, index) of the first `count` training samples from `step` on."""
+    end = step + -(-count // config.train.global_batch)
+    # What a step trains on does not depend on how many follow; one may look beyond the last.
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=end))
+    iterator = iter(batching.train_batches(config, step))
+    samples: list[tuple] = []
+    for number in range(step, end):
+        try:
+            batch = next(iterator)
+        except tf.errors.OpError as error:
+            indices = batching.batch_indices(config, number)
+            raise batching.explain(config, config.data.train_split, indices, error) from None
+        samples += zip(*(batch[part].numpy() for part in ("image", "label", "index")))
+    return samples[:count]
+
+
+def stripes(height: int, width: int) -> np.ndarray:
+    """Return the uint8 (height, width, 3) diagonal stripes in two greys that stand for ignored pixels."""
+    rows, columns = np.mgrid[:height, :width]
+    greys = np.array(STRIPE_GREYS, np.uint8)[(rows + columns) // STRIPE % 2]
+    return np.repeat(greys[..., None], 3, axis=2)
+
+
+def sample_cells(image: np.ndarray, label: np.ndarray, dataset: Dataset) -> list[np.ndarray]:
+    """Return [image, label, overlay], uint8 (H, W, 3), for a uint8 image and uint8 (H, W) train ids."""
+    ignored = label == IGNORED
+    striped = stripes(*label.shape)
+    coloured, mixed = drawing.colour(label, dataset.palette), drawing.overlay(image, label, dataset.palette)
+    coloured[ignored] = striped[ignored]
+    mixed[ignored] = image[ignored] // 2 + striped[ignored] // 2
+    return [image, coloured, mixed]
+
+
+def _legend(dataset: Dataset) -> Image.Image:
+    """Return the classes' legend with a line for ignored pixels below, its text in line with the classes' names."""
+    upper = drawing.legend(dataset.classes, dataset.palette)
+    font = ImageFont.load_default(drawing.FONT_SIZE)
+    margin, gap, height, line = drawing.MARGIN, drawing.GAP, 18, 24
+    numbers = math.ceil(font.getlength(str(len(dataset.classes) - 1)))
+    text, text_left = f"ignored or padding ({IGNORED})", margin + 32 + 2 * gap + numbers + 2 * gap
+    width = max(upper.width, text_left + math.ceil(font.getlength(text)) + margin)
+    sheet = Image.new("RGB", (width, upper.height + line), "white")
+    sheet.paste(upper, (0, 0))
+    top = upper.height - margin
+    sheet.paste(Image.fromarray(stripes(height, 32)), (margin, top + 3))
+    ImageDraw.Draw(sheet).text((text_left, top + line // 2), text, "black", font, anchor="lm")
+    return sheet
+
+
+def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Return both pictures side by side on white, their upper edges in line."""
+    sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width, 0))
+    return sheet

@@ -1,0 +1,1 @@
+"""Segmentation heads: one function per architecture."""

@@ -1,0 +1,182 @@
+"""Measure what each stage of the input pipeline costs.
+
+Pipelines that are cut after each stage run one after the other, for several rounds. The cost of a stage is the
+difference to the pipeline that is cut before it.
+"""
+
+import itertools
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import tensorflow as tf
+
+from kseg.config import Augment, Config
+from kseg.datasets import prepared, registry, sources
+from kseg.errors import ConfigError
+from kseg.images.decoding import decode_label, decode_window
+from kseg.input_pipeline import augmentations, batching, kerascv_augmentations
+
+READ, LABEL, CROP, PICTURE, RESIZE, DISTORT, FINISH = STAGES = (
+    "read the bytes", "decode the label", "choose the crop", "decode the picture", "resize",
+    "flip and distort", "normalise, pad, batch")
+
+# As many steps as any measurement may take.
+ENDLESS = 10 ** 6
+# Below this share of the cores' time the pipeline waits for something.
+BUSY = 0.6
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the input pipeline.
+
+    `rate` is in images/s and `cpu_seconds` an image's, both of the pipeline that is cut after it; `own_cpu_seconds` are
+    its own.
+    """
+
+    name: str
+    rate: float
+    cpu_seconds: float
+    own_cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class DataFigures:
+    """What `measure_data` found: the stages in order; the process's largest resident memory, bytes, TensorFlow's and
+    that of all pipelines included; how many cores the whole pipeline kept busy, and how many there are."""
+
+    stages: tuple[Stage, ...]
+    peak_memory: int
+    cores_used: float
+    cores: int
+
+    @property
+    def dominant(self) -> Stage:
+        """The stage that takes most of the CPU time."""
+        return max(self.stages, key=lambda stage: stage.own_cpu_seconds)
+
+
+def measure_data(config: Config, batches: int = 16, rounds: int = 5,
+                 report: Callable[[str], None] = print) -> DataFigures:
+    """Measure the training pipeline of a config in this process, `rounds` times `batches` batches for each stage.
+
+    Figures are medians over the rounds; `data.service` is left aside. Raises DataError as `batching.train_batches` does,
+    and naming the file where an example cannot be read; ConfigError for less than one batch or round.
+    """
+    for name, value in (("batches", batches), ("rounds", rounds)):
+        if not 1 <= value <= ENDLESS // 2:
+            raise ConfigError(f"{name} is {value}; 1 to {ENDLESS // 2} can be measured")
+    config = replace(config, data=replace(config.data, service=""), train=replace(config.train, steps=ENDLESS))
+    cut = cut_pipelines(config)
+    wall: dict[str, list[float]] = {name: [] for name in cut}
+    cpu: dict[str, list[float]] = {name: [] for name in cut}
+    # The first round brings the files into memory and compiles what is compiled.
+    for number in range(rounds + 1):
+        for name, examples in cut.items():
+            images = 1 if name != FINISH else config.train.global_batch
+            seconds, cpu_seconds = _consume(config, examples, batches * config.train.global_batch // images)
+            if number:
+                wall[name].append(seconds / images)
+                cpu[name].append(cpu_seconds / images)
+        report(f"round {number} of {rounds}" if number else "warmed up")
+    totals = {name: statistics.median(values) for name, values in cpu.items()}
+    # A stage that costs next to nothing may have been measured as less than that.
+    totals = dict(zip(totals, itertools.accumulate(totals.values(), max)))
+    before = dict(zip(totals, [0.0, *totals.values()]))
+    rates = {name: 1 / statistics.median(values) for name, values in wall.items()}
+    stages = tuple(Stage(name, rates[name], totals[name], totals[name] - before[name]) for name in cut)
+    return DataFigures(stages, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                       rates[FINISH] * totals[FINISH], os.cpu_count())
+
+
+def cut_pipelines(config: Config) -> dict[str, tf.data.Dataset]:
+    """Return by stage the training pipeline that ends with it, of single examples; after the last one, of batches."""
+    dataset, split = registry.find(config.data), registry.open_split(config.data, config.data.train_split)
+    table, extra = tf.constant(dataset.label_table, tf.uint8), kerascv_augmentations.build(config.augment.extra)
+    whole = batching.train_batches(config)
+    plain = replace(config.augment, flip=0.0, photometric=False)
+
+    def read(position: tf.Tensor) -> tuple:
+        return split.read(batching.shuffled(position, len(split.names), config.train.seed))
+
+    def augmented(position: tf.Tensor, augment: Augment, decode: Callable) -> dict:
+        picture, label = read(position)
+        label, seed, parts = decode_label(label), tf.stack([config.train.seed, tf.cast(position, tf.int32)]), []
+
+        def window(place: tuple) -> tf.Tensor:
+            # True as wherever there is no service.
+            parts.append(decode(picture, tf.shape(label), place, True))
+            return parts[-1]
+
+        image, cropped = augmentations.augment(window, label, table, seed, augment)
+        return {PICTURE: (parts[0], cropped), RESIZE: (image, cropped), DISTORT: (extra(image, seed), cropped)}
+
+    # What a function computes but does not return is left out of a pipeline, but not what it asserts of a picture.
+    functions = {
+        READ: read,
+        LABEL: lambda position: decode_label(read(position)[1]),
+        CROP: lambda position: augmented(position, plain, _no_picture)[PICTURE],
+        PICTURE: lambda position: augmented(position, plain, decode_window)[PICTURE],
+        RESIZE: lambda position: augmented(position, plain, decode_window)[RESIZE],
+        DISTORT: lambda position: augmented(position, config.augment, decode_window)[DISTORT]}
+    positions = tf.data.Dataset.range(config.train.steps * config.train.global_batch)
+    return {name: positions.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(config.train.global_batch).with_options(whole.options())
+            for name, function in functions.items()} | {FINISH: whole}
+
+
+def _no_picture(encoded: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool) -> tf.Tensor:
+    """Return an empty picture in the place of the window that `decode_window` gives."""
+    return tf.zeros((0, 0, 3), tf.uint8)
+
+
+def _consume(config: Config, examples: tf.data.Dataset, count: int) -> tuple[float, float]:
+    """Return the wall time and the CPU time of all threads, in seconds an element, for `count` elements of a pipeline.
+
+    Half as many before them fill its buffers. Raises DataError where an example cannot be read.
+    """
+    iterator = iter(examples)
+    try:
+        for _ in range(count // 2 + 1):
+            next(iterator)
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(count):
+            next(iterator)
+        return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
+    except tf.errors.OpError as error:
+        raise batching.explain(config, config.data.train_split, _first_indices(config), error) from None
+
+
+def _first_indices(config: Config) -> Iterator[int]:
+    """Yield the places of the training examples in their order, as many as make up one epoch."""
+    count = len(registry.open_split(config.data, config.data.train_split).names)
+    ordered = itertools.chain.from_iterable(batching.batch_indices(config, step) for step in itertools.count())
+    return itertools.islice(ordered, count)
+
+
+def data_table(figures: DataFigures) -> str:
+    """Return the figures as text, one line a stage."""
+    whole = figures.stages[-1].cpu_seconds
+    lines = [f"{'up to this stage':24}{'images/s':>10}{'CPU ms/image':>14}{'its own':>9}{'share':>8}"]
+    lines += [f"{stage.name:24}{stage.rate:10.1f}{1000 * stage.cpu_seconds:14.2f}{1000 * stage.own_cpu_seconds:9.2f}"
+              f"{stage.own_cpu_seconds / whole:8.0%}" for stage in figures.stages]
+    return "\n".join([*lines, f"peak memory of the process {figures.peak_memory / 2**20:.0f} MiB"])
+
+
+def advice(figures: DataFigures, config: Config) -> str:
+    """Return in one line which stage dominates, and what would help."""
+    stage, whole = figures.dominant, figures.stages[-1].cpu_seconds
+    line = f"{stage.name} takes {stage.own_cpu_seconds / whole:.0%} of the time; "
+    if figures.cores_used < BUSY * figures.cores:
+        return line + (f"only {figures.cores_used:.1f} of {figures.cores} cores are used: the pipeline waits for its "
+                       "storage, or something else takes the cores")
+    name = config.data.name
+    place = prepared.find(registry.location_of(config.data), name)
+    encoded = name in sources.SOURCES and not (place and prepared.is_pixels(place))
+    if stage.name in (LABEL, PICTURE) and encoded:
+        return line + f"`python -m kseg.data prepare {name} --fast` stores pixels, which decode at once"
+    return line + "all cores are busy: more of them help, here or, with data.service, on other hosts"

@@ -1,0 +1,1 @@
+"""Write files atomically, retry storage, handle signals and report progress; imports no TensorFlow."""

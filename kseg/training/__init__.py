@@ -1,0 +1,1 @@
+"""Train a model: steps, losses, optimizers, checkpoints and the working directory."""

@@ -1,0 +1,156 @@
+"""What a training run writes while it goes: progress lines, metrics.jsonl, TensorBoard, the best weights."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kseg.config import Config, Train
+from kseg.datasets.registry import Dataset
+from kseg.distributed import hosts
+from kseg.errors import WorkdirError
+from kseg.evaluation import evaluator, metrics
+from kseg.evaluation.counter import Counter
+from kseg.inference.prediction import predictor
+from kseg.system.atomic_files import append_text, write_text
+from kseg.system.progress import duration
+from kseg.training import working_directory
+from kseg.training.ema import Average
+from kseg.weights import keras_files
+
+FIXED_IMAGES = 4
+
+
+class StepLog:
+    """Means over the steps since the last line, how long they took, and how long they waited for batches."""
+
+    def __init__(self, settings: Train):
+        self.settings = settings
+        self.seconds_per_step = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        self.sums, self.count, self.waited = {}, 0, 0.0
+        self.started = time.monotonic()
+
+    def add(self, values: dict) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def flush(self, step: int) -> dict:
+        """Return what was measured since the last call, and start over."""
+        seconds = time.monotonic() - self.started
+        # The first stretch holds the compilation, so the estimate forgets quickly.
+        latest = seconds / self.count
+        self.seconds_per_step = latest if not self.seconds_per_step else 0.5 * (self.seconds_per_step + latest)
+        values = {name: total / self.count for name, total in self.sums.items()}
+        values |= {"images_per_second": self.settings.global_batch * self.count / seconds,
+                   "input_share": self.waited / seconds,
+                   "eta_seconds": (self.settings.steps - step) * self.seconds_per_step}
+        self.restart()
+        return values
+
+
+class Run:
+    """What a run writes while it trains: progress lines, metrics.jsonl, TensorBoard, the best weights.
+
+    Of several hosts the chief alone writes; all count. With an average of the weights, that is what is validated and
+    kept.
+    """
+
+    def __init__(self, config: Config, workdir: Path, dataset: Dataset, model: keras.Model, average: Average | None,
+                 strategy: tf.distribute.Strategy, report: Callable[[str], None]):
+        self.config, self.workdir, self.dataset, self.model, self.report = config, workdir, dataset, model, report
+        self.average, self.writes = average, hosts.is_chief(strategy)
+        # Counted on all hosts alike, and so known to all.
+        self.best = read_best(workdir)
+        self.counter = Counter(model, config, len(dataset.classes), strategy)
+        self.predict = predictor(model, config)
+
+    def __enter__(self) -> "Run":
+        if self.writes:
+            self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.writes:
+            self.board.close()
+
+    def go_back(self, step: int) -> None:
+        """Forget what was written of the steps after one; TensorBoard shows both."""
+        if self.writes:
+            working_directory.trim_metrics(self.workdir, step)
+
+    def write(self, step: int, values: dict) -> None:
+        """Append a line to metrics.jsonl and the same numbers to TensorBoard."""
+        if not self.writes:
+            return
+        # JSON has no nan; an absent class can leave a mean without a value.
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        append_text(self.workdir / "metrics.jsonl", json.dumps({"step": step, **plain}) + "\n", self.report)
+        with self.board.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+
+    def log(self, step: int, values: dict) -> None:
+        """Report the progress line of a step."""
+        eta = values.pop("eta_seconds")
+        self.write(step, values)
+        parts = " ".join(f"{name} {values[name]:.4f}" for name in ("main", "aux", "se") if name in values)
+        self.report(f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f} ({parts})  "
+                    f"lr {values['learning_rate']:.5f}  {values['images_per_second']:.1f} images/s  "
+                    + ("" if math.isnan(values["input_share"]) else f"input {100 * values['input_share']:.0f}%  ")
+                    + (f"memory {values['memory_mib'] / 1024:.1f} GiB  " if "memory_mib" in values else "")
+                    + f"eta {duration(eta)}")
+
+    def validated(self, step: int) -> bool:
+        """Return whether metrics.jsonl holds the validation of a step."""
+        path = self.workdir / "metrics.jsonl"
+        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else ())
+        return any(line["step"] == step and "val/mIoU" in line for line in lines)
+
+    def validate(self, step: int) -> None:
+        """Count the validation split, keep the weights if they are the best, and draw the fixed images."""
+        with self.average.swapped() if self.average else contextlib.nullcontext():
+            counts = self.counter.count(self.config.data.val_split)
+            results = metrics.summary(counts.matrix, self.dataset.classes)
+            better = not results["mIoU"] <= self.best["mIoU"]
+            if better:
+                self.best = {"step": step, "mIoU": results["mIoU"]}
+            if self.writes:
+                self._keep(step, results, better)
+        self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f} "
+                    f"on {len(counts.names)} images" + ("  (best so far)" if better else ""))
+
+    def _keep(self, step: int, results: dict, better: bool) -> None:
+        if better:
+            keras_files.save_weights(self.model, self.workdir / "best.weights.h5", self.report)
+            write_text(self.workdir / "best.json", json.dumps(self.best) + "\n", self.report)
+        self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
+        with self.board.as_default(step=step):
+            tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)
+        self.board.flush()
+
+    def fixed_images(self) -> tf.Tensor:
+        """Return image, truth and prediction side by side, uint8 (N, H, 3 W, 3), for images that never change."""
+        rows = [np.concatenate(row, axis=1) for row in evaluator.picture_rows(
+            self.predict, self.config, self.dataset, self.config.data.val_split, FIXED_IMAGES)]
+        # TensorBoard wants one size.
+        smallest = min((row.shape[:2] for row in rows), key=lambda size: size[0] * size[1])
+        return tf.stack([tf.image.resize(row, smallest, method="nearest") for row in rows])
+
+
+def read_best(workdir: Path) -> dict:
+    """Return {"step", "mIoU"} of a run's best validation; before the first one that is step 0 and -1."""
+    path = workdir / "best.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
+    except ValueError:
+        raise WorkdirError(f"{path} is damaged; remove it, and the next validation counts as the best") from None

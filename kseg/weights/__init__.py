@@ -1,0 +1,1 @@
+"""Load weights of any origin into a model, strictly and by name."""

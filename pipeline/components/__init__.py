@@ -1,0 +1,1 @@
+"""TFX components, one per pipeline node."""

@@ -1,0 +1,157 @@
+"""TFX's InfraValidator: the candidate in a container of TensorFlow Serving, asked for some of the examples.
+
+It drives signatures that take serialised tf.Examples, which is `serve_tf_examples` here. The component Requests gives
+it such ones: the records of Ingest keep their pictures under another name.
+"""
+
+import json
+import logging
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import tensorflow as tf
+from tfx import types
+from tfx.components.infra_validator import executor
+from tfx.dsl.components.base import base_component, base_executor, executor_spec
+from tfx.proto import infra_validator_pb2
+from tfx.types import artifact_utils, standard_artifacts, standard_component_specs
+from tfx.types.component_spec import ChannelParameter, ExecutionParameter
+
+from kseg.datasets import prepared
+from kseg.errors import ConfigError
+from kseg.exporting.signatures import IMAGE_FEATURE
+from pipeline import artifacts
+from pipeline.metadata import code_digest
+
+SIGNATURE = "serve_tf_examples"
+# Examples that are asked for, and attempts before a model is refused.
+EXAMPLES, TRIES = 3, 2
+# Characters of a reason.
+LONGEST = 500
+
+Platform = infra_validator_pb2.LocalDockerConfig | infra_validator_pb2.KubernetesConfig
+
+
+def serving_spec(image: str, platform: Platform) -> infra_validator_pb2.ServingSpec:
+    """Return what to start, an image such as tensorflow/serving:2.19.1 or NAME@sha256:DIGEST, and where.
+
+    Raises ConfigError where the image has neither tag nor digest.
+    """
+    name, mark, digest = image.partition("@")
+    tag = ""
+    if not mark:
+        # A colon before a slash is of a registry's port.
+        name, _, tag = image.rpartition(":")
+    if not (name and (tag or digest)) or "/" in tag:
+        raise ConfigError(f"--infra-validator {image}: an image with its tag is needed, tensorflow/serving:2.19.1 say")
+    binary = infra_validator_pb2.TensorFlowServing(image_name=name, tags=[tag] if tag else [],
+                                                   digests=[digest] if digest else [])
+    result = infra_validator_pb2.ServingSpec(tensorflow_serving=binary)
+    field = {infra_validator_pb2.LocalDockerConfig: result.local_docker,
+             infra_validator_pb2.KubernetesConfig: result.kubernetes}[type(platform)]
+    field.CopyFrom(platform)
+    # An empty message is chosen, too.
+    field.SetInParent()
+    return result
+
+
+@contextmanager
+def logged() -> Iterator[list[BaseException]]:
+    """Collect the errors that TFX's executor logs, with whole pictures in their text, instead of printing them."""
+    found: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            found.append(record.exc_info[1])
+        return not record.exc_info
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(keep)
+    try:
+        yield found
+    finally:
+        logger.removeFilter(keep)
+
+
+def reason(error: BaseException) -> str:
+    """Return what lies behind an error; its own text may quote a whole request."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)[:LONGEST]
+
+
+class Executor(executor.Executor):
+    """TFX's, with the reason of its blessing."""
+
+    def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
+        with logged() as errors:
+            super().Do(input_dict, output_dict, exec_properties)
+        blessing = artifact_utils.get_single_instance(output_dict["blessing"])
+        message = f"TensorFlow Serving answered {SIGNATURE}"
+        if blessing.get_int_custom_property("blessed") != 1:
+            message = f"TensorFlow Serving did not answer: {reason(errors[-1]) if errors else 'no reason is known'}"
+        print(message)
+        blessing.set_string_custom_property("blessing_message", message)
+
+
+class InfraValidatorSpec(types.ComponentSpec):
+    PARAMETERS = standard_component_specs.InfraValidatorSpec.PARAMETERS | {"program": ExecutionParameter(type=str)}
+    INPUTS = standard_component_specs.InfraValidatorSpec.INPUTS
+    OUTPUTS = standard_component_specs.InfraValidatorSpec.OUTPUTS
+
+
+class InfraValidator(base_component.BaseComponent):
+    """Gives `blessing` of a model that is loaded and answers `requests` where `spec` says.
+
+    Not TFX's component, whose executor this runs: KubeflowV2DagRunner refuses that one.
+    """
+
+    SPEC_CLASS = InfraValidatorSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
+
+    def __init__(self, model: types.BaseChannel, requests: types.BaseChannel, spec: infra_validator_pb2.ServingSpec):
+        super().__init__(InfraValidatorSpec(
+            model=model, examples=requests, serving_spec=spec, program=code_digest.digest(__name__),
+            validation_spec=infra_validator_pb2.ValidationSpec(max_loading_time_seconds=300, num_tries=TRIES),
+            request_spec=infra_validator_pb2.RequestSpec(
+                tensorflow_serving=infra_validator_pb2.TensorFlowServingRequestSpec(signature_names=[SIGNATURE]),
+                num_examples=EXAMPLES),
+            blessing=types.Channel(type=standard_artifacts.InfraBlessing)))
+
+
+class RequestsExecutor(base_executor.BaseExecutor):
+    """Writes the first pictures of a split as tf.Examples that the signature reads."""
+
+    def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
+        examples = artifact_utils.get_single_instance(input_dict["examples"])
+        requests = artifact_utils.get_single_instance(output_dict["requests"])
+        split, name = exec_properties["split"], json.loads(examples.get_string_custom_property("data"))["name"]
+        form = prepared.FORMATS[artifacts.stored_name(name)]
+        stored = sorted(tf.io.gfile.glob(posixpath.join(artifacts.mounted(examples.uri), f"Split-{split}", "*")))
+        place = posixpath.join(artifacts.mounted(requests.uri), f"Split-{split}")
+        tf.io.gfile.makedirs(place)
+        with tf.io.TFRecordWriter(posixpath.join(place, "requests-00000-of-00001")) as writer:
+            for record in tf.data.TFRecordDataset(stored).take(EXAMPLES):
+                picture = tf.train.Example.FromString(record.numpy()).features.feature[form.image]
+                request = tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: picture}))
+                writer.write(request.SerializeToString())
+        requests.split_names = artifact_utils.encode_split_names([split])
+
+
+class RequestsSpec(types.ComponentSpec):
+    PARAMETERS = {"split": ExecutionParameter(type=str), "program": ExecutionParameter(type=str)}
+    INPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}
+    OUTPUTS = {"requests": ChannelParameter(type=standard_artifacts.Examples)}
+
+
+class Requests(base_component.BaseComponent):
+    """Gives `requests`, a few tf.Examples with the pictures of a split."""
+
+    SPEC_CLASS = RequestsSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(RequestsExecutor)
+
+    def __init__(self, examples: types.BaseChannel, split: str):
+        super().__init__(RequestsSpec(examples=examples, split=split, program=code_digest.digest(__name__),
+                                      requests=types.Channel(type=standard_artifacts.Examples)))

@@ -1,0 +1,126 @@
+"""The component Ingest: a data set of kseg becomes an Examples artifact, one picture at a time."""
+
+import dataclasses
+import hashlib
+import json
+import posixpath
+from pathlib import Path
+
+import apache_beam as beam
+import tensorflow as tf
+from tfx import types
+from tfx.dsl.components.base import base_beam_component, base_beam_executor, executor_spec
+from tfx.types import artifact_utils, standard_artifacts
+from tfx.types.component_spec import ChannelParameter, ExecutionParameter
+
+from kseg.config import Config, Data
+from kseg.datasets import registry
+from kseg.errors import ConfigError, DataError
+from pipeline import artifacts
+from pipeline.jobs import shards
+from pipeline.metadata import code_digest
+
+# In data.directory, where the number of a span stands.
+SPAN = "{SPAN}"
+
+
+def fingerprint(data: Data, splits: tuple[str, ...]) -> str:
+    """Return a digest of a source's classes and of its files' names, sizes and times, without reading them."""
+    dataset = registry.find(data)
+    digest = hashlib.sha256(repr((dataset.name, dataset.classes, dataset.label_table)).encode())
+    location = registry.location_of(data)
+    for split in splits:
+        opened = registry.open_split(data, split)
+        files = [Path(name) for name in (*opened.names, *opened.label_names)]
+        # Of records only the files that hold them are known.
+        if not files[0].is_file():
+            files = sorted(path for path in Path(location).rglob("*") if path.is_file())
+        digest.update(repr((split, opened.names)).encode())
+        for path in files:
+            found = path.stat()
+            digest.update(f"{path.relative_to(location)}\t{found.st_size}\t{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def located(config: Config, span: int | None = None) -> tuple[Config, int]:
+    """Return a config whose data directory is absolute, and the number of its span, 0 where it has none.
+
+    In a directory such as data/span-{SPAN}, the number stands for {SPAN}: the one given, or the highest there is.
+    Raises DataError where there is none, and where the directory is an address.
+    """
+    directory = registry.directory_of(config.data).resolve()
+    before, mark, after = str(directory).partition(SPAN)
+    if span is not None and not mark:
+        raise ConfigError(f"--span {span}: data.directory={config.data.directory} holds no {SPAN}")
+    if mark:
+        parent, _, start = before.rpartition("/")
+        end = after.partition("/")[0]
+        numbers = [path.name.removeprefix(start).removesuffix(end)
+                   for path in Path(parent).glob(f"{start}*{end}")]
+        found = sorted(int(number) for number in numbers if number.isascii() and number.isdigit())
+        if not found or span is not None and span not in found:
+            raise DataError(f"{directory}: no span {'' if span is None else span}; there are: "
+                            f"{', '.join(map(str, found)) or 'none'}")
+        span = found[-1] if span is None else span
+        number = next(number for number in numbers if number.isdigit() and int(number) == span)
+        directory = Path(f"{before}{number}{after}")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, directory=str(directory))), span or 0
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Runs the Beam job and writes the index of what it has written."""
+
+    def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
+        artifact = artifact_utils.get_single_instance(output_dict["examples"])
+        uri = artifacts.mounted(artifact.uri)
+        data = Data(**json.loads(exec_properties["data"]))
+        splits = json.loads(exec_properties["splits"])
+        per_shard = exec_properties["images_per_shard"]
+        dataset = registry.find(data)
+        wanted = []
+        for split in splits:
+            count = -(-len(registry.open_split(data, split).names) // per_shard)
+            wanted += [(split, number, count) for number in range(count)]
+        with self._make_beam_pipeline() as job:
+            _ = (job | beam.Create(wanted) | beam.Reshuffle()
+                 | beam.ParDo(shards.WriteShard(json.loads(exec_properties["data"]), uri)))
+        rows = []
+        for split, number, _ in wanted:
+            with tf.io.gfile.GFile(posixpath.join(uri, shards.ROWS, f"{split}-{number:05d}"), "r") as file:
+                rows += map(json.loads, file)
+        tf.io.gfile.rmtree(posixpath.join(uri, shards.ROWS))
+        found = {split: [row for row in rows if row["split"] == split] for split in splits}
+        shards.finish(uri, dataset, found, exec_properties["largest_unreadable_share"])
+        artifact.split_names = artifact_utils.encode_split_names(splits)
+        artifact.span = exec_properties["span"]
+        artifact.set_string_custom_property("fingerprint", exec_properties["fingerprint"])
+        artifact.set_string_custom_property("data", exec_properties["data"])
+        artifact.set_int_custom_property("images", sum("fault" not in row for row in rows))
+        artifact.set_int_custom_property("unreadable", sum("fault" in row for row in rows))
+
+
+class IngestSpec(types.ComponentSpec):
+    PARAMETERS = {"data": ExecutionParameter(type=str), "splits": ExecutionParameter(type=str),
+                  "fingerprint": ExecutionParameter(type=str), "span": ExecutionParameter(type=int),
+                  "images_per_shard": ExecutionParameter(type=int), "program": ExecutionParameter(type=str),
+                  "largest_unreadable_share": ExecutionParameter(type=float)}
+    INPUTS = {}
+    OUTPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}
+
+
+class Ingest(base_beam_component.BaseBeamComponent):
+    """Gives `examples` of some splits of `data` (JSON of {"name", "directory"}).
+
+    `fingerprint` stands for the contents of the source: where it is unchanged, what was ingested is used again. An
+    example that cannot be used is left out; more than `largest_unreadable_share` of a split are an error.
+    """
+
+    SPEC_CLASS = IngestSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
+
+    def __init__(self, data: str, splits: str, fingerprint: str, span: int, images_per_shard: int,
+                 largest_unreadable_share: float):
+        super().__init__(IngestSpec(
+            data=data, splits=splits, fingerprint=fingerprint, span=span, images_per_shard=images_per_shard,
+            largest_unreadable_share=largest_unreadable_share, program=code_digest.digest(__name__),
+            examples=types.Channel(type=standard_artifacts.Examples)))

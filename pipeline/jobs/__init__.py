@@ -1,0 +1,1 @@
+"""Beam jobs that the components run; imports no TFX."""

@@ -1,0 +1,1 @@
+"""Read ML Metadata, and describe and judge what the pipeline made."""

@@ -1,0 +1,1 @@
+"""Call a server over gRPC or REST, and generate load."""

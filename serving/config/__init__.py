@@ -1,0 +1,1 @@
+"""Parse the server's flags and configuration files."""

@@ -1,0 +1,1 @@
+"""Load models, schedule requests and run predictions, independent of the transport."""

@@ -1,0 +1,1 @@
+"""Serve TensorFlow Serving's gRPC services."""

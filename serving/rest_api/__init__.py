@@ -1,0 +1,1 @@
+"""Serve TensorFlow Serving's REST API and the web page."""

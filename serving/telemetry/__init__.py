@@ -1,0 +1,1 @@
+"""Log and count what the server does."""

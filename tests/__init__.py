@@ -1,0 +1,1 @@
+"""Tests, in packages that mirror the code they test."""

@@ -1,0 +1,127 @@
+import dataclasses
+import io
+import json
+import resource
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kseg import benchmark
+from kseg.config import Augment, Config, Data, Train
+from kseg.errors import ConfigError, DataError
+from kseg.input_pipeline import batching
+from kseg.profiling import input_benchmark
+from kseg.profiling.input_benchmark import DataFigures, Stage
+from tests.helpers import prepared_sets
+from tests.helpers.small_sets import config, folder
+
+
+def shapes_config(directory, **augment):
+    return Config(data=Data(directory=str(directory)), augment=Augment(crop=(64, 96), **augment),
+                  train=Train(global_batch=2, steps=1))
+
+
+def figures(own, cores_used=2.0):
+    """Return figures in which each stage's own CPU seconds are as given, of two cores."""
+    totals = np.cumsum(own)
+    stages = tuple(Stage(*values) for values in zip(input_benchmark.STAGES, 1 / totals, totals, own))
+    return DataFigures(stages, 2**30, cores_used, 2)
+
+
+def test_every_stage_is_measured_and_the_differences_are_the_whole(shapes_directory):
+    told = []
+    found = input_benchmark.measure_data(shapes_config(shapes_directory), batches=2, rounds=2, report=told.append)
+    assert tuple(stage.name for stage in found.stages) == input_benchmark.STAGES
+    assert all(stage.rate > 0 and stage.cpu_seconds > 0 and stage.own_cpu_seconds >= 0 for stage in found.stages)
+    assert sum(stage.own_cpu_seconds for stage in found.stages) == pytest.approx(found.stages[-1].cpu_seconds)
+    assert found.dominant.own_cpu_seconds == max(stage.own_cpu_seconds for stage in found.stages)
+    assert 0 < found.peak_memory <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert found.cores_used > 0
+    assert told == ["warmed up", "round 1 of 2", "round 2 of 2"]
+
+
+def test_the_cut_pipelines_are_the_pipeline_of_training(shapes_directory):
+    settings = shapes_config(shapes_directory, scale_range=(1.0, 1.0), extra=())
+    cut = input_benchmark.cut_pipelines(settings)
+    elements = {name: [tf.nest.map_structure(lambda tensor: tensor.numpy(), element) for element in pipeline]
+                for name, pipeline in cut.items()}
+    [batch] = elements[input_benchmark.FINISH]
+    originals = list(batching.eval_examples(settings, "train"))
+    for place, index in enumerate(batch["index"]):
+        original = originals[index]
+        picture, label = elements[input_benchmark.READ][place]
+        assert np.array_equal(np.array(Image.open(io.BytesIO(picture)).convert("RGB")), original["image"])
+        assert np.array_equal(elements[input_benchmark.LABEL][place], original["label"])
+        image, label = elements[input_benchmark.DISTORT][place]
+        normalised = (image - np.array(settings.data.mean)) / np.array(settings.data.std)
+        assert np.allclose(normalised, batch["image"][place], atol=1e-5)
+        assert np.array_equal(label, batch["label"][place])
+        part, label = elements[input_benchmark.PICTURE][place]
+        resized, resized_label = elements[input_benchmark.RESIZE][place]
+        # The scale is 1: what is decoded shows in the crop as it is, and is some place of the original.
+        assert np.array_equal(resized, part[:64, :96]) and np.array_equal(label, resized_label)
+        windows = np.lib.stride_tricks.sliding_window_view(original["image"], (64, 96, 3)).reshape(-1, 64, 96, 3)
+        assert any(np.array_equal(window, resized) for window in windows)
+        assert np.array_equal(elements[input_benchmark.CROP][place][1], resized_label)
+
+
+def test_an_unreadable_picture_is_named(tmp_path):
+    settings = config(folder(tmp_path, {"train": [np.zeros((8, 8))] * 3}))
+    damaged = tmp_path / "train" / "images" / "e01.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(DataError, match="e01.png"):
+        input_benchmark.measure_data(settings, batches=2, rounds=1, report=lambda line: None)
+
+
+@pytest.mark.parametrize("wrong", [{"batches": 0}, {"rounds": 0}, {"batches": -3}])
+def test_nothing_to_measure_is_refused(tmp_path, wrong):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
+        input_benchmark.measure_data(Config(), **wrong)
+
+
+DECODING = [1, 1, 1, 6, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("name, own, cores_used, line", [
+    ("cityscapes", DECODING, 2.0, "decode the picture takes 60% of the time; `python -m kseg.data prepare cityscapes "
+                                  "--fast` stores pixels, which decode at once"),
+    # Nothing prepares it.
+    ("shapes", DECODING, 2.0, "decode the picture takes 60% of the time; all cores are busy"),
+    ("cityscapes", [1, 1, 1, 1, 1, 5, 0], 1.9, "flip and distort takes 50% of the time; all cores are busy"),
+    ("cityscapes", DECODING, 0.5, "decode the picture takes 60% of the time; only 0.5 of 2 cores are used")])
+def test_what_dominates_and_what_helps(name, own, cores_used, line):
+    assert input_benchmark.advice(figures(own, cores_used), Config(data=Data(name=name))).startswith(line)
+
+
+@pytest.mark.parametrize("fast, told", [(False, True), (True, False)])
+def test_pixels_are_not_prepared_twice(tmp_path, fast, told):
+    source = folder(tmp_path / "source", {"train": [np.zeros((8, 8))]})
+    prepared_sets.run("folder", tmp_path / "source", tmp_path / "out", fast=fast)
+    line = input_benchmark.advice(figures(DECODING), Config(data=Data(name="folder", directory=str(tmp_path / "out"))))
+    assert ("prepare folder --fast" in line) == told
+    assert "prepare folder --fast" in input_benchmark.advice(figures(DECODING), Config(data=source))
+
+
+def test_the_table_has_a_line_for_each_stage():
+    lines = input_benchmark.data_table(figures([0.001, 0.002, 0.001, 0.004, 0.001, 0.0005, 0.0005])).splitlines()
+    assert len(lines) == len(input_benchmark.STAGES) + 2
+    assert lines[4].split() == ["decode", "the", "picture", "125.0", "8.00", "4.00", "40%"]
+    assert lines[-1] == "peak memory of the process 1024 MiB"
+
+
+def test_the_command_prints_and_writes_the_same_figures(shapes_directory, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    assert benchmark.main(["data", "--config", "encnet_shapes", "--set", f"data.directory={shapes_directory}",
+                           "augment.crop=32,32", "train.global_batch=2", "--batches", "1", "--rounds", "1",
+                           "--json", str(path)]) == 0
+    stored = json.loads(path.read_text())
+    found = DataFigures(tuple(Stage(**stage) for stage in stored.pop("stages")), **stored)
+    assert dataclasses.asdict(found)["stages"][0]["name"] == input_benchmark.READ
+    assert input_benchmark.data_table(found) in capsys.readouterr().out
+
+
+def test_an_unknown_config_ends_the_command():
+    with pytest.raises(ConfigError, match="encnet_shape"):
+        benchmark.main(["data", "--config", "encnet_shape"])

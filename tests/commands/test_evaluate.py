@@ -1,0 +1,153 @@
+"""Evaluation: every image, at its own size, against a slow count; the files it writes."""
+
+import csv
+import json
+from dataclasses import replace
+
+import cv2
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from kseg import config as configs
+from kseg import models
+from kseg.config import Config, Data, Evaluate, Model
+from kseg.datasets import registry
+from kseg.errors import DataError, WorkdirError
+from kseg.evaluation import evaluator, results
+from kseg.evaluation.counter import Counts
+from kseg.training import working_directory
+
+SIZES = ((40, 56), (33, 47), (64, 30))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures of different sizes; class "never" occurs in no label, and raw 9 is ignored."""
+    directory = tmp_path / "my pictures"
+    generator = np.random.default_rng(3)
+    for part in ("images", "labels"):
+        (directory / "val" / part).mkdir(parents=True)
+    for index, (height, width) in enumerate(SIZES):
+        image = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        label = generator.choice([0, 1, 9, 255], (height, width)).astype(np.uint8)
+        PIL.Image.fromarray(image).save(directory / "val" / "images" / f"{index}.png")
+        PIL.Image.fromarray(label).save(directory / "val" / "labels" / f"{index}.png")
+    (directory / "classes.txt").write_text("ground\nthing #ff0000\n2 never\n9 ignore\n")
+    return directory
+
+
+@pytest.fixture
+def tiny_model():
+    keras.utils.set_random_seed(5)
+    model = models.build(Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=0), 3)
+    # The classifier starts almost at zero; larger weights make the classes differ from pixel to pixel.
+    layer = model.get_layer("decode_head.conv_seg")
+    layer.set_weights([weight + np.random.default_rng(1).normal(size=weight.shape) for weight in layer.get_weights()])
+    return model
+
+
+def config_of(folder, **changes):
+    return replace(Config(data=Data(name="folder", directory=str(folder)),
+                          model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=0)), **changes)
+
+
+def slow_ids(model, image, config, size):
+    """Class ids as the test protocol words it, with TensorFlow's own resize."""
+    if config.evaluate.resize:
+        long, short = max(config.evaluate.resize), min(config.evaluate.resize)
+        factor = min(long / max(image.shape[:2]), short / min(image.shape[:2]))
+        height, width = (int(side * factor + 0.5) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    inputs = (tf.cast(image, tf.float32)[None] - config.data.mean) / config.data.std
+    logits = tf.image.resize(model(inputs)["main"], inputs.shape[1:3])
+    return np.argmax(tf.image.resize(logits, size)[0].numpy(), axis=-1)
+
+
+@pytest.mark.parametrize("resize", [(), (48, 80)])
+def test_the_matrix_is_a_slow_count_over_every_image(folder, tiny_model, tmp_path, resize):
+    config = config_of(folder, evaluate=Evaluate(resize=resize))
+    lines = []
+    found = evaluator.evaluate(tiny_model, config, registry.find(config.data), "val", tmp_path / "out", lines.append)
+    expected = np.zeros((3, 3), np.int64)
+    for index, size in enumerate(SIZES):
+        image = np.array(PIL.Image.open(folder / "val" / "images" / f"{index}.png"))
+        label = np.array(PIL.Image.open(folder / "val" / "labels" / f"{index}.png"))
+        ids = slow_ids(tiny_model, image, config, size)
+        for truth, prediction in zip(label.ravel(), ids.ravel()):
+            if truth < 3:
+                expected[truth, prediction] += 1
+    matrix = np.load(tmp_path / "out" / "confusion.npy")
+    assert matrix.dtype == np.int64
+    # Two programs may round a tie between classes differently.
+    assert np.abs(matrix - expected).sum() <= 4
+    assert matrix.sum() == expected.sum()
+    assert found["images"] == 3
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["classes"]["never"]["accuracy"] is None and written["classes"]["never"]["pixels"] == 0
+    assert written["mIoU"] == found["mIoU"]
+    assert configs.from_dict(written["config"]) == config
+    assert any("never" in line and " -" in line for line in lines)
+    assert any("3 of 3 images" in line for line in lines)
+    assert PIL.Image.open(tmp_path / "out" / "predictions.png").size[0] > 3 * 47
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * found['mIoU']:.2f}" in page and "never" in page
+    assert written["boundary_mIoU"] == found["boundary_mIoU"] and any("boundary mIoU" in line for line in lines)
+    assert written["provenance"]["dataset"] == "folder" and written["timing"]["images_per_second"] > 0
+    bands = np.load(tmp_path / "out" / "bands.npy")
+    assert (bands.sum(0) == matrix).all() and bands.dtype == np.int64
+    rows = list(csv.DictReader((tmp_path / "out" / "per_image.csv").open(encoding="utf-8")))
+    assert [float(row["miou"]) for row in rows] == sorted(float(row["miou"]) for row in rows)
+    assert sum(int(row["pixels"]) for row in rows) == matrix.sum()
+    assert all(row["never"] in ("", "0.000000") for row in rows)
+
+
+def test_a_bad_file_is_named_and_nothing_is_counted(folder, tiny_model):
+    broken = folder / "val" / "images" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    config = config_of(folder)
+    with pytest.raises(DataError, match="1.png"):
+        evaluator.evaluate(tiny_model, config, registry.find(config.data), "val", report=lambda line: None)
+
+
+def test_other_classes_than_the_model_learned_are_refused(folder, tiny_model, tmp_path):
+    config = config_of(folder)
+    trained = registry.find(config.data)
+    working_directory.open_run(tmp_path / "run", config, trained).close()
+    (folder / "classes.txt").write_text("ground\nfrog\n2 never\n9 ignore\n")
+    with pytest.raises(WorkdirError, match="class 1: thing there, frog now"):
+        evaluator.evaluate(tiny_model, config, trained, "val", report=lambda line: None)
+    # Before the first checkpoint nothing has been learned of the old classes.
+    working_directory.open_run(tmp_path / "run", config, trained).close()
+    (tmp_path / "run" / "checkpoints" / "step-00000001.index").touch()
+    with pytest.raises(WorkdirError, match="frog now"):
+        working_directory.open_run(tmp_path / "run", config, registry.find(config.data))
+
+
+def test_an_unwritable_output_is_named(folder, tiny_model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    config = config_of(folder)
+    with pytest.raises(WorkdirError, match="cannot write to"):
+        evaluator.evaluate(tiny_model, config, registry.find(config.data), "val", tmp_path / "file", lambda line: None)
+
+
+def test_samples_are_the_worst_and_those_in_the_middle():
+    count = 40
+    hits = np.arange(count)[:, None] * [1, 0, 0]
+    counts = Counts(np.zeros((6, 3, 3), np.int64), tuple(map(str, range(count))), hits,
+                    np.full((count, 3), 50) * [1, 0, 0], np.full((count, 3), 50) * [1, 0, 0])
+    assert results.worst_first(counts) == list(range(count))
+    shuffled = np.random.default_rng(0).permutation(count)
+    mixed = counts._replace(hits=hits[shuffled])
+    assert [int(hits[shuffled][index, 0]) for index in results.worst_first(mixed)] == list(range(count))
+
+    chosen = evaluator.choose(counts)
+    assert [index for group, index in chosen if group == "worst"] == list(range(12))
+    assert [index for group, index in chosen if group == "typical"] == list(range(14, 26))
+    few = counts._replace(names=counts.names[:15], hits=hits[:15], truth=counts.truth[:15],
+                          predicted=counts.predicted[:15])
+    assert [index for _, index in evaluator.choose(few)] == list(range(15))
+    void = few._replace(truth=few.truth * 0, predicted=few.predicted * 0, hits=few.hits * 0)
+    assert evaluator.choose(void) == []

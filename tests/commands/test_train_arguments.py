@@ -1,0 +1,49 @@
+"""The training command without training: the dry run, data that is not there, and arguments that cannot be."""
+
+import pytest
+
+from kseg import train
+from kseg.distributed import devices
+from tests.helpers.running import run_here, tiny
+
+
+def test_dry_run(shapes_directory, capsys):
+    output = run_here(train.main, [*tiny(shapes_directory), "--dry-run"], capsys)
+    assert '"crop": [\n      64,\n      64\n    ]' in output
+    assert "first batch: image (2, 64, 64, 3) float32, label (2, 64, 64) uint8" in output
+    assert "parameters: " in output and devices.device_line() in output
+
+
+def test_cityscapes_without_its_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["--config", "encnet_cityscapes"]
+    output = run_here(train.main, command, capsys, status=2)
+    told = output[output.index("error:"):].strip()
+    assert "leftImg8bit_trainvaltest.zip" in told and "data/cityscapes" in told and len(told.splitlines()) == 5
+    assert not list(tmp_path.iterdir())
+    output = run_here(train.main, [*command, "--dry-run"], capsys)
+    assert "parameters: 35,891,961" in output and "(8, 512, 1024, 3) float32" in output
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--config", "encnet_camvd", "--dry-run"], "Did you mean encnet_camvid"),
+    (["--config", "encnet_shapes", "--set", "train.step=3", "--dry-run"], "Did you mean train.steps"),
+    (["--config", "encnet_shapes", "--set", "data.name=shape", "--dry-run"], "Did you mean shapes"),
+    (["--config", "encnet_shapes", "--set", "model.head=encnt", "--dry-run"], "Did you mean encnet"),
+    (["--config", "encnet_shapes", "--set", "train.steps=many", "--dry-run"], "train.steps takes int, got 'many'"),
+    (["--config", "encnet_shapes", "--cpu-replicas", "0"], "--cpu-replicas must be at least 1"),
+    (["--config", "encnet_shapes", "--set", "data.val_split=vall", "--dry-run"], "Did you mean val"),
+])
+def test_wrong_arguments(arguments, words, shapes_directory, capsys):
+    if "data.name=shape" not in arguments:
+        arguments = [*arguments, "--set", f"data.directory={shapes_directory}"]
+    assert words in run_here(train.main, arguments, capsys, status=2)
+
+
+def test_several_hosts_leave_no_example_out(shapes_directory, tmp_path, capsys, monkeypatch):
+    """Each would leave out its own, and their shares would not be of one batch."""
+    monkeypatch.setattr(train.hosts, "count", lambda strategy: 2)
+    monkeypatch.setattr(train.hosts, "is_chief", lambda strategy: True)
+    output = run_here(train.main, [*tiny(shapes_directory, "data.unreadable=skip"), "--workdir", tmp_path / "run"],
+                      capsys, status=2)
+    assert "data.unreadable=skip is for one host" in output and not (tmp_path / "run").exists()

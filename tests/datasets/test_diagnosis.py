@@ -1,0 +1,185 @@
+"""kseg.datasets.diagnosis, through the commands: unusual and unusable files are counted or named, by check as by stats."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kseg.config import Data
+from kseg.datasets import checks, diagnosis, registry
+from kseg.errors import DataError
+from kseg.images import image_files
+from tests.helpers.small_sets import folder
+
+RANDOM = np.random.default_rng(3)
+LABEL = RANDOM.integers(0, 3, (40, 60)).astype(np.uint8)
+PHOTO = RANDOM.integers(0, 256, (40, 60, 3), np.uint8)
+BOTH = pytest.mark.parametrize("count", [checks.check, checks.stats])
+
+
+def encoded(image, form="PNG", **options):
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, form, **options)
+    return file.getvalue()
+
+
+def written(directory, part, content, suffix="png"):
+    """A set of three pairs whose second has a picture or label of its own."""
+    source = folder(directory, {"train": [LABEL] * 3})
+    (directory / "train" / part / "e01.png").unlink()
+    (directory / "train" / part / f"e01.{suffix}").write_bytes(content)
+    return source
+
+
+def silent(line):
+    pass
+
+
+def rgb16():
+    """A 16-bit RGB picture, which Pillow does not write: its high bytes are PHOTO."""
+    pixels = tf.constant(PHOTO.astype(np.uint16) * 256 + 77)
+    return tf.io.encode_png(pixels).numpy()
+
+
+def animation():
+    frames = [Image.fromarray(np.full((40, 60), shade, np.uint8)) for shade in (10, 200)]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+def turned():
+    exif = Image.Exif()
+    exif[image_files.EXIF_ORIENTATION] = 6
+    return encoded(PHOTO, "JPEG", quality=95, exif=exif.tobytes())
+
+
+USABLE = {
+    "CMYK JPEG": (encoded(Image.fromarray(PHOTO).convert("CMYK"), "JPEG", quality=98), "jpg"),
+    "grey JPEG": (encoded(PHOTO[..., 0], "JPEG"), "jpg"),
+    "progressive JPEG": (encoded(PHOTO, "JPEG", progressive=True), "jpeg"),
+    "JPEG named .png": (encoded(PHOTO, "JPEG"), "png"),
+    "turned JPEG": (turned(), "jpg"),
+    "16-bit RGB": (rgb16(), "png"),
+    "16-bit grey": (encoded(Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 257)), "png"),
+    "RGBA": (encoded(np.dstack([PHOTO, PHOTO[..., :1]])), "png"),
+    "palette": (encoded(Image.fromarray(PHOTO).quantize(16)), "png"),
+    "1-bit": (encoded(Image.fromarray(PHOTO[..., 0] > 100)), "png"),
+    "PNG named .PNG": (encoded(PHOTO), "PNG"),
+    "animation named .png": (animation(), "png"),
+    "BMP": (encoded(PHOTO, "BMP"), "bmp"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("kind", USABLE)
+def test_unusual_pictures_are_counted(tmp_path, kind, count):
+    source = written(tmp_path, "images", *USABLE[kind])
+    result = count(source, report=silent)["train"]
+    assert result["images"] == 3 and result["sizes"] == {(40, 60): 3}
+    assert result["turned"] == (kind == "turned JPEG")
+
+
+@pytest.mark.parametrize("kind", ["CMYK JPEG", "turned JPEG", "RGBA", "16-bit RGB", "animation named .png"])
+def test_what_is_seen_of_unusual_pictures(kind):
+    content, _ = USABLE[kind]
+    found = diagnosis.image("e01", tf.constant(content)).astype(int)
+    if kind == "16-bit RGB":
+        assert np.array_equal(found, PHOTO)
+    elif kind == "animation named .png":
+        assert (found == 10).all()
+    else:
+        # As it is stored, not turned; noise in JPEG's coarser colours leaves some distance.
+        truth = np.array(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+        assert found.shape == truth.shape and np.abs(found - truth).mean() < 1
+
+
+def cut(content, share):
+    return content[:int(len(content) * share)]
+
+
+UNUSABLE = {
+    "16-bit label": ("labels", encoded(Image.fromarray(LABEL.astype(np.uint16))), "e01.png: 16-bit grey PNG; a label"),
+    "RGB label": ("labels", encoded(PHOTO), "e01.png: 8-bit RGB PNG; a label"),
+    "RGBA label": ("labels", encoded(np.dstack([PHOTO, PHOTO[..., :1]])), "e01.png: 8-bit RGBA PNG; a label"),
+    "1-bit grey label": ("labels", encoded(LABEL > 0), "e01.png: 1-bit grey PNG; a label"),
+    "JPEG as label": ("labels", encoded(LABEL, "JPEG"), "e01.png: not a PNG file"),
+    "animation as label": ("labels", animation(), "e01.png: not a PNG file"),
+    "empty label": ("labels", b"", "e01.png: not a PNG file"),
+    "label cut off": ("labels", cut(encoded(LABEL), 0.5), r"e01.png: damaged PNG \("),
+    "palette label cut off": ("labels", cut(encoded(Image.fromarray(LABEL).convert("P")), 0.9),
+                              r"e01.png: damaged PNG \("),
+    "label's header cut off": ("labels", encoded(LABEL)[:20], "e01.png: not a PNG file"),
+    "stray value": ("labels", encoded(np.where(np.arange(60) == 7, 9, LABEL).astype(np.uint8)),
+                    r"e01.png: value 9 \(40 pixels\) is no label value of folder; those are 0-2, 255"),
+    "label of another size": ("labels", encoded(LABEL[:39]), r"e01.png is 60x39, its image \S+images/e01.png 60x40"),
+    "turned label": ("labels", encoded(LABEL.T), r"e01.png is 40x60, its image \S+images/e01.png 60x40"),
+    "empty picture": ("images", b"", "e01.png: not a readable JPEG"),
+    "page instead of a picture": ("images", b"<html>not found</html>", "e01.png: not a readable JPEG"),
+    "PNG's header cut off": ("images", encoded(PHOTO)[:20], "e01.png: not a readable JPEG"),
+    "JPEG's header cut off": ("images", encoded(PHOTO, "JPEG")[:20], "e01.png: not a readable JPEG"),
+    "TIFF named .png": ("images", encoded(PHOTO, "TIFF"), "e01.png: not a readable JPEG"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_unusable_files_are_named(tmp_path, fault, count):
+    part, content, message = UNUSABLE[fault]
+    source, lines = written(tmp_path, part, content), []
+    with pytest.raises(DataError, match=rf"folder has 1 fault:\n  {tmp_path}/train/{part}/{message}"):
+        count(source, report=lines.append)
+    # The others are counted all the same, and a label whose values are wrong too.
+    assert any(line.startswith(f"train: {3 if fault == 'stray value' else 2} images") for line in lines)
+
+
+@pytest.mark.parametrize("content", [cut(encoded(PHOTO), 0.5), cut(encoded(PHOTO, "JPEG"), 0.7)], ids=["PNG", "JPEG"])
+def test_what_is_cut_off_behind_its_header_is_check_s(tmp_path, content):
+    source = written(tmp_path, "images", content)
+    with pytest.raises(DataError, match=r"1 fault:\n  \S+images/e01.png: not a readable JPEG, PNG or BMP \("):
+        checks.check(source, report=silent)
+    assert checks.stats(source, report=silent)["train"]["images"] == 3
+
+
+@BOTH
+def test_a_picture_without_a_label_is_named(tmp_path, count):
+    source = folder(tmp_path, {"train": [LABEL] * 3, "val": [LABEL]})
+    (tmp_path / "train/labels/e01.png").unlink()
+    lines = []
+    with pytest.raises(DataError, match=r"1 fault:\n.*image without label: \S+train/images/e01.png"):
+        count(source, report=lines.append)
+    assert any(line.startswith("val: 1 image") for line in lines)
+
+
+def test_a_file_that_goes_while_others_are_read(tmp_path):
+    source = folder(tmp_path, {"train": [LABEL]})
+    split = registry.open_split(source, "train")
+    (tmp_path / "train/images/e00.png").unlink()
+    with pytest.raises(DataError, match=r"images/e00.png or its label \S+labels/e00.png cannot be read: .*No such"):
+        diagnosis.read_pair(split, 0)
+
+
+def test_a_damaged_note_on_the_orientation_says_nothing():
+    whole = turned()
+    place = whole.index(b"Exif\0\0") + 6
+    for noise in (b"\xff" * 8, b"MM\0\x2a\xff\xff\xff\xff"):
+        with warnings.catch_warnings():
+            # Pillow may warn of it.
+            warnings.simplefilter("ignore")
+            assert not diagnosis.is_turned(tf.constant(whole[:place] + noise + whole[place + 8:]))
+    assert diagnosis.is_turned(tf.constant(whole)) and not diagnosis.is_turned(tf.constant(whole[:4]))
+    assert not diagnosis.is_turned(tf.constant(encoded(PHOTO)))
+
+
+@pytest.mark.parametrize("kind", ["progressive JPEG", "16-bit RGB", "BMP", "animation named .png"])
+def test_size_without_decoding_is_the_size(kind):
+    assert diagnosis.header_size("e01", tf.constant(USABLE[kind][0])) == (40, 60)
+
+
+@BOTH
+def test_unknown_names_are_told_at_once(tmp_path, count):
+    with pytest.raises(DataError, match="unknown split of folder 'trian'. Did you mean train"):
+        count(folder(tmp_path, {"train": [LABEL]}), ["trian"], report=silent)
+    with pytest.raises(DataError, match="camvid: no directory .* Get CamVid"):
+        count(Data(name="camvid", directory=str(tmp_path / "none")), report=silent)

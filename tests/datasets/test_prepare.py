@@ -1,0 +1,270 @@
+"""kseg.datasets.prepare: what is refused, what a killed preparation leaves and keeps, and reading what was prepared."""
+
+import dataclasses
+import functools
+import json
+import shutil
+import signal
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorflow_datasets.core import shuffle
+
+from kseg.config import Data
+from kseg.datasets import checks, diagnosis, prepare, prepared, registry
+from kseg.errors import DataError
+from kseg.input_pipeline import batching
+from tests.helpers import original_archives
+from tests.helpers.prepared_sets import contents, run
+from tests.helpers.running import start
+from tests.helpers.small_sets import config, folder, write
+
+LABEL = np.array([[0, 1, 2, 150]] * 3, np.uint8)
+
+
+def files_of(directory):
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def test_folder_keeps_classes_and_trains(tmp_path):
+    labels = [np.full((8, 8), 255 * (number % 2), np.uint8) for number in range(4)]
+    source = folder(tmp_path / "source", {"train": labels, "val": labels[:2]}, "0 background\n255 object\n7 ignore\n")
+    data, _ = run("folder", tmp_path / "source", tmp_path / "out", subset=False)
+    (tmp_path / "source").rename(tmp_path / "gone")
+    source = Data(name="folder", directory=str(tmp_path / "gone"))
+    assert registry.find(data) == registry.find(source) and registry.split_names(data) == ("train", "val")
+    for one, other in zip(batching.train_batches(config(data)).take(3), batching.train_batches(config(source)).take(3)):
+        assert all(np.array_equal(one[key], other[key]) for key in ("image", "label", "index"))
+    assert checks.check(data, report=lambda line: None)["val"]["images"] == 2
+
+
+def test_more_than_fits_into_memory_keeps_its_order(tmp_path, monkeypatch):
+    # From here on examples are collected in files, of which one at a time is read.
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 300)
+    longest, read = [], shuffle._Bucket.read_values
+
+    def noted(bucket):
+        longest.append(len(bucket))
+        return read(bucket)
+
+    monkeypatch.setattr(shuffle._Bucket, "read_values", noted)
+    labels = [np.full((4, 4), number % 3, np.uint8) for number in range(12)]
+    folder(tmp_path / "source", {"train": labels})
+    data, _ = run("folder", tmp_path / "source", tmp_path / "out")
+    found = contents(data, "train")
+    assert max(longest) == 1 and sum(longest) == 12
+    assert list(found) == [f"e{number:02d}.png" for number in range(12)]
+    assert [int(image[0, 0, 0]) for image, _ in found.values()] == list(range(12))
+
+
+def grey16():
+    return original_archives.encoded(Image.new("I;16", (4, 3)))
+
+
+ADE = "ADEChallengeData2016/{}/training/ADE_train_00000002.{}"
+LABEL_PATH, IMAGE_PATH = ADE.format("annotations", "png"), ADE.format("images", "jpg")
+FAULTS = {
+    "stray value": (LABEL_PATH, original_archives.encoded(LABEL + np.uint8(1)),
+                    r"00000002.png: value 151 \(3 pixels\) is no label value of ade20k"),
+    "16-bit label": (LABEL_PATH, grey16(), "00000002.png: 16-bit grey PNG"),
+    "label of another size": (LABEL_PATH, original_archives.encoded(LABEL[:, :3]), r"00000002.png is 3x3, its image .* 4x3"),
+    "label cut off": (LABEL_PATH, original_archives.encoded(LABEL)[:50], "00000002.png: damaged PNG"),
+    "image cut off": (IMAGE_PATH, original_archives.encoded(original_archives.picture(1), "JPEG")[:300], "00000002.jpg: not a readable"),
+    "no label": (LABEL_PATH, None, "image without label: .*ADE_train_00000002.jpg"),
+    "no image": (IMAGE_PATH, None, "label without image: .*ADE_train_00000002.png"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("form", ["tree", "zip"])
+def test_faults_are_named_and_nothing_is_left(tmp_path, fault, form):
+    path, content, message = FAULTS[fault]
+    members = original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}) | {path: content}
+    members = {name: stored for name, stored in members.items() if stored is not None}
+    source = tmp_path / "source"
+    if form == "tree":
+        original_archives.write_tree(source, members)
+    else:
+        source.mkdir()
+        original_archives.write_zip(source / "ADEChallengeData2016.zip", members)
+    with pytest.raises(DataError, match=message) as error:
+        run("ade20k", source, tmp_path / "out")
+    assert f"{source}/ADEChallengeData2016" in str(error.value)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="no directory .*out"):
+        registry.open_split(Data(name="ade20k", directory=str(tmp_path / "out")), "train")
+
+
+def test_archives_missing_cut_off_or_wrong(tmp_path):
+    attempt = functools.partial(run, "ade20k", tmp_path, tmp_path / "out")
+    with pytest.raises(DataError, match=f"no ADEChallengeData2016.zip in {tmp_path}, nor an extracted tree"):
+        attempt()
+    path = original_archives.write_zip(tmp_path / "ADEChallengeData2016.zip", original_archives.ade20k({"train": [LABEL] * 3}))
+    with pytest.raises(DataError, match="no images/validation/NAME.jpg in .*ADEChallengeData2016.zip"):
+        attempt()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(DataError, match="ADEChallengeData2016.zip is damaged or not whole: File is not a zip file"):
+        attempt()
+    original_archives.write_zip(path, {"ADE20K_2021_17_01/index.txt": b""})
+    with pytest.raises(DataError, match="no images/training/NAME.jpg"):
+        attempt()
+    # One byte of a picture, whose checksum tells.
+    members = original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]})
+    original_archives.write_zip(path, members)
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo(IMAGE_PATH).header_offset
+    stored = bytearray(path.read_bytes())
+    stored[offset + 200] ^= 255
+    path.write_bytes(stored)
+    with pytest.raises(DataError, match=f"ADEChallengeData2016.zip: {IMAGE_PATH} cannot be read: "):
+        attempt()
+    assert not (tmp_path / "out").exists()
+
+
+def test_counts_names_and_places(tmp_path):
+    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    with pytest.raises(DataError, match="ade20k train: 3 of 20210 pairs; with --subset"):
+        run("ade20k", source, tmp_path / "out", subset=False)
+    with pytest.raises(DataError, match="unknown data set to prepare 'ade'. Did you mean ade20k"):
+        run("ade", source, tmp_path / "out")
+    with pytest.raises(DataError, match="unknown split of ade20k 'vla'. Did you mean val"):
+        run("ade20k", source, tmp_path / "out", ["vla"])
+    with pytest.raises(DataError, match="no directory .*nowhere; --source names"):
+        run("ade20k", tmp_path / "nowhere", tmp_path / "out")
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(DataError, match="cannot prepare ade20k in .*: Not a directory"):
+        run("ade20k", source, blocked / "out")
+
+
+def test_more_than_published_is_another_version(tmp_path, monkeypatch):
+    record = registry.DATASETS["ade20k"]
+    monkeypatch.setitem(registry.DATASETS, "ade20k", dataclasses.replace(record, published={"train": 2}))
+    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    with pytest.raises(DataError, match="ade20k train: 3 of 2 pairs$"):
+        run("ade20k", source, tmp_path / "out")
+
+
+def test_a_disk_too_full_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match="needs .* GB on the disk of .*, where 1e-07 GB are free"):
+        run("ade20k", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.rglob("*tfrecord*"))
+
+
+def interrupted(tmp_path, monkeypatch, source):
+    """Prepare until the first pair of val, and return the names of all files that were examined on the second try."""
+    examine, seen = diagnosis.examine, []
+
+    def fail(record, split, index):
+        if "validation" in split.names[index]:
+            raise KeyboardInterrupt
+        return examine(record, split, index)
+
+    def note(record, split, index):
+        seen.append(split.names[index].rsplit("/", 1)[1])
+        return examine(record, split, index)
+
+    monkeypatch.setattr(prepare, "examine", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run("ade20k", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(prepare, "examine", note)
+    return seen
+
+
+def test_finished_splits_are_kept(tmp_path, monkeypatch):
+    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    seen = interrupted(tmp_path, monkeypatch, source)
+    data, lines = run("ade20k", source, tmp_path / "out")
+    assert seen == ["ADE_val_00000001.jpg"] and "train was finished before and is kept" in lines
+    assert len(contents(data, "train")) == 3 and len(contents(data, "val")) == 1
+    first = files_of(tmp_path / "out")
+    _, lines = run("ade20k", source, tmp_path / "out")
+    assert len(lines) == 1 and "is there already, with train, val" in lines[0] and files_of(tmp_path / "out") == first
+
+
+def test_splits_of_a_changed_source_are_not_kept(tmp_path, monkeypatch):
+    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+    seen = interrupted(tmp_path, monkeypatch, source)
+    original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 4, "val": [LABEL]}))
+    data, _ = run("ade20k", source, tmp_path / "out")
+    assert len(seen) == 5 and len(contents(data, "train")) == 4
+
+
+def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path):
+    # Small files that take long to decode, of which val has enough for a few seconds.
+    label, image = original_archives.encoded(np.zeros((1500, 1500), np.uint8)), original_archives.encoded(
+        np.zeros((1500, 1500, 3), np.uint8), "JPEG")
+    members = original_archives.ade20k({"train": [LABEL], "val": [LABEL]})
+    for number in range(2, 200):
+        members |= {f"ADEChallengeData2016/images/validation/ADE_val_{number:08d}.jpg": image,
+                    f"ADEChallengeData2016/annotations/validation/ADE_val_{number:08d}.png": label}
+    source = original_archives.write_tree(tmp_path / "source", members)
+    process = start("kseg.data", "prepare", "ade20k", "--source", source, "--directory", tmp_path / "out", "--subset")
+    for line in process.stdout:
+        if "1/1 pairs of train" in line:
+            break
+    while not list(tmp_path.glob(".ade20k-preparing/val-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
+    for path in (source / "ADEChallengeData2016").glob("*/validation/*"):
+        if not path.stem.endswith("0001"):
+            path.unlink()
+    data, lines = run("ade20k", source, tmp_path / "out")
+    assert len(contents(data, "val")) == 1 and "train was finished before and is kept" in lines
+    assert files_of(tmp_path / "out") == [f"ade20k/{prepared.VERSION}/{name}" for name in (
+        "ade20k-train.tfrecord-00000-of-00001", "ade20k-val.tfrecord-00000-of-00001", "dataset_info.json",
+        "features.json", "index-train.txt", "index-val.txt")]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_at_once(tmp_path):
+    source = original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL], "val": [LABEL]}))
+    hidden = tmp_path / ".ade20k-preparing"
+    hidden.mkdir()
+    with (hidden / "lock").open("w") as lock:
+        prepare.fcntl.flock(lock, prepare.fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is preparing ade20k"):
+            run("ade20k", source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["records", "dataset_info.json", "index-val.txt", "a line", "a number"])
+def test_a_damaged_set_says_what_to_delete(tmp_path, damage):
+    labels = [np.zeros((4, 4), np.uint8)] * 2
+    folder(tmp_path / "source", {"val": labels})
+    data, _ = run("folder", tmp_path / "source", tmp_path / "out")
+    place = Path(prepared.find(tmp_path / "out", "folder"))
+    index = place / "index-val.txt"
+    if damage == "a line":
+        index.write_text(index.read_text().splitlines()[0] + "\n")
+    elif damage == "a number":
+        index.write_text(index.read_text().replace("0\t", "zero\t", 1))
+    elif damage == "records":
+        next(place.glob("*tfrecord*")).unlink()
+    else:
+        (place / damage).unlink()
+    with pytest.raises(DataError, match=f"{place} is damaged; delete that directory and prepare it again"):
+        registry.open_split(data, "val")
+
+
+def test_a_prepared_file_is_named_in_faults(tmp_path):
+    write(tmp_path / "source/train/images/e00.png", original_archives.picture(1))
+    write(tmp_path / "source/train/labels/e00.png", np.ones((8, 12), np.uint8))
+    (tmp_path / "source/classes.txt").write_text("sky\nground\n")
+    data, _ = run("folder", tmp_path / "source", tmp_path / "out")
+    place = Path(prepared.find(tmp_path / "out", "folder"))
+    (place / "classes.txt").write_text("0 sky\n7 ground\n")
+    with pytest.raises(DataError, match="label of .*out/folder/[0-9.]*/train/e00.png: value 1 .* is no label value"):
+        contents(data, "train")
+    assert json.loads((place / "dataset_info.json").read_text())["name"] == "folder"

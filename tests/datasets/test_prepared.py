@@ -1,0 +1,140 @@
+"""Prepared sets wherever and however they lie give the same examples as the files they were made of."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg.config import Data
+from kseg.datasets import prepared, registry
+from kseg.datasets.tfrecord import read_record, record_offsets
+from kseg.errors import DataError
+from kseg.input_pipeline import batching
+from tests.helpers import original_archives
+from tests.helpers.prepared_sets import contents, run
+from tests.helpers.shared_files import VOC2012, needs_voc2012
+from tests.helpers.small_sets import config, folder
+
+RANDOM = np.random.default_rng(0)
+LABELS = {"train": [RANDOM.integers(0, 3, (9, 11)).astype(np.uint8) for _ in range(6)],
+          "val": [np.ones((1, 3), np.uint8), np.zeros((30, 7), np.uint8)]}
+
+
+def same_batches(one, other):
+    pairs = list(zip(batching.train_batches(config(one)).take(4), batching.train_batches(config(other)).take(4)))
+    assert len(pairs) == 4
+    for first, second in pairs:
+        assert all(np.array_equal(first[key], second[key]) for key in ("image", "label", "index"))
+
+
+def test_pixels_are_those_of_the_files(tmp_path):
+    source = folder(tmp_path / "source", LABELS)
+    data, lines = run("folder", tmp_path / "source", tmp_path / "out", fast=True)
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.p?m")) == [
+        f"folder_pixels/{prepared.VERSION}/{split}/{number:08d}.{kind}"
+        for split, labels in LABELS.items() for number in range(len(labels)) for kind in ("pgm", "ppm")]
+    # Three colours and an id for each pixel, and a little more.
+    assert any(line.startswith("needs 3.") and "e-06 GB" in line for line in lines)
+    for split in LABELS:
+        assert registry.split_names(data) == ("train", "val")
+        found, files = contents(data, split), contents(source, split)
+        assert list(found) == list(files)
+        for name, (image, label) in files.items():
+            assert np.array_equal(found[name][0], image) and np.array_equal(found[name][1], label)
+    same_batches(data, source)
+
+
+def test_pixels_are_read_before_records(tmp_path):
+    folder(tmp_path / "source", LABELS)
+    data, _ = run("folder", tmp_path / "source", tmp_path / "out")
+    records = registry.open_split(data, "train")
+    assert run("folder", tmp_path / "source", tmp_path / "out", fast=True)[0] == data
+    pixels = registry.open_split(data, "train")
+    assert [name.rsplit("/")[-1] for name in pixels.names] == [name.rsplit("/")[-1] for name in records.names]
+    assert pixels.read(tf.constant(0, tf.int64))[0].numpy().startswith(b"P6\n")
+    assert not records.read(tf.constant(0, tf.int64))[0].numpy().startswith(b"P6\n")
+
+
+@pytest.mark.parametrize("form", ["zip", "tree"])
+def test_pixels_of_cityscapes(tmp_path, form):
+    pairs = {split: [(original_archives.picture(number), RANDOM.integers(0, 34, (8, 12)).astype(np.uint8))
+                     for number in range(len(original_archives.CITYSCAPES[split]))] for split in ("train", "val")}
+    images, labels = original_archives.cityscapes(pairs)
+    if form == "zip":
+        original_archives.write_zip(tmp_path / "leftImg8bit_trainvaltest.zip", images)
+        original_archives.write_zip(tmp_path / "gtFine_trainvaltest.zip", labels)
+    else:
+        original_archives.write_tree(tmp_path, images | labels)
+    data, _ = run("cityscapes", tmp_path, tmp_path / "out", ("train", "val"), fast=True)
+    for split, some in pairs.items():
+        found = contents(data, split)
+        assert len(found) == len(some)
+        for number, (image, label) in enumerate(some):
+            name = f"{original_archives.CITYSCAPES[split][number]}_{number:06d}_000019_leftImg8bit.png"
+            assert np.array_equal(found[name][0], image) and np.array_equal(found[name][1], label)
+
+
+@needs_voc2012
+def test_pixels_of_voc2012_hold_ids(tmp_path):
+    data, _ = run("voc2012", VOC2012, tmp_path / "out", ("val",), fast=True)
+    source = Data(name="voc2012", directory=str(VOC2012))
+    found, files = contents(data, "val"), contents(source, "val")
+    assert found.keys() == files.keys() and len(found) == 130
+    for name, (image, label) in list(files.items())[::10]:
+        assert np.array_equal(found[name][0], image) and np.array_equal(found[name][1], label)
+
+
+def copy(source, target):
+    for path in source.rglob("*"):
+        if path.is_file():
+            place = f"{target}/{path.relative_to(source).as_posix()}"
+            tf.io.gfile.makedirs(place.rsplit("/", 1)[0])
+            with tf.io.gfile.GFile(place, "wb") as file:
+                file.write(path.read_bytes())
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_prepared_set_is_read_at_an_address(tmp_path, fast):
+    """At one that no other library but TensorFlow's files could read."""
+    folder(tmp_path / "source", LABELS)
+    local, _ = run("folder", tmp_path / "source", tmp_path / "out", fast=fast)
+    address = f"ram://bucket/{tmp_path.name}"
+    copy(tmp_path / "out", address)
+    remote = Data(name="folder", directory=address)
+    assert registry.find(remote) == registry.find(local)
+    assert registry.open_split(remote, "train").names[0].startswith("ram://")
+    same_batches(remote, local)
+    assert len(list(batching.eval_examples(config(remote), "val"))) == 2
+
+
+@pytest.mark.parametrize("address, message", [
+    ("ram://nowhere", "camvid: no directory ram://nowhere. Get CamVid"),
+    ("ram://there", "ram://there holds no prepared camvid, and only such are read from there"),
+    ("unheard://of", "camvid: no directory unheard://of")])
+def test_an_address_without_a_prepared_set(address, message):
+    tf.io.gfile.makedirs("ram://there")
+    with pytest.raises(DataError, match=message):
+        registry.open_split(Data(name="camvid", directory=address), "train")
+
+
+def test_records_are_found_in_any_order(tmp_path):
+    values = [bytes([number]) * length for number, length in enumerate((0, 1, 300_000, 7))]
+    path = str(tmp_path / "a.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for value in values:
+            writer.write(value)
+    offsets = list(record_offsets(path))
+    for number in (2, 0, 3, 1):
+        assert read_record(tf.constant(path), tf.constant(offsets[number], tf.int64)).numpy() == values[number]
+
+
+def test_a_changed_byte_in_a_record_is_seen(tmp_path):
+    source = folder(tmp_path / "source", LABELS)
+    data, _ = run("folder", tmp_path / "source", tmp_path / "out")
+    [path] = (tmp_path / "out").rglob("*train.tfrecord*")
+    stored = bytearray(path.read_bytes())
+    offset = list(record_offsets(str(path)))[2]
+    stored[offset + 60] ^= 1
+    path.write_bytes(stored)
+    with pytest.raises(DataError, match="e02.png or its label .* cannot be read: .*corrupted record"):
+        contents(data, "train")
+    assert len(contents(source, "train")) == 6

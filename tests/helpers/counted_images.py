@@ -1,0 +1,58 @@
+"""A small set of pictures of many sizes, a model with lively scores, and the counts of both by plain loops."""
+
+import keras
+import numpy as np
+
+from kseg import models
+from kseg.config import Config, Evaluate, Model, sections
+from kseg.inference.prediction import predictor
+from tests.helpers import small_sets
+
+CLASSES = 3
+SETTINGS = {"whole": Evaluate(), "resized": Evaluate(resize=(48, 80)),
+            "windows": Evaluate(window=(32, 40), stride=(20, 24)),
+            "several scales": Evaluate(scales=(0.5, 1.25), flip=True)}
+
+
+def write(directory, count):
+    """Write a split "val" of that many pictures, all sizes different, with void and an image without any label."""
+    generator = np.random.default_rng(7)
+    for index in range(count):
+        size = tuple(int(side) for side in generator.integers(20, 70, 2))
+        label = generator.choice([0, 1, 1, 255], (size[0] // 5 + 1, size[1] // 5 + 1)).repeat(5, 0).repeat(5, 1)
+        label = label[:size[0], :size[1]]
+        if index == 2:
+            label[:] = 255
+        image = generator.integers(0, 256, (*size, 3)).astype(np.uint8)
+        small_sets.example(directory, "val", f"e{index:02d}", label, image)
+    (directory / "classes.txt").write_text("sky\nground\nnever\n")
+
+
+def config(directory, evaluate):
+    return Config(data=sections.Data(name="folder", directory=str(directory)), evaluate=evaluate,
+                  model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=0))
+
+
+def model(settings):
+    """Return a tiny model whose classes differ from pixel to pixel; made under a strategy's scope if there is one."""
+    keras.utils.set_random_seed(5)
+    made = models.build(settings.model, CLASSES)
+    layer = made.get_layer("decode_head.conv_seg")
+    kernel, bias = layer.get_weights()
+    layer.set_weights([np.random.default_rng(1).normal(0, 20, kernel.shape), bias])
+    return made
+
+
+def slow_tables(settings, images, labels):
+    """Return (confusion matrix (C, C), hits, truth, predicted (N, C)): every pixel looked at by itself."""
+    predict = predictor(model(settings), settings)
+    matrix = np.zeros((CLASSES, CLASSES), np.int64)
+    tables = np.zeros((3, len(images), CLASSES), np.int64)
+    for index, (image, label) in enumerate(zip(images, labels)):
+        for truth, prediction in zip(label.ravel(), predict(image).ravel()):
+            if truth != 255:
+                matrix[truth, prediction] += 1
+                tables[0, index, truth] += truth == prediction
+                tables[1, index, truth] += 1
+                tables[2, index, prediction] += 1
+    return matrix, *tables

@@ -1,0 +1,30 @@
+"""Counts a folder on virtual devices, or as one of several hosts, and writes the counts to a file.
+
+Run in a process of its own, since devices have to be made before the first tensor:
+python -m tests.helpers.replica_counts DIRECTORY REPLICAS SETTING OUT
+"""
+
+import sys
+
+import numpy as np
+
+from kseg.distributed import hosts
+from kseg.evaluation.counter import Counter
+from tests.helpers import counted_images
+
+
+def main(directory, replicas, setting, out):
+    strategy = hosts.claim(int(replicas))
+    settings = counted_images.config(directory, counted_images.SETTINGS[setting])
+    with strategy.scope():
+        model = counted_images.model(settings)
+    counter = Counter(model, settings, counted_images.CLASSES, strategy)
+    # Twice: the second count begins at nothing.
+    first, counts = counter.count("val"), counter.count("val")
+    assert (first.bands == counts.bands).all()
+    if hosts.is_chief(strategy):
+        np.savez(out, replicas=strategy.num_replicas_in_sync, **counts._asdict())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

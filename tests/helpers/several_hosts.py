@@ -1,0 +1,68 @@
+"""Starts a command as several hosts on this machine, each a process of its own, and waits for them."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kseg.distributed.launcher import free_ports
+from kseg.distributed.tf_config import text_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Hosts:
+    """Some hosts that have been started; `outputs` are the files that they print to."""
+
+    def __init__(self, module, arguments, directory):
+        """Start `python -m MODULE ARGUMENTS`, a list of arguments for each host, with outputs in a new directory."""
+        directory.mkdir()
+        addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(len(arguments)))
+        self.outputs = [directory / f"host {index}.txt" for index in range(len(arguments))]
+        self.processes = []
+        for index, each in enumerate(arguments):
+            with self.outputs[index].open("wb") as output:
+                self.processes.append(subprocess.Popen(
+                    [sys.executable, "-m", module, *map(str, each)], stdout=output, stderr=subprocess.STDOUT,
+                    env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
+                                      "TF_CONFIG": text_of(addresses, index)}))
+
+    def wait(self, seconds=300):
+        """Return (exit statuses, outputs, times of ending) as soon as all have ended."""
+        ends = {}
+
+        def ended():
+            for index, process in enumerate(self.processes):
+                if process.poll() is not None:
+                    ends.setdefault(index, time.monotonic())
+            return len(ends) == len(self.processes)
+
+        self._until(ended, "end", seconds)
+        return ([process.returncode for process in self.processes], [output.read_text() for output in self.outputs],
+                [ends[index] for index in range(len(ends))])
+
+    def wait_for(self, condition, what, seconds=300):
+        """Wait until a condition is true, while all hosts run."""
+        self._until(lambda: condition() or any(process.poll() is not None for process in self.processes), what, seconds)
+        if not condition():
+            self._give_up(what)
+
+    def _until(self, condition, what, seconds):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                self._give_up(what)
+            time.sleep(0.02)
+
+    def _give_up(self, what):
+        self.close()
+        raise AssertionError("\n".join([f"no {what}", *(output.read_text() for output in self.outputs)]))
+
+    def close(self):
+        """Kill those that still run."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()

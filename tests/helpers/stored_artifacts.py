@@ -1,0 +1,29 @@
+"""Artifacts and executors of the pipeline in tests, without the metadata around them."""
+
+import json
+
+from pipeline.components import ingest
+
+RUNNER = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+
+
+def artifact(kind, place, number=1, **properties):
+    """Return an artifact of a TFX type in a new directory."""
+    result = kind()
+    result.uri, result.id = str(place), number
+    place.mkdir(parents=True, exist_ok=True)
+    for key, value in properties.items():
+        (result.set_int_custom_property if isinstance(value, int) else result.set_string_custom_property)(key, value)
+    return result
+
+
+def ingested(data, place, splits=("train", "val"), largest=0.0, per_shard=2, flags=(RUNNER,)):
+    """Ingest a data set as the component does, and return the artifact."""
+    from tfx.types import standard_artifacts
+
+    examples = artifact(standard_artifacts.Examples, place)
+    ingest.Executor(ingest.Executor.Context(beam_pipeline_args=list(flags))).Do({}, {"examples": [examples]}, {
+        "data": json.dumps({"name": data.name, "directory": data.directory}), "splits": json.dumps(splits),
+        "fingerprint": ingest.fingerprint(data, tuple(splits)), "span": 3, "images_per_shard": per_shard,
+        "largest_unreadable_share": largest})
+    return examples

@@ -1,0 +1,78 @@
+"""Extra layers: what they do to colours, that they leave the label alone, and that their draws are the step's."""
+
+import builtins
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg.errors import ConfigError
+from kseg.input_pipeline import batching, kerascv_augmentations
+from tests.helpers.small_sets import config, folder
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3)).astype(np.float32)
+
+
+def changed(name, count=6, start=0, threads=1):
+    change = kerascv_augmentations.build((name,))
+    seeds = tf.data.Dataset.range(start, count).map(lambda step: tf.stack([3, tf.cast(step, tf.int32)]))
+    return [image.numpy() for image in seeds.map(lambda seed: change(IMAGE, seed), num_parallel_calls=threads)]
+
+
+def test_layers_draw_by_step_alone_and_smooth():
+    pytest.importorskip("keras_cv")
+    for name in kerascv_augmentations.LAYERS:
+        images = changed(name)
+        assert len({image.tobytes() for image in images}) > 3
+        assert all((image == again).all() for image, again in zip(images[2:], changed(name, 6, 2, 4), strict=True))
+        for image in images:
+            assert image.shape == IMAGE.shape and (image == np.round(image)).all()
+            assert 0 <= image.min() and image.max() <= 255 and image[1:-1, 1:-1].std() <= IMAGE[1:-1, 1:-1].std() + 0.5
+        assert min(image.std() for image in images) < 0.9 * IMAGE.std()
+
+
+def test_batches_get_them_and_labels_stay(tmp_path):
+    pytest.importorskip("keras_cv")
+    label = np.random.default_rng(1).integers(0, 3, (8, 8))
+    settings = config(folder(tmp_path, {"train": [label] * 2}))
+    for index in range(2):
+        tf.io.write_file(str(tmp_path / f"train/images/e{index:02d}.png"),
+                         tf.io.encode_png(tf.constant(IMAGE[:8, :8], tf.uint8)))
+    extra = dataclasses.replace(settings, augment=dataclasses.replace(settings.augment, extra=("gaussian_blur",)))
+    (plain,), (blurred,) = (list(batching.train_batches(case).take(1)) for case in (settings, extra))
+    assert (plain["label"].numpy() == blurred["label"].numpy()).all()
+    assert (plain["image"].numpy() != blurred["image"].numpy()).mean() > 0.2
+
+
+def test_they_can_be_built_where_training_is_deterministic():
+    pytest.importorskip("keras_cv")
+    # In a process of its own: TensorFlow has no way back from this setting.
+    subprocess.run([
+        sys.executable, "-c", "import tensorflow as tf\n"
+        "tf.config.experimental.enable_op_determinism()\n"
+        "from kseg import extra_augmentations\n"
+        "change = extra_augmentations.build(tuple(extra_augmentations.LAYERS))\n"
+        "assert change(tf.zeros((4, 5, 3)), tf.constant([0, 1])).shape == (4, 5, 3)"],
+        check=True)
+
+
+def test_unknown_layers_are_refused():
+    with pytest.raises(ConfigError, match="unknown layer in augment.extra 'gausian_blur'. Did you mean gaussian_blur"):
+        kerascv_augmentations.build(("gausian_blur",))
+
+
+def test_without_keras_cv_the_extra_is_named(monkeypatch):
+    honest = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name == "keras_cv":
+            raise ImportError("No module named 'keras_cv'")
+        return honest(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"augment.extra needs KerasCV, which the extra \[dev\] installs"):
+        kerascv_augmentations.build(("sharpness",))
+    assert kerascv_augmentations.build(()) is not None

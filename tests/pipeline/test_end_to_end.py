@@ -1,0 +1,172 @@
+"""The pipeline from end to end on the synthetic set: killed, run to its end, cached, refused, and served."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from kseg.datasets import registry
+from kseg.evaluation.counter import Counter
+from kseg.inference import trained_model
+from kseg.inference.prediction import predictor
+from pipeline import history, run_local
+from tests.helpers.running import ROOT, run, run_here, start
+
+NODES = ("Ingest", "Examiner", "Trainer", "Evaluator", "Validator", "Pusher")
+SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
+         "train.global_batch=2", "train.steps=8", "train.log_every=1", "train.checkpoint_every=2",
+         "train.validate_every=8", "export.warmup_batches=1"]
+
+
+def states(output):
+    """Return {component: state} of the table that a run prints."""
+    return {words[0]: words[1] for words in map(str.split, output.splitlines())
+            if len(words) > 1 and words[0] in NODES}
+
+
+def arguments(root, shapes_directory, *more):
+    return ["--config", "encnet_shapes", "--root", root, "--images-per-bundle", "5", "--images-per-shard", "20",
+            "--set", *SMALL, f"data.directory={shapes_directory}", *more]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def killed(root, shapes_directory):
+    """A run that was killed in its training, after a checkpoint; the directory it leaves."""
+    process = start("pipeline.run_local", *arguments(root, shapes_directory))
+    until = time.monotonic() + 500
+    while not list(root.glob("training/*/checkpoints/step-*.index")):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(root):
+    """A server that watches the directory which versions are pushed to, before there is any; its gRPC channel."""
+    (root / "serving").mkdir()
+    address = root / "socket"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving.server", "--model_name=shapes", f"--model_base_path={root / 'serving'}",
+         "--port=0", f"--grpc_socket_path={address}", "--grace_seconds=1", "--drain_seconds=0"], cwd=ROOT)
+    with grpc.insecure_channel(f"unix:{address}") as channel:
+        yield channel
+    process.terminate()
+    process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def finished(killed, server, shapes_directory):
+    """The same command again: (directory, what it printed)."""
+    output = run("pipeline.run_local", *arguments(killed, shapes_directory))
+    return killed, output
+
+
+def versions(root):
+    return sorted(int(path.name) for path in (root / "serving").iterdir() if path.name.isdigit())
+
+
+def answer(channel, request):
+    """Return a server's answer as soon as it has a version."""
+    stub, until = prediction_service_pb2_grpc.PredictionServiceStub(channel), time.monotonic() + 200
+    while True:
+        try:
+            return stub.Predict(request, timeout=60)
+        except grpc.RpcError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
+
+
+def trained(root):
+    (place,) = sorted(root.glob("artifacts/Trainer/model/*/Format-TFMA"))[:1]
+    return trained_model.load_trained(place)
+
+
+def test_a_killed_run_is_continued(finished):
+    root, output = finished
+    assert states(output) == dict.fromkeys(NODES, "done") | {"Ingest": "cached", "Examiner": "cached"}
+    assert re.search(r"continuing at step [2468] of 8", output)
+    assert re.search(r"Trainer .* cut off the time before", output)
+    (version,) = versions(root)
+    assert f"pushed: {root / 'serving' / str(version)}" in output
+    assert [path.name for path in (root / "serving").iterdir()] == [str(version)]
+    card = (root / "serving" / str(version) / "model_card.md").read_text(encoding="utf-8")
+    assert "80 examples, 0 left out" in card and "mIoU" in card and '"steps": 8' in card
+    assert not list((root / "training").iterdir())
+    assert list(root.glob("artifacts/Trainer/model_run/*/tensorboard/*"))
+
+
+def test_counts_are_those_of_an_evaluation_of_the_source(finished, shapes_directory):
+    root, _ = finished
+    model, config, _ = trained(root)
+    source = dataclasses.replace(config.data, name="shapes", directory=str(shapes_directory))
+    config = dataclasses.replace(config, data=source)
+    counts = Counter(model, config, 7, tf.distribute.get_strategy()).count("val")
+    (place,) = root.glob("artifacts/Evaluator/evaluation/*")
+    bands, matrix = np.load(place / "bands.npy"), np.load(place / "confusion.npy")
+    assert bands.dtype == matrix.dtype == np.int64
+    np.testing.assert_array_equal(bands, counts.bands)
+    np.testing.assert_array_equal(matrix, counts.matrix)
+    images = np.load(place / "per_image.npz")
+    for name in ("hits", "truth", "predicted"):
+        np.testing.assert_array_equal(images[name], getattr(counts, name))
+    assert (place / "report.html").stat().st_size > 10_000
+
+
+def test_a_server_picks_the_version_up(finished, server, shapes_directory):
+    root, _ = finished
+    model, config, _ = trained(root)
+    split = registry.open_split(dataclasses.replace(config.data, name="shapes", directory=str(shapes_directory)), "val")
+    encoded = split.read(tf.constant(3, tf.int64))[0].numpy()
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "shapes"
+    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([encoded]))
+    found = answer(server, request)
+    assert found.model_spec.version.value == versions(root)[-1]
+    ids = tf.io.decode_png(tf.make_ndarray(found.outputs["png_bytes"])[0]).numpy()[..., 0]
+    assert np.mean(ids != predictor(model, config)(tf.io.decode_png(encoded).numpy())) < 0.001
+
+
+def test_a_second_run_is_cached(finished, shapes_directory, capsys, monkeypatch):
+    root, _ = finished
+    before = versions(root)
+    # TFX reads the process's arguments.
+    monkeypatch.setattr(sys, "argv", ["run_local"])
+    output = run_here(run_local.main, arguments(root, shapes_directory), capsys)
+    assert states(output) == dict.fromkeys(NODES, "cached")
+    assert versions(root) == before
+
+
+def test_a_worse_model_is_refused(finished, shapes_directory, capsys, monkeypatch):
+    root, _ = finished
+    before = versions(root)
+    monkeypatch.setattr(sys, "argv", ["run_local"])
+    worse = arguments(root, shapes_directory, "train.steps=1", "train.learning_rate=1e-6",
+                      "train.end_learning_rate=1e-7")
+    output = run_here(run_local.main, [*worse, "--epsilon", "0.001"], capsys, status=1)
+    assert states(output) == {"Ingest": "cached", "Examiner": "cached"} | dict.fromkeys(NODES[2:], "done")
+    assert re.search(r"mIoU \d+\.\d\d is more than 0.10 below the blessed model's \d+\.\d\d", output)
+    assert re.search(r"^  background +\d+\.\d\d +\d+\.\d\d +-\d+\.\d\d$", output, re.MULTILINE)
+    assert versions(root) == before
+    told = run_here(history.main, ["--root", root], capsys)
+    assert told.count("pushed: nothing") == 2 and told.count(f"pushed: {root}") == 2
+    assert "not blessed:" in told and "Trainer running" in told
+    lineage = run_here(history.main, ["--root", root, "--version", before[-1]], capsys)
+    assert re.search(r"80 images of .*shapes.*fingerprint [0-9a-f]{32}", lineage)
+    assert '"steps": 8' in lineage

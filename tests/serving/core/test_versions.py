@@ -1,0 +1,121 @@
+"""Versions that fail or hang: what is tried again, what is told of them, and that the others go on."""
+
+import threading
+import time
+
+import grpc
+
+from serving.core import versions
+from serving.core.manager import Models
+from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, Settings
+from tests.helpers.swapped_versions import PATIENCE, QUICK, Model, answers, config, entry, eventually, spec, states
+
+
+def test_a_broken_version_is_tried_again_and_then_listed_with_its_error(disk, serve):
+    disk.publish(1)
+    models = serve(Settings(poll_seconds=0.02, load_retries=2, retry_seconds=0.02))
+    disk.broken.add(2)
+    disk.publish(2)
+    eventually(lambda: states(models) == {2: END, 1: AVAILABLE})
+    status = models.statuses(spec())[0]
+    assert (status.code, status.message) == (grpc.StatusCode.NOT_FOUND, "no model in 2")
+    assert disk.events == [("loaded", 1)] + [("failed", 2)] * 3 and answers(models) == 1
+    assert [hook[2].message for hook in disk.hooks[1:]] == ["no model in 2"] * 3
+    # It is not tried again, and the next version takes over.
+    time.sleep(5 * QUICK.poll_seconds)
+    disk.publish(3)
+    eventually(lambda: states(models) == {3: AVAILABLE, 2: END, 1: END})
+    assert disk.events.count(("failed", 2)) == 3
+    assert models.statuses(spec(version=2))[0].message == "no model in 2"
+
+
+def test_a_version_that_is_copied_slowly_is_loaded_when_it_is_there(disk, serve):
+    disk.publish(1)
+    models = serve(Settings(poll_seconds=0.02, load_retries=1000, retry_seconds=0.02))
+    (disk.base / "2").mkdir()
+    eventually(lambda: disk.events.count(("failed", 2)) >= 2)
+    assert states(models) == {2: LOADING, 1: AVAILABLE}
+    (disk.base / "2" / "content").write_text("good")
+    eventually(lambda: states(models) == {2: AVAILABLE, 1: END})
+    assert models.statuses(spec())[0].message == ""
+
+
+def test_waiting_for_a_retry_holds_up_no_other_version_and_ends_with_the_directory(disk, serve):
+    disk.publish(1)
+    models = serve(Settings(poll_seconds=0.02, load_retries=5, retry_seconds=3600))
+    disk.broken.add(2)
+    disk.publish(2)
+    eventually(lambda: ("failed", 2) in disk.events)
+    disk.publish(3)
+    eventually(lambda: states(models) == {3: AVAILABLE, 2: END, 1: END})
+    assert models.statuses(spec(version=2))[0].message == "no model in 2"
+
+
+def test_another_directory_of_a_version_is_told_once(disk, serve, caplog):
+    # Whatever level another test has given to all logs.
+    caplog.set_level("WARNING", "serving")
+    disk.publish("01")
+    models = serve(Settings(poll_seconds=0))
+    # The same number, under a name that is preferred.
+    disk.publish("1")
+    for _ in range(3):
+        models.reload(config(entry(disk.base)))
+    assert [record.getMessage() for record in caplog.records].count(
+        "another directory of a version is not looked at") == 1
+    assert states(models) == {1: AVAILABLE}
+
+
+def test_an_unexpected_error_of_a_load_is_that_versions_alone(disk, serve):
+    def load(name, version, directory):
+        if version == 2:
+            raise ZeroDivisionError("what a surprise")
+        return disk.load(name, version, directory)
+
+    disk.publish(1)
+    models = serve(load=load)
+    disk.publish(2)
+    eventually(lambda: states(models) == {2: END, 1: AVAILABLE})
+    status = models.statuses(spec(version=2))[0]
+    assert (status.code, status.message) == (grpc.StatusCode.INTERNAL, "ZeroDivisionError: what a surprise")
+
+
+def test_a_hook_that_fails_keeps_no_version_from_being_served(disk):
+    def mistaken(*arguments):
+        raise ZeroDivisionError
+
+    disk.publish(1)
+    models = Models(QUICK, disk.load, mistaken, mistaken)
+    models.start(config(entry(disk.base)))
+    disk.publish(2)
+    eventually(lambda: states(models) == {2: AVAILABLE, 1: END})
+    models.stop(PATIENCE)
+    assert disk.events[-1] == ("closed", 2)
+
+
+def test_versions_are_swapped_where_no_thread_can_be_started(disk, serve, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    disk.publish(1)
+    models = serve()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    disk.publish(2)
+    eventually(lambda: states(models) == {2: AVAILABLE, 1: END})
+
+
+def test_requests_go_on_while_a_load_a_listing_and_a_close_hang(disk, serve, monkeypatch):
+    disk.publish(1)
+    models, hanging, closing, listed = serve(), threading.Event(), threading.Event(), versions.versions_in
+    disk.held[2] = hanging
+    disk.publish(2)
+    eventually(lambda: states(models).get(2) == LOADING)
+    monkeypatch.setattr(versions, "versions_in", lambda path: hanging.wait(PATIENCE) and listed(path))
+    monkeypatch.setattr(Model, "close", lambda self: closing.wait(PATIENCE))
+    time.sleep(3 * QUICK.poll_seconds)
+    assert answers(models) == 1 and states(models) == {2: LOADING, 1: AVAILABLE}
+    hanging.set()
+    eventually(lambda: states(models) == {2: AVAILABLE, 1: UNLOADING})
+    disk.publish(3)
+    eventually(lambda: answers(models) == 3)
+    closing.set()
+    eventually(lambda: states(models) == {3: AVAILABLE, 2: END, 1: END})

@@ -1,0 +1,293 @@
+"""The REST API over a real server, asked by plain HTTP clients."""
+
+import base64
+import gzip
+import io
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from kseg.errors import UserError
+from serving.config.flags import Options
+from serving.rest_api import app
+from tests.helpers import running_servers, small_servables
+from tests.helpers.rest_clients import Client
+
+PREDICT = "/v1/models/seg:predict"
+METRICS = "/metrics/of/mine"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    base = tmp_path_factory.mktemp("models")
+    small_servables.segmentation(base / "seg", 3)
+    small_servables.half_plus_two(base / "half", 1)
+    small_servables.half_plus_two(base / "half", 2, add=3.0)
+    (base / "models.config").write_text(f"""model_config_list {{
+        config {{ name: "seg" base_path: "{base}/seg" model_platform: "tensorflow" }}
+        config {{ name: "half & half" base_path: "{base}/half" model_platform: "tensorflow"
+                  model_version_policy {{ all {{}} }}
+                  version_labels {{ key: "stable one" value: 1 }} }} }}""")
+    (base / "monitoring.config").write_text(f'prometheus_config {{ enable: true path: "{METRICS}" }}')
+    options = replace(running_servers.QUICK, rest_api_port=-1, model_config_file=str(base / "models.config"),
+                      monitoring_config_file=str(base / "monitoring.config"), max_request_bytes=8 << 20,
+                      allow_version_labels_for_unavailable_models=True, page=False)
+    with running_servers.running(options) as server:
+        yield server.rest_port
+
+
+@pytest.fixture
+def client(port):
+    return Client(port)
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+
+
+def encoded(pixels, form="png"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+def in_json(*strings):
+    return {"instances": [{"b64": base64.b64encode(each).decode()} for each in strings]}
+
+
+def decoded(answer):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["b64"]))))
+
+
+def test_status_of_all_versions_and_of_one(client):
+    status, answer = client.ask("GET", "/v1/models/half%20%26%20half")
+    assert status == 200 and client.headers["Content-Type"] == "application/json"
+    ok = {"error_code": "OK", "error_message": ""}
+    versions = [{"version": version, "state": "AVAILABLE", "status": ok} for version in ("2", "1")]
+    assert json.loads(answer) == {"model_version_status": versions}
+    assert json.loads(client.ask("GET", "/V1/Models/half%20%26%20half/Versions/1")[1]) == {
+        "model_version_status": versions[1:]}
+    assert client.ask("GET", "/v1/models/seg/versions/9") == (
+        404, b'{"error": "Could not find version 9 of model seg"}')
+    assert client.ask("GET", "/v1/models/nobody") == (
+        404, b'{"error": "Could not find any versions of model nobody"}')
+    assert client.ask("GET", "/v1/models") == (400, b'{"error": "Missing model name in request."}')
+
+
+def test_metadata_are_all_signatures(client):
+    status, answer = client.ask("GET", "/v1/models/seg/metadata")
+    found = json.loads(answer)
+    assert status == 200 and found["model_spec"] == {"name": "seg", "signature_name": "", "version": "3"}
+    signatures = found["metadata"]["signature_def"]["signature_def"]
+    assert set(signatures) >= {"serving_default", "predict_map", "predict_tensor", "serve_tf_examples"}
+    assert signatures["predict_tensor"]["inputs"]["image"]["dtype"] == "DT_UINT8"
+    assert signatures["predict_tensor"]["inputs"]["image"]["tensor_shape"]["dim"] == [
+        {"name": "", "size": size} for size in ("-1", "-1", "-1", "3")]
+    for path in ("half%20%26%20half/versions/1", "half%20%26%20half/labels/stable%20one"):
+        assert json.loads(client.ask("GET", f"/v1/models/{path}/metadata")[1])["model_spec"]["version"] == "1"
+    assert client.ask("GET", "/v1/models/nobody/metadata") == (
+        404, b'{"error": "Servable not found for request: Latest(nobody)"}')
+
+
+def test_pictures_in_class_maps_out_in_all_forms(client, picture):
+    small = picture[:9, :11]
+    expected = [small_servables.ids_of(each) for each in (picture, small)]
+    status, answer = client.post(PREDICT, in_json(encoded(picture), encoded(small)))
+    assert status == 200
+    for row, ids in zip(answer["predictions"], expected, strict=True):
+        np.testing.assert_array_equal(decoded(row["png_bytes"]), ids)
+        assert row["size"] == list(ids.shape)
+    _, columns = client.post(PREDICT, {"inputs": {"image_bytes": in_json(encoded(picture))["instances"]}})
+    assert columns["outputs"]["png_bytes"] == [answer["predictions"][0]["png_bytes"]]
+    _, pixels = client.post(PREDICT, {"signature_name": "predict_tensor", "instances": [picture.tolist()]})
+    np.testing.assert_array_equal(pixels["predictions"], [expected[0]])
+
+
+def test_floats_versions_and_labels(client):
+    body = {"instances": [1.0, 2.0, 5.0]}
+    for path, expected in (("", [3.5, 4.0, 5.5]), ("/versions/1", [2.5, 3.0, 4.5]), ("/versions/2", [3.5, 4.0, 5.5]),
+                           ("/labels/stable%20one", [2.5, 3.0, 4.5])):
+        assert client.post(f"/v1/models/half%20%26%20half{path}:predict", body) == (200, {"predictions": expected})
+    # Text, not only values.
+    assert client.ask("POST", "/v1/models/half%20%26%20half:PREDICT", {"inputs": [1]})[1] == b'{"outputs":[3.5]}'
+
+
+def test_classify_and_regress(client):
+    path, examples = "/v1/models/half%20%26%20half/versions/1", [{"x": 1.0}, {"x": 2.0}]
+    assert client.post(f"{path}:classify", {"signature_name": "classify_x_to_y", "examples": examples}) == (
+        200, {"results": [[["", 2.5]], [["", 3.0]]]})
+    assert client.post(f"{path}:regress", {"signature_name": "regress_x_to_y", "examples": examples}) == (
+        200, {"results": [2.5, 3.0]})
+    status, answer = client.post("/v1/models/seg:classify", {"examples": examples})
+    assert status == 400 and "classification" in answer["error"]
+
+
+@pytest.mark.parametrize(("method", "path"), [
+    ("GET", PREDICT), ("POST", "/v1/models/seg"), ("POST", "/v1/models/seg:guess"), ("GET", "/v1/models/seg/"),
+    ("DELETE", "/v1/models/seg"), ("PUT", PREDICT), ("OPTIONS", PREDICT), ("GET", "/v1/models/seg/versions/x"),
+    ("GET", "/v1/models/a/b"), ("POST", "/v1/models/seg/versions/1/labels/a:predict"), ("GET", "/v1/")])
+def test_malformed_requests(client, method, path):
+    assert client.ask(method, path) == (400, json.dumps({"error": f"Malformed request: {method} {path}"}).encode())
+
+
+def test_other_paths_are_not_found_and_say_nothing(client):
+    for path in ("/", "/v1", "/v2/models/seg", "/favicon.ico", "/monitoring/prometheus/metrics"):
+        assert client.ask("GET", path) == (404, b"")
+
+
+def bomb():
+    """A PNG of 40000 x 40000 pixels in a few bytes."""
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+
+
+def bad_inputs(picture):
+    tensor = {"signature_name": "predict_tensor"}
+    jpeg = encoded(picture, "jpeg")
+    return [
+        (PREDICT, in_json(b"just text, no picture"), 400, "neither a JPEG nor a PNG"),
+        (PREDICT, in_json(jpeg[:len(jpeg) // 2]), 400, ""),
+        (PREDICT, in_json(bomb()), 400, "at most this many are taken"),
+        (PREDICT, {"instances": []}, 400, "No values in 'instances' array"),
+        (PREDICT, tensor | {"instances": np.zeros((1, 0, 5, 3)).tolist()}, 400, ""),
+        (PREDICT, b"{", 400, "JSON Parse error: Missing a name for object member. at offset: 1"),
+        (PREDICT, b"", 400, "JSON Parse error: The document is empty"),
+        (PREDICT, b"[" * 1_000_000, 400, "nested too deeply"),
+        (PREDICT, b'{"signature_name": "\\ud800", "instances": [1]}', 400, "surrogate pair"),
+        ("/v1/models/nobody:predict", {"instances": [1]}, 404, "Servable not found for request: Latest(nobody)"),
+        ("/v1/models/seg/versions/9:predict", {"instances": [1]}, 404,
+         "Servable not found for request: Specific(seg, 9)"),
+        ("/v1/models/seg/versions/0:predict", {"instances": [1]}, 404,
+         "Servable not found for request: Specific(seg, 0)"),
+        ("/v1/models/seg/versions/9223372036854775808:predict", {"instances": [1]}, 400,
+         "Failed to convert version: 9223372036854775808 to numeric."),
+        (f"/v1/models/seg/versions/{'9' * 5000}:predict", {"instances": [1]}, 400, "Failed to convert version: 9999"),
+        ("/v1/models/seg/labels/none:predict", {"instances": [1]}, 400,
+         "Unrecognized servable version label: none"),
+        (PREDICT, {"signature_name": "none", "instances": [1]}, 400,
+         'Serving signature name: "none" not found in signature def'),
+        (PREDICT, {"inputs": {"none": [1]}}, 400, "Missing named input: image_bytes in 'inputs' object."),
+        (PREDICT, {"instances": [1]}, 400, "JSON Value: 1 Type: Number is not of expected type: string"),
+        (PREDICT, tensor | {"instances": [picture[..., 0].tolist()]}, 400, "not compatible with expected shape"),
+        (PREDICT, tensor | {"inputs": 1}, 400, "not compatible with expected shape"),
+        (PREDICT, tensor | {"instances": [[[[1.5, 2, 3]]]]}, 400, "JSON Value: 1.5 Type: Number"),
+        (PREDICT, iter([b"x" * (1 << 20)] * 100), 413, "larger than 8388608 bytes"),
+        (PREDICT, b"x" * (9 << 20), 413, "larger than 8388608 bytes"),
+    ]
+
+
+def test_bad_inputs_get_their_status_and_the_server_lives_on(client, picture):
+    good = in_json(encoded(picture))
+    expected = client.post(PREDICT, good)
+    for path, body, status, words in bad_inputs(picture):
+        # All on one connection: an error does not end it.
+        found, answer = client.post(path, body)
+        assert (found, words in answer["error"]) == (status, True), (path, str(body)[:60], found, answer)
+    assert expected[0] == 200 and client.post(PREDICT, good) == expected
+
+
+def test_a_large_body_that_is_announced_is_not_waited_for(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 104857600\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_gzip_bodies_are_inflated_up_to_the_limit(client, picture):
+    body = json.dumps({"signature_name": "predict_tensor", "instances": [picture.tolist()]}).encode()
+    plain = client.ask("POST", PREDICT, body)
+    # Two members one after the other are one file too.
+    for packed in (gzip.compress(body), gzip.compress(body[:99]) + gzip.compress(body[99:])):
+        assert client.ask("POST", PREDICT, packed, {"Content-Encoding": "gzip"}) == plain
+    assert plain[0] == 200
+    for packed, status, words in ((gzip.compress(bytes(9 << 20)), 413, b"larger than"),
+                                  (gzip.compress(body)[:50], 400, b"too early"), (body, 400, b"not gzip")):
+        found, answer = client.ask("POST", PREDICT, packed, {"Content-Encoding": "gzip"})
+        assert found == status and words in answer
+
+
+def test_two_hundred_connections_at_once(port):
+    clients = [Client(port) for _ in range(200)]
+    for each in clients:
+        each.connection.request("POST", "/v1/models/half%20%26%20half:predict", b'{"instances":[1.0]}')
+    assert [each.connection.getresponse().read() for each in clients] == [b'{"predictions":[3.5]}'] * 200
+
+
+def test_answers_are_not_held_back(port):
+    """Head and body leave in two segments: where the second waits for the first one's receipt, 40 ms pass."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET /v1/models/seg HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        settings = []
+        # The server's end of it is one of this process's files.
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                if stat.S_ISSOCK(os.fstat(int(number)).st_mode):
+                    with socket.socket(fileno=os.dup(int(number))) as end:
+                        if end.getpeername() == connection.getsockname():
+                            settings.append(end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            # Closed in the meantime, or without a peer.
+            except OSError:
+                continue
+        assert settings == [1]
+
+
+def metrics(client):
+    status, page = client.ask("GET", METRICS)
+    assert status == 200 and client.headers["Content-Type"].startswith("text/plain")
+    return {(sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(page.decode()) for sample in family.samples}
+
+
+def test_requests_are_counted_and_timed(client, picture):
+    def rise(name, **labels):
+        key = name, frozenset(labels.items())
+        return after.get(key, 0) - before.get(key, 0)
+
+    before = metrics(client)
+    client.post(PREDICT, in_json(encoded(picture)))
+    client.post(PREDICT, in_json(b"no picture"))
+    client.ask("GET", "/v1/models/seg")
+    after = metrics(client)
+    count, latency = ":tensorflow:serving:request_count_total", ":tensorflow:serving:request_latency"
+    assert rise(count, model_name="seg", status="OK") == 1
+    assert rise(count, model_name="seg", status="INVALID_ARGUMENT") == 1
+    assert rise(f"{latency}_count", model_name="seg", API="predict", entrypoint="REST") == 1
+    whole = rise(f"{latency}_sum", model_name="seg", API="predict", entrypoint="REST")
+    assert 0 < rise(":tensorflow:serving:runtime_latency_sum", model_name="seg", API="predict", runtime="TF1") < whole
+
+
+def test_requests_are_logged(client, caplog):
+    caplog.set_level(logging.INFO, "serving")
+    client.post("/v1/models/half%20%26%20half/labels/stable%20one:predict", {"instances": [1.0]})
+    client.post("/v1/models/nobody:predict", {"instances": [1.0]})
+    first, second = (record.fields for record in caplog.records if record.message == "request")
+    assert first["model"] == "half & half" and first["version"] == 1 and first["signature"] == "serving_default"
+    assert first["status"] == "OK" and first["bytes"] == 20 and first["milliseconds"] > 0
+    assert second["status"] == "NOT_FOUND" and second["message"] == "Servable not found for request: Latest(nobody)"
+
+
+def test_no_metrics_but_where_the_configuration_says(tmp_path):
+    assert app.metrics_path(Options()) == ""
+    config = tmp_path / "monitoring.config"
+    for text, path in (("", ""), ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
+                       ('prometheus_config { path: "/x" }', ""),
+                       ('prometheus_config { enable: true path: "/x" }', "/x")):
+        config.write_text(text)
+        assert app.metrics_path(Options(monitoring_config_file=str(config))) == path
+    config.write_text("prometheus { }")
+    with pytest.raises(UserError, match="monitoring.config"):
+        app.metrics_path(Options(monitoring_config_file=str(config)))

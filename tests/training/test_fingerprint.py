@@ -1,0 +1,97 @@
+"""Fingerprints: alike for copies, different for whatever makes training different."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kseg
+from kseg.config import sections
+from kseg.errors import DataError
+from kseg.training import fingerprint
+from tests.helpers import small_sets
+
+LABELS = {"train": [np.zeros((8, 8)), np.ones((8, 8)), np.eye(8)], "val": [np.eye(8)]}
+
+
+@pytest.fixture
+def data(tmp_path):
+    return small_sets.folder(tmp_path / "set", LABELS)
+
+
+def test_a_copy_elsewhere_is_alike(data, tmp_path):
+    shutil.copytree(data.directory, tmp_path / "elsewhere")
+    copy = replace(data, directory=f"{tmp_path}/elsewhere/")
+    assert fingerprint.data(data, "train") == fingerprint.data(copy, "train")
+    assert fingerprint.data(data, "train").startswith("3 examples ")
+    assert fingerprint.data(data, "train") != fingerprint.data(data, "val")
+
+
+@pytest.mark.parametrize("change", [
+    lambda root: (root / "train/images/e00.png").write_bytes(b"of another size"),
+    lambda root: (root / "train/labels/e00.png").write_bytes(b"of another size"),
+    lambda root: [(root / f"train/{part}/e00.png").rename(root / f"train/{part}/f00.png")
+                  for part in ("images", "labels")],
+    lambda root: [(root / f"train/{part}/e00.png").unlink() for part in ("images", "labels")],
+    lambda root: (root / "classes.txt").write_text("sky\nhouse\nground\n"),
+    lambda root: (root / "classes.txt").write_text("sky\n2 ground\n1 house\n"),
+], ids=["image", "label", "name", "number", "classes", "label values"])
+def test_what_trains_otherwise_is_told_apart(data, change):
+    before = fingerprint.data(data, "train")
+    change(Path(data.directory))
+    assert fingerprint.data(data, "train") != before
+
+
+def test_records_and_pixels_are_told_apart_by_what_they_hold(data, tmp_path):
+    from tests.helpers.prepared_sets import run
+
+    found = {}
+    for name, fast in (("records", False), ("pixels", True)):
+        found[name], _ = run("folder", Path(data.directory), tmp_path / name, fast=fast, subset=False)
+        shutil.copytree(tmp_path / name, tmp_path / f"copy of {name}")
+        copy = replace(found[name], directory=str(tmp_path / f"copy of {name}"))
+        assert fingerprint.data(found[name], "train") == fingerprint.data(copy, "train")
+    assert fingerprint.data(found["records"], "train") != fingerprint.data(found["pixels"], "train")
+    (shard,) = (tmp_path / "records").rglob("*-train.tfrecord-*")
+    before = fingerprint.data(found["records"], "train")
+    shard.write_bytes(shard.read_bytes() + b"more")
+    assert fingerprint.data(found["records"], "train") != before
+
+
+def test_the_synthetic_set_has_one(shapes_directory):
+    data = sections.Data(name="shapes", directory=str(shapes_directory))
+    assert fingerprint.data(data, "train").startswith("64 examples ")
+
+
+def test_missing_data_is_the_error_of_opening_it(data):
+    with pytest.raises(DataError, match="test"):
+        fingerprint.data(data, "test")
+
+
+def test_facts_hold_every_value_but_a_hosts_own(data):
+    config = small_sets.config(data)
+    facts = fingerprint.facts(config)
+    assert facts["train.global_batch"] == "2" and facts["augment.crop"] == "(8, 8)" and facts["devices"] == "1 x CPU"
+    other = replace(config, data=replace(data, directory=data.directory + "/", memory=2.0))
+    assert fingerprint.facts(other) == facts
+    changed = fingerprint.facts(replace(config, train=replace(config.train, seed=1)))
+    assert {key for key in facts if facts[key] != changed[key]} == {"train.seed"}
+
+
+def test_the_code_counts_by_its_contents(tmp_path, monkeypatch):
+    package = tmp_path / "kseg"
+    shutil.copytree(Path(kseg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def digest():
+        fingerprint.code.cache_clear()
+        return fingerprint.code()
+
+    here = digest()
+    monkeypatch.setattr(kseg, "__file__", str(package / "__init__.py"))
+    assert digest() == here
+    with (package / "training" / "losses.py").open("a") as file:
+        file.write("\n")
+    assert digest() != here
+    fingerprint.code.cache_clear()

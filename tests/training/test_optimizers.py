@@ -1,0 +1,293 @@
+"""The optimizers against PyTorch's formulas and PyTorch's own numbers; who learns at what rate, and who not at all."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kseg import models
+from kseg.config import Train
+from kseg.errors import ConfigError
+from kseg.training import optimizers
+from kseg.training.optimizers import AdamW, MomentumSGD
+from kseg.training.schedule import schedule
+from tests.helpers.shared_files import FIXTURES, needs_fixtures
+from tests.helpers.small_models import tiny, unchanged, values
+
+
+def halving(step):
+    return 0.1 * 0.5 ** (step / 10)
+
+
+def test_fifty_steps_against_the_formula():
+    generator = np.random.default_rng(0)
+    start = [generator.normal(size=(3, 4)), generator.normal(size=5)]
+    targets = [generator.normal(size=(3, 4)), generator.normal(size=5)]
+    momentum, decay = 0.9, 0.02
+
+    weights = [value.copy() for value in start]
+    velocities = [np.zeros_like(value) for value in start]
+    for step in range(50):
+        for index in (0, 1):
+            gradient = np.sin(weights[index] - targets[index]) + decay * weights[index]
+            velocities[index] = momentum * velocities[index] + gradient
+            weights[index] = weights[index] - halving(step) * velocities[index]
+
+    variables = [keras.Variable(value, dtype="float32") for value in start]
+    optimizer = MomentumSGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5), momentum, decay)
+    optimizer.build(variables)
+
+    @tf.function
+    def update():
+        optimizer.apply([tf.sin(variable - target.astype(np.float32))
+                         for variable, target in zip(variables, targets)], variables)
+
+    for _ in range(50):
+        update()
+    for index in (0, 1):
+        np.testing.assert_allclose(variables[index].numpy(), weights[index], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(optimizer.velocities[index].numpy(), velocities[index], rtol=1e-4, atol=1e-5)
+
+
+@needs_fixtures
+def test_pytorchs_own_trajectory():
+    case = json.loads((FIXTURES / "mmseg" / "schedule.json").read_text())["sgd_trajectory"]
+    weight, target, factor = (keras.Variable(case[name], dtype="float32") for name in ("w0", "target", "k"))
+    steps = len(case["w_after_each_step"])
+    optimizer = MomentumSGD(schedule(Train(steps=steps, learning_rate=case["lr"])), case["momentum"],
+                            case["weight_decay"])
+    for expected in case["w_after_each_step"]:
+        optimizer.apply([2 * factor * (weight - target)], [weight])
+        np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make, expected", [
+    # Velocities 1 and 1.9; the second step is 0.1 * 1.9.
+    (MomentumSGD, [-1, -1.19]),
+    # Keras' velocity holds the first step's rate for ever: 0.9 * 1 + 0.1 * 1.
+    (keras.optimizers.SGD, [-1, -2]),
+])
+def test_a_falling_rate_reaches_old_gradients_too(make, expected):
+    weight = keras.Variable(0.0)
+    optimizer = make(keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.1]), momentum=0.9)
+    found = []
+    for _ in range(2):
+        optimizer.apply([tf.constant(1.0)], [weight])
+        found.append(float(weight.numpy()))
+    assert found == pytest.approx(expected)
+
+
+def test_weight_decay_goes_through_the_velocity():
+    weight = keras.Variable(2.0)
+    optimizer = MomentumSGD(0.5, momentum=0.0, weight_decay=0.1)
+    optimizer.apply([tf.constant(0.0)], [weight])
+    assert float(weight.numpy()) == pytest.approx(2 - 0.5 * 0.1 * 2)
+    assert float(optimizer.velocities[0].numpy()) == pytest.approx(0.2)
+
+
+def test_state_is_named_after_its_variables_and_counts():
+    variables = [keras.Variable(np.zeros(2), name="first"), keras.Variable(np.zeros(3), name="second")]
+    optimizer = MomentumSGD(0.1)
+    optimizer.build(variables)
+    names = [variable.path for variable in optimizer.variables]
+    assert len(set(names)) == len(names)
+    assert [any(name in path and "velocity" in path for path in names) for name in ("first", "second")] == [True, True]
+    assert int(optimizer.iterations.numpy()) == 0
+    for _ in range(3):
+        optimizer.apply([tf.ones(2), tf.ones(3)], variables)
+    assert int(optimizer.iterations.numpy()) == 3
+
+
+def test_survives_its_config():
+    optimizer = MomentumSGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5), 0.8, 0.3)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    results = []
+    for each in (optimizer, again):
+        weight = keras.Variable(1.0)
+        for _ in range(3):
+            each.apply([tf.constant(0.5)], [weight])
+        results.append(float(weight.numpy()))
+    assert results[0] == results[1] != 1.0
+
+
+# The weights of TRAJECTORY after steps 1 and 10 by torch 2.13 in float64: each parameter in a group of its own, with
+# lr=0.01 for the backbone and 0.1 for the head, halved after step 5, weight_decay=0 for biases and 0.05 for kernels;
+# torch.optim.SGD(momentum=0.9) and torch.optim.AdamW(betas=(0.9, 0.98), eps=1e-3) on the sum of sin(w - target)^2, the
+# targets being -0.3, -0.1, 0.1 ...
+START = {"backbone.k": [0.5, -1.0, 2.0], "backbone.bias": [0.1, -0.2], "head.k": [1.5, -0.25, 0.75],
+         "head.bias": [0.3, -0.6]}
+TRAJECTORY = {
+    "sgd": [
+        {"backbone.k": [0.489754264, -0.989761524, 2.005118579], "backbone.bias": [0.092826439, -0.198013307],
+         "head.k": [1.536752044, -0.219197979, 0.649894181], "head.bias": [0.206796091, -0.515852902]},
+        {"backbone.k": [0.225267938, -0.718520751, 2.152735096], "backbone.bias": [-0.077528479, -0.152256713],
+         "head.k": [3.011944012, -0.054594987, -0.135185204], "head.bias": [-0.516973219, 0.073159165]}],
+    "adamw": [
+        {"backbone.k": [0.489759994, -0.989510258, 2.008983683], "backbone.bias": [0.090013921, -0.190050083],
+         "head.k": [1.592274531, -0.149087245, 0.646353674], "head.bias": [0.200107177, -0.500118698]},
+        {"backbone.k": [0.423335927, -0.921411293, 2.067513238], "backbone.bias": [0.025429133, -0.128527453],
+         "head.k": [2.182933158, -0.123615151, 0.053433601], "head.bias": [-0.367740319, 0.014934236]}]}
+
+
+# Keras' operations do it where updates may be left out, and TensorFlow's kernels where not.
+@pytest.mark.parametrize("careful, compiled", [(True, False), (False, False), (False, True)],
+                         ids=["operations", "kernels", "kernels by XLA"])
+@pytest.mark.parametrize("name", TRAJECTORY)
+def test_groups_of_rates_and_decays_as_in_pytorch(name, careful, compiled):
+    weights = {key: keras.Variable(value, dtype="float32", name=key) for key, value in START.items()}
+    settings = {"weight_decay": 0.05, "skip_nonfinite": careful,
+                "rates": {weight.path: 0.1 for key, weight in weights.items() if key.startswith("backbone")},
+                "undecayed": [weight.path for key, weight in weights.items() if key.endswith("bias")]}
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.1, 0.05])
+    optimizer = (MomentumSGD(rate, 0.9, **settings) if name == "sgd"
+                 else AdamW(rate, (0.9, 0.98), 1e-3, **settings))
+    optimizer.build(list(weights.values()))
+
+    @tf.function(jit_compile=compiled)
+    def update():
+        distances = [weight - (0.2 * np.arange(weight.shape[0], dtype=np.float32) - 0.3)
+                     for weight in weights.values()]
+        optimizer.apply([2 * tf.sin(each) * tf.cos(each) for each in distances], list(weights.values()))
+
+    found = []
+    for _ in range(10):
+        update()
+        found.append({key: weight.numpy() for key, weight in weights.items()})
+    for expected, state in zip(TRAJECTORY[name], (found[0], found[9]), strict=True):
+        for key, value in expected.items():
+            np.testing.assert_allclose(state[key], value, rtol=1e-5, atol=2e-6, err_msg=key)
+
+
+def test_the_first_steps_of_adamw_lose_no_digits():
+    # 1 - 0.9999^t is a difference of near equals; every step is then rate * sign(gradient).
+    weight = keras.Variable(0.0)
+    optimizer = AdamW(0.5, (0.9, 0.9999), 1e-12)
+    for step in range(1, 4):
+        optimizer.apply([tf.constant(1e-3)], [weight])
+        assert float(weight.numpy()) == pytest.approx(-0.5 * step, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [MomentumSGD, AdamW])
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_rate_of_zero_leaves_everything_as_it_is(make, careful):
+    still, moving = keras.Variable([1.0, -2.0], name="still"), keras.Variable([1.0, -2.0], name="moving")
+    optimizer = make(0.1, weight_decay=0.5, rates={still.path: 0.0}, skip_nonfinite=careful)
+    for _ in range(3):
+        optimizer.apply([tf.constant([1.0, float("inf")]), tf.constant([1.0, 1.0])], [still, moving])
+    assert still.numpy().tolist() == [1.0, -2.0] and moving.numpy()[0] < 1
+    assert {variable.path: variable.numpy().any() for variable in optimizer.variables if "still" in variable.path} == {
+        variable.path: False for variable in optimizer.variables if "still" in variable.path}
+
+
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+@pytest.mark.parametrize("make", [MomentumSGD, AdamW])
+def test_nothing_as_large_as_a_weight_is_computed_before_its_gradient(make, skip_nonfinite):
+    variable = keras.Variable(np.ones(7), dtype="float32")
+    optimizer = make(0.1, weight_decay=0.1, skip_nonfinite=skip_nonfinite)
+    optimizer.build([variable])
+    update = tf.function(lambda gradient: optimizer.apply([gradient], [variable]), [tf.TensorSpec(7)])
+    traced = update.get_concrete_function()
+    gradient = traced.inputs[0].op
+
+    def waits(operation):
+        before = [each.op for each in operation.inputs] + operation.control_inputs
+        return operation is gradient or any(map(waits, before))
+
+    products = [each for each in traced.graph.get_operations() if each.type == "Mul" and each.outputs[0].shape == 7]
+    assert products and all(map(waits, products))
+
+
+@pytest.mark.parametrize("make", [MomentumSGD, AdamW])
+def test_numbers_whose_gradient_is_not_finite_stay(make):
+    weight, other = (keras.Variable([1.0, 2.0, 3.0], name=name) for name in ("weight", "other"))
+    optimizer = make(0.1, weight_decay=0.5, skip_nonfinite=True)
+    optimizer.apply([tf.constant([1.0, 1.0, 1.0])] * 2, [weight, other])
+    before = weight.numpy()
+    optimizer.apply([tf.constant([float("nan"), 1.0, float("-inf")]), tf.ones(3)], [weight, other])
+    assert (weight.numpy() == before).tolist() == [True, False, True]
+    assert weight.numpy()[1] == other.numpy()[1]
+    state = {variable.path.rpartition("/")[2]: variable.numpy() for variable in optimizer.variables}
+    assert all(np.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_config_says_who_learns_how_fast_and_who_decays(optimizer):
+    network = models.build(tiny(head="encnet"), 3)
+    train = Train(optimizer=optimizer, decay_all=False, backbone_rate=0.25, weight_decay=0.5, learning_rate=0.125,
+                  power=0.0, steps=2)
+    variables = network.trainable_variables
+    for variable in variables:
+        variable.assign(np.ones(variable.shape))
+    # Without a gradient decay alone is left, which SGD's first step and AdamW's share: 1 - rate * decay.
+    optimizers.build(train, network).apply([tf.zeros(variable.shape) for variable in variables], variables)
+    spared = 0
+    for variable in variables:
+        layer, name = variable.path.split("/")
+        spares = name in ("bias", "gamma", "beta")
+        factor = 0.25 if layer.startswith("backbone.") else 1.0
+        expected = 1 - 0.125 * 0.5 * factor * (not spares)
+        assert (variable.numpy() == expected).all(), variable.path
+        spared += spares
+    assert 0 < spared < len(variables)
+
+
+def test_all_decay_alike_and_learn_alike_by_default():
+    network = models.build(tiny(head="fcn"), 3)
+    optimizer = optimizers.build(Train(), network)
+    assert isinstance(optimizer, MomentumSGD)
+    assert set(optimizer.decays) == {5e-4} and set(optimizer.factors) == {1.0}
+
+
+def test_adamw_survives_its_config():
+    optimizer = AdamW(0.1, (0.8, 0.9), 0.01, 0.3, {"one": 0.5}, ["two"])
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    results = []
+    for each in (optimizer, again):
+        weights = [keras.Variable(1.0, name=name) for name in ("one", "two")]
+        for _ in range(3):
+            each.apply([tf.constant(0.5)] * 2, weights)
+        results.append([float(weight.numpy()) for weight in weights])
+    assert results[0] == results[1] and results[0][0] != results[0][1]
+
+
+def test_frozen_layers_keep_weights_and_statistics():
+    # No gamma starts at 0, where the layers before it would have no gradient.
+    network = models.build(tiny(head="fcn", initial_weights="uniform"), 3, precision="mixed_bfloat16")
+    optimizers.freeze(network, ("backbone.stem.*", "backbone.layer1.0.bn1"))
+    optimizer = optimizers.build(Train(weight_decay=0.1), network)
+    frozen = [layer for layer in network.layers if layer.weights and (
+        layer.name.startswith("backbone.stem.") or layer.name == "backbone.layer1.0.bn1")]
+    assert len(frozen) == 7
+    before, images = values(network), np.random.default_rng(0).normal(3, 2, (2, 32, 32, 3)).astype(np.float32)
+    kept = {variable.path for layer in frozen for variable in layer.weights}
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(value**2) for value in network(images, training=True).values()])
+        variables = network.trainable_variables
+        optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
+
+    step()
+    for variable, old in zip(network.weights, before, strict=True):
+        assert np.array_equal(variable.numpy(), old) == (variable.path in kept), variable.path
+    # The stem, frozen as a whole, computes in training what it computes elsewhere.
+    stem = keras.Model(network.input, network.get_layer("backbone.maxpool").output)
+    assert np.array_equal(stem(images, training=True), stem(images))
+
+
+def test_freezing_asks_for_known_names():
+    network = models.build(tiny(head="fcn"), 3)
+    before = values(network)
+    with pytest.raises(ConfigError, match=r"train.freeze lists 'backbone.layer1.0.cov1'.*backbone.layer1.0.conv1"):
+        optimizers.freeze(network, ("backbone.stem.0", "backbone.layer1.0.cov1"))
+    with pytest.raises(ConfigError, match=r"'neck.\*', but no layer with weights"):
+        optimizers.freeze(network, ("neck.*",))
+    # It has none.
+    with pytest.raises(ConfigError, match="backbone.maxpool"):
+        optimizers.freeze(network, ("backbone.maxpool",))
+    assert unchanged(network, before)
+    with pytest.raises(ConfigError, match="leaves no weight to train"):
+        optimizers.freeze(network, ("*",))
