@@ -2,7 +2,7 @@
 
     python -m kseg.zoo                      # all of it; `python -m kseg.train --list` prints the same
     python -m kseg.zoo deeplabv3_city       # the rows that hold this text
-    python -m kseg.zoo --write README.md docs/zoo.md
+    python -m kseg.zoo --write docs/zoo.md
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the README says, run as it stands there on small stand-ins for the data and the weights."""
+"""The shell blocks of the documentation, run as they stand there on small stand-ins for the data and the weights."""
 
 import contextlib
 import json
@@ -12,27 +12,30 @@ import PIL.Image
 import pytest
 
 from kseg import config as configs
-from kseg import models
+from kseg import data, models
 from kseg.datasets import registry
 from kseg.weights import loading
-from tests.helpers.running import ROOT, run, start
+from tests.helpers import documents
+from tests.helpers.running import ROOT, run, run_here, start
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
          "train.global_batch=2", "train.steps=3", "train.log_every=1"]
 
 
-def readme_commands():
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+def documented_commands():
+    """The commands of the blocks without a marker in the order of the pages, each once."""
+    lines = []
+    for block in documents.run_by("test_end_to_end"):
+        lines += [" ".join(words).removeprefix(".venv/bin/") for words in documents.commands(block.text)]
+    return list(dict.fromkeys(lines))
 
 
 @pytest.fixture(scope="module")
-def camvid(tmp_path_factory):
-    """A few pictures in CamVid's layout with its label values."""
-    directory = tmp_path_factory.mktemp("data") / "cam vid"
+def own_images(tmp_path_factory):
+    """A few images of one's own, with CamVid's label values and classes."""
+    directory = tmp_path_factory.mktemp("data") / "own images"
     generator = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
+    for split in ("train", "val"):
         for part in ("images", "labels"):
             (directory / split / part).mkdir(parents=True)
         for index in range(3):
@@ -40,12 +43,13 @@ def camvid(tmp_path_factory):
             image = (label[..., None] * 20 + generator.integers(0, 30, (*label.shape, 3))).astype(np.uint8)
             PIL.Image.fromarray(image).save(directory / split / "images" / f"{index}.jpg")
             PIL.Image.fromarray(label).save(directory / split / "labels" / f"{index}.png")
+    (directory / "classes.txt").write_text("\n".join([*registry.DATASETS["camvid"].classes, "11 ignore"]))
     return directory
 
 
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory):
-    """Backbone weights of the CamVid config, in torchvision's names and with its classifier."""
+    """Backbone weights of the config, in torchvision's names and with its classifier."""
     config = configs.load("encnet_camvid", SMALL)
     keras.utils.set_random_seed(9)
     names = loading.mmseg_names(models.build(config.model, 11))
@@ -62,7 +66,7 @@ def resnet18(tmp_path_factory):
 
 @contextlib.contextmanager
 def serving(arguments, directory):
-    """Run the README's server while the commands after it run, and yield its gRPC port."""
+    """Run the documented server while the commands after it run, and yield its gRPC port."""
     arguments = [word.replace("=8501", "=-1") for word in arguments]
     server = start("serving.server", *arguments, directory=directory)
     try:
@@ -78,21 +82,23 @@ def serving(arguments, directory):
         server.kill()
 
 
-def test_every_readme_command_is_known():
-    commands = readme_commands()
+def test_every_documented_command_is_known():
+    commands = documented_commands()
     assert commands[:2] == ["make demo", "make test"]
-    assert all(re.match(r"\.venv/bin/python -m (kseg|serving)\.", command) for command in commands[2:])
-    assert len(commands) == 10
+    assert {"demo", "test"} <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert all(re.match(r"python -m (kseg|serving)\.", command) for command in commands[2:])
 
 
-def test_readme_commands_in_order(camvid, resnet18, tmp_path):
-    """Each command but the two of make, in the README's order, from an empty directory."""
+def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatch, capsys):
+    """Each command but the two of make, in the order of the pages, from an empty directory."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    PIL.Image.open(camvid / "test" / "images" / "0.jpg").resize((75, 41)).save(photos / "street.png")
+    PIL.Image.open(own_images / "val" / "images" / "0.jpg").resize((75, 41)).save(photos / "street.png")
+    monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as stack:
-        for command in readme_commands()[2:]:
-            words = [word.replace("CAMVID", str(camvid)).replace("RESNET18", str(resnet18)) for word in command.split()]
+        for command in documented_commands()[2:]:
+            words = [word.replace("DATA", str(own_images)).replace("=resnet18", f"={resnet18}")
+                     for word in command.split()]
             module, arguments = words[2], words[3:]
             if module == "serving.server":
                 # Others may use the machine's usual ports.
@@ -104,11 +110,15 @@ def test_readme_commands_in_order(camvid, resnet18, tmp_path):
                 arguments += ["--set", *SMALL]
             elif module == "serving.client":
                 arguments = [word.replace(":8500", f":{port}") for word in arguments]
+            if module == "kseg.data":
+                # There are several, and most of their time is the start.
+                run_here(data.main, arguments, capsys)
+                continue
             output = run(module, *arguments, directory=tmp_path)
             if module == "kseg.evaluate":
-                assert "3 of 3 images of camvid test" in output and "mIoU" in output
+                assert "3 of 3 images of folder val" in output and "mIoU" in output
     assert (tmp_path / "samples.png").is_file()
-    results = json.loads((tmp_path / "runs" / "camvid" / "test" / "metrics.json").read_text())
+    results = json.loads((tmp_path / "runs" / "mine" / "val" / "metrics.json").read_text())
     assert results["images"] == 3 and list(results["classes"]) == list(registry.DATASETS["camvid"].classes)
     assert PIL.Image.open(tmp_path / "predicted" / "ids" / "street.png").size == (75, 41)
     assert PIL.Image.open(tmp_path / "predicted" / "overlay" / "street.png").size == (75, 41)
@@ -121,7 +131,7 @@ def test_readme_commands_in_order(camvid, resnet18, tmp_path):
 
 @pytest.mark.skipif(not (ROOT / ".venv" / "installed").exists(), reason="no .venv: these tests were not run by make")
 def test_make_demo(tmp_path):
-    """The README's first command on fewer steps and smaller crops; it writes to another directory than the user's."""
+    """README.md's first command on fewer steps and smaller crops; it writes to another directory than the user's."""
     shorter = "train.steps=50 train.validate_every=50 augment.crop=64,128"
     result = subprocess.run(["make", "demo", f"DEMO={tmp_path / 'a demo'}", f"DEMO_SET={shorter}"], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800)

@@ -1,4 +1,4 @@
-"""What serving/README.md tells to do, done; and the files it speaks of, on this project's server."""
+"""What docs/serving.md tells to do, done; and the files it speaks of, on this project's server."""
 
 import contextlib
 import dataclasses
@@ -25,16 +25,16 @@ from tensorflow_serving.config import model_server_config_pb2
 import serving
 from serving.config import flags
 from serving.errors import ServingError
-from tests.helpers import manifest_checks, small_servables
+from tests.helpers import documents, manifest_checks, small_servables
 from tests.helpers.running_servers import QUICK, connected, running
 
 SERVING = Path(serving.__file__).parent
-README = (SERVING / "README.md").read_text()
+GUIDE = (SERVING.parent / "docs" / "serving.md").read_text(encoding="utf-8")
 STEPS = [({1}, 1, 1), ({1, 2}, 1, 1), ({1, 2}, 1, 2), ({1, 2}, 2, 2), ({2}, 2, 2)]
 
 
 def model_file(directory, step):
-    """The text of models.config at a step of the README's table, for models in a directory."""
+    """The text of models.config at a step of the guide's table, for models in a directory."""
     config = text_format.Parse((SERVING / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
     (model,) = config.model_config_list.config
     versions, stable, canary = step
@@ -96,7 +96,7 @@ def available(stubs):
 
 
 def test_the_table_of_flags_is_the_program_s():
-    table = README.split("<!-- flags -->\n")[1].split("<!-- end of flags -->")[0].splitlines()[2:]
+    table = GUIDE.split("<!-- flags -->\n")[1].split("<!-- end of flags -->")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert all(len(row) == 3 and row[2] for row in rows)
     described = [(re.fullmatch(r"`(\w+)`(| \*\(own\)\*)", row[0]).groups(), row[1]) for row in rows]
@@ -111,25 +111,23 @@ def test_the_table_of_flags_is_the_program_s():
     assert described == expected
 
 
-def test_flags_and_files_that_the_readme_names_exist():
+def test_flags_and_files_that_the_guide_names_exist():
     known = {each.name for each in dataclasses.fields(flags.Options)}
-    assert set(re.findall(r"--([a-z]+(?:_[a-z]+)+)", README)) <= known
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (SERVING / target).exists(), target
-    for command in re.findall(r"serving/[\w./-]+", README):
+    assert set(re.findall(r"--([a-z]+(?:_[a-z]+)+)", GUIDE)) <= known
+    for command in re.findall(r"serving/[\w./-]+", GUIDE):
         assert (SERVING.parent / command).exists() or command.startswith("serving/segmentation"), command
 
 
-def test_the_steps_are_the_readme_s():
-    rows = re.findall(r"^\| [^|]+ \| ([\d, ]+) \| (\d) \| (\d) \|$", README, re.MULTILINE)
+def test_the_steps_are_the_guide_s():
+    rows = re.findall(r"^\| [^|]+ \| ([\d, ]+) \| (\d) \| (\d) \|$", GUIDE, re.MULTILINE)
     assert [({int(each) for each in versions.split(",")}, int(stable), int(canary))
             for versions, stable, canary in rows] == STEPS
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_the_quick_start_s_requests(tmp_path):
-    block = README.split("```sh\n")[2].split("```")[0]
-    assert block.startswith("python -m serving.client")
+    (block,) = documents.run_by("test_guide")
+    assert block.text.startswith("python -m serving.client")
     served = tmp_path / "served" / "segmentation"
     served.mkdir(parents=True)
     small_servables.segmentation(served, 1)
@@ -139,7 +137,8 @@ def test_the_quick_start_s_requests(tmp_path):
     shutil.copy(tmp_path / "photos" / "street.png", tmp_path / "street.jpg")
     started = dataclasses.replace(QUICK, model_name="segmentation", model_base_path=str(served), rest_api_port=-1)
     with running(started) as running_server:
-        commands = block.replace("8500", str(running_server.grpc_port)).replace("8501", str(running_server.rest_port))
+        commands = block.text.replace("8500", str(running_server.grpc_port))
+        commands = commands.replace("8501", str(running_server.rest_port))
         result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, capture_output=True, text=True, timeout=300,
             env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -156,7 +155,7 @@ def test_the_table_of_bytes_is_that_of_the_messages():
     noise = np.random.default_rng(0).integers(128, 256, (1, 512, 1024)).astype(np.uint8)
     image = np.random.default_rng(0).integers(128, 256, (1, 512, 1024, 3)).astype(np.uint8)
     for name, tensor in (("image`, in a request", image), ("class_map`", ids), ("confidence`", noise)):
-        (cells,) = re.findall(rf"^\| `{name} \|(.*)\|$", README, re.MULTILINE)
+        (cells,) = re.findall(rf"^\| `{name} \|(.*)\|$", GUIDE, re.MULTILINE)
         as_values, as_content, as_json = ([float(each) for each in re.findall(r"[\d.]+", cell)]
                                           for cell in cells.split("|"))
         content = predict_pb2.PredictResponse(outputs={name: tf.make_tensor_proto(tensor)})
@@ -167,7 +166,7 @@ def test_the_table_of_bytes_is_that_of_the_messages():
         # With blanks after commas, as TensorFlow Serving writes it; the most, as all these values have three digits.
         text = json.dumps({"outputs": tensor.tolist()})
         assert as_json == [pytest.approx(len(text) / 1e6, rel=0.02)]
-    assert f"{512 * 1024 * 19 * 4 / 1e6:.1f} MB" in README
+    assert f"{512 * 1024 * 19 * 4 / 1e6:.1f} MB" in GUIDE
 
 
 def test_a_canary_is_promoted_and_rolled_back_step_by_step(models):
@@ -186,8 +185,8 @@ def test_a_canary_is_promoted_and_rolled_back_step_by_step(models):
         assert answered(stubs, "canary") == answered(stubs) == 1
 
 
-def test_the_reload_of_the_readme_and_the_reading_of_the_file(models, monkeypatch):
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_reload_of_the_guide_and_the_reading_of_the_file(models, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     started = options(models, model_config_file_poll_wait_seconds=1)
     with running(started) as running_server, connected(running_server) as stubs:
         place = models / "models.config"
