@@ -12,7 +12,7 @@ from serving.config import files
 from serving.config.flags import Options
 from serving.errors import ServingError, invalid
 from serving.grpc_api import services
-from serving.grpc_api.services import Parts
+from serving.grpc_api.services import Backend
 
 # Threads beyond those that run and wait, for health, status and metadata, and to refuse what is too much.
 SPARE_THREADS = 32
@@ -33,7 +33,7 @@ def check_free(host: str, port: int) -> None:
 class Grpc:
     """The gRPC server, bound; it answers from `start` to `stop`."""
 
-    def __init__(self, options: Options, parts: Parts, requests: int):
+    def __init__(self, options: Options, parts: Backend, requests: int):
         """`requests`: how many may run and wait; raises ServingError or UserError where it cannot listen so."""
         self._server = grpc.server(
             futures.ThreadPoolExecutor(requests + SPARE_THREADS, "grpc"),

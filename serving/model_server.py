@@ -19,9 +19,9 @@ class Server:
         """Raises UserError for configuration that cannot be read, ServingError for what contradicts itself."""
         from serving.config import files
         from serving.core import loading, manager, versions
-        from serving.core.admission import Admissions
+        from serving.core.admission import AdmissionControl
         from serving.core.batching import Scheduler
-        from serving.grpc_api.services import Parts
+        from serving.grpc_api.services import Backend
         from serving.telemetry.monitoring import Monitor
 
         files.check_options(options)
@@ -30,7 +30,7 @@ class Server:
         self._monitor = Monitor()
         batching = files.read_batching(options)
         self._scheduler = None if batching is None else Scheduler(batching, self._monitor)
-        self.models = manager.Models(
+        self.models = manager.ModelManager(
             versions.Settings(
                 poll_seconds=options.file_system_poll_wait_seconds, load_retries=options.max_num_load_retries,
                 retry_seconds=options.load_retry_interval_micros / 1e6, load_threads=options.num_load_threads,
@@ -40,7 +40,7 @@ class Server:
             on_loaded=self._loaded, on_unloaded=self._unloaded)
         self._running = options.max_running_requests or max(
             options.grpc_max_threads, 0 if batching is None else BATCHED)
-        self._parts = Parts(self.models, self._monitor, Admissions(
+        self._parts = Backend(self.models, self._monitor, AdmissionControl(
             self._running, options.max_waiting_requests, options.max_waiting_bytes, self._monitor.queue))
         self._grpc = self._rest = None
         self._stopping, self._stopped = threading.Event(), threading.Event()
@@ -136,7 +136,7 @@ class Server:
     def _application(self):
         from serving.rest_api import app, page
 
-        return app.application(self.models, self._monitor, self._parts.admissions, self.options,
+        return app.application(self.models, self._monitor, self._parts.admission, self.options,
                                extra_routes=page.routes(self.models, self.options))
 
     def _loaded(self, name: str, version: int, failure: Exception | None, seconds: float) -> None:

@@ -11,7 +11,7 @@ import grpc
 from serving.errors import ServingError
 
 
-class Admissions:
+class AdmissionControl:
     """Places to run for `running` requests; at most `waiting` wait for one, of `waiting_bytes` together.
 
     `watch(waiting, running, waiting_bytes)` is told of every change. The first to wait is the first to run.

@@ -42,11 +42,11 @@ class VersionStatus(NamedTuple):
 
 
 class Pin:
-    """What `with` takes of Models.use."""
+    """What `with` takes of ModelManager.use."""
 
     __slots__ = ("_models", "_spec", "_version")
 
-    def __init__(self, models: "Models", spec: model_pb2.ModelSpec):
+    def __init__(self, models: "ModelManager", spec: model_pb2.ModelSpec):
         self._models, self._spec = models, spec
 
     def __enter__(self) -> Handle:
@@ -57,7 +57,7 @@ class Pin:
         self._models._versions.released(self._version)
 
 
-class Models:
+class ModelManager:
     """All models of a server, after `start`.
 
     `load(name, version, directory)` returns a model with a method close(), or raises ServingError. Hooks are called in

@@ -17,8 +17,7 @@ import grpc
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2 as config_pb2
 
-from kseg.errors import UserError
-from serving.errors import ServingError, invalid
+from serving.errors import ServingError, from_exception, invalid
 from serving.telemetry import logs
 
 START, LOADING, AVAILABLE, UNLOADING, END = (
@@ -65,7 +64,7 @@ class Versions:
     """All versions of all models. Whoever reads or changes anything here holds `changed`, and may wait on it.
 
     `versions` holds those that were ever wanted, {name: {number: Version}}, and `serving` those of them that requests
-    can use. The other arguments are those of serving.core.manager.Models.
+    can use. The other arguments are those of serving.core.manager.ModelManager.
     """
 
     def __init__(self, settings: Settings, load: Callable[[str, int, Path], Any],
@@ -169,13 +168,10 @@ class Versions:
         began, model, failure = time.monotonic(), None, None
         try:
             model = self._load(version.name, version.number, version.directory)
-        except ServingError as error:
-            failure = error
-        except UserError as error:
-            failure = invalid(str(error))
         except Exception as error:
-            version.log(logging.ERROR, "unexpected error in a load", error)
-            failure = ServingError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+            failure = from_exception(error)
+            if failure.bug:
+                version.log(logging.ERROR, "unexpected error in a load", failure.bug)
         self._tell(version, self._on_loaded, failure, time.monotonic() - began)
         with self.changed:
             self._loading -= 1

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import grpc
-import tensorflow as tf
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -29,9 +28,9 @@ from tensorflow_serving.apis import (
 )
 
 from serving.core import classification, prediction
-from serving.core.admission import Admissions
-from serving.core.manager import Handle, Models
-from serving.errors import ServingError, from_tensorflow, invalid
+from serving.core.admission import AdmissionControl
+from serving.core.manager import Handle, ModelManager
+from serving.errors import ServingError, from_exception, invalid
 from serving.telemetry import logs
 from serving.telemetry.monitoring import Monitor
 
@@ -47,12 +46,12 @@ PREDICTION_SERVICE, MODEL_SERVICE = (
 Answer = TypeVar("Answer")
 
 
-class Parts(NamedTuple):
+class Backend(NamedTuple):
     """What answers requests, shared with REST."""
 
-    models: Models
+    models: ModelManager
     monitor: Monitor
-    admissions: Admissions
+    admission: AdmissionControl
 
 
 class Request:
@@ -73,11 +72,11 @@ class Method(NamedTuple):
     """A method: its message class, what answers it in bytes, and the name in the metrics (none: not counted)."""
 
     message: type[Message]
-    answer: Callable[[Parts, Request], bytes]
+    answer: Callable[[Backend, Request], bytes]
     api: str
 
 
-def handlers(parts: Parts, as_content: bool, log_requests: bool) -> list[grpc.GenericRpcHandler]:
+def handlers(parts: Backend, as_content: bool, log_requests: bool) -> list[grpc.GenericRpcHandler]:
     """Return PredictionService and ModelService; `as_content`: Predict answers in tensor_content."""
     methods = {
         PREDICTION_SERVICE: {
@@ -109,34 +108,27 @@ def add_reflection(server: grpc.Server, with_health: bool) -> None:
     reflection.enable_server_reflection(names + [health.SERVICE_NAME] * with_health, server)
 
 
-def _handler(name: str, method: Method, parts: Parts, log_requests: bool) -> grpc.RpcMethodHandler:
+def _handler(name: str, method: Method, parts: Backend, log_requests: bool) -> grpc.RpcMethodHandler:
     def read(data: bytes) -> tuple[Message, int]:
         return method.message.FromString(data), len(data)
 
     def answer(message_and_size: tuple[Message, int], context: grpc.ServicerContext) -> bytes:
         request = Request(*message_and_size, context)
-        failure, unforeseen = None, None
+        failure = None
         try:
             return method.answer(parts, request)
-        except ServingError as error:
-            failure = error
-        except tf.errors.OpError as error:
-            failure = from_tensorflow(error)
-        except MemoryError:
-            failure = ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Not enough memory for the request")
-        # One request's failure shall be that request's alone.
+        # One request's failure must not affect another request.
         except Exception as error:
-            unforeseen = error
-            failure = ServingError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+            failure = from_exception(error)
         finally:
-            _record(name, method, parts, request, failure, unforeseen, log_requests)
+            _record(name, method, parts, request, failure, log_requests)
         context.abort(failure.code, failure.message)
 
     return grpc.unary_unary_rpc_method_handler(answer, request_deserializer=read)
 
 
-def _record(name: str, method: Method, parts: Parts, request: Request, failure: ServingError | None,
-            unforeseen: Exception | None, log_requests: bool) -> None:
+def _record(name: str, method: Method, parts: Backend, request: Request, failure: ServingError | None,
+            log_requests: bool) -> None:
     """Count, time and log a request."""
     seconds = time.monotonic() - request.started
     status = failure.code.name if failure else "OK"
@@ -147,7 +139,8 @@ def _record(name: str, method: Method, parts: Parts, request: Request, failure: 
             parts.monitor.time_request(model, method.api, "GRPC", seconds)
             if request.ran is not None:
                 parts.monitor.time_run(model, method.api, RUNTIME, request.ran)
-    if not (log_requests or unforeseen):
+    bug = failure.bug if failure else None
+    if not (log_requests or bug):
         return
     # Those of no api ask for no signature.
     signature = prediction.signature_name(request.spec) if method.api else ""
@@ -156,14 +149,14 @@ def _record(name: str, method: Method, parts: Parts, request: Request, failure: 
               "peer": request.context.peer()}
     if failure:
         fields["message"] = failure.message
-    logs.log_event(logging.ERROR if unforeseen else logging.INFO, "request",
-                   {key: value for key, value in fields.items() if value not in (None, "")}, unforeseen)
+    logs.log_event(logging.ERROR if bug else logging.INFO, "request",
+                   {key: value for key, value in fields.items() if value not in (None, "")}, bug)
 
 
 @contextmanager
-def _servable(parts: Parts, request: Request) -> Iterator[Handle]:
+def _servable(parts: Backend, request: Request) -> Iterator[Handle]:
     """Hold a place to run, then the version that the request means."""
-    with parts.admissions.admit(request.size, request.deadline):
+    with parts.admission.admit(request.size, request.deadline):
         if not request.context.is_active():
             raise ServingError(grpc.StatusCode.CANCELLED, "The client hung up before its turn")
         with parts.models.use(request.spec) as handle:
@@ -171,8 +164,8 @@ def _servable(parts: Parts, request: Request) -> Iterator[Handle]:
             yield handle
 
 
-def _predict_as(as_content: bool) -> Callable[[Parts, Request], bytes]:
-    def predict(parts: Parts, request: Request) -> bytes:
+def _predict_as(as_content: bool) -> Callable[[Backend, Request], bytes]:
+    def predict(parts: Backend, request: Request) -> bytes:
         message = request.message
         request.spec = prediction.servable_spec(message)
         with _servable(parts, request) as handle:
@@ -185,7 +178,7 @@ def _predict_as(as_content: bool) -> Callable[[Parts, Request], bytes]:
     return predict
 
 
-def _classify(parts: Parts, request: Request) -> bytes:
+def _classify(parts: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     with _servable(parts, request) as handle:
         result = _timed(request, lambda: classification.classify_response(
@@ -194,7 +187,7 @@ def _classify(parts: Parts, request: Request) -> bytes:
             result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
 
 
-def _regress(parts: Parts, request: Request) -> bytes:
+def _regress(parts: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     with _servable(parts, request) as handle:
         result = _timed(request, lambda: classification.regress_response(
@@ -203,7 +196,7 @@ def _regress(parts: Parts, request: Request) -> bytes:
             result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
 
 
-def _multi_inference(parts: Parts, request: Request) -> bytes:
+def _multi_inference(parts: Backend, request: Request) -> bytes:
     tasks = request.message.tasks
     # Without tasks there is no name, which choosing the version complains of.
     request.spec = tasks[0].model_spec if tasks else model_pb2.ModelSpec()
@@ -215,7 +208,7 @@ def _multi_inference(parts: Parts, request: Request) -> bytes:
         return inference_pb2.MultiInferenceResponse(results=results).SerializeToString()
 
 
-def _metadata(parts: Parts, request: Request) -> bytes:
+def _metadata(parts: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     prediction.check_metadata_request(request.message)
     with parts.models.use(request.spec) as handle:
@@ -223,7 +216,7 @@ def _metadata(parts: Parts, request: Request) -> bytes:
         return prediction.metadata_response(handle, request.message).SerializeToString()
 
 
-def _status(parts: Parts, request: Request) -> bytes:
+def _status(parts: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     response = get_model_status_pb2.GetModelStatusResponse()
     for status in parts.models.statuses(request.spec):
@@ -233,7 +226,7 @@ def _status(parts: Parts, request: Request) -> bytes:
     return response.SerializeToString()
 
 
-def _reload(parts: Parts, request: Request) -> bytes:
+def _reload(parts: Backend, request: Request) -> bytes:
     config = request.message.config
     if config.WhichOneof("config") != "model_config_list":
         raise invalid("ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is "

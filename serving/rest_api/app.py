@@ -15,8 +15,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
-import tensorflow as tf
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,8 +24,8 @@ from tensorflow_serving.apis import model_pb2
 
 from serving.config import protos
 from serving.config.flags import Options
-from serving.core.admission import Admissions
-from serving.errors import ServingError, from_tensorflow
+from serving.core.admission import AdmissionControl
+from serving.errors import from_exception, invalid
 from serving.rest_api import bodies, calls
 from serving.rest_api.bodies import Intake, RestFailure
 from serving.rest_api.calls import Call, Timer, TooLarge
@@ -35,7 +33,7 @@ from serving.telemetry import logs, monitoring
 from serving.telemetry.monitoring import Monitor
 
 if TYPE_CHECKING:
-    from serving.core.manager import Models
+    from serving.core.manager import ModelManager
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "POST, GET",
@@ -45,13 +43,13 @@ RUNTIME = "TF1"
 QUESTION_THREADS = 2
 
 
-def application(models: "Models", monitor: Monitor, admissions: Admissions, options: Options,
+def application(models: "ModelManager", monitor: Monitor, admission: AdmissionControl, options: Options,
                 extra_routes: Iterable[BaseRoute] = ()) -> Starlette:
     """Return the application: extra_routes first, then the REST API and the metrics.
 
     Raises UserError where options.monitoring_config_file cannot be read.
     """
-    api = Api(models, monitor, admissions, options)
+    api = Api(models, monitor, admission, options)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -83,8 +81,8 @@ class Exchange:
 class Api:
     """The ASGI application of every path under /v1/ and of the metrics; all others are not found."""
 
-    def __init__(self, models: "Models", monitor: Monitor, admissions: Admissions, options: Options):
-        self._models, self._monitor, self._admissions, self._options = models, monitor, admissions, options
+    def __init__(self, models: "ModelManager", monitor: Monitor, admission: AdmissionControl, options: Options):
+        self._models, self._monitor, self._admission, self._options = models, monitor, admission, options
         self._metrics_path = metrics_path(options)
         self._seconds = options.rest_api_timeout_in_ms / 1000
         self.intake = Intake(options.rest_api_num_threads + options.max_waiting_requests,
@@ -153,7 +151,7 @@ class Api:
 
     def _work(self, exchange: Exchange, parts: list[bytes], deadline: float) -> bytes:
         call = exchange.call
-        with self._admissions.admit(exchange.size, deadline):
+        with self._admission.admit(exchange.size, deadline):
             if exchange.gone.is_set():
                 raise bodies.hung_up()
             body = b"".join(parts)
@@ -163,26 +161,20 @@ class Api:
             return calls.RUNS[call.kind](self._models, call.spec, body, deadline, exchange.timer)
 
     def _failure(self, error: Exception) -> RestFailure:
-        """Return how an error is answered; what nobody foresaw is logged with its traceback."""
+        """Return the failure that answers an exception, and log the traceback of a bug."""
         match error:
             case RestFailure():
                 return error
             case TooLarge():
                 return bodies.too_large(self._options.max_request_bytes)
-            case MemoryError():
-                error = ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Not enough memory for the request")
-            # Half a surrogate pair, which JSON can name and nothing can hold.
+            # JSON can write half a surrogate pair, and UTF-8 cannot.
             case UnicodeEncodeError():
-                error = ServingError(grpc.StatusCode.INVALID_ARGUMENT,
-                                     "JSON Parse error: The surrogate pair in string is invalid.")
-            case tf.errors.OpError():
-                error = from_tensorflow(error)
-            case ServingError():
-                pass
+                failure = invalid("JSON Parse error: The surrogate pair in string is invalid.")
             case _:
-                logs.log_event(logging.ERROR, "request failed", {}, error)
-                error = ServingError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
-        return RestFailure(error.http, error.code.name, error.message)
+                failure = from_exception(error)
+        if failure.bug:
+            logs.log_event(logging.ERROR, "request failed", {}, failure.bug)
+        return RestFailure(failure.http, failure.code.name, failure.message)
 
     def _record(self, exchange: Exchange, failure: RestFailure | None) -> None:
         """Count, time and log a request."""

@@ -30,7 +30,7 @@ from serving.errors import invalid
 from serving.rest_api import json_examples, json_tensors, json_writing
 
 if TYPE_CHECKING:
-    from serving.core.manager import Handle, Models
+    from serving.core.manager import Handle, ModelManager
 
 PREDICT, CLASSIFY, REGRESS, STATUS, METADATA = "predict", "classify", "regress", "status", "metadata"
 _CHOICE = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
@@ -111,14 +111,14 @@ def inflate(body: bytes, limit: int) -> bytes:
 
 
 @contextmanager
-def _used(models: "Models", spec: model_pb2.ModelSpec) -> Iterator["Handle"]:
+def _used(models: "ModelManager", spec: model_pb2.ModelSpec) -> Iterator["Handle"]:
     """Hold the version that a spec means, which it then says."""
     with models.use(spec) as handle:
         spec.version.value = handle.version
         yield handle
 
 
-def handle_predict(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
+def handle_predict(models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
     """Return the JSON that answers a predict request; `deadline` of time.monotonic(). Raises ServingError."""
     with ExitStack() as stack:
         model = None
@@ -138,7 +138,7 @@ def handle_predict(models: "Models", spec: model_pb2.ModelSpec, body: bytes, dea
     return json_writing.predict_json(outputs, asked.rows)
 
 
-def handle_classify(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
+def handle_classify(models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
     """Return the JSON that answers a classify request; `deadline` of time.monotonic(). Raises ServingError."""
     spec.signature_name, given = json_examples.parse_examples(body)
     request = classification_pb2.ClassificationRequest(model_spec=spec, input=given)
@@ -146,7 +146,7 @@ def handle_classify(models: "Models", spec: model_pb2.ModelSpec, body: bytes, de
         return json_examples.classifications(timer.run(classification.classify_response, handle.model, request, deadline))
 
 
-def handle_regress(models: "Models", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
+def handle_regress(models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer) -> bytes:
     """Return the JSON that answers a regress request; `deadline` of time.monotonic(). Raises ServingError."""
     spec.signature_name, given = json_examples.parse_examples(body)
     request = regression_pb2.RegressionRequest(model_spec=spec, input=given)
@@ -154,7 +154,7 @@ def handle_regress(models: "Models", spec: model_pb2.ModelSpec, body: bytes, dea
         return json_examples.regressions(timer.run(classification.regress_response, handle.model, request, deadline))
 
 
-def handle_status(models: "Models", spec: model_pb2.ModelSpec) -> bytes:
+def handle_status(models: "ModelManager", spec: model_pb2.ModelSpec) -> bytes:
     """Return the JSON of a model's versions, whatever their state; raises ServingError."""
     response = get_model_status_pb2.GetModelStatusResponse()
     for each in models.statuses(spec):
@@ -164,7 +164,7 @@ def handle_status(models: "Models", spec: model_pb2.ModelSpec) -> bytes:
     return json.dumps(_fields(response), indent=1).encode()
 
 
-def handle_metadata(models: "Models", spec: model_pb2.ModelSpec) -> bytes:
+def handle_metadata(models: "ModelManager", spec: model_pb2.ModelSpec) -> bytes:
     """Return the JSON of a version's signatures; raises ServingError, NOT_FOUND until it can answer requests."""
     request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=[prediction.SIGNATURES])
     with models.use(spec) as handle:

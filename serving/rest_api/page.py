@@ -27,7 +27,7 @@ from serving.errors import ServingError
 
 if TYPE_CHECKING:
     from serving.config.flags import Options
-    from serving.core.manager import Handle, Models
+    from serving.core.manager import Handle, ModelManager
 
 FILES = Path(serving.__file__).parent / "page"
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -41,7 +41,7 @@ SIGNATURE, OUTPUT = "serving_default", "png_bytes"
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
 
-def routes(models: "Models", options: "Options") -> list[Route]:
+def routes(models: "ModelManager", options: "Options") -> list[Route]:
     """Return the page's routes, none where options.page is False.
 
     Raises UserError for samples that are not there.
@@ -89,7 +89,7 @@ def _file(path: Path, media_type: str) -> Response:
     return FileResponse(path, media_type=media_type, headers=HEADERS)
 
 
-def describe_model(models: "Models", name: str) -> dict:
+def describe_model(models: "ModelManager", name: str) -> dict:
     """Return what the page shows of a model: its name, its available versions, newest first, as `version` does, and
     the numbers of those that labels stand for."""
     try:
@@ -105,7 +105,7 @@ def describe_model(models: "Models", name: str) -> dict:
                        if number in numbers}}
 
 
-def _used(models: "Models", spec: model_pb2.ModelSpec) -> dict | None:
+def _used(models: "ModelManager", spec: model_pb2.ModelSpec) -> dict | None:
     """Return `version` of what is meant; None where that is not available, such as one unloaded this moment."""
     try:
         with models.use(spec) as handle:

@@ -13,7 +13,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.config.flags import Options
-from serving.core.admission import Admissions
+from serving.core.admission import AdmissionControl
 from serving.core.manager import Handle
 from serving.listeners import Rest
 from serving.rest_api import app
@@ -76,8 +76,8 @@ def slow_server(running: int, **options) -> Iterator[SimpleNamespace]:
     """Serve a Slow model, of which so many run at once: .port, .model, .monitor; .held: what is taken of requests."""
     options = Options(rest_api_port=-1, log_requests=False, grace_seconds=1, **options)
     model, monitor = Slow(), Monitor()
-    admissions = Admissions(running, options.max_waiting_requests, options.max_waiting_bytes, monitor.queue)
-    made: Starlette = app.application(OneModel(model), monitor, admissions, options)
+    admission = AdmissionControl(running, options.max_waiting_requests, options.max_waiting_bytes, monitor.queue)
+    made: Starlette = app.application(OneModel(model), monitor, admission, options)
     server = Rest(options, made)
     server.start()
     try:

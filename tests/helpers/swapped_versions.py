@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.core.manager import Models
+from serving.core.manager import ModelManager
 from serving.core.versions import Settings
 from serving.errors import ServingError, not_found
 
@@ -63,7 +63,7 @@ def starting(disk):
     running = []
 
     def start(settings=QUICK, text=None, load=None):
-        models = Models(settings, load or disk.load, lambda *arguments: disk.hooks.append(arguments),
+        models = ModelManager(settings, load or disk.load, lambda *arguments: disk.hooks.append(arguments),
                         lambda *arguments: disk.hooks.append(arguments))
         running.append(models)
         models.start(config(text or entry(disk.base)))

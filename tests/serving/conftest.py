@@ -34,7 +34,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def serve(disk):
-    """Gives a function that starts Models on the disk's versions; they are stopped at the end."""
+    """Gives a function that starts a ModelManager on the disk's versions; they are stopped at the end."""
     from tests.helpers import swapped_versions
 
     with swapped_versions.starting(disk) as start:

@@ -6,7 +6,7 @@ import time
 import grpc
 import pytest
 
-from serving.core.admission import Admissions
+from serving.core.admission import AdmissionControl
 from serving.errors import ServingError
 from tests.helpers.grpc_requests import until
 
@@ -35,7 +35,7 @@ class Places:
 
 def test_places_are_given_in_turn_and_the_rest_refused():
     seen = []
-    places = Places(Admissions(2, 2, 100, lambda *state: seen.append(state)))
+    places = Places(AdmissionControl(2, 2, 100, lambda *state: seen.append(state)))
     requests = {}
     for name, state in (("a", (0, 1, 0)), ("b", (0, 2, 0)), ("c", (1, 2, 10)), ("d", (2, 2, 20))):
         requests[name] = places.come(name, 10)
@@ -54,7 +54,7 @@ def test_places_are_given_in_turn_and_the_rest_refused():
 
 
 def test_waiting_requests_hold_so_many_bytes_at_most():
-    places = Places(Admissions(1, 10, 100))
+    places = Places(AdmissionControl(1, 10, 100))
     first = places.come("running", 10 ** 9)
     until(lambda: places.order == ["running"])
     second = places.come("waiting", 60)
@@ -71,7 +71,7 @@ def test_waiting_requests_hold_so_many_bytes_at_most():
 
 
 def test_a_deadline_ends_the_waiting_and_gives_its_place_in_the_queue_back():
-    places = Places(Admissions(1, 1, 100))
+    places = Places(AdmissionControl(1, 1, 100))
     thread, leave = places.come("running")
     until(lambda: places.order == ["running"])
     places.come("late", seconds=0.05)[0].join()
@@ -85,7 +85,7 @@ def test_a_deadline_ends_the_waiting_and_gives_its_place_in_the_queue_back():
 
 
 def test_a_request_that_fails_leaves_its_place():
-    admissions = Admissions(1, 0, 0)
+    admissions = AdmissionControl(1, 0, 0)
     for _ in range(3):
         with pytest.raises(ValueError), admissions.admit(5, None):
             raise ValueError

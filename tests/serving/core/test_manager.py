@@ -10,7 +10,7 @@ import pytest
 from tensorflow_serving.apis import model_pb2
 
 from serving.core import session_model
-from serving.core.manager import Models
+from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, Settings
 from serving.errors import ServingError
 from tests.helpers.small_servables import corrupt, half_plus_two
@@ -151,7 +151,7 @@ def test_the_start_fails_where_a_model_does(disk, serve, tmp_path):
 
 def test_the_start_waits_for_a_base_path_and_its_first_version(disk):
     disk.base.rmdir()
-    models = Models(QUICK, disk.load)
+    models = ModelManager(QUICK, disk.load)
     thread = threading.Thread(target=models.start, args=(config(entry(disk.base)),))
     thread.start()
     try:
@@ -167,7 +167,7 @@ def test_the_start_waits_for_a_base_path_and_its_first_version(disk):
 
 
 def test_a_start_that_waits_ends_with_stop(disk):
-    models, caught = Models(QUICK, disk.load), []
+    models, caught = ModelManager(QUICK, disk.load), []
 
     def start():
         try:

@@ -8,7 +8,7 @@ import pytest
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.core import versions
-from serving.core.manager import Models
+from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END
 from serving.errors import ServingError
 from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, answers, config, entry, eventually, refused, spec,
@@ -52,7 +52,7 @@ def test_policies(disk, serve, policy, served):
 def test_a_wrong_config_is_refused_and_changes_nothing(disk, serve, text, message):
     disk.publish(1)
     models = serve()
-    for call in (models.reload, Models(QUICK, disk.load).start):
+    for call in (models.reload, ModelManager(QUICK, disk.load).start):
         with pytest.raises(ServingError) as caught:
             call(config(text))
         assert (caught.value.code, caught.value.message) == (grpc.StatusCode.INVALID_ARGUMENT, message)

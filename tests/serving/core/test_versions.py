@@ -6,7 +6,7 @@ import time
 import grpc
 
 from serving.core import versions
-from serving.core.manager import Models
+from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, Settings
 from tests.helpers.swapped_versions import PATIENCE, QUICK, Model, answers, config, entry, eventually, spec, states
 
@@ -84,7 +84,7 @@ def test_a_hook_that_fails_keeps_no_version_from_being_served(disk):
         raise ZeroDivisionError
 
     disk.publish(1)
-    models = Models(QUICK, disk.load, mistaken, mistaken)
+    models = ModelManager(QUICK, disk.load, mistaken, mistaken)
     models.start(config(entry(disk.base)))
     disk.publish(2)
     eventually(lambda: states(models) == {2: AVAILABLE, 1: END})
