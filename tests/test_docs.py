@@ -140,7 +140,7 @@ def test_options_and_values_of_a_command_exist(page, name, arguments, help_of):
     if name == "serving.server":
         # Arguments that it does not know are printed with the usage.
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            flags.parse(arguments)
+            flags.parse_flags(arguments)
         assert not output.getvalue()
         return
     printed = help_of(name, *arguments[:1] if name in NESTED else ())

@@ -21,7 +21,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kseg import models, train
+from kseg import cli, models, train
 from kseg.input_pipeline import batching
 from kseg.system import retries
 from kseg.training import checkpoints, losses, recorder
@@ -136,7 +136,7 @@ def started(directory, fault):
             os.dup2(sys.stdout.fileno(), 2)
             fault(directory)
             with contextlib.suppress(SystemExit):
-                train.commands.run(lambda: os._exit(finish(directory)))
+                cli.run(lambda: os._exit(finish(directory)))
         os._exit(2)
     _, status = os.waitpid(process, 0)
     return os.waitstatus_to_exitcode(status), log.read_text()
