@@ -15,6 +15,8 @@ FORBIDDEN = ["pypi" + ".org", "python" + "hosted.org", "/wo" + "rk/", "/ro" + "o
 @pytest.mark.parametrize("modules, absent", [
     ("kseg", ["tensorflow", "keras", "tfx", "torch"]),
     ("kseg.config", ["tensorflow", "keras", "tfx", "torch"]),
+    ("kseg.system.atomic_files, kseg.system.progress, kseg.system.retries, kseg.system.signals",
+     ["tensorflow", "keras", "tfx", "torch"]),
     ("kseg.zoo; kseg.config.zoo.listing()", ["tensorflow", "keras", "tfx", "torch"]),
     ("kseg.train, kseg.evaluate, kseg.predict", ["tfx", "torch"]),
 ])

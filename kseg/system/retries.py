@@ -1,36 +1,33 @@
-"""Storage that fails for a moment: which errors pass by themselves, and trying again after growing waits."""
+"""Retry storage operations after errors that are usually gone seconds later."""
 
 import errno
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import tensorflow as tf
-
 ATTEMPTS = 5
-# Seconds before the second attempt; each wait after it is twice as long, 7.5 s in all.
+# Seconds before the second attempt. The wait doubles after each further failure: 7.5 s in total.
 FIRST_WAIT = 0.5
 
-# What network file systems answer while a server restarts, a cable is moved or a path is switched over. All other
-# errors stay until somebody mends them, and waiting would only delay the message: a full disk or quota (ENOSPC,
-# EDQUOT, EFBIG), rights (EACCES, EPERM), a read-only file system (EROFS), what is not there (ENOENT, ENOTDIR, ENODEV),
-# too many open files (EMFILE, ENFILE), and content that is damaged, which has no number.
+# Network file systems report these while a server restarts, a cable is moved or a path fails over. Retrying cannot
+# repair any other error and would only delay its message: a full disk or quota (ENOSPC, EDQUOT, EFBIG), missing rights
+# (EACCES, EPERM), a read-only file system (EROFS), a missing file (ENOENT, ENOTDIR, ENODEV), too many open files
+# (EMFILE, ENFILE), or damaged content, which has no error number.
 TRANSIENT = frozenset({
     # The device or its server did not answer in time, or answered with a failure.
     errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK,
-    # The server has restarted; opened again, the file has a new handle.
+    # The server has restarted; reopening the file gives a new handle.
     errno.ESTALE,
-    # The way there is broken.
+    # The network path to the server is broken.
     errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EPIPE,
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ECOMM,
 })
-# TensorFlow's classes for the same, which object stores raise without a number.
-TRANSIENT_CLASSES = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError)
 
-# Its own: Keras seeds Python's, which training must find as it left it.
+# A generator of this module: Keras seeds Python's global one, and training must find its state unchanged.
 JITTER = random.Random()
 
 Result = TypeVar("Result")
@@ -38,17 +35,23 @@ Result = TypeVar("Result")
 
 def with_retries(action: Callable[[], Result], what: str, report: Callable[[str], None], attempts: int = ATTEMPTS,
                  first_wait: float = FIRST_WAIT) -> Result:
-    """Return what `action()` returns, calling it again after errors that pass by themselves.
+    """Return the result of `action()`, calling it again after transient errors.
 
-    Before attempt n + 1 it waits first_wait * 2**(n - 1) seconds, more or less by up to a quarter, so that many
-    processes do not come back at once; each wait is reported with `what` was done and its error. The action must be
-    such that it can be repeated after it has failed half way. Raises what the last attempt raised, or at once an error
-    that is not transient.
+    Args:
+        action: must be safe to repeat after it has failed halfway.
+        what: names the action in reports, such as "writing runs/a/log".
+        report: receives one line for each failed attempt.
+        attempts: number of calls before the error is raised.
+        first_wait: the wait before attempt n + 1 is first_wait * 2**(n - 1) seconds, with a random deviation of up to
+            25 % so that many processes do not retry at the same moment.
+
+    Raises:
+        Exception: the last attempt's error, or immediately an error that is not transient.
     """
     for attempt in range(1, attempts):
         try:
             return action()
-        # h5py and TensorFlow raise what they like.
+        # h5py and TensorFlow raise classes of their own, so no narrower class covers storage errors.
         except Exception as error:
             if not is_transient(error):
                 raise
@@ -59,27 +62,37 @@ def with_retries(action: Callable[[], Result], what: str, report: Callable[[str]
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether an error of the storage may be gone at the next attempt, by TRANSIENT and TRANSIENT_CLASSES."""
-    return isinstance(error, TRANSIENT_CLASSES) or error_number(error) in TRANSIENT
+    """Return whether the next attempt may succeed after this storage error."""
+    return error_number(error) in TRANSIENT or _is_transient_in_tensorflow(error)
+
+
+def _is_transient_in_tensorflow(error: Exception) -> bool:
+    # Object stores raise these classes without an error number. A process that has not imported TensorFlow cannot have
+    # received one, and this module must not be the first to import it.
+    if "tensorflow" not in sys.modules:
+        return False
+    import tensorflow as tf
+
+    return isinstance(error, (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError))
 
 
 def error_number(error: Exception) -> int | None:
-    """Return the operating system's number of an error; None where it has none.
+    """Return the operating system's number of an error, or None if it has none.
 
-    h5py writes "errno = 5" into its words, Python's errors in tf.data become "[Errno 5]", and TensorFlow leaves only
-    the system's text for it, such as "Input/output error".
+    h5py writes "errno = 5" into its message, tf.data turns a Python error into "[Errno 5]", and TensorFlow keeps only
+    the system's text, such as "Input/output error".
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     text = str(error)
-    if found := re.search(r"errno\s*=?\s*(\d+)", text, re.IGNORECASE):
-        return int(found[1])
-    # The longest: one text may be the beginning of another.
-    named = [each for each in errno.errorcode if os.strerror(each) in text]
-    return max(named, key=lambda each: len(os.strerror(each)), default=None)
+    if match := re.search(r"errno\s*=?\s*(\d+)", text, re.IGNORECASE):
+        return int(match[1])
+    # The longest text wins, because one text may be the beginning of another.
+    numbers = [number for number in errno.errorcode if os.strerror(number) in text]
+    return max(numbers, key=lambda number: len(os.strerror(number)), default=None)
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says in its first line, at most 200 characters."""
+    """Return the first line of an error's message, at most 200 characters."""
     text = str(getattr(error, "message", error)) or type(error).__name__
     return text.splitlines()[0][:200]
