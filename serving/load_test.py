@@ -1,13 +1,13 @@
-"""How many requests a second a server of TensorFlow Serving's protocol answers, and how long each takes.
+"""Measure the request rate and latency of a TensorFlow Serving API.
 
     python -m serving.load_test street.jpg --server localhost:8500 --model street
     python -m serving.load_test photos --server localhost:8501 --rest --model street --concurrency 1,8,32 --out FILE
 
-For each number of clients: each sends a request of one picture, waits for the answer, and sends the next. requests/s
-are answers; the times are milliseconds from sending to the whole answer, of requests that were answered; the first
-second does not count. `clients busy` is how much of its time the busiest process of clients worked: near 100 % it is
-not the server that limits, and --processes helps where there are cores for them. A server on the same machine shares
-its cores with the clients.
+Each client sends a request with one image, waits for the response, and sends the next request. The table has one row
+for each number of clients. `requests/s` counts answered requests. Latencies are milliseconds from sending a request to
+its whole response, for answered requests only. A warm-up of one second does not count. `clients busy` is the fraction
+of CPU time that the busiest client process used: near 100 % the clients limit the rate instead of the server, and more
+--processes help if there are cores for them. A server on the same machine shares its cores with the clients.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import os
 import sys
 import urllib.parse
 from pathlib import Path
-
 
 from kseg import cli
 from kseg.errors import UserError
@@ -28,49 +27,49 @@ CONCURRENCY = (1, 2, 4, 8, 16)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m serving.load_test", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    parser.add_argument("pictures", nargs="+", metavar="IMG", help="pictures, directories of them, or quoted patterns")
+    parser.add_argument("pictures", nargs="+", metavar="IMG", help="images, directories of images, or quoted patterns")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
-    parser.add_argument("--rest", action="store_true", help="HOST:PORT is that of REST, not of gRPC")
-    parser.add_argument("--model", default="default", metavar="NAME", help="default: default")
+    parser.add_argument("--rest", action="store_true", help="HOST:PORT is the REST port instead of the gRPC port")
+    parser.add_argument("--model", default="default", metavar="NAME", help="name of the model (default: default)")
     parser.add_argument("--signature", default="serving_default", metavar="S",
-                        help="one that takes encoded pictures or pixels (default: serving_default)")
+                        help="a signature that takes encoded images or pixels (default: serving_default)")
     parser.add_argument("--concurrency", type=_numbers, default=CONCURRENCY, metavar="N,...",
-                        help=f"numbers of clients, one after the other (default {','.join(map(str, CONCURRENCY))})")
+                        help=f"numbers of clients, run one after another (default {','.join(map(str, CONCURRENCY))})")
     parser.add_argument("--seconds", type=_positive, default=10.0, metavar="S",
-                        help="that count, for each number of clients (default 10)")
+                        help="measured seconds for each number of clients (default 10)")
     parser.add_argument("--warm-up", type=_positive, default=1.0, metavar="S",
-                        help="before them, which do not (default 1)")
+                        help="seconds of load before the measurement (default 1)")
     parser.add_argument("--deadline", type=_positive, default=60.0, metavar="S",
-                        help="that a request may take (default 60)")
+                        help="seconds that a request may take (default 60)")
     parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
-                        help="that the clients, threads, are spread over (default: one a core, at most 4)")
+                        help="processes that share the clients, which are threads (default: one per core, at most 4)")
     parser.add_argument("--tls-ca", type=Path, metavar="FILE",
-                        help="gRPC by TLS; PEM certificates of the authority that signed the server's")
-    parser.add_argument("--out", type=Path, metavar="JSON", help="write the figures there, too")
+                        help="enable TLS for gRPC; PEM certificates of the authority that signed the server's")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write the results to this file")
     values = parser.parse_args(arguments)
     if values.processes < 1:
         parser.error(f"--processes {values.processes} must be at least 1")
     if values.tls_ca and values.rest:
-        parser.error("--tls-ca is of gRPC; REST is clear text")
+        parser.error("--tls-ca applies to gRPC only; REST is not encrypted")
     from kseg.inference.input_files import find_pictures
     from serving.clients import load_generator
     from serving.clients.connections import read_certificates
 
-    # Where it writes is of no matter, as it writes nothing.
+    # The output directory is a dummy, since a load test writes no images.
     paths = [picture.path for picture in find_pictures(values.pictures, Path(os.devnull), ()) if not picture.video]
     if not paths:
-        raise UserError(f"no pictures among {', '.join(values.pictures)}, only videos")
-    requests = load_requests.read_requests(paths, values.server, values.rest,
-                                           values.model, values.signature, values.tls_ca)
+        raise UserError(f"no images among {', '.join(values.pictures)}, only videos")
+    requests = load_requests.read_requests(paths, values.server, values.rest, values.model, values.signature,
+                                           values.tls_ca)
     path = f"/v1/models/{urllib.parse.quote(values.model, safe='')}:predict" if values.rest else ""
     target = load_generator.Target(values.server, path, values.deadline, read_certificates(values.tls_ca))
-    print(f"{len(requests)} pictures, {sum(map(len, requests)) / len(requests) / 1e3:.1f} kB a request, to "
-          f"{values.signature} of {values.model} at {values.server} by {'REST' if values.rest else 'gRPC'}")
+    print(f"{len(requests)} images, {sum(map(len, requests)) / len(requests) / 1e3:.1f} kB per request, to "
+          f"{values.signature} of {values.model} at {values.server} over {'REST' if values.rest else 'gRPC'}")
     with load_generator.clients(target, requests, min(values.processes, max(values.concurrency))) as clients:
         loads = load_report.run_loads(clients, values.concurrency, values.seconds, values.warm_up)
     if values.out:
-        values.out.write_text(json.dumps([load_report.report_json(load)
-                              for load in loads], indent=1) + "\n", encoding="utf-8")
+        rows = [load_report.report_json(load) for load in loads]
+        values.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if not any(load.latencies for load in loads):
         print("error: no request was answered", file=sys.stderr)
         return 1
@@ -80,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _numbers(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"not numbers such as 1,2,4: {text!r}")
+        raise argparse.ArgumentTypeError(f"expected positive integers such as 1,2,4, got {text!r}")
     return tuple(map(int, parts))
 
 
@@ -90,7 +89,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"not a number above 0: {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
 
 

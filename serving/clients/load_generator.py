@@ -1,9 +1,9 @@
-"""The clients of a load test: each sends its next request when the answer to the last has come.
+"""Generate load: each client sends its next request when the previous one is answered.
 
-They are threads, spread over a few processes. A process of Python sends some 2000 small requests a second, whatever
-number of threads it has, and a server may answer more; a process for each client would cost more to switch between than
-the requests themselves. Requests are bytes that were made beforehand, and answers are not looked into. Neither
-TensorFlow nor the stubs are imported.
+Clients are threads in a few processes. A Python process sends about 2000 small requests a second, whatever its number
+of threads, and a server may answer more; one process for each client would cost more context switches than the requests
+themselves. Requests are bytes prepared in advance, and responses are not decoded. Neither TensorFlow nor the stubs are
+imported.
 """
 
 import http.client
@@ -20,21 +20,21 @@ from typing import NamedTuple
 import grpc
 
 from kseg.errors import UserError
-from serving.clients.connections import STATUSES, address
+from serving.clients.connections import STATUSES, parse_address
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
-# Between a failure and the next request: a server that refuses is not asked as fast as it can refuse.
-PAUSE = 0.05
-# Between two reports of a process.
-REPORT = 0.5
-# Clients that keep a process busier than this might have sent more, had it been less busy.
-LIMIT = 0.8
+# Seconds between a failure and the next request. Without it a client would send as fast as the server refuses.
+FAILURE_PAUSE = 0.05
+# Seconds between two progress reports of a process.
+REPORT_INTERVAL = 0.5
+# Above this fraction of busy time a process may have slowed its clients down.
+BUSY_LIMIT = 0.8
 
 
 class Target(NamedTuple):
-    """Where requests go: HOST:PORT of gRPC, or with `path` of REST; `certificates` (PEM) mean TLS.
+    """Destination of the requests: HOST:PORT of gRPC, or of REST with a `path`.
 
-    A request may take `deadline` seconds.
+    `certificates` (PEM) enable TLS. `deadline` is the number of seconds that a request may take.
     """
 
     server: str
@@ -44,7 +44,10 @@ class Target(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Work for a process: so many clients, from now until `end`; answers after `begin` count (time.monotonic())."""
+    """Work for one process: run a number of clients until `end`, and count responses after `begin`.
+
+    Both times are values of time.monotonic().
+    """
 
     clients: int
     begin: float
@@ -52,10 +55,14 @@ class Order(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What clients saw within `seconds`: the seconds each answer took, failures by status, an example of each.
+    """Results of `clients` clients over `seconds` seconds.
 
-    `busy` is the share of the time that the busiest process of clients worked; above LIMIT the server might have
-    answered more.
+    Attributes:
+        latencies: Seconds from sending to the whole response, for each answered request.
+        failures: Number of failed requests by status.
+        messages: An example message for each status.
+        busy: Fraction of the time that the busiest client process used a CPU. Above BUSY_LIMIT the server might have
+            answered more.
     """
 
     clients: int
@@ -67,25 +74,28 @@ class Load(NamedTuple):
 
     @property
     def requests(self) -> int:
-        """All that ended, in whatever way."""
+        """Return the number of finished requests, answered or failed."""
         return len(self.latencies) + self.failures.total()
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Return the answered requests per second."""
         return len(self.latencies) / self.seconds
 
 
 class Clients:
-    """Processes of clients that send the same requests, each client from another one on; close them at the end."""
+    """Processes of clients that all cycle through the same requests, each client from a different start.
+
+    Call `close` when done, or use `clients`.
+    """
 
     def __init__(self, target: Target, requests: Sequence[bytes], processes: int):
-        # Not forked: a process with threads, which gRPC has, cannot be.
+        # gRPC runs threads, and a process with threads must not be forked.
         context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
-        for number in range(processes):
+        for index in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve_load, args=(theirs, target, requests, number), daemon=True)
+            process = context.Process(target=serve_load, args=(theirs, target, requests, index), daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(ours)
@@ -95,33 +105,33 @@ class Clients:
 
     def run(self, clients: int, seconds: float, warm_up: float = 0.0,
             progress: Callable[[float, int, int], None] = lambda *_: None) -> Load:
-        """Have so many clients ask for `warm_up` seconds, and then for `seconds` that count.
+        """Run a number of clients for `warm_up` seconds, then for `seconds` seconds that count.
 
-        `progress` is told the seconds passed of those that count, answers and failures in them.
+        `progress` receives the counted seconds so far, and the numbers of answers and failures in them.
         """
         begin = time.monotonic() + warm_up
-        shares = [len(range(number, clients, len(self.pipes))) for number in range(len(self.pipes))]
-        waiting = {pipe for pipe, share in zip(self.pipes, shares) if share}
-        for pipe, share in zip(self.pipes, shares):
-            if share:
-                pipe.send(Order(share, begin, begin + seconds))
-        found = Load(clients, seconds, [], Counter(), {}, 0.0)
+        clients_by_pipe = {pipe: len(range(index, clients, len(self.pipes))) for index, pipe in enumerate(self.pipes)}
+        waiting = {pipe for pipe, number in clients_by_pipe.items() if number}
+        for pipe, number in clients_by_pipe.items():
+            if number:
+                pipe.send(Order(number, begin, begin + seconds))
+        total = Load(clients, seconds, [], Counter(), {}, 0.0)
         counts = {pipe: (0, 0) for pipe in waiting}
         while waiting:
             for pipe in wait(waiting):
-                answer = _receive(pipe)
-                if isinstance(answer, Load):
+                message = _receive(pipe)
+                if isinstance(message, Load):
                     waiting.discard(pipe)
-                    found.latencies.extend(answer.latencies)
-                    found.failures.update(answer.failures)
-                    found.messages.update(answer.messages)
-                    found = found._replace(busy=max(found.busy, answer.busy))
+                    total.latencies.extend(message.latencies)
+                    total.failures.update(message.failures)
+                    total.messages.update(message.messages)
+                    total = total._replace(busy=max(total.busy, message.busy))
                 else:
-                    counts[pipe] = answer
-            passed = min(time.monotonic() - begin, seconds)
-            if passed > 0 and waiting:
-                progress(passed, *map(sum, zip(*counts.values())))
-        return found
+                    counts[pipe] = message
+            elapsed = min(time.monotonic() - begin, seconds)
+            if elapsed > 0 and waiting:
+                progress(elapsed, *map(sum, zip(*counts.values())))
+        return total
 
     def close(self) -> None:
         for pipe in self.pipes:
@@ -134,7 +144,7 @@ class Clients:
 
 @contextmanager
 def clients(target: Target, requests: Sequence[bytes], processes: int) -> Iterator[Clients]:
-    """Start processes of clients, and end them."""
+    """Start processes of clients, and stop them at the end."""
     started = Clients(target, requests, processes)
     try:
         yield started
@@ -146,12 +156,12 @@ def _receive(pipe: Connection):
     try:
         return pipe.recv()
     except EOFError:
-        raise UserError("a process of clients ended; what it printed says why") from None
+        raise UserError("a client process stopped unexpectedly; its output above shows the reason") from None
 
 
-def serve_load(pipe: Connection, target: Target, requests: Sequence[bytes], number: int) -> None:
-    """Be a process of clients: answer each Order by counts (answers, failures) now and then, and a Load at the end."""
-    # Ctrl-C reaches it too, but the one who started it ends it.
+def serve_load(pipe: Connection, target: Target, requests: Sequence[bytes], index: int) -> None:
+    """Run a client process: answer each Order with counts (answers, failures), and a Load at its end."""
+    # Ctrl-C reaches this process too, but its parent stops it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     senders: list[Callable[[bytes], None]] = []
     pipe.send("ready")
@@ -160,55 +170,57 @@ def serve_load(pipe: Connection, target: Target, requests: Sequence[bytes], numb
             order = pipe.recv()
             while len(senders) < order.clients:
                 senders.append((rest_sender if target.path else grpc_sender)(target))
-            pipe.send(_work(pipe, order, senders, requests, number))
-    # The one who started it closed the pipe, or ended.
+            pipe.send(_run_order(pipe, order, senders, requests, index))
+    # The parent closed the pipe or exited.
     except (EOFError, BrokenPipeError):
         return
 
 
-def _work(pipe: Connection, order: Order, senders: list, requests: Sequence[bytes], number: int) -> Load:
+def _run_order(pipe: Connection, order: Order, senders: list, requests: Sequence[bytes], index: int) -> Load:
     loads = [Load(1, order.end - order.begin, [], Counter(), {}, 0.0) for _ in range(order.clients)]
-    # Clients that start at the same picture would all ask for the largest at the same time.
-    threads = [threading.Thread(target=_ask, args=(senders[index], requests, 7 * index + number, order, load),
-                                daemon=True) for index, load in enumerate(loads)]
+    # Clients that start at the same image would all send the largest one at the same time.
+    threads = [threading.Thread(target=_run_client, args=(senders[number], requests, 7 * number + index, order, load),
+                                daemon=True) for number, load in enumerate(loads)]
     cpu, started = time.process_time(), time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         while thread.is_alive():
-            thread.join(REPORT)
+            thread.join(REPORT_INTERVAL)
             pipe.send((sum(len(load.latencies) for load in loads), sum(load.failures.total() for load in loads)))
     busy = (time.process_time() - cpu) / max(time.monotonic() - started, 1e-9)
-    found = Load(order.clients, order.end - order.begin, [], Counter(), {}, busy)
+    total = Load(order.clients, order.end - order.begin, [], Counter(), {}, busy)
     for load in loads:
-        found.latencies.extend(load.latencies)
-        found.failures.update(load.failures)
-        found.messages.update(load.messages)
-    return found
+        total.latencies.extend(load.latencies)
+        total.failures.update(load.failures)
+        total.messages.update(load.messages)
+    return total
 
 
-def _ask(send: Callable[[bytes], None], requests: Sequence[bytes], position: int, order: Order, load: Load) -> None:
+def _run_client(send: Callable[[bytes], None], requests: Sequence[bytes], position: int, order: Order,
+                load: Load) -> None:
     while (sent := time.monotonic()) < order.end:
         try:
             send(requests[position % len(requests)])
-            failed = None
+            failure = None
         except LoadFailure as error:
-            failed = error
+            failure = error
         now = time.monotonic()
-        # What ends within the time counts, wherever it began: so the rate is not that of a start or an end.
+        # A request counts if it finishes within the period, whenever it began. Counting by its start would lose the
+        # requests still running at the end, and so underestimate the rate.
         if order.begin < now <= order.end:
-            if failed:
-                load.failures[failed.code] += 1
-                load.messages[failed.code] = str(failed)
+            if failure:
+                load.failures[failure.code] += 1
+                load.messages[failure.code] = str(failure)
             else:
                 load.latencies.append(now - sent)
-        if failed:
-            time.sleep(PAUSE)
+        if failure:
+            time.sleep(FAILURE_PAUSE)
         position += 1
 
 
 class LoadFailure(Exception):
-    """A request failed with the gRPC status of that name."""
+    """A failed request; `code` is the name of its gRPC status."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -216,7 +228,10 @@ class LoadFailure(Exception):
 
 
 def grpc_sender(target: Target) -> Callable[[bytes], None]:
-    """Return what sends a PredictRequest and waits for the answer, on a connection of its own; it raises Failure."""
+    """Return a function that sends a PredictRequest on its own connection.
+
+    The function waits for the response, and raises LoadFailure.
+    """
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
                # Otherwise all channels of a process share one connection.
                ("grpc.use_local_subchannel_pool", 1)]
@@ -234,8 +249,11 @@ def grpc_sender(target: Target) -> Callable[[bytes], None]:
 
 
 def rest_sender(target: Target) -> Callable[[bytes], None]:
-    """Return what posts JSON and waits for the answer, on a connection of its own; it raises Failure."""
-    connection = http.client.HTTPConnection(*address(target.server), timeout=target.deadline)
+    """Return a function that posts JSON on its own connection.
+
+    The function waits for the response, and raises LoadFailure.
+    """
+    connection = http.client.HTTPConnection(*parse_address(target.server), timeout=target.deadline)
 
     def send(request: bytes) -> None:
         try:

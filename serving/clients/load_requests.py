@@ -1,4 +1,4 @@
-"""Make the requests of a load test from image files."""
+"""Build the requests of a load test from image files."""
 
 import base64
 import json
@@ -9,21 +9,23 @@ import numpy as np
 
 from kseg.errors import UserError, unknown
 
-# Seconds that the question for the signature's inputs may take.
-LOOK_UP = 30.0
+# Seconds that the request for the model's signatures may take.
+METADATA_TIMEOUT = 30.0
 
 
 def read_requests(paths: Sequence[Path], server: str, rest: bool, model: str, signature: str,
                   tls_ca: Path | None) -> list[bytes]:
-    """Return a request's bytes for each picture: PredictRequest, or JSON; of pixels where the signature takes them.
+    """Return one serialized request for each image file.
 
-    Raises UserError where the server, the model or the signature is not there or takes no pictures.
+    A request is a PredictRequest, or JSON with `rest`. It holds the encoded image or its pixels, whichever the
+    signature takes. Raises RequestError if the server or the model is missing, and UserError if the signature is
+    missing or does not take images.
     """
     from kseg.images import image_files
     from serving.clients import client, segment_files
-    from serving.clients.connections import Grpc, Rest, Wanted
+    from serving.clients.connections import GrpcConnection, ModelSpec, RestConnection
 
-    connection = (Rest if rest else Grpc)(server, Wanted(model), LOOK_UP, tls_ca)
+    connection = (RestConnection if rest else GrpcConnection)(server, ModelSpec(model), METADATA_TIMEOUT, tls_ca)
     try:
         signatures = client.retry_request(connection.signatures)
     finally:
@@ -37,7 +39,7 @@ def read_requests(paths: Sequence[Path], server: str, rest: bool, model: str, si
 
 
 def grpc_request(model: str, signature: str, name: str, value: bytes | np.ndarray) -> bytes:
-    """Return a PredictRequest of one row, bytes or an array, serialised."""
+    """Return the serialized PredictRequest of one image, encoded or uint8 (H, W, 3)."""
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2
 
@@ -48,6 +50,6 @@ def grpc_request(model: str, signature: str, name: str, value: bytes | np.ndarra
 
 
 def rest_request(signature: str, name: str, value: bytes | np.ndarray) -> bytes:
-    """Return the JSON of one row, bytes or an array."""
+    """Return the JSON of one image, encoded or uint8 (H, W, 3)."""
     row = {"b64": base64.b64encode(value).decode("ascii")} if isinstance(value, bytes) else value.tolist()
     return json.dumps({"signature_name": signature, "inputs": {name: [row]}}).encode("ascii")

@@ -1,4 +1,4 @@
-"""The client's files: pictures are read, asked for in batches, and their ids and overlays written."""
+"""Segment image files on a server, and write their class ids and overlays."""
 
 import io
 import sys
@@ -14,136 +14,137 @@ from kseg.images import drawing, image_files
 from kseg.inference.input_files import Picture
 from kseg.system.progress import CLEAR_LINE, Progress
 from serving.class_list import read_class_list
-from serving.clients.connections import RequestError, Rest
+from serving.clients.connections import RequestError, RestConnection
 
 if TYPE_CHECKING:
     from serving.clients.client import Client, Cost
 
-# Of which a server's decoder makes the pixels that kseg.predict sees.
+# Pillow modes of the files that a server decodes to the same pixels as kseg.predict.
 STORED_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-# As bad for the next picture as for this one.
+# Status codes that would fail for every image, so the client stops.
 FATAL = ("UNAVAILABLE", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")
 TABLE_ROW = "{:<14}{:>10}{:>10}{:>10}{:>12}"
 
 
 def encode_image(path: Path) -> bytes:
-    """Return a file's JPEG or PNG as it is where the server sees in it what kseg.predict would, else a PNG of that.
+    """Return an encoded image that the server decodes to the pixels kseg.predict sees.
 
-    Raises DataError naming the file where it cannot be read; what is damaged further in is left for the server to say.
+    That is the file itself where it is a JPEG or PNG stored upright, and otherwise a PNG of the decoded image. Raises
+    DataError naming the file if it cannot be read. Damage behind a file's header is left for the server to report.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    if _as_stored(data):
+    if _is_sent_unchanged(data):
         return data
     file = io.BytesIO()
     Image.fromarray(image_files.read_image(path)).save(file, format="PNG", compress_level=1)
     return file.getvalue()
 
 
-def _as_stored(data: bytes) -> bool:
+def _is_sent_unchanged(data: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(image_files.EXIF_ORIENTATION) in image_files.UPRIGHT
-            return image.format in ("JPEG", "PNG") and image.mode in STORED_MODES and not turned
-    # Whatever Pillow's decoders stumble over; read_image then says what it is.
+            rotated = image.getexif().get(image_files.EXIF_ORIENTATION) in image_files.UPRIGHT
+            return image.format in ("JPEG", "PNG") and image.mode in STORED_MODES and not rotated
+    # Pillow's decoders raise any exception on a damaged file; read_image then reports it by name.
     except Exception:
         return False
 
 
-class Colours(NamedTuple):
-    """Names of the classes, none where a model has none, and a colour for each id."""
+class Colors(NamedTuple):
+    """Class names (empty where the model has none) and the RGB color of each class id."""
 
     classes: list[str]
     palette: list[list[int]]
 
 
-def colours_of(client: "Client", path: Path | None) -> Colours:
-    """Return the colours of a classes.json, or without one those that the server's page tells of the asked version.
+def find_colors(client: "Client", path: Path | None) -> Colors:
+    """Return the colors in a classes.json, or without one those that the server's page lists.
 
-    Raises UserError where it cannot be read, or the server says nothing.
+    Raises UserError if the file cannot be read, or the server lists no colors for the requested version.
     """
     if path:
-        return Colours(*read_class_list(path))
+        return Colors(*read_class_list(path))
     hint = "--overlay needs --classes FILE, such as assets/classes.json of the exported model"
-    if not isinstance(client.connection, Rest):
-        raise UserError(f"{hint}: colours are not told by gRPC")
-    wanted = client.wanted
-    for model in client.connection.listed():
-        if model["name"] == wanted.name:
-            number = model["labels"].get(wanted.label) if wanted.label else wanted.version
-            for each in model["versions"]:
-                # The first is the newest.
-                if number is None and not wanted.label or each["version"] == str(number):
-                    return Colours(each["classes"], each["palette"])
-    raise UserError(f"{hint}: {client.connection.server} does not tell those of {wanted}")
+    if not isinstance(client.connection, RestConnection):
+        raise UserError(f"{hint}: gRPC does not transmit colors")
+    spec = client.spec
+    for model in client.connection.listed_models():
+        if model["name"] == spec.name:
+            number = model["labels"].get(spec.label) if spec.label else spec.version
+            for version in model["versions"]:
+                # Versions are listed newest first.
+                if number is None and not spec.label or version["version"] == str(number):
+                    return Colors(version["classes"], version["palette"])
+    raise UserError(f"{hint}: {client.connection.server} lists no colors for {spec}")
 
 
-def segment_files(client: "Client", found: Sequence[Picture], out: Path, batch: int, colours: Colours | None,
+def segment_files(client: "Client", pictures: Sequence[Picture], out: Path, batch: int, colors: Colors | None,
                   report: Callable[[str], None] = print) -> list[Path]:
-    """Write the ids of each picture, and its overlay where there are colours, and return the files that failed.
+    """Write the class ids of each image, and with `colors` its overlay; return the files that failed.
 
-    Those are named on stderr. Raises RequestError where the server or its model is gone.
+    Failed files are named on stderr. Raises RequestError if the server or its model is gone.
     """
     failed = []
 
-    def note(picture: Picture, message: str) -> None:
+    def skip(picture: Picture, message: str) -> None:
         failed.append(picture.path)
-        # What follows in a server's message are names within its graph.
+        # The further lines of a server's message name nodes of its graph.
         print(f"{CLEAR_LINE if sys.stderr.isatty() else ''}skipped: {message.splitlines()[0]}", file=sys.stderr)
 
-    if colours and colours.classes:
-        image_files.save_image(drawing.legend(colours.classes, colours.palette), out / "legend.png")
-    progress = Progress(len(found), "pictures", report)
-    for start in range(0, len(found), batch):
-        read = []
-        for picture in found[start:start + batch]:
+    if colors and colors.classes:
+        image_files.save_image(drawing.legend(colors.classes, colors.palette), out / "legend.png")
+    progress = Progress(len(pictures), "images", report)
+    for start in range(0, len(pictures), batch):
+        encoded = []
+        for picture in pictures[start:start + batch]:
             try:
                 if picture.video:
-                    raise DataError(f"{picture.path}: a video, or no picture; python -m kseg.predict takes videos")
-                read.append((picture, encode_image(picture.path)))
+                    raise DataError(f"{picture.path}: a video, or not an image; python -m kseg.predict takes videos")
+                encoded.append((picture, encode_image(picture.path)))
             except DataError as error:
-                note(picture, str(error))
-        for picture, ids in _answered(client, read, note):
+                skip(picture, str(error))
+        for picture, ids in _segment_batch(client, encoded, skip):
             image_files.save_image(ids, out / picture.result("ids"))
-            if colours:
-                _save_overlay(picture, ids, out, colours)
-        progress.update(min(start + batch, len(found)))
+            if colors:
+                _save_overlay(picture, ids, out, colors)
+        progress.update(min(start + batch, len(pictures)))
     return failed
 
 
-def _answered(client: "Client", read: list[tuple[Picture, bytes]],
-              note: Callable[[Picture, str], None]) -> list[tuple[Picture, np.ndarray]]:
-    if not read:
+def _segment_batch(client: "Client", encoded: list[tuple[Picture, bytes]],
+                   skip: Callable[[Picture, str], None]) -> list[tuple[Picture, np.ndarray]]:
+    if not encoded:
         return []
     try:
-        return list(zip([picture for picture, _ in read], client.segment([data for _, data in read])))
+        return list(zip([picture for picture, _ in encoded], client.segment([data for _, data in encoded])))
     except (RequestError, DataError) as error:
         if isinstance(error, RequestError) and error.code in FATAL:
             raise
-        if len(read) == 1:
-            note(read[0][0], f"{read[0][0].path}: {error}")
+        if len(encoded) == 1:
+            skip(encoded[0][0], f"{encoded[0][0].path}: {error}")
             return []
-    # One that is damaged fails its whole batch.
-    return [pair for one in read for pair in _answered(client, [one], note)]
+    # One damaged image fails the whole batch, so the images are sent one by one.
+    return [result for item in encoded for result in _segment_batch(client, [item], skip)]
 
 
-def _save_overlay(picture: Picture, ids: np.ndarray, out: Path, colours: Colours) -> None:
+def _save_overlay(picture: Picture, ids: np.ndarray, out: Path, colors: Colors) -> None:
     image = image_files.read_image(picture.path)
     if ids.shape != image.shape[:2]:
-        raise UserError(f"--overlay needs ids of the picture's own size: {picture.path} has {image.shape[1]} x "
+        raise UserError(f"--overlay needs class ids of the image's size: {picture.path} has {image.shape[1]} x "
                         f"{image.shape[0]} pixels, its ids {ids.shape[1]} x {ids.shape[0]}")
-    image_files.save_image(drawing.overlay(image, ids, colours.palette), out / picture.result("overlay"))
+    image_files.save_image(drawing.overlay(image, ids, colors.palette), out / picture.result("overlay"))
 
 
 def cost_table(costs: Sequence["Cost"]) -> str:
-    """Return what the answered requests took: median, 95th percentile, largest and sum."""
+    """Return a table of the answered requests' costs: median, 95th percentile, largest and sum."""
     lines = [TABLE_ROW.format(f"{len(costs)} requests", "median", "95 %", "largest", "sum")]
     for title, scale, values in (("latency, ms", 1e3, [cost.seconds for cost in costs]),
                                  ("sent, kB", 1e-3, [cost.sent for cost in costs]),
                                  ("received, kB", 1e-3, [cost.received for cost in costs])):
         scaled = scale * np.array(values)
-        figures = (np.median(scaled), np.percentile(scaled, 95), scaled.max(), scaled.sum())
-        lines.append(TABLE_ROW.format(title, *(f"{figure:.1f}" for figure in figures)))
+        statistics = (np.median(scaled), np.percentile(scaled, 95), scaled.max(), scaled.sum())
+        lines.append(TABLE_ROW.format(title, *(f"{value:.1f}" for value in statistics)))
     return "\n".join(lines)
