@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from kseg import config as configs
 from kseg.config.files import config_names
 from kseg.errors import ConfigError, UserError
-from kseg.inference import trained_model
 
 if TYPE_CHECKING:
     pass
@@ -46,14 +45,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_model(arguments: argparse.Namespace) -> tuple:
     """Return (model, config, data set record) with trained weights, from `add_model_arguments`' values."""
+    # These import TensorFlow, which other commands do without.
+    from kseg.datasets import registry
+    from kseg.inference import trained_model
+
     if arguments.workdir:
         if arguments.config:
             raise ConfigError("--workdir holds its own config; leave --config away")
         return trained_model.load_trained(arguments.workdir, arguments.weights, arguments.tta, arguments.overrides)
     if not arguments.weights:
         raise ConfigError("name a model: --workdir DIR, or --config NAME with --weights FILE")
-    from kseg.datasets import registry
-
     config = load_config(arguments)
     return trained_model.load_with_weights(config, registry.find_dataset(config.data), arguments.weights, arguments.tta)
 
