@@ -31,7 +31,7 @@ class Server:
         batching = files.read_batching(options)
         self._scheduler = None if batching is None else Scheduler(batching, self._monitor)
         self.models = manager.ModelManager(
-            versions.Settings(
+            versions.VersionSettings(
                 poll_seconds=options.file_system_poll_wait_seconds, load_retries=options.max_num_load_retries,
                 retry_seconds=options.load_retry_interval_micros / 1e6, load_threads=options.num_load_threads,
                 unload_threads=options.num_unload_threads,

@@ -1,4 +1,4 @@
-"""How many requests run at once, and how many wait for that."""
+"""Admission control: limits on the requests that run and that wait."""
 
 import threading
 import time
@@ -12,80 +12,87 @@ from serving.errors import ServingError
 
 
 class AdmissionControl:
-    """Places to run for `running` requests; at most `waiting` wait for one, of `waiting_bytes` together.
+    """Slots for running requests, and a first-in first-out queue of requests that wait for one."""
 
-    `watch(waiting, running, waiting_bytes)` is told of every change. The first to wait is the first to run.
-    """
+    def __init__(self, max_running: int, max_waiting: int, max_waiting_bytes: int,
+                 on_change: Callable[[int, int, int], None] = lambda *_: None):
+        """Create free slots and an empty queue.
 
-    def __init__(self, running: int, waiting: int, waiting_bytes: int,
-                 watch: Callable[[int, int, int], None] = lambda *_: None):
-        self._places, self._most_waiting, self._most_bytes, self._watch = running, waiting, waiting_bytes, watch
+        Args:
+            max_running: The number of slots.
+            max_waiting: The number of requests that may wait.
+            max_waiting_bytes: The total size of the requests that may wait.
+            on_change: Called with (waiting requests, running requests, waiting bytes) after every change.
+        """
+        self._max_running, self._max_waiting, self._max_waiting_bytes = max_running, max_waiting, max_waiting_bytes
+        self._on_change = on_change
         self._lock = threading.Lock()
         self._queue: deque[_Waiter] = deque()
-        self._running, self._bytes = 0, 0
+        self._running, self._waiting_bytes = 0, 0
 
     @contextmanager
     def admit(self, size_bytes: int, deadline: float | None) -> Iterator[None]:
-        """Hold a place to run a request of that many bytes, waiting for it until `deadline` of time.monotonic().
+        """Hold a slot for a request of `size_bytes`, and wait for one until `deadline` of time.monotonic().
 
-        Raises ServingError: RESOURCE_EXHAUSTED at once where too much waits already, DEADLINE_EXCEEDED.
+        Raises ServingError: RESOURCE_EXHAUSTED at once if the queue is full, DEADLINE_EXCEEDED if no slot became free.
         """
         waiter = self._enter(size_bytes)
         if waiter is not None:
-            # Locks wait at most TIMEOUT_MAX; a client may well name a deadline of centuries.
-            limit = None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-            if not waiter.called.wait(limit) and self._withdrew(waiter):
-                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for a place to run")
+            # A client may set a deadline of centuries, and a lock waits at most TIMEOUT_MAX.
+            timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+            if not waiter.admitted.wait(timeout) and self._withdraw(waiter):
+                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for a slot to run")
         try:
             yield
         finally:
             self._leave()
 
     def _enter(self, size_bytes: int) -> "_Waiter | None":
-        """Take a place, or stand in the queue for one."""
+        """Take a free slot and return None, or join the queue."""
         with self._lock:
-            if self._running < self._places:
+            if self._running < self._max_running:
                 self._running += 1
                 waiter = None
-            elif len(self._queue) >= self._most_waiting:
+            elif len(self._queue) >= self._max_waiting:
                 raise ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED,
                                    f"The server is busy: {self._running} requests run and {len(self._queue)} wait")
-            elif self._bytes + size_bytes > self._most_bytes:
+            elif self._waiting_bytes + size_bytes > self._max_waiting_bytes:
                 raise ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                                   f"The server is busy: {self._running} requests run, and those that wait would with "
-                                   f"this one hold {self._bytes + size_bytes} bytes, above {self._most_bytes}")
+                                   f"The server is busy: {self._running} requests run, and with this one the waiting "
+                                   f"requests would hold {self._waiting_bytes + size_bytes} bytes, above "
+                                   f"{self._max_waiting_bytes}")
             else:
                 waiter = _Waiter(size_bytes)
                 self._queue.append(waiter)
-                self._bytes += size_bytes
-            self._tell()
+                self._waiting_bytes += size_bytes
+            self._report()
         return waiter
 
-    def _withdrew(self, waiter: "_Waiter") -> bool:
-        """Leave the queue; False where the place came in the meantime."""
+    def _withdraw(self, waiter: "_Waiter") -> bool:
+        """Leave the queue; return False if the slot was assigned in the meantime."""
         with self._lock:
-            if waiter.called.is_set():
+            if waiter.admitted.is_set():
                 return False
             self._queue.remove(waiter)
-            self._bytes -= waiter.size
-            self._tell()
+            self._waiting_bytes -= waiter.size
+            self._report()
         return True
 
     def _leave(self) -> None:
-        """Give the place to the first in the queue."""
+        """Give the slot to the first request in the queue, or free it."""
         with self._lock:
             if self._queue:
                 waiter = self._queue.popleft()
-                self._bytes -= waiter.size
-                waiter.called.set()
+                self._waiting_bytes -= waiter.size
+                waiter.admitted.set()
             else:
                 self._running -= 1
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
-        self._watch(len(self._queue), self._running, self._bytes)
+    def _report(self) -> None:
+        self._on_change(len(self._queue), self._running, self._waiting_bytes)
 
 
 class _Waiter:
     def __init__(self, size: int):
-        self.size, self.called = size, threading.Event()
+        self.size, self.admitted = size, threading.Event()

@@ -1,7 +1,6 @@
-"""What session batching does to tensors: the rows of several requests in one run, and what each of them gets back.
+"""Merge the tensors of several requests into one batch, and divide the outputs again.
 
-Texts and rules are those of TensorFlow Serving (batching/batching_session.cc, batching_util.cc), whose
-BatchingParameters `read_settings` takes.
+The rules and the texts of errors are those of TensorFlow Serving (batching/batching_session.cc, batching_util.cc).
 """
 
 import os
@@ -11,23 +10,30 @@ from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 
 from serving.errors import ServingError, invalid
 
-# What each parameter is where the file leaves it out.
+# The defaults of parameters that are not set.
 MAX_BATCH_SIZE, TIMEOUT_MICROS, MAX_ENQUEUED = 1000, 0, 10
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How one model's requests are put together.
+class BatchSettings:
+    """How one model's requests are batched.
 
-    A request has at most `largest_request` rows, a run at most `largest_run`; more only with `splitting`. A batch that
-    is not full waits `timeout` seconds from its first request on. `allowed` are the sizes that runs are padded to.
+    Attributes:
+        max_request_rows: The maximum number of rows of a request.
+        max_run_rows: The maximum number of rows of a run, smaller than `max_request_rows` only with `splitting`.
+        timeout: Seconds from a batch's first request after which it is run even if it is not full.
+        max_enqueued: The maximum number of waiting batches.
+        allowed: The sizes that runs are padded to; empty: runs are not padded.
+        pad: Whether requests of different shapes are padded to a common one.
+        splitting: Whether a request may be split over several batches.
     """
 
-    largest_request: int
-    largest_run: int
+    max_request_rows: int
+    max_run_rows: int
     timeout: float
     max_enqueued: int
     allowed: tuple[int, ...]
@@ -37,9 +43,15 @@ class Settings:
 
 @dataclass(eq=False)
 class Task:
-    """The rows of one request, or some of them, that go into one batch; its thread waits for `done`.
+    """All or some rows of one request, which run in one batch.
 
-    `deadline` is in seconds of time.monotonic(), None for none; `batch` is the one it waits in.
+    Attributes:
+        inputs: The rows by input alias.
+        size: The number of rows.
+        deadline: A value of time.monotonic(), or None.
+        submitted: The time of time.monotonic() at which the task was created.
+        done: Set when `outputs` or `error` is; the request's thread waits for it.
+        batch: The batch that the task waits in, None once it is taken.
     """
 
     inputs: dict[str, np.ndarray]
@@ -52,62 +64,69 @@ class Task:
     error: Exception | None = None
 
     def answer(self, outputs: dict[str, np.ndarray]) -> None:
+        """Set the outputs and wake the request's thread."""
         self.outputs = outputs
         self.done.set()
 
     def fail(self, error: Exception) -> None:
+        """Set the error and wake the request's thread."""
         self.error = error
         self.done.set()
 
 
 @dataclass(eq=False)
 class Batch:
-    """Tasks that will run together; `opened` is when the first came, in seconds of time.monotonic()."""
+    """Tasks that run together; `opened` is the time of time.monotonic() at which the first was submitted."""
 
     tasks: list[Task] = field(default_factory=list)
     size: int = 0
     opened: float = 0.0
 
 
-def read_settings(parameters) -> Settings:
-    """Return the settings of a BatchingParameters message; ServingError INVALID_ARGUMENT where they contradict."""
-    largest = _value(parameters, "max_batch_size", MAX_BATCH_SIZE)
+def read_settings(parameters: Message) -> BatchSettings:
+    """Return the settings of a BatchingParameters message.
+
+    Raises ServingError INVALID_ARGUMENT if they contradict each other.
+    """
+    max_request = _value(parameters, "max_batch_size", MAX_BATCH_SIZE)
     timeout = _value(parameters, "batch_timeout_micros", TIMEOUT_MICROS)
     enqueued = _value(parameters, "max_enqueued_batches", MAX_ENQUEUED)
     splitting = bool(_value(parameters, "enable_large_batch_splitting", False))
-    run = _value(parameters, "max_execution_batch_size", largest) if splitting else largest
-    for name, value in (("max_batch_size", largest), ("max_enqueued_batches", enqueued),
-                        ("max_execution_batch_size", run)):
+    max_run = _value(parameters, "max_execution_batch_size", max_request) if splitting else max_request
+    for name, value in (("max_batch_size", max_request), ("max_enqueued_batches", enqueued),
+                        ("max_execution_batch_size", max_run)):
         if value < 1:
             raise invalid(f"{name} must be positive; was {value}")
     if timeout < 0:
         raise invalid(f"batch_timeout_micros must be non-negative; was {timeout}")
-    if run > largest:
+    if max_run > max_request:
         raise invalid(f"When enable_large_batch_splitting is true, max_batch_size must be greater than or equal to "
-                      f"max_execution_batch_size; they were {largest} and {run}")
+                      f"max_execution_batch_size; they were {max_request} and {max_run}")
     allowed = tuple(parameters.allowed_batch_sizes)
-    if any(after <= before for before, after in zip((0, *allowed), allowed)):
+    if any(size <= previous for previous, size in zip((0, *allowed), allowed)):
         raise invalid(f"allowed_batch_sizes entries must be monotonically increasing; were {list(allowed)}")
-    if allowed and allowed[-1] != run:
+    if allowed and allowed[-1] != max_run:
         limit = "be equal to max_execution_batch_size" if splitting else "match max_batch_size"
-        raise invalid(f"Last entry in allowed_batch_sizes must {limit}; last entry was {allowed[-1]}; expected {run}")
-    return Settings(largest, run, timeout / 1e6, enqueued, allowed, parameters.pad_variable_length_inputs, splitting)
+        raise invalid(f"Last entry in allowed_batch_sizes must {limit}; last entry was {allowed[-1]}; "
+                      f"expected {max_run}")
+    return BatchSettings(max_request, max_run, timeout / 1e6, enqueued, allowed, parameters.pad_variable_length_inputs,
+                         splitting)
 
 
-def read_threads(parameters) -> tuple[int, str]:
-    """Return how many threads run batches, and what their names begin with."""
+def read_threads(parameters: Message) -> tuple[int, str]:
+    """Return the number of batch threads and the prefix of their names."""
     count = _value(parameters, "num_batch_threads", os.cpu_count() or 1)
     if count < 1:
         raise invalid(f"num_batch_threads must be positive; was {count}")
     return count, _value(parameters, "thread_pool_name", "batch_threads")
 
 
-def _value(parameters, name: str, default):
+def _value(parameters: Message, name: str, default: int | bool | str) -> int | bool | str:
     return getattr(parameters, name).value if parameters.HasField(name) else default
 
 
 def count_rows(inputs: dict[str, np.ndarray]) -> int:
-    """Return how many rows a request has; ServingError INVALID_ARGUMENT where its inputs disagree."""
+    """Return the number of rows of a request; raises ServingError INVALID_ARGUMENT if its inputs differ."""
     if not inputs:
         raise invalid("Batching Run() must have at least one input tensor")
     if any(values.ndim == 0 for values in inputs.values()):
@@ -118,32 +137,32 @@ def count_rows(inputs: dict[str, np.ndarray]) -> int:
     return sizes.pop()
 
 
-def round_up(size: int, settings: Settings) -> int:
-    """Return the smallest allowed size that holds so many rows."""
+def round_up(size: int, settings: BatchSettings) -> int:
+    """Return the smallest allowed size of at least `size` rows."""
     return next((allowed for allowed in settings.allowed if allowed >= size), size)
 
 
-def merge_tasks(tasks: Sequence[Task], settings: Settings, feeds: dict[str, str]) -> dict[str, np.ndarray]:
-    """Return the inputs of tasks one after the other, with rows of the last task repeated up to an allowed size.
+def merge_tasks(tasks: Sequence[Task], settings: BatchSettings, feeds: dict[str, str]) -> dict[str, np.ndarray]:
+    """Return the concatenated inputs of tasks, padded with rows of the last task to an allowed size.
 
-    `feeds` names each input's tensor for messages. ServingError FAILED_PRECONDITION where shapes differ beyond the
-    first dimension and are not padded, or cannot be.
+    `feeds` maps input aliases to tensor names for error messages. Raises ServingError FAILED_PRECONDITION if shapes
+    differ beyond the first dimension and are not padded or cannot be.
     """
     size = sum(task.size for task in tasks)
-    surplus = round_up(size, settings) - size
-    found = {}
+    padding = round_up(size, settings) - size
+    merged = {}
     for name in tasks[0].inputs:
         parts = [task.inputs[name] for task in tasks]
         if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
-            parts = _same_shape(parts, settings, feeds[name])
-        if surplus:
-            # The first row, which is known to be one that somebody sent.
-            parts.append(np.repeat(parts[-1][:1], surplus, axis=0))
-        found[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return found
+            parts = _pad_shapes(parts, settings, feeds[name])
+        if padding:
+            # A repeated row of a request is a valid input, which a row of zeros may not be.
+            parts.append(np.repeat(parts[-1][:1], padding, axis=0))
+        merged[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return merged
 
 
-def _same_shape(parts: list[np.ndarray], settings: Settings, feed: str) -> list[np.ndarray]:
+def _pad_shapes(parts: list[np.ndarray], settings: BatchSettings, feed: str) -> list[np.ndarray]:
     if not settings.pad:
         raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, (
             f"Tensors with name '{feed}' from different tasks have different shapes and padding is turned off."
@@ -157,17 +176,18 @@ def _same_shape(parts: list[np.ndarray], settings: Settings, feed: str) -> list[
     shape = [max(sides) for sides in zip(*(part.shape[1:] for part in parts))]
     padded = []
     for part in parts:
-        # Padded with a value that the model has seen, the task's first, as there is none that suits every model.
+        # The model accepts the task's first value, while no constant suits every model.
         values = np.full((len(part), *shape), part.flat[0], part.dtype)
         values[tuple(slice(side) for side in part.shape)] = part
         padded.append(values)
     return padded
 
 
-def divide_outputs(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settings: Settings) -> list[dict[str, np.ndarray]]:
-    """Return each task's rows of a run's outputs; what was added to reach an allowed size falls away.
+def divide_outputs(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settings: BatchSettings
+                   ) -> list[dict[str, np.ndarray]]:
+    """Return every task's rows of a run's outputs, without the padding rows.
 
-    ServingError FAILED_PRECONDITION where an output has not as many rows as the run's inputs.
+    Raises ServingError FAILED_PRECONDITION if an output does not have the number of rows of the run's inputs.
     """
     size = sum(task.size for task in tasks)
     for values in outputs.values():
@@ -177,15 +197,15 @@ def divide_outputs(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settin
             raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, (
                 "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
                 "tensors"))
-    found, start = [], 0
+    divided, start = [], 0
     for task in tasks:
-        found.append({name: values[start:start + task.size] for name, values in outputs.items()})
+        divided.append({name: values[start:start + task.size] for name, values in outputs.items()})
         start += task.size
-    return found
+    return divided
 
 
 def split_rows(inputs: dict[str, np.ndarray], sizes: Sequence[int], deadline: float | None, now: float) -> list[Task]:
-    """Return tasks of so many rows each, in the request's order."""
+    """Split a request into consecutive tasks of the given numbers of rows."""
     tasks, start = [], 0
     for size in sizes:
         tasks.append(Task({name: values[start:start + size] for name, values in inputs.items()}, size, deadline, now))

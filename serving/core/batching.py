@@ -1,17 +1,17 @@
-"""Session batching: requests of many clients in one run of the model, as tensorflow_model_server --enable_batching.
+"""Session batching: one run of the model for the requests of many clients (tensorflow_model_server --enable_batching).
 
-Requests for the same tensors of the same model wait in a queue of their own. A batch of them is run when it is full,
-or when its first request has waited batch_timeout_micros, by one of num_batch_threads threads that serve all models'
-queues in turn. A full queue refuses with UNAVAILABLE.
+Requests for the same tensors of the same model wait in one queue. A batch is run when it is full, or when its first
+request has waited for batch_timeout_micros. num_batch_threads threads serve the queues of all models in turn. A full
+queue refuses requests with UNAVAILABLE.
 
-Three things differ from TensorFlow Serving, in favour of the requests beside a bad one:
+Three differences from TensorFlow Serving protect requests from others in their batch:
 
-- A batch of several requests that fails with INVALID_ARGUMENT or FAILED_PRECONDITION is run again, each request alone,
-  so that only the one with, say, a damaged picture fails, and none of those that were only of different sizes. There
-  all of them fail. (`isolate=False` does as TensorFlow Serving.)
-- A request whose deadline passes in the queue leaves it and is answered RESOURCE_EXHAUSTED at once. There it stays and
-  is run, unless the deadlines of all of its batch have passed.
-- A request without rows is run by itself. There it waits for others to fill a batch.
+- If a batch of several requests fails with INVALID_ARGUMENT or FAILED_PRECONDITION, its requests are run again one by
+  one. Only the request with the damaged image fails, and images of different sizes succeed. In TensorFlow Serving the
+  whole batch fails; `isolate=False` does the same.
+- A request whose deadline passes in the queue leaves it and gets RESOURCE_EXHAUSTED at once. In TensorFlow Serving it
+  stays and is run, unless the deadlines of its whole batch have passed.
+- A request without rows is run alone. In TensorFlow Serving it waits for others to fill a batch.
 """
 
 import threading
@@ -20,26 +20,38 @@ from collections import deque
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 
 from serving.core import batch_tensors
-from serving.core.batch_tensors import Batch, Settings, Task
+from serving.core.batch_tensors import Batch, BatchSettings, Task
+from serving.core.servable import Servable
 from serving.errors import ServingError
+from serving.telemetry.monitoring import Monitor
 
 EXPIRED = "Run() timeout exceeded while waiting in batching queue"
-# What one request's contents may bring on its whole batch.
-OF_ONE = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+# The codes of failures that one request's contents can cause for its whole batch.
+ISOLATED_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 FULL = "The batch scheduling queue to which this task was submitted is full; "
 
 
 class Scheduler:
     """The threads that run batches, and the queues they take them from."""
 
-    def __init__(self, parameters, monitor, isolate: bool = True):
-        """`parameters` is a BatchingParameters message; ServingError INVALID_ARGUMENT where it contradicts itself."""
+    def __init__(self, parameters: Message, monitor: Monitor, isolate: bool = True):
+        """Start the threads.
+
+        Args:
+            parameters: A BatchingParameters message.
+            monitor: Counts the batches.
+            isolate: Whether the requests of a failed batch are run again one by one.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT if the parameters contradict each other.
+        """
         self.settings = batch_tensors.read_settings(parameters)
         self.monitor, self.isolate = monitor, isolate
         count, name = batch_tensors.read_threads(parameters)
-        # Held for every look at the queues. Threads wait for work on `work`, who closes a model on `idle`.
+        # The lock guards all queues. Threads wait on `work` for batches; closing a model waits on `idle`.
         self.lock = threading.Lock()
         self.work, self.idle = threading.Condition(self.lock), threading.Condition(self.lock)
         self.queues: deque[Queue] = deque()
@@ -49,16 +61,17 @@ class Scheduler:
         for thread in self.threads:
             thread.start()
 
-    def wrap(self, name: str, model, parameters=None) -> "BatchedModel":
-        """Return a model whose runs are put together; `parameters` (BatchingParameters) are its own, not the server's.
+    def wrap(self, name: str, model: Servable, parameters: Message | None = None) -> "BatchedModel":
+        """Return a model whose runs are batched.
 
-        Its threads are the server's nevertheless.
+        `parameters` are the model's own BatchingParameters; None: the server's. The model uses the server's threads in
+        both cases.
         """
         settings = self.settings if parameters is None else batch_tensors.read_settings(parameters)
         return BatchedModel(self, name, model, settings)
 
     def stop(self) -> None:
-        """Run what waits, refuse what comes, and end the threads."""
+        """Run the waiting requests, refuse new ones and end the threads."""
         with self.lock:
             self.stopped = True
             self.work.notify_all()
@@ -66,11 +79,11 @@ class Scheduler:
             thread.join()
 
     def _run(self) -> None:
-        while taken := self._take():
-            queue, batch = taken
+        while job := self._take():
+            queue, batch = job
             try:
                 queue.run(batch, self.monitor, self.isolate)
-            # Somebody waits for every task, whatever happened to it.
+            # A request waits for every task, so every task must get a result or an error.
             except Exception as error:
                 for task in batch.tasks:
                     if not task.done.is_set():
@@ -80,17 +93,17 @@ class Scheduler:
                 self.idle.notify_all()
 
     def _take(self) -> "tuple[Queue, Batch] | None":
-        """Return the next batch that may run, once there is one; None when all is done after `stop`."""
+        """Wait for a batch that may run and return it; return None once all work is done after `stop`."""
         with self.lock:
             while True:
                 now = time.monotonic()
                 for _ in range(len(self.queues)):
                     queue = self.queues[0]
-                    # Next time another's turn comes first.
+                    # The next call starts with another queue.
                     self.queues.rotate(-1)
                     if batch := queue.take(now, self.stopped):
                         queue.running += 1
-                        # Another thread looks after what is left, which this one may have been waiting for.
+                        # Another thread takes over the batches that this thread may have been waiting for.
                         self.work.notify()
                         return queue, batch
                 if self.stopped:
@@ -100,10 +113,12 @@ class Scheduler:
 
 
 class Queue:
-    """The requests of one model for the same tensors, in batches of which the last is open; under the scheduler's lock.
+    """The batches of one model's requests for the same tensors; only the last batch takes requests.
+
+    The scheduler's lock guards it.
     """
 
-    def __init__(self, name: str, model, signature: str, outputs: tuple[str, ...], settings: Settings):
+    def __init__(self, name: str, model: Servable, signature: str, outputs: tuple[str, ...], settings: BatchSettings):
         self.name, self.model, self.signature, self.outputs = name, model, signature, outputs
         self.settings = settings
         self.feeds = {alias: info.name for alias, info in model.signatures[signature].inputs.items()}
@@ -112,40 +127,43 @@ class Queue:
 
     @property
     def open(self) -> Batch:
-        """The batch that requests still come into."""
+        """The batch that takes requests."""
         return self.batches[-1]
 
     def due(self) -> float:
-        """Return when the open batch, which is not empty, may run."""
+        """Return the time at which the open batch, which is not empty, may run."""
         return self.open.opened + self.settings.timeout
 
     def is_full(self) -> bool:
         """Return whether the open batch has no room left."""
-        return self.open.size >= self.settings.largest_run
+        return self.open.size >= self.settings.max_run_rows
 
     def add(self, inputs: dict[str, np.ndarray], size: int, deadline: float | None) -> list[Task]:
-        """Take a request in, in several tasks where it is split; ServingError where it has no place."""
-        settings, space = self.settings, self.settings.largest_run - self.open.size
+        """Add a request of `size` rows and return its tasks, several if it is split.
+
+        Raises ServingError if the request is too large or the queue is full.
+        """
+        settings, space = self.settings, self.settings.max_run_rows - self.open.size
         sizes = [size]
-        if size > settings.largest_request:
+        if size > settings.max_request_rows:
             raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, (
-                f"Task size {size} is larger than maximum input batch size {settings.largest_request}"))
+                f"Task size {size} is larger than maximum input batch size {settings.max_request_rows}"))
         if settings.splitting:
-            capacity = (settings.max_enqueued - len(self.batches)) * settings.largest_run + space
+            capacity = (settings.max_enqueued - len(self.batches)) * settings.max_run_rows + space
             if size > capacity:
                 raise ServingError(grpc.StatusCode.UNAVAILABLE, FULL + (
                     f"task size is {size} but scheduling capacity is only {capacity} (num_enqueued_batches="
                     f"{len(self.batches)}, max_enqueued_batches={settings.max_enqueued}, open_batch_size="
-                    f"{self.open.size}, max_execution_batch_size={settings.largest_run})"))
+                    f"{self.open.size}, max_execution_batch_size={settings.max_run_rows})"))
             if size > space:
-                whole, rest = divmod(size - space, settings.largest_run)
-                sizes = [each for each in (space, *[settings.largest_run] * whole, rest) if each]
+                whole, rest = divmod(size - space, settings.max_run_rows)
+                sizes = [rows for rows in (space, *[settings.max_run_rows] * whole, rest) if rows]
         elif size > space and len(self.batches) >= settings.max_enqueued:
             raise ServingError(grpc.StatusCode.UNAVAILABLE, FULL + (
                 f"currently {len(self.batches)} batches enqueued and max_enqueued_batches is {settings.max_enqueued}"))
         tasks = batch_tensors.split_rows(inputs, sizes, deadline, time.monotonic())
         for task in tasks:
-            if self.open.size + task.size > settings.largest_run:
+            if self.open.size + task.size > settings.max_run_rows:
                 self.batches.append(Batch())
             if not self.open.tasks:
                 self.open.opened = task.submitted
@@ -155,7 +173,7 @@ class Queue:
         return tasks
 
     def withdraw(self, task: Task) -> bool:
-        """Take a task out again and return true, unless it is no longer waiting."""
+        """Remove a waiting task; return False if it no longer waits."""
         batch = task.batch
         if batch is None:
             return False
@@ -166,10 +184,10 @@ class Queue:
         task.batch = None
         return True
 
-    def take(self, now: float, ending: bool) -> Batch | None:
-        """Return a batch that may run now, any at all where the server is `ending`; None if there is none."""
+    def take(self, now: float, stopping: bool) -> Batch | None:
+        """Remove and return a batch that may run now, or None; while `stopping` any batch may run."""
         if len(self.batches) == 1:
-            if not self.open.tasks or not (self.is_full() or ending or now >= self.due()):
+            if not self.open.tasks or not (self.is_full() or stopping or now >= self.due()):
                 return None
             self.batches.append(Batch())
         batch = self.batches.popleft()
@@ -177,8 +195,8 @@ class Queue:
             task.batch = None
         return batch
 
-    def run(self, batch: Batch, monitor, isolate: bool) -> None:
-        """Answer all tasks of a batch; no lock is held."""
+    def run(self, batch: Batch, monitor: Monitor, isolate: bool) -> None:
+        """Run a batch and answer all its tasks; the caller holds no lock."""
         now, tasks = time.monotonic(), []
         for task in batch.tasks:
             if task.deadline is not None and task.deadline <= now:
@@ -193,29 +211,29 @@ class Queue:
         try:
             self._answer(tasks)
         except ServingError as error:
-            if not (isolate and len(tasks) > 1 and error.code in OF_ONE):
+            if not (isolate and len(tasks) > 1 and error.code in ISOLATED_CODES):
                 raise
             for task in tasks:
                 monitor.batch(self.name, [], task.size, batch_tensors.round_up(task.size, self.settings))
                 try:
                     self._answer([task])
-                except ServingError as its_own:
-                    task.fail(its_own)
+                except ServingError as task_error:
+                    task.fail(task_error)
 
     def _answer(self, tasks: list[Task]) -> None:
         deadlines = [task.deadline for task in tasks]
-        # A task that would wait for ever must not be cut short by its neighbours.
+        # The latest deadline applies: a task must not be cut short by another task's deadline.
         deadline = None if None in deadlines else max(deadlines)
-        outputs = self.model.run(self.signature, batch_tensors.merge_tasks(tasks, self.settings, self.feeds), self.outputs,
-                                 deadline)
+        inputs = batch_tensors.merge_tasks(tasks, self.settings, self.feeds)
+        outputs = self.model.run(self.signature, inputs, self.outputs, deadline)
         for task, values in zip(tasks, batch_tensors.divide_outputs(outputs, tasks, self.settings)):
             task.answer(values)
 
 
 class BatchedModel:
-    """A model whose runs go through a scheduler's queues; in all else like the model itself."""
+    """A Servable that sends the runs of another one through a scheduler's queues."""
 
-    def __init__(self, scheduler: Scheduler, name: str, model, settings: Settings):
+    def __init__(self, scheduler: Scheduler, name: str, model: Servable, settings: BatchSettings):
         self.scheduler, self.name, self.model, self.settings = scheduler, name, model, settings
         self.directory, self.signatures = model.directory, model.signatures
         self.queues: dict[tuple, Queue] = {}
@@ -223,7 +241,10 @@ class BatchedModel:
 
     def run(self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...],
             deadline: float | None) -> dict[str, np.ndarray]:
-        """As the model's own `run`; ServingError as the module says, too."""
+        """Run a signature in a batch and return this request's outputs; see Servable.run.
+
+        Also raises ServingError for a full queue, and RESOURCE_EXHAUSTED if the deadline passes in the queue.
+        """
         size = batch_tensors.count_rows(inputs)
         if not size:
             return self.model.run(signature, inputs, outputs, deadline)
@@ -232,12 +253,12 @@ class BatchedModel:
                 raise ServingError(grpc.StatusCode.UNAVAILABLE, f"model {self.name} is being closed")
             queue = self._queue(signature, inputs, outputs)
             tasks = queue.add(inputs, size, deadline)
-            # One that joins others changes nothing for the threads, until the batch is full.
+            # A task that joins an open batch gives the threads no new work until the batch is full.
             if queue.is_full() or tasks[-1] is queue.open.tasks[0]:
                 self.scheduler.work.notify(len(tasks))
-        # Deadlines far beyond any are more than the clock can wait for.
-        left = None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        if not tasks[-1].done.wait(left):
+        # A client may set a deadline of centuries, and an event waits at most TIMEOUT_MAX.
+        timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        if not tasks[-1].done.wait(timeout):
             self._withdraw(queue, tasks)
         for task in tasks:
             task.done.wait()
@@ -251,7 +272,7 @@ class BatchedModel:
     def _queue(self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...]) -> Queue:
         """Return the queue of the requests that may share a run with this one.
 
-        Of the same types too: put together, a wrong one would be converted, or convert the others.
+        They have the same dtypes: concatenation would cast a request of a wrong dtype, or the others.
         """
         tensors = self.signatures[signature]
         key = (tuple(sorted((alias, tensors.inputs[alias].name, values.dtype.str) for alias, values in inputs.items())),
@@ -262,18 +283,18 @@ class BatchedModel:
         return self.queues[key]
 
     def _withdraw(self, queue: Queue, tasks: list[Task]) -> None:
-        """Answer the tasks that still wait though their time is over."""
+        """Fail the tasks that still wait after their deadline."""
         with self.scheduler.lock:
             waiting = [task for task in tasks if queue.withdraw(task)]
         for task in waiting:
             task.fail(_expired())
 
     def close(self) -> None:
-        """Run what waits, then close the model."""
+        """Run the waiting requests, then close the model."""
         with self.scheduler.lock:
             self.closed = True
             for queue in self.queues.values():
-                # What waits for a batch to fill waits for nothing now.
+                # No more requests come to fill the open batch, so it is due at once.
                 queue.open.opened = float("-inf")
             self.scheduler.work.notify_all()
             self.scheduler.idle.wait_for(lambda: all(

@@ -1,6 +1,7 @@
 """Classify, Regress and MultiInference on a servable: tf.train.Examples in, classes, scores or values out.
 
-The checks and their words are TensorFlow Serving's (classifier.cc, regressor.cc, multi_inference.cc, util.cc).
+The checks and the texts of their errors are those of TensorFlow Serving (classifier.cc, regressor.cc,
+multi_inference.cc, util.cc).
 """
 
 from collections.abc import Callable
@@ -15,33 +16,43 @@ from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tensorflow_serving.apis import classification_pb2, inference_pb2, input_pb2, regression_pb2
 
 from serving.core.prediction import signature_name
+from serving.core.servable import Servable
 from serving.errors import ServingError, invalid
 
 INPUTS, OUTPUTS, CLASSES, SCORES = "inputs", "outputs", "classes", "scores"
 WITH_CONTEXT = "example_list_with_context"
 
 
-def classify_response(model, request: classification_pb2.ClassificationRequest, deadline: float | None
-             ) -> classification_pb2.ClassificationResult:
-    """Return each example's classes; `deadline` in seconds of time.monotonic(). Raises ServingError."""
-    name = _known(model, signature_name(request.model_spec), "No signature was found with the name: ")
+def classify_response(model: Servable, request: classification_pb2.ClassificationRequest, deadline: float | None
+                      ) -> classification_pb2.ClassificationResult:
+    """Return the classes of every example; `deadline` is a value of time.monotonic().
+
+    Raises ServingError.
+    """
+    name = _known_signature(model, signature_name(request.model_spec), "No signature was found with the name: ")
     outputs = _classification_outputs(model.signatures[name])
     count, values = _run(model, name, request.input, outputs, deadline)
-    return _classifications(count, values)
+    return _classification_result(count, values)
 
 
-def regress_response(model, request: regression_pb2.RegressionRequest, deadline: float | None
-            ) -> regression_pb2.RegressionResult:
-    """Return each example's value; `deadline` in seconds of time.monotonic(). Raises ServingError."""
-    name = _known(model, signature_name(request.model_spec), "No signature was found with the name: ")
+def regress_response(model: Servable, request: regression_pb2.RegressionRequest, deadline: float | None
+                     ) -> regression_pb2.RegressionResult:
+    """Return the value of every example; `deadline` is a value of time.monotonic().
+
+    Raises ServingError.
+    """
+    name = _known_signature(model, signature_name(request.model_spec), "No signature was found with the name: ")
     outputs = _regression_outputs(model.signatures[name])
     count, values = _run(model, name, request.input, outputs, deadline)
-    return _regressions(count, values)
+    return _regression_result(count, values)
 
 
-def multi_inference_response(model, request: inference_pb2.MultiInferenceRequest, deadline: float | None
-                    ) -> list[inference_pb2.InferenceResult]:
-    """Return each task's result, without its model_spec, which a server knows. Raises ServingError."""
+def multi_inference_response(model: Servable, request: inference_pb2.MultiInferenceRequest, deadline: float | None
+                             ) -> list[inference_pb2.InferenceResult]:
+    """Return the result of every task, without its model_spec.
+
+    `deadline` is a value of time.monotonic(). Raises ServingError.
+    """
     chosen = {}
     for task in request.tasks:
         name, outputs = _checked_task(model, task, request.tasks[0].model_spec.name)
@@ -53,31 +64,31 @@ def multi_inference_response(model, request: inference_pb2.MultiInferenceRequest
     results = []
     for name, (method, outputs) in chosen.items():
         count, values = _run(model, name, request.input, outputs, deadline)
-        results.append(inference_pb2.InferenceResult(**{method.result: method.answer(count, values)}))
+        results.append(inference_pb2.InferenceResult(**{method.field: method.result(count, values)}))
     return results
 
 
-def _checked_task(model, task: inference_pb2.InferenceTask, model_name: str) -> tuple[str, tuple[str, ...]]:
-    """Return the names of a task's signature and of its outputs."""
+def _checked_task(model: Servable, task: inference_pb2.InferenceTask, model_name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the name of a task's signature and the aliases of its outputs."""
     if not task.model_spec.name:
         raise invalid("Found ModelSpec with an empty model name.")
     if task.model_spec.name != model_name:
         raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
-    name = _known(model, signature_name(task.model_spec), "Requested signature not found in model graph: ")
+    name = _known_signature(model, signature_name(task.model_spec), "Requested signature not found in model graph: ")
     if task.method_name not in METHODS:
         raise ServingError(grpc.StatusCode.UNIMPLEMENTED,
                            f"Unsupported signature method_name: {task.method_name}")
     return name, METHODS[task.method_name].outputs(model.signatures[name])
 
 
-def _known(model, name: str, otherwise: str) -> str:
+def _known_signature(model: Servable, name: str, error_prefix: str) -> str:
     if name not in model.signatures:
-        raise invalid(otherwise + name)
+        raise invalid(error_prefix + name)
     return name
 
 
 def _classification_outputs(signature: SignatureDef) -> tuple[str, ...]:
-    """Return which of classes and scores a signature answers."""
+    """Return which of `classes` and `scores` a signature outputs."""
     if len(signature.inputs) != 1:
         raise invalid("Expected one input Tensor.")
     if len(signature.outputs) not in (1, 2):
@@ -103,20 +114,20 @@ def _regression_outputs(signature: SignatureDef) -> tuple[str, ...]:
     return (OUTPUTS,)
 
 
-def _run(model, name: str, given: input_pb2.Input, outputs: tuple[str, ...], deadline: float | None
+def _run(model: Servable, name: str, source: input_pb2.Input, outputs: tuple[str, ...], deadline: float | None
          ) -> tuple[int, dict[str, np.ndarray]]:
-    """Feed an Input's examples, serialised, and return their number and the outputs."""
-    kind = given.WhichOneof("kind")
-    examples = getattr(given, kind).examples if kind else ()
+    """Run a signature on serialized examples and return their number and the outputs."""
+    kind = source.WhichOneof("kind")
+    examples = getattr(source, kind).examples if kind else ()
     if not examples:
         raise invalid("Input is empty.")
-    # Serialised messages joined are the message with both's fields.
-    context = given.example_list_with_context.context.SerializeToString() if kind == WITH_CONTEXT else b""
+    # Concatenated serialized messages parse as one message with the fields of both.
+    context = source.example_list_with_context.context.SerializeToString() if kind == WITH_CONTEXT else b""
     strings = np.array([context + example.SerializeToString() for example in examples], object)
     return len(strings), model.run(name, {INPUTS: strings}, outputs, deadline)
 
 
-def _classifications(count: int, values: dict[str, np.ndarray]) -> classification_pb2.ClassificationResult:
+def _classification_result(count: int, values: dict[str, np.ndarray]) -> classification_pb2.ClassificationResult:
     for name, dtype, type_name in ((CLASSES, object, "DT_STRING"), (SCORES, np.float32, "DT_FLOAT")):
         if name not in values:
             continue
@@ -133,15 +144,15 @@ def _classifications(count: int, values: dict[str, np.ndarray]) -> classificatio
     for row in range(count):
         classes = result.classifications.add().classes
         for column in range(next(iter(values.values())).shape[1]):
-            answered = classes.add()
+            entry = classes.add()
             if CLASSES in values:
-                answered.label = values[CLASSES][row, column]
+                entry.label = values[CLASSES][row, column]
             if SCORES in values:
-                answered.score = values[SCORES][row, column]
+                entry.score = values[SCORES][row, column]
     return result
 
 
-def _regressions(count: int, values: dict[str, np.ndarray]) -> regression_pb2.RegressionResult:
+def _regression_result(count: int, values: dict[str, np.ndarray]) -> regression_pb2.RegressionResult:
     array = values[OUTPUTS]
     if array.ndim != 1 and not (array.ndim == 2 and array.shape[1] == 1):
         raise invalid("Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
@@ -163,13 +174,21 @@ def _dtype(array: np.ndarray) -> str:
 
 
 class InferenceMethod(NamedTuple):
-    """How a method of MultiInference chooses a signature's outputs, answers, and the answer's field."""
+    """A method of MultiInference.
+
+    Attributes:
+        outputs: Returns the aliases of a signature's outputs to compute.
+        result: Returns the result message of (number of examples, output arrays).
+        field: The field of InferenceResult that holds the result message.
+    """
 
     outputs: Callable[[SignatureDef], tuple[str, ...]]
-    answer: Callable[[int, dict[str, np.ndarray]], Message]
-    result: str
+    result: Callable[[int, dict[str, np.ndarray]], Message]
+    field: str
 
 
-METHODS = {tf.saved_model.CLASSIFY_METHOD_NAME: InferenceMethod(_classification_outputs, _classifications,
-                                                                "classification_result"),
-           tf.saved_model.REGRESS_METHOD_NAME: InferenceMethod(_regression_outputs, _regressions, "regression_result")}
+METHODS = {
+    tf.saved_model.CLASSIFY_METHOD_NAME: InferenceMethod(
+        _classification_outputs, _classification_result, "classification_result"),
+    tf.saved_model.REGRESS_METHOD_NAME: InferenceMethod(
+        _regression_outputs, _regression_result, "regression_result")}

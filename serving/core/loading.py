@@ -1,49 +1,50 @@
-"""Loading one version: the SavedModel, its warm-up requests, and batching where that is on."""
+"""Load one version: its SavedModel, its warm-up requests, and batching if it is enabled."""
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import tensorflow as tf
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from tensorflow_serving.apis import prediction_log_pb2
 
-from kseg.errors import UserError
 from serving.config import protos
 from serving.config.flags import Options
 from serving.core import classification, prediction, session_model
 from serving.core.batching import Scheduler
-from serving.errors import ServingError, from_tensorflow, invalid
+from serving.core.servable import Servable
+from serving.core.versions import Loader
+from serving.errors import ServingError, invalid
 from serving.telemetry import logs
 from serving.telemetry.monitoring import Monitor
 
-MOST_RECORDS = 1000
+MAX_WARM_UP_RECORDS = 1000
 WARM_UP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
-PARAMETERS_FILE = "batching_params.pbtxt"
-# PredictionLog's field, and what runs its request. In the order of predictions' arguments: model, request, deadline.
+BATCHING_FILE = "batching_params.pbtxt"
+# PredictionLog's field for a request, and the function (model, request, deadline) that runs it.
 RUNS = {"predict_log": prediction.predict_response, "classify_log": classification.classify_response,
         "regress_log": classification.regress_response, "multi_inference_log": classification.multi_inference_response}
 
 
-def make_loader(options: Options, scheduler: Scheduler | None, monitor: Monitor) -> Callable:
-    """Return load(name, version, directory) -> model, for serving.core.manager; it raises ServingError.
+def make_loader(options: Options, scheduler: Scheduler | None, monitor: Monitor) -> Loader:
+    """Return the function that loads a version for serving.core.manager.
 
-    With a scheduler the model's runs are put together to batches.
+    With a scheduler the loaded model batches its requests. The function raises ServingError, UserError, or TensorFlow's
+    error for an unreadable warm-up file.
     """
     threads = session_model.Threads(options.tensorflow_session_parallelism, options.tensorflow_intra_op_parallelism,
                                     options.tensorflow_inter_op_parallelism)
     tags = tuple(options.saved_model_tags.split(","))
 
-    def load(name: str, version: int, directory: Path):
+    def load(name: str, version: int, directory: Path) -> Servable:
         model = session_model.load_session_model(directory, tags, threads)
         try:
             if options.enable_model_warmup:
-                _warm_up(name, version, model, max(1, options.num_request_iterations_for_warmup), monitor)
+                _warm_up_version(name, version, model, max(1, options.num_request_iterations_for_warmup), monitor)
             if scheduler is None:
                 return model
-            parameters = _own_parameters(directory) if options.enable_per_model_batching_parameters else None
+            parameters = _read_batching(directory) if options.enable_per_model_batching_parameters else None
             return scheduler.wrap(name, model, parameters)
         except BaseException:
             model.close()
@@ -52,17 +53,18 @@ def make_loader(options: Options, scheduler: Scheduler | None, monitor: Monitor)
     return load
 
 
-def warm_up(model, path: Path, iterations: int) -> int:
-    """Run the requests of a warm-up file and return how many they are; raises ServingError.
+def warm_up(model: Servable, path: Path, iterations: int) -> int:
+    """Run the requests of a warm-up file and return their number.
 
-    Whatever one of them answers but success, the model is not to be served.
+    A request that fails keeps the model from being served. Raises ServingError, or tf.errors.OpError if TensorFlow
+    cannot read the file.
     """
     count = 0
     try:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             count += 1
-            if count > MOST_RECORDS:
-                raise invalid(f"Number of warmup records exceeds the maximum ({MOST_RECORDS}) at {path}")
+            if count > MAX_WARM_UP_RECORDS:
+                raise invalid(f"Number of warmup records exceeds the maximum ({MAX_WARM_UP_RECORDS}) at {path}")
             try:
                 log = prediction_log_pb2.PredictionLog.FromString(record)
             except DecodeError:
@@ -76,12 +78,10 @@ def warm_up(model, path: Path, iterations: int) -> int:
     except tf.errors.DataLossError as error:
         raise ServingError(grpc.StatusCode.DATA_LOSS,
                            f"{error.message}. Please verify your warmup data is in TFRecord format.") from None
-    except tf.errors.OpError as error:
-        raise from_tensorflow(error) from None
     return count
 
 
-def _warm_up(name: str, version: int, model, iterations: int, monitor: Monitor) -> None:
+def _warm_up_version(name: str, version: int, model: Servable, iterations: int, monitor: Monitor) -> None:
     path = model.directory / WARM_UP_FILE
     if not path.exists():
         return
@@ -93,12 +93,9 @@ def _warm_up(name: str, version: int, model, iterations: int, monitor: Monitor) 
                                                "milliseconds": round(1000 * seconds, 2)})
 
 
-def _own_parameters(directory: Path):
-    """Return the BatchingParameters beside a model, None where there are none."""
-    path = directory / PARAMETERS_FILE
+def _read_batching(directory: Path) -> Message | None:
+    """Return a version's own BatchingParameters, or None if it has none."""
+    path = directory / BATCHING_FILE
     if not path.exists():
         return None
-    try:
-        return protos.parse_text_proto(path, protos.BatchingParameters, "tensorflow.serving.BatchingParameters")
-    except UserError as error:
-        raise invalid(str(error)) from None
+    return protos.parse_text_proto(path, protos.BatchingParameters, "tensorflow.serving.BatchingParameters")

@@ -1,46 +1,53 @@
-"""What PredictionService does with a servable, on its own: Predict's checks, its run and its answer, and the metadata.
+"""Predict and GetModelMetadata on a servable, shared by gRPC, REST and warm-up.
 
-gRPC, REST and warm-up share it. The order of the checks and their words are TensorFlow Serving's (predict_util.cc,
-get_model_metadata_impl.cc) and TensorFlow's (cc/saved_model/util.cc).
+The order of the checks and the texts of their errors are those of TensorFlow Serving (predict_util.cc,
+get_model_metadata_impl.cc) and TensorFlow (cc/saved_model/util.cc).
 """
 
 from collections.abc import Iterable
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
 from serving.core import tensors
+from serving.core.manager import Handle
+from serving.core.servable import Servable
 from serving.errors import ServingError, invalid
 
 DEFAULT_SIGNATURE = "serving_default"
 SIGNATURES = "signature_def"
 
 
-def servable_spec(request) -> model_pb2.ModelSpec:
-    """Return a request's model_spec; raises ServingError where it has none."""
+def servable_spec(request: Message) -> model_pb2.ModelSpec:
+    """Return a request's model_spec; raises ServingError if it has none."""
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     return request.model_spec
 
 
 def signature_name(spec: model_pb2.ModelSpec) -> str:
-    """Return the name of the signature that a model_spec means."""
+    """Return the name of the signature that a ModelSpec chooses."""
     return spec.signature_name or DEFAULT_SIGNATURE
 
 
-def predict_response(model, request: predict_pb2.PredictRequest, deadline: float | None) -> dict[str, np.ndarray]:
-    """Return the outputs of a request on a loaded model; `deadline` in seconds of time.monotonic().
+def predict_response(model: Servable, request: predict_pb2.PredictRequest, deadline: float | None
+                     ) -> dict[str, np.ndarray]:
+    """Run a Predict request and return its outputs by alias.
 
-    Raises ServingError: whatever is wrong with the request, and what the graph answers.
+    `deadline` is a value of time.monotonic(). Raises ServingError for a wrong request and for errors of the graph.
     """
     return predict_arrays(model, signature_name(request.model_spec), input_arrays(model, request),
                           request.output_filter, deadline)
 
 
-def input_arrays(model, request: predict_pb2.PredictRequest) -> dict[str, np.ndarray]:
-    """Return a request's inputs as arrays, completed by the signature's defaults; raises ServingError."""
+def input_arrays(model: Servable, request: predict_pb2.PredictRequest) -> dict[str, np.ndarray]:
+    """Return a request's inputs as arrays by alias, completed by the signature's defaults.
+
+    Raises ServingError for an unknown signature, for missing or extra inputs, and for malformed tensors.
+    """
     name = signature_name(request.model_spec)
     if name not in model.signatures:
         raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
@@ -66,9 +73,20 @@ def input_arrays(model, request: predict_pb2.PredictRequest) -> dict[str, np.nda
     return arrays
 
 
-def predict_arrays(model, signature: str, inputs: dict[str, np.ndarray], output_filter: Iterable[str],
+def predict_arrays(model: Servable, signature: str, inputs: dict[str, np.ndarray], output_filter: Iterable[str],
                    deadline: float | None) -> dict[str, np.ndarray]:
-    """Return a signature's outputs, all of them where `output_filter` is empty; raises ServingError."""
+    """Run a signature and return its outputs by alias.
+
+    Args:
+        model: The loaded model.
+        signature: The name of a signature that the model has.
+        inputs: The arrays of all its inputs by alias, with the dtypes of the signature.
+        output_filter: The aliases of the outputs to compute; empty for all of them.
+        deadline: A value of time.monotonic(), or None.
+
+    Raises:
+        ServingError: for an unknown or repeated alias in `output_filter`, and for errors of the graph.
+    """
     outputs = model.signatures[signature].outputs
     chosen = []
     for alias in output_filter:
@@ -82,10 +100,11 @@ def predict_arrays(model, signature: str, inputs: dict[str, np.ndarray], output_
 
 
 def response_bytes(name: str, signature: str, version: int, outputs: dict[str, np.ndarray], as_content: bool) -> bytes:
-    """Return the wire bytes of the PredictResponse with these outputs.
+    """Return a PredictResponse as wire bytes.
 
-    Numbers are in their field's list of values, as TensorFlow Serving writes them, or with `as_content` in
-    tensor_content. By hand, as a class map's values one by one through Python take longer than its prediction.
+    Numbers are written to the list of values of their dtype, like in TensorFlow Serving, or with `as_content` to
+    tensor_content. The bytes are assembled here because protobuf's Python API, which takes the values one by one, needs
+    longer for a class map than its prediction.
     """
     spec = model_pb2.ModelSpec(name=name, signature_name=signature)
     spec.version.value = version
@@ -97,7 +116,7 @@ def response_bytes(name: str, signature: str, version: int, outputs: dict[str, n
 
 
 def check_metadata_request(request: get_model_metadata_pb2.GetModelMetadataRequest) -> None:
-    """Raise ServingError unless the request asks for signatures, and for nothing else."""
+    """Raise ServingError unless the request asks for the signatures alone."""
     if not request.metadata_field:
         raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
     for field in request.metadata_field:
@@ -105,9 +124,9 @@ def check_metadata_request(request: get_model_metadata_pb2.GetModelMetadataReque
             raise invalid(f"Metadata field {field} is not supported")
 
 
-def metadata_response(handle, request: get_model_metadata_pb2.GetModelMetadataRequest
-             ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-    """Return all signatures of a model, without the values of their defaults; raises ServingError."""
+def metadata_response(handle: Handle, request: get_model_metadata_pb2.GetModelMetadataRequest
+                      ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+    """Return the GetModelMetadata response of a version; raises ServingError."""
     check_metadata_request(request)
     response = get_model_metadata_pb2.GetModelMetadataResponse()
     response.model_spec.name = handle.name
@@ -116,15 +135,15 @@ def metadata_response(handle, request: get_model_metadata_pb2.GetModelMetadataRe
     return response
 
 
-def signature_map(model) -> get_model_metadata_pb2.SignatureDefMap:
-    """Return all signatures of a loaded model as GetModelMetadata and REST answer them."""
-    answered = get_model_metadata_pb2.SignatureDefMap()
+def signature_map(model: Servable) -> get_model_metadata_pb2.SignatureDefMap:
+    """Return all signatures of a model without the values of their defaults."""
+    signatures = get_model_metadata_pb2.SignatureDefMap()
     for name, signature in model.signatures.items():
         stripped = meta_graph_pb2.SignatureDef()
         stripped.CopyFrom(signature)
         stripped.ClearField("defaults")
-        answered.signature_def[name].CopyFrom(stripped)
-    return answered
+        signatures.signature_def[name].CopyFrom(stripped)
+    return signatures
 
 
 def _set(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""A SavedModel in a TensorFlow session: loading it, running its signatures from many threads, giving its memory back.
+"""A SavedModel in a TensorFlow session: load it, run its signatures from many threads, free its memory.
 
-A session, and not tf.saved_model.load, because it is what the real server runs: the same errors in the same words,
-deadlines, and a third of the time for a call.
+TensorFlow Serving also runs sessions. Compared with tf.saved_model.load they give the same error texts as there, honor
+deadlines, and take a third of the time for a call.
 """
 
 import gc
@@ -15,24 +15,28 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
-# Not public. Session.run and make_callable turn values of another dtype into the placeholder's without a word, refuse
-# shapes that the graph may well take, and take ten times as long.
+# This module is private to TensorFlow. The public Session.run and make_callable silently cast values of another dtype,
+# refuse shapes that the graph accepts, and take ten times as long.
 from tensorflow.python.client import pywrap_tf_session
 
 from serving.errors import ServingError, from_tensorflow, invalid, not_found
 
-# RunOptions holds milliseconds in an int64; nobody waits for longer than a year.
-LONGEST = 366 * 24 * 3600
-# What Python's Session.run puts around an operation's message.
-AROUND = re.compile(r"\AGraph execution error:\s*(?:.*?^Node: [^\n]*\n)?|\n*Original stack trace for .*\Z",
-                    re.DOTALL | re.MULTILINE)
+# RunOptions holds milliseconds in an int64, which a client's deadline of centuries exceeds.
+MAX_SECONDS = 366 * 24 * 3600
+# The text that Python's Session.run adds around an operation's message.
+PYTHON_CONTEXT = re.compile(r"\AGraph execution error:\s*(?:.*?^Node: [^\n]*\n)?|\n*Original stack trace for .*\Z",
+                            re.DOTALL | re.MULTILINE)
 
 
 class Threads(NamedTuple):
-    """Threads of TensorFlow, 0: as many as there are processors. `session` stands for both others.
+    """Numbers of TensorFlow threads; 0 means one per processor.
 
-    They are the process's: the first session that is loaded sets them. `intra`, the threads of one operation, stays as
-    it was where TensorFlow ran any operation before.
+    The first session sets them for the whole process. `intra` has no effect if TensorFlow ran an operation before.
+
+    Attributes:
+        session: The value of both others where they are 0.
+        intra: The threads within one operation.
+        inter: The operations that run at once.
     """
 
     session: int = 0
@@ -41,7 +45,7 @@ class Threads(NamedTuple):
 
 
 class SessionModel:
-    """A loaded SavedModel; `signatures` holds all its SignatureDefs, `directory` is where it came from."""
+    """A loaded SavedModel; see serving.core.servable.Servable."""
 
     def __init__(self, directory: Path, session: tf.compat.v1.Session,
                  signatures: dict[str, meta_graph_pb2.SignatureDef]):
@@ -53,11 +57,11 @@ class SessionModel:
 
     def run(self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...],
             deadline: float | None) -> dict[str, np.ndarray]:
-        """Return the arrays that those of a signature's outputs have for its inputs, all by their keys in it.
+        """Run a signature once and return the requested outputs; see Servable.run.
 
-        `deadline` is a value of time.monotonic(). Strings are object arrays of bytes. Dtypes must be the signature's,
-        shapes are left to the graph. Raises ServingError with TensorFlow's code and text, DEADLINE_EXCEEDED after the
-        deadline, UNIMPLEMENTED for what is no dense tensor.
+        Dtypes must be those of the signature; shapes are checked by the graph alone. Raises ServingError with
+        TensorFlow's code and text, DEADLINE_EXCEEDED after the deadline, UNIMPLEMENTED for an input or output that is
+        not a dense tensor.
         """
         session = self._session
         if session is None:
@@ -67,15 +71,15 @@ class SessionModel:
             fetches = [self._outputs[signature][key] for key in outputs]
         except KeyError as error:
             raise ServingError(grpc.StatusCode.UNIMPLEMENTED,
-                               f"{error.args[0]} is no dense tensor of the signature {signature}") from None
+                               f"{error.args[0]} is not a dense tensor of the signature {signature}") from None
         options = None
         if deadline is not None:
-            left = min(deadline - time.monotonic(), LONGEST)
-            if left <= 0:
+            seconds = min(deadline - time.monotonic(), MAX_SECONDS)
+            if seconds <= 0:
                 raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
-            # 0 would be no limit.
+            # Rounding down to 0 would mean no limit.
             options = pywrap_tf_session.TF_NewBufferFromString(
-                tf.compat.v1.RunOptions(timeout_in_ms=math.ceil(left * 1000)).SerializeToString())
+                tf.compat.v1.RunOptions(timeout_in_ms=math.ceil(seconds * 1000)).SerializeToString())
         try:
             values = pywrap_tf_session.TF_SessionRun_wrapper(session._session, options, feeds, fetches, [], None)
         except tf.errors.OpError as error:
@@ -86,23 +90,23 @@ class SessionModel:
         return dict(zip(outputs, values, strict=True))
 
     def close(self) -> None:
-        """Give all memory back; no run may be under way, and none can follow."""
+        """Free all memory; no run may be in progress, and later runs fail with CANCELLED."""
         session, self._session = self._session, None
         if session is None:
             return
         session.close()
-        # Its tensors keep the graph.
+        # The tensors would keep the graph in memory.
         self._inputs, self._outputs = {}, {}
         del session
-        # Graphs hold themselves in cycles.
+        # Graphs contain reference cycles, which only the garbage collector frees.
         gc.collect()
 
 
 def load_session_model(directory: Path, tags: tuple[str, ...], threads: Threads) -> SessionModel:
-    """Return the model of a SavedModel directory's graph with all of `tags`.
+    """Load the graph of a SavedModel directory that has all of `tags`.
 
     Raises ServingError: NOT_FOUND for a missing file, graph or operation, DATA_LOSS for a damaged file, otherwise
-    TensorFlow's own code.
+    TensorFlow's code.
     """
     if not any((directory / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
         raise not_found(f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {directory}. "
@@ -115,16 +119,16 @@ def load_session_model(directory: Path, tags: tuple[str, ...], threads: Threads)
         return SessionModel(directory, session, dict(loaded.signature_def))
     except Exception as error:
         session.close()
-        raise _refusal(error, directory, tags) from error
+        raise _load_error(error, directory, tags) from error
 
 
-def _refusal(error: Exception, directory: Path, tags: tuple[str, ...]) -> ServingError:
-    """Return the ServingError, with the code that the real server gives, for what TensorFlow's Python loader raises."""
+def _load_error(error: Exception, directory: Path, tags: tuple[str, ...]) -> ServingError:
+    """Return the ServingError of TensorFlow Serving for an exception of TensorFlow's Python loader."""
     if isinstance(error, tf.errors.OpError):
-        plain = from_tensorflow(error)
-        return ServingError(plain.code, f"{directory}: {AROUND.sub('', plain.message)}")
+        failure = from_tensorflow(error)
+        return ServingError(failure.code, f"{directory}: {PYTHON_CONTEXT.sub('', failure.message)}")
     message = str(error)
-    # Its own exceptions tell kinds apart by their words alone.
+    # The loader's own exceptions differ in their texts alone.
     if isinstance(error, RuntimeError) and "could not be found in SavedModel" in message:
         return not_found(f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }} in {directory}."
                          " To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: "
@@ -141,9 +145,9 @@ def _refusal(error: Exception, directory: Path, tags: tuple[str, ...]) -> Servin
 
 
 def _tensors(graph: tf.Graph, infos: dict[str, meta_graph_pb2.TensorInfo]) -> dict:
-    """Return what the session knows a signature's tensors by.
+    """Return the session's handles of a signature's tensors by alias.
 
-    Without those of another encoding than one dense tensor, and what __saved_model_init_op names, an operation.
+    Entries that are not one dense tensor are skipped, and so is the operation that __saved_model_init_op names.
     """
     return {key: graph.get_tensor_by_name(info.name)._as_tf_output() for key, info in infos.items()
             if ":" in info.name}

@@ -1,6 +1,6 @@
-"""TensorProtos to arrays and back to their wire bytes, without Python lists of numbers.
+"""Convert TensorProtos to arrays, and arrays to the wire bytes of TensorProtos, without Python lists of numbers.
 
-Fields and their meaning: tensorflow/core/framework/tensor.proto; what is read and written where: tensor.cc (FromProto,
+The fields are those of tensorflow/core/framework/tensor.proto; the rules are those of tensor.cc (FromProto,
 AsProtoField, AsProtoTensorContent).
 """
 
@@ -10,12 +10,13 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
-# A list shorter than its tensor repeats its last value, so a message of 20 bytes can claim any size.
-LARGEST_REPETITION = 1 << 26
-# What a string takes in an array and again in TensorFlow, at least.
-STRING_SIZE = 64
+# A list shorter than its tensor repeats its last value, so a message of 20 bytes could claim any amount of memory.
+MAX_REPEATED_BYTES = 1 << 26
+# The least memory of a string: its entry in the array and its copy in TensorFlow.
+STRING_BYTES = 64
+# The wire type of bytes, strings and messages.
 LENGTH_DELIMITED = 2
-# numpy's dtype: the field of TensorProto for its values, and whether the field holds varints.
+# NumPy dtype -> (the field of TensorProto for its values, whether the field holds varints).
 FIELDS = {"float32": (5, False), "float64": (6, False), "complex64": (9, False), "complex128": (12, False),
           "uint8": (7, True), "uint16": (7, True), "int8": (7, True), "int16": (7, True), "int32": (7, True),
           "int64": (10, True), "uint32": (16, True), "uint64": (17, True), "bool": (11, True),
@@ -24,50 +25,53 @@ DTYPES = {tf.as_dtype(name).as_datatype_enum: tf.as_dtype(name) for name in FIEL
 
 
 def to_array(tensor: tensor_pb2.TensorProto) -> np.ndarray:
-    """Return a TensorProto's array, from tensor_content or from its list of values; strings are an array of bytes.
+    """Return the array of a TensorProto.
 
-    A shorter list repeats its last value, an empty one stands for zeros. Raises ValueError where TensorFlow refuses
-    the message, and where such repeating would fill LARGEST_REPETITION bytes.
+    The values come from tensor_content or from the list of values. A list shorter than the shape repeats its last
+    value; an empty list means zeros. Strings become an object array of bytes.
+
+    Raises:
+        ValueError: if TensorFlow refuses the message, or the repeated values exceed MAX_REPEATED_BYTES.
     """
     shape = tuple(dimension.size for dimension in tensor.tensor_shape.dim)
     if tensor.tensor_shape.unknown_rank or any(size < 0 for size in shape):
-        raise ValueError("the shape has unknown parts")
+        raise ValueError("the shape is not fully defined")
     count = math.prod(shape)
     if tensor.dtype == types_pb2.DT_STRING:
         return _strings(tensor, shape, count)
     if tensor.dtype not in DTYPES:
-        raise ValueError("not a dtype of numbers, booleans or strings")
+        raise ValueError("the dtype is neither a number, bool nor string")
     dtype = DTYPES[tensor.dtype]
     content = tensor.tensor_content
     if not count:
         return np.empty(shape, dtype.as_numpy_dtype)
     if content:
         if len(content) != count * dtype.size:
-            raise ValueError("tensor_content's length does not fit the shape")
+            raise ValueError("the length of tensor_content does not match the shape")
         return np.frombuffer(content, dtype.as_numpy_dtype).reshape(shape)
     given = getattr(tensor, tensor.DESCRIPTOR.fields_by_number[FIELDS[dtype.name][0]].name)
-    if len(given) < count and count * dtype.size > LARGEST_REPETITION:
-        raise ValueError("too large a tensor of one value")
-    return _parsed(tensor, dtype)
+    if len(given) < count and count * dtype.size > MAX_REPEATED_BYTES:
+        raise ValueError(f"the repeated values exceed {MAX_REPEATED_BYTES} bytes")
+    return _parse(tensor, dtype)
 
 
 def _strings(tensor: tensor_pb2.TensorProto, shape: tuple[int, ...], count: int) -> np.ndarray:
     if tensor.tensor_content:
-        # Each takes at least the byte of its length.
+        # Every string takes at least one byte for its length.
         if count > len(tensor.tensor_content):
-            raise ValueError("tensor_content's length does not fit the shape")
-        return _parsed(tensor, tf.string)
+            raise ValueError("the length of tensor_content does not match the shape")
+        return _parse(tensor, tf.string)
     values = list(tensor.string_val[:count])
-    if (count - len(values)) * STRING_SIZE > LARGEST_REPETITION:
-        raise ValueError("too large a tensor of one value")
+    if (count - len(values)) * STRING_BYTES > MAX_REPEATED_BYTES:
+        raise ValueError(f"the repeated values exceed {MAX_REPEATED_BYTES} bytes")
     strings = np.empty(count, object)
     strings[:len(values)] = values
     strings[len(values):] = values[-1] if values else b""
     return strings.reshape(shape)
 
 
-def _parsed(tensor: tensor_pb2.TensorProto, dtype: tf.DType) -> np.ndarray:
-    # TensorFlow's own reading, in C++: numbers one by one through Python take longer than a prediction.
+def _parse(tensor: tensor_pb2.TensorProto, dtype: tf.DType) -> np.ndarray:
+    # TensorFlow parses in C++; reading the numbers one by one in Python takes longer than a prediction.
     try:
         values = tf.io.parse_tensor(tensor.SerializeToString(), dtype).numpy()
     except tf.errors.OpError as error:
@@ -76,29 +80,32 @@ def _parsed(tensor: tensor_pb2.TensorProto, dtype: tf.DType) -> np.ndarray:
 
 
 def varints(values: np.ndarray) -> bytes:
-    """Return the varints of integers or booleans of any shape, negative ones as 10 bytes, as protobuf writes them."""
+    """Return the protobuf varints of integers or booleans of any shape.
+
+    Negative values take 10 bytes.
+    """
     flat = values.reshape(-1)
     if not flat.size:
         return b""
     if flat.dtype == bool or (flat.min() >= 0 and flat.max() < 128):
         return flat.astype(np.uint8).tobytes()
-    # Two's complement of 64 bits.
+    # Negative values are encoded as 64-bit two's complement.
     rest = flat.astype(np.int64).view(np.uint64) if flat.min() < 0 else flat
-    places = -(-int(rest.max()).bit_length() // 7)
-    encoded = np.empty((rest.size, places), np.uint8)
-    used = np.ones((rest.size, places), bool)
-    for place in range(places):
+    length = -(-int(rest.max()).bit_length() // 7)
+    encoded = np.empty((rest.size, length), np.uint8)
+    used = np.ones((rest.size, length), bool)
+    for position in range(length):
         more = rest > 127
-        encoded[:, place] = rest & rest.dtype.type(127)
-        encoded[:, place] |= more.view(np.uint8) << 7
-        if place + 1 < places:
-            used[:, place + 1] = more
+        encoded[:, position] = rest & rest.dtype.type(127)
+        encoded[:, position] |= more.view(np.uint8) << 7
+        if position + 1 < length:
+            used[:, position + 1] = more
             rest = rest >> rest.dtype.type(7)
     return encoded[used].tobytes()
 
 
 def varint(value: int) -> bytes:
-    """Return one varint of a number that is not negative."""
+    """Return the protobuf varint of a non-negative integer."""
     encoded = bytearray()
     while value > 127:
         encoded.append(value & 127 | 128)
@@ -108,14 +115,21 @@ def varint(value: int) -> bytes:
 
 
 def delimited(field: int, parts: list) -> list:
-    """Return the parts of a wire field that holds bytes, a string or a message: its tag, its length and its parts."""
+    """Return the buffers of a length-delimited wire field.
+
+    Args:
+        field: The field's number.
+        parts: Buffers that joined are the bytes, string or message in the field.
+    """
     return [varint(field << 3 | LENGTH_DELIMITED) + varint(sum(map(len, parts))), *parts]
 
 
 def wire_parts(values: np.ndarray, as_content: bool) -> list:
-    """Return buffers that joined are the wire bytes of the TensorProto of an array; `as_content`: as tensor_content.
+    """Return buffers that joined are the wire bytes of an array's TensorProto.
 
-    Strings are an object array of bytes and are never written as content.
+    Args:
+        values: An array of any shape; strings are an object array of bytes.
+        as_content: Write numbers as tensor_content instead of a list of values.
     """
     if values.dtype != object and values.dtype.name not in FIELDS:
         return [tf.make_tensor_proto(values).SerializeToString()]
@@ -136,5 +150,5 @@ def wire_parts(values: np.ndarray, as_content: bool) -> list:
 
 
 def _buffer(values: np.ndarray) -> memoryview:
-    # By way of uint8, as bfloat16 has no format of the buffer protocol.
+    # The view as uint8 is necessary because the buffer protocol has no format for bfloat16.
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

@@ -1,38 +1,45 @@
-"""Versions of models, loaded and unloaded while requests run on them.
+"""Model versions that are loaded and unloaded while requests run on them.
 
-What is wanted comes from serving.core.manager. One thread decides what to load and to unload, and each load and unload has
-a thread of its own; the lock that a request takes is held for none of that. A request pins its version, whose model is
-closed only after the last of them ended.
+serving.core.manager decides which versions are wanted. One thread decides what to load and to unload next; every load
+and unload runs in its own thread, and none of them holds the lock that requests take. A request acquires its version,
+and a version's model is closed only after its last request has released it.
 """
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc
 from tensorflow_serving.apis import get_model_status_pb2
-from tensorflow_serving.config import model_server_config_pb2 as config_pb2
 
-from serving.errors import ServingError, from_exception, invalid
+from serving.core.servable import Servable
+from serving.errors import ServingError, from_exception
 from serving.telemetry import logs
 
 START, LOADING, AVAILABLE, UNLOADING, END = (
     getattr(get_model_status_pb2.ModelVersionStatus, state)
     for state in ("START", "LOADING", "AVAILABLE", "UNLOADING", "END"))
-# What a load came to: (name, version, error or None, seconds), after each attempt.
+# (name, version, directory) -> the loaded version.
+Loader = Callable[[str, int, Path], Servable]
+# (name, version, error or None, seconds), called after each attempt to load.
 OnLoaded = Callable[[str, int, ServingError | None, float], None]
+# (name, version)
 OnUnloaded = Callable[[str, int], None]
 
 
-class Settings(NamedTuple):
-    """How versions are found and loaded.
+class VersionSettings(NamedTuple):
+    """Settings for finding and loading versions.
 
-    Base paths are listed every `poll_seconds`: 0 is once and at each reload, less than 0 never. A failing version is
-    loaded 1 + load_retries times, `retry_seconds` apart. 0 threads are one.
+    Attributes:
+        poll_seconds: The interval at which base paths are listed. 0: once and at each reload; negative: never.
+        load_retries: The number of retries after a failed load.
+        retry_seconds: The pause before a retry.
+        load_threads: The number of simultaneous loads; 0 means one.
+        unload_threads: The number of simultaneous unloads; 0 means one.
+        allow_unavailable_labels: Whether a new label may name a version that is not loaded yet.
     """
 
     poll_seconds: float = 1.0
@@ -44,104 +51,127 @@ class Settings(NamedTuple):
 
 
 class Version:
-    """A version that was wanted once; `busy` while a thread loads or closes it, `users` are requests that run on it."""
+    """A model version that is or was wanted.
+
+    Attributes:
+        state: START, then LOADING until it is AVAILABLE or its last retry failed, UNLOADING until it is closed, END.
+        wanted: Whether the config and the disk still ask for it.
+        busy: Whether a thread is loading or closing it.
+        users: The number of requests that run on it.
+        ignored_directory: The last other directory of the same number that was reported.
+    """
 
     def __init__(self, name: str, number: int, directory: Path):
         self.name, self.number, self.directory = name, number, directory
-        # START, then LOADING until it is AVAILABLE or has failed for the last time, UNLOADING until it is closed, END.
         self.state, self.code, self.message = START, grpc.StatusCode.OK, ""
         self.wanted, self.busy, self.users, self.attempts, self.retry_at = True, False, 0, 0, 0.0
-        self.model = None
-        # Another directory of its number.
-        self.passed_over: Path | None = None
+        self.model: Servable | None = None
+        self.ignored_directory: Path | None = None
 
     def log(self, level: int, event: str, error: Exception | None = None, **fields: object) -> None:
-        """Log what happens to it."""
+        """Log an event of this version."""
         logs.log_event(level, event, {"model": self.name, "version": self.number, **fields}, error)
 
 
 class Versions:
-    """All versions of all models. Whoever reads or changes anything here holds `changed`, and may wait on it.
+    """All versions of all models, and the threads that load and unload them.
 
-    `versions` holds those that were ever wanted, {name: {number: Version}}, and `serving` those of them that requests
-    can use. The other arguments are those of serving.core.manager.ModelManager.
+    The lock of `changed` guards everything here, and the manager's state as well. `acquire` and `release` take it
+    themselves; the caller of any other method holds it, and may wait on `changed` for the next change.
+
+    Attributes:
+        known: Every version that was ever wanted, {model: {number: Version}}.
+        serving: The versions that requests can use, {model: {number: Version}}.
+        load_threads: The number of simultaneous loads.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[str, int, Path], Any],
-                 on_loaded: OnLoaded, on_unloaded: OnUnloaded):
-        self._settings, self._load, self._on_loaded, self._on_unloaded = settings, load, on_loaded, on_unloaded
-        self.changed = threading.Condition(threading.Lock())
-        self.versions: dict[str, dict[int, Version]] = {}
+    def __init__(self, changed: threading.Condition, settings: VersionSettings, load: Loader, on_loaded: OnLoaded,
+                 on_unloaded: OnUnloaded):
+        self._changed, self._settings = changed, settings
+        self._load, self._on_loaded, self._on_unloaded = load, on_loaded, on_unloaded
+        self.known: dict[str, dict[int, Version]] = {}
         self.serving: dict[str, dict[int, Version]] = {}
         self.load_threads = settings.load_threads or 1
-        self.stopping = False
+        self._stopping = False
         self._loading = self._unloading = 0
-        self.thread = threading.Thread(target=self._manage, daemon=True, name="versions")
+        # It begins to load when the manager starts it, and ends after `unload_all`.
+        self.thread = threading.Thread(target=self._run_jobs, daemon=True, name="versions")
 
-    def want(self, name: str, found: dict[int, Path]) -> None:
-        """Let these be all wanted versions of a model."""
-        versions = self.versions.setdefault(name, {})
-        for number, directory in found.items():
+    def set_wanted(self, name: str, directories: dict[int, Path]) -> None:
+        """Replace the wanted versions of a model, {number: directory}."""
+        versions = self.known.setdefault(name, {})
+        for number, directory in directories.items():
             version = versions.get(number)
-            # One that failed and is still wanted is not tried again.
+            # A version that failed and is still wanted is not loaded again.
             if version is None or (version.state == END and not version.wanted):
                 versions[number] = Version(name, number, directory)
-            elif version.wanted and directory not in (version.directory, version.passed_over):
-                # Once, and not at each listing.
-                version.passed_over = directory
-                version.log(logging.WARNING, "another directory of a version is not looked at",
+            elif version.wanted and directory not in (version.directory, version.ignored_directory):
+                # Report the directory once, not at each listing.
+                version.ignored_directory = directory
+                version.log(logging.WARNING, "ignoring a second directory of a version",
                             directory=directory, loaded=version.directory)
             versions[number].wanted = True
-        for number in versions.keys() - found.keys():
+        for number in versions.keys() - directories.keys():
             version = versions[number]
             version.wanted = False
             if version.state in (START, LOADING) and not version.busy:
                 version.state = END
-        self.changed.notify_all()
+        self._changed.notify_all()
 
-    def pinned(self, name: str, number: int | None) -> Version | None:
-        """Return a version that stays until `released`, the highest if none is named, or None."""
-        with self.changed:
+    def unload_all(self) -> None:
+        """Unload every version, after which `thread` ends."""
+        self._stopping = True
+        for name in self.known:
+            self.set_wanted(name, {})
+        self._changed.notify_all()
+
+    def acquire(self, name: str, number: int | None) -> Version | None:
+        """Return a serving version and keep it loaded until `release`.
+
+        Returns the highest version if `number` is None, and None if no such version is serving.
+        """
+        with self._changed:
             serving = self.serving.get(name)
             version = serving.get(max(serving) if number is None else number) if serving else None
             if version:
                 version.users += 1
             return version
 
-    def released(self, version: Version) -> None:
-        with self.changed:
+    def release(self, version: Version) -> None:
+        """End a use that `acquire` began."""
+        with self._changed:
             version.users -= 1
             if not version.users and version.state == UNLOADING:
-                self.changed.notify_all()
+                self._changed.notify_all()
 
-    def _manage(self) -> None:
+    def _run_jobs(self) -> None:
         while True:
-            with self.changed:
-                jobs = self._due()
+            with self._changed:
+                jobs = self._take_jobs()
                 while not jobs:
-                    all_versions = [version for versions in self.versions.values() for version in versions.values()]
-                    if self.stopping and all(version.state == END for version in all_versions):
+                    all_versions = [version for versions in self.known.values() for version in versions.values()]
+                    if self._stopping and all(version.state == END for version in all_versions):
                         return
                     retries = [version.retry_at for version in all_versions
                                if version.state == LOADING and not version.busy]
-                    # Where there are too few threads, a retry is due already; the end of another load wakes this.
+                    # A retry that lacks a thread is overdue; the end of another load notifies this thread.
                     wait = max(min(retries) - time.monotonic(), 0.05) if retries else None
-                    self.changed.wait(wait)
-                    jobs = self._due()
+                    self._changed.wait(wait)
+                    jobs = self._take_jobs()
             for work, version in jobs:
                 try:
                     threading.Thread(target=work, args=(version,), daemon=True,
                                      name=f"{work.__name__} {version.name} {version.number}").start()
                 except RuntimeError:
-                    # No more threads to be had: then in this one.
+                    # The system has no more threads, so this one does the work.
                     work(version)
 
-    def _due(self) -> list[tuple[Callable[[Version], None], Version]]:
-        """Mark what is to be done now, and return it."""
+    def _take_jobs(self) -> list[tuple[Callable[[Version], None], Version]]:
+        """Mark the versions to load and unload now and return them with their work."""
         jobs, now = [], time.monotonic()
-        for name, versions in self.versions.items():
+        for name, versions in self.known.items():
             wanted = [version for version in versions.values() if version.wanted]
-            # Somebody must answer before an old one goes.
+            # The old version answers until a wanted one does.
             if not wanted or any(version.state == AVAILABLE for version in wanted):
                 for version in versions.values():
                     if version.state == AVAILABLE and not version.wanted:
@@ -165,15 +195,15 @@ class Versions:
 
     def _load_one(self, version: Version) -> None:
         version.log(logging.INFO, "loading", directory=version.directory)
-        began, model, failure = time.monotonic(), None, None
+        started, model, failure = time.monotonic(), None, None
         try:
             model = self._load(version.name, version.number, version.directory)
         except Exception as error:
             failure = from_exception(error)
             if failure.bug:
                 version.log(logging.ERROR, "unexpected error in a load", failure.bug)
-        self._tell(version, self._on_loaded, failure, time.monotonic() - began)
-        with self.changed:
+        self._call_hook(version, self._on_loaded, failure, time.monotonic() - started)
+        with self._changed:
             self._loading -= 1
             version.busy = False
             if failure is None:
@@ -182,86 +212,32 @@ class Versions:
             else:
                 version.attempts += 1
                 version.code, version.message = failure.code, failure.message
-                again = version.wanted and version.attempts <= self._settings.load_retries
-                version.state = LOADING if again else END
+                retry = version.wanted and version.attempts <= self._settings.load_retries
+                version.state = LOADING if retry else END
                 version.retry_at = time.monotonic() + self._settings.retry_seconds
-                if again:
-                    version.log(logging.INFO, "load is tried again", seconds=self._settings.retry_seconds)
-            self.changed.notify_all()
+                if retry:
+                    version.log(logging.INFO, "load will be retried", seconds=self._settings.retry_seconds)
+            self._changed.notify_all()
 
     def _unload_one(self, version: Version) -> None:
         try:
             version.model.close()
         except Exception as error:
             version.log(logging.ERROR, "unexpected error in an unload", error)
-        # What keeps the version in the list of states shall not keep its memory.
+        # The version stays in `known` for its status; its memory must not.
         version.model = None
-        self._tell(version, self._on_unloaded)
-        with self.changed:
+        self._call_hook(version, self._on_unloaded)
+        with self._changed:
             self._unloading -= 1
             version.busy, version.state = False, END
             if version.wanted:
-                # Again, after it had been unwanted.
-                self.versions[version.name][version.number] = Version(version.name, version.number, version.directory)
-            self.changed.notify_all()
+                # It became wanted again during the unload.
+                self.known[version.name][version.number] = Version(version.name, version.number, version.directory)
+            self._changed.notify_all()
 
-    def _tell(self, version: Version, hook: Callable[..., None], *arguments: object) -> None:
-        """Call a hook, whose mistakes must not leave a version half loaded."""
+    def _call_hook(self, version: Version, hook: Callable[..., None], *arguments: object) -> None:
+        """Call a hook; its exceptions must not leave a version half loaded."""
         try:
             hook(version.name, version.number, *arguments)
         except Exception as error:
             version.log(logging.ERROR, "unexpected error in a hook", error)
-
-
-PLATFORM = "tensorflow"
-# As a 64-bit signed integer is written; zeros may lead.
-NUMBER = re.compile(r"[+-]?[0-9]+")
-
-
-def versions_in(base_path: Path) -> dict[int, Path]:
-    """Return {version: directory} of a base path; directories whose name is no int64 are something else's.
-
-    Raises OSError where the base path cannot be listed.
-    """
-    found = {}
-    # Sorted, so that of 7 and 007 it is always the same one.
-    for path in sorted(Path(base_path).iterdir()):
-        if NUMBER.fullmatch(path.name) and -2**63 <= int(path.name) < 2**63 and path.is_dir():
-            found[int(path.name)] = path
-    return found
-
-
-def versions_to_load(model: config_pb2.ModelConfig, found: dict[int, Path]) -> dict[int, Path]:
-    """Return those versions that a model's policy takes: the latest, unless it says something else."""
-    policy = model.model_version_policy
-    kind = policy.WhichOneof("policy_choice")
-    if kind == "all":
-        return dict(found)
-    if kind == "specific":
-        return {version: found[version] for version in policy.specific.versions if version in found}
-    # 0 where it is not set.
-    return {version: found[version] for version in sorted(found)[-max(policy.latest.num_versions, 1):]}
-
-
-def check_model_configs(models: list[config_pb2.ModelConfig]) -> None:
-    """Raise ServingError INVALID_ARGUMENT where a list of models cannot be served."""
-    names = set()
-    for model in models:
-        if model.name in names:
-            raise invalid(f"Illegal to list model {model.name} multiple times in config list")
-        names.add(model.name)
-        if "\0" in model.base_path:
-            raise invalid(f"Expected model {model.name} to have an absolute path or URI; got one with a null character")
-        if "://" in model.base_path:
-            raise invalid(f"Expected model {model.name} to have an absolute path, since this server reads no URIs; "
-                          f"got base_path()={model.base_path}")
-        if not Path(model.base_path).is_absolute():
-            raise invalid(f"Expected model {model.name} to have an absolute path or URI; "
-                          f"got base_path()={model.base_path}")
-        # 1: TENSORFLOW, in a field from before there were platforms.
-        platform = model.model_platform or (PLATFORM if model.model_type == 1 else "")
-        if not platform:
-            raise invalid("Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
-                          f"ModelServerConfig::model_platform, model name is {model.name}")
-        if platform != PLATFORM:
-            raise invalid(f"Model {model.name} requests unsupported platform {platform}; there is {PLATFORM} alone")

@@ -1,6 +1,6 @@
-"""The gRPC services over the models: PredictionService, ModelService, health, reflection.
+"""The gRPC services: PredictionService, ModelService, health and reflection.
 
-Predict is answered in wire bytes made by hand; the other messages are the official stubs'.
+Predict responses are assembled as wire bytes in serving.core.prediction; all other messages use the official classes.
 """
 
 import logging
@@ -34,20 +34,20 @@ from serving.errors import ServingError, from_exception, invalid
 from serving.telemetry import logs
 from serving.telemetry.monitoring import Monitor
 
-# tensorflow_model_server's own names of them, without the package.
+# tensorflow_model_server uses these names without the package.
 HEALTH_NAMES = ("", "ModelService", "PredictionService")
-# gRPC tells of a request without a deadline that it has centuries left.
-LONGEST = 1e9
-# What runs the models, as tensorflow_model_server's metrics call a session.
+# gRPC reports a remaining time of centuries for a request without a deadline.
+MAX_REMAINING_SECONDS = 1e9
+# The name of a TensorFlow session in tensorflow_model_server's metrics.
 RUNTIME = "TF1"
 PREDICTION_SERVICE, MODEL_SERVICE = (
     module.DESCRIPTOR.services_by_name[name].full_name
     for module, name in ((prediction_service_pb2, "PredictionService"), (model_service_pb2, "ModelService")))
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class Backend(NamedTuple):
-    """What answers requests, shared with REST."""
+    """The objects that answer requests, shared with REST."""
 
     models: ModelManager
     monitor: Monitor
@@ -55,32 +55,46 @@ class Backend(NamedTuple):
 
 
 class Request:
-    """One request: its message and bytes, and what becomes known of it for the log and the metrics."""
+    """One gRPC request, with the facts for its log line and metrics.
+
+    Attributes:
+        spec: The ModelSpec that chooses the model.
+        version: The version that answers, None until it is known.
+        run_seconds: The time in the model, None if it was not run.
+    """
 
     def __init__(self, message: Message, size: int, context: grpc.ServicerContext):
         self.message, self.size, self.context = message, size, context
         remaining = context.time_remaining()
-        self.deadline = time.monotonic() + remaining if remaining < LONGEST else None
+        self.deadline = time.monotonic() + remaining if remaining < MAX_REMAINING_SECONDS else None
         self.started = time.monotonic()
         self.spec = model_pb2.ModelSpec()
         self.version: int | None = None
-        # Seconds in the model, where it was run.
-        self.ran: float | None = None
+        self.run_seconds: float | None = None
 
 
 class Method(NamedTuple):
-    """A method: its message class, what answers it in bytes, and the name in the metrics (none: not counted)."""
+    """A gRPC method.
+
+    Attributes:
+        message: The class of its requests.
+        respond: Returns the response as wire bytes.
+        api: Its name in the metrics; empty if it is not counted.
+    """
 
     message: type[Message]
-    answer: Callable[[Backend, Request], bytes]
+    respond: Callable[[Backend, Request], bytes]
     api: str
 
 
-def handlers(parts: Backend, as_content: bool, log_requests: bool) -> list[grpc.GenericRpcHandler]:
-    """Return PredictionService and ModelService; `as_content`: Predict answers in tensor_content."""
+def handlers(backend: Backend, as_content: bool, log_requests: bool) -> list[grpc.GenericRpcHandler]:
+    """Return the handlers of PredictionService and ModelService.
+
+    `as_content`: Predict returns numbers as tensor_content.
+    """
     methods = {
         PREDICTION_SERVICE: {
-            "Predict": Method(predict_pb2.PredictRequest, _predict_as(as_content), "Predict"),
+            "Predict": Method(predict_pb2.PredictRequest, _make_predict(as_content), "Predict"),
             "Classify": Method(classification_pb2.ClassificationRequest, _classify, "Classify"),
             "Regress": Method(regression_pb2.RegressionRequest, _regress, "Regress"),
             "MultiInference": Method(inference_pb2.MultiInferenceRequest, _multi_inference, "MultiInference"),
@@ -89,12 +103,12 @@ def handlers(parts: Backend, as_content: bool, log_requests: bool) -> list[grpc.
             "GetModelStatus": Method(get_model_status_pb2.GetModelStatusRequest, _status, ""),
             "HandleReloadConfigRequest": Method(model_management_pb2.ReloadConfigRequest, _reload, "")}}
     return [grpc.method_handlers_generic_handler(service, {
-        name: _handler(name, method, parts, log_requests) for name, method in named.items()})
-        for service, named in methods.items()]
+        name: _handler(name, method, backend, log_requests) for name, method in by_name.items()})
+        for service, by_name in methods.items()]
 
 
 def add_health(server: grpc.Server) -> health.HealthServicer:
-    """Add grpc.health.v1, SERVING under HEALTH_NAMES, and return it for the end of that."""
+    """Add grpc.health.v1 with the status SERVING for HEALTH_NAMES and return it."""
     servicer = health.HealthServicer()
     for name in HEALTH_NAMES:
         servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -103,46 +117,46 @@ def add_health(server: grpc.Server) -> health.HealthServicer:
 
 
 def add_reflection(server: grpc.Server, with_health: bool) -> None:
-    """Let clients without the protos ask for them."""
+    """Add reflection, which gives the protos to clients that lack them."""
     names = [PREDICTION_SERVICE, MODEL_SERVICE, reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names + [health.SERVICE_NAME] * with_health, server)
 
 
-def _handler(name: str, method: Method, parts: Backend, log_requests: bool) -> grpc.RpcMethodHandler:
+def _handler(name: str, method: Method, backend: Backend, log_requests: bool) -> grpc.RpcMethodHandler:
     def read(data: bytes) -> tuple[Message, int]:
         return method.message.FromString(data), len(data)
 
-    def answer(message_and_size: tuple[Message, int], context: grpc.ServicerContext) -> bytes:
+    def respond(message_and_size: tuple[Message, int], context: grpc.ServicerContext) -> bytes:
         request = Request(*message_and_size, context)
         failure = None
         try:
-            return method.answer(parts, request)
+            return method.respond(backend, request)
         # One request's failure must not affect another request.
         except Exception as error:
             failure = from_exception(error)
         finally:
-            _record(name, method, parts, request, failure, log_requests)
+            _record(name, method, backend, request, failure, log_requests)
         context.abort(failure.code, failure.message)
 
-    return grpc.unary_unary_rpc_method_handler(answer, request_deserializer=read)
+    return grpc.unary_unary_rpc_method_handler(respond, request_deserializer=read)
 
 
-def _record(name: str, method: Method, parts: Backend, request: Request, failure: ServingError | None,
+def _record(name: str, method: Method, backend: Backend, request: Request, failure: ServingError | None,
             log_requests: bool) -> None:
-    """Count, time and log a request."""
+    """Count, time and log a finished request."""
     seconds = time.monotonic() - request.started
     status = failure.code.name if failure else "OK"
     model = request.spec.name
     if method.api:
-        parts.monitor.count_request(model, status)
+        backend.monitor.count_request(model, status)
         if not failure:
-            parts.monitor.time_request(model, method.api, "GRPC", seconds)
-            if request.ran is not None:
-                parts.monitor.time_run(model, method.api, RUNTIME, request.ran)
+            backend.monitor.time_request(model, method.api, "GRPC", seconds)
+            if request.run_seconds is not None:
+                backend.monitor.time_run(model, method.api, RUNTIME, request.run_seconds)
     bug = failure.bug if failure else None
     if not (log_requests or bug):
         return
-    # Those of no api ask for no signature.
+    # Methods without an API name do not use a signature.
     signature = prediction.signature_name(request.spec) if method.api else ""
     fields = {"method": name, "model": model, "version": request.version, "signature": signature,
               "status": status, "milliseconds": round(1000 * seconds, 2), "bytes": request.size,
@@ -154,21 +168,21 @@ def _record(name: str, method: Method, parts: Backend, request: Request, failure
 
 
 @contextmanager
-def _servable(parts: Backend, request: Request) -> Iterator[Handle]:
-    """Hold a place to run, then the version that the request means."""
-    with parts.admission.admit(request.size, request.deadline):
+def _servable(backend: Backend, request: Request) -> Iterator[Handle]:
+    """Hold a slot to run, then the version that the request chooses."""
+    with backend.admission.admit(request.size, request.deadline):
         if not request.context.is_active():
-            raise ServingError(grpc.StatusCode.CANCELLED, "The client hung up before its turn")
-        with parts.models.use(request.spec) as handle:
+            raise ServingError(grpc.StatusCode.CANCELLED, "The client hung up before its request ran")
+        with backend.models.use(request.spec) as handle:
             request.version = handle.version
             yield handle
 
 
-def _predict_as(as_content: bool) -> Callable[[Backend, Request], bytes]:
-    def predict(parts: Backend, request: Request) -> bytes:
+def _make_predict(as_content: bool) -> Callable[[Backend, Request], bytes]:
+    def predict(backend: Backend, request: Request) -> bytes:
         message = request.message
         request.spec = prediction.servable_spec(message)
-        with _servable(parts, request) as handle:
+        with _servable(backend, request) as handle:
             signature = prediction.signature_name(request.spec)
             inputs = prediction.input_arrays(handle.model, message)
             outputs = _timed(request, lambda: prediction.predict_arrays(
@@ -178,29 +192,29 @@ def _predict_as(as_content: bool) -> Callable[[Backend, Request], bytes]:
     return predict
 
 
-def _classify(parts: Backend, request: Request) -> bytes:
+def _classify(backend: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
-    with _servable(parts, request) as handle:
+    with _servable(backend, request) as handle:
         result = _timed(request, lambda: classification.classify_response(
             handle.model, request.message, request.deadline))
         return classification_pb2.ClassificationResponse(
             result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
 
 
-def _regress(parts: Backend, request: Request) -> bytes:
+def _regress(backend: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
-    with _servable(parts, request) as handle:
+    with _servable(backend, request) as handle:
         result = _timed(request, lambda: classification.regress_response(
             handle.model, request.message, request.deadline))
         return regression_pb2.RegressionResponse(
             result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
 
 
-def _multi_inference(parts: Backend, request: Request) -> bytes:
+def _multi_inference(backend: Backend, request: Request) -> bytes:
     tasks = request.message.tasks
-    # Without tasks there is no name, which choosing the version complains of.
+    # Without tasks the model has no name, and choosing its version raises the error.
     request.spec = tasks[0].model_spec if tasks else model_pb2.ModelSpec()
-    with _servable(parts, request) as handle:
+    with _servable(backend, request) as handle:
         results = _timed(request, lambda: classification.multi_inference_response(
             handle.model, request.message, request.deadline))
         for result, task in zip(results, tasks, strict=True):
@@ -208,47 +222,48 @@ def _multi_inference(parts: Backend, request: Request) -> bytes:
         return inference_pb2.MultiInferenceResponse(results=results).SerializeToString()
 
 
-def _metadata(parts: Backend, request: Request) -> bytes:
+def _metadata(backend: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     prediction.check_metadata_request(request.message)
-    with parts.models.use(request.spec) as handle:
+    with backend.models.use(request.spec) as handle:
         request.version = handle.version
         return prediction.metadata_response(handle, request.message).SerializeToString()
 
 
-def _status(parts: Backend, request: Request) -> bytes:
+def _status(backend: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     response = get_model_status_pb2.GetModelStatusResponse()
-    for status in parts.models.statuses(request.spec):
+    for status in backend.models.statuses(request.spec):
         response.model_version_status.add(
             version=status.version, state=status.state,
             status=status_pb2.StatusProto(error_code=status.code.value[0], error_message=status.message))
     return response.SerializeToString()
 
 
-def _reload(parts: Backend, request: Request) -> bytes:
+def _reload(backend: Backend, request: Request) -> bytes:
     config = request.message.config
     if config.WhichOneof("config") != "model_config_list":
         raise invalid("ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is "
                       "currently supported")
     names = request.message.metric_names
-    before = {name: parts.monitor.count_metric(name) for name in names}
-    parts.models.reload(config, request.deadline)
+    before = {name: backend.monitor.count_metric(name) for name in names}
+    backend.models.reload(config, request.deadline)
     response = model_management_pb2.ReloadConfigResponse(status=status_pb2.StatusProto())
     for name in names:
-        response.metric.add(name=name, int64_value_increase=parts.monitor.count_metric(name) - before[name])
+        response.metric.add(name=name, int64_value_increase=backend.monitor.count_metric(name) - before[name])
     return response.SerializeToString()
 
 
-def _timed(request: Request, run: Callable[[], Answer]) -> Answer:
+def _timed(request: Request, run: Callable[[], Result]) -> Result:
+    """Call `run`, note its duration in the request and return its result."""
     started = time.monotonic()
-    answer = run()
-    request.ran = time.monotonic() - started
-    return answer
+    result = run()
+    request.run_seconds = time.monotonic() - started
+    return result
 
 
 def _resolved(spec: model_pb2.ModelSpec, version: int) -> model_pb2.ModelSpec:
-    """Return what an answer says of its model: the signature and version that were meant, and no label."""
+    """Return the ModelSpec of a response: the chosen signature and version, without a label."""
     resolved = model_pb2.ModelSpec(name=spec.name, signature_name=prediction.signature_name(spec))
     resolved.version.value = version
     return resolved

@@ -11,12 +11,12 @@ from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.core.manager import ModelManager
-from serving.core.versions import Settings
+from serving.core.versions import VersionSettings
 from serving.errors import ServingError, not_found
 
 # Far longer than anything here takes.
 PATIENCE = 30
-QUICK = Settings(poll_seconds=0.02, load_retries=0, retry_seconds=0)
+QUICK = VersionSettings(poll_seconds=0.02, load_retries=0, retry_seconds=0)
 
 
 class Model:

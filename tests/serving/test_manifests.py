@@ -103,7 +103,7 @@ def test_configuration_files_are_messages():
     parameters = protos.parse_text_proto(SERVING / "batching.config", protos.BatchingParameters, "BatchingParameters")
     # Raises where they contradict each other.
     settings = batch_tensors.read_settings(parameters)
-    assert parameters.allowed_batch_sizes[-1] == parameters.max_batch_size.value == settings.largest_request
+    assert parameters.allowed_batch_sizes[-1] == parameters.max_batch_size.value == settings.max_request_rows
     # A server pads with a picture's first value and does not cut answers back.
     assert not parameters.pad_variable_length_inputs
 

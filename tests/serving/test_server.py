@@ -215,7 +215,7 @@ def test_requests_are_put_together_as_the_files_say(tmp_path):
     with pytest.raises(grpc.RpcError) as caught:
         answered(5)
     assert caught.value.details() == "Task size 5 is larger than maximum input batch size 4"
-    own = directory / loading.PARAMETERS_FILE
+    own = directory / loading.BATCHING_FILE
     own.write_text("max_batch_size { value: 5 }")
     assert answered(5) == [2.5] * 5
     own.write_text("max_batch_size { nonsense }")

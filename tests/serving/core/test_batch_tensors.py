@@ -140,7 +140,7 @@ def test_defaults():
     scheduler = Scheduler(protos.BatchingParameters(), Counts())
     try:
         settings = scheduler.settings
-        assert (settings.largest_request, settings.largest_run, settings.timeout, settings.max_enqueued,
+        assert (settings.max_request_rows, settings.max_run_rows, settings.timeout, settings.max_enqueued,
                 settings.allowed, settings.pad, settings.splitting) == (1000, 1000, 0, 10, (), False, False)
         assert {thread.name.rpartition("_")[0] for thread in scheduler.threads} == {"batch_threads"}
     finally:
@@ -151,7 +151,7 @@ def test_the_shipped_file():
     message = protos.parse_text_proto(CONFIG, protos.BatchingParameters, "tensorflow.serving.BatchingParameters")
     scheduler = Scheduler(message, Counts())
     scheduler.stop()
-    assert scheduler.settings.allowed[-1] == scheduler.settings.largest_run
+    assert scheduler.settings.allowed[-1] == scheduler.settings.max_run_rows
     assert len(scheduler.threads) == message.num_batch_threads.value
 
 

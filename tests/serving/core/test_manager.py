@@ -11,7 +11,7 @@ from tensorflow_serving.apis import model_pb2
 
 from serving.core import session_model
 from serving.core.manager import ModelManager
-from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, Settings
+from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, VersionSettings
 from serving.errors import ServingError
 from tests.helpers.small_servables import corrupt, half_plus_two
 from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, answers, config, entry, eventually, refused, spec,
@@ -21,7 +21,7 @@ from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, answers, conf
 def test_the_choice_of_a_version_and_its_errors(disk, serve):
     for version in (0, 5):
         disk.publish(version)
-    models = serve(Settings(poll_seconds=0, allow_unavailable_labels=True), entry(
+    models = serve(VersionSettings(poll_seconds=0, allow_unavailable_labels=True), entry(
         disk.base, more='model_version_policy { all {} } version_labels { key: "old" value: 0 }'
                         'version_labels { key: "lost" value: 77 }'))
     eventually(lambda: states(models) == {0: AVAILABLE, 5: AVAILABLE})

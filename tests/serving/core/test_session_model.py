@@ -118,7 +118,7 @@ def test_errors_of_the_graph_keep_their_code_and_text(pictures):
 def test_what_is_no_tensor_of_the_signature_is_unimplemented(half):
     error = refused(half, np.ones(1, np.float32), "z")
     assert (error.code, error.message) == (
-        grpc.StatusCode.UNIMPLEMENTED, f"z is no dense tensor of the signature {DEFAULT}")
+        grpc.StatusCode.UNIMPLEMENTED, f"z is not a dense tensor of the signature {DEFAULT}")
 
 
 def test_a_deadline_ends_a_run(half, tmp_path):
@@ -185,7 +185,7 @@ def test_damaged_models_are_refused_with_a_code(tmp_path, damage, tags, code, me
 @pytest.mark.parametrize("around", ["", "Detected at node 'x' defined at:\nNode: 'x'\n"], ids=["", "with a node"])
 def test_what_python_puts_around_a_message_is_left_out(around):
     text = f"Graph execution error:\n\n{around}Read less bytes\n\nOriginal stack trace for 'x':\n  line"
-    assert session_model.AROUND.sub("", text) == "Read less bytes"
+    assert session_model.PYTHON_CONTEXT.sub("", text) == "Read less bytes"
 
 
 def test_bytes_that_are_no_model_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.core import versions
+from serving.core import manager
 from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END
 from serving.errors import ServingError
@@ -42,13 +42,13 @@ def test_policies(disk, serve, policy, served):
 @pytest.mark.parametrize("text, message", [
     (entry("/a") + entry("/b"), "Illegal to list model m multiple times in config list"),
     (entry("models/m"), "Expected model m to have an absolute path or URI; got base_path()=models/m"),
-    (entry("gs://bucket/m"), "Expected model m to have an absolute path, since this server reads no URIs; "
+    (entry("gs://bucket/m"), "Expected model m to have an absolute path, because this server does not read URIs; "
                              "got base_path()=gs://bucket/m"),
     (entry("/a\\0b"), "Expected model m to have an absolute path or URI; got one with a null character"),
     ('config { name: "m" base_path: "/a" }', "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
                                              "ModelServerConfig::model_platform, model name is m"),
     ('config { name: "m" base_path: "/a" model_platform: "caffe" }',
-     "Model m requests unsupported platform caffe; there is tensorflow alone")])
+     "Model m requests unsupported platform caffe; the only platform is tensorflow")])
 def test_a_wrong_config_is_refused_and_changes_nothing(disk, serve, text, message):
     disk.publish(1)
     models = serve()
@@ -86,7 +86,7 @@ def test_a_listing_that_began_before_a_reload_brings_nothing_back(disk, serve, t
     disk.publish(1)
     models, other = serve(), Disk(tmp_path / "other")
     other.publish(8)
-    listed, looked, hanging = versions.versions_in, threading.Event(), threading.Event()
+    listed, looked, hanging = manager.list_versions, threading.Event(), threading.Event()
 
     def slow(path):
         found = listed(path)
@@ -94,7 +94,7 @@ def test_a_listing_that_began_before_a_reload_brings_nothing_back(disk, serve, t
         assert hanging.wait(PATIENCE)
         return found
 
-    monkeypatch.setattr(versions, "versions_in", slow)
+    monkeypatch.setattr(manager, "list_versions", slow)
     assert looked.wait(PATIENCE)
     thread = threading.Thread(target=models.reload, args=(config(entry(other.base, "n")),))
     thread.start()

@@ -5,15 +5,15 @@ import time
 
 import grpc
 
-from serving.core import versions
+from serving.core import manager
 from serving.core.manager import ModelManager
-from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, Settings
+from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, VersionSettings
 from tests.helpers.swapped_versions import PATIENCE, QUICK, Model, answers, config, entry, eventually, spec, states
 
 
 def test_a_broken_version_is_tried_again_and_then_listed_with_its_error(disk, serve):
     disk.publish(1)
-    models = serve(Settings(poll_seconds=0.02, load_retries=2, retry_seconds=0.02))
+    models = serve(VersionSettings(poll_seconds=0.02, load_retries=2, retry_seconds=0.02))
     disk.broken.add(2)
     disk.publish(2)
     eventually(lambda: states(models) == {2: END, 1: AVAILABLE})
@@ -31,7 +31,7 @@ def test_a_broken_version_is_tried_again_and_then_listed_with_its_error(disk, se
 
 def test_a_version_that_is_copied_slowly_is_loaded_when_it_is_there(disk, serve):
     disk.publish(1)
-    models = serve(Settings(poll_seconds=0.02, load_retries=1000, retry_seconds=0.02))
+    models = serve(VersionSettings(poll_seconds=0.02, load_retries=1000, retry_seconds=0.02))
     (disk.base / "2").mkdir()
     eventually(lambda: disk.events.count(("failed", 2)) >= 2)
     assert states(models) == {2: LOADING, 1: AVAILABLE}
@@ -42,7 +42,7 @@ def test_a_version_that_is_copied_slowly_is_loaded_when_it_is_there(disk, serve)
 
 def test_waiting_for_a_retry_holds_up_no_other_version_and_ends_with_the_directory(disk, serve):
     disk.publish(1)
-    models = serve(Settings(poll_seconds=0.02, load_retries=5, retry_seconds=3600))
+    models = serve(VersionSettings(poll_seconds=0.02, load_retries=5, retry_seconds=3600))
     disk.broken.add(2)
     disk.publish(2)
     eventually(lambda: ("failed", 2) in disk.events)
@@ -55,13 +55,13 @@ def test_another_directory_of_a_version_is_told_once(disk, serve, caplog):
     # Whatever level another test has given to all logs.
     caplog.set_level("WARNING", "serving")
     disk.publish("01")
-    models = serve(Settings(poll_seconds=0))
+    models = serve(VersionSettings(poll_seconds=0))
     # The same number, under a name that is preferred.
     disk.publish("1")
     for _ in range(3):
         models.reload(config(entry(disk.base)))
     assert [record.getMessage() for record in caplog.records].count(
-        "another directory of a version is not looked at") == 1
+        "ignoring a second directory of a version") == 1
     assert states(models) == {1: AVAILABLE}
 
 
@@ -105,11 +105,11 @@ def test_versions_are_swapped_where_no_thread_can_be_started(disk, serve, monkey
 
 def test_requests_go_on_while_a_load_a_listing_and_a_close_hang(disk, serve, monkeypatch):
     disk.publish(1)
-    models, hanging, closing, listed = serve(), threading.Event(), threading.Event(), versions.versions_in
+    models, hanging, closing, listed = serve(), threading.Event(), threading.Event(), manager.list_versions
     disk.held[2] = hanging
     disk.publish(2)
     eventually(lambda: states(models).get(2) == LOADING)
-    monkeypatch.setattr(versions, "versions_in", lambda path: hanging.wait(PATIENCE) and listed(path))
+    monkeypatch.setattr(manager, "list_versions", lambda path: hanging.wait(PATIENCE) and listed(path))
     monkeypatch.setattr(Model, "close", lambda self: closing.wait(PATIENCE))
     time.sleep(3 * QUICK.poll_seconds)
     assert answers(models) == 1 and states(models) == {2: LOADING, 1: AVAILABLE}
