@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     version.add_argument("--version", type=int, metavar="N", help="version of the model (default: newest available)")
     version.add_argument("--label", metavar="L", help="label of a version, such as stable")
     parser.add_argument("--signature", default="serving_default", metavar="NAME",
-                        help="signature to call (default: serving_default); predict_map returns ids of the model's size")
+                        help="signature to call (default: serving_default); predict_map returns ids of the model's "
+                             "size")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S",
                         help="seconds that a request may take (default 60)")
     parser.add_argument("--tls-ca", type=Path, metavar="FILE",

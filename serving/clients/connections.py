@@ -225,8 +225,8 @@ class GrpcConnection:
         metadata = self._request(self.predictions.GetModelMetadata, request).metadata
         definitions = get_model_metadata_pb2.SignatureDefMap()
         metadata["signature_def"].Unpack(definitions)
-        return {name: Signature({key: types_pb2.DataType.Name(tensor.dtype) for key, tensor in signature.inputs.items()},
-                                tuple(signature.outputs)) for name, signature in definitions.signature_def.items()}
+        return {name: Signature({key: types_pb2.DataType.Name(tensor.dtype) for key, tensor in entry.inputs.items()},
+                                tuple(entry.outputs)) for name, entry in definitions.signature_def.items()}
 
     def predict(self, signature: str, name: str, values: Sequence[bytes] | np.ndarray, output: str) -> Prediction:
         """Send a batch as the input `name`, and return the output `output`."""

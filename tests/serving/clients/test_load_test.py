@@ -1,4 +1,4 @@
-"""The load test against servers whose answers, failures and delays are known."""
+"""Run the load test against servers with known answers, failures and delays."""
 
 import contextlib
 import json
@@ -22,29 +22,32 @@ DELAY = 0.02
 SERVICE = "tensorflow.serving.PredictionService"
 
 
-class Counting:
-    """Takes requests of one kind; every `third` is refused, each takes DELAY; `most` were there at once."""
+class RequestLog:
+    """Bodies of all requests, and the largest number of requests at once.
+
+    A request takes DELAY seconds, and every `refuse`-th one is refused (0: none).
+    """
 
     def __init__(self, refuse=0):
-        self.refuse, self.bodies, self.now, self.most = refuse, [], 0, 0
+        self.refuse, self.bodies, self.running, self.max_running = refuse, [], 0, 0
         self.lock = threading.Lock()
 
-    def take(self, body):
-        """Return whether the request is answered."""
+    def accept(self, body):
+        """Record a request, and return whether to answer it."""
         with self.lock:
             self.bodies.append(body)
             number = len(self.bodies)
-            self.now += 1
-            self.most = max(self.most, self.now)
+            self.running += 1
+            self.max_running = max(self.max_running, self.running)
         time.sleep(DELAY)
         with self.lock:
-            self.now -= 1
+            self.running -= 1
         return not self.refuse or number % self.refuse != 0
 
 
 @contextlib.contextmanager
-def grpc_server(counting, input_name="image_bytes", dtype=7):
-    """Serve Predict, and the metadata of a signature of one input; yields HOST:PORT."""
+def grpc_server(log, input_name="image_bytes", dtype=7):
+    """Serve Predict and the metadata of a signature with one input; yield HOST:PORT."""
     definition = get_model_metadata_pb2.SignatureDefMap()
     tensors = definition.signature_def["serving_default"]
     tensors.inputs[input_name].dtype = dtype
@@ -53,7 +56,7 @@ def grpc_server(counting, input_name="image_bytes", dtype=7):
     metadata.metadata["signature_def"].Pack(definition)
 
     def predict(request, context):
-        if not counting.take(request):
+        if not log.accept(request):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many")
         return predict_pb2.PredictResponse().SerializeToString()
 
@@ -70,8 +73,8 @@ def grpc_server(counting, input_name="image_bytes", dtype=7):
 
 
 @contextlib.contextmanager
-def rest_server(counting):
-    """Serve the same by REST."""
+def rest_server(log):
+    """Serve :predict and the metadata over REST; yield HOST:PORT."""
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -81,7 +84,7 @@ def rest_server(counting):
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if counting.take((self.path, body)):
+            if log.accept((self.path, body)):
                 self.answer(200, {"outputs": []})
             else:
                 self.answer(429, {"error": "too many"})
@@ -117,72 +120,71 @@ def run(*arguments):
     return load_test.main([*map(str, arguments), "--seconds", "0.6", "--warm-up", "0.2"])
 
 
-def test_counts_times_and_the_table(picture, tmp_path, capsys):
-    counting = Counting(refuse=3)
-    with grpc_server(counting) as server:
+def test_answers_latencies_and_the_printed_table_agree(picture, tmp_path, capsys):
+    log = RequestLog(refuse=3)
+    with grpc_server(log) as server:
         assert run(picture, "--server", server, "--model", "street", "--concurrency", "1,3", "--processes", 2,
                    "--out", tmp_path / "load.json") == 0
     lines = json.loads((tmp_path / "load.json").read_text())
     assert [line["concurrency"] for line in lines] == [1, 3]
-    # A client never asks before its last request has been answered.
-    assert counting.most <= 3
-    # In the warm-up there were some that do not count.
+    # A client sends its next request only after the previous response.
+    assert log.max_running <= 3
+    # Requests of the warm-up are not counted.
     counted = sum(line["answers"] + line["failures"]["RESOURCE_EXHAUSTED"] for line in lines)
-    assert counted < len(counting.bodies)
+    assert counted < len(log.bodies)
     for line in lines:
         assert line["requests_per_second"] == line["answers"] / 0.6 > 0
         assert set(line["failures"]) == {"RESOURCE_EXHAUSTED"} and line["messages"] == {
             "RESOURCE_EXHAUSTED": "too many"}
         assert DELAY <= line["p50"] <= line["p95"] <= line["p99"] <= line["max"]
     printed = capsys.readouterr().out
-    assert "1 pictures" in printed and "RESOURCE_EXHAUSTED: too many" in printed
+    assert "1 images" in printed and "RESOURCE_EXHAUSTED: too many" in printed
     rows = [words for words in map(str.split, printed.splitlines()) if words[:1] in (["1"], ["3"])
             and words[-1] == "RESOURCE_EXHAUSTED"]
     assert [words[1] for words in rows] == [f"{line['requests_per_second']:.1f}" for line in lines]
-    request = predict_pb2.PredictRequest.FromString(counting.bodies[0])
+    request = predict_pb2.PredictRequest.FromString(log.bodies[0])
     assert request.model_spec.name == "street" and request.model_spec.signature_name == "serving_default"
     assert tf.make_ndarray(request.inputs["image_bytes"]).tolist() == [picture.read_bytes()]
 
 
-def test_pixels_where_the_signature_takes_them(picture):
-    counting = Counting()
-    with grpc_server(counting, "image", 4) as server:
+def test_pixels_are_sent_if_the_signature_takes_them(picture):
+    log = RequestLog()
+    with grpc_server(log, "image", 4) as server:
         assert run(picture, "--server", server, "--concurrency", "1") == 0
-    tensor = predict_pb2.PredictRequest.FromString(counting.bodies[0]).inputs["image"]
+    tensor = predict_pb2.PredictRequest.FromString(log.bodies[0]).inputs["image"]
     assert tensor.tensor_content
     np.testing.assert_array_equal(tf.make_ndarray(tensor)[0], np.array(Image.open(picture)))
 
 
-def test_rest(picture, tmp_path):
-    counting = Counting(refuse=2)
-    with rest_server(counting) as server:
+def test_rest_requests(picture, tmp_path):
+    log = RequestLog(refuse=2)
+    with rest_server(log) as server:
         assert run(picture, "--server", server, "--rest", "--model", "a b", "--concurrency", "2",
                    "--out", tmp_path / "load.json") == 0
     (line,) = json.loads((tmp_path / "load.json").read_text())
     assert line["answers"] and set(line["failures"]) == {"RESOURCE_EXHAUSTED"}
-    path, body = counting.bodies[0]
+    path, body = log.bodies[0]
     assert path == "/v1/models/a%20b:predict"
     assert list(json.loads(body)["inputs"]) == ["image_bytes"]
 
 
-def test_every_request_failing_is_a_failure(picture, capsys):
-    with grpc_server(Counting(refuse=1)) as server:
+def test_exitedstatus_is_1_if_every_request_fails(picture, capsys):
+    with grpc_server(RequestLog(refuse=1)) as server:
         assert run(picture, "--server", server, "--concurrency", "2") == 1
-    assert "no request was answered" in capsys.readouterr().err
+    assert "no request" in capsys.readouterr().err
 
 
-def test_the_deadline_is_the_clients(picture, tmp_path):
-    with grpc_server(Counting()) as server:
+def test_deadline_applies_to_each_request(picture, tmp_path):
+    with grpc_server(RequestLog()) as server:
         assert run(picture, "--server", server, "--concurrency", "1", "--deadline", DELAY / 10, "--out",
                    tmp_path / "load.json") == 1
     (line,) = json.loads((tmp_path / "load.json").read_text())
     assert set(line["failures"]) == {"DEADLINE_EXCEEDED"} and not line["answers"] and line["p50"] is None
 
 
-def test_a_server_that_goes_away(picture):
-    """What is no answer any more is counted as UNAVAILABLE, by either way."""
+def test_stopped_server_is_counted_as_unavailable(picture):
     for serve, path in ((grpc_server, ""), (rest_server, "/v1/models/default:predict")):
-        with serve(Counting()) as server:
+        with serve(RequestLog()) as server:
             target = load_generator.Target(server, path, 5.0)
         with load_generator.clients(target, [b"{}"], 1) as clients:
             load = clients.run(2, 0.5)
@@ -191,16 +193,16 @@ def test_a_server_that_goes_away(picture):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--signature", "serving_defualt"], "Did you mean serving_default?"),
-    (["--server", "nowhere"], "'nowhere' is not HOST:PORT")])
-def test_what_a_user_can_mend(picture, capsys, arguments, message):
-    with grpc_server(Counting()) as server, pytest.raises(SystemExit) as ended:
+    (["--server", "nowhere"], "--server 'nowhere'")])
+def test_user_errors_exitedwith_status_2(picture, capsys, arguments, message):
+    with grpc_server(RequestLog()) as server, pytest.raises(SystemExit) as exited:
         cli.run(lambda: run(picture, "--server", server, *arguments))
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert exited.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--concurrency", "0"], ["--concurrency", "1,x"], ["--seconds", "0"],
                                        ["--deadline", "nan"], ["--processes", "0"], ["--rest", "--tls-ca", "ca.pem"]])
-def test_arguments_out_of_range(picture, arguments):
-    with pytest.raises(SystemExit) as ended:
+def test_arguments_out_of_range_are_rejected(picture, arguments):
+    with pytest.raises(SystemExit) as exited:
         load_test.main([str(picture), "--server", "localhost:1", *arguments])
-    assert ended.value.code == 2
+    assert exited.value.code == 2
