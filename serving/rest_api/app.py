@@ -1,7 +1,7 @@
-"""The REST API as an ASGI application: bodies in, JSON out, nothing that takes time on the event loop.
+"""Serve the REST API as an ASGI application.
 
-Reading JSON, running models and writing JSON go on in --rest_api_num_threads threads, status, metadata and metrics in
-others, so that probes are answered however many requests wait.
+Nothing slow runs on the event loop: JSON is parsed and written and models run in --rest_api_num_threads threads. Status,
+metadata and metrics have threads of their own, so that probes are answered however many requests are waiting.
 """
 
 import asyncio
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 METRICS_PATH = "/monitoring/prometheus/metrics"
 CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "POST, GET",
         "Access-Control-Allow-Headers": "Content-Type"}
-# What runs the models, as tensorflow_model_server's metrics call a session.
+# Value of the `runtime` label in tensorflow_model_server's metrics for models run in a session.
 RUNTIME = "TF1"
-QUESTION_THREADS = 2
+QUERY_THREADS = 2
 
 
 def application(models: "ModelManager", monitor: Monitor, admission: AdmissionControl, options: Options,
                 extra_routes: Iterable[BaseRoute] = ()) -> Starlette:
     """Return the application: extra_routes first, then the REST API and the metrics.
 
-    Raises UserError where options.monitoring_config_file cannot be read.
+    Raises UserError if options.monitoring_config_file cannot be read.
     """
     api = Api(models, monitor, admission, options)
 
@@ -60,7 +60,7 @@ def application(models: "ModelManager", monitor: Monitor, admission: AdmissionCo
 
 
 def metrics_path(options: Options) -> str:
-    """Return the path of the metrics, empty where there are none; raises UserError."""
+    """Return the URL path of the metrics, empty if they are disabled; raises UserError."""
     if not options.monitoring_config_file:
         return ""
     config = protos.parse_text_proto(Path(options.monitoring_config_file), protos.MonitoringConfig,
@@ -69,38 +69,46 @@ def metrics_path(options: Options) -> str:
 
 
 class Exchange:
-    """One request under /v1/, and what becomes known of it for its answer, the log and the metrics."""
+    """State of one request under /v1/, collected for its response, the log and the metrics.
+
+    Attributes:
+        started: Arrival of the request, in seconds of time.monotonic().
+        timer: Seconds in the model.
+        size: Size of the body in bytes, 0 before it was read.
+        call: The parsed call, None if the path is malformed.
+        disconnected: Set when the client disconnects.
+    """
 
     def __init__(self, request: Request, receive: Receive):
         self.request, self.receive = request, receive
         self.started, self.timer, self.size = time.monotonic(), Timer(), 0
         self.call: Call | None = None
-        self.gone = threading.Event()
+        self.disconnected = threading.Event()
 
 
 class Api:
-    """The ASGI application of every path under /v1/ and of the metrics; all others are not found."""
+    """ASGI application for all paths under /v1/ and for the metrics; any other path is 404."""
 
     def __init__(self, models: "ModelManager", monitor: Monitor, admission: AdmissionControl, options: Options):
         self._models, self._monitor, self._admission, self._options = models, monitor, admission, options
         self._metrics_path = metrics_path(options)
-        self._seconds = options.rest_api_timeout_in_ms / 1000
+        self._timeout = options.rest_api_timeout_in_ms / 1000
         self.intake = Intake(options.rest_api_num_threads + options.max_waiting_requests,
                              options.rest_api_num_threads * options.max_request_bytes + options.max_waiting_bytes)
-        self._runners = ThreadPoolExecutor(options.rest_api_num_threads, "rest")
-        self._answerers = ThreadPoolExecutor(QUESTION_THREADS, "rest-questions")
+        self._run_pool = ThreadPoolExecutor(options.rest_api_num_threads, "rest")
+        self._query_pool = ThreadPoolExecutor(QUERY_THREADS, "rest-queries")
 
     def close(self) -> None:
-        """End the threads; what waits for one is given up."""
-        for pool in (self._runners, self._answerers):
+        """Stop the threads, and cancel the requests that wait for one."""
+        for pool in (self._run_pool, self._query_pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         path = scope["raw_path"].decode("latin-1")
         if path == self._metrics_path and request.method == "GET":
-            page = await asyncio.get_running_loop().run_in_executor(self._answerers, self._monitor.text)
-            response = Response(page, headers={"Content-Type": monitoring.CONTENT_TYPE})
+            text = await asyncio.get_running_loop().run_in_executor(self._query_pool, self._monitor.text)
+            response = Response(text, headers={"Content-Type": monitoring.CONTENT_TYPE})
         elif not path.lower().startswith("/v1/"):
             response = Response(status_code=404)
         elif request.method == "OPTIONS" and self._options.rest_api_enable_cors_support:
@@ -110,12 +118,13 @@ class Api:
         await response(scope, receive, send)
 
     async def _response(self, exchange: Exchange, path: str) -> Response:
-        """Answer a request, whatever becomes of it, and record it."""
+        """Return the response to a request, with an error where it fails, and record the request."""
         failure = None
         try:
             exchange.call = calls.parse_call(exchange.request.method, path)
-            body = await (self._run(exchange) if exchange.call.kind in calls.RUNS else self._question(exchange))
-        # One request's failure shall be that request's alone.
+            runs_model = exchange.call.kind in calls.RUN_HANDLERS
+            body = await (self._answer_run(exchange) if runs_model else self._answer_query(exchange))
+        # An unexpected exception fails only its own request.
         except Exception as error:
             failure, body = self._failure(error), b""
         self._record(exchange, failure)
@@ -124,41 +133,41 @@ class Api:
         return Response(body, failure.http if failure else 200, media_type="application/json",
                         headers=CORS if self._options.rest_api_enable_cors_support else {})
 
-    async def _question(self, exchange: Exchange) -> bytes:
-        answer = calls.QUESTIONS[exchange.call.kind]
+    async def _answer_query(self, exchange: Exchange) -> bytes:
+        handler = calls.QUERY_HANDLERS[exchange.call.kind]
         return await asyncio.get_running_loop().run_in_executor(
-            self._answerers, answer, self._models, exchange.call.spec)
+            self._query_pool, handler, self._models, exchange.call.spec)
 
-    async def _run(self, exchange: Exchange) -> bytes:
-        """Take a request's body and answer it in a thread, unless its client hangs up while it waits for one."""
-        with self.intake.place() as place:
-            parts = await bodies.read(exchange.receive, exchange.request.headers.get("content-length"), place,
-                                      self._options.max_request_bytes, self._seconds)
-            exchange.size = place.bytes
+    async def _answer_run(self, exchange: Exchange) -> bytes:
+        """Read a request's body and run the call in a thread, unless the client disconnects first."""
+        with self.intake.reserve() as reservation:
+            chunks = await bodies.read(exchange.receive, exchange.request.headers.get("content-length"), reservation,
+                                       self._options.max_request_bytes, self._timeout)
+            exchange.size = reservation.bytes
             job = asyncio.get_running_loop().run_in_executor(
-                self._runners, self._work, exchange, parts, time.monotonic() + self._seconds)
-            # After the body nothing else comes.
-            end = asyncio.ensure_future(exchange.receive())
+                self._run_pool, self._run_call, exchange, chunks, time.monotonic() + self._timeout)
+            # The only message after the body is that of a disconnect.
+            disconnect = asyncio.ensure_future(exchange.receive())
             try:
-                await asyncio.wait((job, end), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((job, disconnect), return_when=asyncio.FIRST_COMPLETED)
                 if job.done():
                     return job.result()
-                exchange.gone.set()
-                raise bodies.hung_up()
+                exchange.disconnected.set()
+                raise bodies.disconnected()
             finally:
                 job.cancel()
-                end.cancel()
+                disconnect.cancel()
 
-    def _work(self, exchange: Exchange, parts: list[bytes], deadline: float) -> bytes:
+    def _run_call(self, exchange: Exchange, chunks: list[bytes], deadline: float) -> bytes:
         call = exchange.call
         with self._admission.admit(exchange.size, deadline):
-            if exchange.gone.is_set():
-                raise bodies.hung_up()
-            body = b"".join(parts)
-            parts.clear()
+            if exchange.disconnected.is_set():
+                raise bodies.disconnected()
+            body = b"".join(chunks)
+            chunks.clear()
             if "gzip" in exchange.request.headers.get("content-encoding", ""):
                 body = calls.inflate(body, self._options.max_request_bytes)
-            return calls.RUNS[call.kind](self._models, call.spec, body, deadline, exchange.timer)
+            return calls.RUN_HANDLERS[call.kind](self._models, call.spec, body, deadline, exchange.timer)
 
     def _failure(self, error: Exception) -> RestFailure:
         """Return the failure that answers an exception, and log the traceback of a bug."""
@@ -180,7 +189,7 @@ class Api:
         """Count, time and log a request."""
         seconds = time.monotonic() - exchange.started
         code, call = failure.code if failure else "OK", exchange.call
-        if call and call.kind in calls.RUNS:
+        if call and call.kind in calls.RUN_HANDLERS:
             self._monitor.count_request(call.spec.name, code)
             if not failure:
                 self._monitor.time_request(call.spec.name, call.kind, "REST", seconds)
@@ -194,5 +203,5 @@ class Api:
                   "bytes": exchange.size,
                   "peer": ":".join(map(str, exchange.request.client or ())),
                   "message": failure.message if failure else ""}
-        logs.log_event(logging.INFO, "request", {key: value for key,
-                       value in fields.items() if value not in (None, "")})
+        logs.log_event(logging.INFO, "request",
+                       {key: value for key, value in fields.items() if value not in (None, "")})

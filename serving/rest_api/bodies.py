@@ -1,6 +1,6 @@
-"""Taking the bodies of HTTP requests: how large each may be, and how much of them is held at once.
+"""Read the bodies of HTTP requests within limits of size, time and memory.
 
-All of it runs on the event loop.
+All functions run on the event loop.
 """
 
 import asyncio
@@ -12,11 +12,17 @@ from starlette.types import Receive
 
 from serving.errors import ServingError
 
-TOO_LARGE, TIMEOUT, HUNG_UP = 413, 408, 499
+TOO_LARGE, TIMEOUT, DISCONNECTED = 413, 408, 499
 
 
 class RestFailure(Exception):
-    """A request that ends in an error: its status in HTTP, its code in the metrics, and the message."""
+    """A request answered with an error.
+
+    Attributes:
+        http: HTTP status of the response.
+        code: Name of the gRPC status, for metrics and logs.
+        message: Text that the client reads.
+    """
 
     def __init__(self, http: int, code: str, message: str):
         super().__init__(message)
@@ -28,77 +34,87 @@ def too_large(limit: int) -> RestFailure:
     return RestFailure(TOO_LARGE, "INVALID_ARGUMENT", f"The request is larger than {limit} bytes (--max_request_bytes)")
 
 
-def hung_up() -> RestFailure:
-    """Return the failure of a request whose client is gone."""
-    return RestFailure(HUNG_UP, "CANCELLED", "The client hung up")
+def disconnected() -> RestFailure:
+    """Return the failure of a request whose client has disconnected."""
+    return RestFailure(DISCONNECTED, "CANCELLED", "The client disconnected")
 
 
 class Intake:
-    """How many requests are held, and how many bytes of them; what is above either is refused."""
+    """Number of requests that the server holds, and of the bytes of their bodies; refuses more than its limits."""
 
-    def __init__(self, most_requests: int, most_bytes: int):
-        self._most_requests, self._most_bytes = most_requests, most_bytes
+    def __init__(self, max_requests: int, max_bytes: int):
+        self._max_requests, self._max_bytes = max_requests, max_bytes
         self.requests, self.bytes = 0, 0
 
     @contextmanager
-    def place(self) -> Iterator["Place"]:
-        """Hold a request until the end; raises ServingError, RESOURCE_EXHAUSTED."""
-        if self.requests >= self._most_requests:
+    def reserve(self) -> Iterator["Reservation"]:
+        """Count a request until the context exits; raises ServingError RESOURCE_EXHAUSTED."""
+        if self.requests >= self._max_requests:
             raise ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                               f"The server is busy: {self.requests} requests run and wait")
-        place = Place(self)
+                               f"The server is busy: {self.requests} requests are running or waiting")
+        reservation = Reservation(self)
         self.requests += 1
         try:
-            yield place
+            yield reservation
         finally:
             self.requests -= 1
-            self.bytes -= place.bytes
+            self.bytes -= reservation.bytes
 
-    def take(self, size: int) -> None:
-        """Hold so many bytes more; raises ServingError, RESOURCE_EXHAUSTED."""
-        if self.bytes + size > self._most_bytes:
+    def add_bytes(self, size: int) -> None:
+        """Count further bytes; raises ServingError RESOURCE_EXHAUSTED."""
+        if self.bytes + size > self._max_bytes:
             raise ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                               f"The server is busy: requests that run and wait would with this one hold "
-                               f"{self.bytes + size} bytes, above {self._most_bytes}")
+                               "The server is busy: with this request, running and waiting requests would hold "
+                               f"{self.bytes + size} bytes, above {self._max_bytes}")
         self.bytes += size
 
 
-class Place:
-    """What one request holds of an Intake."""
+class Reservation:
+    """Bytes of an Intake that one request holds."""
 
     def __init__(self, intake: Intake):
         self._intake, self.bytes = intake, 0
 
-    def reach(self, size: int) -> None:
-        """Hold that many bytes altogether; raises ServingError, RESOURCE_EXHAUSTED."""
+    def grow_to(self, size: int) -> None:
+        """Hold at least `size` bytes in total; raises ServingError RESOURCE_EXHAUSTED."""
         if size > self.bytes:
-            self._intake.take(size - self.bytes)
+            self._intake.add_bytes(size - self.bytes)
             self.bytes = size
 
 
-async def read(receive: Receive, length: str | None, place: Place, limit: int, seconds: float) -> list[bytes]:
-    """Return the parts of a body; `length` is what its Content-Length says.
+async def read(receive: Receive, content_length: str | None, reservation: Reservation, limit: int,
+               seconds: float) -> list[bytes]:
+    """Return the chunks of a request body.
 
-    Raises Failure where it is above `limit`, comes too slowly or ends too early, ServingError where too much is held.
+    Args:
+        receive: The request's ASGI channel.
+        content_length: Value of the Content-Length header, None without one.
+        reservation: Holds the bytes of the body.
+        limit: Maximum size of the body in bytes.
+        seconds: Time limit for the whole body.
+
+    Raises:
+        RestFailure: The body is above the limit or too slow, or the client disconnected.
+        ServingError: RESOURCE_EXHAUSTED, if the server holds too many bytes.
     """
-    # As soon as a header tells, nothing of the body is read.
-    if length and int(length) > limit:
+    # A header that announces too much is refused before any of the body is read.
+    if content_length and int(content_length) > limit:
         raise too_large(limit)
-    place.reach(int(length or 0))
-    parts, size, more = [], 0, True
+    reservation.grow_to(int(content_length or 0))
+    chunks, size, more = [], 0, True
     try:
         async with asyncio.timeout(seconds):
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise hung_up()
-                part = message.get("body", b"")
-                size += len(part)
+                    raise disconnected()
+                chunk = message.get("body", b"")
+                size += len(chunk)
                 if size > limit:
                     raise too_large(limit)
-                place.reach(size)
-                parts.append(part)
+                reservation.grow_to(size)
+                chunks.append(chunk)
                 more = message.get("more_body", False)
     except TimeoutError:
         raise RestFailure(TIMEOUT, "DEADLINE_EXCEEDED", f"The request did not arrive within {seconds} s") from None
-    return parts
+    return chunks

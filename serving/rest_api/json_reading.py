@@ -1,7 +1,7 @@
-"""Reading JSON whose arrays of numbers are large: a picture's are read several times faster than by json alone.
+"""Parse JSON with large arrays of numbers, several times faster than the json module alone.
 
-json holds the interpreter while it reads, so that nothing else in the process runs, health checks neither. Here
-arrays of numbers are read in pieces, and all else is walked in Python.
+The json module holds the GIL while it parses, which would also delay health checks. Here arrays of numbers are parsed
+in pieces, and a Python loop walks over all other values.
 """
 
 import json
@@ -13,19 +13,19 @@ from json.decoder import JSONArray, JSONObject
 
 from serving.errors import ServingError, invalid
 
-# Each takes up to 100 times the memory of its text, and microseconds.
-MOST_VALUES = 1 << 20
-# numpy has at most 64 dimensions, and a search for a rank of millions would take for ever.
-MOST_DIMENSIONS = 32
-# Characters read without letting others run: about a millisecond.
+# A value outside an array of numbers takes microseconds, and up to 100 times the memory of its text.
+MAX_VALUES = 1 << 20
+# NumPy supports 64 dimensions. The limit also bounds the search for the shape.
+MAX_DIMENSIONS = 32
+# Number of characters parsed while holding the GIL, about a millisecond.
 PIECE = 1 << 16
-# Within so many characters, as what begins thus and does not go on so is read again at each bracket.
+# The bounded repeat limits the work on nested brackets without numbers, which are scanned again at each bracket.
 NUMBERS_BEGIN = re.compile(r"\[[\[ \t\r\n]{0,4096}+[-0-9NI]")
 BLANKS = b" \t\r\n"
-# With NaN, Infinity and -Infinity, which TensorFlow Serving reads.
+# These include the letters of NaN, Infinity and -Infinity, which TensorFlow Serving accepts.
 NUMBERS = b"0123456789+-.eE" + b"NaInfity" + BLANKS
 BRACKETS_TO_BLANKS = bytes.maketrans(b"[]", b"  ")
-# What json says, and the same in the words of TensorFlow Serving's parser.
+# Messages of the json module, and the messages of rapidjson, TensorFlow Serving's parser.
 MESSAGES = {
     "Expecting value": "Invalid value.",
     "Expecting property name enclosed in double quotes": "Missing a name for object member.",
@@ -44,9 +44,12 @@ scan = json.JSONDecoder().scan_once
 
 @dataclass(frozen=True)
 class Dense:
-    """An array of numbers alone, as many everywhere: its `shape`, and its `text` with brackets blanked.
+    """A regular array of numbers that is not parsed yet.
 
-    `start` is where it stands in the document.
+    Attributes:
+        shape: Lengths of the nested arrays, outermost first.
+        text: JSON of the array with all brackets replaced by blanks.
+        start: Offset of the array in the document, in characters.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +57,7 @@ class Dense:
     start: int
 
     def pieces(self) -> Iterator[list[int | float]]:
-        """Yield all numbers in their order, some at a time; raises ServingError where they are no JSON."""
+        """Yield all numbers in order, some at a time; raises ServingError if they are not JSON."""
         begin, count = 0, 0
         while begin <= len(self.text):
             end = self.text.find(",", begin + PIECE)
@@ -63,7 +66,7 @@ class Dense:
                 values = json.loads(f"[{self.text[begin:end]}]")
             except json.JSONDecodeError as error:
                 raise parse_error(error.msg, self.start + begin + error.pos - 1) from None
-            # An int of more digits than Python converts.
+            # An integer has more digits than Python converts.
             except ValueError:
                 raise parse_error("Number too big to be stored in double.", self.start + begin) from None
             count += len(values)
@@ -74,14 +77,19 @@ class Dense:
 
 
 def parse_error(message: str, offset: int) -> ServingError:
-    """Return the error of a document that is no JSON; `offset` in characters."""
+    """Return the error of malformed JSON; `offset` counts characters."""
     return invalid(f"JSON Parse error: {MESSAGES.get(message, message)} at offset: {offset}")
 
 
 def parse_document(body: bytes) -> object:
-    """Return a JSON document: dicts, lists, str, int, float, bool, None, and Dense for arrays of numbers alone.
+    """Parse a JSON document.
 
-    Raises ServingError, INVALID_ARGUMENT naming the place, where it is no JSON or nested too deeply.
+    Returns:
+        dicts, lists, str, int, float, bool and None, with a Dense in place of each regular array of numbers.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT with the offset, if the document is malformed, nested too deeply or has too many
+            values.
     """
     if not body:
         raise invalid("JSON Parse error: The document is empty")
@@ -107,28 +115,29 @@ def parse_document(body: bytes) -> object:
 
 
 class _Reader:
-    """Functions that read the value at an index of a text, in the form of json's scanners, and what they share.
+    """Functions that parse the value at an index of a text, and their shared state.
 
-    They return the value and where it ends, and raise StopIteration where there is none.
+    Their signatures are those of the json module's scanners: they return the value and the index of its end, and raise
+    StopIteration if there is no value.
     """
 
     def __init__(self, text: str):
         self.memo: dict[str, str] = {}
         self.values = 0
-        # Where the next ones are that no array of numbers holds.
+        # Index of the next quote and brace. An array of numbers contains none of them.
         self.next = dict.fromkeys('"{}', -1)
-        # Looking for the ends of arrays that are none of numbers shall not take long altogether.
-        self.left = 4 * len(text)
+        # Number of characters that all searches for the ends of arrays may still scan, to keep their total linear.
+        self.scan_budget = 4 * len(text)
 
     def read(self, text: str, index: int) -> tuple[object, int]:
-        """Read any value."""
+        """Parse a value of any kind."""
         if text[index:index + 1] == "[" and NUMBERS_BEGIN.match(text, index):
-            # Where it is none as a whole, its rows are not tried one by one: they are many, and small.
+            # In an irregular array the rows are parsed plainly, since they are usually small and many.
             return self.dense(text, index) or self.read_plain(text, index)
         return self._read(text, index, self.read)
 
     def read_plain(self, text: str, index: int) -> tuple[object, int]:
-        """Read any value, without Dense."""
+        """Parse a value of any kind without creating Dense arrays."""
         return self._read(text, index, self.read_plain)
 
     def _read(self, text: str, index: int, read_inner: Callable[[str, int], tuple[object, int]]) -> tuple[object, int]:
@@ -141,44 +150,45 @@ class _Reader:
         return scan(text, index)
 
     def count(self) -> None:
-        """Count a value; raises ServingError where there are too many."""
+        """Count a value; raises ServingError above MAX_VALUES."""
         self.values += 1
-        if self.values > MOST_VALUES:
-            raise invalid(f"JSON Parse error: There are more than {MOST_VALUES} values outside of regular arrays of "
+        if self.values > MAX_VALUES:
+            raise invalid(f"JSON Parse error: There are more than {MAX_VALUES} values outside of regular arrays of "
                           "numbers.")
 
     def dense(self, text: str, index: int) -> tuple[Dense, int] | None:
-        """Return the array of numbers that begins at an index, and where it ends; None where it is none."""
+        """Return the array of numbers at an index and the index of its end, None if there is no such array."""
         self.count()
-        for mark, place in self.next.items():
-            if place < index:
-                found = text.find(mark, index)
-                self.next[mark] = len(text) if found < 0 else found
+        for mark, position in self.next.items():
+            if position < index:
+                position = text.find(mark, index)
+                self.next[mark] = len(text) if position < 0 else position
         end = min(self.next.values())
-        self.left -= end - index
+        self.scan_budget -= end - index
         last = text.rfind("]", index, end) + 1
-        if not last or self.left < 0:
+        if not last or self.scan_budget < 0:
             return None
-        found = text[index:last]
-        if not found.isascii():
+        candidate = text[index:last]
+        if not candidate.isascii():
             return None
-        array = found.encode()
+        array = candidate.encode()
         shape = dense_shape(array)
         return shape and (Dense(shape, array.translate(BRACKETS_TO_BLANKS).decode(), index), last)
 
 
 def dense_shape(array: bytes) -> tuple[int, ...] | None:
-    """Return the shape of an array of numbers, None where lengths differ or where there is something else.
+    """Return the shape of the JSON of a regular array of numbers, None for anything else.
 
-    The brackets and commas of a regular array follow from its shape: the shape is guessed from where the first ones
-    of each dimension end, and then they all have to be there. The numbers themselves are not looked at.
+    The shape of a regular array determines all its brackets and commas. The shape is guessed from the end of the first
+    row of each dimension, and the brackets and commas are compared with those of that shape. The numbers are not
+    checked.
     """
     packed = array.translate(None, BLANKS)
     if any(mark in packed for mark in (b",]", b"[,", b"[]")):
         return None
     marks = array.translate(None, NUMBERS)
     rank = len(marks) - len(marks.lstrip(b"["))
-    if rank > MOST_DIMENSIONS:
+    if rank > MAX_DIMENSIONS:
         return None
     shape = [marks.find(b"]") - rank + 1]
     unit = b"[" + b"," * (shape[0] - 1) + b"]"

@@ -1,7 +1,7 @@
-"""Answers of the REST API, tensors to JSON: predictions by rows, outputs by columns.
+"""Write REST responses: tensors as JSON, predictions by rows and outputs by columns.
 
-The forms are TensorFlow Serving's (util/json_tensor.cc), without its line breaks. A class map of 512 x 1024 is written
-in milliseconds, by a table of its ids' texts.
+The forms match TensorFlow Serving (util/json_tensor.cc), without its line breaks. A table of the texts of small
+integers writes a class map of 512 x 1024 in milliseconds.
 """
 
 import base64
@@ -13,42 +13,47 @@ from tensorflow.core.framework import types_pb2
 
 from serving.errors import invalid
 
-# Strings of outputs with such names are bytes, which JSON cannot hold as they are.
+# Strings of outputs with this suffix are written as base64, since JSON cannot hold arbitrary bytes.
 BYTES = "_bytes"
-# A float's digits that are mostly enough, and those that always are.
+# Significant digits that usually identify a float, and digits that always do.
 DIGITS = {"float32": (6, 9), "float64": (6, 17)}
 TYPES = ("object", "bool", "int8", "uint8", "int16", "int32", "uint32", "int64", "uint64", *DIGITS)
-# Integers from 0 to below this have their text in a table, of four characters.
-TABLED = 1000
-TABLE = np.frombuffer("".join(f"{number},".ljust(4) for number in range(TABLED)).encode(), np.uint32)
-# Values written without letting others run: a few milliseconds.
-PIECE, TABLED_PIECE = 1 << 12, 1 << 20
+# The table holds the texts of the integers from 0 to TABLE_SIZE - 1, padded to four characters.
+TABLE_SIZE = 1000
+TABLE = np.frombuffer("".join(f"{number},".ljust(4) for number in range(TABLE_SIZE)).encode(), np.uint32)
+# Number of values written while holding the GIL, a few milliseconds.
+PIECE, TABLE_PIECE = 1 << 12, 1 << 20
 BLANK, COMMA = b" ,"
 
 
 def predict_json(outputs: dict[str, np.ndarray], rows: bool) -> bytes:
-    """Return the JSON of a predict answer, `rows` as the request was; one output is written without its name.
+    """Return the JSON of a predict response.
 
-    Strings are object arrays of bytes. Raises ServingError, INVALID_ARGUMENT, for rows of different numbers, scalars
-    among them, and types that JSON has no form for.
+    Args:
+        outputs: Arrays by name; strings are object arrays of bytes. A single output is written without its name.
+        rows: Write "predictions" by rows, the response to "instances", instead of "outputs" by columns.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT for outputs without rows or with different numbers of rows, and for dtypes
+            without a JSON form.
     """
     if not outputs:
         raise invalid("Cannot convert empty tensor map to JSON")
     for values in outputs.values():
         if values.dtype.name not in TYPES:
-            kind = types_pb2.DataType.Name(tf.as_dtype(values.dtype).as_datatype_enum).removeprefix("DT_").lower()
-            raise invalid(f"Failed to write JSON value for tensor type: {kind}")
+            dtype = types_pb2.DataType.Name(tf.as_dtype(values.dtype).as_datatype_enum).removeprefix("DT_").lower()
+            raise invalid(f"Failed to write JSON value for tensor type: {dtype}")
     if not rows:
-        return b'{"outputs":%b}' % _element(outputs)
+        return b'{"outputs":%b}' % _outputs_json(outputs)
     if len(outputs) == 1:
-        _check_rows(outputs)
-        return b'{"predictions":%b}' % _element(outputs)
-    elements = ({name: values[row, ...] for name, values in outputs.items()} for row in range(_check_rows(outputs)))
-    return b'{"predictions":[%b]}' % b",".join(map(_element, elements))
+        _count_rows(outputs)
+        return b'{"predictions":%b}' % _outputs_json(outputs)
+    predictions = ({name: values[row, ...] for name, values in outputs.items()} for row in range(_count_rows(outputs)))
+    return b'{"predictions":[%b]}' % b",".join(map(_outputs_json, predictions))
 
 
-def _check_rows(outputs: dict[str, np.ndarray]) -> int:
-    """Return how many rows all outputs have."""
+def _count_rows(outputs: dict[str, np.ndarray]) -> int:
+    """Return the common number of rows of all outputs; raises ServingError if there is none."""
     size = -1
     for name, values in sorted(outputs.items()):
         if not values.ndim:
@@ -59,42 +64,45 @@ def _check_rows(outputs: dict[str, np.ndarray]) -> int:
     return size
 
 
-def _element(outputs: dict[str, np.ndarray]) -> bytes:
+def _outputs_json(outputs: dict[str, np.ndarray]) -> bytes:
     texts = {name: array_json(values, name.endswith(BYTES)) for name, values in sorted(outputs.items())}
     if len(texts) == 1:
         return next(iter(texts.values()))
-    return b"{%b}" % b",".join(json.dumps(name).encode() + b":" + written for name, written in texts.items())
+    return b"{%b}" % b",".join(json.dumps(name).encode() + b":" + text for name, text in texts.items())
 
 
 def array_json(values: np.ndarray, as_base64: bool = False) -> bytes:
-    """Return an array's JSON; strings are written as base64 objects or as they are."""
+    """Return an array's JSON; strings are written as base64 objects or as text."""
     if not values.size:
         return json.dumps(values.tolist(), separators=(",", ":")).encode()
-    tabled = values.dtype.kind in "iu" and values.ndim and (
-        values.dtype == np.uint8 or (values.min() >= 0 and values.max() < TABLED))
-    if values.ndim > 1 and values.size > (TABLED_PIECE if tabled else PIECE):
+    in_table = values.dtype.kind in "iu" and values.ndim and (
+        values.dtype == np.uint8 or (values.min() >= 0 and values.max() < TABLE_SIZE))
+    if values.ndim > 1 and values.size > (TABLE_PIECE if in_table else PIECE):
         return b"[%b]" % b",".join(array_json(part, as_base64) for part in values)
-    if tabled:
-        return _integers(values)
+    if in_table:
+        return _small_integers_json(values)
     if values.dtype.kind in "iub":
         return json.dumps(values.tolist(), separators=(",", ":")).encode()
     flat = values.reshape(-1)
     texts = decimal_texts(flat) if values.dtype.kind == "f" else [quote(value, as_base64) for value in flat]
     for size in reversed(values.shape):
         texts = [f"[{','.join(texts[begin:begin + size])}]" for begin in range(0, len(texts), size)]
-    # Strings that are no UTF-8 go out as they are.
+    # Strings that are not UTF-8 are written as their bytes.
     return texts[0].encode(errors="surrogateescape")
 
 
-def _integers(values: np.ndarray) -> bytes:
-    """Return the JSON of integers from 0 to TABLED: their texts at a fixed width, then brackets, then no blanks."""
+def _small_integers_json(values: np.ndarray) -> bytes:
+    """Return the JSON of integers below TABLE_SIZE.
+
+    Each row is written with texts of fixed width and the brackets to the next row. Then all blanks are removed.
+    """
     *outer, size = values.shape
-    lines = values.size // size
-    texts = np.full((lines, 4 * size + 2 * values.ndim + 1), BLANK, np.uint8)
-    texts[:, :4 * size] = np.take(TABLE, values.reshape(lines, size)).view(np.uint8)
+    rows = values.size // size
+    texts = np.full((rows, 4 * size + 2 * values.ndim + 1), BLANK, np.uint8)
+    texts[:, :4 * size] = np.take(TABLE, values.reshape(rows, size)).view(np.uint8)
     last = texts[:, 4 * size - 4:4 * size]
     last[last == COMMA] = BLANK
-    # Between two lines as many lists end and begin as there are dimensions whose last element was reached.
+    # Between two rows, one list closes and one opens for each dimension that has reached its last element.
     every = 1
     for depth, count in enumerate([*reversed(outer), 1], 1):
         between = b"]" * depth + b"," + b"[" * depth
@@ -105,25 +113,25 @@ def _integers(values: np.ndarray) -> bytes:
 
 
 def decimal_texts(values: np.ndarray) -> list[str]:
-    """Return the texts of float32 or float64 [N]: those of six digits that mean the same value, or else all digits.
+    """Return the JSON texts of float32 or float64 values [N].
 
-    Whole numbers end in .0, so that a list shows that it holds no integers; NaN and Infinity stand as such.
+    A text has six digits where they identify the value, and otherwise all digits. Whole numbers end in .0, so that they
+    do not look like integers. NaN and infinities are written as the json module writes them.
     """
-    few, every = DIGITS[values.dtype.name]
+    few, all_digits = DIGITS[values.dtype.name]
     numbers = values.tolist()
     texts = (f"%.{few}g " * len(numbers) % tuple(numbers)).split()
-    read = np.array(list(map(float, texts))).astype(values.dtype)
-    for place in np.flatnonzero(read != values):
-        texts[place] = f"{numbers[place]:.{every}g}"
-    texts = [each if "." in each or "e" in each else each + ".0" for each in texts]
-    for place in np.flatnonzero(~np.isfinite(values)):
-        # As json writes them.
-        texts[place] = json.dumps(numbers[place])
+    parsed = np.array(list(map(float, texts))).astype(values.dtype)
+    for index in np.flatnonzero(parsed != values):
+        texts[index] = f"{numbers[index]:.{all_digits}g}"
+    texts = [text if "." in text or "e" in text else text + ".0" for text in texts]
+    for index in np.flatnonzero(~np.isfinite(values)):
+        texts[index] = json.dumps(numbers[index])
     return texts
 
 
 def quote(value: bytes, as_base64: bool = False) -> str:
-    """Return the JSON of a string of bytes; those that are no UTF-8 become surrogates (PEP 383)."""
+    """Return the JSON of a string of bytes; bytes that are not UTF-8 become surrogates (PEP 383)."""
     if as_base64:
         return f'{{"b64":"{base64.b64encode(value).decode()}"}}'
     return json.dumps(value.decode(errors="surrogateescape"), ensure_ascii=False)

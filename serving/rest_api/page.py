@@ -1,12 +1,12 @@
-"""The server's page, on which anybody can try a model: a client of the REST API that runs in a browser.
+"""Serve the web page that sends a user's picture to a model over the REST API.
 
     GET /                    the page
     GET /page/FILE           its style, scripts and icon
-    GET /page/models         JSON: the models and available versions with their classes and colours, the samples' names
-                             and the largest request
+    GET /page/models         JSON: models, available versions with class names and colors, names of the samples, and the
+                             maximum size of a request
     GET /page/samples/NAME   a sample picture
 
-Nothing is read but the files beside this one, the samples' directory and each version's assets/classes.json.
+The routes read only serving/page, the samples directory and the assets/classes.json of each version.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FILES = Path(serving.__file__).parent / "page"
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 SAMPLES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
-# A browser then runs and fetches nothing from elsewhere, whatever a class or a model is called.
+# With this policy a browser runs and fetches nothing from other hosts, whatever text a class or model name contains.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
                                "form-action 'none'; frame-ancestors 'none'",
@@ -42,22 +42,22 @@ AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
 
 def routes(models: "ModelManager", options: "Options") -> list[Route]:
-    """Return the page's routes, none where options.page is False.
+    """Return the page's routes, empty if options.page is False.
 
-    Raises UserError for samples that are not there.
+    Raises UserError if there are no sample pictures.
     """
     if not options.page:
         return []
     directory = Path(options.page_samples) if options.page_samples else FILES / "samples"
     if not samples(directory):
-        raise UserError(f"--page_samples: no pictures in {directory}; suffixes looked for: {' '.join(SAMPLES)}")
+        raise UserError(f"--page_samples: {directory} has no pictures; supported suffixes: {' '.join(SAMPLES)}")
 
     def show_page(request: Request) -> Response:
-        return _file(FILES / "page.html", "text/html")
+        return _file_response(FILES / "page.html", "text/html")
 
     def show_file(request: Request) -> Response:
         files = {path.name: path for path in FILES.iterdir() if path.suffix in TYPES}
-        return _listed(files, request.path_params["name"], TYPES)
+        return _listed_file_response(files, request.path_params["name"], TYPES)
 
     def show_models(request: Request) -> Response:
         return JSONResponse({"models": [describe_model(models, name) for name in models.names()],
@@ -65,60 +65,64 @@ def routes(models: "ModelManager", options: "Options") -> list[Route]:
                              "max_request_bytes": options.max_request_bytes}, headers=HEADERS)
 
     def show_sample(request: Request) -> Response:
-        return _listed(samples(directory), request.path_params["name"], SAMPLES)
+        return _listed_file_response(samples(directory), request.path_params["name"], SAMPLES)
 
     return [Route("/", show_page), Route("/page/models", show_models),
             Route("/page/samples/{name}", show_sample), Route("/page/{name}", show_file)]
 
 
 def samples(directory: Path) -> dict[str, Path]:
-    """Return the pictures of a directory by name, sorted; those that links put outside of it are left out."""
-    place = directory.resolve()
+    """Return the pictures in a directory by name, sorted; links that lead out of it are skipped."""
+    root = directory.resolve()
     return {path.name: path for path in (sorted(directory.iterdir()) if directory.is_dir() else ())
-            if path.suffix.lower() in SAMPLES and path.is_file() and path.resolve().is_relative_to(place)}
+            if path.suffix.lower() in SAMPLES and path.is_file() and path.resolve().is_relative_to(root)}
 
 
-def _listed(files: dict[str, Path], name: str, types: dict[str, str]) -> Response:
-    """Answer with the file of that name; what is not listed is not there, so that no name leads elsewhere."""
+def _listed_file_response(files: dict[str, Path], name: str, types: dict[str, str]) -> Response:
+    """Return the file of a listed name, or 404; a name is never used as a path."""
     if name not in files:
         return PlainTextResponse("not found\n", 404, headers=HEADERS)
-    return _file(files[name], types[files[name].suffix.lower()])
+    return _file_response(files[name], types[files[name].suffix.lower()])
 
 
-def _file(path: Path, media_type: str) -> Response:
+def _file_response(path: Path, media_type: str) -> Response:
     return FileResponse(path, media_type=media_type, headers=HEADERS)
 
 
 def describe_model(models: "ModelManager", name: str) -> dict:
-    """Return what the page shows of a model: its name, its available versions, newest first, as `version` does, and
-    the numbers of those that labels stand for."""
+    """Return a model's description for the page: name, versions and labels.
+
+    `versions` are the available versions from `describe_version`, newest first. `labels` are the numbers of available
+    versions by label.
+    """
     try:
         numbers = [status.version for status in models.statuses(model_pb2.ModelSpec(name=name))
                    if status.state == AVAILABLE]
-    # Nothing was found of it so far.
+    # The manager has not found any version yet.
     except ServingError:
         numbers = []
     specs = [model_pb2.ModelSpec(name=name, version=wrappers_pb2.Int64Value(value=number)) for number in numbers]
+    versions = [_describe_if_available(models, spec) for spec in specs]
     return {"name": name,
-            "versions": [found for found in (_used(models, spec) for spec in specs) if found],
+            "versions": [version for version in versions if version],
             "labels": {label: str(number) for label, number in sorted(models.labels(name).items())
                        if number in numbers}}
 
 
-def _used(models: "ModelManager", spec: model_pb2.ModelSpec) -> dict | None:
-    """Return `version` of what is meant; None where that is not available, such as one unloaded this moment."""
+def _describe_if_available(models: "ModelManager", spec: model_pb2.ModelSpec) -> dict | None:
+    """Return the description of a version, None if it was unloaded in the meantime."""
     try:
         with models.use(spec) as handle:
-            return served_version(handle)
+            return describe_version(handle)
     except ServingError:
         return None
 
 
-def served_version(handle: "Handle") -> dict:
-    """Return a version's number, class names and colours.
+def describe_version(handle: "Handle") -> dict:
+    """Return a version's description for the page: number, class names, colors and problems.
 
-    Where it has no assets/classes.json, `classes` is empty and 256 colours are made up. `problem` says why the page
-    cannot ask it, `note` what is wrong with its classes; both else None.
+    Without a usable assets/classes.json, `classes` is empty and `palette` has 256 generated colors. `problem` is the
+    reason why the page cannot use the version, and `note` an error in its classes.json; both are None otherwise.
     """
     classes, palette, note = [], [class_names.class_palette(number + 1) for number in range(IDS)], None
     path = Path(handle.model.directory) / "assets" / "classes.json"
@@ -127,17 +131,17 @@ def served_version(handle: "Handle") -> dict:
             classes, palette = read_class_list(path)
         except UserError as error:
             note = str(error)
-    # As text: JavaScript's numbers end before an int64's.
+    # The number is a string, because JavaScript cannot represent every int64.
     return {"version": str(handle.version), "classes": classes, "palette": palette, "note": note,
-            "problem": problem_response(handle.model.signatures)}
+            "problem": signature_problem(handle.model.signatures)}
 
 
-def problem_response(signatures: dict) -> str | None:
-    """Return why a model's signatures are not those of pictures in and class ids out; None where they are."""
+def signature_problem(signatures: dict) -> str | None:
+    """Return why a model does not map encoded pictures to class ids, None if it does."""
     if SIGNATURE not in signatures:
-        return f"it has no signature {SIGNATURE}, but {', '.join(sorted(signatures))}"
+        return f"it has no signature {SIGNATURE}, only {', '.join(sorted(signatures))}"
     inputs, outputs = signatures[SIGNATURE].inputs, signatures[SIGNATURE].outputs
     if [tensor.dtype for tensor in inputs.values()] == [types_pb2.DT_STRING] and OUTPUT in outputs:
         return None
-    return (f"its {SIGNATURE} takes {', '.join(sorted(inputs))} and gives {', '.join(sorted(outputs))}, not encoded "
-            f"pictures and {OUTPUT}")
+    return (f"its {SIGNATURE} takes {', '.join(sorted(inputs))} and returns {', '.join(sorted(outputs))} instead of "
+            f"encoded pictures and {OUTPUT}")

@@ -1,4 +1,4 @@
-"""Plain HTTP clients, and models that do what a test tells them, for the tests of the REST API."""
+"""Provide plain HTTP clients and a controllable model for tests of the REST API."""
 
 import contextlib
 import http.client
@@ -21,28 +21,28 @@ from serving.telemetry.monitoring import Monitor
 
 
 class Client:
-    """One connection, kept open from request to request."""
+    """A persistent HTTP connection."""
 
     def __init__(self, port: int):
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
-    def ask(self, method: str, path: str, body=None, headers: dict | None = None) -> tuple[int, bytes]:
-        """Return the answer's status and body; a body that is no bytes is sent as JSON, an iterator in chunks."""
-        sent = body if body is None or isinstance(body, bytes) or hasattr(body, "__next__") else json.dumps(body)
-        self.connection.request(method, path, sent, headers or {})
+    def request(self, method: str, path: str, body=None, headers: dict | None = None) -> tuple[int, bytes]:
+        """Return the status and body of the response; an iterator is sent in chunks, any other value as JSON."""
+        raw = body is None or isinstance(body, bytes) or hasattr(body, "__next__")
+        self.connection.request(method, path, body if raw else json.dumps(body), headers or {})
         response = self.connection.getresponse()
         self.headers = response.headers
         return response.status, response.read()
 
     def post(self, path: str, body) -> tuple[int, dict]:
-        """Return the status and the JSON of an answer to JSON."""
-        status, answer = self.ask("POST", path, body)
+        """Post JSON, and return the status and the JSON of the response."""
+        status, text = self.request("POST", path, body)
         assert self.headers["Content-Type"] == "application/json"
-        return status, json.loads(answer)
+        return status, json.loads(text)
 
 
-class Slow:
-    """A model of y = 2 x whose runs begin, and then wait until `go` is set."""
+class BlockingModel:
+    """A model of y = 2 x whose runs release `begun`, and then wait until `go` is set."""
 
     def __init__(self):
         self.signatures = {"serving_default": meta_graph_pb2.SignatureDef()}
@@ -59,9 +59,9 @@ class Slow:
 
 
 class OneModel:
-    """Models with version 7 of `slow`."""
+    """Model manager with a single version 7, whatever the model's name."""
 
-    def __init__(self, model: Slow):
+    def __init__(self, model: BlockingModel):
         self.model = model
 
     def use(self, spec):
@@ -72,16 +72,17 @@ class OneModel:
 
 
 @contextlib.contextmanager
-def slow_server(running: int, **options) -> Iterator[SimpleNamespace]:
-    """Serve a Slow model, of which so many run at once: .port, .model, .monitor; .held: what is taken of requests."""
+def blocking_server(running: int, **options) -> Iterator[SimpleNamespace]:
+    """Serve a BlockingModel with at most `running` runs at once; yield its port, model, monitor and intake."""
     options = Options(rest_api_port=-1, log_requests=False, grace_seconds=1, **options)
-    model, monitor = Slow(), Monitor()
+    model, monitor = BlockingModel(), Monitor()
     admission = AdmissionControl(running, options.max_waiting_requests, options.max_waiting_bytes, monitor.queue)
-    made: Starlette = app.application(OneModel(model), monitor, admission, options)
-    server = Rest(options, made)
+    application: Starlette = app.application(OneModel(model), monitor, admission, options)
+    server = Rest(options, application)
     server.start()
     try:
-        yield SimpleNamespace(port=server.port, model=model, monitor=monitor, held=made.routes[-1].endpoint.intake)
+        yield SimpleNamespace(port=server.port, model=model, monitor=monitor,
+                              intake=application.routes[-1].endpoint.intake)
     finally:
         model.go.set()
         server.stop()

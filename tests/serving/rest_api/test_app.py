@@ -1,4 +1,4 @@
-"""The REST API over a real server, asked by plain HTTP clients."""
+"""Test the REST API of a real server with plain HTTP clients."""
 
 import base64
 import gzip
@@ -52,75 +52,75 @@ def client(port):
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
 
 
-def encoded(pixels, form="png"):
+def encode(pixels, image_format="png"):
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, form)
+    Image.fromarray(pixels).save(file, image_format)
     return file.getvalue()
 
 
-def in_json(*strings):
-    return {"instances": [{"b64": base64.b64encode(each).decode()} for each in strings]}
+def instances(*strings):
+    return {"instances": [{"b64": base64.b64encode(string).decode()} for string in strings]}
 
 
-def decoded(answer):
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["b64"]))))
+def decode(value):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(value["b64"]))))
 
 
-def test_status_of_all_versions_and_of_one(client):
-    status, answer = client.ask("GET", "/v1/models/half%20%26%20half")
+def test_status_of_all_versions_and_of_one_version(client):
+    status, response = client.request("GET", "/v1/models/half%20%26%20half")
     assert status == 200 and client.headers["Content-Type"] == "application/json"
     ok = {"error_code": "OK", "error_message": ""}
     versions = [{"version": version, "state": "AVAILABLE", "status": ok} for version in ("2", "1")]
-    assert json.loads(answer) == {"model_version_status": versions}
-    assert json.loads(client.ask("GET", "/V1/Models/half%20%26%20half/Versions/1")[1]) == {
+    assert json.loads(response) == {"model_version_status": versions}
+    assert json.loads(client.request("GET", "/V1/Models/half%20%26%20half/Versions/1")[1]) == {
         "model_version_status": versions[1:]}
-    assert client.ask("GET", "/v1/models/seg/versions/9") == (
+    assert client.request("GET", "/v1/models/seg/versions/9") == (
         404, b'{"error": "Could not find version 9 of model seg"}')
-    assert client.ask("GET", "/v1/models/nobody") == (
+    assert client.request("GET", "/v1/models/nobody") == (
         404, b'{"error": "Could not find any versions of model nobody"}')
-    assert client.ask("GET", "/v1/models") == (400, b'{"error": "Missing model name in request."}')
+    assert client.request("GET", "/v1/models") == (400, b'{"error": "Missing model name in request."}')
 
 
-def test_metadata_are_all_signatures(client):
-    status, answer = client.ask("GET", "/v1/models/seg/metadata")
-    found = json.loads(answer)
-    assert status == 200 and found["model_spec"] == {"name": "seg", "signature_name": "", "version": "3"}
-    signatures = found["metadata"]["signature_def"]["signature_def"]
+def test_metadata_lists_all_signatures(client):
+    status, response = client.request("GET", "/v1/models/seg/metadata")
+    metadata = json.loads(response)
+    assert status == 200 and metadata["model_spec"] == {"name": "seg", "signature_name": "", "version": "3"}
+    signatures = metadata["metadata"]["signature_def"]["signature_def"]
     assert set(signatures) >= {"serving_default", "predict_map", "predict_tensor", "serve_tf_examples"}
     assert signatures["predict_tensor"]["inputs"]["image"]["dtype"] == "DT_UINT8"
     assert signatures["predict_tensor"]["inputs"]["image"]["tensor_shape"]["dim"] == [
         {"name": "", "size": size} for size in ("-1", "-1", "-1", "3")]
     for path in ("half%20%26%20half/versions/1", "half%20%26%20half/labels/stable%20one"):
-        assert json.loads(client.ask("GET", f"/v1/models/{path}/metadata")[1])["model_spec"]["version"] == "1"
-    assert client.ask("GET", "/v1/models/nobody/metadata") == (
+        assert json.loads(client.request("GET", f"/v1/models/{path}/metadata")[1])["model_spec"]["version"] == "1"
+    assert client.request("GET", "/v1/models/nobody/metadata") == (
         404, b'{"error": "Servable not found for request: Latest(nobody)"}')
 
 
-def test_pictures_in_class_maps_out_in_all_forms(client, picture):
-    small = picture[:9, :11]
-    expected = [small_servables.ids_of(each) for each in (picture, small)]
-    status, answer = client.post(PREDICT, in_json(encoded(picture), encoded(small)))
+def test_predict_maps_images_to_class_ids_in_every_form(client, image):
+    small = image[:9, :11]
+    expected = [small_servables.ids_of(pixels) for pixels in (image, small)]
+    status, response = client.post(PREDICT, instances(encode(image), encode(small)))
     assert status == 200
-    for row, ids in zip(answer["predictions"], expected, strict=True):
-        np.testing.assert_array_equal(decoded(row["png_bytes"]), ids)
+    for row, ids in zip(response["predictions"], expected, strict=True):
+        np.testing.assert_array_equal(decode(row["png_bytes"]), ids)
         assert row["size"] == list(ids.shape)
-    _, columns = client.post(PREDICT, {"inputs": {"image_bytes": in_json(encoded(picture))["instances"]}})
-    assert columns["outputs"]["png_bytes"] == [answer["predictions"][0]["png_bytes"]]
-    _, pixels = client.post(PREDICT, {"signature_name": "predict_tensor", "instances": [picture.tolist()]})
+    _, columns = client.post(PREDICT, {"inputs": {"image_bytes": instances(encode(image))["instances"]}})
+    assert columns["outputs"]["png_bytes"] == [response["predictions"][0]["png_bytes"]]
+    _, pixels = client.post(PREDICT, {"signature_name": "predict_tensor", "instances": [image.tolist()]})
     np.testing.assert_array_equal(pixels["predictions"], [expected[0]])
 
 
-def test_floats_versions_and_labels(client):
+def test_predict_floats_by_version_and_label(client):
     body = {"instances": [1.0, 2.0, 5.0]}
     for path, expected in (("", [3.5, 4.0, 5.5]), ("/versions/1", [2.5, 3.0, 4.5]), ("/versions/2", [3.5, 4.0, 5.5]),
                            ("/labels/stable%20one", [2.5, 3.0, 4.5])):
         assert client.post(f"/v1/models/half%20%26%20half{path}:predict", body) == (200, {"predictions": expected})
-    # Text, not only values.
-    assert client.ask("POST", "/v1/models/half%20%26%20half:PREDICT", {"inputs": [1]})[1] == b'{"outputs":[3.5]}'
+    # The raw text shows that floats keep their decimal point.
+    assert client.request("POST", "/v1/models/half%20%26%20half:PREDICT", {"inputs": [1]})[1] == b'{"outputs":[3.5]}'
 
 
 def test_classify_and_regress(client):
@@ -129,25 +129,25 @@ def test_classify_and_regress(client):
         200, {"results": [[["", 2.5]], [["", 3.0]]]})
     assert client.post(f"{path}:regress", {"signature_name": "regress_x_to_y", "examples": examples}) == (
         200, {"results": [2.5, 3.0]})
-    status, answer = client.post("/v1/models/seg:classify", {"examples": examples})
-    assert status == 400 and "classification" in answer["error"]
+    status, response = client.post("/v1/models/seg:classify", {"examples": examples})
+    assert status == 400 and "classification" in response["error"]
 
 
 @pytest.mark.parametrize(("method", "path"), [
     ("GET", PREDICT), ("POST", "/v1/models/seg"), ("POST", "/v1/models/seg:guess"), ("GET", "/v1/models/seg/"),
     ("DELETE", "/v1/models/seg"), ("PUT", PREDICT), ("OPTIONS", PREDICT), ("GET", "/v1/models/seg/versions/x"),
     ("GET", "/v1/models/a/b"), ("POST", "/v1/models/seg/versions/1/labels/a:predict"), ("GET", "/v1/")])
-def test_malformed_requests(client, method, path):
-    assert client.ask(method, path) == (400, json.dumps({"error": f"Malformed request: {method} {path}"}).encode())
+def test_malformed_paths_are_invalid_arguments(client, method, path):
+    assert client.request(method, path) == (400, json.dumps({"error": f"Malformed request: {method} {path}"}).encode())
 
 
-def test_other_paths_are_not_found_and_say_nothing(client):
+def test_other_paths_are_404_with_an_empty_body(client):
     for path in ("/", "/v1", "/v2/models/seg", "/favicon.ico", "/monitoring/prometheus/metrics"):
-        assert client.ask("GET", path) == (404, b"")
+        assert client.request("GET", path) == (404, b"")
 
 
-def bomb():
-    """A PNG of 40000 x 40000 pixels in a few bytes."""
+def decompression_bomb():
+    """Return a PNG of 40000 x 40000 pixels in a few bytes."""
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -155,13 +155,13 @@ def bomb():
             + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
 
 
-def bad_inputs(picture):
+def bad_inputs(image):
     tensor = {"signature_name": "predict_tensor"}
-    jpeg = encoded(picture, "jpeg")
+    jpeg = encode(image, "jpeg")
     return [
-        (PREDICT, in_json(b"just text, no picture"), 400, "neither a JPEG nor a PNG"),
-        (PREDICT, in_json(jpeg[:len(jpeg) // 2]), 400, ""),
-        (PREDICT, in_json(bomb()), 400, "at most this many are taken"),
+        (PREDICT, instances(b"text instead of an image"), 400, "neither a JPEG nor a PNG"),
+        (PREDICT, instances(jpeg[:len(jpeg) // 2]), 400, ""),
+        (PREDICT, instances(decompression_bomb()), 400, "at most this many are taken"),
         (PREDICT, {"instances": []}, 400, "No values in 'instances' array"),
         (PREDICT, tensor | {"instances": np.zeros((1, 0, 5, 3)).tolist()}, 400, ""),
         (PREDICT, b"{", 400, "JSON Parse error: Missing a name for object member. at offset: 1"),
@@ -182,7 +182,7 @@ def bad_inputs(picture):
          'Serving signature name: "none" not found in signature def'),
         (PREDICT, {"inputs": {"none": [1]}}, 400, "Missing named input: image_bytes in 'inputs' object."),
         (PREDICT, {"instances": [1]}, 400, "JSON Value: 1 Type: Number is not of expected type: string"),
-        (PREDICT, tensor | {"instances": [picture[..., 0].tolist()]}, 400, "not compatible with expected shape"),
+        (PREDICT, tensor | {"instances": [image[..., 0].tolist()]}, 400, "not compatible with expected shape"),
         (PREDICT, tensor | {"inputs": 1}, 400, "not compatible with expected shape"),
         (PREDICT, tensor | {"instances": [[[[1.5, 2, 3]]]]}, 400, "JSON Value: 1.5 Type: Number"),
         (PREDICT, iter([b"x" * (1 << 20)] * 100), 413, "larger than 8388608 bytes"),
@@ -190,84 +190,85 @@ def bad_inputs(picture):
     ]
 
 
-def test_bad_inputs_get_their_status_and_the_server_lives_on(client, picture):
-    good = in_json(encoded(picture))
+def test_bad_inputs_are_rejected_and_the_server_continues(client, image):
+    good = instances(encode(image))
     expected = client.post(PREDICT, good)
-    for path, body, status, words in bad_inputs(picture):
-        # All on one connection: an error does not end it.
-        found, answer = client.post(path, body)
-        assert (found, words in answer["error"]) == (status, True), (path, str(body)[:60], found, answer)
+    for path, body, expected_status, message in bad_inputs(image):
+        # All requests share one connection, which errors must not close.
+        status, response = client.post(path, body)
+        assert (status, message in response["error"]) == (expected_status, True), (path, str(body)[:60], status,
+                                                                                   response)
     assert expected[0] == 200 and client.post(PREDICT, good) == expected
 
 
-def test_a_large_body_that_is_announced_is_not_waited_for(port):
+def test_body_announced_as_too_large_is_refused_immediately(port):
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 104857600\r\n\r\n".encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_gzip_bodies_are_inflated_up_to_the_limit(client, picture):
-    body = json.dumps({"signature_name": "predict_tensor", "instances": [picture.tolist()]}).encode()
-    plain = client.ask("POST", PREDICT, body)
-    # Two members one after the other are one file too.
+def test_gzip_bodies_are_inflated_up_to_the_size_limit(client, image):
+    body = json.dumps({"signature_name": "predict_tensor", "instances": [image.tolist()]}).encode()
+    plain = client.request("POST", PREDICT, body)
+    # A gzip file may consist of several members.
     for packed in (gzip.compress(body), gzip.compress(body[:99]) + gzip.compress(body[99:])):
-        assert client.ask("POST", PREDICT, packed, {"Content-Encoding": "gzip"}) == plain
+        assert client.request("POST", PREDICT, packed, {"Content-Encoding": "gzip"}) == plain
     assert plain[0] == 200
-    for packed, status, words in ((gzip.compress(bytes(9 << 20)), 413, b"larger than"),
-                                  (gzip.compress(body)[:50], 400, b"too early"), (body, 400, b"not gzip")):
-        found, answer = client.ask("POST", PREDICT, packed, {"Content-Encoding": "gzip"})
-        assert found == status and words in answer
+    for packed, expected_status, message in ((gzip.compress(bytes(9 << 20)), 413, b"larger than"),
+                                             (gzip.compress(body)[:50], 400, b"too early"), (body, 400, b"not gzip")):
+        status, response = client.request("POST", PREDICT, packed, {"Content-Encoding": "gzip"})
+        assert status == expected_status and message in response
 
 
 def test_two_hundred_connections_at_once(port):
     clients = [Client(port) for _ in range(200)]
-    for each in clients:
-        each.connection.request("POST", "/v1/models/half%20%26%20half:predict", b'{"instances":[1.0]}')
-    assert [each.connection.getresponse().read() for each in clients] == [b'{"predictions":[3.5]}'] * 200
+    for client in clients:
+        client.connection.request("POST", "/v1/models/half%20%26%20half:predict", b'{"instances":[1.0]}')
+    assert [client.connection.getresponse().read() for client in clients] == [b'{"predictions":[3.5]}'] * 200
 
 
-def test_answers_are_not_held_back(port):
-    """Head and body leave in two segments: where the second waits for the first one's receipt, 40 ms pass."""
+def test_responses_are_sent_without_nagles_delay(port):
+    """Check TCP_NODELAY: without it the body would wait up to 40 ms for the acknowledgment of the headers."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(b"GET /v1/models/seg HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         settings = []
-        # The server's end of it is one of this process's files.
+        # The server's end of the connection is one of this process's open files.
         for number in os.listdir("/proc/self/fd"):
             try:
                 if stat.S_ISSOCK(os.fstat(int(number)).st_mode):
                     with socket.socket(fileno=os.dup(int(number))) as end:
                         if end.getpeername() == connection.getsockname():
                             settings.append(end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-            # Closed in the meantime, or without a peer.
+            # The file was closed in the meantime, or is a socket without a peer.
             except OSError:
                 continue
         assert settings == [1]
 
 
 def metrics(client):
-    status, page = client.ask("GET", METRICS)
+    status, page = client.request("GET", METRICS)
     assert status == 200 and client.headers["Content-Type"].startswith("text/plain")
     return {(sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(page.decode()) for sample in family.samples}
 
 
-def test_requests_are_counted_and_timed(client, picture):
-    def rise(name, **labels):
+def test_requests_are_counted_and_timed(client, image):
+    def increase(name, **labels):
         key = name, frozenset(labels.items())
         return after.get(key, 0) - before.get(key, 0)
 
     before = metrics(client)
-    client.post(PREDICT, in_json(encoded(picture)))
-    client.post(PREDICT, in_json(b"no picture"))
-    client.ask("GET", "/v1/models/seg")
+    client.post(PREDICT, instances(encode(image)))
+    client.post(PREDICT, instances(b"not an image"))
+    client.request("GET", "/v1/models/seg")
     after = metrics(client)
     count, latency = ":tensorflow:serving:request_count_total", ":tensorflow:serving:request_latency"
-    assert rise(count, model_name="seg", status="OK") == 1
-    assert rise(count, model_name="seg", status="INVALID_ARGUMENT") == 1
-    assert rise(f"{latency}_count", model_name="seg", API="predict", entrypoint="REST") == 1
-    whole = rise(f"{latency}_sum", model_name="seg", API="predict", entrypoint="REST")
-    assert 0 < rise(":tensorflow:serving:runtime_latency_sum", model_name="seg", API="predict", runtime="TF1") < whole
+    assert increase(count, model_name="seg", status="OK") == 1
+    assert increase(count, model_name="seg", status="INVALID_ARGUMENT") == 1
+    assert increase(f"{latency}_count", model_name="seg", API="predict", entrypoint="REST") == 1
+    total = increase(f"{latency}_sum", model_name="seg", API="predict", entrypoint="REST")
+    assert 0 < increase(":tensorflow:serving:runtime_latency_sum", model_name="seg", API="predict", runtime="TF1") < total
 
 
 def test_requests_are_logged(client, caplog):
@@ -280,7 +281,7 @@ def test_requests_are_logged(client, caplog):
     assert second["status"] == "NOT_FOUND" and second["message"] == "Servable not found for request: Latest(nobody)"
 
 
-def test_no_metrics_but_where_the_configuration_says(tmp_path):
+def test_metrics_are_served_only_if_configured(tmp_path):
     assert app.metrics_path(Options()) == ""
     config = tmp_path / "monitoring.config"
     for text, path in (("", ""), ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
