@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kseg.errors import ConfigError
-from kseg.evaluation.result_reading import TOLERANCE, percent_points
+from kseg.evaluation.metrics import percent_points
+from kseg.evaluation.results import TOLERANCE
 
 
 @dataclass(frozen=True)

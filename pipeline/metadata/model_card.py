@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kseg.evaluation.result_reading import percent_points
+from kseg.evaluation.metrics import percent_points
 from pipeline import artifacts
 
 if TYPE_CHECKING:

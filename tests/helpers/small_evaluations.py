@@ -1,51 +1,55 @@
-"""Evaluations of a few images, made up: what kseg.evaluate writes, without a model."""
+"""Make up evaluations of a few images, in the files that kseg.evaluate writes, without a model."""
 
 import json
 
 import numpy as np
 
-from kseg.evaluation import metrics, result_reading
+from kseg.evaluation import metrics, results
 
 CLASSES = ("sky", "road", "pole", "car")
 
 
-def matrices(generator, images):
-    """Return int64 (images, classes, classes) confusion matrices of images that hold about six classes of ten."""
-    truth = generator.integers(0, 400, (images, 4)) * (generator.random((images, 4)) < 0.6)
-    return predicted(generator, truth, np.full((images, 4), 0.8))
+def random_matrices(generator, images):
+    """Return int64 (images, 4, 4) confusion matrices; about 60% of the classes occur in an image."""
+    labels = generator.integers(0, 400, (images, 4)) * (generator.random((images, 4)) < 0.6)
+    return predicted_matrices(generator, labels, np.full((images, 4), 0.8))
 
 
-def predicted(generator, truth, shares):
-    """Return matrices with these row sums, of which about `shares` are right and the rest of any class."""
-    images, classes = truth.shape
+def predicted_matrices(generator, labels, accuracy):
+    """Return int64 (images, C, C) confusion matrices with given row sums and approximate accuracy.
+
+    `labels` and `accuracy` are (images, C). Wrong pixels are spread evenly over the classes.
+    """
+    images, classes = labels.shape
     result = np.zeros((images, classes, classes), np.int64)
     for image in range(images):
         for row in range(classes):
-            right = generator.binomial(truth[image, row], shares[image, row])
-            result[image, row] = generator.multinomial(truth[image, row] - right, [1 / classes] * classes)
-            result[image, row, row] += right
+            hits = generator.binomial(labels[image, row], accuracy[image, row])
+            result[image, row] = generator.multinomial(labels[image, row] - hits, [1 / classes] * classes)
+            result[image, row, row] += hits
     return result
 
 
-def write(directory, images, names=None, classes=CLASSES, changes=None):
-    """Write what kseg.evaluate does of these matrices; `changes` are of metrics.json. Return metrics.json's path."""
+def write(directory, matrices, names=None, classes=CLASSES, changes=None):
+    """Write metrics.json, with some keys changed, and per_image.npz; return the path of metrics.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    names = names or [f"/data/val/{index}.png" for index in range(len(images))]
-    figures = {"split": "val", "images": len(images), **metrics.summarize(images.sum(0), classes),
-               "provenance": {"dataset": "camvid"}} | (changes or {})
-    plain = json.loads(json.dumps(figures), parse_constant=lambda name: None)
+    names = names or [f"/data/val/{index}.png" for index in range(len(matrices))]
+    scores = {"split": "val", "images": len(matrices), **metrics.summarize(matrices.sum(0), classes),
+              "provenance": {"dataset": "camvid"}} | (changes or {})
+    plain = json.loads(json.dumps(scores), parse_constant=lambda name: None)
     (directory / "metrics.json").write_text(json.dumps(plain))
     np.savez_compressed(directory / "per_image.npz", names=np.array(names), classes=np.array(classes),
-                        hits=np.diagonal(images, axis1=1, axis2=2), truth=images.sum(2), predicted=images.sum(1))
+                        hits=np.diagonal(matrices, axis1=1, axis2=2), truth=matrices.sum(2),
+                        predicted=matrices.sum(1))
     return directory / "metrics.json"
 
 
-def evaluation(images, classes=CLASSES):
-    return result_reading.Evaluation(None, "camvid", "val", tuple(map(str, range(len(images)))), classes,
-                                     np.diagonal(images, axis1=1, axis2=2), images.sum(2), images.sum(1))
+def evaluation(matrices, classes=CLASSES):
+    return results.Evaluation(None, "camvid", "val", tuple(map(str, range(len(matrices)))), classes,
+                              np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(2), matrices.sum(1))
 
 
-def slow_scores(matrix):
-    """Return what kseg.evaluation.metrics.summarize says of a matrix, in the order of `result_reading.scores`."""
-    figures = metrics.summarize(matrix, CLASSES)
-    return [row["iou"] for row in figures["classes"].values()] + [figures[name] for name in result_reading.MEANS]
+def summarized_scores(matrix):
+    """Return the scores of `metrics.summarize` in the order of `metrics.ious_and_means`."""
+    summary = metrics.summarize(matrix, CLASSES)
+    return [row["iou"] for row in summary["classes"].values()] + [summary[name] for name in metrics.MEANS]
