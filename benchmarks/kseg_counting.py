@@ -19,13 +19,13 @@ def counter(kind: str, classes: int):
     import keras
     import tensorflow as tf
 
-    from kseg.evaluation import confusion
+    from kseg.evaluation import confusion, metrics
 
     if kind == "keras":
         metric = keras.metrics.MeanIoU(classes, ignore_class=255)
         return metric.update_state, lambda: np.asarray(metric.total_cm).astype(np.int64)
     count = {"confusion": confusion.confusion, "counts": confusion.banded_confusion}[kind]
-    bands = () if kind == "confusion" else (len(confusion.BOUNDARY_WIDTHS) + 1,)
+    bands = () if kind == "confusion" else (len(metrics.BOUNDARY_WIDTHS) + 1,)
     total = tf.Variable(tf.zeros((*bands, classes, classes), tf.int64))
     return (lambda label, prediction: total.assign_add(count(label[None], prediction[None], classes)),
             lambda: total.numpy().reshape(-1, classes, classes).sum(0))
