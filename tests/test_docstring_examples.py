@@ -1,0 +1,79 @@
+"""Run the examples in docstrings, on a tiny trained model, its data and a server of its export."""
+
+import doctest
+import importlib
+import io
+
+import pytest
+from PIL import Image
+
+from tests.helpers.running import ROOT, TINY
+
+# What users import: each of these shows its use.
+SHOWN = [
+    "kseg.load", "kseg.training.trainer.train", "kseg.evaluation.evaluator.evaluate",
+    "kseg.inference.file_prediction.predict_files", "kseg.exporting.exporter.export", "kseg.models.build",
+    "kseg.models.resnet.resnet", "kseg.models.heads.encnet.encnet", "kseg.models.heads.deeplab.deeplabv3",
+    "kseg.models.heads.deeplab.deeplabv3plus", "kseg.models.heads.apcnet.apcnet", "kseg.models.heads.pspnet.pspnet",
+    "kseg.models.heads.fcn.fcn", "kseg.training.losses.cross_entropy", "kseg.training.losses.loss_terms",
+    "kseg.evaluation.metrics.summarize", "kseg.evaluation.confusion.confusion", "serving.clients.client.Client"]
+
+MODULES = sorted({path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__").replace("/", ".")
+                  for top in ("kseg", "serving", "pipeline") for path in (ROOT / top).rglob("*.py")
+                  if "\n        >>> " in (text := path.read_text(encoding="utf-8")) or "\n    >>> " in text})
+
+
+@pytest.fixture(scope="session")
+def names(shapes_directory, tmp_path_factory):
+    """Return the names that examples may use: data, workdir, out, image, image_bytes, address."""
+    from kseg import config as configs
+    from kseg.datasets import registry
+    from kseg.exporting import exporter
+    from kseg.inference import trained_model
+    from kseg.training import trainer
+    from serving.config.flags import Options
+    from serving.model_server import Server
+
+    directory = tmp_path_factory.mktemp("examples in docstrings")
+    workdir, image = directory / "run", directory / "street.png"
+    config = configs.load("encnet_shapes", [f"data.directory={shapes_directory}", *TINY, "train.steps=2",
+                                            "train.validate_every=2"])
+    trainer.train(config, workdir, trainer.prepare_strategy(config.train), report=lambda line: None)
+    Image.new("RGB", (96, 64), "gray").save(image)
+    buffer = io.BytesIO()
+    Image.open(image).save(buffer, "PNG")
+    model, config, dataset = trained_model.load_trained(workdir)
+    assert len(dataset.classes) == len(registry.find_dataset(config.data).classes)
+    exporter.export(model, config, dataset, directory / "served", trained_model.best_weights(workdir),
+                    report=lambda line: None)
+    server = Server(Options(model_name="default", model_base_path=str(directory / "served"), port=free_port()))
+    server.start()
+    yield {"data": shapes_directory, "workdir": workdir, "out": directory / "out", "image": image,
+           "image_bytes": buffer.getvalue(), "address": f"127.0.0.1:{server.grpc_port}"}
+    server.stop(grace_seconds=0)
+
+
+def free_port():
+    from kseg.distributed.launcher import free_ports
+
+    return free_ports(1)[0]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(name, names):
+    module = importlib.import_module(name)
+    tests = [test for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples]
+    assert tests
+    for test in tests:
+        report = io.StringIO()
+        test.globs |= names
+        doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS).run(test, out=report.write)
+        assert not report.getvalue(), report.getvalue()
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_users_import_is_described_with_an_example(name):
+    module, _, attribute = name.rpartition(".")
+    described = getattr(importlib.import_module(module), attribute)
+    for part in ("Args:", "Returns:", "Example:", ">>> "):
+        assert part in described.__doc__ or part == "Returns:" and isinstance(described, type), (name, part)
