@@ -70,7 +70,7 @@ def test_every_shell_block_is_run_or_says_why_not():
 def test_commands_stand_in_shell_blocks(page):
     text = page.read_text(encoding="utf-8")
     languages = re.findall(r"^```(.*)$", text, re.MULTILINE)
-    assert set(languages[::2]) <= {"sh", "python", ""} and set(languages[1::2]) <= {""}
+    assert set(languages[::2]) <= {"sh", "python", "mermaid", ""} and set(languages[1::2]) <= {""}
     others = re.sub(r"^```(sh|python)$.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     assert not re.findall(r"^(?: {4}|\$ ).*\bpython\b.*", others, re.MULTILINE)
     plain = "".join(re.findall(r"^```\n(.*?)^```$", others, re.MULTILINE | re.DOTALL))

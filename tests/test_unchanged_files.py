@@ -92,7 +92,6 @@ def prediction_facts(directory):
     return {path.name: ids_facts(np.asarray(Image.open(path))) for path in sorted((directory / "ids").iterdir())}
 
 
-
 def response_facts(place):
     """Return what each signature of a SavedModel answers to the pictures; of a PNG, the ids that it holds."""
     command = [sys.executable, "-m", "tests.helpers.before_responses", place, *IMAGES]

@@ -1,6 +1,6 @@
 """Compare today's commands with what kseg 0.1.0 did, as recorded in tests/data/before.
 
-    python tests/helpers/before.py JOBS.json
+    python -m tests.helpers.before JOBS.json
 
 runs commands one after another in one process, since starting TensorFlow takes longer than what they do. JOBS.json is
 {name: [module, argument, ...]}; what a command prints goes to NAME.txt and its exit status to NAME.status.
@@ -81,7 +81,7 @@ def start(jobs, directory):
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / f"{'-'.join(jobs)[:60]}.json"
     place.write_text(json.dumps({name: list(map(str, job)) for name, job in jobs.items()}))
-    return subprocess.Popen([sys.executable, __file__, place.name], cwd=directory,
+    return subprocess.Popen([sys.executable, "-m", "tests.helpers.before", place.name], cwd=directory,
                             env=os.environ | KERNELS | {"PYTHONPATH": str(ROOT)})
 
 
@@ -164,6 +164,4 @@ def main(jobs):
 
 
 if __name__ == "__main__":
-    # The module's own directory would come before what `python -m` puts there.
-    sys.path[0] = os.getcwd()
     main(sys.argv[1])
