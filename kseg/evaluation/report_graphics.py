@@ -1,4 +1,7 @@
-"""The charts of the evaluation report as inline SVG, in colours that follow the page from light to dark."""
+"""Draw the charts of the evaluation report as inline SVG, and embed its images as data URIs.
+
+The charts use the colors of the page, in its light and its dark theme.
+"""
 
 import base64
 import html
@@ -15,27 +18,41 @@ from PIL import Image
 
 from kseg.config.sections import IGNORED
 
-# Stand-ins that occur nowhere else in a chart; the page's own colours take their place.
+# Placeholder colors, which occur nowhere else in a chart; `_svg` replaces them by the CSS variables of the page.
 INK, MUTED, GRID, ACCENT = "#010203", "#010204", "#010205", "#010206"
-PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", ACCENT: "var(--accent)"}
+PAGE_COLORS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", ACCENT: "var(--accent)"}
 
-# Colours of the heat map; they are laid over the page with an opacity, so they must suit white and black.
-RIGHT, WRONG = (0x3B, 0x82, 0xF6), (0xE5, 0x4B, 0x2E)
+# Colors of the heat map. They are drawn with opacity over a white or a black page.
+CORRECT, WRONG = (0x3B, 0x82, 0xF6), (0xE5, 0x4B, 0x2E)
 
-# One unit of a chart is 1/72 inch for matplotlib, and one CSS pixel where it is shown at its own size.
+# A unit of a chart is 1/72 inch for matplotlib, and one CSS pixel at the original size.
 UNIT = 1 / 72
 FONT_SIZE = 11
 LONGEST_NAME = 21
-# What a letter takes at FONT_SIZE in the widest of the usual fonts.
+# Width of a letter at FONT_SIZE in the widest common font.
 LETTER = 6.9
 BAR_WIDTH, BAR_ROW, BAR_RIGHT, BAR_TOP = 360, 19, 44, 22
 CURVE_SIZE = 420, 270
 
+# Maximum (width, height) of an embedded image, in pixels.
+BOX = 480, 480
+JPEG_QUALITY = 80
+ERROR_COLOR = 224, 16, 32
+IGNORED_GRAY = 72
+# Lowest gray level of correct pixels in an error map, above that of ignored pixels.
+DARKEST = 120
 
-def bars(names: Sequence[str], values: Sequence[float], mean: float) -> list[str]:
-    """Return horizontal bars of fractions 0..1, lowest first and nan last, as 1 to 3 SVG texts, each a column.
 
-    `mean` is marked by a line through each column unless it is nan.
+def bar_charts(names: Sequence[str], values: Sequence[float], mean: float) -> list[str]:
+    """Draw scores of the classes as horizontal bars.
+
+    Args:
+        names: Names of the classes.
+        values: Fractions 0..1, nan or None where undefined.
+        mean: Fraction marked by a line, unless it is nan.
+
+    Returns:
+        One to three SVG texts, a column of the page each: lowest value first, undefined values last.
     """
     values = np.array([np.nan if value is None else value for value in values], float)
     order = np.argsort(values, kind="stable")
@@ -43,11 +60,11 @@ def bars(names: Sequence[str], values: Sequence[float], mean: float) -> list[str
     length = -(-len(order) // columns)
     parts = [order[start:start + length] for start in range(0, len(order), length)]
     labels = [_shortened(name) for name in names]
-    return [_bar_column([labels[index] for index in part], values[part], mean, _room(labels), f"bars{number}")
+    return [_bar_chart([labels[index] for index in part], values[part], mean, _label_width(labels), f"bars{number}")
             for number, part in enumerate(parts)]
 
 
-def _bar_column(labels: Sequence[str], values: np.ndarray, mean: float, left: float, name: str) -> str:
+def _bar_chart(labels: Sequence[str], values: np.ndarray, mean: float, left: float, name: str) -> str:
     height = BAR_TOP + BAR_ROW * len(labels) + 4
     figure, axes = _axes((BAR_WIDTH, height), (left, 4, BAR_WIDTH - left - BAR_RIGHT, height - BAR_TOP - 4))
     rows = np.arange(len(labels))
@@ -62,25 +79,29 @@ def _bar_column(labels: Sequence[str], values: np.ndarray, mean: float, left: fl
                       va="center", textcoords="offset points", color=INK, fontsize=FONT_SIZE)
     if mean == mean:
         axes.axvline(100 * mean, color=INK, linewidth=1, linestyle=(0, (3, 2)))
-    return _svg(figure, name, f"IoU in percent, from {labels[0]} to {labels[-1]}; the table has all values")
+    return _svg(figure, name, f"IoU in percent, from {labels[0]} to {labels[-1]}; the table lists all values")
 
 
-def heat_map(shares: np.ndarray, names: Sequence[str]) -> str:
-    """Return (C, C) fractions 0..1, rows truth, as SVG: the diagonal in blue, what is wrong in red; nan stays blank.
+def heat_map(fractions: np.ndarray, names: Sequence[str]) -> str:
+    """Draw a confusion matrix as SVG, the diagonal in blue and confusions in red.
 
-    The opacity of red is the root of the share, so that confusions of a few percent show. Numbers are whole percent,
-    from 1 on.
+    The opacity of a confusion is the square root of its fraction, so that a few percent are visible. Numbers are whole
+    percent and shown from 1% on.
+
+    Args:
+        fractions: (C, C) fractions 0..1 of the ground truth of each row; nan leaves a cell blank.
+        names: Names of the C classes.
     """
     count = len(names)
     cell = float(np.clip(640 / count, 17, 48))
     side = cell * count
     labels = [_shortened(name) for name in names]
-    margin = _room(labels)
+    margin = _label_width(labels)
     figure, axes = _axes((margin + side + 6, margin + side + 6), (margin, 6, side, side))
-    filled = np.nan_to_num(shares)
+    filled = np.nan_to_num(fractions)
     diagonal = np.eye(count, dtype=bool)
     pixels = np.zeros((count, count, 4), np.uint8)
-    pixels[..., :3] = np.where(diagonal[..., None], RIGHT, WRONG)
+    pixels[..., :3] = np.where(diagonal[..., None], CORRECT, WRONG)
     pixels[..., 3] = np.rint(np.where(diagonal, 0.75 * filled, 0.9 * np.sqrt(filled)) * 255)
     axes.imshow(pixels, interpolation="none", aspect="auto")
     axes.set_yticks(np.arange(count), labels, parse_math=False, color=INK)
@@ -92,44 +113,48 @@ def heat_map(shares: np.ndarray, names: Sequence[str]) -> str:
     for row, column in zip(*np.nonzero(np.rint(100 * filled))):
         axes.text(column, row, f"{100 * filled[row, column]:.0f}", ha="center", va="center", color=INK,
                   fontsize=min(FONT_SIZE, cell * 0.42))
-    return _svg(figure, "heat", "Confusion matrix in percent of the true class, a row for each; the largest confusions "
-                                "are listed beside it")
+    return _svg(figure, "heat", "Confusion matrix in percent of the ground truth, one row per class; the largest "
+                                "confusions are listed beside it")
 
 
-def curve(widths: Sequence[float], values: Sequence[float], labels: Sequence[str], marked: float,
-          whole: float) -> str:
-    """Return the mIoU over the width of the band as SVG; `whole` is the mIoU of all pixels, `marked` the chosen width.
+def boundary_curve(widths: Sequence[float], values: Sequence[float], labels: Sequence[str], marked: float,
+                   overall: float) -> str:
+    """Draw the mIoU against the width of the boundary band as SVG.
 
-    Widths and values are fractions; `labels` stand under the widths. nan and None leave a gap.
+    Args:
+        widths: Widths of the bands, as fractions of the image diagonal.
+        values: mIoU within each band, as a fraction; nan and None leave a gap.
+        labels: Tick labels of the widths.
+        marked: The width whose value is printed in bold.
+        overall: mIoU of all pixels, drawn as a line unless it is nan.
     """
     figure, axes = _axes(CURVE_SIZE, (46, 56, CURVE_SIZE[0] - 62, CURVE_SIZE[1] - 84))
-    # Widths double from one to the next: by their number they stand at equal distances.
-    places = np.arange(len(widths))
+    # Each width is twice the previous one; by index they are evenly spaced.
+    positions = np.arange(len(widths))
     heights = 100 * np.array([np.nan if value is None else value for value in values], float)
-    axes.plot(places, heights, color=ACCENT, linewidth=2, marker="o", markersize=5)
-    for place, height in zip(places, heights):
+    axes.plot(positions, heights, color=ACCENT, linewidth=2, marker="o", markersize=5)
+    for position, height in zip(positions, heights):
         if height == height:
-            axes.annotate(f"{height:.1f}", (place, height), (0, 8), textcoords="offset points", ha="center",
-                          color=INK, fontsize=FONT_SIZE, weight="bold" if widths[place] == marked else "normal")
+            axes.annotate(f"{height:.1f}", (position, height), (0, 8), textcoords="offset points", ha="center",
+                          color=INK, fontsize=FONT_SIZE, weight="bold" if widths[position] == marked else "normal")
     shown = [*heights[np.isfinite(heights)]]
-    if whole == whole:
-        shown.append(100 * whole)
-        axes.axhline(100 * whole, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(f"all pixels {100 * whole:.1f}", (0, 100 * whole), (0, 5), textcoords="offset points",
+    if overall == overall:
+        shown.append(100 * overall)
+        axes.axhline(100 * overall, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(f"all pixels {100 * overall:.1f}", (0, 100 * overall), (0, 5), textcoords="offset points",
                       color=MUTED, fontsize=FONT_SIZE)
     low, high = (min(shown), max(shown)) if shown else (0, 100)
-    room = max(2, 0.15 * (high - low))
-    axes.set(xlim=(-0.35, len(widths) - 0.65), ylim=(max(0, low - room), min(104, high + 1.6 * room)))
-    axes.set_xticks(places, labels, color=INK)
+    margin = max(2, 0.15 * (high - low))
+    axes.set(xlim=(-0.35, len(widths) - 0.65), ylim=(max(0, low - margin), min(104, high + 1.6 * margin)))
+    axes.set_xticks(positions, labels, color=INK)
     axes.spines["bottom"].set(visible=True, color=GRID)
     axes.set_xlabel("width of the band", color=MUTED, fontsize=FONT_SIZE)
     axes.set_title("mIoU in percent", loc="left", color=MUTED, fontsize=FONT_SIZE)
-    return _svg(figure, "curve", "mIoU near the edges of the label over the width of the band; the table has all "
-                                 "values")
+    return _svg(figure, "curve", "mIoU near the label edges against the width of the band; the table lists all values")
 
 
 def _axes(size: tuple[float, float], box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
-    """Return a transparent figure of that size with axes in a box (left, bottom, width, height), in units."""
+    """Create a transparent figure with axes in the box (left, bottom, width, height), in units."""
     width, height = size
     figure = Figure(figsize=(width * UNIT, height * UNIT), dpi=72, facecolor="none")
     axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height), facecolor="none")
@@ -141,18 +166,18 @@ def _axes(size: tuple[float, float], box: tuple[float, float, float, float]) -> 
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:
-    """Return a figure as SVG for the inside of an HTML page: no prologue, no namespaces, ids of its own."""
+    """Render a figure as SVG to be inlined in HTML: no prologue, no namespaces, ids prefixed by `name`."""
     text = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": name}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # The browser draws the text, in whatever fonts it has.
+        # The browser draws the text with its own fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     body = text.getvalue()
     body = body[body.index(">", body.index("<svg")) + 1:]
-    for colour, page_colour in PAGE_COLOURS.items():
-        body = body.replace(colour, page_colour)
-    # Charts share one page, and matplotlib counts from axes_1 in each.
+    for placeholder, color in PAGE_COLORS.items():
+        body = body.replace(placeholder, color)
+    # All charts are on one page, and matplotlib numbers the ids of each from axes_1.
     body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", body)
     width, height = (round(size / UNIT) for size in figure.get_size_inches())
     return (f'<svg class="chart" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
@@ -163,60 +188,71 @@ def _shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME - 1].rstrip() + "…"
 
 
-def _room(labels: Sequence[str]) -> float:
+def _label_width(labels: Sequence[str]) -> float:
     return 12 + LETTER * max(len(label) for label in labels)
 
 
-# Pictures are fitted into this (width, height), in pixels.
-BOX = 480, 480
-JPEG_QUALITY = 80
-ERROR = 224, 16, 32
-VOID_GREY = 72
-# The grey of a picture under its errors begins here, so that it is lighter than what is not counted.
-DARKEST = 120
+def error_map(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Draw wrong pixels in red over the image in light gray.
 
+    Args:
+        image: uint8 (H, W, 3).
+        label: uint8 (H, W); pixels with 255 are ignored and drawn in dark gray.
+        prediction: uint8 (H, W).
 
-def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Return uint8 (H, W, 3): red where the prediction is wrong, the pale grey picture where it is right.
-
-    The image is uint8 (H, W, 3), truth and prediction are uint8 (H, W); where the truth is 255 a flat dark grey says
-    that nothing is counted there.
+    Returns:
+        uint8 (H, W, 3).
     """
-    # The pale greys are DARKEST to 255; below them there is room for the two other colours.
+    # Correct pixels use the levels DARKEST to 255, so the lower entries are free for the other two colors.
     table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    table[0] = ERROR
+    table[0] = ERROR_COLOR
     levels = np.rint(DARKEST + np.arange(256) * (255 - DARKEST) / 255).astype(np.uint8)
     values = levels[np.asarray(Image.fromarray(image).convert("L"))]
-    values[prediction != truth] = 0
-    values[truth == IGNORED] = VOID_GREY
+    values[prediction != label] = 0
+    values[label == IGNORED] = IGNORED_GRAY
     return table[values]
 
 
-def void_colour(palette: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Return the colour of label 255 on maps: black, or where a class is black, white or else a grey."""
-    taken = {tuple(colour) for colour in palette}
-    greys = [(0, 0, 0), (255, 255, 255), *((level,) * 3 for level in range(128, 255))]
-    return next((grey for grey in greys if grey not in taken), greys[0])
+def ignored_color(palette: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Return a color for label 255 that no class has: black, white or a gray."""
+    taken = {tuple(color) for color in palette}
+    grays = [(0, 0, 0), (255, 255, 255), *((level,) * 3 for level in range(128, 255))]
+    return next((gray for gray in grays if gray not in taken), grays[0])
 
 
-def photograph(image: np.ndarray) -> dict:
-    """Return uint8 (H, W, 3) as {"uri", "width", "height"}: a JPEG that fits the box, pixels averaged over areas."""
-    small = Image.fromarray(image)
-    small = small.resize(_fitted(small.size), Image.Resampling.BOX)
-    # Colours at full resolution: thin red errors would otherwise run out into the grey.
-    return _embedded(small, "jpeg", {"quality": JPEG_QUALITY, "subsampling": 0})
+def jpeg_image(image: np.ndarray) -> dict:
+    """Embed an image, reduced to fit BOX, as JPEG.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        {"uri", "width", "height"}.
+    """
+    reduced = Image.fromarray(image)
+    reduced = reduced.resize(_fitted(reduced.size), Image.Resampling.BOX)
+    # Chroma is not subsampled: otherwise thin red errors would bleed into the gray.
+    return _embedded(reduced, "jpeg", {"quality": JPEG_QUALITY, "subsampling": 0})
 
 
-def label_map(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> dict:
-    """Return uint8 (H, W) class ids as {"uri", "width", "height"}: a PNG with a palette that fits the box."""
+def png_label_map(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> dict:
+    """Embed class ids, reduced to fit BOX, as a PNG with the palette of the classes.
+
+    Args:
+        ids: uint8 (H, W).
+        palette: RGB color of each class.
+
+    Returns:
+        {"uri", "width", "height"}.
+    """
     table = np.zeros((256, 3), np.uint8)
     table[:min(len(palette), IGNORED)] = np.reshape(palette[:IGNORED], (-1, 3))
-    table[IGNORED] = void_colour(palette)
-    small = Image.fromarray(ids)
-    small = small.resize(_fitted(small.size), Image.Resampling.NEAREST)
-    # The same pixels, which now name colours.
-    small.putpalette(table.tobytes())
-    return _embedded(small, "png", {})
+    table[IGNORED] = ignored_color(palette)
+    reduced = Image.fromarray(ids)
+    reduced = reduced.resize(_fitted(reduced.size), Image.Resampling.NEAREST)
+    # This changes the mode from gray to palette; the ids stay as they are.
+    reduced.putpalette(table.tobytes())
+    return _embedded(reduced, "png", {})
 
 
 def _fitted(size: tuple[int, int]) -> tuple[int, int]:
@@ -224,8 +260,8 @@ def _fitted(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def _embedded(picture: Image.Image, kind: str, options: dict) -> dict:
+def _embedded(image: Image.Image, kind: str, options: dict) -> dict:
     data = io.BytesIO()
-    picture.save(data, format=kind, **options)
+    image.save(data, format=kind, **options)
     encoded = base64.b64encode(data.getvalue()).decode("ascii")
-    return {"uri": f"data:image/{kind};base64,{encoded}", "width": picture.width, "height": picture.height}
+    return {"uri": f"data:image/{kind};base64,{encoded}", "width": image.width, "height": image.height}

@@ -1,4 +1,4 @@
-// Tables read without this; with it, a click on a column's header sorts by that column.
+// Makes tables sortable: a click on a column header sorts by that column. The page is readable without scripts.
 for (const table of document.querySelectorAll("table.sortable")) {
   const headers = [...table.tHead.rows[0].cells];
   headers.forEach((header, column) => {
@@ -15,7 +15,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       };
       const compare = (one, other) => {
         const [a, b] = [value(one), value(other)];
-        // What has no value stays last in both directions.
+        // Rows without a value stay last in both directions.
         if (a === null || b === null) return (a === null) - (b === null);
         const order = typeof a === "number" ? a - b : a.localeCompare(b);
         return ascending ? order : -order;
