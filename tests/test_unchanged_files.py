@@ -147,7 +147,10 @@ def test_prediction_gives_the_same_ids(used):
 
 def test_comparison_gives_the_same_numbers(used):
     printed(used, "compared")
-    same("compared", json.loads((used / "compared.json").read_text()), 1e-9)
+    comparison = json.loads((used / "compared.json").read_text())
+    # The sentence is not compared, so that its words may improve.
+    assert "0.12 points of mIoU" in comparison.pop("verdict")
+    same("compared", comparison, 1e-9)
 
 
 @pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the original's checkpoint is not there (../shared/fixtures)")
