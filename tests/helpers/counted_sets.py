@@ -1,4 +1,4 @@
-"""A small `folder` data set whose counts are known by hand."""
+"""Write a small `folder` data set with known pixel counts."""
 
 import numpy as np
 
@@ -8,7 +8,8 @@ CLASSES = "0 background\n255 object\n3 rare\n9 unseen\n7 ignore\n"
 
 
 def counted(tmp_path):
-    # 2x4 and 2x2 pixels: 0 six times in both, 255 four times in the first and the second, 3 once in the second.
+    # Pixels in the 2x4 and the 2x2 image: value 0 six times and value 255 four times in both together, value 3 once in
+    # the second image.
     first = np.array([[0, 0, 0, 7], [0, 255, 255, 255]], np.uint8)
     second = np.array([[0, 0], [255, 3]], np.uint8)
     return folder(tmp_path, {"train": [first, second]}, CLASSES)
