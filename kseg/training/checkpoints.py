@@ -1,7 +1,7 @@
-"""TensorFlow's checkpoints: written whole or not at all, and verified when they are read.
+"""Write checkpoints atomically and verify them when they are read.
 
-A checkpoint is an index, PREFIX.index, and its data, PREFIX.data-*. The index holds a checksum of each tensor and of
-its own blocks.
+A TensorFlow checkpoint is an index, PREFIX.index, and its data, PREFIX.data-*. The index holds checksums of the tensors
+and of its own blocks.
 """
 
 import contextlib
@@ -21,11 +21,14 @@ from kseg.errors import WorkdirError
 from kseg.system import retries
 from kseg.system.atomic_files import WRITING, sync_file
 from kseg.system.retries import first_line, with_retries
-from kseg.training.ema import Average
+from kseg.training.ema import ExponentialMovingAverage
 
 
 class SavedStep(tf.train.experimental.PythonState):
-    """The step after which a checkpoint was written, kept in it: its files could be given another's name."""
+    """Store in a checkpoint the number of steps it was written after.
+
+    It reveals files that were renamed to those of another step.
+    """
 
     value = 0
 
@@ -37,18 +40,21 @@ class SavedStep(tf.train.experimental.PythonState):
 
 
 def write_checkpoint(checkpoint: tf.train.Checkpoint, prefix: Path) -> None:
-    """Write a checkpoint so that it is there whole or not at all, whatever ends the process or the machine.
+    """Write a checkpoint atomically: after a crash it is complete or does not exist.
 
-    It is read back before it gets its name. Raises tf.errors.OpError or OSError; then nothing of it is left, if the
-    storage allows, and it can be tried again.
+    The checkpoint is verified under a temporary name before it gets its final one.
+
+    Raises:
+        tf.errors.OpError, OSError: The checkpoint could not be written. Partial files are removed if the storage allows
+            it, and the call can be repeated.
     """
     temporary = prefix.with_name(WRITING + prefix.name)
     try:
-        # TensorFlow would make a directory that has vanished, such as one that is no longer mounted.
+        # TensorFlow would create a directory that has vanished, such as the mount point of a lost file system.
         os.stat(prefix.parent)
         remove_checkpoint(temporary)
         checkpoint.write(str(temporary))
-        # The index is the last: what has none is not seen.
+        # The index sorts last, and a checkpoint without an index does not count.
         files = sorted(prefix.parent.glob(f"{temporary.name}.*"))
         for path in files:
             sync_file(path)
@@ -57,7 +63,7 @@ def write_checkpoint(checkpoint: tf.train.Checkpoint, prefix: Path) -> None:
         except Exception as error:
             if retries.error_number(error) is not None:
                 raise
-            raise OSError(errno.EIO, f"it does not read back as written: {retries.first_line(error)}") from None
+            raise OSError(errno.EIO, f"it differs when read back: {first_line(error)}") from None
         for path in files:
             os.replace(path, prefix.with_name(path.name.removeprefix(WRITING)))
         sync_file(prefix.parent)
@@ -68,41 +74,48 @@ def write_checkpoint(checkpoint: tf.train.Checkpoint, prefix: Path) -> None:
 
 
 def read_checkpoint(checkpoint: tf.train.Checkpoint, prefix: Path) -> None:
-    """Read a checkpoint into the state it tracks, once all of it has been verified; raises as `verify` does.
+    """Verify a checkpoint and read it into the tracked state.
 
-    Raises WorkdirError where it is whole, but its variables are others.
+    Raises:
+        WorkdirError: The checkpoint is intact but has other variables.
+        Exception: The checkpoint is damaged; see `verify_checkpoint`.
     """
     verify_checkpoint(prefix)
     try:
         checkpoint.read(str(prefix)).assert_consumed()
     except (AssertionError, ValueError) as error:
-        raise WorkdirError(f"{prefix} is whole, but of another model or written by another version of kseg: "
-                           f"{retries.first_line(error)}") from None
+        raise WorkdirError(f"{prefix} is intact, but belongs to another model or was written by another version of "
+                           f"kseg: {first_line(error)}") from None
 
 
 def verify_checkpoint(prefix: Path) -> None:
-    """Read all tensors of a checkpoint; raises what TensorFlow stumbles over where a byte is not as it was written."""
+    """Read all tensors of a checkpoint and thereby verify their checksums.
+
+    Damaged files raise exceptions of various types, since TensorFlow parses them before it compares checksums.
+    """
     reader = tf.train.load_checkpoint(str(prefix))
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)
 
 
 def remove_checkpoint(prefix: Path) -> None:
-    """Remove a checkpoint, its index first, or what there is of one; raises OSError where that cannot be."""
+    """Remove the files of a complete or partial checkpoint, the index first; raises OSError."""
     for path in sorted(prefix.parent.glob(f"{prefix.name}[._]*"), key=lambda path: path.suffix != ".index"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def tracked_checkpoint(model: keras.Model, optimizer: keras.optimizers.Optimizer, average: Average | None = None,
+def tracked_checkpoint(model: keras.Model, optimizer: keras.optimizers.Optimizer,
+                       ema: ExponentialMovingAverage | None = None,
                        more: Mapping[str, tf.Variable] = MappingProxyType({})) -> tf.train.Checkpoint:
-    """Return a checkpoint of all state under readable names: weights, statistics, velocities, seeds, step.
+    """Return a checkpoint object that tracks the whole state of a run.
 
-    Also an average of the weights, and `more` variables by name.
+    The names in the file are model/PATH and optimizer/PATH for the variables of the model and the optimizer,
+    average/PATH for the averages of `ema`, more/NAME for `more`, and "step".
     """
     named = [(f"{owner}/{variable.path}", variable.value)
              for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))
              for variable in variables]
-    named += [(f"average/{name}", variable) for name, variable in (average.variables if average else {}).items()]
+    named += [(f"average/{path}", variable) for path, variable in (ema.variables if ema else {}).items()]
     named += [(f"more/{name}", variable) for name, variable in more.items()]
     values: dict[str, Any] = {"step": SavedStep()}
     for name, variable in named:
@@ -114,15 +127,19 @@ def tracked_checkpoint(model: keras.Model, optimizer: keras.optimizers.Optimizer
 
 def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, keep: int,
                     report: Callable[[str], None] = print) -> Path:
-    """Write the state after `step` steps, read it back, and drop all but the newest `keep` checkpoints.
+    """Save the state after `step` steps and remove all but the newest `keep` checkpoints.
 
-    Raises WorkdirError naming the newest checkpoint that stays where the disk is full or cannot be written.
+    Returns:
+        The prefix of the checkpoint's files.
+
+    Raises:
+        WorkdirError: The checkpoint cannot be written; names the newest checkpoint that remains.
     """
     prefix = _prefix(workdir, step)
     checkpoint.step.value = step
 
     def write() -> None:
-        # What is continued here shall not lack the lines before it.
+        # A run that resumes from this checkpoint must find the metrics of all steps before it.
         if (workdir / "metrics.jsonl").exists():
             sync_file(workdir / "metrics.jsonl")
         write_checkpoint(checkpoint, prefix)
@@ -130,15 +147,15 @@ def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, k
     try:
         with_retries(write, f"writing the checkpoint of step {step}", report)
     except (tf.errors.OpError, OSError) as error:
-        left = [each for each in checkpoint_steps(workdir) if each != step]
-        kept = f"the checkpoint of step {left[-1]} is whole" if left else "there is no checkpoint before it"
+        remaining = [other for other in checkpoint_steps(workdir) if other != step]
+        state = f"the checkpoint of step {remaining[-1]} is intact" if remaining else "there is no previous checkpoint"
         raise WorkdirError(f"cannot write the checkpoint of step {step} to {prefix.parent}: {first_line(error)}; "
-                           f"{kept}") from None
+                           f"{state}") from None
     for old in checkpoint_steps(workdir)[:-keep]:
         try:
             remove_checkpoint(_prefix(workdir, old))
         except OSError as error:
-            # Tried again after the next one is written.
+            # The removal is retried after the next checkpoint is written.
             report(f"the checkpoint of step {old} cannot be removed: {error.strerror}")
     return prefix
 
@@ -148,38 +165,43 @@ def _prefix(workdir: Path, step: int) -> Path:
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
-    """Return the steps of the finished checkpoints, oldest first; raises WorkdirError where they cannot be listed."""
+    """Return the steps of the complete checkpoints, oldest first; raises WorkdirError if they cannot be listed."""
     try:
         names = os.listdir(workdir / "checkpoints")
     except FileNotFoundError:
         return []
     except OSError as error:
-        # Taken for none, training would begin at its first step.
+        # An empty list would restart training at its first step.
         raise WorkdirError(f"cannot list {workdir / 'checkpoints'}: {error.strerror}") from None
     return sorted(int(name[1]) for name in (re.fullmatch(r"step-(\d+)\.index", name) for name in names) if name)
 
 
 def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Callable[[str], None]) -> int:
-    """Read the newest good checkpoint into the tracked state and return its step; 0 where there is none.
+    """Restore the newest intact checkpoint into the tracked state and return its step.
 
-    All checksums are verified before; a damaged checkpoint is reported and the one before it taken. Raises
-    WorkdirError where checkpoints exist and none is good, or where a good one is of another model.
+    All checksums are verified first. A damaged checkpoint is reported and, if an older one is intact, removed.
+
+    Returns:
+        The number of steps that the restored state has taken; 0 if there is no checkpoint.
+
+    Raises:
+        WorkdirError: All checkpoints are damaged, or the newest intact one belongs to another model.
     """
     steps = checkpoint_steps(workdir)
     for step in reversed(steps):
         try:
-            with_retries(lambda: read_checkpoint(checkpoint, _prefix(workdir, step)), f"reading the checkpoint of step {step}",
-                         report)
+            with_retries(lambda: read_checkpoint(checkpoint, _prefix(workdir, step)),
+                         f"reading the checkpoint of step {step}", report)
             if checkpoint.step.value != step:
                 raise ValueError(f"it is that of step {checkpoint.step.value}")
         except WorkdirError:
             raise
-        # A file that is cut off makes TensorFlow raise whatever it stumbles over: DataLoss, NotFound, IndexError ...
+        # TensorFlow reports damage by many exception types: DataLossError, NotFoundError, IndexError, ...
         except Exception as error:
-            report(f"checkpoint of step {step} cannot be read ({first_line(error)}); trying the one before it")
+            report(f"checkpoint of step {step} cannot be read ({first_line(error)}); trying the previous one")
             continue
         for damaged in steps[steps.index(step) + 1:]:
-            # Else they would pass for the newest ones, and good ones be dropped for them.
+            # Otherwise damaged checkpoints count as the newest, and retention deletes good ones.
             remove_checkpoint(_prefix(workdir, damaged))
         return step
     if steps:

@@ -198,7 +198,7 @@ class Loop:
         self.log.waited += float(pending.taken.waited)
         if hosts.num_hosts(self.strategy) > 1:
             # All hosts read the same number here, and stop at the same step.
-            self.stopping = self.stopping or int(pending.taken.notices) > 0
+            self.stopping = self.stopping or int(pending.taken.stop_requests) > 0
 
     def _save(self) -> None:
         # An update may be infinite although the loss before it was not; such a state is not to be kept.

@@ -1,43 +1,79 @@
-"""Loss terms as (sum, count) pairs, so that a mean over several replicas is the mean over the global batch.
+"""Compute the loss terms as (sum, count) pairs.
 
-Averaging each replica's mean is wrong as soon as replicas hold different numbers of ignored pixels.
+A caller with several replicas adds up the sums and the counts before dividing, which gives the mean over the global
+batch. Averaging the mean of each replica is wrong as soon as replicas hold different numbers of ignored pixels.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
-from keras import ops
+from keras import KerasTensor, ops
 
 from kseg.config.sections import IGNORED, Loss
 from kseg.errors import ConfigError
 from kseg.models.layers import replica_context, resize
 
 
-def loss_terms(outputs: dict, labels, loss: Loss, align_corners: bool = False) -> dict:
-    """Return {name: (weight, sum, count)} for each output of a model; each loss is weight * mean(sum, count).
+def loss_terms(outputs: dict[str, KerasTensor], labels: KerasTensor, loss: Loss,
+               align_corners: bool = False) -> dict[str, tuple]:
+    """Compute a weighted loss term for each output of a model.
 
-    `labels` are integer train ids (N, H, W), 255 ignored. Logits are resized to the labels' size first; everything is
-    computed in float32. Sums and counts are those of the given batch alone: a caller with several replicas adds the
-    counts up before dividing. Hard example mining concerns "main" alone, as in MMSegmentation. Raises ConfigError where
-    loss.class_weights does not fit the number of classes.
+    Logits are resized bilinearly to the size of the labels, and everything is computed in float32. Hard example mining
+    applies to the output "main" alone, as in MMSegmentation.
+
+    Args:
+        outputs: logits by output name. "main" and "aux" are floats (N, h, w, C); "se", EncNet's class presence, is
+            floats (N, C).
+        labels: integers (N, H, W), class ids, or 255 for pixels that are ignored.
+        loss: the section `loss` of a config, with the weight of each term.
+        align_corners: whether resizing aligns the centers of the corner pixels.
+
+    Returns:
+        {name: (weight, sum, count)} with `sum` and `count` float32 scalars of this batch alone. The term's contribution
+        to the loss is weight * mean_loss(sum, count).
+
+    Raises:
+        ConfigError: loss.class_weights does not have one weight for each class.
+
+    Example:
+        Scores that are all equal give each of two classes the probability 1/2. One of the four pixels is ignored.
+
+        >>> import numpy as np
+        >>> logits = np.zeros((1, 2, 2, 2), "float32")
+        >>> labels = np.array([[[0, 1], [1, 255]]])
+        >>> terms = loss_terms({"main": logits, "aux": logits}, labels, Loss(average="valid"))
+        >>> for name, (weight, total, count) in terms.items():
+        ...     print(f"{name}: {weight} * {float(total):.3f} / {float(count):.0f}")
+        main: 1.0 * 2.079 / 3
+        aux: 0.4 * 2.079 / 3
     """
-    # "kept" then means the labelled pixels, all of which an auxiliary head keeps.
-    auxiliary = dataclasses.replace(loss, ohem_kept=0, ohem_threshold=0.0)
-    pairs = {}
+    # Without mining, the average "kept" divides an auxiliary term by the number of labeled pixels.
+    without_mining = dataclasses.replace(loss, ohem_kept=0, ohem_threshold=0.0)
+    terms = {}
     for name, logits in outputs.items():
         if name == "se":
-            pairs[name] = (loss.se, *class_presence(ops.cast(logits, "float32"), labels))
+            terms[name] = (loss.se, *class_presence(ops.cast(logits, "float32"), labels))
         else:
-            full = resize(ops.cast(logits, "float32"), ops.shape(labels)[1:3], align_corners)
-            weight, how = (loss.main, loss) if name == "main" else (loss.auxiliary, auxiliary)
-            pairs[name] = (weight, *cross_entropy(full, labels, how))
-    return pairs
+            resized = resize(ops.cast(logits, "float32"), ops.shape(labels)[1:3], align_corners)
+            weight, settings = (loss.main, loss) if name == "main" else (loss.auxiliary, without_mining)
+            terms[name] = (weight, *cross_entropy(resized, labels, settings))
+    return terms
 
 
-def denominators(labels, names, classes: int, loss: Loss) -> list:
-    """Return the counts that `terms` gives for outputs of those names, from the labels alone.
+def denominators(labels: KerasTensor, names: Iterable[str], classes: int, loss: Loss) -> list[KerasTensor]:
+    """Compute the counts of `loss_terms` from the labels alone.
 
-    Without hard example mining, which has to see the logits first.
+    Hard example mining is not supported: its count depends on the logits.
+
+    Args:
+        labels: integers (N, H, W), 255 where ignored.
+        names: the names of the model's outputs.
+        classes: the number of classes.
+        loss: the section `loss` of a config.
+
+    Returns:
+        One float32 scalar for each name, in the same order.
     """
     labels = ops.cast(labels, "int32")
     valid = ops.not_equal(labels, IGNORED)
@@ -45,99 +81,135 @@ def denominators(labels, names, classes: int, loss: Loss) -> list:
     if loss.class_weights:
         weights = ops.take(ops.convert_to_tensor(loss.class_weights, "float32"), ops.where(valid, labels, 0))
     pixels = ops.sum(ops.where(valid, weights, 1.0 if loss.average == "all" else 0.0))
-    samples = ops.cast(ops.shape(labels)[0] * classes, "float32")
-    return [samples if name == "se" else pixels for name in names]
+    presences = ops.cast(ops.shape(labels)[0] * classes, "float32")
+    return [presences if name == "se" else pixels for name in names]
 
 
 def require_class_weights(loss: Loss, classes: int) -> None:
-    """Raise ConfigError where loss.class_weights is neither empty nor one weight for each class."""
+    """Raise ConfigError unless loss.class_weights is empty or has one weight for each class."""
     if len(loss.class_weights) not in (0, classes):
         raise ConfigError(f"loss.class_weights takes one weight for each of the {classes} classes, "
                           f"got {len(loss.class_weights)}")
 
 
-def cross_entropy(logits, labels, loss: Loss):
-    """Return (sum, count) of the softmax cross-entropy over the pixels that count.
+def cross_entropy(logits: KerasTensor, labels: KerasTensor, loss: Loss) -> tuple[KerasTensor, KerasTensor]:
+    """Compute the sum and the count of the softmax cross-entropy.
 
-    `logits` float32 (N, H, W, C), `labels` (N, H, W). The sum is over pixels whose label is not 255, or over the
-    `hardest` of them where loss.ohem_kept is set. The count is all pixels for loss.average "all" (MMSegmentation's
-    recipes divide by ignored pixels too), the labelled ones for "valid", and those in the sum for "kept"; it may be 0.
-    With class weights, a pixel counts as its class's weight. Raises ConfigError as `terms` does.
+    Args:
+        logits: float32 (N, H, W, C).
+        labels: integers (N, H, W), class ids, or 255 for pixels that are ignored.
+        loss: the section `loss` of a config; its fields average, class_weights, ohem_kept and ohem_threshold are used.
+
+    Returns:
+        (sum, count), float32 scalars. The sum is over the labeled pixels, or over the `hardest_pixels` of them where
+        loss.ohem_kept is set. The count depends on loss.average: "all" counts all pixels, ignored ones included, which
+        is what MMSegmentation's recipes divide by; "valid" counts the labeled pixels; "kept" counts the pixels in the
+        sum. With class weights a pixel counts as the weight of its class. The count may be 0.
+
+    Raises:
+        ConfigError: loss.class_weights does not have one weight for each class.
+
+    Example:
+        The true classes have the probabilities 1/2 and 3/4, and the third pixel is ignored.
+
+        >>> import numpy as np
+        >>> logits = np.log(np.array([[[[1, 1], [1, 3], [9, 1]]]], "float32"))
+        >>> labels = np.array([[[0, 1, 255]]])
+        >>> total, count = cross_entropy(logits, labels, Loss(average="valid"))
+        >>> print(f"{float(total):.4f} / {float(count):.0f} = {float(mean_loss(total, count)):.4f}")
+        0.9808 / 2 = 0.4904
     """
     require_class_weights(loss, logits.shape[-1])
     labels = ops.cast(labels, "int32")
     valid = ops.not_equal(labels, IGNORED)
     classes = ops.where(valid, labels, 0)
-    each = ops.sparse_categorical_crossentropy(classes, logits, from_logits=True)
-    weights = ops.ones_like(each)
+    unweighted = ops.sparse_categorical_crossentropy(classes, logits, from_logits=True)
+    weights = ops.ones_like(unweighted)
     if loss.class_weights:
         weights = ops.take(ops.convert_to_tensor(loss.class_weights, "float32"), classes)
-    weighted = each * weights
-    kept = hardest_pixels(each, weighted, valid, loss) if loss.ohem_kept else valid
+    weighted = unweighted * weights
+    kept = hardest_pixels(unweighted, weighted, valid, loss) if loss.ohem_kept else valid
     total = ops.sum(ops.where(kept, weighted, 0.0))
-    # An ignored pixel has no class: it counts as much as it does without weights.
+    # An ignored pixel has no class, so "all" counts it as 1 with and without class weights.
     counted = {"all": ops.where(valid, weights, 1.0), "valid": ops.where(valid, weights, 0.0),
                "kept": ops.where(kept, weights, 0.0)}[loss.average]
     return total, ops.sum(counted)
 
 
-def hardest_pixels(each, weighted, valid, loss: Loss):
-    """Return the mask of the pixels that online hard example mining keeps, without a gradient.
+def hardest_pixels(unweighted: KerasTensor, weighted: KerasTensor, valid: KerasTensor, loss: Loss) -> KerasTensor:
+    """Select the pixels that online hard example mining keeps.
 
-    `each` and `weighted` are cross-entropies without and with class weights, float32 (N, H, W), and `valid` tells the
-    labelled pixels. Without a threshold these are the loss.ohem_kept * N with the largest weighted loss, or as many as
-    there are; of equal ones the first. With a threshold t these are all whose true class has a probability below both
-    t, or below that of the pixel number loss.ohem_kept * N from the hardest (counted from 0) where that is higher.
+    Without a threshold these are the K = loss.ohem_kept * N pixels with the largest weighted loss, or all labeled
+    pixels if there are fewer; of equal losses the first are kept. With a threshold t these are all pixels whose true
+    class has a probability below max(t, p), where p is the probability at index K of the ascending order.
+
+    N is the size of the global batch: the pixels of all replicas compete, whereas MMSegmentation selects on each GPU
+    separately. Otherwise the number of devices, and the way in which ignored pixels fall on them, would decide which
+    pixels are learned from.
+
+    Args:
+        unweighted: cross-entropy without class weights, float32 (N, H, W).
+        weighted: cross-entropy with class weights, float32 (N, H, W).
+        valid: whether a pixel is labeled, bool (N, H, W).
+        loss: the section `loss` of a config.
+
+    Returns:
+        The mask of the kept pixels, bool (N, H, W). It has no gradient.
+
     Source: Shrivastava et al. 2016, arXiv:1604.03540, with MMSegmentation's definition of the threshold.
-
-    N is the global batch: the pixels of all replicas compete, where MMSegmentation selects on each GPU. Otherwise the
-    number of devices and the way in which void pixels fall on them would decide what is learned.
     """
-    losses = ops.stop_gradient(each if loss.ohem_threshold else weighted)
-    # A loss that is not a number is the hardest of all, or mining would hide that a run has diverged.
+    losses = ops.stop_gradient(unweighted if loss.ohem_threshold else weighted)
+    # A non-finite loss counts as the hardest; otherwise mining would hide that a run has diverged.
     losses = ops.where(ops.isfinite(losses), losses, math.inf)
-    own = ops.reshape(ops.where(valid, losses, -math.inf), (-1,))
-    everywhere, start, replicas = own, 0, 1
+    local = ops.reshape(ops.where(valid, losses, -math.inf), (-1,))
+    gathered, offset, replicas = local, 0, 1
     context = replica_context()
     if context is not None:
-        everywhere, replicas = context.all_gather(own, axis=0), context.num_replicas_in_sync
-        # Replicas hold equal shares of the global batch, in their own order.
-        start = ops.cast(context.replica_id_in_sync_group, "int32") * ops.shape(own)[0]
-    # Of equal losses the first comes first, on every backend.
-    order = ops.argsort(-everywhere)
-    kept = loss.ohem_kept * ops.shape(each)[0] * replicas
+        gathered, replicas = context.all_gather(local, axis=0), context.num_replicas_in_sync
+        # Replicas hold equal parts of the global batch, in the order of their ids.
+        offset = ops.cast(context.replica_id_in_sync_group, "int32") * ops.shape(local)[0]
+    # The sort is stable, so that of equal losses the first comes first on every backend.
+    order = ops.argsort(-gathered)
+    budget = loss.ohem_kept * ops.shape(unweighted)[0] * replicas
     if loss.ohem_threshold:
-        labelled = ops.sum(ops.cast(everywhere > -math.inf, "int32"))
-        place = ops.maximum(ops.minimum(kept, labelled - 1), 0)
-        # p < t is loss > -log t, and the higher of two probabilities is the lower of two losses.
-        limit = ops.minimum(ops.take(everywhere, ops.take(order, place)), -math.log(loss.ohem_threshold))
-        selected = own > limit
+        labeled = ops.sum(ops.cast(gathered > -math.inf, "int32"))
+        rank = ops.maximum(ops.minimum(budget, labeled - 1), 0)
+        # p < t is equivalent to loss > -log t, and the higher of two probabilities has the lower loss.
+        limit = ops.minimum(ops.take(gathered, ops.take(order, rank)), -math.log(loss.ohem_threshold))
+        selected = local > limit
     else:
-        last = ops.take(order, ops.minimum(kept, ops.shape(everywhere)[0]) - 1)
-        limit = ops.take(everywhere, last)
-        positions = start + ops.arange(ops.shape(own)[0], dtype="int32")
-        selected = ops.logical_or(own > limit, ops.logical_and(ops.equal(own, limit), positions <= last))
-    return ops.logical_and(ops.reshape(selected, ops.shape(each)), valid)
+        last = ops.take(order, ops.minimum(budget, ops.shape(gathered)[0]) - 1)
+        limit = ops.take(gathered, last)
+        positions = offset + ops.arange(ops.shape(local)[0], dtype="int32")
+        selected = ops.logical_or(local > limit, ops.logical_and(ops.equal(local, limit), positions <= last))
+    return ops.logical_and(ops.reshape(selected, ops.shape(unweighted)), valid)
 
 
-def mean_loss(total, count):
-    """Return sum / count of a whole batch, 0 where nothing was counted: an all-ignored batch has no loss, not nan."""
-    # Class weights may sum to less than 1, so that the divisor cannot just be kept above that.
-    nothing = ops.equal(count, 0)
-    return ops.where(nothing, 0.0, total / ops.where(nothing, 1.0, count))
+def mean_loss(total: KerasTensor, count: KerasTensor) -> KerasTensor:
+    """Divide the sum of a batch by its count; the mean over no pixels is 0 instead of nan."""
+    # A lower bound of 1 on the count would be wrong: class weights may sum to less than 1.
+    empty = ops.equal(count, 0)
+    return ops.where(empty, 0.0, total / ops.where(empty, 1.0, count))
 
 
-def class_presence(logits, labels):
-    """Return (sum, count) of the binary cross-entropy of class presence: EncNet's semantic encoding loss (section 3.2).
+def class_presence(logits: KerasTensor, labels: KerasTensor) -> tuple[KerasTensor, KerasTensor]:
+    """Compute EncNet's semantic encoding loss, the binary cross-entropy of class presence.
 
-    `logits` (N, C); a class is present where one pixel of the sample's label (N, H, W) has it.
+    Args:
+        logits: float32 (N, C).
+        labels: integers (N, H, W). A class is present in an image if at least one pixel has its id.
+
+    Returns:
+        (sum, count), float32 scalars; the count is N * C.
+
+    Source: Zhang et al. 2018, arXiv:1803.08904, section 3.2.
     """
-    samples, classes = ops.shape(logits)[0], logits.shape[-1]
-    labels = ops.reshape(ops.cast(labels, "int32"), (samples, -1))
-    # One segment for each class of each sample, and one more for what is ignored.
-    segments = ops.minimum(labels, classes) + (classes + 1) * ops.arange(samples)[:, None]
-    found = ops.segment_max(ops.ones_like(ops.reshape(segments, (-1,))), ops.reshape(segments, (-1,)),
-                            num_segments=samples * (classes + 1))
-    present = ops.reshape(ops.cast(found > 0, "float32"), (samples, classes + 1))[:, :classes]
-    each = ops.binary_crossentropy(present, logits, from_logits=True)
-    return ops.sum(each), ops.cast(samples * classes, "float32")
+    images, classes = ops.shape(logits)[0], logits.shape[-1]
+    labels = ops.reshape(ops.cast(labels, "int32"), (images, -1))
+    # Each image has one segment for each class and a last one for ignored pixels.
+    segments = ops.minimum(labels, classes) + (classes + 1) * ops.arange(images)[:, None]
+    occurrences = ops.segment_max(ops.ones_like(ops.reshape(segments, (-1,))), ops.reshape(segments, (-1,)),
+                                  num_segments=images * (classes + 1))
+    present = ops.reshape(ops.cast(occurrences > 0, "float32"), (images, classes + 1))[:, :classes]
+    entropies = ops.binary_crossentropy(present, logits, from_logits=True)
+    return ops.sum(entropies), ops.cast(images * classes, "float32")

@@ -1,4 +1,4 @@
-"""TensorBoard's profile of a range of training steps: `--profile FIRST:LAST`."""
+"""Record a range of training steps for TensorBoard's profiler: `--profile FIRST:LAST`."""
 
 import re
 from collections.abc import Callable
@@ -8,44 +8,52 @@ import tensorflow as tf
 
 from kseg.errors import ConfigError
 
-FORM = re.compile(r"([0-9]{1,12}):([0-9]{1,12})")
-# Where no boundary lies ahead.
+RANGE = re.compile(r"([0-9]{1,12}):([0-9]{1,12})")
+# Returned as the next boundary if there is none.
 NEVER = 10**18
 
 
 def parse_step_range(text: str, steps: int) -> tuple[int, int]:
-    """Return (first, last) of `--profile FIRST:LAST`, steps counted from 1 as in the log, both of them recorded.
+    """Parse the value of `--profile FIRST:LAST`.
 
-    Raises ConfigError for another form, an empty range, or a step that a run of `steps` steps does not have.
+    Args:
+        text: the value; steps are counted from 1, as in the log, and both ends are included.
+        steps: the number of steps of the run.
+
+    Returns:
+        (first, last).
+
+    Raises:
+        ConfigError: The value has another form, or the range is empty or exceeds the run.
     """
-    match = FORM.fullmatch(text)
+    match = RANGE.fullmatch(text)
     if not match:
-        raise ConfigError(f"--profile is {text!r}; it must be FIRST:LAST, such as 11:15, the first and the last step "
-                          "that are recorded")
+        raise ConfigError(f"--profile must be FIRST:LAST, the first and the last step to record, such as 11:15; "
+                          f"got {text!r}")
     first, last = int(match[1]), int(match[2])
     if not 1 <= first <= last:
-        raise ConfigError(f"--profile is {text!r}; steps are counted from 1, and FIRST must not be above LAST")
+        raise ConfigError(f"--profile FIRST:LAST counts steps from 1, and FIRST must not exceed LAST; got {text!r}")
     if last > steps:
-        raise ConfigError(f"--profile is {text!r}; the last step of this run is train.steps={steps}")
+        raise ConfigError(f"--profile: LAST must not exceed train.steps={steps}; got {text!r}")
     return first, last
 
 
 class Profile:
-    """Records steps for TensorBoard's profiler in `workdir`/tensorboard, until it is left at the latest.
+    """Record steps for TensorBoard's profiler into `workdir`/tensorboard.
 
-    `profiled` is what `parse` returns, or None to record nothing, as does None for `workdir`. The loop calls `step`
-    before each call that takes steps, and ends such a call at the next `boundary`. `report` takes a line that tells
-    where the record is.
+    The loop calls `step` before each call that takes steps and ends each call at the next `boundary`. Leaving the
+    context stops the recording.
     """
 
     def __init__(self, profiled: tuple[int, int] | None, workdir: Path | None, report: Callable[[str], None] = print):
+        """Record the steps `profiled`, as `parse_step_range` returns them; nothing if it or `workdir` is None."""
         self.report = report
         self.directory = workdir / "tensorboard" if workdir else None
-        # Steps taken before the first recorded one and after the last one.
-        self.first, self.end = (profiled[0] - 1, profiled[1]) if profiled and workdir else (0, 0)
+        # The numbers of steps taken when recording starts and when it stops.
+        self.start, self.end = (profiled[0] - 1, profiled[1]) if profiled and workdir else (0, 0)
         self.recording = False
-        # What TensorBoard recognises a step by.
-        self.mark: tf.profiler.experimental.Trace | None = None
+        # TensorBoard recognizes steps by this event.
+        self.step_event: tf.profiler.experimental.Trace | None = None
 
     def __enter__(self) -> "Profile":
         return self
@@ -54,33 +62,33 @@ class Profile:
         self._stop()
 
     def boundary(self, step: int) -> int:
-        """Return the number of steps taken, above `step`, at which recording next begins or ends; none: NEVER."""
-        return min((each for each in (self.first, self.end) if each > step), default=NEVER)
+        """Return the number of steps taken, above `step`, at which recording next starts or stops, or NEVER."""
+        return min((boundary for boundary in (self.start, self.end) if boundary > step), default=NEVER)
 
     def step(self, step: int) -> None:
-        """Begin or end recording as fits the steps that come next, `step` of them having been taken."""
-        if not self.first <= step < self.end:
+        """Start or stop recording before the next call, when `step` steps have been taken."""
+        if not self.start <= step < self.end:
             self._stop()
             return
         if not self.recording:
             tf.profiler.experimental.start(str(self.directory))
             self.recording = True
-        self._unmark()
-        self.mark = tf.profiler.experimental.Trace("train", step_num=step + 1, _r=1)
-        self.mark.__enter__()
+        self._close_step_event()
+        self.step_event = tf.profiler.experimental.Trace("train", step_num=step + 1, _r=1)
+        self.step_event.__enter__()
 
-    def _unmark(self) -> None:
-        mark, self.mark = self.mark, None
-        if mark:
-            mark.__exit__(None, None, None)
+    def _close_step_event(self) -> None:
+        event, self.step_event = self.step_event, None
+        if event:
+            event.__exit__(None, None, None)
 
     def _stop(self) -> None:
         if not self.recording:
             return
-        # A GPU may still be at what it was given.
+        # A GPU may still be executing recorded steps.
         tf.test.experimental.sync_devices()
-        self._unmark()
+        self._close_step_event()
         self.recording = False
         tf.profiler.experimental.stop()
-        self.report(f"recorded steps for the profiler: `tensorboard --logdir {self.directory}` shows them "
-                    "under Profile, where its plug-in is installed (pip install tensorboard-plugin-profile)")
+        self.report(f"profile recorded: `tensorboard --logdir {self.directory}` shows it under Profile if its plug-in "
+                    "is installed (pip install tensorboard-plugin-profile)")

@@ -22,7 +22,7 @@ from kseg.inference.prediction import predictor
 from kseg.system.atomic_files import append_text, write_text
 from kseg.system.progress import duration
 from kseg.training import working_directory
-from kseg.training.ema import Average
+from kseg.training.ema import ExponentialMovingAverage
 from kseg.weights import keras_files
 
 FIXED_IMAGES = 4
@@ -66,8 +66,9 @@ class Recorder:
     kept.
     """
 
-    def __init__(self, config: Config, workdir: Path, dataset: Dataset, model: keras.Model, average: Average | None,
-                 strategy: tf.distribute.Strategy, report: Callable[[str], None]):
+    def __init__(self, config: Config, workdir: Path, dataset: Dataset, model: keras.Model,
+                 average: ExponentialMovingAverage | None, strategy: tf.distribute.Strategy,
+                 report: Callable[[str], None]):
         self.config, self.workdir, self.dataset, self.model, self.report = config, workdir, dataset, model, report
         self.average, self.writes = average, hosts.is_chief(strategy)
         # Counted on all hosts alike, and so known to all.

@@ -18,7 +18,7 @@ from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batch_reader
 from kseg.system.signals import Signals
 from kseg.training import checkpoints, fingerprint, losses, optimizers, profiler, working_directory
-from kseg.training.ema import Average
+from kseg.training.ema import ExponentialMovingAverage
 from kseg.training.loop import Loop
 from kseg.training.recorder import Recorder
 from kseg.training.step import Steps
@@ -129,7 +129,7 @@ def build_training(config: Config, classes: int, report: Callable[[str], None]) 
         report(note)
     optimizers.freeze_layers(model, settings.freeze)
     optimizer = optimizers.build_optimizer(settings, model)
-    return model, optimizer, Average(model, settings.average_decay) if settings.average_decay else None
+    return model, optimizer, ExponentialMovingAverage(model, settings.average_decay) if settings.average_decay else None
 
 
 def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print) -> None:

@@ -208,7 +208,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(kill_of_finished, shapes_director
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "continuing at step 6 of 12" in output and "cannot write the checkpoint of step 9" in output
-    assert "the checkpoint of step 6 is whole" in output
+    assert "the checkpoint of step 6 is intact" in output
     output = run_here(train.main, command, capsys)
     assert "continuing at step 6 of 12" in output and "finished 12 steps" in output
     assert_same_weights(kill_of_finished, finished[0])

@@ -85,4 +85,4 @@ def test_storage_that_goes_on_failing_is_an_error(faulty):
     _, said = faulty[1]["left without storage"]
     assert said.count("writing the checkpoint of step 4 failed ([Errno 5] Input/output error)") == 4
     assert "error: cannot write the checkpoint of step 4 to" in said and "Traceback" not in said
-    assert "Input/output error; the checkpoint of step 2 is whole" in said
+    assert "Input/output error; the checkpoint of step 2 is intact" in said

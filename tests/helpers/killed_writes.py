@@ -1,10 +1,10 @@
-"""A process that writes checkpoints and is killed before one of its calls to the operating system.
+"""Kill a process that writes checkpoints before each of its calls to the operating system.
 
     python -m tests.helpers.killed_writes DIRECTORY STEPS
 
-For n = 1, 2, ... a process of its own writes the checkpoints 1 to STEPS into DIRECTORY/n, keeping one, and is killed
-before the n-th of its calls that change files, until one is not killed any more. Printed is for each n [the step that
-a process afterwards continues at, its values, the files it then finds, what it reports], as JSON.
+For n = 1, 2, ... a process writes the checkpoints of steps 1 to STEPS into DIRECTORY/n, keeps one, and is killed before
+its n-th call that changes files. The last n is the first one whose process finishes. The output is JSON: for each n
+[the step that is restored afterwards, the values, the names of the files, the reported lines].
 """
 
 import json
@@ -26,14 +26,14 @@ def state(value):
 
 
 def die_before(number):
-    """Replace what the writing calls of the operating system; the number-th one kills the process."""
-    left = number
+    """Patch the calls that change files so that call `number` kills the process."""
+    remaining = number
 
     def counting(function):
         def count(*arguments, **keywords):
-            nonlocal left
-            left -= 1
-            if left == 0:
+            nonlocal remaining
+            remaining -= 1
+            if remaining == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **keywords)
         return count
@@ -43,8 +43,8 @@ def die_before(number):
         setattr(module, name, counting(getattr(module, name)))
 
 
-def in_a_process(action):
-    """Run in a fork, since TensorFlow's import is the larger part; return its exit status."""
+def run_forked(action):
+    """Run an action in a fork, which saves the import of TensorFlow, and return its exit status."""
     if not (process := os.fork()):
         action()
         os._exit(0)
@@ -57,7 +57,7 @@ def write(directory, steps, number):
         checkpoints.save_checkpoint(directory, state(step), step, keep=1)
 
 
-def look(directory):
+def restored_state(directory):
     lines, checkpoint = [], state(-1)
     with working_directory.open_workdir(directory, Config(), registry.DATASETS["camvid"]):
         step = checkpoints.restore_newest(directory, checkpoint, lines.append)
@@ -66,14 +66,14 @@ def look(directory):
 
 
 def main(directory, steps):
-    places, status = [], -1
+    workdirs, status = [], -1
     while status:
-        places.append(Path(directory) / str(len(places) + 1))
-        (places[-1] / "checkpoints").mkdir(parents=True)
-        status = in_a_process(lambda: write(places[-1], int(steps), len(places)))
+        workdirs.append(Path(directory) / str(len(workdirs) + 1))
+        (workdirs[-1] / "checkpoints").mkdir(parents=True)
+        status = run_forked(lambda: write(workdirs[-1], int(steps), len(workdirs)))
         assert status in (0, signal.SIGKILL), status
-    # Now, since a process that TensorFlow has started its threads in cannot be forked.
-    print(json.dumps([look(place) for place in places]))
+    # Restoring starts threads of TensorFlow, after which this process could not be forked.
+    print(json.dumps([restored_state(workdir) for workdir in workdirs]))
 
 
 if __name__ == "__main__":

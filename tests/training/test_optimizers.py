@@ -1,4 +1,4 @@
-"""The optimizers against PyTorch's formulas and PyTorch's own numbers; who learns at what rate, and who not at all."""
+"""The optimizers against PyTorch's formulas and results; learning rates and decay by layer; frozen layers."""
 
 import json
 
@@ -21,7 +21,7 @@ def halving(step):
     return 0.1 * 0.5 ** (step / 10)
 
 
-def test_fifty_steps_against_the_formula():
+def test_fifty_steps_of_sgd_against_the_formula():
     generator = np.random.default_rng(0)
     start = [generator.normal(size=(3, 4)), generator.normal(size=5)]
     targets = [generator.normal(size=(3, 4)), generator.normal(size=5)]
@@ -52,7 +52,7 @@ def test_fifty_steps_against_the_formula():
 
 
 @needs_fixtures
-def test_pytorchs_own_trajectory():
+def test_sgd_follows_the_trajectory_of_pytorch():
     case = json.loads((FIXTURES / "mmseg" / "schedule.json").read_text())["sgd_trajectory"]
     weight, target, factor = (keras.Variable(case[name], dtype="float32") for name in ("w0", "target", "k"))
     steps = len(case["w_after_each_step"])
@@ -64,22 +64,22 @@ def test_pytorchs_own_trajectory():
 
 
 @pytest.mark.parametrize("make, expected", [
-    # Velocities 1 and 1.9; the second step is 0.1 * 1.9.
+    # The velocities are 1 and 1.9; the second step is 0.1 * 1.9.
     (MomentumSGD, [-1, -1.19]),
-    # Keras' velocity holds the first step's rate for ever: 0.9 * 1 + 0.1 * 1.
+    # Keras' velocity contains the learning rate of the first step: 0.9 * 1 + 0.1 * 1.
     (keras.optimizers.SGD, [-1, -2]),
 ])
-def test_a_falling_rate_reaches_old_gradients_too(make, expected):
+def test_lower_learning_rate_applies_to_old_gradients(make, expected):
     weight = keras.Variable(0.0)
     optimizer = make(keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.1]), momentum=0.9)
-    found = []
+    weights = []
     for _ in range(2):
         optimizer.apply([tf.constant(1.0)], [weight])
-        found.append(float(weight.numpy()))
-    assert found == pytest.approx(expected)
+        weights.append(float(weight.numpy()))
+    assert weights == pytest.approx(expected)
 
 
-def test_weight_decay_goes_through_the_velocity():
+def test_weight_decay_is_part_of_the_velocity():
     weight = keras.Variable(2.0)
     optimizer = MomentumSGD(0.5, momentum=0.0, weight_decay=0.1)
     optimizer.apply([tf.constant(0.0)], [weight])
@@ -87,7 +87,7 @@ def test_weight_decay_goes_through_the_velocity():
     assert float(optimizer.velocities[0].numpy()) == pytest.approx(0.2)
 
 
-def test_state_is_named_after_its_variables_and_counts():
+def test_state_is_named_after_its_variables_and_iterations_are_counted():
     variables = [keras.Variable(np.zeros(2), name="first"), keras.Variable(np.zeros(3), name="second")]
     optimizer = MomentumSGD(0.1)
     optimizer.build(variables)
@@ -100,22 +100,22 @@ def test_state_is_named_after_its_variables_and_counts():
     assert int(optimizer.iterations.numpy()) == 3
 
 
-def test_survives_its_config():
+def test_serialization_keeps_the_settings_of_sgd():
     optimizer = MomentumSGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5), 0.8, 0.3)
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     results = []
-    for each in (optimizer, again):
+    for candidate in (optimizer, copy):
         weight = keras.Variable(1.0)
         for _ in range(3):
-            each.apply([tf.constant(0.5)], [weight])
+            candidate.apply([tf.constant(0.5)], [weight])
         results.append(float(weight.numpy()))
     assert results[0] == results[1] != 1.0
 
 
-# The weights of TRAJECTORY after steps 1 and 10 by torch 2.13 in float64: each parameter in a group of its own, with
-# lr=0.01 for the backbone and 0.1 for the head, halved after step 5, weight_decay=0 for biases and 0.05 for kernels;
-# torch.optim.SGD(momentum=0.9) and torch.optim.AdamW(betas=(0.9, 0.98), eps=1e-3) on the sum of sin(w - target)^2, the
-# targets being -0.3, -0.1, 0.1 ...
+# TRAJECTORY holds the weights after steps 1 and 10, computed by torch 2.13 in float64. Every parameter has its own
+# group: lr=0.01 for the backbone and 0.1 for the head, halved after step 5; weight_decay=0 for biases and 0.05 for
+# kernels. The optimizers are torch.optim.SGD(momentum=0.9) and torch.optim.AdamW(betas=(0.9, 0.98), eps=1e-3), the loss
+# is the sum of sin(w - target)^2, and the targets are -0.3, -0.1, 0.1 ...
 START = {"backbone.k": [0.5, -1.0, 2.0], "backbone.bias": [0.1, -0.2], "head.k": [1.5, -0.25, 0.75],
          "head.bias": [0.3, -0.6]}
 TRAJECTORY = {
@@ -131,37 +131,37 @@ TRAJECTORY = {
          "head.k": [2.182933158, -0.123615151, 0.053433601], "head.bias": [-0.367740319, 0.014934236]}]}
 
 
-# Keras' operations do it where updates may be left out, and TensorFlow's kernels where not.
-@pytest.mark.parametrize("careful, compiled", [(True, False), (False, False), (False, True)],
+# Keras' operations compute the update with skip_nonfinite, TensorFlow's kernels without.
+@pytest.mark.parametrize("skip_nonfinite, jit_compile", [(True, False), (False, False), (False, True)],
                          ids=["operations", "kernels", "kernels by XLA"])
 @pytest.mark.parametrize("name", TRAJECTORY)
-def test_groups_of_rates_and_decays_as_in_pytorch(name, careful, compiled):
+def test_multipliers_and_decay_exemptions_as_in_pytorch(name, skip_nonfinite, jit_compile):
     weights = {key: keras.Variable(value, dtype="float32", name=key) for key, value in START.items()}
-    settings = {"weight_decay": 0.05, "skip_nonfinite": careful,
-                "rates": {weight.path: 0.1 for key, weight in weights.items() if key.startswith("backbone")},
+    settings = {"weight_decay": 0.05, "skip_nonfinite": skip_nonfinite,
+                "rate_multipliers": {weight.path: 0.1 for key, weight in weights.items() if key.startswith("backbone")},
                 "undecayed": [weight.path for key, weight in weights.items() if key.endswith("bias")]}
-    rate = keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.1, 0.05])
-    optimizer = (MomentumSGD(rate, 0.9, **settings) if name == "sgd"
-                 else AdamW(rate, (0.9, 0.98), 1e-3, **settings))
+    learning_rate = keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.1, 0.05])
+    optimizer = (MomentumSGD(learning_rate, 0.9, **settings) if name == "sgd"
+                 else AdamW(learning_rate, (0.9, 0.98), 1e-3, **settings))
     optimizer.build(list(weights.values()))
 
-    @tf.function(jit_compile=compiled)
+    @tf.function(jit_compile=jit_compile)
     def update():
         distances = [weight - (0.2 * np.arange(weight.shape[0], dtype=np.float32) - 0.3)
                      for weight in weights.values()]
-        optimizer.apply([2 * tf.sin(each) * tf.cos(each) for each in distances], list(weights.values()))
+        optimizer.apply([2 * tf.sin(distance) * tf.cos(distance) for distance in distances], list(weights.values()))
 
-    found = []
+    states = []
     for _ in range(10):
         update()
-        found.append({key: weight.numpy() for key, weight in weights.items()})
-    for expected, state in zip(TRAJECTORY[name], (found[0], found[9]), strict=True):
+        states.append({key: weight.numpy() for key, weight in weights.items()})
+    for expected, state in zip(TRAJECTORY[name], (states[0], states[9]), strict=True):
         for key, value in expected.items():
             np.testing.assert_allclose(state[key], value, rtol=1e-5, atol=2e-6, err_msg=key)
 
 
-def test_the_first_steps_of_adamw_lose_no_digits():
-    # 1 - 0.9999^t is a difference of near equals; every step is then rate * sign(gradient).
+def test_first_steps_of_adamw_lose_no_digits():
+    # 1 - 0.9999^t subtracts nearly equal numbers. The exact step is learning_rate * sign(gradient).
     weight = keras.Variable(0.0)
     optimizer = AdamW(0.5, (0.9, 0.9999), 1e-12)
     for step in range(1, 4):
@@ -170,20 +170,20 @@ def test_the_first_steps_of_adamw_lose_no_digits():
 
 
 @pytest.mark.parametrize("make", [MomentumSGD, AdamW])
-@pytest.mark.parametrize("careful", [True, False])
-def test_a_rate_of_zero_leaves_everything_as_it_is(make, careful):
-    still, moving = keras.Variable([1.0, -2.0], name="still"), keras.Variable([1.0, -2.0], name="moving")
-    optimizer = make(0.1, weight_decay=0.5, rates={still.path: 0.0}, skip_nonfinite=careful)
+@pytest.mark.parametrize("skip_nonfinite", [True, False])
+def test_multiplier_of_zero_freezes_weight_and_state(make, skip_nonfinite):
+    frozen, trained = keras.Variable([1.0, -2.0], name="frozen"), keras.Variable([1.0, -2.0], name="trained")
+    optimizer = make(0.1, weight_decay=0.5, rate_multipliers={frozen.path: 0.0}, skip_nonfinite=skip_nonfinite)
     for _ in range(3):
-        optimizer.apply([tf.constant([1.0, float("inf")]), tf.constant([1.0, 1.0])], [still, moving])
-    assert still.numpy().tolist() == [1.0, -2.0] and moving.numpy()[0] < 1
-    assert {variable.path: variable.numpy().any() for variable in optimizer.variables if "still" in variable.path} == {
-        variable.path: False for variable in optimizer.variables if "still" in variable.path}
+        optimizer.apply([tf.constant([1.0, float("inf")]), tf.constant([1.0, 1.0])], [frozen, trained])
+    assert frozen.numpy().tolist() == [1.0, -2.0] and trained.numpy()[0] < 1
+    state = [variable for variable in optimizer.variables if "frozen" in variable.path]
+    assert state and not any(variable.numpy().any() for variable in state)
 
 
 @pytest.mark.parametrize("skip_nonfinite", [False, True])
 @pytest.mark.parametrize("make", [MomentumSGD, AdamW])
-def test_nothing_as_large_as_a_weight_is_computed_before_its_gradient(make, skip_nonfinite):
+def test_no_product_of_a_weights_size_is_computed_before_its_gradient(make, skip_nonfinite):
     variable = keras.Variable(np.ones(7), dtype="float32")
     optimizer = make(0.1, weight_decay=0.1, skip_nonfinite=skip_nonfinite)
     optimizer.build([variable])
@@ -191,16 +191,17 @@ def test_nothing_as_large_as_a_weight_is_computed_before_its_gradient(make, skip
     traced = update.get_concrete_function()
     gradient = traced.inputs[0].op
 
-    def waits(operation):
-        before = [each.op for each in operation.inputs] + operation.control_inputs
-        return operation is gradient or any(map(waits, before))
+    def depends_on_gradient(operation):
+        predecessors = [tensor.op for tensor in operation.inputs] + operation.control_inputs
+        return operation is gradient or any(map(depends_on_gradient, predecessors))
 
-    products = [each for each in traced.graph.get_operations() if each.type == "Mul" and each.outputs[0].shape == 7]
-    assert products and all(map(waits, products))
+    products = [operation for operation in traced.graph.get_operations()
+                if operation.type == "Mul" and operation.outputs[0].shape == 7]
+    assert products and all(map(depends_on_gradient, products))
 
 
 @pytest.mark.parametrize("make", [MomentumSGD, AdamW])
-def test_numbers_whose_gradient_is_not_finite_stay(make):
+def test_elements_with_nonfinite_gradients_stay(make):
     weight, other = (keras.Variable([1.0, 2.0, 3.0], name=name) for name in ("weight", "other"))
     optimizer = make(0.1, weight_decay=0.5, skip_nonfinite=True)
     optimizer.apply([tf.constant([1.0, 1.0, 1.0])] * 2, [weight, other])
@@ -213,47 +214,47 @@ def test_numbers_whose_gradient_is_not_finite_stay(make):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_config_says_who_learns_how_fast_and_who_decays(optimizer):
+def test_backbone_rate_and_decay_exemptions_of_the_config(optimizer):
     network = models.build(tiny(head="encnet"), 3)
     train = Train(optimizer=optimizer, decay_all=False, backbone_rate=0.25, weight_decay=0.5, learning_rate=0.125,
                   power=0.0, steps=2)
     variables = network.trainable_variables
     for variable in variables:
         variable.assign(np.ones(variable.shape))
-    # Without a gradient decay alone is left, which SGD's first step and AdamW's share: 1 - rate * decay.
+    # With zero gradients only decay remains; the first step of both optimizers multiplies by 1 - rate * decay.
     optimizers.build_optimizer(train, network).apply([tf.zeros(variable.shape) for variable in variables], variables)
-    spared = 0
+    exempt = 0
     for variable in variables:
         layer, name = variable.path.split("/")
-        spares = name in ("bias", "gamma", "beta")
+        is_exempt = name in ("bias", "gamma", "beta")
         factor = 0.25 if layer.startswith("backbone.") else 1.0
-        expected = 1 - 0.125 * 0.5 * factor * (not spares)
+        expected = 1 - 0.125 * 0.5 * factor * (not is_exempt)
         assert (variable.numpy() == expected).all(), variable.path
-        spared += spares
-    assert 0 < spared < len(variables)
+        exempt += is_exempt
+    assert 0 < exempt < len(variables)
 
 
-def test_all_decay_alike_and_learn_alike_by_default():
+def test_all_variables_have_the_same_rate_and_decay_by_default():
     network = models.build(tiny(head="fcn"), 3)
     optimizer = optimizers.build_optimizer(Train(), network)
     assert isinstance(optimizer, MomentumSGD)
     assert set(optimizer.decays) == {5e-4} and set(optimizer.factors) == {1.0}
 
 
-def test_adamw_survives_its_config():
+def test_serialization_keeps_the_settings_of_adamw():
     optimizer = AdamW(0.1, (0.8, 0.9), 0.01, 0.3, {"one": 0.5}, ["two"])
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     results = []
-    for each in (optimizer, again):
+    for candidate in (optimizer, copy):
         weights = [keras.Variable(1.0, name=name) for name in ("one", "two")]
         for _ in range(3):
-            each.apply([tf.constant(0.5)] * 2, weights)
+            candidate.apply([tf.constant(0.5)] * 2, weights)
         results.append([float(weight.numpy()) for weight in weights])
     assert results[0] == results[1] and results[0][0] != results[0][1]
 
 
 def test_frozen_layers_keep_weights_and_statistics():
-    # No gamma starts at 0, where the layers before it would have no gradient.
+    # A gamma of 0 would leave the layers before it without a gradient.
     network = models.build(tiny(head="fcn", initial_weights="uniform"), 3, precision="mixed_bfloat16")
     optimizers.freeze_layers(network, ("backbone.stem.*", "backbone.layer1.0.bn1"))
     optimizer = optimizers.build_optimizer(Train(weight_decay=0.1), network)
@@ -273,21 +274,21 @@ def test_frozen_layers_keep_weights_and_statistics():
     step()
     for variable, old in zip(network.weights, before, strict=True):
         assert np.array_equal(variable.numpy(), old) == (variable.path in kept), variable.path
-    # The stem, frozen as a whole, computes in training what it computes elsewhere.
+    # The stem is completely frozen, so its outputs in training and in inference are equal.
     stem = keras.Model(network.input, network.get_layer("backbone.maxpool").output)
     assert np.array_equal(stem(images, training=True), stem(images))
 
 
-def test_freezing_asks_for_known_names():
+def test_freezing_unknown_or_all_layers_is_an_error():
     network = models.build(tiny(head="fcn"), 3)
     before = values(network)
     with pytest.raises(ConfigError, match=r"train.freeze lists 'backbone.layer1.0.cov1'.*backbone.layer1.0.conv1"):
         optimizers.freeze_layers(network, ("backbone.stem.0", "backbone.layer1.0.cov1"))
-    with pytest.raises(ConfigError, match=r"'neck.\*', but no layer with weights"):
+    with pytest.raises(ConfigError, match=r"train.freeze lists 'neck.\*'"):
         optimizers.freeze_layers(network, ("neck.*",))
-    # It has none.
+    # A pooling layer has no weights.
     with pytest.raises(ConfigError, match="backbone.maxpool"):
         optimizers.freeze_layers(network, ("backbone.maxpool",))
     assert unchanged(network, before)
-    with pytest.raises(ConfigError, match="leaves no weight to train"):
+    with pytest.raises(ConfigError, match=r"train.freeze=\*"):
         optimizers.freeze_layers(network, ("*",))

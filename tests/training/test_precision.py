@@ -1,4 +1,4 @@
-"""Training in half precision: what is computed in it, what stays float32, and steps that are left out."""
+"""Training in half precision: what is computed in it, what stays float32, and skipped steps."""
 
 import json
 
@@ -18,7 +18,7 @@ from tests.helpers.running import run_here, tiny
 
 
 def small_run(shapes_directory, *more):
-    """Return the config of a tiny run with those overrides, without weight decay, so that velocities are gradients."""
+    """Return the config of a tiny run without weight decay, so that the first velocities are the gradients."""
     _, name, _, *overrides = tiny(shapes_directory, "train.weight_decay=0", "train.deterministic=false", *more)
     return configs.load(name, overrides)
 
@@ -29,46 +29,46 @@ def small_trainer(config):
     return model, optimizer, Steps(model, optimizer, config, tf.distribute.get_strategy()).one
 
 
-def taken(config, steps):
-    """Take steps on the first batches; return what each gave, and the model."""
+def results_and_model(config, steps):
+    """Take steps on the first batches; return the losses of each step, and the model."""
     model, _, step = small_trainer(config)
     batches = iter(batching.train_batches(config))
     return [step(next(batches)) for _ in range(steps)], model
 
 
 @pytest.fixture(scope="module")
-def single(shapes_directory):
+def float32_losses(shapes_directory):
     """The losses of four steps in float32."""
-    values, _ = taken(small_run(shapes_directory), 4)
-    assert all("skipped" not in each for each in values)
-    return [float(each["loss"]) for each in values]
+    results, _ = results_and_model(small_run(shapes_directory), 4)
+    assert all("skipped" not in losses for losses in results)
+    return [float(losses["loss"]) for losses in results]
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_follows_single(precision, single, shapes_directory):
+def test_half_precision_has_nearly_the_losses_of_float32(precision, float32_losses, shapes_directory):
     config = small_run(shapes_directory, f"train.precision={precision}", "train.loss_scale=512")
-    values, model = taken(config, 4)
-    losses = [float(each["loss"]) for each in values]
-    np.testing.assert_allclose(losses, single, rtol=0.02)
-    # Else nothing would have been computed in half precision.
-    assert losses != single
+    results, model = results_and_model(config, 4)
+    losses = [float(result["loss"]) for result in results]
+    np.testing.assert_allclose(losses, float32_losses, rtol=0.02)
+    # Equal losses would mean that nothing was computed in half precision.
+    assert losses != float32_losses
     assert model.get_layer("backbone.layer1.0.conv1").compute_dtype == precision.removeprefix("mixed_")
     names = {"loss", "main", "aux", "se"} | ({"skipped"} if precision == "mixed_float16" else set())
-    assert all({name: value.dtype for name, value in each.items()} == dict.fromkeys(names, tf.float32)
-               for each in values)
-    assert all(float(each.get("skipped", 0)) == 0 for each in values)
-    # The seeds of dropout are whole numbers.
+    assert all({name: value.dtype for name, value in result.items()} == dict.fromkeys(names, tf.float32)
+               for result in results)
+    assert all(float(result.get("skipped", 0)) == 0 for result in results)
+    # The seeds of dropout are int64.
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
     assert {variable.dtype for variable in model.non_trainable_variables} == {"float32", "int64"}
     outputs = model(np.zeros((2, 64, 64, 3), np.float32), training=True)
     assert {name: logits.dtype for name, logits in outputs.items()} == dict.fromkeys(("main", "aux", "se"), tf.float32)
-    # What is built next is single again.
+    # Building a model leaves Keras' global policy unchanged.
     assert keras.config.dtype_policy().name == "float32"
 
 
-def test_the_scale_saves_small_gradients(shapes_directory):
-    """Gradients below 6e-8 are zero in float16; a scale lifts them above, and leaves no trace."""
-    found = {}
+def test_loss_scale_preserves_small_gradients(shapes_directory):
+    """Gradients below 6e-8 are zero in float16; a loss scale prevents that and does not change them."""
+    gradients = {}
     for precision, scale in (("float32", 1), ("float32", 2**18), ("mixed_float16", 1), ("mixed_float16", 2**18)):
         config = small_run(shapes_directory, f"train.precision={precision}", f"train.loss_scale={scale}",
                            "loss.main=1e-5", "model.initial_weights=uniform", "model.head=fcn",
@@ -76,17 +76,17 @@ def test_the_scale_saves_small_gradients(shapes_directory):
         model, optimizer, step = small_trainer(config)
         step(next(iter(batching.train_batches(config))))
         # Without decay the first velocities are the gradients.
-        found[precision, scale] = np.concatenate([
+        gradients[precision, scale] = np.concatenate([
             velocity.numpy().reshape(-1) for variable, velocity in zip(model.trainable_variables, optimizer.velocities)
             if variable.path.startswith("backbone.layer4") and "conv" in variable.path])
-    exact = found["float32", 1]
-    far = {key: np.linalg.norm(gradient - exact) / np.linalg.norm(exact) for key, gradient in found.items()}
-    assert far["float32", 2**18] < 1e-5
-    assert far["mixed_float16", 1] > 0.5 and far["mixed_float16", 2**18] < 0.2, far
+    exact = gradients["float32", 1]
+    errors = {key: np.linalg.norm(gradient - exact) / np.linalg.norm(exact) for key, gradient in gradients.items()}
+    assert errors["float32", 2**18] < 1e-5
+    assert errors["mixed_float16", 1] > 0.5 and errors["mixed_float16", 2**18] < 0.2, errors
 
 
-def test_a_step_with_infinite_gradients_is_left_out(shapes_directory):
-    # The scaled loss is finite in float32, and no gradient in float16.
+def test_step_with_infinite_gradients_is_skipped(shapes_directory):
+    # The scaled loss is finite in float32, but its gradients overflow in float16.
     model, optimizer, step = small_trainer(config := small_run(
         shapes_directory, "train.precision=mixed_float16", "train.loss_scale=1e30", "train.weight_decay=1"))
     for velocity in optimizer.velocities:
@@ -97,21 +97,20 @@ def test_a_step_with_infinite_gradients_is_left_out(shapes_directory):
     assert float(values["skipped"]) == 1 and np.isfinite(float(values["loss"]))
     for variable, value in zip(variables, before):
         np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.path)
-    # The schedule goes on, as the data does.
+    # The schedule advances with the data.
     assert int(optimizer.iterations.numpy()) == 1
 
 
-def test_single_precision_does_not_hide_a_gradient_that_is_not_finite():
+def test_float32_does_not_hide_nonfinite_gradients():
     weight = keras.Variable(1.0)
     MomentumSGD(0.1).apply([tf.constant(np.nan)], [weight])
     assert np.isnan(weight.numpy())
 
 
-def test_the_command_logs_skipped_steps(shapes_directory, tmp_path, capsys):
-    output = run_here(train.main, [
+def test_command_logs_skipped_steps(shapes_directory, tmp_path, capsys):
+    run_here(train.main, [
         *tiny(shapes_directory, "train.precision=mixed_float16", "train.loss_scale=512", "train.steps=2",
               "train.checkpoint_every=2"), "--workdir", tmp_path], capsys)
-    assert "finished 2 steps" in output
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines if "loss" in line] == [0, 0]
     assert [line["step"] for line in lines if "val/mIoU" in line] == [2]

@@ -1,4 +1,4 @@
-"""The learning rate against both systems' own values, and the warm-up by hand."""
+"""Learning rates compared with the values of both original systems, and the warm-up by hand."""
 
 import json
 
@@ -13,18 +13,19 @@ from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
 @needs_fixtures
 @pytest.mark.parametrize("system", ["mmengine", "sss"])
-def test_rates_of_both_systems(system):
+def test_learning_rates_of_the_original_systems(system):
     cases = json.loads((FIXTURES / "mmseg" / "schedule.json").read_text())
     cases = [case for name, case in cases.items() if name.isdigit()]
     assert cases
     for case in cases:
         steps = case["max_iters"]
-        rate = schedule(Train(steps=steps, learning_rate=case["base_lr"], end_learning_rate=case["eta_min"],
-                              power=case["power"], end_step={"mmengine": 0, "sss": steps}[system]))
-        assert [float(rate(step)) for step in case["index"]] == pytest.approx(case[system], rel=1e-5, abs=1e-9)
+        learning_rate = schedule(Train(
+            steps=steps, learning_rate=case["base_lr"], end_learning_rate=case["eta_min"], power=case["power"],
+            end_step={"mmengine": 0, "sss": steps}[system]))
+        assert [float(learning_rate(step)) for step in case["index"]] == pytest.approx(case[system], rel=1e-5, abs=1e-9)
 
 
-def test_the_two_ends_differ():
+def test_decay_ends_at_the_last_step_or_at_end_step():
     first = schedule(Train(steps=10, learning_rate=1.0, end_learning_rate=0.1, power=1.0))
     second = schedule(Train(steps=10, learning_rate=1.0, end_learning_rate=0.1, power=1.0, end_step=10))
     assert float(first(9)) == pytest.approx(0.1)
@@ -32,29 +33,29 @@ def test_the_two_ends_differ():
 
 
 def test_warmup_by_hand():
-    rate = PolynomialWithWarmup(base=1.0, end=0.0, power=1.0, end_step=10, warmup_steps=4, warmup_start=0.2)
-    # The line from 1 to 0 times 0.2, 0.4, 0.6, 0.8, 1, 1, ...
+    learning_rate = PolynomialWithWarmup(base=1.0, end=0.0, power=1.0, end_step=10, warmup_steps=4, warmup_start=0.2)
+    # The decay 1, 0.9, 0.8, ... is multiplied by 0.2, 0.4, 0.6, 0.8, 1, 1, ...
     expected = [0.2, 0.9 * 0.4, 0.8 * 0.6, 0.7 * 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
-    assert [float(rate(step)) for step in range(11)] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert [float(learning_rate(step)) for step in range(11)] == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("step", [10, 11, 1_000_000])
-def test_held_at_the_end(step):
+def test_learning_rate_stays_constant_after_the_end(step):
     assert float(PolynomialWithWarmup(0.01, 1e-4, 0.9, end_step=10)(step)) == pytest.approx(1e-4, rel=1e-6)
 
 
-def test_one_step_has_the_base_rate():
+def test_single_step_has_the_base_learning_rate():
     assert float(schedule(Train(steps=1, learning_rate=0.03))(0)) == pytest.approx(0.03)
 
 
 def test_compiled_equals_eager():
-    rate = schedule(Train(steps=1000, warmup_steps=100))
-    compiled = tf.function(rate)
+    learning_rate = schedule(Train(steps=1000, warmup_steps=100))
+    compiled = tf.function(learning_rate)
     for step in (0, 1, 99, 100, 500, 998, 999, 2000):
-        assert float(compiled(tf.constant(step))) == pytest.approx(float(rate(step)), rel=1e-6)
+        assert float(compiled(tf.constant(step))) == pytest.approx(float(learning_rate(step)), rel=1e-6)
 
 
-def test_survives_its_config():
-    rate = PolynomialWithWarmup(0.3, 0.1, 0.9, 50, 7, 0.5)
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rate))
-    assert [float(again(step)) for step in (0, 3, 20, 60)] == [float(rate(step)) for step in (0, 3, 20, 60)]
+def test_serialization_keeps_the_learning_rates():
+    learning_rate = PolynomialWithWarmup(0.3, 0.1, 0.9, 50, 7, 0.5)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(learning_rate))
+    assert [float(copy(step)) for step in (0, 3, 20, 60)] == [float(learning_rate(step)) for step in (0, 3, 20, 60)]

@@ -1,4 +1,4 @@
-"""The compiled step: one or several in a call, whole or in parts, its loss scale, and a batch that cannot be read."""
+"""The compiled step: calls of several steps, accumulated gradients, the loss scale, and unreadable batches."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from kseg.config import Config
 from kseg.config.sections import Loss, Train
 from kseg.models.norms import BatchNormalization
 from kseg.training import losses
-from kseg.training.ema import Average
+from kseg.training.ema import ExponentialMovingAverage
 from kseg.training.optimizers import build_optimizer
 from kseg.training.step import LossScale, Steps
 
@@ -17,7 +17,7 @@ CLASSES = 3
 
 
 def shallow(config, frozen=True):
-    """A model of all outputs with a batch norm, and its optimizer."""
+    """Return a small model with all outputs and a batch norm, and its optimizer."""
     keras.utils.set_random_seed(5)
     images = keras.Input((None, None, 3))
     features = keras.layers.Conv2D(6, 5, strides=4, padding="same", name="features")(images)
@@ -31,17 +31,17 @@ def shallow(config, frozen=True):
 
 
 def batches(count, size=8):
-    """Batches whose pictures have unequal shares of ignored pixels."""
+    """Return batches whose images have different fractions of ignored pixels."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, CLASSES, (count, size, 16, 16)).astype(np.uint8)
-    for place in range(size):
-        labels[:, place, :2 * place] = 255
+    for index in range(size):
+        labels[:, index, :2 * index] = 255
     images = generator.normal(size=(count, size, 16, 16, 3)).astype(np.float32)
     return tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
 
 
 def trained(config, calls, frozen=True, strategy=None):
-    """Take steps, so many in each call; return (losses of all steps by row, final weights)."""
+    """Take calls[i] steps in call i; return (losses of all steps, one row each, and the final weights)."""
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         model, optimizer = shallow(config, frozen)
@@ -57,23 +57,23 @@ def settings(**train):
         global_batch=8, steps=40, learning_rate=0.05, weight_decay=1e-3, **train))
 
 
-def test_several_steps_in_a_call_are_the_same_steps():
+def test_several_steps_in_a_call_equal_single_steps():
     rows, weights = trained(settings(), [1] * 6, frozen=False)
-    together, others = trained(settings(), [4, 2], frozen=False)
-    np.testing.assert_array_equal(rows, together)
+    rows_of_calls, others = trained(settings(), [4, 2], frozen=False)
+    np.testing.assert_array_equal(rows, rows_of_calls)
     for one, other in zip(weights, others, strict=True):
         np.testing.assert_array_equal(one, other)
-    # Else nothing was learned that could differ.
+    # The loss decreases, so the weights have changed.
     assert rows[-1, 0] < rows[0, 0]
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-def test_the_strategy_of_one_gpu_takes_the_same_steps(parts):
-    """Here with a CPU in its place, to which it fetches batches ahead as it would to a GPU."""
+def test_one_device_strategy_takes_the_same_steps(parts):
+    """Use a CPU in place of the GPU; the strategy prefetches batches to it in the same way."""
     config = settings(accumulate=parts)
     rows, weights = trained(config, [3, 2], frozen=False)
-    others, other_weights = trained(config, [3, 2], False, tf.distribute.OneDeviceStrategy("CPU:0"))
-    np.testing.assert_array_equal(rows, others)
+    other_rows, other_weights = trained(config, [3, 2], False, tf.distribute.OneDeviceStrategy("CPU:0"))
+    np.testing.assert_array_equal(rows, other_rows)
     for one, other in zip(weights, other_weights, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -81,7 +81,7 @@ def test_the_strategy_of_one_gpu_takes_the_same_steps(parts):
 @pytest.mark.parametrize("loss", [Loss(average="valid"), Loss(average="all", class_weights=(0.2, 1.0, 3.0)), Loss(
     average="valid", class_weights=(0.2, 1.0, 3.0))])
 @pytest.mark.parametrize("parts", [2, 8])
-def test_a_batch_in_parts_gives_the_weights_of_the_whole(parts, loss):
+def test_accumulated_gradients_give_the_weights_of_the_whole_batch(parts, loss):
     rows, weights = trained(settings(loss=loss), [3, 2])
     in_parts, others = trained(settings(loss=loss, accumulate=parts), [3, 2])
     np.testing.assert_allclose(in_parts, rows, rtol=1e-5)
@@ -89,8 +89,8 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole(parts, loss):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
 
 
-def test_parts_are_not_each_averaged_alone():
-    """The slow reference of the above: means of parts with unequal shares of ignored pixels are another loss."""
+def test_accumulated_loss_is_no_mean_of_means():
+    """The means of parts with different numbers of ignored pixels have another mean than the whole batch."""
     config = settings(accumulate=2)
     model, optimizer = shallow(config)
     batch = next(iter(batches(1)))
@@ -98,11 +98,11 @@ def test_parts_are_not_each_averaged_alone():
     means = [losses.loss_terms(model(half["image"]), half["label"], config.loss)["main"] for half in halves]
     mean_of_means = sum(float(total / count) for _, total, count in means) / 2
     whole = float(sum(total for _, total, _ in means) / sum(count for _, _, count in means))
-    found = float(Steps(model, optimizer, config, tf.distribute.get_strategy()).one(batch)["main"])
-    assert found == pytest.approx(whole, rel=1e-5) and abs(found - mean_of_means) > 1e-4
+    accumulated = float(Steps(model, optimizer, config, tf.distribute.get_strategy()).one(batch)["main"])
+    assert accumulated == pytest.approx(whole, rel=1e-5) and abs(accumulated - mean_of_means) > 1e-4
 
 
-def test_counts_from_labels_are_those_of_the_terms():
+def test_denominators_equal_the_counts_of_the_loss_terms():
     labels = next(iter(batches(1)))["label"]
     outputs = {"main": tf.zeros((8, 4, 4, CLASSES)), "aux": tf.zeros((8, 4, 4, CLASSES)), "se": tf.zeros((8, CLASSES))}
     for average in ("all", "valid", "kept"):
@@ -113,61 +113,61 @@ def test_counts_from_labels_are_those_of_the_terms():
                 labels, outputs, CLASSES, loss)] == pytest.approx(expected)
 
 
-def test_a_batch_that_cannot_be_read_leaves_the_steps_before_it():
+def test_unreadable_batch_keeps_the_steps_before_it():
     config = settings()
     model, optimizer = shallow(config, frozen=False)
     steps = Steps(model, optimizer, config, tf.distribute.get_strategy())
 
-    def spoiled(number, batch):
-        with tf.control_dependencies([tf.debugging.Assert(number < 3, ["spoiled"])]):
+    def fail_at_third(index, batch):
+        with tf.control_dependencies([tf.debugging.Assert(index < 3, ["unreadable"])]):
             return {name: tf.identity(value) for name, value in batch.items()}
 
-    with pytest.raises(tf.errors.InvalidArgumentError, match="spoiled"):
-        steps.take(iter(batches(6).enumerate().map(spoiled)), 6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="unreadable"):
+        steps.take(iter(batches(6).enumerate().map(fail_at_third)), 6)
     assert int(optimizer.iterations) == 3
-    found = model.get_weights()
+    weights = model.get_weights()
     model, optimizer = shallow(config, frozen=False)
     Steps(model, optimizer, config, tf.distribute.get_strategy()).take(iter(batches(6)), 3)
-    for one, other in zip(found, model.get_weights(), strict=True):
+    for one, other in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_average_follows_each_step_of_a_call():
+def test_ema_is_updated_after_each_step_of_a_call():
     config = settings()
     model, optimizer = shallow(config, frozen=False)
-    average = Average(model, 0.9)
-    expected = {path: variable.numpy() for path, variable in average.variables.items()}
-    steps = Steps(model, optimizer, config, tf.distribute.get_strategy(), average)
-    for row, count in zip(range(3), (1, 1, 1)):
-        steps.take(iter(batches(3).skip(row)), count)
+    ema = ExponentialMovingAverage(model, 0.9)
+    expected = {path: variable.numpy() for path, variable in ema.variables.items()}
+    steps = Steps(model, optimizer, config, tf.distribute.get_strategy(), ema)
+    for index in range(3):
+        steps.take(iter(batches(3).skip(index)), 1)
         for path in expected:
-            expected[path] = 0.9 * expected[path] + 0.1 * average.sources[path].numpy()
+            expected[path] = 0.9 * expected[path] + 0.1 * ema.sources[path].numpy()
     model, optimizer = shallow(config, frozen=False)
-    average = Average(model, 0.9)
-    Steps(model, optimizer, config, tf.distribute.get_strategy(), average).take(iter(batches(3)), 3)
-    for path, variable in average.variables.items():
+    ema = ExponentialMovingAverage(model, 0.9)
+    Steps(model, optimizer, config, tf.distribute.get_strategy(), ema).take(iter(batches(3)), 3)
+    for path, variable in ema.variables.items():
         np.testing.assert_allclose(variable.numpy(), expected[path], rtol=1e-5, atol=1e-6)
 
 
-def test_the_notice_of_this_host_comes_back():
+def test_stop_request_of_this_host_is_counted():
     config = settings()
     steps = Steps(*shallow(config), config, tf.distribute.get_strategy())
     iterator = iter(batches(2))
-    assert [int(steps.take(iterator, 1, notice).notices) for notice in (False, True)] == [0, 1]
+    assert [int(steps.take(iterator, 1, requested).stop_requests) for requested in (False, True)] == [0, 1]
 
 
-def test_the_scale_halves_and_grows():
+def test_loss_scale_halves_and_grows():
     scale = LossScale(8.0, 3)
-    found = []
+    values = []
     for skipped in (0, 0, 1, 0, 0, 0, 0, 0, 0, 1):
-        scale.follow(tf.constant(float(skipped)))
-        found.append(float(scale.value))
-    assert found == [8, 8, 4, 4, 4, 8, 8, 8, 16, 8]
+        scale.update(tf.constant(float(skipped)))
+        values.append(float(scale.value))
+    assert values == [8, 8, 4, 4, 4, 8, 8, 8, 16, 8]
     assert float(LossScale(8.0, 0).value) == 8 and LossScale(8.0, 0).variables == {}
 
 
-def test_a_scale_that_overflows_comes_down_until_steps_are_taken():
-    """65536 times the loss is above what float16 holds in the gradient of a sum over many pixels."""
+def test_overflowing_loss_scale_falls_until_steps_are_taken():
+    """The initial scale is far above the largest float16, 65504."""
     config = settings(precision="mixed_float16", loss_scale=2.0**24, loss_scale_growth=1000)
     keras.config.set_dtype_policy("mixed_float16")
     try:
