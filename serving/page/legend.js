@@ -1,62 +1,63 @@
-// The list of classes: those in the picture with a switch and a share, largest first, and those that are not.
+// The list of classes: those in the picture with a switch and a percentage, largest first, and the absent ones.
 
-export function share(part, whole) {
+export function percentText(part, whole) {
   const percent = 100 * part / whole;
   return percent > 0 && percent < 0.1 ? "< 0.1 %" : `${percent.toFixed(1)} %`;
 }
 
-export function nameOf(version, id) {
-  // A model without a list of classes has numbers for names.
+export function className(version, id) {
+  // A model without class names shows numbers.
   return version.classes[id] ?? `class ${id}`;
 }
 
-export function colourOf(version, id) {
-  // Grey says that nobody chose a colour.
+export function classColor(version, id) {
+  // Gray marks an id without a color in the model's list.
   return version.palette[id] ?? [128, 128, 128];
 }
 
-export function setColour(element, colour) {
-  element.style.setProperty("--colour", `rgb(${colour.join(" ")})`);
-  // The tick has to stand out against it.
-  const light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 150;
+export function setColor(element, color) {
+  element.style.setProperty("--color", `rgb(${color.join(" ")})`);
+  // The tick must stand out against the color.
+  const light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 150;
   element.style.setProperty("--tick", light ? "#000" : "#fff");
 }
 
-function made(tag, classes, text = "") {
+function createElement(tag, classes, text = "") {
   const element = document.createElement(tag);
   element.className = classes;
   element.textContent = text;
   return element;
 }
 
-// A line for a class; `counted` is null before there is a picture.
-function line(version, id, counted, toggled) {
+// Returns the list item of a class. `counted` is null before there is an answer.
+function createItem(version, id, counted, toggled) {
   const item = document.createElement("li");
   item.dataset.id = id;
-  setColour(item, colourOf(version, id));
+  setColor(item, classColor(version, id));
   const row = document.createElement(counted ? "label" : "div");
   if (counted) {
-    const input = made("input", "");
+    const input = createElement("input", "");
     input.type = "checkbox";
     input.checked = !counted.hidden.has(id);
     input.addEventListener("change", () => toggled(id, input.checked));
-    const bar = made("span", "bar"), filled = document.createElement("span");
+    const bar = createElement("span", "bar"), filled = document.createElement("span");
     filled.style.width = `${100 * counted.counts[id] / counted.total}%`;
     bar.append(filled);
-    row.append(input, made("span", "name", nameOf(version, id)),
-      made("span", "share", share(counted.counts[id], counted.total)), bar);
+    row.append(input, createElement("span", "name", className(version, id)),
+      createElement("span", "percent", percentText(counted.counts[id], counted.total)), bar);
   } else {
-    row.append(made("span", "swatch"), made("span", "name", nameOf(version, id)));
+    row.append(createElement("span", "swatch"), createElement("span", "name", className(version, id)));
   }
   item.append(row);
   return item;
 }
 
-// Fills both lists. Without an answer all classes stand in the first, without shares.
-export function filled(lists, version, answer, hidden, toggled) {
+// Fills the lists of present and absent classes, and returns their ids. Without an answer all classes are in the first
+// list, without percentages.
+export function fillLists(lists, version, answer, hidden, toggled) {
   const all = version.classes.map((_, id) => id);
   if (!answer) {
-    lists.present.replaceChildren(...all.map(id => line(version, id, null, toggled)));
+    lists.present.replaceChildren(...all.map(id => createItem(version, id, null, toggled)));
     lists.absent.replaceChildren();
     return { present: [], absent: [] };
   }
@@ -64,7 +65,7 @@ export function filled(lists, version, answer, hidden, toggled) {
   const present = [...answer.counts.keys()].filter(id => answer.counts[id] > 0)
     .sort((one, other) => answer.counts[other] - answer.counts[one]);
   const absent = all.filter(id => answer.counts[id] === 0);
-  lists.present.replaceChildren(...present.map(id => line(version, id, counted, toggled)));
-  lists.absent.replaceChildren(...absent.map(id => line(version, id, null, toggled)));
+  lists.present.replaceChildren(...present.map(id => createItem(version, id, counted, toggled)));
+  lists.absent.replaceChildren(...absent.map(id => createItem(version, id, null, toggled)));
   return { present, absent };
 }

@@ -1,60 +1,63 @@
-// The page: a picture goes to the server's REST API, and its class ids come back and are drawn over it.
+// The page: sends a picture to the server's REST API, and draws the returned class ids over it.
 
-import { colourOf, filled } from "./legend.js";
-import { idsOf, mixed, opened, painted, saved } from "./pictures.js";
-import { follow } from "./pointer.js";
-import { Failure, bytes, listed, predicted } from "./requests.js";
+import { classColor, fillLists } from "./legend.js";
+import { decodeIds, download, drawOverlay, openPicture, paintIds } from "./pictures.js";
+import { trackPointer } from "./pointer.js";
+import { Failure, fetchModels, predict, sizeText } from "./requests.js";
 
-// Larger pictures are drawn smaller on the screen; what is named under the pointer and saved is the whole.
-const LARGEST_SIDE = 2048;
-const element = Object.fromEntries([...document.querySelectorAll("[id]")].map(found => [found.id, found]));
+// Larger pictures are reduced on the screen. The pointer and the saved files use the full resolution.
+const MAX_SHOWN_SIDE = 2048;
+const element = Object.fromEntries([...document.querySelectorAll("[id]")].map(node => [node.id, node]));
 
 let server = { models: [], samples: [], max_request_bytes: Infinity };
-let picture = null, answer = null, hidden = new Set(), running = null, last = null;
+let picture = null, answer = null, hidden = new Set(), running = null, lastTask = null;
 
-function version() {
-  const model = server.models.find(each => each.name === element.model.value);
-  const versions = model?.versions ?? [];
-  // The first is the newest, which an empty choice stands for.
-  return versions.find(each => each.version === element.version.value) ?? versions[0];
+function selectedModel() {
+  return server.models.find(model => model.name === element.model.value);
 }
 
-// ---- what can be chosen
+function selectedVersion() {
+  const versions = selectedModel()?.versions ?? [];
+  // Versions are listed newest first, and an empty choice selects the newest.
+  return versions.find(({ version }) => version === element.version.value) ?? versions[0];
+}
 
-function options(select, choices, kept) {
+// ---- models, versions and samples
+
+function setOptions(select, choices, previous) {
   select.replaceChildren(...choices.map(({ value, text, disabled = false }) => {
     const option = new Option(text, value);
     option.disabled = disabled;
     return option;
   }));
   const usable = choices.filter(choice => !choice.disabled).map(choice => choice.value);
-  select.value = usable.includes(kept) ? kept : usable[0] ?? "";
+  select.value = usable.includes(previous) ? previous : usable[0] ?? "";
   select.disabled = usable.length < 2;
 }
 
-function reasonAgainst(model) {
+function modelProblem(model) {
   if (model.versions.length === 0) return "not available";
-  return model.versions.every(each => each.problem) ? "not for pictures" : "";
+  return model.versions.every(({ problem }) => problem) ? "not for pictures" : "";
 }
 
 function showModels() {
-  options(element.model, server.models.map(model => {
-    const reason = reasonAgainst(model);
-    return { value: model.name, text: reason ? `${model.name} (${reason})` : model.name, disabled: reason !== "" };
+  setOptions(element.model, server.models.map(model => {
+    const problem = modelProblem(model);
+    return { value: model.name, text: problem ? `${model.name} (${problem})` : model.name, disabled: problem !== "" };
   }), element.model.value);
   showVersions();
 }
 
 function showVersions() {
-  const model = server.models.find(each => each.name === element.model.value);
-  const choices = (model?.versions ?? []).map(each => {
-    const labels = Object.entries(model.labels).filter(([, number]) => number === each.version).map(([name]) => name);
-    return { value: each.version, text: [each.version, ...labels].join(" · "), disabled: Boolean(each.problem) };
+  const model = selectedModel();
+  const choices = (model?.versions ?? []).map(({ version, problem }) => {
+    const labels = Object.entries(model.labels).filter(([, number]) => number === version).map(([name]) => name);
+    return { value: version, text: [version, ...labels].join(" · "), disabled: Boolean(problem) };
   });
   if (choices.length) {
     choices.unshift({ value: "", text: `newest (${choices[0].value})`, disabled: choices[0].disabled });
   }
-  options(element.version, choices, element.version.value);
+  setOptions(element.version, choices, element.version.value);
   showLegend();
 }
 
@@ -72,9 +75,9 @@ function showSamples() {
     button.addEventListener("click", () => attempt(async () => {
       const response = await fetch(image.src).catch(() => null);
       if (!response?.ok) {
-        throw new Failure("The sample is not there", `${name} did not come from the server.`, { again: true });
+        throw new Failure("The sample is missing", `The server did not send ${name}.`, { retryable: true });
       }
-      await take(new File([await response.blob()], name), button);
+      await usePicture(new File([await response.blob()], name), button);
     }));
     item.append(button);
     return item;
@@ -82,41 +85,41 @@ function showSamples() {
 }
 
 async function refresh() {
-  const before = JSON.stringify(server.models), chosen = element.model.value;
-  server = await listed();
-  if (JSON.stringify(server.models) !== before) showModels();
-  // Never another in its place without a word.
-  if (chosen && version() && element.model.value !== chosen) {
-    throw new Failure("The model is not available any more", `This server no longer has ${chosen} ready. `
-      + `Try again to ask ${element.model.value}.`, { again: true });
+  const previous = JSON.stringify(server.models), chosen = element.model.value;
+  server = await fetchModels();
+  if (JSON.stringify(server.models) !== previous) showModels();
+  // Another model must not replace the chosen one silently.
+  if (chosen && selectedVersion() && element.model.value !== chosen) {
+    throw new Failure("The model is no longer available", `This server has stopped serving ${chosen}. `
+      + `Try again to use ${element.model.value}.`, { retryable: true });
   }
-  if (!version() || version().problem) {
-    const reasons = server.models.map(
+  if (!selectedVersion() || selectedVersion().problem) {
+    const problems = server.models.map(
       model => `${model.name}: ${model.versions[0]?.problem ?? "no version is available"}`);
-    throw new Failure("No model to ask", `This server has no model for pictures that is ready. ${reasons.join("; ")}`,
-      { again: true });
+    throw new Failure("No usable model", `This server has no available model for pictures. ${problems.join("; ")}`,
+      { retryable: true });
   }
 }
 
 // ---- errors
 
-// Runs a task; what goes wrong in it is told, and may be tried again. One at a time: a newer one ends the older.
+// Runs a task and shows its errors, which the user may retry. A new task aborts the previous one.
 async function attempt(task) {
   running?.abort();
-  const own = running = new AbortController();
-  last = task;
+  const controller = running = new AbortController();
+  lastTask = task;
   element.error.hidden = true;
-  busy(true);
+  showBusy(true);
   try {
-    await task(own.signal);
+    await task(controller.signal);
   } catch (error) {
-    if (own === running && error.name !== "AbortError") showError(error);
+    if (controller === running && error.name !== "AbortError") showError(error);
   } finally {
-    if (own === running) busy(false);
+    if (controller === running) showBusy(false);
   }
 }
 
-function busy(waiting) {
+function showBusy(waiting) {
   element.busy.hidden = !waiting;
   element.stage.ariaBusy = String(waiting);
 }
@@ -128,7 +131,7 @@ function showError(error) {
   element["error-text"].textContent = error.text ?? error.message;
   element["error-server"].textContent = error.server ?? "";
   element["error-more"].hidden = !error.server;
-  element.retry.hidden = !error.again;
+  element.retry.hidden = !error.retryable;
   element.status.textContent = "";
   element.error.hidden = false;
   element.error.scrollIntoView({ block: "nearest" });
@@ -136,47 +139,47 @@ function showError(error) {
 
 // ---- a picture and its answer
 
-async function take(file, sample = null) {
-  const own = running, found = await opened(file);
-  if (own !== running) return;
+async function usePicture(file, sample = null) {
+  const controller = running, opened = await openPicture(file);
+  if (controller !== running) return;
   picture?.bitmap.close();
-  picture = found;
+  picture = opened;
   for (const button of element.samples.querySelectorAll("button")) button.ariaPressed = String(button === sample);
   showPicture();
-  last = segment;
-  await segment(own.signal);
+  lastTask = segment;
+  await segment(controller.signal);
 }
 
 async function segment(signal) {
-  const own = running, asked = picture;
-  forget();
+  const controller = running, sent = picture;
+  clearAnswer();
   await refresh();
-  const chosen = version(), model = element.model.value;
-  element.status.textContent = `Asking ${model}, version ${chosen.version} …`;
-  const result = await predicted(model, chosen.version, asked.blob, server.max_request_bytes, signal);
-  const found = await idsOf(result.png);
-  // Another picture or version was chosen meanwhile.
-  if (own !== running) return;
-  if (found.width !== asked.bitmap.width || found.height !== asked.bitmap.height) {
-    throw new Failure("The answer does not fit", `The class ids are ${found.width} × ${found.height}, the picture is `
-      + `${asked.bitmap.width} × ${asked.bitmap.height}.`);
+  const version = selectedVersion(), model = element.model.value;
+  element.status.textContent = `Waiting for ${model}, version ${version.version} …`;
+  const result = await predict(model, version.version, sent.blob, server.max_request_bytes, signal);
+  const decoded = await decodeIds(result.png);
+  // The user has chosen another picture or version in the meantime.
+  if (controller !== running) return;
+  if (decoded.width !== sent.bitmap.width || decoded.height !== sent.bitmap.height) {
+    throw new Failure("The response does not match the picture", `The class ids are ${decoded.width} × `
+      + `${decoded.height}, the picture is ${sent.bitmap.width} × ${sent.bitmap.height}.`);
   }
-  answer = { ...found, ...result, version: chosen };
+  answer = { ...decoded, ...result, version };
   showAnswer(model);
 }
 
-// What was answered for another picture or by another version shall not stand beside this one.
-function forget() {
+// Clears the previous answer, which belongs to another picture or version.
+function clearAnswer() {
   answer = null;
   const context = element.overlay.getContext("2d");
   context.clearRect(0, 0, element.overlay.width, element.overlay.height);
   for (const id of ["latency", "sent", "received"]) element[id].textContent = "–";
-  pointer.end();
+  pointer.hide();
   showLegend();
 }
 
 function showPicture() {
-  const { width, height } = picture.bitmap, scale = Math.min(1, LARGEST_SIDE / Math.max(width, height));
+  const { width, height } = picture.bitmap, scale = Math.min(1, MAX_SHOWN_SIDE / Math.max(width, height));
   for (const canvas of [element.picture, element.overlay]) {
     canvas.width = Math.max(1, Math.round(width * scale));
     canvas.height = Math.max(1, Math.round(height * scale));
@@ -185,20 +188,20 @@ function showPicture() {
   context.imageSmoothingQuality = "high";
   context.drawImage(picture.bitmap, 0, 0, element.picture.width, element.picture.height);
   element.frame.style.setProperty("--aspect", width / height);
-  element.frame.ariaLabel = `${picture.name} with its classes' colours`;
+  element.frame.ariaLabel = `${picture.name} with the colors of its classes`;
   element.frame.hidden = false;
   element.empty.hidden = true;
   element.stage.classList.remove("blank");
   element.tools.hidden = false;
   const note = picture.note ? ` · ${picture.note}` : "";
   element.about.textContent = `${picture.name} · ${width} × ${height}${note}`;
-  pointer.end();
+  pointer.hide();
 }
 
 function showAnswer(model) {
   element.latency.textContent = `${answer.milliseconds.toFixed(answer.milliseconds < 100 ? 1 : 0)} ms`;
-  element.sent.textContent = bytes(answer.sent);
-  element.received.textContent = bytes(answer.received);
+  element.sent.textContent = sizeText(answer.sent);
+  element.received.textContent = sizeText(answer.received);
   const present = showLegend();
   paint();
   const count = `${present.length} class${present.length === 1 ? "" : "es"}`;
@@ -206,19 +209,19 @@ function showAnswer(model) {
 }
 
 function paint() {
-  painted(element.overlay, answer, id => colourOf(answer.version, id), hidden);
+  paintIds(element.overlay, answer, id => classColor(answer.version, id), hidden);
 }
 
 function showLegend() {
-  const shown = answer?.version ?? version();
+  const shown = answer?.version ?? selectedVersion();
   const lists = { present: element.legend, absent: element["absent-classes"] };
-  const { present, absent } = shown ? filled(lists, shown, answer, hidden, toggle)
-    : filled(lists, { classes: [] }, null, hidden, toggle);
+  const { present, absent } = shown ? fillLists(lists, shown, answer, hidden, toggle)
+    : fillLists(lists, { classes: [] }, null, hidden, toggle);
   element.absent.hidden = absent.length === 0;
   element["absent-title"].textContent = `${absent.length} not in this picture`;
   for (const id of ["opacity", "save-ids", "save-overlay", "show-all", "hide-all"]) element[id].disabled = !answer;
-  const numbered = shown && shown.classes.length === 0 ? "This model has no names for its classes." : "";
-  element["legend-note"].textContent = shown?.note ? `${numbered} ${shown.note}` : numbered;
+  const unnamed = shown && shown.classes.length === 0 ? "This model has no class names." : "";
+  element["legend-note"].textContent = shown?.note ? `${unnamed} ${shown.note}` : unnamed;
   element["legend-note"].hidden = element["legend-note"].textContent === "";
   return present;
 }
@@ -237,11 +240,12 @@ function toggleAll(visible) {
 
 // ---- saving
 
-const save = (blob, suffix) => saved(blob, picture.name.replace(/\.[^.]*$/, "") + suffix);
+const save = (blob, suffix) => download(blob, picture.name.replace(/\.[^.]*$/, "") + suffix);
 
 async function saveOverlay() {
-  const drawn = mixed(picture.bitmap, answer, id => colourOf(answer.version, id), hidden, element.opacity.value / 100);
-  save(await drawn.convertToBlob({ type: "image/png" }), "-overlay.png");
+  const canvas = drawOverlay(picture.bitmap, answer, id => classColor(answer.version, id), hidden,
+    element.opacity.value / 100);
+  save(await canvas.convertToBlob({ type: "image/png" }), "-overlay.png");
 }
 
 function showOpacity() {
@@ -249,16 +253,16 @@ function showOpacity() {
   element["opacity-text"].textContent = `${element.opacity.value} %`;
 }
 
-// ---- beginning
+// ---- start
 
 function listen() {
-  const takeFirst = files => files.length && attempt(() => take(files[0]));
+  const useFirst = files => files.length && attempt(() => usePicture(files[0]));
   for (const button of document.querySelectorAll(".choose")) {
     button.addEventListener("click", () => element.file.click());
   }
   element.file.addEventListener("change", () => {
-    takeFirst([...element.file.files]);
-    // The same file once more is a change, too.
+    useFirst([...element.file.files]);
+    // Clearing the value lets the user choose the same file again.
     element.file.value = "";
   });
   document.addEventListener("dragover", event => {
@@ -271,13 +275,13 @@ function listen() {
   document.addEventListener("drop", event => {
     event.preventDefault();
     document.body.classList.remove("dropping");
-    takeFirst([...event.dataTransfer.files]);
+    useFirst([...event.dataTransfer.files]);
   });
-  document.addEventListener("paste", event => takeFirst([...event.clipboardData.files]));
-  const again = () => picture && attempt(segment);
-  element.model.addEventListener("change", () => { hidden.clear(); showVersions(); again(); });
-  element.version.addEventListener("change", () => { showLegend(); again(); });
-  element.retry.addEventListener("click", () => attempt(last));
+  document.addEventListener("paste", event => useFirst([...event.clipboardData.files]));
+  const resegment = () => picture && attempt(segment);
+  element.model.addEventListener("change", () => { hidden.clear(); showVersions(); resegment(); });
+  element.version.addEventListener("change", () => { showLegend(); resegment(); });
+  element.retry.addEventListener("click", () => attempt(lastTask));
   element.opacity.addEventListener("input", showOpacity);
   element["show-all"].addEventListener("click", () => toggleAll(true));
   element["hide-all"].addEventListener("click", () => toggleAll(false));
@@ -286,7 +290,7 @@ function listen() {
 }
 
 element.stage.classList.add("blank");
-const pointer = follow(element, () => answer);
+const pointer = trackPointer(element, () => answer);
 listen();
 showOpacity();
 attempt(async () => {

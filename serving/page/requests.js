@@ -1,56 +1,56 @@
 // The server's REST API, and its errors in plain words.
 
-// What went wrong: a title and a text for people, the server's own words, and whether trying again may help.
+// An error with a title and a text for people, the server's own message, and whether a retry may help.
 export class Failure extends Error {
-  constructor(title, text, { server = "", again = false } = {}) {
+  constructor(title, text, { server = "", retryable = false } = {}) {
     super(text);
-    Object.assign(this, { title, text, server, again });
+    Object.assign(this, { title, text, server, retryable });
   }
 }
 
-export function bytes(count) {
-  if (count < 1000) return `${count} B`;
-  const [value, unit] = count < 1e6 ? [count / 1e3, "kB"] : [count / 1e6, "MB"];
+export function sizeText(bytes) {
+  if (bytes < 1000) return `${bytes} B`;
+  const [value, unit] = bytes < 1e6 ? [bytes / 1e3, "kB"] : [bytes / 1e6, "MB"];
   return `${value.toFixed(value < 100 ? 1 : 0)} ${unit}`;
 }
 
-// Gives what fetch gives, and the answer's text; a server that cannot be reached is a Failure.
-async function fetched(url, options) {
+// Returns the response of fetch and its text. Throws a Failure if the server cannot be reached.
+async function fetchText(url, options) {
   try {
     const response = await fetch(url, options);
     return { response, text: await response.text() };
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("The server does not answer", `Nothing came back from ${location.host}. It may have been `
-      + "stopped, or the network is down.", { again: true });
+    throw new Failure("The server does not answer", `There was no response from ${location.host}. It may have been `
+      + "stopped, or the network is down.", { retryable: true });
   }
 }
 
-// The models to choose from, the samples and the largest request, as page/models lists them.
-export async function listed() {
-  const { response, text } = await fetched("page/models");
-  if (!response.ok) throw explained(response.status, text);
-  return parsed(text);
+// Returns the JSON of page/models: the models, the names of the samples, and the maximum size of a request.
+export async function fetchModels() {
+  const { response, text } = await fetchText("page/models");
+  if (!response.ok) throw explainError(response.status, text);
+  return parseJson(text);
 }
 
-// Asks a version for the class ids of an encoded picture. Gives the PNG of ids, and what it took: milliseconds until
-// the whole answer was there, bytes sent and bytes received.
-export async function predicted(model, version, picture, largest, signal) {
+// Requests the class ids of an encoded picture. Returns the PNG of ids, the milliseconds until the whole response
+// arrived, and the bytes sent and received.
+export async function predict(model, version, picture, maxRequestBytes, signal) {
   const body = `{"signature_name": "serving_default", "inputs": [{"b64": "${await base64(picture)}"}]}`;
-  if (body.length > largest) {
-    throw new Failure("The picture is too large", `It is ${bytes(picture.size)}, which makes a request of `
-      + `${bytes(body.length)}; this server takes at most ${bytes(largest)}.`);
+  if (body.length > maxRequestBytes) {
+    throw new Failure("The picture is too large", `It has ${sizeText(picture.size)}, which makes a request of `
+      + `${sizeText(body.length)}. This server accepts at most ${sizeText(maxRequestBytes)}.`);
   }
   const started = performance.now();
-  const { response, text } = await fetched(
+  const { response, text } = await fetchText(
     `v1/models/${encodeURIComponent(model)}/versions/${version}:predict`,
     { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
   const milliseconds = performance.now() - started;
-  if (!response.ok) throw explained(response.status, text);
-  const outputs = parsed(text).outputs;
-  // Of a signature with one output alone the name is left out.
+  if (!response.ok) throw explainError(response.status, text);
+  const outputs = parseJson(text).outputs;
+  // The only output of a signature comes without its name.
   const encoded = (outputs?.png_bytes ?? outputs)?.[0]?.b64;
-  if (typeof encoded !== "string") throw garbled(text);
+  if (typeof encoded !== "string") throw invalidResponse(text);
   const png = Uint8Array.from(atob(encoded), character => character.charCodeAt(0));
   return { png: new Blob([png], { type: "image/png" }), milliseconds, sent: body.length, received: text.length };
 }
@@ -64,47 +64,48 @@ function base64(blob) {
   });
 }
 
-function parsed(text) {
+function parseJson(text) {
   try {
     return JSON.parse(text);
   } catch {
-    throw garbled(text);
+    throw invalidResponse(text);
   }
 }
 
-function garbled(text) {
-  return new Failure("The answer makes no sense", "What came back is not an answer of this model's. Is there a proxy "
-    + "between this page and the server?", { server: text.slice(0, 500), again: true });
+function invalidResponse(text) {
+  return new Failure("The response is invalid", "It is not a response of this model. Is there a proxy between this "
+    + "page and the server?", { server: text.slice(0, 500), retryable: true });
 }
 
-// Without the name of the graph's node, which says nothing to who only looks at pictures.
-function shortened(message) {
+// Removes the name of the graph's node, which means nothing to a reader of the page.
+function withoutNodeName(message) {
   return message.split(/\s*\n?\s*\[\[/)[0].trim();
 }
 
-export function explained(status, text) {
+export function explainError(status, text) {
   let message = text;
   try {
     message = JSON.parse(text).error ?? text;
   } catch {
-    // A proxy's answer, say: shown as it is.
+    // A proxy answers without JSON, and its text is shown unchanged.
   }
   const server = `HTTP ${status}: ${message}`.slice(0, 2000);
-  const large = /picture of\] \[(\d+) (\d+)\].*at most this many are taken:\] \[(\d+)\]/s.exec(message);
+  // This is the assertion in an exported model, which has an older wording in older exports.
+  const large = /(?:picture|image) of\] \[(\d+) (\d+)\].*\] \[(\d+)\]/s.exec(message);
   if (large) {
-    const [height, width, most] = large.slice(1).map(Number);
-    return new Failure("The picture is too large", `It has ${width} × ${height} pixels; this model takes at most `
-      + `${most.toLocaleString("en")} pixels in all.`, { server });
+    const [height, width, maxPixels] = large.slice(1).map(Number);
+    return new Failure("The picture is too large", `It has ${width} × ${height} pixels. This model accepts at most `
+      + `${maxPixels.toLocaleString("en")} pixels in total.`, { server });
   }
-  const short = shortened(message);
-  const known = {
+  const short = withoutNodeName(message);
+  const [title, explanation, retryable] = {
     400: ["The server could not use this picture", short, false],
-    404: ["This model is not available any more", "It may have been replaced just now. Choose another version, or try "
-      + "again.", true],
+    404: ["This model is no longer available", "It may have been replaced. Choose another version, or try again.",
+      true],
     413: ["The picture is too large", "The server refused a request of this size.", false],
-    429: ["The server is busy", "It has as many requests waiting as it accepts. Try again in a moment.", true],
+    429: ["The server is busy", "Its request queue is full. Try again in a moment.", true],
     503: ["The server is not ready", "It is starting, stopping or overloaded. Try again in a moment.", true],
-    504: ["The server took too long", "It gave up on this picture. A smaller one may work.", true],
-  }[status] ?? ["The server failed on this picture", short || "It does not say why.", true];
-  return new Failure(known[0], known[1], { server, again: known[2] });
+    504: ["The server took too long", "The request timed out. A smaller picture may work.", true],
+  }[status] ?? ["The server failed on this picture", short || "It gave no reason.", true];
+  return new Failure(title, explanation, { server, retryable });
 }

@@ -1,7 +1,7 @@
 """Serve the REST API as an ASGI application.
 
-Nothing slow runs on the event loop: JSON is parsed and written and models run in --rest_api_num_threads threads. Status,
-metadata and metrics have threads of their own, so that probes are answered however many requests are waiting.
+Nothing slow runs on the event loop. Models run, and JSON is parsed and written, in --rest_api_num_threads threads.
+Status, metadata and metrics have threads of their own, so that probes are answered however many requests are waiting.
 """
 
 import asyncio

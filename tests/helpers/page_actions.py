@@ -1,4 +1,4 @@
-"""What a test does on the server's page, by Selenium's driver."""
+"""Operate the server's page through Selenium's driver."""
 
 import time
 
@@ -20,7 +20,7 @@ def text(driver, selector):
 
 
 def upload(driver, path, error=False):
-    """Choose a file, and wait for its answer, or for an error."""
+    """Choose a file, and wait for its result or for an error."""
     driver.execute_script("document.getElementById('status').textContent = '';")
     driver.find_element("id", "file").send_keys(str(path))
     until(driver, "!document.getElementById('error').hidden" if error else
@@ -34,7 +34,7 @@ def draw(path, size=(6, 10), **values):
 
 
 def overlay(driver):
-    """Return the overlay canvas, uint8 (H, W, 4)."""
+    """Return the overlay canvas as RGBA, uint8 (H, W, 4)."""
     width, height, values = driver.execute_script("""
         const canvas = document.getElementById("overlay");
         const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);

@@ -1,4 +1,4 @@
-"""The page's routes beside a stand-in for the REST API, so that a test chooses every answer."""
+"""Serve the page with a fake REST API, whose responses a test chooses."""
 
 import base64
 import contextlib
@@ -23,8 +23,8 @@ from serving.errors import not_found
 from serving.rest_api import page
 
 NAMES = ["sky", "road", "<img src=x onerror=alert(1)>", "never"]
-COLOURS = [[70, 130, 180], [128, 64, 128], [250, 240, 20], [1, 2, 3]]
-# 60 pixels: 30 sky, 25 road, 5 of the third.
+COLORS = [[70, 130, 180], [128, 64, 128], [250, 240, 20], [1, 2, 3]]
+# Of the 60 pixels, 30 are sky, 25 road, and 5 of the third class.
 IDS = np.repeat(np.array([[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 2]], np.uint8), 5, axis=0)
 
 
@@ -38,17 +38,22 @@ def signature(inputs=("image_bytes",), outputs=("png_bytes", "size"), kind=types
 
 
 class FakeModels:
-    """`versions` is {model: {version: directory}}, `signatures` {model: its signatures}, else pictures',
-    and `named` {label: version} of every model."""
+    """Fake of ModelManager for the page's routes.
 
-    def __init__(self, versions, signatures=None, named=None):
-        self.versions, self.signatures, self.named = versions, signatures or {}, named or {}
+    Args:
+        versions: {model: {version: directory}}.
+        signatures: {model: signatures}; other models take encoded pictures.
+        version_labels: {label: version} of every model.
+    """
+
+    def __init__(self, versions, signatures=None, version_labels=None):
+        self.versions, self.signatures, self.version_labels = versions, signatures or {}, version_labels or {}
 
     def names(self):
         return sorted(self.versions)
 
     def labels(self, name):
-        return self.named
+        return self.version_labels
 
     def statuses(self, spec):
         if not self.versions[spec.name]:
@@ -58,7 +63,7 @@ class FakeModels:
 
     @contextlib.contextmanager
     def use(self, spec):
-        number = self.named[spec.version_label] if spec.version_label else spec.version.value
+        number = self.version_labels[spec.version_label] if spec.version_label else spec.version.value
         if number not in self.versions[spec.name]:
             raise not_found("Servable not found")
         signatures = self.signatures.get(spec.name, {"serving_default": signature()})
@@ -73,9 +78,9 @@ def write_classes(directory: Path, classes, palette) -> Path:
 
 
 def street_models(base: Path) -> FakeModels:
-    """Return `street` of two versions, `unnamed` without classes, and `words`, which takes no pictures."""
+    """Return `street` with two versions, `unnamed` without class names, and `words`, which takes no pictures."""
     return FakeModels({
-        "street": {1: write_classes(base / "1", ["first"], [[9, 9, 9]]), 2: write_classes(base / "2", NAMES, COLOURS)},
+        "street": {1: write_classes(base / "1", ["first"], [[9, 9, 9]]), 2: write_classes(base / "2", NAMES, COLORS)},
         "unnamed": {5: base / "5"}, "words": {1: base / "words"}}, {"words": {"other": signature()}})
 
 
@@ -90,29 +95,32 @@ def png_of(ids: np.ndarray) -> bytes:
 
 
 class Answers:
-    """Answers :predict by `choose(model, version, picture's bytes)`: a PNG, or (status, message); keeps what it saw."""
+    """Fake of :predict, which records its requests.
+
+    `choose(model, version, encoded picture)` returns the PNG of the response, or (status, message) of an error.
+    """
 
     def __init__(self, choose):
-        self.choose, self.seen = choose, []
+        self.choose, self.requests = choose, []
 
     async def predict(self, request):
         body = await request.json()
         picture = base64.b64decode(body["inputs"][0]["b64"])
-        self.seen.append((request.path_params["name"], request.path_params["version"], picture))
-        answer = self.choose(*self.seen[-1])
-        if isinstance(answer, tuple):
-            return JSONResponse({"error": answer[1]}, answer[0])
-        return JSONResponse({"outputs": {"png_bytes": [{"b64": base64.b64encode(answer).decode()}], "size": [[0, 0]]}})
+        self.requests.append((request.path_params["name"], request.path_params["version"], picture))
+        result = self.choose(*self.requests[-1])
+        if isinstance(result, tuple):
+            return JSONResponse({"error": result[1]}, result[0])
+        return JSONResponse({"outputs": {"png_bytes": [{"b64": base64.b64encode(result).decode()}], "size": [[0, 0]]}})
 
 
 @contextlib.contextmanager
 def serving(models, answers, port=0, **values):
-    """Serve the page and give its port."""
+    """Serve the page, and yield its port."""
     app = Starlette(routes=[*page.routes(models, options(**values)), Route(
         "/v1/models/{name}/versions/{version}:predict", answers.predict, methods=["POST"])])
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     started = threading.Event()
-    server.startup = _then(server.startup, started.set)
+    server.startup = _call_after(server.startup, started.set)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert started.wait(30)
@@ -123,8 +131,8 @@ def serving(models, answers, port=0, **values):
         thread.join(30)
 
 
-def _then(begin, call):
-    async def begun(*arguments, **values):
-        await begin(*arguments, **values)
-        call()
-    return begun
+def _call_after(startup, callback):
+    async def wrapper(*arguments, **values):
+        await startup(*arguments, **values)
+        callback()
+    return wrapper

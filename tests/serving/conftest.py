@@ -98,7 +98,7 @@ def shown(open_page, port, answers):
     """Gives an open page at 1280 x 900; the answers are IDS until a test chooses others."""
     from tests.helpers import page_actions, page_servers
 
-    answers.choose, answers.seen = lambda *request: page_servers.png_of(page_servers.IDS), []
+    answers.choose, answers.requests = lambda *request: page_servers.png_of(page_servers.IDS), []
     driver = open_page(f"http://127.0.0.1:{port}/", 1280, 900)
     page_actions.until(driver, "document.querySelectorAll('#samples img').length === 3")
     return driver

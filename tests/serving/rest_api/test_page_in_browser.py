@@ -1,4 +1,4 @@
-"""The server's page in a browser: pictures, overlays, the legend; phone and screen, light and dark."""
+"""Test the server's page in a browser: pictures, overlays, legend, window sizes and color schemes."""
 
 import io
 import itertools
@@ -15,39 +15,39 @@ from kseg.images import drawing, image_files
 from serving.rest_api import page
 from tests.helpers import browser
 from tests.helpers.page_actions import draw, overlay, text, until, upload
-from tests.helpers.page_servers import COLOURS, IDS, NAMES, Answers, FakeModels, png_of, serving
+from tests.helpers.page_servers import COLORS, IDS, NAMES, Answers, FakeModels, png_of, serving
 
 
 def test_a_picture_gets_its_overlay_legend_and_figures(shown, tmp_path, answers):
     path = draw(tmp_path / "street.png", (6, 10))
     upload(shown, path)
-    assert answers.seen == [("street", "2", path.read_bytes())]
+    assert answers.requests == [("street", "2", path.read_bytes())]
     assert np.array_equal(overlay(shown), np.dstack(
-        [drawing.colorize(IDS, COLOURS), np.full(IDS.shape, 255, np.uint8)]))
+        [drawing.colorize(IDS, COLORS), np.full(IDS.shape, 255, np.uint8)]))
     assert text(shown, "#legend").split("\n") == ["sky", "50.0 %", "road", "41.7 %", NAMES[2], "8.3 %"]
     assert text(shown, "#absent-title") == "1 not in this picture"
     assert re.fullmatch(r"\d+(\.\d)? ms", text(shown, "#latency"))
     assert re.fullmatch(r"\d+(\.\d kB| B)", text(shown, "#sent")) and "B" in text(shown, "#received")
     assert text(shown, ".under") == "street.png · 6 × 10 3 classes found by street, version 2."
-    colours = shown.execute_script("return [...document.querySelectorAll('#legend input')]"
-                                   ".map(each => getComputedStyle(each).backgroundColor)")
-    assert colours == ["rgb(70, 130, 180)", "rgb(128, 64, 128)", "rgb(250, 240, 20)"]
+    colors = shown.execute_script("return [...document.querySelectorAll('#legend input')]"
+                                  ".map(input => getComputedStyle(input).backgroundColor)")
+    assert colors == ["rgb(70, 130, 180)", "rgb(128, 64, 128)", "rgb(250, 240, 20)"]
     assert browser.console(shown) == []
 
 
-def test_nothing_comes_from_elsewhere_and_every_sample_is_shown(shown, port):
+def test_page_fetches_only_from_its_server_and_shows_all_samples(shown, port):
     assert browser.image_widths(shown)[-3:] == [256, 256, 256]
-    fetched = shown.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert {urlsplit(name).netloc for name in fetched} == {f"127.0.0.1:{port}"} and len(fetched) >= 8
+    urls = shown.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert {urlsplit(url).netloc for url in urls} == {f"127.0.0.1:{port}"} and len(urls) >= 8
     assert browser.console(shown) == []
 
 
-def test_a_sample_is_sent_as_it_is(shown, answers):
+def test_sample_is_sent_unchanged(shown, answers):
     sample = page.FILES / "samples/shapes-2.jpg"
     answers.choose = lambda *request: png_of(np.ones((128, 256), np.uint8))
     shown.find_elements("css selector", "#samples button")[1].click()
     until(shown, "document.getElementById('status').textContent.includes('found by')")
-    assert answers.seen == [("street", "2", sample.read_bytes())]
+    assert answers.requests == [("street", "2", sample.read_bytes())]
     buttons = shown.find_elements("css selector", "#samples button")
     assert [button.get_attribute("aria-pressed") for button in buttons] == ["false", "true", "false"]
     assert text(shown, "#legend").split("\n") == ["road", "100.0 %"]
@@ -59,20 +59,20 @@ def test_all_ids_reach_the_screen_unchanged(shown, tmp_path, answers):
     shown.execute_script("""const model = document.getElementById("model");
                             model.value = "unnamed"; model.dispatchEvent(new Event("change"));""")
     upload(shown, draw(tmp_path / "a.png", (16, 16)))
-    assert answers.seen[0][:2] == ("unnamed", "5")
+    assert answers.requests[0][:2] == ("unnamed", "5")
     expected = np.array([class_names.class_palette(number + 1) for number in range(256)], np.uint8)[ids]
-    found = overlay(shown)
-    assert np.array_equal(found[..., :3], expected) and (found[..., 3] == 255).all()
+    pixels = overlay(shown)
+    assert np.array_equal(pixels[..., :3], expected) and (pixels[..., 3] == 255).all()
     lines = text(shown, "#legend").split("\n")
     assert lines[:2] == ["class 0", "0.4 %"] and lines[-2] == "class 255"
-    assert text(shown, "#legend-note") == "This model has no names for its classes."
+    assert text(shown, "#legend-note") == "This model has no class names."
     assert shown.execute_script("return document.getElementById('absent').hidden")
 
 
-def test_models_and_versions_are_chosen(shown, tmp_path, answers):
+def test_models_and_versions_can_be_chosen(shown, tmp_path, answers):
     def choices(name):
         return shown.execute_script("return [...document.getElementById(arguments[0]).options]"
-                                    ".map(each => [each.value, each.text, each.disabled])", name)
+                                    ".map(option => [option.value, option.text, option.disabled])", name)
 
     assert choices("model") == [["street", "street", False], ["unnamed", "unnamed", False],
                                 ["words", "words (not for pictures)", True]]
@@ -81,20 +81,20 @@ def test_models_and_versions_are_chosen(shown, tmp_path, answers):
     shown.execute_script("""const version = document.getElementById("version");
                             version.value = "1"; version.dispatchEvent(new Event("change"));""")
     until(shown, "document.getElementById('status').textContent.includes('version 1.')")
-    assert [each[:2] for each in answers.seen] == [("street", "2"), ("street", "1")]
-    # Beyond what version 1 names: told, and not left out.
+    assert [request[:2] for request in answers.requests] == [("street", "2"), ("street", "1")]
+    # Version 1 names only one class; the other ids appear with their numbers.
     assert text(shown, "#legend").split("\n")[::2] == ["first", "class 1", "class 2"]
 
 
 def test_versions_show_their_labels(open_page, tmp_path):
-    models = FakeModels({"seg": {1: tmp_path, 2: tmp_path}}, named={"stable": 1, "canary": 2})
+    models = FakeModels({"seg": {1: tmp_path, 2: tmp_path}}, version_labels={"stable": 1, "canary": 2})
     with serving(models, Answers(None)) as port:
         driver = open_page(f"http://127.0.0.1:{port}/", 390, 800)
         until(driver, "document.getElementById('version').options.length === 3")
         assert text(driver, "#version").split("\n") == ["newest (2)", "2 · canary", "1 · stable"]
 
 
-def test_a_class_is_switched_off_and_all_are(shown, tmp_path):
+def test_one_class_or_all_classes_can_be_hidden(shown, tmp_path):
     upload(shown, draw(tmp_path / "a.png"))
     shown.find_elements("css selector", "#legend input")[1].click()
     assert np.array_equal(overlay(shown)[..., 3] == 0, IDS == 1)
@@ -104,7 +104,7 @@ def test_a_class_is_switched_off_and_all_are(shown, tmp_path):
     assert (overlay(shown)[..., 3] == 255).all()
 
 
-def test_the_opacity_slider_by_key(shown, tmp_path):
+def test_opacity_slider_responds_to_keys(shown, tmp_path):
     upload(shown, draw(tmp_path / "a.png"))
     slider = shown.find_element("id", "opacity")
     slider.send_keys("\ue011")
@@ -114,10 +114,10 @@ def test_the_opacity_slider_by_key(shown, tmp_path):
     assert text(shown, "#opacity-text") == "25 %"
 
 
-def test_the_pointer_tells_the_class_by_mouse_and_by_key(shown, tmp_path):
+def test_pointer_names_the_class_by_mouse_and_by_key(shown, tmp_path):
     upload(shown, draw(tmp_path / "a.png"))
 
-    def over(column, row):
+    def point_at(column, row):
         shown.execute_script("""
             const frame = document.getElementById("frame"), box = frame.getBoundingClientRect();
             frame.dispatchEvent(new PointerEvent("pointermove", {
@@ -126,7 +126,7 @@ def test_the_pointer_tells_the_class_by_mouse_and_by_key(shown, tmp_path):
         return text(shown, "#tip-text"), text(shown, "#legend li.pointed .name")
 
     for row, column in np.ndindex(IDS.shape):
-        assert over(column, row) == (NAMES[IDS[row, column]],) * 2
+        assert point_at(column, row) == (NAMES[IDS[row, column]],) * 2
     frame = shown.find_element("id", "frame")
     frame.send_keys("\ue012")
     assert text(shown, "#tip-text") == NAMES[IDS[9, 5]] and " at 5, 9" in text(shown, "#status")
@@ -136,7 +136,7 @@ def test_the_pointer_tells_the_class_by_mouse_and_by_key(shown, tmp_path):
     assert not shown.find_element("id", "tip").is_displayed()
 
 
-def test_what_is_saved(shown, tmp_path):
+def test_saved_files(shown, tmp_path):
     (tmp_path / "saved").mkdir()
     shown.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / "saved")})
     path = draw(tmp_path / "street.view.png")
@@ -145,17 +145,17 @@ def test_what_is_saved(shown, tmp_path):
     ids, mixed = (tmp_path / "saved" / f"street.view-{kind}.png" for kind in ("ids", "overlay"))
     for name, file in {"save-ids": ids, "save-overlay": mixed}.items():
         shown.find_element("id", name).click()
-        end = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while not file.exists():
-            assert time.monotonic() < end, list((tmp_path / "saved").iterdir())
+            assert time.monotonic() < deadline, list((tmp_path / "saved").iterdir())
             time.sleep(0.02)
     assert ids.read_bytes() == png_of(IDS)
-    expected = drawing.overlay(image_files.read_image(path), IDS, COLOURS, 0.6)
+    expected = drawing.overlay(image_files.read_image(path), IDS, COLORS, 0.6)
     expected[IDS == 1] = image_files.read_image(path)[IDS == 1]
     assert np.abs(image_files.read_image(mixed).astype(int) - expected).max() <= 1
 
 
-def test_a_picture_dropped_onto_the_page(shown, answers):
+def test_picture_dropped_onto_the_page(shown, answers):
     shown.execute_script("""
         const canvas = new OffscreenCanvas(6, 10);
         canvas.getContext("2d").fillRect(0, 0, 2, 2);
@@ -166,11 +166,11 @@ def test_a_picture_dropped_onto_the_page(shown, answers):
                 new DragEvent("drop", {dataTransfer: dropped, bubbles: true, cancelable: true}));
         });""")
     until(shown, "document.getElementById('status').textContent.includes('found by')")
-    assert "dropped.png" in text(shown, ".under") and len(answers.seen) == 1
+    assert "dropped.png" in text(shown, ".under") and len(answers.requests) == 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_that_exif_turns_is_sent_upright(shown, tmp_path, answers, orientation):
+def test_picture_rotated_by_exif_is_sent_upright(shown, tmp_path, answers, orientation):
     exif = Image.Exif()
     exif[image_files.EXIF_ORIENTATION] = orientation
     path = draw(tmp_path / "lying.jpg", (24, 16), exif=exif, quality=100, subsampling=0)
@@ -178,27 +178,27 @@ def test_a_picture_that_exif_turns_is_sent_upright(shown, tmp_path, answers, ori
         upright = np.array(ImageOps.exif_transpose(image))
     answers.choose = lambda *request: png_of(np.zeros(upright.shape[:2], np.uint8))
     upload(shown, path)
-    sent = answers.seen[0][2]
+    sent = answers.requests[0][2]
     if orientation == 1:
         assert sent == path.read_bytes()
     else:
         with Image.open(io.BytesIO(sent)) as image:
             assert image.format == "PNG" and image.size == upright.shape[1::-1]
-            # Two decoders of JPEG.
+            # The browser and Pillow decode JPEG slightly differently.
             assert np.abs(np.array(image.convert("RGB")).astype(int) - upright).max() <= 3
-        assert "turned upright" in text(shown, ".under")
+        assert "rotated upright" in text(shown, ".under")
 
 
-def test_another_kind_of_picture_is_sent_as_png(shown, tmp_path, answers):
+def test_picture_of_another_format_is_sent_as_png(shown, tmp_path, answers):
     path = draw(tmp_path / "a.webp", lossless=True)
     upload(shown, path)
-    assert np.array_equal(image_files.read_image(io.BytesIO(answers.seen[0][2])), image_files.read_image(path))
+    assert np.array_equal(image_files.read_image(io.BytesIO(answers.requests[0][2])), image_files.read_image(path))
 
 
-@pytest.mark.parametrize("size, colours", itertools.product(((390, 800), (1280, 900)), ("light", "dark")))
-def test_it_fits_phones_and_screens_light_and_dark(open_page, port, answers, tmp_path, size, colours):
+@pytest.mark.parametrize("size, color_scheme", itertools.product(((390, 800), (1280, 900)), ("light", "dark")))
+def test_layout_fits_phones_and_screens_in_light_and_dark(open_page, port, answers, tmp_path, size, color_scheme):
     answers.choose = lambda *request: png_of(np.repeat(IDS, 64, axis=1))
-    driver = open_page(f"http://127.0.0.1:{port}/", *size, colours)
+    driver = open_page(f"http://127.0.0.1:{port}/", *size, color_scheme)
     until(driver, "document.querySelectorAll('#samples img').length === 3")
     assert browser.overflow(driver) <= 0
     upload(driver, draw(tmp_path / f"{'a long name ' * 12}.png", (384, 10)))
@@ -206,20 +206,21 @@ def test_it_fits_phones_and_screens_light_and_dark(open_page, port, answers, tmp
     answers.choose = lambda *request: (500, "x" * 900)
     upload(driver, draw(tmp_path / "a.png", (384, 10)), error=True)
     assert browser.overflow(driver) <= 0
-    found = driver.execute_script("""const style = getComputedStyle(document.body);
-                                     return [style.backgroundColor, style.color];""")
-    page_colour, ink = (sum(map(int, re.findall(r"\d+", each)[:3])) / 765 for each in found)
-    assert (page_colour > 0.9 and ink < 0.4) if colours == "light" else (page_colour < 0.15 and ink > 0.6)
+    colors = driver.execute_script("""const style = getComputedStyle(document.body);
+                                      return [style.backgroundColor, style.color];""")
+    background, text_color = (sum(map(int, re.findall(r"\d+", color)[:3])) / 765 for color in colors)
+    is_light, is_dark = background > 0.9 and text_color < 0.4, background < 0.15 and text_color > 0.6
+    assert is_light if color_scheme == "light" else is_dark
 
 
-def test_everything_that_can_be_used_has_a_name_and_can_be_reached_by_key(shown, tmp_path):
+def test_controls_have_names_and_are_reachable_by_keyboard(shown, tmp_path):
     upload(shown, draw(tmp_path / "a.png"))
     shown.execute_cdp_cmd("Accessibility.enable", {})
     nodes = [node for node in shown.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"] if not node["ignored"]]
-    used = [(node["role"]["value"], node["name"]["value"]) for node in nodes
-            if node["role"]["value"] in ("button", "checkbox", "combobox", "slider", "image")]
-    assert all(name for _, name in used)
-    assert {role for role, _ in used} >= {"button", "checkbox", "combobox", "slider"}
+    controls = [(node["role"]["value"], node["name"]["value"]) for node in nodes
+                if node["role"]["value"] in ("button", "checkbox", "combobox", "slider", "image")]
+    assert all(name for _, name in controls)
+    assert {role for role, _ in controls} >= {"button", "checkbox", "combobox", "slider"}
     shown.execute_script("document.activeElement.blur()")
     reached = []
     for _ in range(25):

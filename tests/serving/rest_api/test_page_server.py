@@ -1,4 +1,4 @@
-"""The page on the real server: a picture from a browser, through REST and the model, onto the screen."""
+"""Test the page on the real server: a browser sends a picture over REST and shows its class ids."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from tests.helpers.page_actions import draw, error_text, overlay, text, until, u
 from tests.helpers.running_servers import QUICK, running
 
 
-def test_pictures_new_versions_and_refusals_on_the_page(open_page, tmp_path):
+def test_pictures_new_versions_and_errors_on_the_page(open_page, tmp_path):
     base = tmp_path / "models"
     base.mkdir()
     small_servables.segmentation(base, 1)
@@ -23,16 +23,17 @@ def test_pictures_new_versions_and_refusals_on_the_page(open_page, tmp_path):
         assert set(text(driver, "#legend").split("\n")[::2]) == set(small_servables.CLASSES)
 
         small_servables.segmentation(base, 2, shift=1)
-        until(driver, "(fetch('page/models').then(r => r.text()).then(t => { window.told = t; }),"
-                      "(window.told ?? '').includes('\"version\":\"2\"'))")
+        until(driver, "(fetch('page/models').then(r => r.text()).then(t => { window.models = t; }),"
+                      "(window.models ?? '').includes('\"version\":\"2\"'))")
         upload(driver, path)
         assert text(driver, "#status").endswith("by small, version 2.")
         ids = small_servables.ids_of(image_files.read_image(path), shift=1)
         assert np.array_equal(overlay(driver)[..., :3], drawing.colorize(ids, small_servables.PALETTE))
 
-        # What the browser can draw and the model refuses.
+        # The browser can draw this picture, but the model refuses it.
         side = int(small_servables.MAX_PIXELS ** 0.5) + 1
         upload(driver, draw(tmp_path / "large.jpg", (side, side)), error=True)
-        assert error_text(driver) == ("The picture is too large", f"It has {side} × {side} pixels; this model takes at "
-                                      "most 1,000,000 pixels in all.")
+        title, text_shown = error_text(driver)
+        assert title == "The picture is too large"
+        assert f"{side} × {side} pixels" in text_shown and "1,000,000 pixels" in text_shown
         assert [message for message in browser.errors(driver) if "400" not in message] == []
