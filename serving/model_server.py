@@ -1,22 +1,40 @@
-"""Assemble the server: models, batching, admission, monitoring and the listeners."""
+"""Assemble the server: models, batching, admission control, monitoring and the listeners.
+
+TensorFlow is imported when a Server is created, so that importing this module is cheap.
+"""
 
 import logging
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from kseg.errors import UserError
 from serving.config.flags import Options
 from serving.telemetry import logs
 
-# Requests that wait in a batch hold a place to run; how many run and wait is up to the batches' threads and queues.
-BATCHED = 256
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from serving.errors import ServingError
+
+# Requests that wait for their batch hold a slot. With batching, the slots must not limit the batches.
+BATCHING_SLOTS = 256
 
 
 class Server:
-    """The models of the options, and what answers for them; `start` first, `stop` at the end."""
+    """A server of models; call `start` once, then `stop`.
+
+    Attributes:
+        models: The ModelManager.
+        grpc_port: The gRPC port after `start`, 0 if there is none.
+        rest_port: The REST port after `start`, 0 if there is none.
+    """
 
     def __init__(self, options: Options):
-        """Raises UserError for configuration that cannot be read, ServingError for what contradicts itself."""
+        """Read the configuration files.
+
+        Raises UserError for a file that cannot be read, ServingError for contradicting options.
+        """
         from serving.config import files
         from serving.core import loading, manager, versions
         from serving.core.admission import AdmissionControl
@@ -37,35 +55,34 @@ class Server:
                 unload_threads=options.num_unload_threads,
                 allow_unavailable_labels=options.allow_version_labels_for_unavailable_models),
             loading.make_loader(options, self._scheduler, self._monitor),
-            on_loaded=self._loaded, on_unloaded=self._unloaded)
-        self._running = options.max_running_requests or max(
-            options.grpc_max_threads, 0 if batching is None else BATCHED)
-        self._parts = Backend(self.models, self._monitor, AdmissionControl(
-            self._running, options.max_waiting_requests, options.max_waiting_bytes, self._monitor.queue))
+            on_loaded=self._on_loaded, on_unloaded=self._on_unloaded)
+        self._max_running = options.max_running_requests or max(
+            options.grpc_max_threads, 0 if batching is None else BATCHING_SLOTS)
+        self._backend = Backend(self.models, self._monitor, AdmissionControl(
+            self._max_running, options.max_waiting_requests, options.max_waiting_bytes, self._monitor.queue))
         self._grpc = self._rest = None
         self._stopping, self._stopped = threading.Event(), threading.Event()
-        # Which ports it answers on, once started; 0: none.
         self.grpc_port, self.rest_port = 0, 0
 
     def start(self) -> None:
-        """Load the models and then listen; raises UserError or ServingError where either fails."""
+        """Load the models, then listen; raises UserError or ServingError if either fails."""
         from serving import listeners
 
         options = self.options
-        rest = options.rest_api_port
-        if rest > 0 and rest == options.port:
-            logs.log_event(logging.ERROR, "no REST", {
-                           "message": "--rest_api_port is --port: each needs one of its own"})
-            rest = 0
+        rest_port = options.rest_api_port
+        if rest_port > 0 and rest_port == options.port:
+            logs.log_event(logging.ERROR, "REST disabled", {
+                "message": "--rest_api_port equals --port: gRPC and REST need different ports"})
+            rest_port = 0
         try:
-            for port in filter(None, (options.port, rest)):
-                listeners.check_free(options.host, port)
+            for port in filter(None, (options.port, rest_port)):
+                listeners.check_port(options.host, port)
             self.models.start(self._config)
             if options.port or options.grpc_socket_path:
-                self._grpc = listeners.Grpc(options, self._parts, self._running + options.max_waiting_requests)
+                self._grpc = listeners.Grpc(options, self._backend, self._max_running + options.max_waiting_requests)
                 self.grpc_port = self._grpc.port
-            if rest:
-                self._rest = listeners.Rest(options, self._application())
+            if rest_port:
+                self._rest = listeners.Rest(options, self._rest_application())
                 self.rest_port = self._rest.port
                 self._rest.start()
             if self._grpc:
@@ -79,9 +96,11 @@ class Server:
                                                  "grpc_socket_path": options.grpc_socket_path})
 
     def stop(self, drain_seconds: float = 0, grace_seconds: float | None = None) -> None:
-        """End the server: unhealthy but answering for `drain_seconds`, then what runs is waited for, then no models.
+        """Stop the server; a second call waits for the first one.
 
-        `grace_seconds` is how long it is waited for; None: as the options say. Called again, it waits for the first.
+        Args:
+            drain_seconds: How long to keep answering while health checks report NOT_SERVING.
+            grace_seconds: How long to wait for running requests after that; None: the value in the options.
         """
         if self._stopping.is_set():
             self._stopped.wait()
@@ -93,11 +112,11 @@ class Server:
         if drain_seconds:
             logs.log_event(logging.INFO, "draining", {"seconds": drain_seconds})
             self._stopped.wait(drain_seconds)
-        ended = self._grpc.stop(grace) if self._grpc else None
+        grpc_ended = self._grpc.stop(grace) if self._grpc else None
         if self._rest:
             self._rest.stop()
-        if ended:
-            ended.wait()
+        if grpc_ended:
+            grpc_ended.wait()
         self.models.stop()
         if self._scheduler:
             self._scheduler.stop()
@@ -105,11 +124,11 @@ class Server:
         self._stopped.set()
 
     def wait(self) -> None:
-        """Return when the server has been stopped."""
+        """Wait until the server is stopped."""
         self._stopped.wait()
 
     def describe(self) -> str:
-        """Return what is served and where, for a person."""
+        """Return a text for the terminal: the served models and the addresses."""
         from tensorflow_serving.apis import model_pb2
 
         from serving.errors import ServingError
@@ -125,21 +144,21 @@ class Server:
                 lines.append(f"not serving {name}: {error.message}")
         host = f"[{self.options.host}]" if ":" in self.options.host else self.options.host
         if self.grpc_port:
-            lines.append(f"gRPC at {host}:{self.grpc_port}{', by TLS' if self.options.ssl_config_file else ''}")
+            lines.append(f"gRPC at {host}:{self.grpc_port}{', over TLS' if self.options.ssl_config_file else ''}")
         if self.options.grpc_socket_path:
             lines.append(f"gRPC at unix:{self.options.grpc_socket_path}")
         if self.rest_port:
             lines.append(f"REST at http://{host}:{self.rest_port}/v1/models/NAME"
                          f"{f', a page at http://{host}:{self.rest_port}/' if self.options.page else ''}")
-        return "\n".join([*lines, "Ctrl-C or SIGTERM ends it"])
+        return "\n".join([*lines, "press Ctrl-C or send SIGTERM to stop the server"])
 
-    def _application(self):
+    def _rest_application(self) -> "Starlette":
         from serving.rest_api import app, page
 
-        return app.application(self.models, self._monitor, self._parts.admission, self.options,
+        return app.application(self.models, self._monitor, self._backend.admission, self.options,
                                extra_routes=page.routes(self.models, self.options))
 
-    def _loaded(self, name: str, version: int, failure: Exception | None, seconds: float) -> None:
+    def _on_loaded(self, name: str, version: int, failure: "ServingError | None", seconds: float) -> None:
         self._monitor.loaded(name, version, failure is None, seconds)
         fields = {"model": name, "version": version, "milliseconds": round(1000 * seconds, 2)}
         if failure is None:
@@ -147,28 +166,29 @@ class Server:
         else:
             logs.log_event(logging.ERROR, "load failed", fields | {"message": str(failure)})
 
-    def _unloaded(self, name: str, version: int) -> None:
+    def _on_unloaded(self, name: str, version: int) -> None:
         self._monitor.unloaded(name, version)
         logs.log_event(logging.INFO, "unloaded", {"model": name, "version": version})
 
     def _poll_config(self) -> None:
-        """Read the models' file again and again; whatever is wrong with it, the models stay as they are."""
+        """Reload the file of models at its interval; a mistake in it changes nothing."""
         import grpc
 
         from serving.config import files
         from serving.errors import ServingError
 
-        said, seconds = "", self.options.model_config_file_poll_wait_seconds
+        logged, seconds = "", self.options.model_config_file_poll_wait_seconds
         while not self._stopping.wait(seconds):
             try:
-                # New models are waited for only so long: whoever mends the base path of one is to be read, too.
+                # The deadline matters for a new model without a version: its base path may be corrected in the file,
+                # which is read again only after the wait.
                 self.models.reload(files.read_model_config(self.options), time.monotonic() + seconds)
-                said = ""
+                logged = ""
             except (UserError, ServingError) as error:
                 if isinstance(error, ServingError) and error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    logs.log_event(logging.WARNING, "reload goes on", {"message": error.message})
+                    logs.log_event(logging.WARNING, "reload continues", {"message": error.message})
                     continue
-                # Once, and not every second until somebody mends it.
-                if str(error) != said:
+                # Log a mistake once, not at every interval until it is corrected.
+                if str(error) != logged:
                     logs.log_event(logging.ERROR, "reload failed", {"message": str(error)})
-                said = str(error)
+                logged = str(error)

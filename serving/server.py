@@ -1,7 +1,7 @@
 """A server that speaks TensorFlow Serving's protocol: python -m serving.server --model_base_path=DIR.
 
-It answers unchanged clients of tensorflow_model_server over gRPC and REST, under the same flags and configuration
-files. TensorFlow is imported when a server is made, so that --help answers at once.
+It answers unchanged clients of tensorflow_model_server over gRPC and REST, and takes the same flags and configuration
+files. TensorFlow is imported when a server is created, so that --help answers at once.
 """
 
 import logging
@@ -14,7 +14,8 @@ from kseg.errors import UserError
 from serving import model_server
 from serving.config import flags
 from serving.telemetry import logs
-# As of a process that returned -1.
+
+# Exit status of tensorflow_model_server's `return -1`.
 FAILED = 255
 
 
@@ -28,14 +29,14 @@ def main(argv: list[str]) -> int:
     if options.help:
         print(flags.usage_text())
         return 0
-    # It would tell of every request that fails, which the log does in its own form; errors remain.
+    # TensorFlow would log every failed request, which this server's log does in its own format. Errors remain.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if options.version:
         return _print_versions()
     logs.start_log(options.log_format)
-    asked = threading.Event()
+    stop_requested = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Nobody is answered yet.
+        # No request runs during the start, so the process exits at once.
         signal.signal(number, lambda *_: os._exit(0))
     from serving.errors import ServingError
 
@@ -48,11 +49,11 @@ def main(argv: list[str]) -> int:
     except ServingError as error:
         return _failed(f"{error.code.name}: {error.message}")
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+        signal.signal(number, lambda *_: stop_requested.set())
     if options.log_format == "text":
         print(server.describe(), flush=True)
-    asked.wait()
-    # Whoever asks twice is in a hurry.
+    stop_requested.wait()
+    # A second signal ends the process without draining.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     server.stop(options.drain_seconds)
@@ -78,5 +79,5 @@ if __name__ == "__main__":
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of requests that outlived the grace would be waited for.
+    # A regular exit would wait for the threads of requests that outlived the grace period.
     os._exit(status)

@@ -1,4 +1,4 @@
-"""The configuration files that the flags name, as messages."""
+"""Read the configuration files that the flags name as messages."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from serving.config.flags import Options
 from serving.errors import invalid
 
 PLATFORM = "tensorflow"
-THREADS_NAME = "model_server_batch_threads"
+THREAD_POOL_NAME = "model_server_batch_threads"
 
 
 def check_options(options: Options) -> None:
-    """Raise ServingError for flags that say too little, or contradict each other."""
+    """Raise ServingError for flags that are incomplete or contradict each other."""
     if not (options.port or options.grpc_socket_path or options.rest_api_port):
         raise invalid("None of server_options.grpc_port, server_options.grpc_socket_path and server_options.http_port "
                       "is set.")
@@ -26,13 +26,16 @@ def check_options(options: Options) -> None:
 
 
 def read_model_config(options: Options) -> Message:
-    """Return the ModelServerConfig of a file, or of the one model; raises UserError naming file and line."""
+    """Return the ModelServerConfig of the file or of the single model.
+
+    Raises UserError with the file and line of a mistake.
+    """
     if options.model_config_file:
         return protos.parse_text_proto(Path(options.model_config_file), model_server_config_pb2.ModelServerConfig,
                                        "tensorflow.serving.ModelServerConfig")
     config = model_server_config_pb2.ModelServerConfig()
     base_path = options.model_base_path
-    # Relative to where the command is given; a file's paths have no such place, and a URI is refused as one.
+    # A relative path is resolved here, as this is a command-line flag. A URI is left as it is and refused later.
     if "://" not in base_path:
         base_path = str(Path(base_path).absolute())
     config.model_config_list.config.add(name=options.model_name, base_path=base_path, model_platform=PLATFORM)
@@ -40,19 +43,19 @@ def read_model_config(options: Options) -> Message:
 
 
 def read_batching(options: Options) -> Message | None:
-    """Return the BatchingParameters, None where requests are not put together; raises UserError."""
+    """Return the BatchingParameters, or None if batching is off; raises UserError."""
     if not options.enable_batching:
         return None
     if options.batching_parameters_file:
         return protos.parse_text_proto(Path(options.batching_parameters_file), protos.BatchingParameters,
                                        "tensorflow.serving.BatchingParameters")
     parameters = protos.BatchingParameters()
-    parameters.thread_pool_name.value = THREADS_NAME
+    parameters.thread_pool_name.value = THREAD_POOL_NAME
     return parameters
 
 
 def read_ssl(options: Options) -> Message | None:
-    """Return the SSLConfig, None where gRPC is in clear text; raises UserError."""
+    """Return the SSLConfig, or None if gRPC is not encrypted; raises UserError."""
     if not options.ssl_config_file:
         return None
     return protos.parse_text_proto(Path(options.ssl_config_file), protos.SSLConfig, "tensorflow.serving.SSLConfig")

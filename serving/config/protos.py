@@ -1,7 +1,7 @@
-"""Configuration messages of tensorflow_model_server that its Python package lacks, and reading their text form.
+"""Configuration messages of tensorflow_model_server that its Python package lacks, and the parser of their text form.
 
-Fields as in tensorflow_serving/servables/tensorflow/session_bundle_config.proto, config/monitoring_config.proto and
-config/ssl_config.proto.
+The fields are those of tensorflow_serving/servables/tensorflow/session_bundle_config.proto,
+config/monitoring_config.proto and config/ssl_config.proto.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from kseg.errors import UserError
 PACKAGE = "tensorflow.serving"
 _BOOL, _INT64, _STRING = (getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{kind}")
                           for kind in ("BOOL", "INT64", "STRING"))
-# {message: {field: type, or message}} with fields numbered from 1; those that may occur several times are REPEATED.
+# {message: {field: scalar type or message name}}, with fields numbered from 1.
 MESSAGES = {
     "BatchingParameters": {
         "max_batch_size": "google.protobuf.Int64Value",
@@ -32,8 +32,8 @@ MESSAGES = {
 REPEATED = {"allowed_batch_sizes"}
 
 
-def _classes() -> dict[str, type[Message]]:
-    """Return the class of each of MESSAGES."""
+def _make_classes() -> dict[str, type[Message]]:
+    """Return the classes of MESSAGES by name."""
     file = descriptor_pb2.FileDescriptorProto(name="serving/protos", package=PACKAGE, syntax="proto3")
     file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
     for name, fields in MESSAGES.items():
@@ -45,7 +45,7 @@ def _classes() -> dict[str, type[Message]]:
                 added.type, added.type_name = added.TYPE_MESSAGE, f".{kind}"
             else:
                 added.type = kind
-    # Of its own, since TensorFlow Serving's package may define the same names one day.
+    # A separate pool avoids conflicts if TensorFlow Serving's package ever defines the same names.
     pool = descriptor_pool.DescriptorPool()
     wrappers = descriptor_pb2.FileDescriptorProto()
     wrappers_pb2.DESCRIPTOR.CopyToProto(wrappers)
@@ -54,22 +54,23 @@ def _classes() -> dict[str, type[Message]]:
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}")) for name in MESSAGES}
 
 
-_MADE = _classes()
+_CLASSES = _make_classes()
 BatchingParameters, MonitoringConfig, SSLConfig = (
-    _MADE[name] for name in ("BatchingParameters", "MonitoringConfig", "SSLConfig"))
+    _CLASSES[name] for name in ("BatchingParameters", "MonitoringConfig", "SSLConfig"))
 
 
 def parse_text_proto(path: Path, message_class: type[Message], full_name: str) -> Message:
-    """Return the message in a file of protocol buffer text.
+    """Parse a file of protocol buffer text.
 
-    Raises UserError with file, line and column, in the words of tensorflow_model_server, which calls it `full_name`.
+    Raises UserError with file, line and column. Its text is that of tensorflow_model_server, where the message is named
+    `full_name`.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: Error parsing text-format {full_name}: no UTF-8 at byte {error.start}") from None
+        raise UserError(f"{path}: Error parsing text-format {full_name}: not UTF-8 at byte {error.start}") from None
     try:
         return text_format.Parse(text, message_class())
     except text_format.ParseError as error:

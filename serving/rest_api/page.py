@@ -22,7 +22,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 import serving
 from kseg.datasets import class_names
 from kseg.errors import UserError
-from serving.class_list import IDS, read_class_list
+from serving.class_list import MAX_CLASSES, read_class_list
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def describe_version(handle: "Handle") -> dict:
     Without a usable assets/classes.json, `classes` is empty and `palette` has 256 generated colors. `problem` is the
     reason why the page cannot use the version, and `note` an error in its classes.json; both are None otherwise.
     """
-    classes, palette, note = [], [class_names.class_palette(number + 1) for number in range(IDS)], None
+    classes, palette, note = [], [class_names.class_palette(number + 1) for number in range(MAX_CLASSES)], None
     path = Path(handle.model.directory) / "assets" / "classes.json"
     if path.is_file():
         try:

@@ -75,10 +75,10 @@ def test_a_unix_socket_alone(base, short_directory):
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             answer = stub.Predict(predict_request("half", x=FLOATS), timeout=SECONDS)
             assert answer.outputs["y"].float_val[0] == 2.5
-        with pytest.raises(ServingError, match="another server does"), running_servers.running(options):
+        with pytest.raises(ServingError, match="another server uses it"), running_servers.running(options):
             pass
     (short_directory / "file").touch()
-    with pytest.raises(ServingError, match="is no socket"):
+    with pytest.raises(ServingError, match="is not a socket"):
         with running_servers.running(replace(options, grpc_socket_path=str(short_directory / "file"))):
             pass
 

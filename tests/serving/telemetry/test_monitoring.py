@@ -1,4 +1,4 @@
-"""The metrics, read back by Prometheus' own parser."""
+"""The metrics, parsed by Prometheus' own parser."""
 
 import math
 
@@ -25,19 +25,19 @@ def families(monitor):
 
 
 def value(monitor, name, **labels):
-    """The one sample of that name and those labels; None where there is none."""
-    # The parser, not the page, puts _total after the names of counters.
-    found = [sample.value for family in families(monitor).values() for sample in family.samples
+    """Return the value of the sample with that name and those labels, None if there is none."""
+    # The parser appends _total to the names of counters; the page does not.
+    values = [sample.value for family in families(monitor).values() for sample in family.samples
              if sample.name in (name, name + "_total") and sample.labels == labels]
-    assert len(found) <= 1
-    return found[0] if found else None
+    assert len(values) <= 1
+    return values[0] if values else None
 
 
-def test_names_and_types_are_tensorflow_servings_and_each_is_explained():
-    found = families(Monitor())
-    assert {name: family.type for name, family in found.items()} == (
+def test_names_and_types_match_tensorflow_serving_and_have_help_texts():
+    by_name = families(Monitor())
+    assert {name: family.type for name, family in by_name.items()} == (
         dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(HISTOGRAMS, "histogram") | dict.fromkeys(GAUGES, "gauge"))
-    assert all(family.documentation.endswith(".") for family in found.values())
+    assert all(family.documentation.endswith(".") for family in by_name.values())
 
 
 def test_requests_are_counted_by_model_and_status():
@@ -46,19 +46,19 @@ def test_requests_are_counted_by_model_and_status():
         monitor.count_request("seg", status)
     assert value(monitor, ":tensorflow:serving:request_count", model_name="seg", status="OK") == 2
     assert value(monitor, ":tensorflow:serving:request_count", model_name="seg", status="NOT_FOUND") == 1
-    # As they stand in the page, not only as its reader sees them.
+    # The page itself must have these names, which the parser would change.
     assert b'\n:tensorflow:serving:request_count{model_name="seg",status="OK"} 2.0\n' in monitor.text()
     assert b"_total" not in monitor.text() and b"_created" not in monitor.text()
 
 
 @pytest.mark.parametrize("name", ['quo"te', "back\\slash", "line\nbreak", "ünï", "a_total{b} c"])
-def test_any_name_of_a_model_can_be_read_back(name):
+def test_model_names_with_special_characters_are_escaped(name):
     monitor = Monitor()
     monitor.count_request(name, "OK")
     assert value(monitor, ":tensorflow:serving:request_count", model_name=name, status="OK") == 1
 
 
-def test_times_are_in_microseconds_in_33_buckets_that_grow_by_1_8():
+def test_latencies_are_microseconds_in_33_buckets_that_grow_by_1_8():
     monitor = Monitor()
     for seconds in (5e-6, 0.0123, 3000.0):
         monitor.time_request("seg", "predict", "REST", seconds)
@@ -77,7 +77,7 @@ def test_times_are_in_microseconds_in_33_buckets_that_grow_by_1_8():
                  runtime="TF1") == 5e5
 
 
-def test_batches_tell_rows_and_waiting():
+def test_batches_report_rows_padding_and_waiting_times():
     monitor = Monitor()
     monitor.batch("seg", [0.001, 0.003], 3, 4)
     monitor.batch("seg", [0.002], 8, 8)
@@ -91,7 +91,7 @@ def test_batches_tell_rows_and_waiting():
     assert value(monitor, batching + "padding_size_sum", model_name="seg") == 1
 
 
-def test_versions_come_and_go():
+def test_loads_warm_ups_and_unloads_are_counted():
     monitor = Monitor()
     monitor.loaded("seg", 1, True, 0.25)
     monitor.loaded("seg", 2, False, 0.5)
@@ -109,27 +109,27 @@ def test_versions_come_and_go():
     assert value(monitor, "kseg_model_unload_count", model_name="seg") == 2
 
 
-def test_the_queue_is_shown():
+def test_the_gauges_show_the_queue():
     monitor = Monitor()
     monitor.queue(waiting=3, running=2, waiting_bytes=4096)
     assert [value(monitor, f"kseg_{name}") for name in ("waiting_requests", "running_requests", "waiting_bytes")] == [
         3, 2, 4096]
 
 
-def test_made_up_model_names_do_not_fill_the_memory():
+def test_the_number_of_series_for_unknown_model_names_is_limited():
     monitor = Monitor()
     monitor.loaded("seg", 1, True, 0.1)
-    for number in range(3 * monitoring.MOST_UNKNOWN_NAMES):
-        monitor.count_request(f"made up {number}", "NOT_FOUND")
+    for number in range(3 * monitoring.MAX_UNKNOWN_NAMES):
+        monitor.count_request(f"unknown {number}", "NOT_FOUND")
     monitor.count_request("seg", "OK")
     samples = families(monitor)[":tensorflow:serving:request_count"].samples
-    assert len(samples) == monitoring.MOST_UNKNOWN_NAMES + 2
+    assert len(samples) == monitoring.MAX_UNKNOWN_NAMES + 2
     assert value(monitor, ":tensorflow:serving:request_count", model_name="seg", status="OK") == 1
     assert value(monitor, ":tensorflow:serving:request_count", model_name=monitoring.OTHER_NAMES,
-                 status="NOT_FOUND") == 2 * monitoring.MOST_UNKNOWN_NAMES
+                 status="NOT_FOUND") == 2 * monitoring.MAX_UNKNOWN_NAMES
 
 
-def test_sums_over_labels_by_either_name():
+def test_count_metric_sums_over_labels_under_both_names():
     monitor = Monitor()
     for model, status in (("a", "OK"), ("b", "OK"), ("b", "NOT_FOUND")):
         monitor.count_request(model, status)
