@@ -17,12 +17,11 @@ from tensorflow_datasets.core import shuffle
 from kseg.config.sections import Data
 from kseg.datasets import checks, diagnosis, prepare, prepared, registry
 from kseg.errors import DataError
-from kseg.input_pipeline import batching
 from tests.helpers import original_archives
 from tests.helpers.prepared_sets import contents, run
 from tests.helpers.running import start
 from tests.helpers.small_sets import config, folder, write
-from tests.helpers.splits import train_split
+from tests.helpers.splits import train_batches
 
 LABEL = np.array([[0, 1, 2, 150]] * 3, np.uint8)
 
@@ -39,7 +38,7 @@ def test_folder_keeps_classes_and_trains(tmp_path):
     source = Data(name="folder", directory=str(tmp_path / "gone"))
     assert registry.find_dataset(data) == registry.find_dataset(
         source) and registry.split_names(data) == ("train", "val")
-    for one, other in zip(batching.train_batches(train_split(config(data)), config(data)).take(3), batching.train_batches(train_split(config(source)), config(source)).take(3)):
+    for one, other in zip(train_batches(config(data)).take(3), train_batches(config(source)).take(3)):
         assert all(np.array_equal(one[key], other[key]) for key in ("image", "label", "index"))
     assert checks.check_dataset(data, report=lambda line: None)["val"]["images"] == 2
 

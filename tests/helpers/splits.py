@@ -1,5 +1,7 @@
 """Open the splits that a config names."""
 
+import tensorflow as tf
+
 from kseg.config import Config
 from kseg.datasets import registry
 from kseg.datasets.registry import Split
@@ -12,6 +14,11 @@ def train_split(config: Config) -> Split:
 
 def val_split(config: Config) -> Split:
     return registry.open_split(config.data, config.data.val_split)
+
+
+def train_batches(config: Config, *arguments, **options) -> tf.data.Dataset:
+    """Return `batching.train_batches` of the config's training split."""
+    return batching.train_batches(train_split(config), config, *arguments, **options)
 
 
 def step_indices(config: Config, step: int) -> list[int]:

@@ -20,7 +20,7 @@ from kseg.system import retries
 from kseg.training import checkpoints, trainer
 from tests.helpers.running import TINY
 from tests.helpers.small_sets import config, example, folder
-from tests.helpers.splits import step_indices, train_split
+from tests.helpers.splits import step_indices, train_batches, train_split
 
 STEPS, BATCH, PICTURES = 12, 3, 20
 SKIP = "skip"
@@ -143,8 +143,8 @@ def test_a_restart_reads_the_same_batches_though_a_fault_lies_outside_of_most_cr
 
 def test_two_workers_that_know_the_list_make_up_the_batches_of_one(settings):
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, global_batch=4))
-    whole = list(batching.train_batches(train_split(settings), settings, 0, left_out={4, 5, 19}))
-    shares = [list(batching.train_batches(train_split(settings), settings, 0, tf.distribute.InputContext(2, which, 2), {4, 5, 19}))
+    whole = list(train_batches(settings, 0, left_out={4, 5, 19}))
+    shares = [list(train_batches(settings, 0, tf.distribute.InputContext(2, which, 2), {4, 5, 19}))
               for which in range(2)]
     assert len(whole) == STEPS and not {4, 5, 19} & {place for batch in whole for place in indices(batch)}
     for batch, *parts in zip(whole, *shares, strict=True):

@@ -16,7 +16,7 @@ from kseg.errors import DataError
 from kseg.images import decoding
 from kseg.input_pipeline import batching
 from tests.helpers.small_sets import config, example, folder, write
-from tests.helpers.splits import step_indices, train_split
+from tests.helpers.splits import step_indices, train_batches
 
 RANDOM = np.random.default_rng(5)
 LABEL = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
@@ -44,7 +44,7 @@ def drain(examples):
 
 
 def train_indices(settings, count):
-    return [int(index) for batch in batching.train_batches(train_split(settings), settings).take(count) for index in batch["index"]]
+    return [int(index) for batch in train_batches(settings).take(count) for index in batch["index"]]
 
 
 @pytest.mark.parametrize("options", [
@@ -109,7 +109,7 @@ def test_shuffled_covers_every_example_once(count):
 
 def test_index_names_the_picture_in_the_batch(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL] * 5}), crop=(2, 3))
-    for batch in drain(batching.train_batches(train_split(settings), settings).take(3)):
+    for batch in drain(train_batches(settings).take(3)):
         values = batch["image"] * np.float32(settings.data.std) + np.float32(settings.data.mean)
         # Picture i is all i.
         assert np.allclose(values, batch["index"][:, None, None, None], atol=1e-3)
@@ -126,7 +126,7 @@ def test_a_batch_is_the_same_wherever_reading_began(tmp_path):
     def read(start, threads):
         options = tf.data.Options()
         options.threading.private_threadpool_size = threads
-        return drain(batching.train_batches(train_split(settings), settings, start).with_options(options))
+        return drain(train_batches(settings, start).with_options(options))
 
     whole = read(0, 1)
     assert len(whole) == 9
@@ -138,7 +138,7 @@ def test_a_batch_is_the_same_wherever_reading_began(tmp_path):
 
 def test_types_and_padding(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL]}), crop=(4, 5), batch=1)
-    (batch,) = drain(batching.train_batches(train_split(settings), settings).take(1))
+    (batch,) = drain(train_batches(settings).take(1))
     assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
         "image": ("float32", (1, 4, 5, 3)), "label": ("uint8", (1, 4, 5)), "index": ("int64", (1,))}
     assert batch["label"][0].tolist() == [[0, 1, 2, 255, 255], [2, 1, 255, 255, 255], [255] * 5, [255] * 5]
@@ -242,7 +242,7 @@ def test_unusable_files_are_named(tmp_path, fault):
 def test_training_names_the_file_of_the_failing_batch(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL] * 4}), batch=2, steps=2)
     write(tmp_path / "train/labels/e02.png", np.full((2, 3), 77, np.uint8))
-    iterator, step = iter(batching.train_batches(train_split(settings), settings)), 0
+    iterator, step = iter(train_batches(settings)), 0
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         while True:
             next(iterator)
@@ -263,9 +263,9 @@ def test_a_file_that_has_gone_is_named(tmp_path):
 
 def test_explain_without_a_fault_keeps_the_words(tmp_path):
     settings = config(folder(tmp_path, {"val": [LABEL]}))
-    assert str(batching.reading_error(registry.open_split(settings.data, "val"), [0], RuntimeError(
-        "disk on fire"))) == "reading val failed: disk on fire"
-    assert str(batching.reading_error(registry.open_split(settings.data, "val"), [0], RuntimeError())) == "reading val failed: RuntimeError"
+    split = registry.open_split(settings.data, "val")
+    assert str(batching.reading_error(split, [0], RuntimeError("disk on fire"))) == "reading val failed: disk on fire"
+    assert str(batching.reading_error(split, [0], RuntimeError())) == "reading val failed: RuntimeError"
 
 
 def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
@@ -303,4 +303,4 @@ def test_chosen_examples_and_empty_ones_in_their_place(tmp_path):
 
 def test_unknown_data_set_is_told_before_reading():
     with pytest.raises(DataError, match="Did you mean shapes"):
-        batching.train_batches(train_split(config(Data(name="shape"))), config(Data(name="shape")))
+        train_batches(config(Data(name="shape")))

@@ -18,12 +18,12 @@ from kseg.config import Config
 from kseg.config.checks import check_config
 from kseg.config.sections import Augment, Data
 from kseg.errors import ConfigError, DataError
-from kseg.input_pipeline import batching, data_service
+from kseg.input_pipeline import data_service
 from kseg.input_pipeline.batch_reader import BatchReader
 from kseg.training import trainer
 from tests.helpers.running import TINY, start
 from tests.helpers.small_sets import config, example, folder
-from tests.helpers.splits import step_indices, train_split
+from tests.helpers.splits import step_indices, train_batches, train_split
 
 STEPS, BATCH, PICTURES = 12, 4, 20
 
@@ -76,8 +76,8 @@ def digests(batches):
 
 def test_the_batches_are_those_read_here(service, settings):
     for start_step, worker, left_out in ((0, None, ()), (7, tf.distribute.InputContext(2, 1, 2), {3, 4})):
-        here = digests(batching.train_batches(train_split(settings), settings, start_step, worker, left_out))
-        there = digests(batching.train_batches(train_split(served(settings, service)), served(settings, service), start_step, worker, left_out))
+        here = digests(train_batches(settings, start_step, worker, left_out))
+        there = digests(train_batches(served(settings, service), start_step, worker, left_out))
         assert len(here) == STEPS - start_step and there == here
 
 
@@ -189,7 +189,7 @@ def test_nobody_there_and_a_port_that_is_taken(settings):
         taken.bind(("", 0))
         port = taken.getsockname()[1]
         address = f"grpc://localhost:{port}"
-        for call in (lambda: batching.train_batches(train_split(served(settings, address)), served(settings, address)),
+        for call in (lambda: train_batches(served(settings, address)),
                      lambda: data_service.serve_data(0, "localhost", address)):
             with pytest.raises(data_service.ServiceError, match=f"no tf.data service answers at {address}: .*refused"):
                 call()

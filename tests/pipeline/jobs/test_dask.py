@@ -93,7 +93,8 @@ def model(tmp_path_factory, shapes_directory):
     network = models.build(config.model, 7)
     keras_files.save_weights(network, trained / "best.weights.h5")
     source = replace(config, data=replace(config.data, directory=str(shapes_directory)))
-    return place / "model", place / "examples", Counter(network, protocol_of(source), 7, tf.distribute.get_strategy()).count(val_split(source))
+    counter = Counter(network, protocol_of(source), 7, tf.distribute.get_strategy())
+    return place / "model", place / "examples", counter.count(val_split(source))
 
 
 def flags_of(address):
