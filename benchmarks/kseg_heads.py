@@ -29,7 +29,7 @@ def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Calla
     config = Config(model=Model(head=head))
     model = models.build(config.model, CLASSES)
     main = models.main_only(model)
-    predict = prediction.predictor(model, config)
+    predict = prediction.predictor(model, prediction.protocol_of(config))
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
     def step() -> int:

@@ -16,11 +16,13 @@ def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable
 
     from kseg import config as configs
     from kseg import __version__
+    from kseg.datasets import registry
     from kseg.input_pipeline import batching
 
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    batches = iter(batching.train_batches(configs.load(name, overrides)))
+    config = configs.load(name, overrides)
+    batches = iter(batching.train_batches(registry.open_split(config.data, config.data.train_split), config))
     first = next(batches)
 
     def step() -> int:

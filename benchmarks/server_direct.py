@@ -61,6 +61,7 @@ def export(directory: str, height: int, width: int, pairs: int) -> dict[str, lis
     from kseg.inference import prediction
 
     config = configs.from_json(Path(directory, "assets", "config.json").read_text(encoding="utf-8"))
+    protocol = prediction.protocol_of(config)
     classes = json.loads(Path(directory, "assets", "classes.json").read_text(encoding="utf-8"))["classes"]
     model = models.build(config.model, len(classes))
     # Without what serves the loss alone.
@@ -69,7 +70,7 @@ def export(directory: str, height: int, width: int, pairs: int) -> dict[str, lis
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
     def compiled(images: tf.Tensor) -> tf.Tensor:
         size = tf.shape(images)
-        return tf.cast(prediction.predict_ids(main, images, (size[1], size[2]), config), tf.uint8)
+        return tf.cast(prediction.predict_ids(main, images, (size[1], size[2]), protocol), tf.uint8)
 
     exported = tf.saved_model.load(directory).signatures["predict_tensor"]
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8))

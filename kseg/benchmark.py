@@ -73,9 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     if values.command == "model":
         return benchmark_model(values)
     config = cli.load_config(values)
-    figures = input_benchmark.measure_data(config, values.batches, values.rounds)
+    split = registry.open_split(config.data, config.data.train_split)
+    figures = input_benchmark.measure_data(split, config, values.batches, values.rounds)
     print(input_benchmark.data_table(figures))
-    print(input_benchmark.input_advice(figures, config))
+    print(input_benchmark.input_advice(figures, split))
     if values.json:
         values.json.write_text(json.dumps(dataclasses.asdict(figures), indent=2) + "\n", encoding="utf-8")
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 
 from kseg import cli
+from kseg.datasets import registry
 from kseg.distributed import hosts
 from kseg.evaluation import evaluator
 from kseg.inference import trained_model
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = values.out or (values.workdir / split if values.workdir else None)
         weights = values.weights or trained_model.best_weights(values.workdir)
         chief = hosts.is_chief(strategy)
-        evaluator.evaluate(model, config, dataset, split, out, print if chief else lambda line: None, strategy, weights)
+        evaluator.evaluate(model, config, dataset, registry.open_split(config.data, split), out, print if chief else lambda line: None, strategy, weights)
     return 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 
 from kseg import cli
+from kseg.datasets import registry
 from kseg.exporting import exporter
 from kseg.inference import trained_model
 
@@ -31,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     weights = values.weights or trained_model.best_weights(values.workdir)
     place = exporter.export(model, config, dataset, values.out, weights, values.version)
     if values.split:
-        exporter.compare_exported(model, place, config, dataset, values.split)
+        split = registry.open_split(config.data, values.split)
+        exporter.compare_exported(model, place, config, dataset, split)
     return 0
 
 

@@ -40,12 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
     # Once here already: a wrong name is told before the time that loading a model takes.
     find_pictures(values.inputs, values.out, kinds or DEFAULT_KINDS)
     # TensorFlow, which these bring, takes seconds that --help shall not.
-    from kseg.inference.prediction import predictor
+    from kseg.inference.prediction import predictor, protocol_of
     from kseg.inference.segmenter import scorer
 
     model, config, dataset = cli.load_model(values)
-    failures = file_prediction.predict_files(predictor(model, config), values.inputs, values.out, dataset, kinds=kinds,
-                                             scorer=scorer(model, config) if "scores" in kinds else None)
+    protocol = protocol_of(config)
+    failures = file_prediction.predict_files(predictor(model, protocol), values.inputs, values.out, dataset, kinds=kinds,
+                                             scorer=scorer(model, protocol) if "scores" in kinds else None)
     return 1 if failures else 0
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from kseg.config.sections import Augment, Train
 from kseg.datasets import checks
+from kseg.datasets import registry
 from kseg.input_pipeline import batching
 from tests.helpers.small_sets import config, example, folder
+from tests.helpers.splits import train_batches
 
 SIDE = 12_000
 GREY, RGB, PALETTE = 0, 2, 3
@@ -62,7 +64,7 @@ def test_huge_pair_is_trained_on(huge, scale):
     augment = Augment(scale=scale, scale_range=(0.5, 1.0), crop=(64, 96), flip=0.5, photometric=False)
     settings = dataclasses.replace(settings, augment=augment)
     mean, std = np.float32(settings.data.mean), np.float32(settings.data.std)
-    for batch in batching.train_batches(settings):
+    for batch in train_batches(settings):
         image, label = batch["image"].numpy()[0] * std + mean, batch["label"].numpy()[0]
         assert image.shape == (64, 96, 3) and label.shape == (64, 96)
         rows = {tuple(np.unique(row)) for row in label}
@@ -97,7 +99,7 @@ def test_one_pixel_is_trained_on(tiny, scale, scale_range):
     settings = dataclasses.replace(settings, augment=Augment(scale=scale, scale_range=scale_range, crop=(16, 24)),
                                    train=Train(global_batch=3, steps=8))
     steps = 0
-    for batch in batching.train_batches(settings):
+    for batch in train_batches(settings):
         image, label, index = (batch[key].numpy() for key in ("image", "label", "index"))
         assert image.shape == (3, 16, 24, 3) and np.isfinite(image).all() and sorted(index) == [0, 1, 2]
         for place, labels in zip(index, label, strict=True):
@@ -110,11 +112,11 @@ def test_one_pixel_is_trained_on(tiny, scale, scale_range):
 
 def test_one_pixel_shows_as_itself(tiny):
     settings = config(tiny, crop=(2, 3), batch=3, steps=1)
-    (batch,) = batching.train_batches(settings)
+    (batch,) = train_batches(settings)
     index = batch["index"].numpy().tolist()
     assert batch["label"][index.index(0)].numpy().tolist() == [[1, 255, 255], [255] * 3]
 
 
 def test_extremes_are_evaluated_whole(tiny):
-    (found,) = batching.eval_examples(config(tiny), "val")
+    (found,) = batching.eval_examples(registry.open_split(tiny, "val"))
     assert found["image"].shape == (1, 1, 3) and found["label"].numpy().tolist() == [[2]]

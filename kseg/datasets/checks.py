@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from kseg.config.sections import Data
 from kseg.datasets import diagnosis, registry, statistics
-from kseg.datasets.layouts import Split
-from kseg.datasets.registry import Dataset
+from kseg.datasets.registry import Dataset, Split
 from kseg.datasets.statistics import Example
 from kseg.errors import DataError, UserError, unknown
 from kseg.system import atomic_files
@@ -29,7 +28,8 @@ def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str]
     directory at once, and after all files were read with the first ten faults: files without a partner, damaged or of
     the wrong kind, labels of another size than their image, values that the data set does not define, empty splits.
     """
-    return _inspect(data, splits, _image_size, statistics.describe_values, report)
+    _, results = _inspect(data, splits, _image_size, statistics.describe_values, report)
+    return results
 
 
 def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
@@ -44,9 +44,8 @@ def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = Non
         if out:
             # Told before all files are read, and not after.
             out.parent.mkdir(parents=True, exist_ok=True)
-        results = _inspect(data, splits, diagnosis.header_size, statistics.describe_classes, report)
+        dataset, results = _inspect(data, splits, diagnosis.header_size, statistics.describe_classes, report)
         if out:
-            dataset = registry.find_dataset(data)
             plain = {name: statistics.plain_summary(dataset, name, result) for name, result in results.items()}
             atomic_files.write_text(out, json.dumps(plain, indent=2) + "\n")
             report(f"wrote {out}")
@@ -56,9 +55,9 @@ def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = Non
 
 
 def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Tensor], tuple[int, int]],
-             describe: Callable[[Dataset, str, dict], str], report: Callable[[str], None]) -> dict[str, dict]:
+             describe: Callable[[Dataset, str, dict], str], report: Callable[[str], None]) -> tuple[Dataset, dict[str, dict]]:
+    """Return the data set and the summary of each split, and report each."""
     dataset = registry.find_dataset(data)
-    registry.require_location(data)
     known = registry.split_names(data)
     for name in splits:
         if name not in known:
@@ -72,14 +71,14 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
             report(f"{name}: cannot be opened\n")
             continue
         progress = Progress(len(split.names), f"images of {name}", report)
-        read = functools.partial(_read, dataset, split, image_size)
+        read = functools.partial(_read, split, image_size)
         results[name] = statistics.summarize_split(dataset, _counted(split, read, progress, faults))
         report(describe(dataset, name, results[name]))
     if faults:
         more = len(faults) - FAULTS_LISTED
         listed = [f"  {fault}" for fault in faults[:FAULTS_LISTED]] + [f"  and {more} more"] * (more > 0)
         raise DataError(f"{data.name} has {len(faults)} fault{'s' * (len(faults) > 1)}:\n" + "\n".join(listed))
-    return results
+    return dataset, results
 
 
 def _counted(split: Split, read: Callable[[int], tuple[Example | None, str]], progress: Progress,
@@ -98,7 +97,7 @@ def _counted(split: Split, read: Callable[[int], tuple[Example | None, str]], pr
         pool.shutdown(cancel_futures=True)
 
 
-def _read(dataset: Dataset, split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
+def _read(split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
           index: int) -> tuple[Example | None, str]:
     """Return what an example adds to the statistics, None where it cannot be read, and what is wrong with it or ""."""
     name, label_name = split.names[index], split.label_names[index]
@@ -110,7 +109,7 @@ def _read(dataset: Dataset, split: Split, image_size: Callable[[str, tf.Tensor],
     except DataError as error:
         return None, str(error)
     counts = statistics.value_counts(label)
-    fault = diagnosis.unmapped(dataset, counts)
+    fault = diagnosis.unmapped(split.dataset, counts)
     return Example(name, label.shape, counts, diagnosis.is_turned(image_data)), fault and f"{label_name}: {fault}"
 
 

@@ -8,8 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kseg.datasets import statistics
-from kseg.datasets.layouts import Split
-from kseg.datasets.registry import UNMAPPED, Dataset
+from kseg.datasets.registry import UNMAPPED, Dataset, Split
 from kseg.errors import DataError
 from kseg.images import image_files
 from kseg.images.decoding import DEPTH, GREY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image, decode_label
@@ -19,13 +18,20 @@ GRAPH_PLACE = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
                          r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )?")
 
 
-def find_example_fault(dataset: Dataset, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
+def decode_example(split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return one example's uint8 image (H, W, 3) and *raw* uint8 label (H, W).
 
     Raises DataError naming the file, the value and the choices where either cannot be used.
     """
-    name, label_name = split.names[index], split.label_names[index]
-    image_data, label_data = read_pair(split, index)
+    return decode_pair(split.dataset, split.names[index], split.label_names[index], *read_pair(split, index))
+
+
+def decode_pair(dataset: Dataset, name: str, label_name: str, image_data: tf.Tensor,
+                label_data: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the uint8 image (H, W, 3) and *raw* uint8 label (H, W) of encoded bytes.
+
+    Raises DataError naming the file, the value and the choices where either cannot be used.
+    """
     picture, ids = read_image_header(name, image_data), read_label(label_name, label_data)
     require_same_size(name, picture.shape[:2], label_name, ids.shape)
     fault = unmapped(dataset, statistics.value_counts(ids))

@@ -15,16 +15,22 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 @dataclass(frozen=True)
-class Split:
-    """A split's examples: `read` takes an int64 index and gives the encoded image and label as string tensors."""
+class Examples:
+    """Encoded examples in order: `read` takes an int64 index and returns the image and the label as string tensors.
+
+    `records` tells where the examples of a prepared set lie in its record files. `is_pixels` marks a prepared set of
+    decoded pixels.
+    """
 
     names: tuple[str, ...]
     label_names: tuple[str, ...]
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    records: Records | None = None
+    is_pixels: bool = False
 
 
-def file_split(pairs: list[tuple[Path, Path]]) -> Split:
-    """Return a split over (image file, label file) pairs."""
+def file_examples(pairs: list[tuple[Path, Path]]) -> Examples:
+    """Return the examples of (image file, label file) pairs."""
     images = [str(image) for image, _ in pairs]
     labels = [str(label) for _, label in pairs]
     image_paths, label_paths = tf.constant(images), tf.constant(labels)
@@ -32,7 +38,7 @@ def file_split(pairs: list[tuple[Path, Path]]) -> Split:
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.io.read_file(tf.gather(image_paths, index)), tf.io.read_file(tf.gather(label_paths, index))
 
-    return Split(tuple(images), tuple(labels), read)
+    return Examples(tuple(images), tuple(labels), read)
 
 
 def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path]) -> list[tuple[Path, Path]]:
@@ -71,7 +77,7 @@ def folder_splits(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in directory.glob("*/images") if path.is_dir()))
 
 
-def open_folder_split(directory: Path, split: str) -> Split:
+def open_folder_split(directory: Path, split: str) -> Examples:
     """Open `SPLIT/images/NAME.{jpg,png,bmp}` beside `SPLIT/labels/NAME.png`."""
     for part in ("images", "labels"):
         if not (directory / split / part).is_dir():
@@ -80,12 +86,12 @@ def open_folder_split(directory: Path, split: str) -> Split:
     images = _by_stem(directory / split / "images", IMAGE_SUFFIXES)
     labels = _by_stem(directory / split / "labels", (".png",))
     try:
-        return file_split(pair_up(split, images, labels))
+        return file_examples(pair_up(split, images, labels))
     except DataError as error:
         raise DataError(f"{directory / split}: {error}") from None
 
 
-def open_cityscapes_split(directory: Path, split: str) -> Split:
+def open_cityscapes_split(directory: Path, split: str) -> Examples:
     """Open an extracted Cityscapes tree: leftImg8bit/SPLIT/CITY beside gtFine/SPLIT/CITY (labelIds)."""
     def by_frame(part: str, suffix: str) -> dict[str, Path]:
         paths = (directory / part / split).glob(f"*/*{suffix}")
@@ -94,7 +100,7 @@ def open_cityscapes_split(directory: Path, split: str) -> Split:
     images = by_frame("leftImg8bit", "_leftImg8bit.png")
     labels = by_frame("gtFine", "_gtFine_labelIds.png")
     try:
-        return file_split(pair_up(split, images, labels))
+        return file_examples(pair_up(split, images, labels))
     except DataError as error:
         raise DataError(f"{directory}: {error}") from None
 
@@ -108,7 +114,7 @@ def _root(directory: Path, names: tuple[str, ...], holds: str) -> Path:
     raise DataError(f"no directory {holds} in any of {', '.join(map(str, places))}")
 
 
-def open_ade20k_split(directory: Path, split: str) -> Split:
+def open_ade20k_split(directory: Path, split: str) -> Examples:
     """Open an extracted ADEChallengeData2016 tree, or the directory around it: images and annotations.
 
     Their directories training and validation are the splits train and val.
@@ -120,12 +126,12 @@ def open_ade20k_split(directory: Path, split: str) -> Split:
             raise DataError(f"no directory {root / kind / part}")
     images, labels = _by_stem(root / "images" / part, (".jpg",)), _by_stem(root / "annotations" / part, (".png",))
     try:
-        return file_split(pair_up(split, images, labels))
+        return file_examples(pair_up(split, images, labels))
     except DataError as error:
         raise DataError(f"{root}: {error}") from None
 
 
-def open_voc2012_split(directory: Path, split: str) -> Split:
+def open_voc2012_split(directory: Path, split: str) -> Examples:
     """Open a VOC2012 tree, or the directories around it, by its lists ImageSets/Segmentation/SPLIT.txt.
 
     Labels are SegmentationClass, whose palette PNGs hold ids. The split trainaug adds SegmentationClassAug for the
@@ -154,27 +160,28 @@ def open_voc2012_split(directory: Path, split: str) -> Split:
         ("label", " or ".join(parts), ".png", set(names) - labels.keys())) if absent]
     if missing:
         raise DataError(f"{path} names examples {'; '.join(missing)}")
-    return file_split([(images[name], labels[name]) for name in sorted(names)])
+    return file_examples([(images[name], labels[name]) for name in sorted(names)])
 
 
-def open_shapes_split(directory: Path, split: str) -> Split:
+def open_shapes_split(directory: Path, split: str) -> Examples:
     """Open the synthetic set, drawing it into `directory` at first use."""
     records = shapes.prepare_shapes(directory, split)
-    return record_split(records, records.names, records.names, "image", "segmentation_mask")
+    return Examples(records.names, records.names, record_reader(records, "image", "segmentation_mask"))
 
 
-def open_prepared_split(place: str, name: str, split: str) -> Split:
+def open_prepared_split(place: str, name: str, split: str) -> Examples:
     """Open a split of the prepared data set `name` in `place`."""
     if prepared.is_pixels(place):
-        return pixels_split(place, split, prepared.open_pixels(place, name, split))
+        return pixels_examples(place, split, prepared.open_pixels(place, name, split))
     records, form = prepared.open_records(place, name, split), prepared.FORMATS[name]
-    names = tuple(f"{place}/{split}/{picture}" for picture in records.names)
-    return record_split(records, names, tuple(f"label of {each}" for each in names), form.image, form.label)
+    names = tuple(f"{place}/{split}/{image_name}" for image_name in records.names)
+    return Examples(names, tuple(f"label of {image_name}" for image_name in names),
+                    record_reader(records, form.image, form.label), records)
 
 
-def record_split(records: Records, names: tuple[str, ...], label_names: tuple[str, ...], image_key: str,
-                 label_key: str) -> Split:
-    """Return a split over records in which two features are an encoded image and label."""
+def record_reader(records: Records, image_key: str,
+                  label_key: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Return a function from an int64 index to two features of a record: the encoded image and label."""
     files, shards, offsets = tf.constant(records.files), tf.constant(records.shards), tf.constant(
         records.offsets, tf.int64)
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in (image_key, label_key)}
@@ -186,16 +193,16 @@ def record_split(records: Records, names: tuple[str, ...], label_names: tuple[st
         example = tf.io.parse_single_example(record, features)
         return example[image_key], example[label_key]
 
-    return Split(names, label_names, read)
+    return read
 
 
-def pixels_split(place: str, split: str, pictures: tuple[str, ...]) -> Split:
-    """Return a split over files of decoded pixels, which are found by their numbers."""
-    names = tuple(f"{place}/{split}/{picture}" for picture in pictures)
+def pixels_examples(place: str, split: str, image_names: tuple[str, ...]) -> Examples:
+    """Return the examples in files of decoded pixels, which are found by their numbers."""
+    names = tuple(f"{place}/{split}/{image_name}" for image_name in image_names)
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         number = tf.strings.as_string(index, width=prepared.DIGITS, fill="0")
         return tuple(tf.io.read_file(tf.strings.join([f"{place}/{split}/", number, f".{kind}"]))
                      for kind in prepared.KINDS)
 
-    return Split(names, tuple(f"label of {each}" for each in names), read)
+    return Examples(names, tuple(f"label of {image_name}" for image_name in names), read, is_pixels=True)

@@ -25,8 +25,7 @@ from PIL import Image
 
 from kseg.config.sections import Data
 from kseg.datasets import archive_files, layouts, prepared, registry, sources, tfds_builder
-from kseg.datasets.diagnosis import find_example_fault, header_size
-from kseg.datasets.layouts import Split
+from kseg.datasets.diagnosis import decode_pair, header_size
 from kseg.datasets.registry import Dataset
 from kseg.datasets.sources import Pair, Pairs
 from kseg.errors import DataError, unknown
@@ -210,9 +209,8 @@ def _checked(dataset: Dataset, examples: list[Pair],
              update: Callable[[int], None]) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
     """Yield the pairs with picture and raw label; raises DataError naming the first file that cannot be used."""
     for done, pair in enumerate(examples, 1):
-        single = Split((pair.image.where,), (pair.label.where,),
-                       lambda index, pair=pair: tuple(tf.constant(file.read()) for file in (pair.image, pair.label)))
-        yield pair, *find_example_fault(dataset, single, 0)
+        encoded = (tf.constant(file.read()) for file in (pair.image, pair.label))
+        yield pair, *decode_pair(dataset, pair.image.where, pair.label.where, *encoded)
         update(done)
 
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from kseg.config.sections import IGNORED, Data
 from kseg.datasets import class_names, layouts, prepared, shapes
-from kseg.datasets.layouts import Split
+from kseg.datasets.layouts import Examples
+from kseg.datasets.tfrecord import Records
 from kseg.errors import DataError, unknown
 
 # Marks raw values that a data set does not define; meeting one is an error, never a silent class.
@@ -33,9 +34,28 @@ class Dataset:
     palette: tuple[tuple[int, int, int], ...]
     label_table: tuple[int, ...]
     splits: tuple[str, ...]
-    open_split: Callable[[Path, str], Split]
+    open_split: Callable[[Path, str], Examples]
     how_to_get: str
     published: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Split:
+    """An opened split: what its data set is, where that lies, and how its examples are read.
+
+    `names` and `label_names` name the files of each example, or for stored sets the example itself. `read` takes an
+    int64 index and returns the encoded image and label as string tensors. `records` tells where the examples of a
+    prepared set lie in its record files; `is_pixels` marks a prepared set of decoded pixels.
+    """
+
+    name: str
+    dataset: Dataset
+    location: str
+    names: tuple[str, ...]
+    label_names: tuple[str, ...]
+    read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    records: Records | None = None
+    is_pixels: bool = False
 
 
 def label_table(pairs: dict[int, int]) -> tuple[int, ...]:
@@ -120,23 +140,28 @@ def find_dataset(data: Data) -> Dataset:
 
     Raises DataError for an unknown name and for what `read_classes` refuses.
     """
-    if data.name not in DATASETS:
-        raise DataError(unknown("data set", data.name, DATASETS))
+    _require_known(data)
     if data.name == "folder":
-        location = require_location(data)
-        return read_classes(prepared.find_prepared(location, data.name) or location)
+        location, place = _locate(data)
+        return read_classes(place or location)
     return DATASETS[data.name]
 
 
-def require_location(data: Data) -> str:
-    """Return where the data set lies; raises DataError saying how to get the data where there is nothing to read."""
+def _require_known(data: Data) -> None:
+    if data.name not in DATASETS:
+        raise DataError(unknown("data set", data.name, DATASETS))
+
+
+def _locate(data: Data) -> tuple[str, str]:
+    """Return where a data set lies and where its prepared form lies below it, or ""; raises DataError for neither."""
     location = location_of(data)
     if not tf.io.gfile.isdir(location) and data.name != "shapes":
         raise DataError(f"{data.name}: no directory {location}. {_how_to_get(data)}")
-    if is_address(location) and not prepared.find_prepared(location, data.name):
+    place = prepared.find_prepared(location, data.name)
+    if is_address(location) and not place:
         raise DataError(f"{location} holds no prepared {data.name}, and only such are read from there. "
                         f"{_how_to_get(data)}")
-    return location
+    return location, place
 
 
 def split_names(data: Data) -> tuple[str, ...]:
@@ -144,10 +169,11 @@ def split_names(data: Data) -> tuple[str, ...]:
 
     Of a prepared set, those that were prepared. Raises DataError where the data set or every split of it is missing.
     """
-    place = prepared.find_prepared(location_of(data), data.name)
+    _require_known(data)
+    location, place = _locate(data)
     if place:
         return prepared.prepared_split_names(place, data.name)
-    names = find_dataset(data).splits or layouts.folder_splits(Path(require_location(data)))
+    names = DATASETS[data.name].splits or layouts.folder_splits(Path(location))
     if not names:
         raise DataError(f"{data.name}: no split in {location_of(data)}\n{_how_to_get(data)}")
     return names
@@ -157,19 +183,23 @@ def _how_to_get(data: Data) -> str:
     return DATASETS[data.name].how_to_get.format(directory=location_of(data), name=data.name)
 
 
-def open_split(data: Data, split: str) -> Split:
-    """Return the split of that name, of a prepared set where the directory holds one.
+def open_split(data: Data, name: str) -> Split:
+    """Open the split of that name, of a prepared set where the directory holds one.
 
     Raises DataError for unknown splits, missing files and files without a partner.
     """
-    dataset = find_dataset(data)
-    if dataset.splits and split not in dataset.splits:
-        raise DataError(unknown(f"split of {data.name}", split, dataset.splits))
-    location = require_location(data)
-    place = prepared.find_prepared(location, data.name)
-    if place:
-        return layouts.open_prepared_split(place, data.name, split)
-    return dataset.open_split(Path(location), split)
+    _require_known(data)
+    dataset = DATASETS[data.name]
+    if dataset.splits and name not in dataset.splits:
+        raise DataError(unknown(f"split of {data.name}", name, dataset.splits))
+    location, place = _locate(data)
+    if data.name == "folder":
+        dataset = read_classes(place or location)
+    examples = layouts.open_prepared_split(place, data.name, name) if place else \
+        dataset.open_split(Path(location), name)
+    return Split(name=name, dataset=dataset, location=location, names=examples.names,
+                 label_names=examples.label_names, read=examples.read, records=examples.records,
+                 is_pixels=examples.is_pixels)
 
 
 # Ends each hint on how to get a data set.

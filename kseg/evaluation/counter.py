@@ -10,12 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg.config import Config
 from kseg.config.sections import IGNORED
-from kseg.datasets import registry
+from kseg.datasets.registry import Split
 from kseg.errors import DataError, WeightsError
 from kseg.evaluation import confusion
-from kseg.inference.prediction import predict_checked, require_size
+from kseg.inference.prediction import Protocol, predict_checked, require_size
 from kseg.input_pipeline import batching
 from kseg.system.progress import Progress
 
@@ -46,9 +45,9 @@ class Counts(NamedTuple):
 class Counter:
     """Counts splits with one model, whose weights may change between two of them."""
 
-    def __init__(self, model: keras.Model, config: Config, classes: int, strategy: tf.distribute.Strategy):
+    def __init__(self, model: keras.Model, protocol: Protocol, classes: int, strategy: tf.distribute.Strategy):
         """Take a model that was built under the strategy's scope."""
-        self.model, self.config, self.classes, self.strategy = model, config, classes, strategy
+        self.model, self.protocol, self.classes, self.strategy = model, protocol, classes, strategy
         with strategy.scope():
             # Each replica adds to its own; reading gives the sum over all.
             self.bands = tf.Variable(
@@ -57,18 +56,18 @@ class Counter:
         self.hosts = 1
         self.step: Callable | None = None
 
-    def count(self, split: str, progress: Progress | None = None) -> Counts:
+    def count(self, split: Split, progress: Progress | None = None) -> Counts:
         """Return the counts of a whole split, the same on every host.
 
         Raises DataError where an example cannot be read, and WeightsError naming the images where scores are not
         finite. Asserts that each image of the split was counted exactly once.
         """
-        names = registry.open_split(self.config.data, split).names
+        names = split.names
         # Per image: hits, truth and predictions of each class, labelled pixels, pixels without a class, times seen.
         table = np.zeros((len(names), 3 * self.classes + 3), np.int64)
         self._reset()
         seen = 0
-        for shares in self._rounds(split, names):
+        for shares in self._rounds(split):
             for index, row in shares:
                 table[index] += row
             seen = min(seen + self.strategy.num_replicas_in_sync, len(names))
@@ -78,7 +77,7 @@ class Counter:
         labelled, bad, times = table[:, -3:].T
         require_finite_scores(names, bad)
         if not (times == 1).all():
-            raise DataError(f"{int((times > 0).sum())} of the {len(names)} images of split {split!r} were counted")
+            raise DataError(f"{int((times > 0).sum())} of the {len(names)} images of split {split.name!r} were counted")
         hits, truth, predicted = np.split(table[:, :-3], 3, axis=1)
         if not (truth.sum(axis=1) == labelled).all():
             index = int(np.argmax(truth.sum(axis=1) != labelled))
@@ -88,9 +87,9 @@ class Counter:
         assert (counts.matrix.sum(axis=1) == truth.sum(axis=0)).all(), "the images do not add up to the split"
         return counts
 
-    def _rounds(self, split: str, names: tuple[str, ...]) -> Iterator[list[tuple[int, np.ndarray]]]:
+    def _rounds(self, split: Split) -> Iterator[list[tuple[int, np.ndarray]]]:
         """Yield (index, row) of the images that this host's replicas have counted, one round after another."""
-        total, replicas = len(names), self.strategy.num_replicas_in_sync
+        total, replicas = len(split.names), self.strategy.num_replicas_in_sync
         rounds = -(-total // replicas)
         mine = np.zeros(0, np.int64)
 
@@ -100,7 +99,7 @@ class Counter:
             # The last round's missing images are -1, which eval_examples makes empty ones of: all replicas take part.
             indices = np.concatenate([np.arange(total), np.full(rounds * replicas - total, -1)])
             mine = np.split(indices.reshape(rounds, replicas), self.hosts, axis=1)[context.input_pipeline_id]
-            return batching.eval_examples(self.config, split, mine.ravel())
+            return batching.eval_examples(split, mine.ravel())
 
         distributed = self.strategy.distribute_datasets_from_function(examples)
         self.step = self.step or self._make_step(distributed.element_spec)
@@ -109,18 +108,18 @@ class Counter:
             try:
                 element = next(iterator)
             except tf.errors.OpError as error:
-                raise batching.reading_error(self.config, split, [int(index) for index in mine[number] if index >= 0],
-                                             error) from None
+                indices = [int(index) for index in mine[number] if index >= 0]
+                raise batching.reading_error(split, indices, error) from None
             for index, image in zip(mine[number], self.strategy.experimental_local_results(element["image"])):
-                self._require_size(names, int(index), image.shape)
+                self._require_size(split.names[index], image.shape)
             rows = self.strategy.experimental_local_results(self.step(element))
             yield [(int(index), np.asarray(row)) for index, row in zip(mine[number], rows) if index >= 0]
 
-    def _require_size(self, names: tuple[str, ...], index: int, shape: tf.TensorShape) -> None:
+    def _require_size(self, name: str, shape: tf.TensorShape) -> None:
         try:
-            require_size(shape[0], shape[1], self.config)
+            require_size(shape[0], shape[1], self.protocol.evaluate)
         except DataError as error:
-            raise DataError(f"{names[index]}: {error}") from None
+            raise DataError(f"{name}: {error}") from None
 
     def _make_step(self, element_spec) -> Callable:
         """Return the compiled function that counts an image on each replica and returns their rows of the table."""
@@ -128,7 +127,7 @@ class Counter:
         def count(example: dict) -> tf.Tensor:
             label = example["label"]
             size = tf.shape(label)
-            ids, bad = predict_checked(self.model, example["image"][None], (size[0], size[1]), self.config)
+            ids, bad = predict_checked(self.model, example["image"][None], (size[0], size[1]), self.protocol)
             counts = confusion.banded_confusion(label[None], ids, self.classes)
             self.bands.assign_add(counts)
             matrix = tf.reduce_sum(counts, axis=0)

@@ -14,14 +14,14 @@ import tensorflow as tf
 
 from kseg import config as configs
 from kseg.config import Config
-from kseg.datasets import registry
-from kseg.datasets.registry import Dataset
+from kseg.datasets.registry import Dataset, Split
 from kseg.errors import UserError
 from kseg.evaluation import confusion, metrics, results
 from kseg.evaluation.counter import Counter
 from kseg.exporting import warmup
 from kseg.exporting.precisions import export_network
 from kseg.exporting.signatures import Served
+from kseg.inference.prediction import protocol_of
 from kseg.input_pipeline import batching
 from kseg.system import atomic_files
 from kseg.system.progress import Progress
@@ -45,8 +45,8 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
     try:
         out.mkdir(parents=True, exist_ok=True)
         try:
-            served = Served(export_network(model, config, options.precision), config, size, options.max_pixels,
-                            options.all_scores)
+            network = export_network(model, config.model, options.precision, options.device)
+            served = Served(network, protocol_of(config), size, options.max_pixels, options.all_scores)
             with tempfile.TemporaryDirectory() as directory:
                 served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
                     Path(directory), config, dataset, weights)]
@@ -94,11 +94,11 @@ def signature_text(directory: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def exported_accuracy(place: Path, config: Config, dataset: Dataset, split: str, progress: Progress | None = None) -> dict:
+def exported_accuracy(place: Path, dataset: Dataset, split: Split, progress: Progress | None = None) -> dict:
     """Return `metrics.summary` of what an exported model's predict_tensor says of a whole split."""
     answer = tf.saved_model.load(str(place)).signatures["predict_tensor"]
     matrix = np.zeros((len(dataset.classes),) * 2, np.int64)
-    for count, example in enumerate(batching.eval_examples(config, split), 1):
+    for count, example in enumerate(batching.eval_examples(split), 1):
         ids = answer(image=example["image"][None])["class_map"]
         matrix += confusion.confusion(example["label"][None], ids, len(dataset.classes)).numpy()
         if progress:
@@ -106,12 +106,12 @@ def exported_accuracy(place: Path, config: Config, dataset: Dataset, split: str,
     return metrics.summarize(matrix, dataset.classes)
 
 
-def compare_exported(model: keras.Model, place: Path, config: Config, dataset: Dataset, split: str,
+def compare_exported(model: keras.Model, place: Path, config: Config, dataset: Dataset, split: Split,
                      report: Callable[[str], None] = print) -> None:
     """Report a split's mIoU of the model and of what was exported of it."""
-    names = registry.open_split(config.data, split).names
-    counter = Counter(model, config, len(dataset.classes), tf.distribute.get_strategy())
+    names = split.names
+    counter = Counter(model, protocol_of(config), len(dataset.classes), tf.distribute.get_strategy())
     before = metrics.summarize(counter.count(split, Progress(len(names), "images", report)).matrix, dataset.classes)
-    after = exported_accuracy(place, config, dataset, split, Progress(len(names), "images", report))
-    report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split}: {100 * before['mIoU']:.3f} before, "
+    after = exported_accuracy(place, dataset, split, Progress(len(names), "images", report))
+    report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split.name}: {100 * before['mIoU']:.3f} before, "
            f"{100 * after['mIoU']:.3f} exported, {100 * (after['mIoU'] - before['mIoU']):+.3f}")

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg import models
-from kseg.config import Config
+from kseg.config.sections import Model
 from kseg.errors import ConfigError, unknown
 from kseg.models import folding
 
@@ -33,31 +33,31 @@ class Network(tf.Module):
         return {"main": self._call(images)}
 
 
-def folded_model(model: keras.Model, config: Config) -> keras.Model:
-    """Return a copy of a built model's main head for the devices that config.export.device names."""
-    return folding.fold_batch_norms(models.main_only(model), config.export.device == "cpu")
+def folded_model(model: keras.Model, device: str) -> keras.Model:
+    """Return a copy of a built model's main head for the devices that export.device names."""
+    return folding.fold_batch_norms(models.main_only(model), device == "cpu")
 
 
-def float32(model: keras.Model, config: Config) -> Network:
+def float32(model: keras.Model, settings: Model, device: str) -> Network:
     """The model's own weights."""
-    main = folded_model(model, config)
+    main = folded_model(model, device)
     return Network(lambda images: main(images, training=False), [each.value for each in main.variables],
                    main.output.shape[-1])
 
 
-def bfloat16(model: keras.Model, config: Config) -> Network:
+def bfloat16(model: keras.Model, settings: Model, device: str) -> Network:
     """The same weights, layers computing in bfloat16."""
-    main = folded_model(model, config)
-    bare = models.build(config.model, main.output.shape[-1], precision="mixed_bfloat16")
-    low = folded_model(bare, config)
+    main = folded_model(model, device)
+    bare = models.build(settings, main.output.shape[-1], precision="mixed_bfloat16")
+    low = folded_model(bare, device)
     low.set_weights(main.get_weights())
     return Network(lambda images: low(images, training=False), [each.value for each in low.variables],
                    main.output.shape[-1])
 
 
-def dynamic_range(model: keras.Model, config: Config) -> Network:
+def dynamic_range(model: keras.Model, settings: Model, device: str) -> Network:
     """Kernels stored as int8 with one scale for each output channel, a quarter of the size; computed in float32."""
-    main = folded_model(model, config)
+    main = folded_model(model, device)
     held, readers = [], []
     for variable in main.variables:
         value = variable.numpy()
@@ -98,8 +98,8 @@ def quantized(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 PRECISIONS = {"float32": float32, "bfloat16": bfloat16, "dynamic-range": dynamic_range}
 
 
-def export_network(model: keras.Model, config: Config, precision: str) -> Network:
+def export_network(model: keras.Model, settings: Model, precision: str, device: str) -> Network:
     """Return the network that is exported of a built model; raises ConfigError for an unknown precision."""
     if precision not in PRECISIONS:
         raise ConfigError(unknown("precision", precision, PRECISIONS))
-    return PRECISIONS[precision](model, config)
+    return PRECISIONS[precision](model, settings, device)

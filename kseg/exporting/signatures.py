@@ -16,11 +16,11 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from kseg.config import Config
 from kseg.exporting.precisions import Network
 from kseg.images import resizing
 from kseg.images.decoding import PNG_SIGNATURE, decode_image
 from kseg.inference import prediction
+from kseg.inference.prediction import Protocol
 
 IMAGE_FEATURE = "image/encoded"
 
@@ -28,10 +28,10 @@ IMAGE_FEATURE = "image/encoded"
 class Served(tf.Module):
     """A network's signatures as functions, for tf.saved_model.save."""
 
-    def __init__(self, network: Network, config: Config, size: tuple[int, int], max_pixels: int, all_scores: bool):
+    def __init__(self, network: Network, protocol: Protocol, size: tuple[int, int], max_pixels: int, all_scores: bool):
         """`size` (height, width) is predict_map's; with `all_scores` there is predict_all_scores."""
         super().__init__()
-        self.network, self.config, self.size, self.max_pixels = network, config, size, max_pixels
+        self.network, self.protocol, self.size, self.max_pixels = network, protocol, size, max_pixels
         images = tf.TensorSpec((None, None, None, 3), tf.uint8)
         # Shared by all signatures, so that the graph is in the file once.
         self.ids = tf.function(self._ids, input_signature=[images])
@@ -49,7 +49,7 @@ class Served(tf.Module):
 
     def _ids(self, images: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(images)
-        return tf.cast(prediction.predict_ids(self.network, images, (shape[1], shape[2]), self.config), tf.uint8)
+        return tf.cast(prediction.predict_ids(self.network, images, (shape[1], shape[2]), self.protocol), tf.uint8)
 
     def serve(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         image_bytes = tf.ensure_shape(image_bytes, (None,))
@@ -82,12 +82,12 @@ class Served(tf.Module):
         scores = self._scores(self._pixels(image))
         # Not of the probabilities, which may round to a tie where scores do not.
         ids = tf.argmax(scores, axis=-1, output_type=tf.int32)
-        confidence = tf.round(255 * tf.reduce_max(prediction.probabilities(scores, self.config), axis=-1))
+        confidence = tf.round(255 * tf.reduce_max(prediction.probabilities(scores, self.protocol.evaluate), axis=-1))
         return {"class_map": tf.cast(ids, tf.uint8), "confidence": tf.cast(confidence, tf.uint8)}
 
     def predict_all_scores(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         scores = self._scores(self._pixels(image))
-        return {"scores": prediction.probabilities(scores, self.config)}
+        return {"scores": prediction.probabilities(scores, self.protocol.evaluate)}
 
     def serve_tf_examples(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         examples = tf.ensure_shape(examples, (None,))
@@ -96,7 +96,7 @@ class Served(tf.Module):
 
     def _scores(self, images: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(images)
-        return prediction.predict_scores(self.network, images, (shape[1], shape[2]), self.config)
+        return prediction.predict_scores(self.network, images, (shape[1], shape[2]), self.protocol)
 
     def _pixels(self, images: tf.Tensor) -> tf.Tensor:
         """Return pictures of the right rank and at most `max_pixels`: a few bytes of a request may stand for many."""

@@ -1,13 +1,13 @@
 """Normalize and resize batches of images, with the bytes that OpenCV gives."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from kseg.config import Config
 
-
-def normalize(images: tf.Tensor, config: Config) -> tf.Tensor:
-    """Return RGB images on the 0..255 scale as float32 with the config's mean and deviation taken out."""
-    mean, std = (tf.constant(values, tf.float32) for values in (config.data.mean, config.data.std))
+def normalize(images: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
+    """Return (images - mean) / std as float32 for RGB images (..., H, W, 3) on the 0..255 scale."""
+    mean, std = (tf.constant(values, tf.float32) for values in (mean, std))
     # Row by row: TensorFlow takes five times as long over three numbers at a time.
     shape = tf.shape(images)
     rows = tf.reshape(tf.cast(images, tf.float32), (-1, 3 * shape[-2]))

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg.config import Config
+from kseg.config.sections import Evaluate
 from kseg.errors import DataError
 from kseg.images import resizing
 from kseg.inference import sliding_window, tiling
@@ -18,31 +19,38 @@ from kseg.inference.tiling import Rows
 LARGEST = 2**26
 
 
-def preprocess(images: tf.Tensor, config: Config) -> tf.Tensor:
+class Protocol(NamedTuple):
+    """The config values that decide what a model predicts for an image."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    evaluate: Evaluate
+    align_corners: bool
+
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
+        """Return the network's float32 input for RGB images on the 0..255 scale."""
+        return resizing.normalize(images, self.mean, self.std)
+
+
+def protocol_of(config: Config) -> Protocol:
+    """Return the config's prediction protocol."""
+    return Protocol(config.data.mean, config.data.std, config.evaluate, config.model.align_corners)
+
+
+def preprocess(images: tf.Tensor, protocol: Protocol) -> tf.Tensor:
     """Return the network's input, normalised float32, for RGB images 0..255 (N, H, W, 3).
 
     Where evaluate.resize says so they are fitted into its box first, as bytes.
     """
-    return resizing.normalize(fit_images(images, config), config)
+    return protocol.normalize(fit_images(images, protocol.evaluate.resize))
 
 
-def fit_images(images: tf.Tensor, config: Config) -> tf.Tensor:
-    """Return RGB images 0..255 fitted into the box of evaluate.resize, int32, or where it is empty as they are."""
-    if not config.evaluate.resize:
+def fit_images(images: tf.Tensor, box: tuple[int, ...]) -> tf.Tensor:
+    """Return RGB images 0..255 (N, H, W, 3) fitted into a (height, width) box, int32; an empty box changes nothing."""
+    if not box:
         return images
     shape = tf.shape(images)
-    return resizing.resize_bytes(images, resizing.fit_size(shape[1], shape[2], config.evaluate.resize))
-
-
-def predict_logits(model: keras.Model, inputs: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
-    """Return float32 logits (N, height, width, C) at `size` for normalised images (N, H, W, 3) of any size.
-
-    The protocol is config.evaluate's: the whole picture or sliding windows, logits resized by way of the input's size
-    or straight (MMSegmentation's and SSSegmentation's slide and whole inference). Windows give logits at the input's
-    size anyhow.
-    """
-    total = _empty(model, inputs, size)
-    return _each_stripe(model, inputs, tf.identity, size, config, ScalePass(), _add, (total,))[0]
+    return resizing.resize_bytes(images, resizing.fit_size(shape[1], shape[2], box))
 
 
 class ScalePass(NamedTuple):
@@ -53,13 +61,13 @@ class ScalePass(NamedTuple):
 
 
 def _each_stripe(model: keras.Model, inputs: tf.Tensor, normalise_part: Callable[[tf.Tensor], tf.Tensor], size: tuple,
-                 config: Config, look: ScalePass, use: Callable[..., tuple], state: tuple) -> tuple:
+                 protocol: Protocol, look: ScalePass, use: Callable[..., tuple], state: tuple) -> tuple:
     """Return the state after `state = use(state, first, last, scores)` of each stripe of rows at `size`, top to bottom.
 
     `normalise_part` makes the network's input of any part of `inputs` (N, H, W, 3). Scores are activated logits by
-    config.evaluate's protocol, float32 (N, last - first, width, C).
+    `protocol`, float32 (N, last - first, width, C).
     """
-    align_corners = config.model.align_corners
+    align_corners, evaluate = protocol.align_corners, protocol.evaluate
 
     def finish(scores: Rows, known: tf.Tensor, state: tuple) -> tuple:
         first, *state = state
@@ -70,10 +78,11 @@ def _each_stripe(model: keras.Model, inputs: tf.Tensor, normalise_part: Callable
         return last, *tiling.fold_stripes(final, first, last, use, tuple(state))
 
     state = (tf.constant(0), *state)
-    if config.evaluate.window:
-        return sliding_window.sliding_window_scores(model, inputs, normalise_part, config, look.activation, finish, state)[1:]
+    if evaluate.window:
+        return sliding_window.sliding_window_scores(model, inputs, normalise_part, evaluate.window, evaluate.stride,
+                                                    align_corners, look.activation, finish, state)[1:]
     scores = tiling.rows_in_memory(look.activation(model(normalise_part(inputs), training=False)["main"]))
-    if config.evaluate.resize_logits == "twice":
+    if evaluate.resize_logits == "twice":
         own = tf.shape(inputs)
         scores = tiling.resized_rows(scores, (own[1], own[2]), align_corners)
     return finish(scores, scores.height, state)[1:]
@@ -100,32 +109,31 @@ def _choose(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) 
     return tiling.update_rows(ids, first, last, best), unsure
 
 
-def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
+def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol) -> tf.Tensor:
     """Return the float32 scores (N, height, width, C) at `size` whose largest is the class, for RGB images 0..255.
 
-    Logits, or where config.evaluate has scales or mirrors, the mean over all of them of what it averages (the
+    Logits, or where the protocol has scales or mirrors, the mean over all of them of what it averages (the
     multi-scale tests with flip of MMSegmentation, which averages probabilities, and of SSSegmentation). One pass is in
     memory at a time, besides the sum of all.
     """
-    settings = config.evaluate
+    settings = protocol.evaluate
     if not settings.scales and not settings.flip:
         state = (_empty(model, images, size),)
-        return _each_stripe(model, fit_images(images, config), lambda part: resizing.normalize(part, config), size, config,
+        return _each_stripe(model, fit_images(images, settings.resize), protocol.normalize, size, protocol,
                             ScalePass(), _add, state)[0]
-    total, passes = _sum(model, images, size, config)
+    total, passes = _sum(model, images, size, protocol)
     return total / passes
 
 
-def probabilities(scores: tf.Tensor, config: Config) -> tf.Tensor:
+def probabilities(scores: tf.Tensor, evaluate: Evaluate) -> tf.Tensor:
     """Return the classes' probabilities for `predict_scores`' (..., C): where those are a mean of them, they stay."""
-    settings = config.evaluate
-    averaged = (settings.scales or settings.flip) and settings.average != "logits"
+    averaged = (evaluate.scales or evaluate.flip) and evaluate.average != "logits"
     return scores if averaged else tf.nn.softmax(scores)
 
 
-def _sum(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tuple[tf.Tensor, int]:
+def _sum(model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol) -> tuple[tf.Tensor, int]:
     """Return the sum of the scores (N, height, width, C) over all scales and mirrors, and how many they are."""
-    settings = config.evaluate
+    settings = protocol.evaluate
     scales = tf.constant(settings.scales or (1.0,), tf.float64)
     ways = 2 if settings.flip else 1
     activation = tf.nn.softmax if settings.average == "before resizing" else tf.identity
@@ -139,9 +147,9 @@ def _sum(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> 
         def turned(maps: tf.Tensor) -> tf.Tensor:
             return tf.cond(mirrored, lambda: tf.reverse(maps, [2]), lambda: maps)
 
-        inputs = turned(scaled_input(images, tf.gather(scales, number // ways), config))
+        inputs = turned(scaled_input(images, tf.gather(scales, number // ways), protocol))
         inputs = tf.ensure_shape(inputs, (None, None, None, 3))
-        total, = _each_stripe(model, inputs, tf.identity, size, config, ScalePass(activation, turned), add, (total,))
+        total, = _each_stripe(model, inputs, tf.identity, size, protocol, ScalePass(activation, turned), add, (total,))
         return number + 1, total
 
     passes = ways * len(scales)
@@ -150,23 +158,23 @@ def _sum(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> 
     return total, passes
 
 
-def scaled_input(images: tf.Tensor, factor: tf.Tensor, config: Config) -> tf.Tensor:
+def scaled_input(images: tf.Tensor, factor: tf.Tensor, protocol: Protocol) -> tf.Tensor:
     """Return the network's normalised input for RGB images 0..255 (N, H, W, 3) at a float64 factor of their size.
 
-    config.evaluate.scale_of says of which: the pictures' own, which are resized as bytes, or the input's, whose numbers
+    evaluate.scale_of says of which: the pictures' own, which are resized as bytes, or the input's, whose numbers
     are.
     """
-    if not config.evaluate.scales:
-        return preprocess(images, config)
+    if not protocol.evaluate.scales:
+        return preprocess(images, protocol)
     shape = tf.shape(images)
-    if config.evaluate.scale_of == "picture":
+    if protocol.evaluate.scale_of == "picture":
         box = tf.cast(tf.cast(shape[1:3], tf.float64) * factor + 0.5, tf.int32)
-        return resizing.normalize(resizing.resize_bytes(images, resizing.fit_size(shape[1], shape[2], box)), config)
-    inputs = preprocess(images, config)
+        return protocol.normalize(resizing.resize_bytes(images, resizing.fit_size(shape[1], shape[2], box)))
+    inputs = preprocess(images, protocol)
     for axis in (1, 2):
         length = tf.shape(inputs)[axis]
         target = tf.maximum(tf.cast(tf.cast(length, tf.float64) * factor, tf.int32), 1)
-        if config.model.align_corners:
+        if protocol.align_corners:
             # A side of one position takes the first.
             step = tf.cast(length - 1, tf.float64) / tf.cast(tf.maximum(target - 1, 1), tf.float64)
             positions = tf.cast(tf.range(target), tf.float64) * step
@@ -181,46 +189,46 @@ def scaled_input(images: tf.Tensor, factor: tf.Tensor, config: Config) -> tf.Ten
     return inputs
 
 
-def predict_checked(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tuple[tf.Tensor, tf.Tensor]:
+def predict_checked(model: keras.Model, images: tf.Tensor, size: tuple,
+                    protocol: Protocol) -> tuple[tf.Tensor, tf.Tensor]:
     """Return int32 class ids (N, height, width) at `size` and, int32 (N,), how many of their pixels have no class.
 
     They have none where one of the scores is not finite, and their id means nothing. For uint8 RGB images (N, H, W, 3),
-    by config.evaluate. Of float maps only a stripe of rows is in memory, and of sliding windows a row of them; but the
+    by `protocol`. Of float maps only a stripe of rows is in memory, and of sliding windows a row of them; but the
     network's output for whole pictures, and the sum over scales and mirrors (N, height, width, C), are in memory as a
     whole.
     """
-    settings = config.evaluate
+    settings = protocol.evaluate
     number, (height, width) = tf.shape(images)[0], size
     # Bytes, since labels are bytes; and GPUs write them in place, but leave int32 to the CPU.
     state = (tf.zeros([number, height, width], tf.uint8), tf.zeros([number], tf.int64))
     if settings.scales or settings.flip:
-        total, passes = _sum(model, images, size, config)
+        total, passes = _sum(model, images, size, protocol)
         maps = tiling.rows_in_memory(total)
         maps = maps._replace(take=lambda first, last: total[:, first:last] / passes)
         ids, unsure = tiling.fold_stripes(maps, tf.constant(0), maps.height, _choose, state)
     else:
-        ids, unsure = _each_stripe(model, fit_images(images, config), lambda part: resizing.normalize(part, config), size, config,
+        ids, unsure = _each_stripe(model, fit_images(images, settings.resize), protocol.normalize, size, protocol,
                                    ScalePass(), _choose, state)
     return tf.cast(ids, tf.int32), tf.cast(unsure, tf.int32)
 
 
-def predict_ids(model: keras.Model, images: tf.Tensor, size: tuple, config: Config) -> tf.Tensor:
-    """Return int32 class ids (N, height, width) at `size` for uint8 RGB images (N, H, W, 3), by config.evaluate."""
-    return predict_checked(model, images, size, config)[0]
+def predict_ids(model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol) -> tf.Tensor:
+    """Return int32 class ids (N, height, width) at `size` for uint8 RGB images (N, H, W, 3), by `protocol`."""
+    return predict_checked(model, images, size, protocol)[0]
 
 
-def require_size(height: int, width: int, config: Config) -> None:
+def require_size(height: int, width: int, evaluate: Evaluate) -> None:
     """Raise DataError where a picture would be larger than the network can look at as a whole, unless windows slide."""
-    settings = config.evaluate
-    if settings.window:
+    if evaluate.window:
         return
-    factor = max(settings.scales, default=1.0)
-    if settings.scales and settings.scale_of == "picture":
+    factor = max(evaluate.scales, default=1.0)
+    if evaluate.scales and evaluate.scale_of == "picture":
         own_height, own_width = height * factor, width * factor
     else:
         own_height, own_width = height, width
-        if settings.resize:
-            own_height, own_width = (int(side) for side in resizing.fit_size(height, width, settings.resize))
+        if evaluate.resize:
+            own_height, own_width = (int(side) for side in resizing.fit_size(height, width, evaluate.resize))
         own_height, own_width = own_height * factor, own_width * factor
     if own_height * own_width > LARGEST:
         raise DataError(
@@ -235,7 +243,7 @@ def require_finite(unsure: int, pixels: int) -> None:
         raise DataError(f"the scores of {unsure:,} of {pixels:,} pixels are nan or infinite; look at the weights")
 
 
-def predictor(model: keras.Model, config: Config) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(model: keras.Model, protocol: Protocol) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from a uint8 RGB picture (H, W, 3) to its uint8 class ids (H, W), for any size.
 
     It raises DataError where the picture is larger than the network can look at as a whole, and where scores are not
@@ -245,11 +253,11 @@ def predictor(model: keras.Model, config: Config) -> Callable[[np.ndarray], np.n
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)])
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         size = tf.shape(images)
-        ids, bad = predict_checked(model, images, (size[1], size[2]), config)
+        ids, bad = predict_checked(model, images, (size[1], size[2]), protocol)
         return tf.cast(ids[0], tf.uint8), bad[0]
 
     def predict_picture(image: np.ndarray) -> np.ndarray:
-        require_size(*image.shape[:2], config)
+        require_size(*image.shape[:2], protocol.evaluate)
         ids, bad = (result.numpy() for result in predict(image[None]))
         require_finite(int(bad), ids.size)
         return ids

@@ -18,13 +18,14 @@ from kseg.config import Config
 from kseg.errors import DataError
 from kseg.images import drawing, image_files
 from kseg.inference import trained_model
-from kseg.inference.prediction import predict_scores, predictor, probabilities, require_finite, require_size
+from kseg.inference.prediction import (Protocol, predict_scores, predictor, probabilities, protocol_of, require_finite,
+                                       require_size)
 
 if TYPE_CHECKING:
     from kseg.datasets.registry import Dataset
 
 
-def scorer(model: keras.Model, config: Config) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def scorer(model: keras.Model, protocol: Protocol) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return a function from a uint8 RGB picture (H, W, 3) to its uint8 class ids (H, W) and class probabilities.
 
     Those are float32 (H, W, C): the softmax of the scores whose largest is the class, or with test-time augmentation
@@ -34,13 +35,13 @@ def scorer(model: keras.Model, config: Config) -> Callable[[np.ndarray], tuple[n
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)])
     def score(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         size = tf.shape(images)
-        scores = predict_scores(model, images, (size[1], size[2]), config)
+        scores = predict_scores(model, images, (size[1], size[2]), protocol)
         ids = tf.cast(tf.argmax(scores, axis=-1, output_type=tf.int32), tf.uint8)
         unsure = tf.reduce_sum(tf.cast(tf.reduce_any(~tf.math.is_finite(scores), axis=-1), tf.int64))
-        return ids[0], probabilities(scores, config)[0], unsure
+        return ids[0], probabilities(scores, protocol.evaluate)[0], unsure
 
     def score_picture(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        require_size(*image.shape[:2], config)
+        require_size(*image.shape[:2], protocol.evaluate)
         ids, shares, unsure = (part.numpy() for part in score(image[None]))
         require_finite(int(unsure), ids.size)
         return ids, shares
@@ -83,7 +84,8 @@ class Segmenter:
 
     def __init__(self, model: keras.Model, config: Config, dataset: "Dataset"):
         self.classes, self.palette, self.config = dataset.classes, dataset.palette, config
-        self._ids, self._scores = predictor(model, config), scorer(model, config)
+        protocol = protocol_of(config)
+        self._ids, self._scores = predictor(model, protocol), scorer(model, protocol)
 
     def __call__(self, image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
         """Return the picture's class ids, uint8 (H, W)."""

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from kseg.config import Config
 from kseg.inference.tiling import Rows
 from kseg.models.layers import resize
 
@@ -14,22 +13,24 @@ from kseg.models.layers import resize
 PIXELS_PER_CALL = 2**21
 
 
-def sliding_window_scores(model: keras.Model, inputs: tf.Tensor, normalise: Callable[[tf.Tensor], tf.Tensor], config: Config,
-                          activation: Callable[[tf.Tensor], tf.Tensor], finish: Callable[..., tuple], state: tuple) -> tuple:
+def sliding_window_scores(model: keras.Model, inputs: tf.Tensor, normalise: Callable[[tf.Tensor], tf.Tensor],
+                          window_size: tuple[int, ...], stride: tuple[int, ...], align_corners: bool,
+                          activation: Callable[[tf.Tensor], tf.Tensor], finish: Callable[..., tuple],
+                          state: tuple) -> tuple:
     """Return the state after `state = finish(rows, known, state)` of each row of windows, from top to bottom.
 
     `inputs` (N, H, W, 3) are normalised a row of windows at a time. `rows` are the scores (N, H, W, C), each pixel's
     mean over the windows that cover it of the model's logits, activated once they are resized to their window. Those
     before the row `known` are settled by then. From the last that was known before, they can be taken; others not.
 
-    Windows lie evaluate.stride apart; the last ones are shifted back into the picture, and where the picture is smaller
+    Windows of `window_size` (height, width) lie `stride` apart; the last ones are shifted back into the picture, and where the picture is smaller
     than a window, the window is as small (MMSegmentation's slide_inference). The sum over windows is as high as they
     are and as wide as the picture.
     """
     shape = tf.shape(inputs)
     length, classes = shape[1:3], model.output["main"].shape[-1]
-    window = tf.minimum(tf.constant(config.evaluate.window), length)
-    tops, lefts = (_firsts(length[axis], window[axis], config.evaluate.stride[axis]) for axis in (0, 1))
+    window = tf.minimum(tf.constant(window_size), length)
+    tops, lefts = (_firsts(length[axis], window[axis], stride[axis]) for axis in (0, 1))
     ends = tf.concat([tops[1:], length[:1]], 0)
     down, across = (_covered(firsts, window[axis], length[axis]) for axis, firsts in enumerate((tops, lefts)))
 
@@ -38,7 +39,7 @@ def sliding_window_scores(model: keras.Model, inputs: tf.Tensor, normalise: Call
         # One row more than the windows, above them: what is resized may need it beside their first.
         total = tf.pad(total, [[0, 0], [0, window[0] + 1 - tf.shape(total)[1]], [0, 0], [0, 0]])
         band = normalise(inputs[:, top:top + window[0]])
-        total = _add_row(model, band, lefts, window, config.model.align_corners, activation, total)
+        total = _add_row(model, band, lefts, window, align_corners, activation, total)
 
         def take(first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
             return total[:, first - top + 1:last - top + 1] / (down[first:last, None, None] * across[:, None])

@@ -13,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from kseg.config import Config
-from kseg.datasets import registry
+from kseg.datasets.registry import Split
 from kseg.distributed import hosts
 from kseg.errors import DataError, WorkdirError
 from kseg.input_pipeline import batching
@@ -41,12 +41,12 @@ class BatchReader:
     the step and the files. The list is stored in `workdir`, if there is one, before the next batch is read.
     """
 
-    def __init__(self, config: Config, workdir: Path | None, strategy: tf.distribute.Strategy,
+    def __init__(self, config: Config, split: Split, workdir: Path | None, strategy: tf.distribute.Strategy,
                  report: Callable[[str], None]):
-        """Read the list that `workdir` may hold; raises WorkdirError where it does not fit the training split."""
-        self.config, self.strategy, self.report = config, strategy, report
+        """Read the list that `workdir` may hold; raises WorkdirError where it does not fit the training `split`."""
+        self.config, self.split, self.strategy, self.report = config, split, strategy, report
         self.path = workdir / LIST if workdir else None
-        self.names = registry.open_split(config.data, config.data.train_split).names
+        self.names = split.names
         self.left_out: list[SkippedExample] = []
         if config.data.unreadable == "skip" and self.path and self.path.exists():
             self.left_out = read_skipped_examples(self.path, self.names)
@@ -73,10 +73,10 @@ class BatchReader:
     def _open(self, step: int, left_out: frozenset[int]) -> Iterator:
         if hosts.num_hosts(self.strategy) == 1:
             return iter(self.strategy.experimental_distribute_dataset(
-                batching.train_batches(self.config, step, left_out=left_out)))
+                batching.train_batches(self.split, self.config, step, left_out=left_out)))
         # Were there an end, all hosts would ask each other before each batch whether it is there.
         return iter(self.strategy.distribute_datasets_from_function(
-            lambda host: batching.train_batches(self.config, step, host, left_out).repeat()))
+            lambda host: batching.train_batches(self.split, self.config, step, host, left_out).repeat()))
 
     def changes(self, step: int) -> int:
         """Return the next step from which batches are made without more examples, or the last step of all."""
@@ -100,7 +100,10 @@ class BatchReader:
 
     def files(self, step: int) -> list[str]:
         """Return the names of the examples in a step's batch."""
-        return [self.names[index] for index in batching.batch_indices(self.config, step, self.left_out_at(step))]
+        return [self.names[index] for index in self._indices(step)]
+
+    def _indices(self, step: int) -> list[int]:
+        return batching.batch_indices(len(self.names), self.config.train, step, self.left_out_at(step))
 
     def _waits(self, step: int, error: tf.errors.OpError) -> bool:
         """Wait a while if the storage has not failed too often at this step; return whether it is to be asked again."""
@@ -123,14 +126,12 @@ class BatchReader:
         self.iterator = None
         if retries.is_transient(error) and self._waits(step, error):
             return
-        split = self.config.data.train_split
-        indices = batching.batch_indices(self.config, step, self.left_out_at(step))
-        index, fault = batching.find_faulty_example(self.config, split, indices, error)
+        index, fault = batching.find_faulty_example(self.split, self._indices(step), error)
         if index is None or self.config.data.unreadable == "stop":
             raise fault from None
         left_out = [*self.left_out, SkippedExample(index, self.names[index], step, str(fault))]
         if len(left_out) > LARGEST_SHARE * len(self.names):
-            raise DataError(f"{len(left_out)} of {len(self.names)} examples of {split} cannot be read, more than "
+            raise DataError(f"{len(left_out)} of {len(self.names)} examples of {self.split.name} cannot be read, more than "
                             f"{LARGEST_SHARE:.0%}; the last one: {fault}") from None
         self.left_out = left_out
         if self.path:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow as tf
 
-from kseg.config import Config
 from kseg.config.checks import host_and_port
 from kseg.datasets.diagnosis import fault_text
 from kseg.errors import UserError
@@ -45,25 +44,25 @@ class ServiceError(UserError):
     """A tf.data service does not answer, cannot be started, or does not give what it was asked for."""
 
 
-def batches_in_order(config: Config, batch_of: Batches, start_step: int) -> tf.data.Dataset:
-    """Return the batches that the service at data.service makes, from `start_step` to the last step in order.
+def batches_in_order(address: str, memory: float, batch_of: Batches, start_step: int,
+                     steps: int) -> tf.data.Dataset:
+    """Return the batches that the service at an address makes, from `start_step` to before `steps` in order.
 
     `batch_of` gives for a step, int64, a data set of its one batch; its graph is sent to the workers. Batches that wait
-    for an earlier one take no more than data.memory. Reading fails where a worker could not make a batch, and where one
+    for an earlier one take no more than `memory` GiB. Reading fails where a worker could not make a batch, and where one
     does not come though it was asked for twice. Raises ServiceError where the service does not answer.
     """
-    address = config.data.service
     require_answer(address)
     element = batch_of(tf.constant(0, tf.int64)).element_spec
     size = sum(math.prod(spec.shape) * spec.dtype.size for spec in element.values())
-    most_waiting = max(FEWEST_WAITING, int(config.data.memory * 2**30 / size) - IN_HAND)
+    most_waiting = max(FEWEST_WAITING, int(memory * 2**30 / size) - IN_HAND)
 
     def generate() -> Iterator[tuple[dict, str]]:
         def received(step: int) -> Iterator[tuple]:
-            return _received(_job(config, batch_of, element, step))
+            return _received(_job(address, memory, batch_of, element, step, steps))
 
         try:
-            for batch in _ordered(received, start_step, config.train.steps, most_waiting):
+            for batch in _ordered(received, start_step, steps, most_waiting):
                 yield batch, ""
         # Raised here, it would be told with all of its traceback.
         except (ServiceError, tf.errors.OpError) as error:
@@ -116,7 +115,8 @@ def _blank(element: dict) -> dict:
     return {name: tf.zeros(spec.shape, spec.dtype) for name, spec in element.items()}
 
 
-def _job(config: Config, batch_of: Batches, element: dict, start_step: int) -> tf.data.Dataset:
+def _job(address: str, memory: float, batch_of: Batches, element: dict, start_step: int,
+         steps: int) -> tf.data.Dataset:
     """Return (step, whether it could be made, batch) from `start_step` on in any order, by all of the workers."""
     def numbered(step: tf.Tensor) -> tf.data.Dataset:
         # What fails would end the whole job, at no step in particular.
@@ -124,15 +124,15 @@ def _job(config: Config, batch_of: Batches, element: dict, start_step: int) -> t
         blank = tf.data.Dataset.from_tensors(step).map(lambda step: (step, False, _blank(element)))
         return made.concatenate(blank).take(1)
 
-    numbers = tf.data.Dataset.range(start_step, config.train.steps)
+    numbers = tf.data.Dataset.range(start_step, steps)
     batches = numbers.interleave(numbered, cycle_length=AT_ONCE, num_parallel_calls=AT_ONCE, deterministic=False)
     options = tf.data.Options()
-    options.autotune.ram_budget = int(config.data.memory * 2**30)
+    options.autotune.ram_budget = int(memory * 2**30)
     # What a worker has made in advance keeps the others' batches waiting here.
     options.experimental_optimization.inject_prefetch = False
     service = tf.data.experimental.service
     return batches.with_options(options).apply(service.distribute(
-        service.ShardingPolicy.DYNAMIC, config.data.service, max_outstanding_requests=REQUESTS, compression=None,
+        service.ShardingPolicy.DYNAMIC, address, max_outstanding_requests=REQUESTS, compression=None,
         target_workers="ANY"))
 
 

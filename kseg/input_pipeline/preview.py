@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from kseg.config import Config, checks, values
 from kseg.config.sections import IGNORED, Data
 from kseg.datasets import diagnosis, registry
-from kseg.datasets.registry import Dataset
+from kseg.datasets.registry import Dataset, Split
 from kseg.errors import ConfigError
 from kseg.images import drawing, image_files
 from kseg.input_pipeline import batching
@@ -37,8 +37,7 @@ def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
 
     # Twice, for an override may say where the first picture lies, and another how large the crop is.
     config = overridden(Config(data=data))
-    dataset, split = registry.find_dataset(config.data), registry.open_split(config.data, config.data.train_split)
-    image, _ = diagnosis.find_example_fault(dataset, split, 0)
+    image, _ = diagnosis.decode_example(registry.open_split(config.data, config.data.train_split), 0)
     crop = tuple(min(side, largest) for side, largest in zip(image.shape, LARGEST_CROP))
     return checks.check_config(overridden(dataclasses.replace(
         config, augment=dataclasses.replace(config.augment, crop=crop))))
@@ -53,12 +52,11 @@ def show(config: Config, count: int, step: int, out: Path, report: Callable[[str
     """
     if count < 1 or step < 0:
         raise ConfigError(f"count must be above 0 and step not below 0, got {count} and {step}")
-    dataset = registry.find_dataset(config.data)
-    names = registry.open_split(config.data, config.data.train_split).names
-    samples = _samples(config, count, step)
+    split = registry.open_split(config.data, config.data.train_split)
+    dataset, samples = split.dataset, _samples(config, split, count, step)
     cells = []
     for number, (image, label, index) in enumerate(samples, 1):
-        report(f"{number}: {names[index]}")
+        report(f"{number}: {split.names[index]}")
         picture = np.rint(np.clip(image * np.float32(config.data.std) + np.float32(config.data.mean), 0, 255))
         cells.append(sample_cells(picture.astype(np.uint8), label, dataset))
     height, width = config.augment.crop
@@ -68,23 +66,23 @@ def show(config: Config, count: int, step: int, out: Path, report: Callable[[str
     gap = np.full((height, drawing.MARGIN, 3), 255, np.uint8)
     rows = [sum(([*three, gap] for three in cells[first:first + columns]), []) for first in range(0, count, columns)]
     image_files.save_image(_beside(drawing.grid(rows, (*TITLES, "") * columns), _legend(dataset)), out)
-    report(f"wrote {out}: {count} sample{'s' * (count > 1)} of {config.data.name} {config.data.train_split} "
+    report(f"wrote {out}: {count} sample{'s' * (count > 1)} of {dataset.name} {split.name} "
            f"from step {step}, crop {width}x{height}")
 
 
-def _samples(config: Config, count: int, step: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+def _samples(config: Config, split: Split, count: int, step: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
     """Return (normalised image, label, index) of the first `count` training samples from `step` on."""
     end = step + -(-count // config.train.global_batch)
     # What a step trains on does not depend on how many follow; one may look beyond the last.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=end))
-    iterator = iter(batching.train_batches(config, step))
+    iterator = iter(batching.train_batches(split, config, step))
     samples: list[tuple] = []
     for number in range(step, end):
         try:
             batch = next(iterator)
         except tf.errors.OpError as error:
-            indices = batching.batch_indices(config, number)
-            raise batching.reading_error(config, config.data.train_split, indices, error) from None
+            indices = batching.batch_indices(len(split.names), config.train, number)
+            raise batching.reading_error(split, indices, error) from None
         samples += zip(*(batch[part].numpy() for part in ("image", "label", "index")))
     return samples[:count]
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import tensorflow as tf
 
 from kseg.config import Config
-from kseg.config.sections import Augment
-from kseg.datasets import prepared, registry, sources
+from kseg.config.sections import Augment, Train
+from kseg.datasets import sources
+from kseg.datasets.registry import Split
 from kseg.errors import ConfigError
 from kseg.images.decoding import decode_label, decode_window
 from kseg.input_pipeline import augmentations, batching, kerascv_augmentations
@@ -61,9 +62,9 @@ class DataFigures:
         return max(self.stages, key=lambda stage: stage.own_cpu_seconds)
 
 
-def measure_data(config: Config, batches: int = 16, rounds: int = 5,
+def measure_data(split: Split, config: Config, batches: int = 16, rounds: int = 5,
                  report: Callable[[str], None] = print) -> DataFigures:
-    """Measure the training pipeline of a config in this process, `rounds` times `batches` batches for each stage.
+    """Measure the training pipeline of a split under a config in this process, `rounds` times `batches` batches for each stage.
 
     Figures are medians over the rounds; `data.service` is left aside. Raises DataError as `batching.train_batches` does,
     and naming the file where an example cannot be read; ConfigError for less than one batch or round.
@@ -72,14 +73,14 @@ def measure_data(config: Config, batches: int = 16, rounds: int = 5,
         if not 1 <= value <= ENDLESS // 2:
             raise ConfigError(f"{name} is {value}; 1 to {ENDLESS // 2} can be measured")
     config = replace(config, data=replace(config.data, service=""), train=replace(config.train, steps=ENDLESS))
-    cut = cut_pipelines(config)
+    cut = cut_pipelines(split, config)
     wall: dict[str, list[float]] = {name: [] for name in cut}
     cpu: dict[str, list[float]] = {name: [] for name in cut}
     # The first round brings the files into memory and compiles what is compiled.
     for number in range(rounds + 1):
         for name, examples in cut.items():
             images = 1 if name != FINISH else config.train.global_batch
-            seconds, cpu_seconds = _consume(config, examples, batches * config.train.global_batch // images)
+            seconds, cpu_seconds = _consume(split, config, examples, batches * config.train.global_batch // images)
             if number:
                 wall[name].append(seconds / images)
                 cpu[name].append(cpu_seconds / images)
@@ -94,12 +95,11 @@ def measure_data(config: Config, batches: int = 16, rounds: int = 5,
                        rates[FINISH] * totals[FINISH], os.cpu_count())
 
 
-def cut_pipelines(config: Config) -> dict[str, tf.data.Dataset]:
+def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
     """Return by stage the training pipeline that ends with it, of single examples; after the last one, of batches."""
-    dataset, split = registry.find_dataset(config.data), registry.open_split(config.data, config.data.train_split)
-    table, extra = tf.constant(
-        dataset.label_table, tf.uint8), kerascv_augmentations.build_extra_augmentations(config.augment.extra)
-    whole = batching.train_batches(config)
+    table = tf.constant(split.dataset.label_table, tf.uint8)
+    extra = kerascv_augmentations.build_extra_augmentations(config.augment.extra)
+    whole = batching.train_batches(split, config)
     plain = replace(config.augment, flip=0.0, photometric=False)
 
     def read(position: tf.Tensor) -> tuple:
@@ -136,7 +136,7 @@ def _no_picture(encoded: tf.Tensor, size: tf.Tensor, window: tuple, shorten: boo
     return tf.zeros((0, 0, 3), tf.uint8)
 
 
-def _consume(config: Config, examples: tf.data.Dataset, count: int) -> tuple[float, float]:
+def _consume(split: Split, config: Config, examples: tf.data.Dataset, count: int) -> tuple[float, float]:
     """Return the wall time and the CPU time of all threads, in seconds an element, for `count` elements of a pipeline.
 
     Half as many before them fill its buffers. Raises DataError where an example cannot be read.
@@ -150,13 +150,12 @@ def _consume(config: Config, examples: tf.data.Dataset, count: int) -> tuple[flo
             next(iterator)
         return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
     except tf.errors.OpError as error:
-        raise batching.reading_error(config, config.data.train_split, _first_indices(config), error) from None
+        raise batching.reading_error(split, _first_indices(len(split.names), config.train), error) from None
 
 
-def _first_indices(config: Config) -> Iterator[int]:
-    """Yield the places of the training examples in their order, as many as make up one epoch."""
-    count = len(registry.open_split(config.data, config.data.train_split).names)
-    ordered = itertools.chain.from_iterable(batching.batch_indices(config, step) for step in itertools.count())
+def _first_indices(count: int, train: Train) -> Iterator[int]:
+    """Yield the indices of `count` training examples in their order, as many as make up one epoch."""
+    ordered = itertools.chain.from_iterable(batching.batch_indices(count, train, step) for step in itertools.count())
     return itertools.islice(ordered, count)
 
 
@@ -169,16 +168,14 @@ def data_table(figures: DataFigures) -> str:
     return "\n".join([*lines, f"peak memory of the process {figures.peak_memory / 2**20:.0f} MiB"])
 
 
-def input_advice(figures: DataFigures, config: Config) -> str:
+def input_advice(figures: DataFigures, split: Split) -> str:
     """Return in one line which stage dominates, and what would help."""
     stage, whole = figures.dominant, figures.stages[-1].cpu_seconds
     line = f"{stage.name} takes {stage.own_cpu_seconds / whole:.0%} of the time; "
     if figures.cores_used < BUSY * figures.cores:
         return line + (f"only {figures.cores_used:.1f} of {figures.cores} cores are used: the pipeline waits for its "
                        "storage, or something else takes the cores")
-    name = config.data.name
-    place = prepared.find_prepared(registry.location_of(config.data), name)
-    encoded = name in sources.SOURCES and not (place and prepared.is_pixels(place))
-    if stage.name in (LABEL, PICTURE) and encoded:
+    name = split.dataset.name
+    if stage.name in (LABEL, PICTURE) and name in sources.SOURCES and not split.is_pixels:
         return line + f"`python -m kseg.data prepare {name} --fast` stores pixels, which decode at once"
     return line + "all cores are busy: more of them help, here or, with data.service, on other hosts"

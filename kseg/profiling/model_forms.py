@@ -71,7 +71,7 @@ def _ids(job: Job, network: Callable) -> Callable[[tf.Tensor], tf.Tensor]:
 
     def predict(images: tf.Tensor) -> tf.Tensor:
         size = tf.shape(images)
-        return prediction.predict_ids(network, images, (size[1], size[2]), job.config)
+        return prediction.predict_ids(network, images, (size[1], size[2]), prediction.protocol_of(job.config))
 
     return predict
 
@@ -107,8 +107,8 @@ FORMS = {"eager": _eager, "compiled": _compiled, "XLA": _xla, "exported": _expor
 def export_form(job: Job, model: keras.Model, directory: str) -> int:
     """Save the model as kseg.export does, and return how many weights are left of it."""
     options = job.config.export
-    served = Served(export_network(model, job.config, options.precision), job.config, job.size, options.max_pixels,
-                    options.all_scores)
+    network = export_network(model, job.config.model, options.precision, options.device)
+    served = Served(network, prediction.protocol_of(job.config), job.size, options.max_pixels, options.all_scores)
     tf.saved_model.save(served, directory, signatures=served.answers)
     return sum(math.prod(variable.shape) for variable in served.network.held)
 

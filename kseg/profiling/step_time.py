@@ -19,7 +19,8 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from kseg.config import Config
-from kseg.datasets import prepared, registry, sources
+from kseg.datasets import registry, sources
+from kseg.datasets.registry import Split
 from kseg.distributed import devices, hosts
 from kseg.input_pipeline.batch_reader import BatchReader
 from kseg.models.macs import count_macs
@@ -64,7 +65,7 @@ class Explanation:
     multiplying_rate: float | None
     plain_rate: float
     trace: Trace
-    step_advice: tuple[str, ...]
+    advice: tuple[str, ...]
 
 
 def explain_step_time(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print,
@@ -77,7 +78,8 @@ def explain_step_time(config: Config, strategy: tf.distribute.Strategy, report: 
     config = replace(config, train=replace(config.train, steps=ENDLESS))
     report(devices.device_line())
     report(trainer.batch_line(config.train, strategy.num_replicas_in_sync))
-    model, optimizer, take = _training(config, strategy, report)
+    split = registry.open_split(config.data, config.data.train_split)
+    model, optimizer, take = _training(config, split, strategy, report)
     each = config.train.steps_per_call
     calls = -(-steps // each)
     started = time.perf_counter()
@@ -102,18 +104,19 @@ def explain_step_time(config: Config, strategy: tf.distribute.Strategy, report: 
         len(os.sched_getaffinity(0)), adds, work / seconds, work / multiplying if multiplying else None,
         # Before and after, since others may be at work on this machine.
         max(plain_rate, _plain_rate(kind, model.compute_dtype)), trace, ())
-    return replace(found, advice=tuple(step_advice(found, config)))
+    return replace(found, advice=tuple(step_advice(found, config, split)))
 
 
-def _training(config: Config, strategy: tf.distribute.Strategy,
+def _training(config: Config, split: Split, strategy: tf.distribute.Strategy,
               report: Callable[[str], None]) -> tuple[keras.Model, str, Callable[[], None]]:
     """Return a config's model, its optimizer's name and a function that takes the steps of one call as a run does."""
     # It builds on this module.
     from kseg.training.trainer import build_training
 
     with strategy.scope():
-        model, optimizer, average = build_training(config, len(registry.find_dataset(config.data).classes), report)
-    steps, reader = Steps(model, optimizer, config, strategy, average), BatchReader(config, None, strategy, report)
+        model, optimizer, average = build_training(config, len(split.dataset.classes), report)
+    steps = Steps(model, optimizer, config, strategy, average)
+    reader = BatchReader(config, split, None, strategy, report)
     count = config.train.steps_per_call
 
     def take() -> None:
@@ -169,12 +172,12 @@ def _plain_rate(kind: str, dtype: str) -> float:
     return 2 * batch * side**2 * 9 * channels**2 / best / 1e9
 
 
-def step_advice(found: Explanation, config: Config) -> list[str]:
+def step_advice(found: Explanation, config: Config, split: Split) -> list[str]:
     """Return what would help most, one or two lines."""
     shares = {row.name: row.share for row in found.trace.phases}
     lines = []
     if shares[WAIT] >= 0.1:
-        lines.append((shares[WAIT], f"input: the step waits {shares[WAIT]:.0%} of its time; {_about_input(config)}"))
+        lines.append((shares[WAIT], f"input: the step waits {shares[WAIT]:.0%} of its time; {_about_input(config.name, split)}"))
     if shares[OUTSIDE] >= 0.03:
         lines.append((shares[OUTSIDE], f"Python: {shares[OUTSIDE]:.0%} of the time passes between calls; raise "
                                        f"train.steps_per_call={config.train.steps_per_call}"))
@@ -198,13 +201,12 @@ def step_advice(found: Explanation, config: Config) -> list[str]:
     return [line for _, line in sorted(lines, key=lambda each: -each[0])[:2]]
 
 
-def _about_input(config: Config) -> str:
+def _about_input(config_name: str, split: Split) -> str:
     """Return what may make the input of a config faster."""
-    name = config.data.name
-    place = prepared.find_prepared(registry.location_of(config.data), name)
+    name = split.dataset.name
     fast = f"; `python -m kseg.data prepare {name} --fast` stores pixels, which decode at once" \
-        if name in sources.SOURCES and not (place and prepared.is_pixels(place)) else ""
-    return f"`python -m kseg.benchmark data --config {config.name}` tells which of its stages limits it{fast}"
+        if name in sources.SOURCES and not split.is_pixels else ""
+    return f"`python -m kseg.benchmark data --config {config_name}` tells which of its stages limits it{fast}"
 
 
 def _about_work(found: Explanation, config: Config, rate: float) -> str:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import posixpath
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +13,8 @@ import tensorflow as tf
 import kseg
 from kseg import __version__
 from kseg.config import Config
-from kseg.config.sections import Data
 from kseg.config.values import leaves
-from kseg.datasets import prepared, registry
+from kseg.datasets.registry import Split
 
 # Values that hosts may have each for itself: where its copy of the data lies, and how much is read ahead.
 OWN = ("data.directory", "data.memory")
@@ -22,15 +22,15 @@ OWN = ("data.directory", "data.memory")
 DIGITS = 16
 
 
-def run_facts(config: Config) -> dict[str, str]:
+def run_facts(config: Config, splits: Iterable[Split]) -> dict[str, str]:
     """Return what has to be the same on all hosts of a run, by what it tells.
 
-    Reads the names and sizes of the data's files; raises DataError where the data cannot be opened.
+    Reads the names and sizes of the files of the training and validation `splits`.
     """
     gpus = tf.config.list_logical_devices("GPU")
     found = {key: repr(value) for key, value in leaves(config) if key not in OWN}
-    found |= {f"data of split {split!r}": data_digest(config.data, split)
-              for split in dict.fromkeys((config.data.train_split, config.data.val_split))}
+    found |= {f"data of split {name!r}": data_digest(split)
+              for name, split in {split.name: split for split in splits}.items()}
     # An all-reduce waits for as many devices of one kind from everybody.
     return found | {"kseg": f"{__version__} of sources {code_digest()}", "keras": keras.__version__,
                     "tensorflow": tf.__version__, "devices": f"{len(gpus)} x GPU" if gpus else "1 x CPU"}
@@ -47,30 +47,26 @@ def code_digest() -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def data_digest(data: Data, split: str) -> str:
+def data_digest(split: Split) -> str:
     """Return how many examples a split has, and a digest of its classes and its files' names and sizes.
 
     Names are taken below the data's directory, so that copies in different places are alike. Of records the files that
     hold them count, and where each example begins in them; of prepared pixels and of the synthetic set the names alone.
     """
-    dataset = registry.find_dataset(data)
-    location, opened = registry.location_of(data), registry.open_split(data, split)
-    place = prepared.find_prepared(location, data.name)
-    names = [*opened.names, *opened.label_names]
+    dataset, names = split.dataset, [*split.names, *split.label_names]
     described = [(dataset.name, dataset.classes, dataset.label_table)]
-    if place and not prepared.is_pixels(place):
-        records = prepared.open_records(place, data.name, split)
-        files = records.files
-        described += zip(records.shards, records.offsets)
+    if split.records:
+        files = split.records.files
+        described += zip(split.records.shards, split.records.offsets)
     else:
-        files = names if not place and Path(names[0]).is_file() else []
+        files = names if not split.is_pixels and Path(names[0]).is_file() else []
     # Over a network each answer takes its time, and there may be tens of thousands.
     with ThreadPoolExecutor(16) as pool:
         sizes = pool.map(lambda path: tf.io.gfile.stat(path).length, files)
-        described += zip((_below(location, path) for path in files), sizes)
-    described += [_below(location, name) for name in names]
+        described += zip((_below(split.location, path) for path in files), sizes)
+    described += [_below(split.location, name) for name in names]
     digest = hashlib.sha256("\n".join(map(repr, described)).encode())
-    return f"{len(opened.names)} examples {digest.hexdigest()[:DIGITS]}"
+    return f"{len(split.names)} examples {digest.hexdigest()[:DIGITS]}"
 
 
 def _below(location: str, name: str) -> str:

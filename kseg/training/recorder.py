@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from kseg.config import Config
 from kseg.config.sections import Train
-from kseg.datasets.registry import Dataset
+from kseg.datasets.registry import Split
 from kseg.distributed import hosts
 from kseg.errors import WorkdirError
 from kseg.evaluation import evaluator, metrics
 from kseg.evaluation.counter import Counter
-from kseg.inference.prediction import predictor
+from kseg.inference.prediction import predictor, protocol_of
 from kseg.system.atomic_files import append_text, write_text
 from kseg.system.progress import duration
 from kseg.training import working_directory
@@ -66,15 +66,15 @@ class Recorder:
     kept.
     """
 
-    def __init__(self, config: Config, workdir: Path, dataset: Dataset, model: keras.Model,
+    def __init__(self, config: Config, workdir: Path, split: Split, model: keras.Model,
                  average: ExponentialMovingAverage | None, strategy: tf.distribute.Strategy,
                  report: Callable[[str], None]):
-        self.config, self.workdir, self.dataset, self.model, self.report = config, workdir, dataset, model, report
+        self.config, self.workdir, self.split, self.model, self.report = config, workdir, split, model, report
         self.average, self.writes = average, hosts.is_chief(strategy)
         # Counted on all hosts alike, and so known to all.
         self.best = read_best(workdir)
-        self.counter = Counter(model, config, len(dataset.classes), strategy)
-        self.predict = predictor(model, config)
+        self.counter = Counter(model, protocol_of(config), len(split.dataset.classes), strategy)
+        self.predict = predictor(model, protocol_of(config))
 
     def __enter__(self) -> "Recorder":
         if self.writes:
@@ -121,8 +121,8 @@ class Recorder:
     def validate(self, step: int) -> None:
         """Count the validation split, keep the weights if they are the best, and draw the fixed images."""
         with self.average.swapped() if self.average else contextlib.nullcontext():
-            counts = self.counter.count(self.config.data.val_split)
-            results = metrics.summarize(counts.matrix, self.dataset.classes)
+            counts = self.counter.count(self.split)
+            results = metrics.summarize(counts.matrix, self.split.dataset.classes)
             better = not results["mIoU"] <= self.best["mIoU"]
             if better:
                 self.best = {"step": step, "mIoU": results["mIoU"]}
@@ -143,7 +143,7 @@ class Recorder:
     def fixed_images(self) -> tf.Tensor:
         """Return image, truth and prediction side by side, uint8 (N, H, 3 W, 3), for images that never change."""
         rows = [np.concatenate(row, axis=1) for row in evaluator.sample_rows(
-            self.predict, self.config, self.dataset, self.config.data.val_split, FIXED_IMAGES)]
+            self.predict, self.split, self.split.dataset.palette, FIXED_IMAGES)]
         # TensorBoard wants one size.
         smallest = min((row.shape[:2] for row in rows), key=lambda size: size[0] * size[1])
         return tf.stack([tf.image.resize(row, smallest, method="nearest") for row in rows])

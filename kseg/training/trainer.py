@@ -67,15 +67,15 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     """
     chief = hosts.is_chief(strategy)
     say = report if chief else discard
-    dataset = registry.find_dataset(config.data)
-    registry.open_split(config.data, config.data.train_split)
-    registry.open_split(config.data, config.data.val_split)
+    train_split = registry.open_split(config.data, config.data.train_split)
+    val_split = registry.open_split(config.data, config.data.val_split)
+    dataset = train_split.dataset
     if hosts.num_hosts(strategy) > 1:
         if config.data.unreadable == "skip":
             # One host's list would change the others' batches.
             raise ConfigError('data.unreadable=skip is for one host; `python -m kseg.data check` finds what cannot be '
                               'read')
-        hosts.require_agreement(strategy, fingerprint.run_facts(config))
+        hosts.require_agreement(strategy, fingerprint.run_facts(config, (train_split, val_split)))
     with contextlib.ExitStack() as held:
         # Let go before the program ends, which a caller may outlive.
         hosts.on_chief(strategy, lambda: held.enter_context(working_directory.open_workdir(workdir, config, dataset)))
@@ -90,9 +90,9 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         if step:
             say(f"continuing at step {step} of {config.train.steps}")
         hosts.on_chief(strategy, lambda: working_directory.trim_metrics(workdir, step))
-        run = held.enter_context(Recorder(config, workdir, dataset, model, average, strategy, say))
+        run = held.enter_context(Recorder(config, workdir, val_split, model, average, strategy, say))
         profile = held.enter_context(profiler.Profile(profiled, workdir if chief else None, say))
-        reader = batch_reader.BatchReader(config, workdir, strategy, say)
+        reader = batch_reader.BatchReader(config, train_split, workdir, strategy, say)
         # Until here a signal ends the process, which has nothing to save.
         signals = held.enter_context(Signals())
         loop = Loop(run, reader, steps, checkpoint, signals, profile)
@@ -139,9 +139,10 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     report(batch_line(config.train, strategy.num_replicas_in_sync))
     missing = None
     try:
-        classes = len(registry.find_dataset(config.data).classes)
         registry.open_split(config.data, config.data.val_split)
-        batch = batch_reader.BatchReader(config, None, tf.distribute.get_strategy(), report).read(0)
+        split = registry.open_split(config.data, config.data.train_split)
+        classes = len(split.dataset.classes)
+        batch = batch_reader.BatchReader(config, split, None, tf.distribute.get_strategy(), report).read(0)
         shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}
     except DataError as error:
         known = registry.DATASETS.get(config.data.name)

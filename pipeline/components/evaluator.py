@@ -6,40 +6,22 @@ import json
 import time
 from pathlib import Path
 
-import keras
-import numpy as np
 from tfx import types
 from tfx.components.evaluator import constants
 from tfx.dsl.components.base import base_beam_component, base_beam_executor, executor_spec
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ExecutionParameter
 
-from kseg.config import Config
-from kseg.datasets import diagnosis, registry
-from kseg.datasets.registry import Dataset
-from kseg.evaluation import evaluator, html_report, metrics, results
-from kseg.evaluation.counter import Counts
+from kseg.datasets import registry
+from kseg.evaluation import evaluator, metrics, results
 from kseg.inference import trained_model
-from kseg.inference.prediction import predictor
+from kseg.inference.prediction import predictor, protocol_of
 from pipeline import artifacts
 from pipeline.jobs import counting
 from pipeline.jobs.counting import counter_of, read_counts, trained_directory
 from pipeline.metadata import blessing, code_digest
 
 BLESSING = "blessing.json"
-
-
-def write_evaluation_report(model: keras.Model, config: Config, dataset: Dataset, split: str, counts: Counts, found: dict,
-                            out: Path) -> None:
-    """Write the report of an evaluation."""
-    predict, opened = predictor(model, config), registry.open_split(config.data, split)
-    names, mious = results.image_names(counts), results.image_mious(counts)
-    table = np.array(dataset.label_table, np.uint8)
-    samples = []
-    for group, index in evaluator.choose_samples(counts):
-        image, raw = diagnosis.find_example_fault(dataset, opened, index)
-        samples.append(html_report.Sample(names[index], image, table[raw], predict(image), float(mious[index]), group))
-    html_report.write_report(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -53,12 +35,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         decided = artifact_utils.get_single_instance(output_dict["blessing"])
         split = exec_properties["split"]
         counter, config = counter_of(candidate.uri, stored.uri)
-        dataset, message = registry.find_dataset(config.data), ()
+        opened, message = registry.open_split(config.data, split), ()
+        dataset, names = opened.dataset, opened.names
         if baseline and trained_model.read_workdir(trained_directory(baseline.uri))[1].classes != dataset.classes:
             # The Examiner would have stopped, were they not said to be new.
             message, baseline = ("the last blessed model knows other classes, and is not compared with",), None
         old = baseline and earlier_metrics(next(iter(input_dict.get("baseline_blessing") or []), None), stored, split)
-        names = registry.open_split(config.data, split).names
         out = Path(artifacts.mounted_path(evaluation.uri))
         started = time.monotonic()
         with self._make_beam_pipeline() as job:
@@ -75,7 +57,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                        "devices": f"Beam: {self._beam_pipeline_args[0].removeprefix('--runner=')}"},
             "provenance": results.provenance(config, dataset, trained_model.best_weights(trained_directory(candidate.uri)))}
         results.write_results(out, found, counts, dataset.classes)
-        write_evaluation_report(counter.model, config, dataset, split, counts, found, out)
+        evaluator.write_evaluation_report(predictor(counter.model, protocol_of(config)), dataset, opened, counts, found, out)
         for name in ("new.npz", "old.npz"):
             (out / name).unlink(missing_ok=True)
         rule = blessing.Rule(**json.loads(exec_properties["rule"]))

@@ -29,17 +29,16 @@ def source_fingerprint(data: Data, splits: tuple[str, ...]) -> str:
     """Return a digest of a source's classes and of its files' names, sizes and times, without reading them."""
     dataset = registry.find_dataset(data)
     digest = hashlib.sha256(repr((dataset.name, dataset.classes, dataset.label_table)).encode())
-    location = registry.location_of(data)
     for split in splits:
         opened = registry.open_split(data, split)
         files = [Path(name) for name in (*opened.names, *opened.label_names)]
         # Of records only the files that hold them are known.
         if not files[0].is_file():
-            files = sorted(path for path in Path(location).rglob("*") if path.is_file())
+            files = sorted(path for path in Path(opened.location).rglob("*") if path.is_file())
         digest.update(repr((split, opened.names)).encode())
         for path in files:
             found = path.stat()
-            digest.update(f"{path.relative_to(location)}\t{found.st_size}\t{found.st_mtime_ns}\n".encode())
+            digest.update(f"{path.relative_to(opened.location)}\t{found.st_size}\t{found.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 

@@ -4,7 +4,6 @@ Nothing here imports TFX, so that a worker starts quickly. The confusion matrix 
 numbers, added up in whatever order.
 """
 
-import dataclasses
 import functools
 import io
 import posixpath
@@ -24,6 +23,7 @@ from kseg.datasets.registry import Dataset
 from kseg.errors import DataError, UserError
 from kseg.evaluation.counter import Counter, Counts
 from kseg.inference import trained_model
+from kseg.inference.prediction import protocol_of
 from pipeline import artifacts
 
 # A runner may use several threads; the model would not be faster for it.
@@ -41,9 +41,8 @@ class CountPart(beam.DoFn):
         with COUNTING, tempfile.TemporaryDirectory() as directory:
             counter, config = counter_of(self.model, self.examples_uri)
             data = artifacts.part_config(config.data, self.split, start, end, Path(directory))
-            counter.config = dataclasses.replace(config, data=data)
             try:
-                counts = counter.count(self.split)
+                counts = counter.count(registry.open_split(data, self.split))
             # A runner would hand it on as text among its own, and another attempt would come to the same.
             except UserError as error:
                 yield start, str(error)
@@ -56,7 +55,7 @@ class CountPart(beam.DoFn):
 def counter_of(model: str, examples_uri: str) -> tuple[Counter, Config]:
     """Return what counts a model, compiled once in a process for all parts, and a config that reads all examples."""
     network, config, dataset = load_model_artifact(model, examples_uri)
-    return Counter(network, config, len(dataset.classes), tf.distribute.get_strategy()), config
+    return Counter(network, protocol_of(config), len(dataset.classes), tf.distribute.get_strategy()), config
 
 
 class AddCounts(beam.CombineFn):

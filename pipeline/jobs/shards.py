@@ -14,8 +14,8 @@ import tensorflow as tf
 from PIL import Image
 
 from kseg.config.sections import IGNORED, Data
-from kseg.datasets import diagnosis, layouts, prepared, registry, statistics, tfds_builder
-from kseg.datasets.registry import Dataset
+from kseg.datasets import diagnosis, prepared, registry, statistics, tfds_builder
+from kseg.datasets.registry import Dataset, Split
 from kseg.errors import DataError
 from kseg.images.decoding import KIND, PALETTE
 from pipeline import artifacts
@@ -40,16 +40,16 @@ class WriteShard(beam.DoFn):
     def process(self, shard: tuple[str, int, int]) -> Iterator[int]:
         split_name, number, shards = shard
         data = Data(**self.data)
-        dataset, split = registry.find_dataset(data), registry.open_split(data, split_name)
+        split = registry.open_split(data, split_name)
         count = len(split.names)
         path = artifacts.shard_name(split_name, number, shards)
         temporary, rows = (posixpath.join(self.uri, f".{uuid.uuid4().hex}") for _ in range(2))
         offset = 0
         with tf.io.TFRecordWriter(temporary) as writer, tf.io.gfile.GFile(rows, "w") as lines:
             for index in range(number * count // shards, (number + 1) * count // shards):
-                row = {"split": split_name, "index": index, "name": picture_name(data, split.names[index])}
+                row = {"split": split_name, "index": index, "name": picture_name(split.location, split.names[index])}
                 try:
-                    record, scalars = encode_split_example(dataset, split, index, row["name"])
+                    record, scalars = encode_split_example(split, index, row["name"])
                 except DataError as error:
                     lines.write(json.dumps(row | {"fault": str(error)}) + "\n")
                     continue
@@ -65,14 +65,14 @@ class WriteShard(beam.DoFn):
         yield (number + 1) * count // shards - number * count // shards
 
 
-def picture_name(data: Data, name: str) -> str:
+def picture_name(location: str, name: str) -> str:
     """Return an example's name without the directory that the data set lies in."""
-    return name.removeprefix(registry.location_of(data).rstrip("/") + "/")
+    return name.removeprefix(location.rstrip("/") + "/")
 
 
-def encode_split_example(dataset: Dataset, split: layouts.Split, index: int, name: str) -> tuple[bytes, dict]:
+def encode_split_example(split: Split, index: int, name: str) -> tuple[bytes, dict]:
     """Return one example as a record, and its scalars; raises DataError where it cannot be used."""
-    picture, label = diagnosis.find_example_fault(dataset, split, index)
+    picture, label = diagnosis.decode_example(split, index)
     height, width = picture.shape[:2]
     # Below, it is in memory several times in its encoded form.
     del picture
@@ -80,6 +80,7 @@ def encode_split_example(dataset: Dataset, split: layouts.Split, index: int, nam
     # Every reader takes a grey PNG for ids, and many a palette for colours.
     if label_data[KIND] == PALETTE:
         label_data = tfds_builder.png(Image.fromarray(label))
+    dataset = split.dataset
     counts, table = statistics.value_counts(label), np.array(dataset.label_table)
     scalars = {"height": height, "width": width,
                "class_pixels": statistics.counts_by_class(table, counts, len(dataset.classes)).tolist(),

@@ -11,12 +11,14 @@ from PIL import Image
 from kseg import benchmark
 from kseg.config import Config
 from kseg.config.sections import Augment, Data, Train
+from kseg.datasets import registry
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batching
 from kseg.profiling import input_benchmark
 from kseg.profiling.input_benchmark import DataFigures, Stage
 from tests.helpers import prepared_sets
 from tests.helpers.small_sets import config, folder
+from tests.helpers.splits import train_split, unread_split
 
 
 def shapes_config(directory, **augment):
@@ -31,9 +33,13 @@ def figures(own, cores_used=2.0):
     return DataFigures(stages, 2**30, cores_used, 2)
 
 
+def measure_data(config, **settings):
+    return input_benchmark.measure_data(train_split(config), config, **settings)
+
+
 def test_every_stage_is_measured_and_the_differences_are_the_whole(shapes_directory):
     told = []
-    found = input_benchmark.measure_data(shapes_config(shapes_directory), batches=2, rounds=2, report=told.append)
+    found = measure_data(shapes_config(shapes_directory), batches=2, rounds=2, report=told.append)
     assert tuple(stage.name for stage in found.stages) == input_benchmark.STAGES
     assert all(stage.rate > 0 and stage.cpu_seconds > 0 and stage.own_cpu_seconds >= 0 for stage in found.stages)
     assert sum(stage.own_cpu_seconds for stage in found.stages) == pytest.approx(found.stages[-1].cpu_seconds)
@@ -45,11 +51,11 @@ def test_every_stage_is_measured_and_the_differences_are_the_whole(shapes_direct
 
 def test_the_cut_pipelines_are_the_pipeline_of_training(shapes_directory):
     settings = shapes_config(shapes_directory, scale_range=(1.0, 1.0), extra=())
-    cut = input_benchmark.cut_pipelines(settings)
+    cut = input_benchmark.cut_pipelines(train_split(settings), settings)
     elements = {name: [tf.nest.map_structure(lambda tensor: tensor.numpy(), element) for element in pipeline]
                 for name, pipeline in cut.items()}
     [batch] = elements[input_benchmark.FINISH]
-    originals = list(batching.eval_examples(settings, "train"))
+    originals = list(batching.eval_examples(registry.open_split(settings.data, "train")))
     for place, index in enumerate(batch["index"]):
         original = originals[index]
         picture, label = elements[input_benchmark.READ][place]
@@ -73,13 +79,13 @@ def test_an_unreadable_picture_is_named(tmp_path):
     damaged = tmp_path / "train" / "images" / "e01.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
     with pytest.raises(DataError, match="e01.png"):
-        input_benchmark.measure_data(settings, batches=2, rounds=1, report=lambda line: None)
+        measure_data(settings, batches=2, rounds=1, report=lambda line: None)
 
 
 @pytest.mark.parametrize("wrong", [{"batches": 0}, {"rounds": 0}, {"batches": -3}])
 def test_nothing_to_measure_is_refused(tmp_path, wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
-        input_benchmark.measure_data(Config(), **wrong)
+        input_benchmark.measure_data(unread_split("shapes"), Config(), **wrong)
 
 
 DECODING = [1, 1, 1, 6, 0.5, 0.25, 0.25]
@@ -93,17 +99,18 @@ DECODING = [1, 1, 1, 6, 0.5, 0.25, 0.25]
     ("cityscapes", [1, 1, 1, 1, 1, 5, 0], 1.9, "flip and distort takes 50% of the time; all cores are busy"),
     ("cityscapes", DECODING, 0.5, "decode the picture takes 60% of the time; only 0.5 of 2 cores are used")])
 def test_what_dominates_and_what_helps(name, own, cores_used, line):
-    assert input_benchmark.input_advice(figures(own, cores_used), Config(data=Data(name=name))).startswith(line)
+    assert input_benchmark.input_advice(figures(own, cores_used), unread_split(name)).startswith(line)
 
 
 @pytest.mark.parametrize("fast, told", [(False, True), (True, False)])
 def test_pixels_are_not_prepared_twice(tmp_path, fast, told):
     source = folder(tmp_path / "source", {"train": [np.zeros((8, 8))]})
     prepared_sets.run("folder", tmp_path / "source", tmp_path / "out", fast=fast)
-    line = input_benchmark.input_advice(figures(DECODING), Config(
-        data=Data(name="folder", directory=str(tmp_path / "out"))))
+    line = input_benchmark.input_advice(figures(DECODING), registry.open_split(
+        Data(name="folder", directory=str(tmp_path / "out")), "train"))
     assert ("prepare folder --fast" in line) == told
-    assert "prepare folder --fast" in input_benchmark.input_advice(figures(DECODING), Config(data=source))
+    assert "prepare folder --fast" in input_benchmark.input_advice(
+        figures(DECODING), registry.open_split(source, "train"))
 
 
 def test_the_table_has_a_line_for_each_stage():

@@ -20,6 +20,7 @@ from kseg.errors import DataError, WorkdirError
 from kseg.evaluation import evaluator, results
 from kseg.evaluation.counter import Counts
 from kseg.training import working_directory
+from tests.helpers.splits import val_split
 
 SIZES = ((40, 56), (33, 47), (64, 30))
 
@@ -67,12 +68,16 @@ def slow_ids(model, image, config, size):
     return np.argmax(tf.image.resize(logits, size)[0].numpy(), axis=-1)
 
 
+def evaluate(model, config, out=None, report=print):
+    split = val_split(config)
+    return evaluator.evaluate(model, config, split.dataset, split, out, report)
+
+
 @pytest.mark.parametrize("resize", [(), (48, 80)])
 def test_the_matrix_is_a_slow_count_over_every_image(folder, tiny_model, tmp_path, resize):
     config = config_of(folder, evaluate=Evaluate(resize=resize))
     lines = []
-    found = evaluator.evaluate(tiny_model, config, registry.find_dataset(
-        config.data), "val", tmp_path / "out", lines.append)
+    found = evaluate(tiny_model, config, tmp_path / "out", lines.append)
     expected = np.zeros((3, 3), np.int64)
     for index, size in enumerate(SIZES):
         image = np.array(PIL.Image.open(folder / "val" / "images" / f"{index}.png"))
@@ -111,7 +116,7 @@ def test_a_bad_file_is_named_and_nothing_is_counted(folder, tiny_model):
     broken.write_bytes(broken.read_bytes()[:60])
     config = config_of(folder)
     with pytest.raises(DataError, match="1.png"):
-        evaluator.evaluate(tiny_model, config, registry.find_dataset(config.data), "val", report=lambda line: None)
+        evaluate(tiny_model, config, report=lambda line: None)
 
 
 def test_other_classes_than_the_model_learned_are_refused(folder, tiny_model, tmp_path):
@@ -120,7 +125,7 @@ def test_other_classes_than_the_model_learned_are_refused(folder, tiny_model, tm
     working_directory.open_workdir(tmp_path / "run", config, trained).close()
     (folder / "classes.txt").write_text("ground\nfrog\n2 never\n9 ignore\n")
     with pytest.raises(WorkdirError, match="class 1: thing there, frog now"):
-        evaluator.evaluate(tiny_model, config, trained, "val", report=lambda line: None)
+        evaluator.evaluate(tiny_model, config, trained, val_split(config), report=lambda line: None)
     # Before the first checkpoint nothing has been learned of the old classes.
     working_directory.open_workdir(tmp_path / "run", config, trained).close()
     (tmp_path / "run" / "checkpoints" / "step-00000001.index").touch()
@@ -132,8 +137,7 @@ def test_an_unwritable_output_is_named(folder, tiny_model, tmp_path):
     (tmp_path / "file").write_text("in the way")
     config = config_of(folder)
     with pytest.raises(WorkdirError, match="cannot write to"):
-        evaluator.evaluate(tiny_model, config, registry.find_dataset(
-            config.data), "val", tmp_path / "file", lambda line: None)
+        evaluate(tiny_model, config, tmp_path / "file", lambda line: None)
 
 
 def test_samples_are_the_worst_and_those_in_the_middle():

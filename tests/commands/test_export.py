@@ -28,6 +28,7 @@ from kseg.images.decoding import decode_image
 from kseg.inference import prediction
 from tests.helpers.shared_files import CAMVID, needs_camvid
 from tests.helpers.small_sets import folder
+from tests.helpers.splits import val_split
 
 HEADS = ("encnet", "deeplabv3", "deeplabv3plus", "apcnet")
 CLASSES = 3
@@ -88,12 +89,12 @@ class Case:
         self.place = exporter.export(self.model, self.config, self.dataset, directory / "served",
                                      report=self.lines.append)
         self.signatures = tf.saved_model.load(str(self.place)).signatures
-        self.predict = prediction.predictor(self.model, self.config)
+        self.predict = prediction.predictor(self.model, prediction.protocol_of(self.config))
 
     def close_calls(self, image, ids, other):
         """Return how many pixels differ, and how many of them are no close call between two classes."""
         scores = tf.function(lambda images: prediction.predict_scores(
-            self.model, images, image.shape[:2], self.config))(image[None])[0].numpy()
+            self.model, images, image.shape[:2], prediction.protocol_of(self.config)))(image[None])[0].numpy()
         two = np.sort(scores, axis=-1)[..., -2:]
         clear = two[..., 1] - two[..., 0] > 1e-4 * np.maximum(1, np.abs(two[..., 1]))
         return (ids != other).sum(), ((ids != other) & clear).sum()
@@ -285,7 +286,8 @@ def test_other_precisions_are_close_and_smaller(one, tmp_path, precision, most):
 @pytest.mark.parametrize("head", ["deeplabv3plus", "apcnet"])
 def test_all_scores_are_probabilities(one, head):
     settings = replace(one.config, evaluate=PROTOCOLS[head])
-    answers = Served(export_network(one.model, settings, "float32"), settings, (24, 32), 10**6, all_scores=True).answers
+    network = export_network(one.model, settings.model, "float32", "any")
+    answers = Served(network, prediction.protocol_of(settings), (24, 32), 10**6, all_scores=True).answers
     image = np.random.default_rng(2).integers(0, 256, (1, 40, 56, 3)).astype(np.uint8)
     # One row above 1,000,000 pixels; a tensor of one value repeated is some bytes of a request.
     for name in ("predict_all_scores", "predict_scores", "predict_tensor"):
@@ -337,7 +339,8 @@ def test_a_split_is_counted_before_and_after(one, tmp_path):
     generator = np.random.default_rng(0)
     data = folder(tmp_path / "set", {"val": [generator.integers(0, 3, (30, 40)) for _ in range(3)]})
     settings = replace(one.config, data=data)
-    exporter.compare_exported(one.model, one.place, settings, find_dataset(data), "val", lines.append)
+    split = val_split(settings)
+    exporter.compare_exported(one.model, one.place, settings, split.dataset, split, lines.append)
     assert lines[-1].startswith("mIoU on 3 of 3 images of folder val: ") and "before" in lines[-1]
     matrix = np.zeros((3, 3), np.int64)
     for path in sorted((tmp_path / "set/val/images").iterdir()):
@@ -345,7 +348,7 @@ def test_a_split_is_counted_before_and_after(one, tmp_path):
         ids = one.signatures["predict_tensor"](image=np.array(Image.open(path))[None])["class_map"].numpy()[0]
         np.add.at(matrix, (label, ids), 1)
     expected = metrics.summarize(matrix, ("sky", "ground", "house"))["mIoU"]
-    assert exporter.exported_accuracy(one.place, settings, find_dataset(data), "val")["mIoU"] == expected
+    assert exporter.exported_accuracy(one.place, split.dataset, split)["mIoU"] == expected
 
 
 @needs_camvid

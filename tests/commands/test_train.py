@@ -16,9 +16,9 @@ from kseg import config as configs
 from kseg import train
 from kseg.config import Config
 from kseg.config.sections import Model, Train
-from kseg.input_pipeline import batching
 from kseg.training import recorder, trainer
 from tests.helpers.running import TINY, run, run_here, start, tiny
+from tests.helpers.splits import step_indices
 
 
 def weights_of(path):
@@ -243,8 +243,8 @@ def test_a_bad_file_met_in_mid_run_costs_no_step(tmp_path, capsys):
             PIL.Image.fromarray(image).save(directory / split / "images" / f"{index}.png")
     (directory / "classes.txt").write_text("dark\nlight\n")
     config = configs.load("encnet_shapes", [*TINY, "data.name=folder", f"data.directory={directory}"])
-    first = set(batching.batch_indices(config, 0)) | set(batching.batch_indices(config, 1))
-    late = next(index for index in batching.batch_indices(config, 3) if index not in first)
+    first = set(step_indices(config, 0)) | set(step_indices(config, 1))
+    late = next(index for index in step_indices(config, 3) if index not in first)
     names = sorted(path.name for path in (directory / "train" / "images").iterdir())
     bad = directory / "train" / "images" / names[late]
     whole = bad.read_bytes()

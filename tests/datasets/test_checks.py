@@ -16,11 +16,12 @@ from kseg.config.sections import Augment, Data, Train
 from kseg.datasets import checks, registry
 from kseg.errors import ConfigError, DataError, UserError
 from kseg.images import drawing, image_files
-from kseg.input_pipeline import batching, preview
+from kseg.input_pipeline import preview
 from tests.helpers.counted_sets import counted
 from tests.helpers.prepared_sets import run
 from tests.helpers.shared_files import CAMVID, needs_camvid
 from tests.helpers.small_sets import config, folder, write
+from tests.helpers.splits import step_indices
 
 
 def silent(text):
@@ -171,7 +172,7 @@ def test_sheet_holds_the_training_samples(tmp_path):
     lines = []
     preview.show(settings, 3, 4, tmp_path / "grid.png", lines.append)
     longer = dataclasses.replace(settings, train=Train(global_batch=2, steps=6))
-    wanted = [int(index) for step in (4, 5) for index in batching.batch_indices(longer, step)][:3]
+    wanted = [int(index) for step in (4, 5) for index in step_indices(longer, step)][:3]
     assert [line.rsplit("/", 1)[1] for line in lines[:3]] == [f"e{index:02d}.png" for index in wanted]
     assert lines[3].startswith(f"wrote {tmp_path / 'grid.png'}: 3 samples of folder train from step 4, crop 40x32")
     sheet = image_files.read_image(tmp_path / "grid.png")

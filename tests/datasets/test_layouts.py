@@ -80,7 +80,7 @@ def test_ade20k_tree(tmp_path, around):
     split = registry.open_split(data, "train")
     assert last(split.names) == ["ADE_train_00000001.jpg", "ADE_train_00000002.jpg"]
     assert last(split.label_names) == ["ADE_train_00000001.png", "ADE_train_00000002.png"]
-    _, label = batching.read_example(registry.find_dataset(data), split, tf.constant(1, tf.int64))
+    _, label = batching.read_example(split, tf.constant(1, tf.int64))
     assert label.numpy().tolist() == [[255, 0, 149]] * 2
     assert last(registry.open_split(data, "val").names) == ["ADE_val_00000001.jpg"]
     (root / "annotations/validation/ADE_val_00000001.png").unlink()
@@ -121,8 +121,8 @@ def test_voc2012_tree(tmp_path, around):
     data = Data(name="voc2012", directory=str(tmp_path))
 
     def ids(split):
-        found, record = registry.open_split(data, split), registry.find_dataset(data)
-        labels = [batching.read_example(record, found, tf.constant(index, tf.int64))[1].numpy()
+        found = registry.open_split(data, split)
+        labels = [batching.read_example(found, tf.constant(index, tf.int64))[1].numpy()
                   for index in range(len(found.names))]
         return {name[:-4]: int(label[0, 0]) for name, label in zip(last(found.names), labels, strict=True)}
 
@@ -179,7 +179,7 @@ def test_ade20k_samples():
         split = registry.open_split(data, name)
         assert len(split.names) == 3
         for index in range(3):
-            _, label = batching.read_example(registry.find_dataset(data), split, tf.constant(index, tf.int64))
+            _, label = batching.read_example(split, tf.constant(index, tf.int64))
             raw = np.array(Image.open(split.label_names[index])).astype(int)
             assert np.array_equal(label, np.where(raw == 0, 255, raw - 1))
 
@@ -194,7 +194,7 @@ def test_voc2012_samples():
         label = Image.open(split.label_names[index])
         assert label.mode == "P" and np.array(label.getpalette()[:63]).reshape(21, 3).tolist() == [
             list(colour) for colour in record.palette]
-        _, found = batching.read_example(record, split, tf.constant(index, tf.int64))
+        _, found = batching.read_example(split, tf.constant(index, tf.int64))
         assert np.array_equal(found, np.array(label))
         # The other file of the same label, without a palette.
         assert np.array_equal(found, Image.open(split.label_names[index].replace("Class/", "ClassAug/")))

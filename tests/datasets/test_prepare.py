@@ -17,11 +17,11 @@ from tensorflow_datasets.core import shuffle
 from kseg.config.sections import Data
 from kseg.datasets import checks, diagnosis, prepare, prepared, registry
 from kseg.errors import DataError
-from kseg.input_pipeline import batching
 from tests.helpers import original_archives
 from tests.helpers.prepared_sets import contents, run
 from tests.helpers.running import start
 from tests.helpers.small_sets import config, folder, write
+from tests.helpers.splits import train_batches
 
 LABEL = np.array([[0, 1, 2, 150]] * 3, np.uint8)
 
@@ -38,7 +38,7 @@ def test_folder_keeps_classes_and_trains(tmp_path):
     source = Data(name="folder", directory=str(tmp_path / "gone"))
     assert registry.find_dataset(data) == registry.find_dataset(
         source) and registry.split_names(data) == ("train", "val")
-    for one, other in zip(batching.train_batches(config(data)).take(3), batching.train_batches(config(source)).take(3)):
+    for one, other in zip(train_batches(config(data)).take(3), train_batches(config(source)).take(3)):
         assert all(np.array_equal(one[key], other[key]) for key in ("image", "label", "index"))
     assert checks.check_dataset(data, report=lambda line: None)["val"]["images"] == 2
 
@@ -166,22 +166,22 @@ def test_a_disk_too_full_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 def interrupted(tmp_path, monkeypatch, source):
     """Prepare until the first pair of val, and return the names of all files that were examined on the second try."""
-    examine, seen = diagnosis.find_example_fault, []
+    examine, seen = diagnosis.decode_pair, []
 
-    def fail(record, split, index):
-        if "validation" in split.names[index]:
+    def fail(record, name, *files):
+        if "validation" in name:
             raise KeyboardInterrupt
-        return examine(record, split, index)
+        return examine(record, name, *files)
 
-    def note(record, split, index):
-        seen.append(split.names[index].rsplit("/", 1)[1])
-        return examine(record, split, index)
+    def note(record, name, *files):
+        seen.append(name.rsplit("/", 1)[1])
+        return examine(record, name, *files)
 
-    monkeypatch.setattr(prepare, "find_example_fault", fail)
+    monkeypatch.setattr(prepare, "decode_pair", fail)
     with pytest.raises(KeyboardInterrupt):
         run("ade20k", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(prepare, "find_example_fault", note)
+    monkeypatch.setattr(prepare, "decode_pair", note)
     return seen
 
 

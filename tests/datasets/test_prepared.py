@@ -13,6 +13,7 @@ from tests.helpers import original_archives
 from tests.helpers.prepared_sets import contents, run
 from tests.helpers.shared_files import VOC2012, needs_voc2012
 from tests.helpers.small_sets import config, folder
+from tests.helpers.splits import train_batches
 
 RANDOM = np.random.default_rng(0)
 LABELS = {"train": [RANDOM.integers(0, 3, (9, 11)).astype(np.uint8) for _ in range(6)],
@@ -20,7 +21,7 @@ LABELS = {"train": [RANDOM.integers(0, 3, (9, 11)).astype(np.uint8) for _ in ran
 
 
 def same_batches(one, other):
-    pairs = list(zip(batching.train_batches(config(one)).take(4), batching.train_batches(config(other)).take(4)))
+    pairs = list(zip(train_batches(config(one)).take(4), train_batches(config(other)).take(4)))
     assert len(pairs) == 4
     for first, second in pairs:
         assert all(np.array_equal(first[key], second[key]) for key in ("image", "label", "index"))
@@ -103,7 +104,7 @@ def test_a_prepared_set_is_read_at_an_address(tmp_path, fast):
     assert registry.find_dataset(remote) == registry.find_dataset(local)
     assert registry.open_split(remote, "train").names[0].startswith("ram://")
     same_batches(remote, local)
-    assert len(list(batching.eval_examples(config(remote), "val"))) == 2
+    assert len(list(batching.eval_examples(registry.open_split(remote, "val")))) == 2
 
 
 @pytest.mark.parametrize("address, message", [

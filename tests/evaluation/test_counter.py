@@ -17,8 +17,10 @@ from kseg.errors import DataError, WeightsError
 from kseg.evaluation import counter
 from kseg.evaluation.counter import Counter
 from kseg.inference import prediction
+from kseg.inference.prediction import protocol_of
 from tests.helpers import counted_images
 from tests.helpers.running import ROOT
+from tests.helpers.splits import val_split
 
 IMAGES = 7
 SCRIPT = ("-m", "tests.helpers.replica_counts")
@@ -50,10 +52,15 @@ def require_equal(found, expected):
     assert len(set(np.diag(matrix))) > 1 and found["bands"][:-1].sum() > 0
 
 
+def count(settings, model=None):
+    """Return the counts of the validation split on one device."""
+    model = model or counted_images.model(settings)
+    counter = Counter(model, protocol_of(settings), counted_images.CLASSES, tf.distribute.get_strategy())
+    return counter.count(val_split(settings))
+
+
 def counted(directory, name):
-    settings = counted_images.config(directory, counted_images.SETTINGS[name])
-    strategy = tf.distribute.get_strategy()
-    return Counter(counted_images.model(settings), settings, counted_images.CLASSES, strategy).count("val")
+    return count(counted_images.config(directory, counted_images.SETTINGS[name]))
 
 
 @pytest.mark.parametrize("name", counted_images.SETTINGS)
@@ -108,7 +115,7 @@ def test_scores_that_are_not_finite_are_counted_and_named(directory):
     layer.set_weights([np.full_like(kernel, np.nan), *bias])
     with pytest.raises(WeightsError, match=r"(?s)nan or infinite in 7 of 7 images, [\d,]+ pixels.*e00.png: [\d,]+ "
                                            r"pixels.*and 2 more images"):
-        Counter(model, settings, counted_images.CLASSES, tf.distribute.get_strategy()).count("val")
+        count(settings, model)
     with pytest.raises(WeightsError, match=r"(?s)in 1 of 3 images, 12 pixels.*  b: 12 pixels$"):
         counter.require_finite_scores(("a", "b", "c"), np.array([0, 12, 0]))
 
@@ -118,7 +125,7 @@ def test_a_bad_file_in_the_middle_is_named(directory, tmp_path):
     (tmp_path / "val" / "labels" / "e03.png").write_bytes(b"no picture")
     settings = counted_images.config(tmp_path, Evaluate())
     with pytest.raises(DataError, match="labels/e03.png"):
-        Counter(counted_images.model(settings), settings, 3, tf.distribute.get_strategy()).count("val")
+        count(settings)
 
 
 def test_predictions_outside_of_the_classes_are_an_error(directory, monkeypatch):
@@ -126,14 +133,14 @@ def test_predictions_outside_of_the_classes_are_an_error(directory, monkeypatch)
     monkeypatch.setattr(counter, "predict_checked", lambda model, images, size, config: (
         tf.fill((1, *size), 3), tf.zeros(1, tf.int32)))
     with pytest.raises(DataError, match="outside of the 3 classes"):
-        Counter(counted_images.model(settings), settings, 3, tf.distribute.get_strategy()).count("val")
+        count(settings)
 
 
 def test_a_picture_too_large_for_the_network_is_named(directory, monkeypatch):
     settings = counted_images.config(directory, Evaluate())
     monkeypatch.setattr(prediction, "LARGEST", 1500)
     with pytest.raises(DataError, match=r"e0\d.png: a picture of \d+ x \d+ pixels .* evaluate.window=769,769"):
-        Counter(counted_images.model(settings), settings, 3, tf.distribute.get_strategy()).count("val")
+        count(settings)
 
 
 def test_an_empty_split_is_an_error(tmp_path):
@@ -142,4 +149,4 @@ def test_an_empty_split_is_an_error(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / "val" / part / "e00.png").unlink()
     with pytest.raises(DataError, match="val"):
-        Counter(counted_images.model(settings), settings, 3, tf.distribute.get_strategy()).count("val")
+        count(settings)

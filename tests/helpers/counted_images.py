@@ -6,7 +6,7 @@ import numpy as np
 from kseg import models
 from kseg.config import Config, sections
 from kseg.config.sections import Evaluate, Model
-from kseg.inference.prediction import predictor
+from kseg.inference.prediction import predictor, protocol_of
 from tests.helpers import small_sets
 
 CLASSES = 3
@@ -46,7 +46,7 @@ def model(settings):
 
 def slow_tables(settings, images, labels):
     """Return (confusion matrix (C, C), hits, truth, predicted (N, C)): every pixel looked at by itself."""
-    predict = predictor(model(settings), settings)
+    predict = predictor(model(settings), protocol_of(settings))
     matrix = np.zeros((CLASSES, CLASSES), np.int64)
     tables = np.zeros((3, len(images), CLASSES), np.int64)
     for index, (image, label) in enumerate(zip(images, labels)):

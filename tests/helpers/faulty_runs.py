@@ -39,7 +39,7 @@ def network(config, classes, **settings):
     return keras.Model(images, {"main": keras.layers.Conv2D(classes, 1, name="last")(outputs)})
 
 
-def random_batches(config, start=0, *more, **others):
+def random_batches(split, config, start=0, *more, **others):
     def batch(step):
         seed = tf.stack([tf.constant(config.train.seed, tf.int64), step])
         labels = tf.random.stateless_uniform((2, 32, 32), seed, 0, 3, tf.int32)
@@ -49,7 +49,7 @@ def random_batches(config, start=0, *more, **others):
     return tf.data.Dataset.range(start, config.train.steps).map(batch)
 
 
-def random_examples(config, split, indices=None):
+def random_examples(split, indices=None):
     def example(index):
         seed = tf.stack([tf.constant(9, tf.int64), index])
         image = tf.random.stateless_uniform((32, 32, 3), seed, 0, 256, tf.int32)

@@ -13,5 +13,5 @@ def run(name, source, out, splits=(), subset=True, fast=False):
 
 def contents(data, split):
     """Return {picture's file name: (image, raw label)} of a prepared split."""
-    record, found = registry.find_dataset(data), registry.open_split(data, split)
-    return {name.rsplit("/", 1)[1]: diagnosis.find_example_fault(record, found, index) for index, name in enumerate(found.names)}
+    found = registry.open_split(data, split)
+    return {name.rsplit("/", 1)[1]: diagnosis.decode_example(found, index) for index, name in enumerate(found.names)}

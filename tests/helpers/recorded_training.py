@@ -9,9 +9,9 @@ from kseg.input_pipeline import batching
 def main(arguments):
     examples = batching.eval_examples
 
-    def told(config, split, indices):
-        print(f"validates {sum(index >= 0 for index in indices)} of {split}", flush=True)
-        return examples(config, split, indices)
+    def told(split, indices):
+        print(f"validates {sum(index >= 0 for index in indices)} of {split.name}", flush=True)
+        return examples(split, indices)
 
     batching.eval_examples = told
     return train.main(arguments)

@@ -10,7 +10,9 @@ import numpy as np
 
 from kseg.distributed import hosts
 from kseg.evaluation.counter import Counter
+from kseg.inference.prediction import protocol_of
 from tests.helpers import counted_images
+from tests.helpers.splits import val_split
 
 
 def main(directory, replicas, setting, out):
@@ -18,9 +20,9 @@ def main(directory, replicas, setting, out):
     settings = counted_images.config(directory, counted_images.SETTINGS[setting])
     with strategy.scope():
         model = counted_images.model(settings)
-    counter = Counter(model, settings, counted_images.CLASSES, strategy)
+    counter = Counter(model, protocol_of(settings), counted_images.CLASSES, strategy)
     # Twice: the second count begins at nothing.
-    first, counts = counter.count("val"), counter.count("val")
+    first, counts = (counter.count(val_split(settings)) for _ in range(2))
     assert (first.bands == counts.bands).all()
     if hosts.is_chief(strategy):
         np.savez(out, replicas=strategy.num_replicas_in_sync, **counts._asdict())

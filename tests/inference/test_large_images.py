@@ -47,7 +47,7 @@ def compiled(function, model, settings, dtype=tf.float32):
     """One of kseg.inference.prediction's functions as evaluation runs it: in one graph for all sizes."""
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), dtype), tf.TensorSpec((2,), tf.int32)])
     def call(inputs, size):
-        return function(model, inputs, (size[0], size[1]), settings)
+        return function(model, inputs, (size[0], size[1]), prediction.protocol_of(settings))
 
     return call
 
@@ -102,7 +102,7 @@ def test_classes_of_whole_pictures_whatever_the_stripe(monkeypatch, stripe, alig
     model = position_model()
     settings = Config(data=PLAIN, model=Model(align_corners=align_corners), evaluate=Evaluate(resize_logits=way))
     checked = compiled(prediction.predict_checked, model, settings, tf.uint8)
-    logits = compiled(prediction.predict_logits, model, settings)
+    logits = compiled(prediction.predict_scores, model, settings)
     for shape, size in (((2, 37, 53), (37, 53)), ((1, 37, 53), (61, 20)), ((1, 1, 1), (1, 1)), ((1, 20, 30), (7, 90))):
         images = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
         expected = model(images.astype(np.float32))["main"]
@@ -123,7 +123,7 @@ def test_windows_against_a_slow_count_in_one_graph(monkeypatch, window, stride, 
     monkeypatch.setattr(sliding_window, "PIXELS_PER_CALL", pixels)
     monkeypatch.setattr(tiling, "STRIPE", stripe)
     model, settings = position_model(), Config(data=PLAIN, evaluate=Evaluate(window=window, stride=stride))
-    logits = compiled(prediction.predict_logits, model, settings)
+    logits = compiled(prediction.predict_scores, model, settings)
     checked = compiled(prediction.predict_checked, model, settings, tf.uint8)
     generator = np.random.default_rng(0)
     # Of several pictures, and as large as, smaller and larger than the windows on one side and on both.
@@ -145,7 +145,7 @@ def test_scores_of_windows_are_brought_to_the_labels_size(monkeypatch, stripe):
     slow = slow_slide(model, images.astype(np.float32), (16, 16), (11, 11))
     for way in ("once", "twice"):
         settings = Config(data=PLAIN, evaluate=Evaluate(window=(16, 16), stride=(11, 11), resize_logits=way))
-        logits = compiled(prediction.predict_logits, model, settings)
+        logits = compiled(prediction.predict_scores, model, settings)
         for size in ((83, 44), (17, 70), (1, 1)):
             expected = tf.image.resize(slow, size).numpy()
             found = logits(images.astype(np.float32), size)
@@ -198,7 +198,7 @@ def test_one_number_that_is_not_finite_spreads_as_far_as_the_resize_carries_it()
 
 def test_a_predictor_refuses_pixels_without_a_class():
     image = np.zeros((12, 12, 3), np.uint8)
-    predict = prediction.predictor(broken_model(np.nan), Config(data=PLAIN))
+    predict = prediction.predictor(broken_model(np.nan), prediction.protocol_of(Config(data=PLAIN)))
     assert predict(image).shape == (12, 12)
     image[5, 5:7, 0] = 255
     with pytest.raises(DataError, match="the scores of 2 of 144 pixels are nan or infinite"):
@@ -213,20 +213,19 @@ def test_a_predictor_refuses_pixels_without_a_class():
     (Evaluate(resize=(512, 2048)), (100_000, 100_000), None),
     (Evaluate(window=(769, 769), stride=(513, 513)), (100_000, 100_000), None)])
 def test_too_large_a_picture_is_refused(evaluation, fits, over):
-    settings = Config(evaluate=evaluation)
-    prediction.require_size(*fits, settings)
+    prediction.require_size(*fits, evaluation)
     if over:
         with pytest.raises(DataError, match=rf"{over[1]} x {over[0]} .*evaluate\.window=769,769 evaluate\.stride=513"):
-            prediction.require_size(*over, settings)
+            prediction.require_size(*over, evaluation)
 
 
 def test_the_predictor_refuses_it_too(monkeypatch):
     monkeypatch.setattr(prediction, "LARGEST", 100)
     model = position_model()
     with pytest.raises(DataError, match="11 x 10"):
-        prediction.predictor(model, Config())(np.zeros((10, 11, 3), np.uint8))
+        prediction.predictor(model, prediction.protocol_of(Config()))(np.zeros((10, 11, 3), np.uint8))
     slide = Config(evaluate=Evaluate(window=(8, 8), stride=(8, 8)))
-    assert prediction.predictor(model, slide)(np.zeros((10, 11, 3), np.uint8)).shape == (10, 11)
+    assert prediction.predictor(model, prediction.protocol_of(slide))(np.zeros((10, 11, 3), np.uint8)).shape == (10, 11)
 
 
 # Prints by how many MiB the process grew beyond what a small picture took.
@@ -234,8 +233,9 @@ MEMORY = """
     import resource, sys
     import keras
     import numpy as np
-    from kseg import inference
-    from kseg.config import Config, Evaluate
+    from kseg.config import Config
+    from kseg.config.sections import Evaluate
+    from kseg.inference import prediction
 
     def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -244,7 +244,7 @@ MEMORY = """
     logits = keras.layers.Conv2D(32, 1)(keras.layers.AveragePooling2D(8, padding="same")(images))
     model = keras.Model(images, {"main": logits})
     settings = Config(evaluate=Evaluate(window=(64, 64), stride=(43, 43)) if sys.argv[1] == "windows" else Evaluate())
-    predict = inference.predictor(model, settings)
+    predict = prediction.predictor(model, prediction.protocol_of(settings))
     predict(np.zeros((256, 256, 3), np.uint8))
     before = peak()
     assert predict(np.zeros((16384, 256, 3), np.uint8)).shape == (16384, 256)

@@ -54,10 +54,13 @@ def sss_model():
 
 
 def compiled(model, settings):
-    """`predict_logits` as evaluation runs it: in one graph for all sizes."""
+    """`predict_scores` of inputs that are already normalised and fitted: in one graph for all sizes."""
+    protocol = prediction.protocol_of(settings)._replace(
+        mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), evaluate=replace(settings.evaluate, resize=()))
+
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((2,), tf.int32)])
     def logits(inputs, size):
-        return prediction.predict_logits(model, inputs, (size[0], size[1]), settings)
+        return prediction.predict_scores(model, inputs, (size[0], size[1]), protocol)
 
     return lambda inputs, size: logits(inputs, size).numpy()
 
@@ -75,15 +78,16 @@ def agree(found, expected, bound):
 def test_mmsegs_logits_and_classes(mmseg_model, case):
     evaluation, file = MMSEG_CASES[case]
     settings = Config(model=MODEL, evaluate=evaluation)
+    protocol = prediction.protocol_of(settings)
     image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     expected = np.load(MMSEG / f"{file}.npy")
-    inputs = prediction.preprocess(image[None], settings)
+    inputs = prediction.preprocess(image[None], protocol)
     if evaluation.resize:
         assert np.abs(inputs - np.load(MMSEG / "keepratio_input.npy")).max() < 1e-5
     found = compiled(mmseg_model, settings)(inputs, image.shape[:2])
     assert found.shape == expected.shape == (1, 97, 141, 2)
     assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
-    assert agree(prediction.predict_ids(mmseg_model, image[None], image.shape[:2], settings).numpy(), expected, 1e-4)
+    assert agree(prediction.predict_ids(mmseg_model, image[None], image.shape[:2], protocol).numpy(), expected, 1e-4)
 
 
 @needs_fixtures
@@ -94,7 +98,7 @@ def test_mmsegs_windows_on_resized_and_mirrored_pictures(mmseg_model):
     original = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     logits, probabilities = compiled(mmseg_model, settings), []
     for image in (*(stored[name][..., ::-1] for name in ("aug0", "aug2", "aug6")), original):
-        inputs = resizing.normalize(image[None], settings)
+        inputs = prediction.protocol_of(settings).normalize(image[None])
         height, width = image.shape[:2]
         mirrored = logits(inputs[:, :, ::-1], (height, width))[:, :, ::-1]
         for own in (logits(inputs, (height, width)), mirrored):
@@ -109,7 +113,7 @@ def scores(model, images, size, evaluation):
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), images.dtype)])
     def compiled_scores(images):
-        return prediction.predict_scores(model, images, size, settings)
+        return prediction.predict_scores(model, images, size, prediction.protocol_of(settings))
 
     return compiled_scores(images).numpy()
 
@@ -172,8 +176,9 @@ def test_inputs_at_a_factor(factor, align_corners):
     images = np.random.default_rng(0).integers(0, 256, (2, 13, 18, 3)).astype(np.float32)
     settings = Config(model=replace(MODEL, align_corners=align_corners),
                       evaluate=Evaluate(scales=(factor,), scale_of="input"))
-    found = prediction.scaled_input(images, tf.constant(factor, tf.float64), settings).numpy()
-    plain = resizing.normalize(images, settings).numpy()
+    protocol = prediction.protocol_of(settings)
+    found = prediction.scaled_input(images, tf.constant(factor, tf.float64), protocol).numpy()
+    plain = protocol.normalize(images).numpy()
     expected = scaled(plain, factor)
     if align_corners:
         expected = resize(plain, (int(13 * factor), int(18 * factor)), True).numpy()

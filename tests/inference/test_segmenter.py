@@ -139,7 +139,7 @@ def test_test_time_augmentation(workdir, loaded, image, tmp_path):
 def test_every_average_gives_probabilities(trained, image, average, flip):
     model, config, _ = trained
     config = replace(config, evaluate=Evaluate(flip=flip, average=average))
-    ids, scores = segmenter.scorer(model, config)(image)
+    ids, scores = segmenter.scorer(model, prediction.protocol_of(config))(image)
     np.testing.assert_allclose(scores.sum(axis=2), 1, rtol=1e-5)
     assert scores.min() >= 0
     np.testing.assert_array_equal(ids, scores.argmax(axis=2))
@@ -149,13 +149,13 @@ def test_scores_that_are_not_finite_are_an_error(workdir, image):
     model, config, _ = trained_model.load_trained(workdir)
     model.get_layer("decode_head.conv_seg").bias.assign(np.full(11, np.nan))
     with pytest.raises(DataError, match=r"the scores of 3,150 of 3,150 pixels are nan or infinite"):
-        segmenter.scorer(model, config)(image)
+        segmenter.scorer(model, prediction.protocol_of(config))(image)
 
 
 def test_pictures_that_are_too_large_are_an_error(trained, image, monkeypatch):
     monkeypatch.setattr(prediction, "LARGEST", 1000)
     with pytest.raises(DataError, match="a picture of 70 x 45 pixels"):
-        segmenter.scorer(*trained[:2])(image)
+        segmenter.scorer(trained[0], prediction.protocol_of(trained[1]))(image)
 
 
 def test_other_weights(workdir, image, tmp_path):

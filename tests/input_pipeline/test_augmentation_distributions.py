@@ -228,7 +228,7 @@ def whole(config, count=1200):
 
     def example(seed):
         found, ids = augment(tf.constant(image), tf.constant(label), seed, config)
-        return batching.finish_example(found, ids, IDS, settings)
+        return batching.finish_example(found, ids, IDS, config, settings.data.mean, settings.data.std)
 
     pictures, labels = samples(example, count)
     return pictures * np.float32(settings.data.std) + np.float32(settings.data.mean), labels

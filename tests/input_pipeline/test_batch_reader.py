@@ -20,6 +20,7 @@ from kseg.system import retries
 from kseg.training import checkpoints, trainer
 from tests.helpers.running import TINY
 from tests.helpers.small_sets import config, example, folder
+from tests.helpers.splits import step_indices, train_batches, train_split
 
 STEPS, BATCH, PICTURES = 12, 3, 20
 SKIP = "skip"
@@ -48,7 +49,7 @@ def spoil(settings, *places):
 
 def reader(settings, workdir):
     lines = []
-    made = BatchReader(settings, workdir, tf.distribute.get_strategy(), lines.append)
+    made = BatchReader(settings, train_split(settings), workdir, tf.distribute.get_strategy(), lines.append)
     return made, lines
 
 
@@ -62,13 +63,13 @@ def indices(batch):
 
 def late_example(settings):
     """Return (step, place) of an example whose first turn comes after a few steps."""
-    order = [batching.batch_indices(settings, step) for step in range(STEPS)]
+    order = [step_indices(settings, step) for step in range(STEPS)]
     return 4, next(place for place in order[4] if not any(place in batch for batch in order[:4]))
 
 
 def test_a_cut_off_picture_is_left_out_named_and_counted(settings, tmp_path):
     step, place = late_example(settings)
-    before = [batching.batch_indices(settings, each) for each in range(STEPS)]
+    before = [step_indices(settings, each) for each in range(STEPS)]
     [path] = spoil(settings, place)
     made, lines = reader(settings, tmp_path)
     batches = [indices(made.read(each)) for each in range(STEPS)]
@@ -101,7 +102,7 @@ def test_bad_neighbours_are_both_stood_in_for(settings, tmp_path):
     spoil(settings, PICTURES - 2, PICTURES - 1)
     made, lines = reader(settings, tmp_path)
     for step in range(STEPS):
-        expected = [0 if each >= PICTURES - 2 else each for each in batching.batch_indices(settings, step)]
+        expected = [0 if each >= PICTURES - 2 else each for each in step_indices(settings, step)]
         assert indices(made.read(step)) == expected
     assert len(lines) == 2 and lines[1].endswith("2 of 20 examples so far")
 
@@ -142,8 +143,8 @@ def test_a_restart_reads_the_same_batches_though_a_fault_lies_outside_of_most_cr
 
 def test_two_workers_that_know_the_list_make_up_the_batches_of_one(settings):
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, global_batch=4))
-    whole = list(batching.train_batches(settings, 0, left_out={4, 5, 19}))
-    shares = [list(batching.train_batches(settings, 0, tf.distribute.InputContext(2, which, 2), {4, 5, 19}))
+    whole = list(train_batches(settings, 0, left_out={4, 5, 19}))
+    shares = [list(train_batches(settings, 0, tf.distribute.InputContext(2, which, 2), {4, 5, 19}))
               for which in range(2)]
     assert len(whole) == STEPS and not {4, 5, 19} & {place for batch in whole for place in indices(batch)}
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -171,7 +172,7 @@ def test_a_list_of_other_data_is_refused(settings, tmp_path):
 def test_a_file_that_is_whole_when_it_is_looked_at_again_stops_training(settings, tmp_path, monkeypatch):
     step, place = late_example(settings)
     spoil(settings, place)
-    monkeypatch.setattr(batching, "find_example_fault", lambda *arguments: None)
+    monkeypatch.setattr(batching, "decode_example", lambda *arguments: None)
     made, _ = reader(settings, tmp_path)
     with pytest.raises(DataError, match="reading train failed"):
         for each in range(step + 1):
@@ -223,7 +224,7 @@ def test_a_run_that_is_killed_after_a_bad_file_ends_with_the_same_weights(settin
 
 @pytest.mark.parametrize("faults", [2, retries.ATTEMPTS])
 def test_storage_that_fails_for_a_moment_is_asked_again(settings, tmp_path, monkeypatch, faults):
-    expected = [batching.batch_indices(settings, step) for step in range(3)]
+    expected = [step_indices(settings, step) for step in range(3)]
     plain, left = batching.train_batches, [errno.EIO] * faults
 
     def failing(*arguments, **options):

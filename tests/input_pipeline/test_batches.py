@@ -11,11 +11,12 @@ from PIL import Image
 from kseg.config import Config
 from kseg.config.sections import Augment, Data
 from kseg.datasets import registry
-from kseg.datasets.diagnosis import find_example_fault
+from kseg.datasets.diagnosis import decode_example
 from kseg.errors import DataError
 from kseg.images import decoding
 from kseg.input_pipeline import batching
 from tests.helpers.small_sets import config, example, folder, write
+from tests.helpers.splits import step_indices, train_batches
 
 RANDOM = np.random.default_rng(5)
 LABEL = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
@@ -43,7 +44,7 @@ def drain(examples):
 
 
 def train_indices(settings, count):
-    return [int(index) for batch in batching.train_batches(settings).take(count) for index in batch["index"]]
+    return [int(index) for batch in train_batches(settings).take(count) for index in batch["index"]]
 
 
 @pytest.mark.parametrize("options", [
@@ -95,7 +96,7 @@ def test_order_is_a_permutation_in_each_epoch(tmp_path):
     epochs = [order[start:start + 7] for start in (0, 7, 14)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert order == [index for step in range(7) for index in batching.batch_indices(settings, step)]
+    assert order == [index for step in range(7) for index in step_indices(settings, step)]
     other = dataclasses.replace(settings, train=dataclasses.replace(settings.train, seed=1))
     assert sorted(train_indices(other, 7)[:7]) == list(range(7)) and train_indices(other, 7) != order
 
@@ -108,7 +109,7 @@ def test_shuffled_covers_every_example_once(count):
 
 def test_index_names_the_picture_in_the_batch(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL] * 5}), crop=(2, 3))
-    for batch in drain(batching.train_batches(settings).take(3)):
+    for batch in drain(train_batches(settings).take(3)):
         values = batch["image"] * np.float32(settings.data.std) + np.float32(settings.data.mean)
         # Picture i is all i.
         assert np.allclose(values, batch["index"][:, None, None, None], atol=1e-3)
@@ -125,7 +126,7 @@ def test_a_batch_is_the_same_wherever_reading_began(tmp_path):
     def read(start, threads):
         options = tf.data.Options()
         options.threading.private_threadpool_size = threads
-        return drain(batching.train_batches(settings, start).with_options(options))
+        return drain(train_batches(settings, start).with_options(options))
 
     whole = read(0, 1)
     assert len(whole) == 9
@@ -137,7 +138,7 @@ def test_a_batch_is_the_same_wherever_reading_began(tmp_path):
 
 def test_types_and_padding(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL]}), crop=(4, 5), batch=1)
-    (batch,) = drain(batching.train_batches(settings).take(1))
+    (batch,) = drain(train_batches(settings).take(1))
     assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
         "image": ("float32", (1, 4, 5, 3)), "label": ("uint8", (1, 4, 5)), "index": ("int64", (1,))}
     assert batch["label"][0].tolist() == [[0, 1, 2, 255, 255], [2, 1, 255, 255, 255], [255] * 5, [255] * 5]
@@ -154,7 +155,8 @@ MEAN = (123.675, 116.28, 103.53)
 def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
     settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_colour=colour))
     # 2x3 in 5x6: rests of 3, of which the smaller half comes first.
-    image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
+    image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
+                                           settings.augment, settings.data.mean, settings.data.std)
     expected = np.full((5, 6), 255, np.uint8)
     expected[top:top + 2, left:left + 3] = LABEL
     assert np.array_equal(label, expected)
@@ -166,14 +168,15 @@ def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
 
 def test_a_picture_of_the_crops_size_is_not_padded():
     settings = Config(augment=Augment(crop=(2, 3), pad="centre", pad_colour="black"))
-    image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings)
+    image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
+                                           settings.augment, settings.data.mean, settings.data.std)
     assert np.array_equal(label, LABEL) and np.allclose(image[..., 0], (200 - 123.675) / 58.395)
 
 
 def test_eval_examples_are_all_there_in_order_at_their_own_size(tmp_path):
     labels = [np.full((2 + index, 9 - index), index % 3, np.uint8) for index in range(7)]
     settings = config(folder(tmp_path, {"val": labels}))
-    examples = drain(batching.eval_examples(settings, "val"))
+    examples = drain(batching.eval_examples(registry.open_split(settings.data, "val")))
     assert [int(found["index"]) for found in examples] == list(range(7))
     for index, found in enumerate(examples):
         assert found["image"].dtype == found["label"].dtype == np.uint8
@@ -184,9 +187,9 @@ def test_eval_examples_are_all_there_in_order_at_their_own_size(tmp_path):
 def test_raw_values_become_train_ids(tmp_path):
     raw = np.array([[0, 255, 7]], np.uint8)
     source = folder(tmp_path, {"val": [raw]}, "0 background\n255 object\n7 ignore\n")
-    (found,) = drain(batching.eval_examples(config(source), "val"))
+    (found,) = drain(batching.eval_examples(registry.open_split(source, "val")))
     assert found["label"].tolist() == [[0, 1, 255]]
-    image, unmapped = find_example_fault(registry.find_dataset(source), registry.open_split(source, "val"), 0)
+    image, unmapped = decode_example(registry.open_split(source, "val"), 0)
     assert np.array_equal(unmapped, raw) and image.shape == (1, 3, 3)
 
 
@@ -225,28 +228,28 @@ def test_unusable_files_are_named(tmp_path, fault):
     part, content, message = FAULTS[fault]
     settings = config(folder(tmp_path, {"train": [LABEL] * 3}), batch=3)
     (tmp_path / "train" / part / "e01.png").write_bytes(content)
-    record, split = registry.find_dataset(settings.data), registry.open_split(settings.data, "train")
+    split = registry.open_split(settings.data, "train")
     with pytest.raises(DataError, match=message):
-        find_example_fault(record, split, 1)
-    examples = iter(batching.eval_examples(settings, "train"))
+        decode_example(split, 1)
+    examples = iter(batching.eval_examples(registry.open_split(settings.data, "train")))
     assert next(examples)["index"] == 0
     with pytest.raises(tf.errors.OpError) as error:
         next(examples)
     with pytest.raises(DataError, match=message):
-        raise batching.reading_error(settings, "train", [0, 1], error.value)
+        raise batching.reading_error(registry.open_split(settings.data, "train"), [0, 1], error.value)
 
 
 def test_training_names_the_file_of_the_failing_batch(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL] * 4}), batch=2, steps=2)
     write(tmp_path / "train/labels/e02.png", np.full((2, 3), 77, np.uint8))
-    iterator, step = iter(batching.train_batches(settings)), 0
+    iterator, step = iter(train_batches(settings)), 0
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         while True:
             next(iterator)
             step += 1
-    indices = batching.batch_indices(settings, step)
+    indices = step_indices(settings, step)
     assert 2 in indices
-    found = batching.reading_error(settings, "train", indices, error.value)
+    found = batching.reading_error(registry.open_split(settings.data, "train"), indices, error.value)
     assert isinstance(found, DataError) and "labels/e02.png: value 77 (6 pixels) is no label value" in str(found)
 
 
@@ -255,19 +258,19 @@ def test_a_file_that_has_gone_is_named(tmp_path):
     split = registry.open_split(settings.data, "val")
     (tmp_path / "val/labels/e01.png").unlink()
     with pytest.raises(DataError, match="labels/e01.png cannot be read: .*No such file"):
-        find_example_fault(registry.find_dataset(settings.data), split, 1)
+        decode_example(split, 1)
 
 
 def test_explain_without_a_fault_keeps_the_words(tmp_path):
     settings = config(folder(tmp_path, {"val": [LABEL]}))
-    assert str(batching.reading_error(settings, "val", [0], RuntimeError(
-        "disk on fire"))) == "reading val failed: disk on fire"
-    assert str(batching.reading_error(settings, "val", [0], RuntimeError())) == "reading val failed: RuntimeError"
+    split = registry.open_split(settings.data, "val")
+    assert str(batching.reading_error(split, [0], RuntimeError("disk on fire"))) == "reading val failed: disk on fire"
+    assert str(batching.reading_error(split, [0], RuntimeError())) == "reading val failed: RuntimeError"
 
 
 def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
     source = folder(tmp_path, {"val": [np.zeros((30, 30), np.uint8)]})
-    record, split = registry.find_dataset(source), registry.open_split(source, "val")
+    split = registry.open_split(source, "val")
     random = np.random.default_rng(1)
     whole = encoded(palette_image(random.integers(0, 3, (30, 30))), format="PNG")
     refused = 0
@@ -276,7 +279,7 @@ def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
         stored[random.integers(8, len(stored))] = random.integers(0, 256)
         (tmp_path / "val/labels/e00.png").write_bytes(stored)
         try:
-            find_example_fault(record, split, 0)
+            decode_example(split, 0)
         except DataError:
             refused += 1
     assert 50 < refused < 150
@@ -285,14 +288,14 @@ def test_any_damage_to_a_palette_label_is_a_data_error(tmp_path):
 def test_classes_that_do_not_match_the_labels(tmp_path):
     source = folder(tmp_path, {"train": [LABEL]}, "sky\nground\n")
     with pytest.raises(tf.errors.OpError) as error:
-        next(iter(batching.eval_examples(config(source), "train")))
+        next(iter(batching.eval_examples(registry.open_split(source, "train"))))
     with pytest.raises(DataError, match=r"value 2 \(2 pixels\) is no label value of folder; those are 0-1, 255"):
-        raise batching.reading_error(config(source), "train", [0], error.value)
+        raise batching.reading_error(registry.open_split(source, "train"), [0], error.value)
 
 
 def test_chosen_examples_and_empty_ones_in_their_place(tmp_path):
     settings = config(folder(tmp_path, {"val": [np.full((index + 2, 3), index % 2, np.uint8) for index in range(4)]}))
-    found = drain(batching.eval_examples(settings, "val", np.array([3, -1, 0])))
+    found = drain(batching.eval_examples(registry.open_split(settings.data, "val"), np.array([3, -1, 0])))
     assert [int(example["index"]) for example in found] == [3, -1, 0]
     assert [example["image"].shape for example in found] == [(5, 3, 3), (1, 1, 3), (2, 3, 3)]
     assert (found[1]["label"] == 255).all() and (found[0]["label"] == 1).all()
@@ -300,4 +303,4 @@ def test_chosen_examples_and_empty_ones_in_their_place(tmp_path):
 
 def test_unknown_data_set_is_told_before_reading():
     with pytest.raises(DataError, match="Did you mean shapes"):
-        batching.train_batches(config(Data(name="shape")))
+        train_batches(config(Data(name="shape")))

@@ -18,11 +18,12 @@ from kseg.config import Config
 from kseg.config.checks import check_config
 from kseg.config.sections import Augment, Data
 from kseg.errors import ConfigError, DataError
-from kseg.input_pipeline import batching, data_service
+from kseg.input_pipeline import data_service
 from kseg.input_pipeline.batch_reader import BatchReader
 from kseg.training import trainer
 from tests.helpers.running import TINY, start
 from tests.helpers.small_sets import config, example, folder
+from tests.helpers.splits import step_indices, train_batches, train_split
 
 STEPS, BATCH, PICTURES = 12, 4, 20
 
@@ -75,25 +76,25 @@ def digests(batches):
 
 def test_the_batches_are_those_read_here(service, settings):
     for start_step, worker, left_out in ((0, None, ()), (7, tf.distribute.InputContext(2, 1, 2), {3, 4})):
-        here = digests(batching.train_batches(settings, start_step, worker, left_out))
-        there = digests(batching.train_batches(served(settings, service), start_step, worker, left_out))
+        here = digests(train_batches(settings, start_step, worker, left_out))
+        there = digests(train_batches(served(settings, service), start_step, worker, left_out))
         assert len(here) == STEPS - start_step and there == here
 
 
 def test_a_bad_file_ends_in_its_name_and_can_be_left_out(service, settings, tmp_path):
     # In the first epoch, which is 5 steps long, it stands once.
-    place = batching.batch_indices(settings, 4)[0]
+    place = step_indices(settings, 4)[0]
     bad = Path(settings.data.directory, "train", "images", f"e{place:02d}.png")
     bad.write_bytes(bad.read_bytes()[:60])
     strategy = tf.distribute.get_strategy()
-    reader = BatchReader(served(settings, service), None, strategy, print)
+    reader = BatchReader(served(settings, service), train_split(settings), None, strategy, print)
     assert [reader.read(step)["index"].numpy().tolist() for step in range(4)] == [
-        batching.batch_indices(settings, step) for step in range(4)]
+        step_indices(settings, step) for step in range(4)]
     with pytest.raises(DataError, match=f"{bad}: not a readable JPEG, PNG or BMP"):
         reader.read(4)
     both = []
     for address in (service, ""):
-        reader = BatchReader(served(settings, address, unreadable="skip"), None, strategy, print)
+        reader = BatchReader(served(settings, address, unreadable="skip"), train_split(settings), None, strategy, print)
         both.append(digests(reader.read(step) for step in range(STEPS)))
         assert [(found.index, found.step) for found in reader.left_out] == [(place, 4)]
     assert both[0] == both[1]
@@ -165,10 +166,10 @@ def test_a_silent_service_is_an_error(monkeypatch):
 
 
 def test_what_is_wrong_with_the_service_is_told_where_no_file_is(settings, monkeypatch):
-    monkeypatch.setattr(data_service, "_job", lambda config, batch_of, element, step: parts(0, made=False))
+    monkeypatch.setattr(data_service, "_job", lambda *arguments: parts(0, made=False))
     with socket.create_server(("localhost", 0)) as listener:
         address = f"grpc://localhost:{listener.getsockname()[1]}"
-        reader = BatchReader(served(settings, address), None, tf.distribute.get_strategy(), print)
+        reader = BatchReader(served(settings, address), train_split(settings), None, tf.distribute.get_strategy(), print)
         with pytest.raises(DataError, match=f"reading train failed: .*tf.data service at {address}: a worker could not "
                                             "make the batch of step 1; its output says why. Do all workers see"):
             reader.read(0)
@@ -188,7 +189,7 @@ def test_nobody_there_and_a_port_that_is_taken(settings):
         taken.bind(("", 0))
         port = taken.getsockname()[1]
         address = f"grpc://localhost:{port}"
-        for call in (lambda: batching.train_batches(served(settings, address)),
+        for call in (lambda: train_batches(served(settings, address)),
                      lambda: data_service.serve_data(0, "localhost", address)):
             with pytest.raises(data_service.ServiceError, match=f"no tf.data service answers at {address}: .*refused"):
                 call()

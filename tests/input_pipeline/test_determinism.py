@@ -10,8 +10,8 @@ import tensorflow as tf
 from kseg import errors
 from kseg.config.sections import Augment
 from kseg.datasets import layouts
-from kseg.input_pipeline import batching
 from tests.helpers.small_sets import config, example, folder
+from tests.helpers.splits import step_indices, train_batches
 
 STEPS, BATCH, PICTURES = 8, 4, 7
 
@@ -43,24 +43,24 @@ def with_options(batches, threads, autotune, budget=0):
 
 
 def test_restarts_threads_and_tuning_change_nothing(settings):
-    whole = digests(with_options(batching.train_batches(settings), 1, False))
+    whole = digests(with_options(train_batches(settings), 1, False))
     assert len(whole) == STEPS and len({digest for batch in whole for digest in batch}) == STEPS * BATCH
     for start, threads, autotune, budget in ((0, 4, True, 0), (3, 2, True, 1 << 20), (7, 1, True, 0), (5, 8, False, 0)):
-        assert digests(with_options(batching.train_batches(settings, start),
+        assert digests(with_options(train_batches(settings, start),
                        threads, autotune, budget)) == whole[start:]
 
 
 def test_another_seed_gives_other_batches(settings):
     other = dataclasses.replace(settings, train=dataclasses.replace(settings.train, seed=1))
-    first, second = (digests(batching.train_batches(case).take(2)) for case in (settings, other))
+    first, second = (digests(train_batches(case).take(2)) for case in (settings, other))
     assert not {digest for batch in first for digest in batch} & {digest for batch in second for digest in batch}
 
 
 def test_two_replicas_get_the_parts_of_the_same_batches(settings):
-    whole = digests(batching.train_batches(settings, 2))
+    whole = digests(train_batches(settings, 2))
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     parts = []
-    for batch in strategy.experimental_distribute_dataset(batching.train_batches(settings, 2)):
+    for batch in strategy.experimental_distribute_dataset(train_batches(settings, 2)):
         shares = {key: strategy.experimental_local_results(value) for key, value in batch.items()}
         replicas = [{key: values[replica] for key, values in shares.items()} for replica in range(2)]
         parts.append([digest for replica in digests(replicas) for digest in replica])
@@ -70,7 +70,7 @@ def test_two_replicas_get_the_parts_of_the_same_batches(settings):
 def reading(monkeypatch):
     """Note the index of every example that is read."""
     noted = []
-    honest = layouts.file_split
+    honest = layouts.file_examples
 
     def watched(pairs):
         split = honest(pairs)
@@ -81,7 +81,7 @@ def reading(monkeypatch):
 
         return dataclasses.replace(split, read=read)
 
-    monkeypatch.setattr(layouts, "file_split", watched)
+    monkeypatch.setattr(layouts, "file_examples", watched)
     return noted
 
 
@@ -92,19 +92,19 @@ def worker(workers, which):
 @pytest.mark.parametrize("start", [0, 3, 6])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_worker_reads_its_share_of_each_batch_alone(monkeypatch, settings, workers, start):
-    whole = digests(batching.train_batches(settings, start))
+    whole = digests(train_batches(settings, start))
     read = reading(monkeypatch)
     shares = []
     for which in range(workers):
         read.clear()
-        shares.append(digests(batching.train_batches(settings, start, worker(workers, which))))
+        shares.append(digests(train_batches(settings, start, worker(workers, which))))
         size = BATCH // workers
         expected = [index for step in range(start, STEPS)
-                    for index in batching.batch_indices(settings, step)[which * size:(which + 1) * size]]
+                    for index in step_indices(settings, step)[which * size:(which + 1) * size]]
         assert sorted(read) == sorted(expected)
     assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
 
 
 def test_a_batch_that_workers_cannot_share_evenly_is_refused(settings):
     with pytest.raises(errors.ConfigError, match="train.global_batch 4 .* 3 workers"):
-        batching.train_batches(settings, 0, worker(3, 0))
+        train_batches(settings, 0, worker(3, 0))

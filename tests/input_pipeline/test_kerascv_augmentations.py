@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 from kseg.errors import ConfigError
-from kseg.input_pipeline import batching, kerascv_augmentations
+from kseg.input_pipeline import kerascv_augmentations
 from tests.helpers.small_sets import config, folder
+from tests.helpers.splits import train_batches
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3)).astype(np.float32)
 
@@ -42,7 +43,7 @@ def test_batches_get_them_and_labels_stay(tmp_path):
         tf.io.write_file(str(tmp_path / f"train/images/e{index:02d}.png"),
                          tf.io.encode_png(tf.constant(IMAGE[:8, :8], tf.uint8)))
     extra = dataclasses.replace(settings, augment=dataclasses.replace(settings.augment, extra=("gaussian_blur",)))
-    (plain,), (blurred,) = (list(batching.train_batches(case).take(1)) for case in (settings, extra))
+    (plain,), (blurred,) = (list(train_batches(case).take(1)) for case in (settings, extra))
     assert (plain["label"].numpy() == blurred["label"].numpy()).all()
     assert (plain["image"].numpy() != blurred["image"].numpy()).mean() > 0.2
 

@@ -19,7 +19,9 @@ from kseg.evaluation.counter import Counter
 from kseg.inference import trained_model
 from kseg.inference.prediction import predictor
 from pipeline import history, run_local
+from kseg.inference.prediction import protocol_of
 from tests.helpers.running import ROOT, run, run_here, start
+from tests.helpers.splits import val_split
 
 NODES = ("Ingest", "Examiner", "Trainer", "Evaluator", "Validator", "Pusher")
 SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
@@ -117,7 +119,7 @@ def test_counts_are_those_of_an_evaluation_of_the_source(finished, shapes_direct
     model, config, _ = trained(root)
     source = dataclasses.replace(config.data, name="shapes", directory=str(shapes_directory))
     config = dataclasses.replace(config, data=source)
-    counts = Counter(model, config, 7, tf.distribute.get_strategy()).count("val")
+    counts = Counter(model, protocol_of(config), 7, tf.distribute.get_strategy()).count(val_split(config))
     (place,) = root.glob("artifacts/Evaluator/evaluation/*")
     bands, matrix = np.load(place / "bands.npy"), np.load(place / "confusion.npy")
     assert bands.dtype == matrix.dtype == np.int64
@@ -140,7 +142,7 @@ def test_a_server_picks_the_version_up(finished, server, shapes_directory):
     found = answer(server, request)
     assert found.model_spec.version.value == versions(root)[-1]
     ids = tf.io.decode_png(tf.make_ndarray(found.outputs["png_bytes"])[0]).numpy()[..., 0]
-    assert np.mean(ids != predictor(model, config)(tf.io.decode_png(encoded).numpy())) < 0.001
+    assert np.mean(ids != predictor(model, protocol_of(config))(tf.io.decode_png(encoded).numpy())) < 0.001
 
 
 def test_a_second_run_is_cached(finished, shapes_directory, capsys, monkeypatch):

@@ -56,7 +56,7 @@ def test_every_form_gives_the_same_ids(tmp_path, monkeypatch):
     monkeypatch.setattr(model_forms, "build_job_model", lambda job: model)
     model_forms.model_facts(job, str(tmp_path))
     image = np.random.default_rng(1).integers(0, 256, (1, 33, 50, 3), np.uint8)
-    expected = prediction.predictor(model, job.config)(image[0])
+    expected = prediction.predictor(model, prediction.protocol_of(job.config))(image[0])
     assert len(np.unique(expected)) > 1
     for form in model_forms.FORMS.values():
         found = form(job, str(tmp_path))(image).numpy()

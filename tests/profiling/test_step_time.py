@@ -18,6 +18,7 @@ from kseg.profiling.trace_shares import BETWEEN, OUTSIDE, WAIT, KindTime, PartTi
 from kseg.profiling.traces import Operation
 from kseg.training import trainer
 from tests.helpers.running import TINY
+from tests.helpers.splits import unread_split
 
 MODEL = "encnet_resnet18_os8_1/"
 
@@ -132,7 +133,7 @@ def made_up(device="1 x CPU", cores_used=8.0, multiplying_rate=90.0, **shares):
     (made_up("1 x GPU", cores_used=0.5), ["at 90% of what .*; train.precision=mixed_bfloat16"]),
     (made_up(multiplying_rate=None), [])])
 def test_advice(found, expected):
-    lines = step_time.step_advice(found, configs.load("encnet_camvid"))
+    lines = step_time.step_advice(found, configs.load("encnet_camvid"), unread_split("camvid"))
     assert len(lines) == len(expected)
     for line, words in zip(lines, expected):
         assert re.search(words, line)

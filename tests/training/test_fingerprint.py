@@ -9,9 +9,10 @@ import pytest
 
 import kseg
 from kseg.config import sections
-from kseg.errors import DataError
+from kseg.datasets import registry
 from kseg.training import fingerprint
 from tests.helpers import small_sets
+from tests.helpers.splits import train_split, val_split
 
 LABELS = {"train": [np.zeros((8, 8)), np.ones((8, 8)), np.eye(8)], "val": [np.eye(8)]}
 
@@ -21,12 +22,16 @@ def data(tmp_path):
     return small_sets.folder(tmp_path / "set", LABELS)
 
 
+def digest(data, split="train"):
+    return fingerprint.data_digest(registry.open_split(data, split))
+
+
 def test_a_copy_elsewhere_is_alike(data, tmp_path):
     shutil.copytree(data.directory, tmp_path / "elsewhere")
     copy = replace(data, directory=f"{tmp_path}/elsewhere/")
-    assert fingerprint.data_digest(data, "train") == fingerprint.data_digest(copy, "train")
-    assert fingerprint.data_digest(data, "train").startswith("3 examples ")
-    assert fingerprint.data_digest(data, "train") != fingerprint.data_digest(data, "val")
+    assert digest(data) == digest(copy)
+    assert digest(data).startswith("3 examples ")
+    assert digest(data) != digest(data, "val")
 
 
 @pytest.mark.parametrize("change", [
@@ -39,9 +44,9 @@ def test_a_copy_elsewhere_is_alike(data, tmp_path):
     lambda root: (root / "classes.txt").write_text("sky\n2 ground\n1 house\n"),
 ], ids=["image", "label", "name", "number", "classes", "label values"])
 def test_what_trains_otherwise_is_told_apart(data, change):
-    before = fingerprint.data_digest(data, "train")
+    before = digest(data)
     change(Path(data.directory))
-    assert fingerprint.data_digest(data, "train") != before
+    assert digest(data) != before
 
 
 def test_records_and_pixels_are_told_apart_by_what_they_hold(data, tmp_path):
@@ -52,31 +57,27 @@ def test_records_and_pixels_are_told_apart_by_what_they_hold(data, tmp_path):
         found[name], _ = run("folder", Path(data.directory), tmp_path / name, fast=fast, subset=False)
         shutil.copytree(tmp_path / name, tmp_path / f"copy of {name}")
         copy = replace(found[name], directory=str(tmp_path / f"copy of {name}"))
-        assert fingerprint.data_digest(found[name], "train") == fingerprint.data_digest(copy, "train")
-    assert fingerprint.data_digest(found["records"], "train") != fingerprint.data_digest(found["pixels"], "train")
+        assert digest(found[name]) == digest(copy)
+    assert digest(found["records"]) != digest(found["pixels"])
     (shard,) = (tmp_path / "records").rglob("*-train.tfrecord-*")
-    before = fingerprint.data_digest(found["records"], "train")
+    before = digest(found["records"])
     shard.write_bytes(shard.read_bytes() + b"more")
-    assert fingerprint.data_digest(found["records"], "train") != before
+    assert digest(found["records"]) != before
 
 
 def test_the_synthetic_set_has_one(shapes_directory):
     data = sections.Data(name="shapes", directory=str(shapes_directory))
-    assert fingerprint.data_digest(data, "train").startswith("64 examples ")
-
-
-def test_missing_data_is_the_error_of_opening_it(data):
-    with pytest.raises(DataError, match="test"):
-        fingerprint.data_digest(data, "test")
+    assert digest(data).startswith("64 examples ")
 
 
 def test_facts_hold_every_value_but_a_hosts_own(data):
     config = small_sets.config(data)
-    facts = fingerprint.run_facts(config)
+    splits = train_split(config), val_split(config)
+    facts = fingerprint.run_facts(config, splits)
     assert facts["train.global_batch"] == "2" and facts["augment.crop"] == "(8, 8)" and facts["devices"] == "1 x CPU"
     other = replace(config, data=replace(data, directory=data.directory + "/", memory=2.0))
-    assert fingerprint.run_facts(other) == facts
-    changed = fingerprint.run_facts(replace(config, train=replace(config.train, seed=1)))
+    assert fingerprint.run_facts(other, splits) == facts
+    changed = fingerprint.run_facts(replace(config, train=replace(config.train, seed=1)), splits)
     assert {key for key in facts if facts[key] != changed[key]} == {"train.seed"}
 
 
@@ -84,14 +85,14 @@ def test_the_code_counts_by_its_contents(tmp_path, monkeypatch):
     package = tmp_path / "kseg"
     shutil.copytree(Path(kseg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
 
-    def digest():
+    def code_digest():
         fingerprint.code_digest.cache_clear()
         return fingerprint.code_digest()
 
-    here = digest()
+    here = code_digest()
     monkeypatch.setattr(kseg, "__file__", str(package / "__init__.py"))
-    assert digest() == here
+    assert code_digest() == here
     with (package / "training" / "losses.py").open("a") as file:
         file.write("\n")
-    assert digest() != here
+    assert code_digest() != here
     fingerprint.code_digest.cache_clear()

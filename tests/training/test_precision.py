@@ -10,11 +10,11 @@ import tensorflow as tf
 from kseg import config as configs
 from kseg import train
 from kseg.datasets import registry
-from kseg.input_pipeline import batching
 from kseg.training import trainer
 from kseg.training.optimizers import MomentumSGD
 from kseg.training.step import Steps
 from tests.helpers.running import run_here, tiny
+from tests.helpers.splits import train_batches
 
 
 def small_run(shapes_directory, *more):
@@ -32,7 +32,7 @@ def small_trainer(config):
 def results_and_model(config, steps):
     """Take steps on the first batches; return the losses of each step, and the model."""
     model, _, step = small_trainer(config)
-    batches = iter(batching.train_batches(config))
+    batches = iter(train_batches(config))
     return [step(next(batches)) for _ in range(steps)], model
 
 
@@ -74,7 +74,7 @@ def test_loss_scale_preserves_small_gradients(shapes_directory):
                            "loss.main=1e-5", "model.initial_weights=uniform", "model.head=fcn",
                            "model.auxiliary_channels=0")
         model, optimizer, step = small_trainer(config)
-        step(next(iter(batching.train_batches(config))))
+        step(next(iter(train_batches(config))))
         # Without decay the first velocities are the gradients.
         gradients[precision, scale] = np.concatenate([
             velocity.numpy().reshape(-1) for variable, velocity in zip(model.trainable_variables, optimizer.velocities)
@@ -93,7 +93,7 @@ def test_step_with_infinite_gradients_is_skipped(shapes_directory):
         velocity.assign(np.full(velocity.shape, 0.5, np.float32))
     variables = model.trainable_variables + optimizer.velocities
     before = [variable.numpy().copy() for variable in variables]
-    values = step(next(iter(batching.train_batches(config))))
+    values = step(next(iter(train_batches(config))))
     assert float(values["skipped"]) == 1 and np.isfinite(float(values["loss"]))
     for variable, value in zip(variables, before):
         np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.path)

@@ -36,20 +36,21 @@ def source(tmp_path):
 
 def stored(examples_artifact, split):
     config = artifacts.artifact_config(Config(data=Data(name="folder")), examples_artifact.uri)
-    record, opened = registry.find_dataset(config.data), registry.open_split(config.data, split)
-    return record, [diagnosis.find_example_fault(record, opened, index) for index in range(len(opened.names))]
+    opened = registry.open_split(config.data, split)
+    return opened.dataset, [diagnosis.decode_example(opened, index) for index in range(len(opened.names))]
 
 
 def test_kseg_reads_what_was_there(source, tmp_path):
     artifact = ingested(source, tmp_path / "examples")
     assert (artifact.split_names, artifact.span) == ('["train", "val"]', 3)
     assert len(list((tmp_path / "examples" / "Split-train").iterdir())) == 3
-    before, opened = registry.find_dataset(source), registry.open_split(source, "train")
+    opened = registry.open_split(source, "train")
+    before = opened.dataset
     record, found = stored(artifact, "train")
     assert (record.classes, record.palette, record.label_table) == (before.classes, before.palette, before.label_table)
     assert len(found) == 5
     for index, pair in enumerate(found):
-        for one, other in zip(pair, diagnosis.find_example_fault(before, opened, index), strict=True):
+        for one, other in zip(pair, diagnosis.decode_example(opened, index), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -125,8 +126,7 @@ def test_parts_of_a_split(source, tmp_path):
     config = artifacts.artifact_config(Config(data=source), artifact.uri)
     data = artifacts.part_config(config.data, "train", 1, 4, tmp_path / "part")
     opened = registry.open_split(data, "train")
-    found = [diagnosis.find_example_fault(registry.find_dataset(data), opened, index)[
-                                          0][0, 0, 0] for index in range(len(opened.names))]
+    found = [diagnosis.decode_example(opened, index)[0][0, 0, 0] for index in range(len(opened.names))]
     assert found == [1, 2, 3]
 
 

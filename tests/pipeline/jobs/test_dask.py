@@ -20,12 +20,14 @@ from kseg.config.sections import Data
 from kseg.datasets import registry
 from kseg.errors import ConfigError
 from kseg.evaluation.counter import Counter
+from kseg.inference.prediction import protocol_of
 from kseg.training import working_directory
 from kseg.weights import keras_files
 from pipeline import artifacts, options
 from pipeline.jobs import counting
 from tests.helpers.running import ROOT
 from tests.helpers.stored_artifacts import ingested
+from tests.helpers.splits import val_split
 
 IMAGES = 16
 
@@ -91,7 +93,8 @@ def model(tmp_path_factory, shapes_directory):
     network = models.build(config.model, 7)
     keras_files.save_weights(network, trained / "best.weights.h5")
     source = replace(config, data=replace(config.data, directory=str(shapes_directory)))
-    return place / "model", place / "examples", Counter(network, source, 7, tf.distribute.get_strategy()).count("val")
+    counter = Counter(network, protocol_of(source), 7, tf.distribute.get_strategy())
+    return place / "model", place / "examples", counter.count(val_split(source))
 
 
 def flags_of(address):
