@@ -27,12 +27,14 @@ def first_batches_and_examples(directory, count):
     The one place here that knows kseg's modules.
     """
     from kseg.config import Augment, Config, Data, Train
+    from kseg.datasets.registry import open_split
     from kseg.input_pipeline.batching import eval_examples, train_batches
 
     config = Config(data=Data(name="folder", directory=str(directory)), augment=Augment(crop=(32, 40)),
                     train=Train(global_batch=2, steps=count, seed=3))
     return [[{key: value.numpy() for key, value in each.items()} for each in dataset]
-            for dataset in (train_batches(config), eval_examples(config, "val"))]
+            for dataset in (train_batches(open_split(config.data, "train"), config),
+                            eval_examples(open_split(config.data, "val")))]
 
 
 def reading_facts(directory):
