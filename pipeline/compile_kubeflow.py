@@ -1,10 +1,10 @@
-"""The same pipeline as a specification that Kubeflow Pipelines and Vertex AI run.
+"""Compile the pipeline to a specification for Kubeflow Pipelines and Vertex AI.
 
     python -m pipeline.compile_kubeflow --config encnet_camvid --set data.directory=/gcs/BUCKET/camvid \\
         --image REGISTRY/kseg:1 --pipeline-root gs://BUCKET/pipeline --out pipeline.json
 
-pipeline/Dockerfile makes the image. Nothing is uploaded and no data is read here: what stands for the contents of the
-source is the run's parameter `fingerprint`, which `--print-fingerprint`, where the data lies, tells.
+pipeline/Dockerfile builds the image. This command uploads nothing and reads no data. The contents of the source are
+represented by the run's parameter `fingerprint`, which `--print-fingerprint` prints on a machine that has the data.
 """
 
 import argparse
@@ -20,15 +20,15 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     from pipeline import options
 
-    result = argparse.ArgumentParser(prog="python -m pipeline.compile_kubeflow", description=__doc__.splitlines()[0])
-    cli.add_config_arguments(result)
-    result.add_argument("--out", type=Path, metavar="FILE", help="the .json or .yaml file to write")
-    result.add_argument("--image", metavar="NAME", help="the container image of all components")
-    result.add_argument("--pipeline-root", metavar="PLACE", help="where artifacts go: gs://BUCKET/DIR, or a path that "
-                                                                 "is mounted in every container")
-    result.add_argument("--print-fingerprint", action="store_true", help="print the data's fingerprint, and no more")
-    options.add_arguments(result)
-    return result
+    parser = argparse.ArgumentParser(prog="python -m pipeline.compile_kubeflow", description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the .json or .yaml file to write")
+    parser.add_argument("--image", metavar="NAME", help="container image of all components")
+    parser.add_argument("--pipeline-root", metavar="URI",
+                        help="location of the artifacts: gs://BUCKET/DIR, or a path that is mounted in all containers")
+    parser.add_argument("--print-fingerprint", action="store_true", help="only print the fingerprint of the data")
+    options.add_arguments(parser)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,16 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     missing = [name for name in ("out", "image", "pipeline_root") if not getattr(values, name)]
     if missing:
-        raise UserError(f"needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")
+        raise UserError(f"missing arguments: {', '.join('--' + name.replace('_', '-') for name in missing)}")
     if not config.data.directory.startswith("/"):
-        raise UserError(f"data.directory={config.data.directory}: the path of the data in the containers is needed")
+        raise UserError("data.directory must be the absolute path of the data in the containers, got "
+                        f"{config.data.directory!r}")
     write_specification(values, config)
     print(f"wrote {values.out}")
     return 0
 
 
 def write_specification(values: argparse.Namespace, config: Config) -> None:
-    """Write the specification."""
+    """Write the specification to `values.out`."""
     from tfx import types
     from tfx.dsl.components.common.resolver import Resolver
     from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import LatestBlessedModelStrategy
@@ -67,12 +68,12 @@ def write_specification(values: argparse.Namespace, config: Config) -> None:
     settings = options.pipeline_settings(values, config, root=values.pipeline_root,
                                          fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
                                          platform=infra_validator_pb2.KubernetesConfig())
-    # The one strategy that Kubeflow knows: there a run that is made again is compared with itself.
-    blessed = Resolver(strategy_class=LatestBlessedModelStrategy, model=types.Channel(type=standard_artifacts.Model),
-                       model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessed")
+    # Kubeflow supports only this strategy. A repeated run is therefore compared with its own model there.
+    resolver = Resolver(strategy_class=LatestBlessedModelStrategy, model=types.Channel(type=standard_artifacts.Model),
+                        model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessed")
     created = pipeline.Pipeline(
         pipeline_name=settings.name.replace("_", "-"), pipeline_root=values.pipeline_root,
-        components=definition.components(settings, lambda ingest: blessed, lambda trainer: blessed),
+        components=definition.components(settings, lambda ingest: resolver, lambda trainer: resolver),
         enable_cache=True, beam_pipeline_args=list(settings.beam))
     out = values.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""The whole pipeline on this machine: from a data set to a blessed, pushed SavedModel.
+"""Run the whole pipeline on this machine, from a data set to a blessed, pushed SavedModel.
 
     python -m pipeline.run_local --config encnet_shapes --root runs/pipeline --set train.steps=100
 
-Started again, it does again only what has changed, and continues where a process was killed. Exit status 0 only where
-the model is pushed; 1 where it was refused; 2 where something outside of the program has to change.
+The same command, run again, repeats only the components that changed, and resumes where a process was killed. The exit
+status is 0 if the model is pushed, 1 if it was refused, and 2 for an error that the user must fix.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from kseg.errors import UserError
 from kseg.system.signals import Stopped
 from pipeline import options
 
-# Characters that are kept of why a run ended.
-LONGEST = 4000
+# Number of characters of a failure's message that the history keeps.
+MAX_FAILURE_LENGTH = 4000
 
 
 def docker_address() -> str:
-    """Return where Docker is said to listen; empty: where it does by default."""
+    """Return Docker's address from the environment, empty for the default address."""
     return os.environ.get("DOCKER_HOST", "")
 
 
 def require_docker() -> None:
-    """Raise UserError where Docker does not answer."""
+    """Raise UserError if Docker does not answer."""
     import docker
     from docker.errors import DockerException
 
@@ -40,25 +40,25 @@ def require_docker() -> None:
         finally:
             client.close()
     except DockerException as error:
-        raise UserError(f"--infra-validator: docker does not answer at {docker_address() or 'its usual place'}: {error}; "
-                        "start it, or leave the flag out") from None
+        raise UserError(f"--infra-validator: Docker does not answer at {docker_address() or 'its default address'}: "
+                        f"{error}; start it, or omit the flag") from None
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    result = argparse.ArgumentParser(prog="python -m pipeline.run_local", description=__doc__.splitlines()[0])
-    cli.add_config_arguments(result)
-    result.add_argument("--root", type=Path, required=True, metavar="DIR",
-                        help="where artifacts, metadata and unfinished trainings are kept")
-    options.add_arguments(result)
-    result.add_argument("--span", type=int, metavar="N",
-                        help="the number that stands for {SPAN} in data.directory (default: the highest there is)")
-    result.add_argument("--no-cache", action="store_true", help="run every component, whatever is known")
-    return result
+    parser = argparse.ArgumentParser(prog="python -m pipeline.run_local", description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR",
+                        help="directory of artifacts, metadata and unfinished trainings")
+    options.add_arguments(parser)
+    parser.add_argument("--span", type=int, metavar="N",
+                        help="number that replaces {SPAN} in data.directory (default: the highest existing number)")
+    parser.add_argument("--no-cache", action="store_true", help="run all components, even with cached results")
+    return parser
 
 
 def silence_libraries() -> None:
-    """Keep what TFX, Beam and TensorFlow tell of their inner life off the terminal."""
+    """Hide the log messages of TFX, Beam and TensorFlow below errors."""
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         lock = (root / ".lock").open("a", encoding="utf-8")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another process runs a pipeline in {root}") from None
+        raise UserError(f"another process is running a pipeline in {root}") from None
     except OSError as error:
         raise UserError(f"cannot write to {root}: {error.strerror}") from None
     with lock:
@@ -82,15 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_pipeline(values: argparse.Namespace, config: Config, root: Path) -> int:
-    """Run the pipeline in a directory that is ours, tell what it did and return the exit status."""
+    """Run the pipeline in a locked directory, print its table, and return the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from pipeline import definition, run_local
+    from pipeline import definition
     from pipeline.components import ingest
     from pipeline.metadata import metadata_store, summary
 
     if values.infra_validator:
-        run_local.require_docker()
-    # It takes long to import, and what is wrong with the command line is told before.
+        require_docker()
+    # TFX takes long to import, so errors in the arguments are reported first.
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
     from tfx.proto import infra_validator_pb2
 
@@ -99,30 +99,30 @@ def run_pipeline(values: argparse.Namespace, config: Config, root: Path) -> int:
     if values.serving:
         values.serving = str(Path(values.serving).resolve())
     fingerprint = ingest.source_fingerprint(config.data, (config.data.train_split, config.data.val_split))
-    docker = infra_validator_pb2.LocalDockerConfig(client_base_url=run_local.docker_address())
-    chosen = options.pipeline_settings(values, config, str(root), fingerprint, docker, span)
-    created = definition.create(chosen, str(root / metadata_store.DATABASE), cache=not values.no_cache)
-    known = len(list(metadata_store.read_runs(metadata_store.open_store(root)))
-                ) if (root / metadata_store.DATABASE).is_file() else 0
+    docker = infra_validator_pb2.LocalDockerConfig(client_base_url=docker_address())
+    settings = options.pipeline_settings(values, config, str(root), fingerprint, docker, span)
+    created = definition.create(settings, str(root / metadata_store.DATABASE), cache=not values.no_cache)
+    previous_runs = len(list(metadata_store.read_runs(metadata_store.open_store(root)))
+                        ) if (root / metadata_store.DATABASE).is_file() else 0
     failure = None
     try:
         LocalDagRunner().run(created)
     except Exception as error:
         failure = error
     store = metadata_store.open_store(root)
-    found = list(metadata_store.read_runs(store))
-    if len(found) == known:
+    runs = list(metadata_store.read_runs(store))
+    if len(runs) == previous_runs:
         raise failure
     if failure is not None:
-        metadata_store.record_failure(store, found[-1], failure_text(failure))
-        found = list(metadata_store.read_runs(store))
+        metadata_store.record_failure(store, runs[-1], failure_text(failure))
+        runs = list(metadata_store.read_runs(store))
     nodes = [component.id for component in created.components]
-    print(summary.run_table(found[-1], nodes, found[-2] if len(found) > 1 else None))
+    print(summary.run_table(runs[-1], nodes, runs[-2] if len(runs) > 1 else None))
     if failure is not None:
         return report_failure(failure)
-    version = summary.pushed_version(found[-1])
+    version = summary.pushed_version(runs[-1])
     if version is None:
-        reasons = summary.refusals(found[-1]) or ["the version that was pushed before is gone; run with --no-cache"]
+        reasons = summary.refusals(runs[-1]) or ["the version pushed by a previous run is gone; run with --no-cache"]
         print("\n".join(["not pushed:", *reasons]), file=sys.stderr)
         return 1
     print(f"pushed: {version.properties['pushed_destination']}")
@@ -130,13 +130,16 @@ def run_pipeline(values: argparse.Namespace, config: Config, root: Path) -> int:
 
 
 def failure_text(failure: Exception) -> str:
-    """Return why a run ended, as the history keeps it."""
+    """Return the message of a failure for the history."""
     kind = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
-    return f"{kind}{failure}"[:LONGEST]
+    return f"{kind}{failure}"[:MAX_FAILURE_LENGTH]
 
 
 def report_failure(failure: Exception) -> int:
-    """Say why a component failed and return the exit status; what is no mistake of the user's keeps its traceback."""
+    """Print the failure of a component, and return the exit status.
+
+    Exceptions other than UserError and Stopped are raised, so that their traceback is printed.
+    """
     if isinstance(failure, Stopped):
         return 128 + failure.number
     if not isinstance(failure, UserError):

@@ -1,4 +1,4 @@
-"""What a component's program is, so that the cache sees where it has changed."""
+"""Compute a digest of a component's code, so that the cache notices changes of it."""
 
 import ast
 import functools
@@ -8,15 +8,16 @@ from pathlib import Path
 
 import kseg
 
-# Where the packages of this project lie, and which they are.
+# Root of the project's packages, and their names.
 ROOT, PACKAGES = Path(kseg.__file__).resolve().parents[1], ("kseg", "pipeline", "serving")
 
 
 def code_digest(*names: str) -> str:
-    """Return what stands for the program of some modules: them, all that they import of this project, its version.
+    """Return the digest of modules, of all project modules that they import, and of kseg's version.
 
-    Of their sources the syntax counts, not comments and layout. Imports within functions count; packages around a
-    module do not, for one that gathers others would make all depend on all.
+    The digest covers the syntax of the sources, and ignores comments and layout. Imports inside functions count. The
+    packages that contain a module do not count: an __init__.py that imports many modules would make every module depend
+    on all of them.
     """
     result = hashlib.sha256(kseg.__version__.encode())
     for name, syntax in sorted(module_syntax(*names).items()):
@@ -25,36 +26,36 @@ def code_digest(*names: str) -> str:
 
 
 def module_syntax(*names: str) -> dict[str, str]:
-    """Return {name: syntax} of some modules and of all that they import of this project."""
-    found: dict[str, str] = {}
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found[name], imported = parse_module(module_file(name).read_text(encoding="utf-8"))
-            waiting += imported
-    return found
+    """Return the syntax of modules and of all project modules that they import, by module name."""
+    syntax: dict[str, str] = {}
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        if name not in syntax:
+            syntax[name], imported = parse_module(module_file(name).read_text(encoding="utf-8"))
+            pending += imported
+    return syntax
 
 
 def module_file(name: str) -> Path | None:
-    """Return the file of a module of this project; None where it is none."""
-    place = ROOT.joinpath(*name.split("."))
-    files = (place.with_name(f"{place.name}.py"), place / "__init__.py")
-    return next((path for path in files if path.is_file()), None) if name.split(".")[0] in PACKAGES else None
+    """Return the file of a project module, None for any other name."""
+    path = ROOT.joinpath(*name.split("."))
+    files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+    return next((file for file in files if file.is_file()), None) if name.split(".")[0] in PACKAGES else None
 
 
 @functools.cache
 def parse_module(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return the syntax of a source, and the names of this project's modules that it imports."""
+    """Return the syntax of a source, and the names of the project modules that it imports."""
     tree = ast.parse(text)
-    return ast.dump(tree), tuple(_imported(tree))
+    return ast.dump(tree), tuple(_imported_modules(tree))
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
+def _imported_modules(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if module_file(alias.name))
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level and module_file(node.module):
-            # Of a package its modules; of a module its names, which it is imported for.
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from {name if module_file(name) else node.module for name in inner}
+            # An imported name is either a module of the package, or something that the module itself defines.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from {name if module_file(name) else node.module for name in names}

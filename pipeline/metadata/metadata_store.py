@@ -1,4 +1,4 @@
-"""What ML Metadata knows of the pipeline's runs, read without TFX: runs, steps, artifacts and where they come from."""
+"""Read the pipeline's runs, steps, artifacts and lineage from ML Metadata, without TFX."""
 
 import json
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from ml_metadata.proto import metadata_store_pb2
 from kseg.errors import UserError
 
 DATABASE = "metadata.sqlite"
-# The type of the contexts that stand for runs, and our property of theirs.
+# Type of the contexts that represent runs, and the property of such a context that holds the run's failure.
 RUN, FAILURE = "pipeline_run", "failure"
 STATES = metadata_store_pb2.Execution.State
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An artifact: its id, type, place and properties."""
+class StoredArtifact:
+    """An artifact: its id, type, location and properties."""
 
     id: int
     type: str
@@ -30,7 +30,18 @@ class Stored:
 
 @dataclass(frozen=True)
 class Execution:
-    """One execution of a component: `inputs` and `outputs` are artifacts by their keys, `seconds` it took."""
+    """One execution of a component.
+
+    Attributes:
+        id: Id of the execution.
+        kind: Type of the execution, the full name of the component's class.
+        node: Id of the component in the pipeline.
+        state: Lower-case name of its state, such as "complete", "cached", "failed" or "running".
+        seconds: Duration.
+        properties: Settings of the component.
+        inputs: Input artifacts by key.
+        outputs: Output artifacts by key.
+    """
 
     id: int
     kind: str
@@ -38,13 +49,16 @@ class Execution:
     state: str
     seconds: float
     properties: dict
-    inputs: dict[str, tuple[Stored, ...]]
-    outputs: dict[str, tuple[Stored, ...]]
+    inputs: dict[str, tuple[StoredArtifact, ...]]
+    outputs: dict[str, tuple[StoredArtifact, ...]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a pipeline, its steps in the order they began; `failure` is why it ended, where a component failed."""
+    """One run of a pipeline with its steps in order of their start.
+
+    `failure` is the message of the component that failed, empty if none did.
+    """
 
     name: str
     started: datetime
@@ -52,49 +66,49 @@ class Run:
     failure: str = ""
 
     def step(self, node: str) -> Execution | None:
-        """Return the step of a component; None where the run did not come to it."""
+        """Return the step of a component, None if the run did not reach it."""
         return next((step for step in self.steps if step.node == node), None)
 
 
 def open_store(root: Path) -> MetadataStore:
-    """Return the metadata of a pipeline's directory; raises UserError where there is none."""
+    """Open the metadata in a pipeline's directory; raises UserError if there is none."""
     path = root / DATABASE
     if not path.is_file():
-        raise UserError(f"no file {path}: python -m pipeline.run_local --root {root} writes it")
+        raise UserError(f"{path} does not exist; python -m pipeline.run_local --root {root} creates it")
     config = metadata_store_pb2.ConnectionConfig()
     config.sqlite.filename_uri = str(path)
     config.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE
     try:
         return MetadataStore(config)
     except errors.StatusError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def read_runs(store: MetadataStore) -> Iterator[Run]:
-    """Yield all runs, the oldest first."""
+    """Yield all runs, oldest first."""
     nodes = {execution.id: node.name.rsplit(".", 1)[-1] for node in _contexts(store, "node")
              for execution in store.get_executions_by_context(node.id)}
-    for context in sorted(_contexts(store, RUN), key=lambda each: each.id):
+    for context in sorted(_contexts(store, RUN), key=lambda context: context.id):
         yield _run(store, context, nodes)
 
 
 def _contexts(store: MetadataStore, kind: str) -> list[metadata_store_pb2.Context]:
     try:
         return store.get_contexts_by_type(kind)
-    # Before the first run nothing has a type.
+    # The store has no types before the first run.
     except errors.NotFoundError:
         return []
 
 
 def _run(store: MetadataStore, context: metadata_store_pb2.Context, nodes: dict[int, str]) -> Run:
-    executions = sorted(store.get_executions_by_context(context.id), key=lambda each: each.id)
+    executions = sorted(store.get_executions_by_context(context.id), key=lambda execution: execution.id)
     steps = tuple(_step(store, execution, nodes.get(execution.id, "?")) for execution in executions)
     started = datetime.fromtimestamp(context.create_time_since_epoch / 1000).astimezone()
-    return Run(context.name, started, steps, _values(context).get(FAILURE, ""))
+    return Run(context.name, started, steps, _all_properties(context).get(FAILURE, ""))
 
 
 def record_failure(store: MetadataStore, run: Run, text: str) -> None:
-    """Write why a run ended, which TFX itself does not keep."""
+    """Record the failure of a run, which TFX does not store."""
     context = store.get_context_by_type_and_name(RUN, run.name)
     context.custom_properties[FAILURE].string_value = text
     store.put_contexts([context])
@@ -109,24 +123,28 @@ def _step(store: MetadataStore, execution: metadata_store_pb2.Execution, node: s
             kinds[event.type].setdefault(event.path.steps[0].key, []).append(event.artifact_id)
     milliseconds = execution.last_update_time_since_epoch - execution.create_time_since_epoch
     state = STATES.Name(execution.last_known_state).lower()
-    return Execution(execution.id, execution.type, node, state, milliseconds / 1000,
-                     _settings(execution), *({key: read_artifacts(store, ids) for key, ids in found.items()}
-                                             for found in (inputs, outputs)))
+    return Execution(execution.id, execution.type, node, state, milliseconds / 1000, _component_properties(execution),
+                     *({key: read_artifacts(store, ids) for key, ids in ids_by_key.items()}
+                       for ids_by_key in (inputs, outputs)))
 
 
-def read_artifacts(store: MetadataStore, ids: list[int]) -> tuple[Stored, ...]:
-    """Return the artifacts of some ids, in their order."""
-    found = {each.id: each for each in store.get_artifacts_by_id(ids)}
-    return tuple(Stored(each, found[each].type, found[each].uri, _values(found[each])) for each in ids)
+def read_artifacts(store: MetadataStore, ids: list[int]) -> tuple[StoredArtifact, ...]:
+    """Return the artifacts with the given ids, in the same order."""
+    by_id = {artifact.id: artifact for artifact in store.get_artifacts_by_id(ids)}
+    return tuple(StoredArtifact(number, by_id[number].type, by_id[number].uri, _all_properties(by_id[number]))
+                 for number in ids)
 
 
-def _settings(execution: metadata_store_pb2.Execution) -> dict:
-    """Return what a component was told; what TFX keeps as JSON, of a cached one only, is parsed."""
-    values = _values(execution)
+def _component_properties(execution: metadata_store_pb2.Execution) -> dict:
+    """Return the settings of a component.
+
+    TFX stores some settings as JSON with a schema, but only for cached executions; these are parsed.
+    """
+    values = _all_properties(execution)
     return {name: json.loads(value) if f"__schema__{name}__" in values and isinstance(value, str) else value
             for name, value in values.items() if not name.startswith("__schema__")}
 
 
-def _values(owner: metadata_store_pb2.Execution | metadata_store_pb2.Artifact) -> dict:
+def _all_properties(owner: metadata_store_pb2.Execution | metadata_store_pb2.Artifact) -> dict:
     both = [*owner.properties.items(), *owner.custom_properties.items()]
     return {name: getattr(value, value.WhichOneof("value")) for name, value in both if value.WhichOneof("value")}

@@ -1,4 +1,4 @@
-"""The model card of a pushed version: what it is, what it was trained on, how good it is, and where all that stands."""
+"""Write the model card of a pushed version: its data, metrics, blessing, lineage and config."""
 
 import json
 from pathlib import Path
@@ -14,30 +14,35 @@ NAME = "model_card.md"
 
 
 def model_card_text(version: str, inputs: dict[str, "Artifact"]) -> str:
-    """Return the card, in Markdown, of a version pushed from `model`, `model_blessing`, `examples`, `evaluation`."""
-    found = json.loads(
+    """Return the model card of a version in Markdown.
+
+    `inputs` are the artifacts that the version was pushed from: model, model_blessing, examples, evaluation, ...
+    """
+    metrics = json.loads(
         (Path(artifacts.mounted_path(inputs["evaluation"].uri)) / "metrics.json").read_text(encoding="utf-8"))
-    config, made = found["config"], found["provenance"]
+    config, provenance = metrics["config"], metrics["provenance"]
     examples = inputs["examples"]
     source = json.loads(examples.get_string_custom_property("data"))
     lines = [
         f"# {config['name']}, version {version}", "",
-        f"{config['model']['head']} on {config['model']['backbone']}, {len(found['classes'])} classes; trained "
-        f"{config['train']['steps']} steps of {config['train']['global_batch']} crops; evaluated {made['date']}.", "",
+        f"{config['model']['head']} on {config['model']['backbone']}, {len(metrics['classes'])} classes; trained for "
+        f"{config['train']['steps']} steps of {config['train']['global_batch']} crops; evaluated "
+        f"{provenance['date']}.", "",
         "## Data", "",
         f"{source['name']} in `{source['directory']}`: {examples.get_int_custom_property('images')} examples, "
-        f"{examples.get_int_custom_property('unreadable')} left out as unreadable; fingerprint "
+        f"{examples.get_int_custom_property('unreadable')} skipped as unreadable; fingerprint "
         f"`{examples.get_string_custom_property('fingerprint')}`, span {examples.span}.", "",
         "## Metrics", "",
-        f"On {found['images']} images of {found['split']}: mIoU {_points(found['mIoU'])}, aAcc "
-        f"{_points(found['aAcc'])}, mAcc {_points(found['mAcc'])}.", "",
+        f"On {metrics['images']} images of {metrics['split']}: mIoU {_points(metrics['mIoU'])}, aAcc "
+        f"{_points(metrics['aAcc'])}, mAcc {_points(metrics['mAcc'])}.", "",
         "| class | IoU | accuracy | pixels |", "|---|--:|--:|--:|"]
     lines += [f"| {name} | {_points(row['iou'])} | {_points(row['accuracy'])} | {row['pixels']:,} |"
-              for name, row in found["classes"].items()]
+              for name, row in metrics["classes"].items()]
     lines += ["", "## Blessing", "", "```", inputs["model_blessing"].get_string_custom_property("blessing_message"),
               "```", "", "## Made with", "",
-              *(f"- {key}: {made[key]}" for key in ("kseg", "git", "tensorflow", "keras", "python", "weights_sha256")),
-              "", "## Lineage", "", "| artifact | id | place |", "|---|--:|---|"]
+              *(f"- {key}: {provenance[key]}"
+                for key in ("kseg", "git", "tensorflow", "keras", "python", "weights_sha256")),
+              "", "## Lineage", "", "| artifact | id | location |", "|---|--:|---|"]
     lines += [f"| {key} | {artifact.id} | `{artifact.uri}` |" for key, artifact in inputs.items()]
     return "\n".join([*lines, "", "## Config", "", "```json", json.dumps(config, indent=2), "```", ""])
 

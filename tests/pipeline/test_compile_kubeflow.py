@@ -1,4 +1,4 @@
-"""The specification for Kubeflow: its structure beside one that was read through and kept."""
+"""Test the Kubeflow specification by comparing its structure with a reviewed golden file."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ from pipeline import compile_kubeflow
 from tests.helpers.running import run_here
 
 GOLDEN = Path(__file__).with_name("kubeflow_structure.json")
-# What is other, and more, with TFX's InfraValidator.
-TRIED = Path(__file__).with_name("kubeflow_infra_validator.json")
+# Differences and additions with TFX's InfraValidator.
+WITH_INFRA_VALIDATOR = Path(__file__).with_name("kubeflow_infra_validator.json")
 ARGUMENTS = ["--config", "encnet_camvid", "--image", "registry/kseg:1", "--pipeline-root", "gs://bucket/pipeline"]
 
 
 def structure(specification):
-    """Return what flows from which task to which, what each is told, and what runs it."""
+    """Return the artifacts between tasks, the parameters of tasks, and the executors."""
     spec = specification["pipelineSpec"]
     tasks = {}
     for name, task in spec["root"]["dag"]["tasks"].items():
@@ -49,21 +49,22 @@ def test_structure_with_the_infra_validator(tmp_path, capsys):
     run_here(compile_kubeflow.main, [*ARGUMENTS, "--out", out, "--infra-validator", "registry:5000/serving:2.19.1",
                                      "--set", "data.directory=/gcs/bucket/camvid"], capsys)
     specification, expected = json.loads(out.read_text()), json.loads(GOLDEN.read_text())
-    for key, other in json.loads(TRIED.read_text()).items():
-        expected[key] |= other
+    for key, additions in json.loads(WITH_INFRA_VALIDATOR.read_text()).items():
+        expected[key] |= additions
     assert structure(specification) == expected
     parameters = specification["pipelineSpec"]["root"]["dag"]["tasks"]["InfraValidator"]["inputs"]["parameters"]
-    told = {key: json.loads(parameters[key]["runtimeValue"]["constantValue"]["stringValue"])
-            for key in ("serving_spec", "request_spec")}
-    assert told["serving_spec"] == {
+    specs = {key: json.loads(parameters[key]["runtimeValue"]["constantValue"]["stringValue"])
+             for key in ("serving_spec", "request_spec")}
+    assert specs["serving_spec"] == {
         "tensorflow_serving": {"image_name": "registry:5000/serving", "tags": ["2.19.1"]}, "kubernetes": {}}
-    assert told["request_spec"] == {"tensorflow_serving": {"signature_names": ["serve_tf_examples"]}, "num_examples": 3}
+    assert specs["request_spec"] == {
+        "tensorflow_serving": {"signature_names": ["serve_tf_examples"]}, "num_examples": 3}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--set", "data.directory=/gcs/bucket/camvid"], "needed: --out"),
-    (["--out", "x.json"], "data.directory=: the path of the data in the containers is needed")])
-def test_what_is_missing_is_told(arguments, message, capsys, tmp_path, monkeypatch):
+    (["--set", "data.directory=/gcs/bucket/camvid"], "--out"),
+    (["--out", "x.json"], "data.directory")])
+def test_missing_arguments_are_reported(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in run_here(compile_kubeflow.main, [*ARGUMENTS, *arguments], capsys, status=2)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The pipeline from end to end on the synthetic set: killed, run to its end, cached, refused, and served."""
+"""Run the pipeline end to end on the synthetic set: killed, resumed, cached, refused, and served."""
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "aug
 
 
 def states(output):
-    """Return {component: state} of the table that a run prints."""
+    """Return {component: state} from the table that a run prints."""
     return {words[0]: words[1] for words in map(str.split, output.splitlines())
             if len(words) > 1 and words[0] in NODES}
 
@@ -47,11 +47,11 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(root, shapes_directory):
-    """A run that was killed in its training, after a checkpoint; the directory it leaves."""
+    """Return the directory of a run that was killed during training, after a checkpoint."""
     process = start("pipeline.run_local", *arguments(root, shapes_directory))
-    until = time.monotonic() + 500
+    deadline = time.monotonic() + 500
     while not list(root.glob("training/*/checkpoints/step-*.index")):
-        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -60,7 +60,7 @@ def killed(root, shapes_directory):
 
 @pytest.fixture(scope="module")
 def server(root):
-    """A server that watches the directory which versions are pushed to, before there is any; its gRPC channel."""
+    """Return a gRPC channel to a server that watches the still empty directory of pushed versions."""
     (root / "serving").mkdir()
     address = root / "socket"
     process = subprocess.Popen(
@@ -74,7 +74,7 @@ def server(root):
 
 @pytest.fixture(scope="module")
 def finished(killed, server, shapes_directory):
-    """The same command again: (directory, what it printed)."""
+    """Run the same command again; return (directory, output)."""
     output = run("pipeline.run_local", *arguments(killed, shapes_directory))
     return killed, output
 
@@ -83,55 +83,55 @@ def versions(root):
     return sorted(int(path.name) for path in (root / "serving").iterdir() if path.name.isdigit())
 
 
-def answer(channel, request):
-    """Return a server's answer as soon as it has a version."""
-    stub, until = prediction_service_pb2_grpc.PredictionServiceStub(channel), time.monotonic() + 200
+def wait_for_response(channel, request):
+    """Return a server's response, as soon as it has a version."""
+    stub, deadline = prediction_service_pb2_grpc.PredictionServiceStub(channel), time.monotonic() + 200
     while True:
         try:
             return stub.Predict(request, timeout=60)
         except grpc.RpcError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
 
 
 def trained(root):
-    (place,) = sorted(root.glob("artifacts/Trainer/model/*/Format-TFMA"))[:1]
-    return trained_model.load_trained(place)
+    (directory,) = sorted(root.glob("artifacts/Trainer/model/*/Format-TFMA"))[:1]
+    return trained_model.load_trained(directory)
 
 
-def test_a_killed_run_is_continued(finished):
+def test_a_killed_run_is_resumed(finished):
     root, output = finished
     assert states(output) == dict.fromkeys(NODES, "done") | {"Ingest": "cached", "Examiner": "cached"}
     assert re.search(r"continuing at step [2468] of 8", output)
-    assert re.search(r"Trainer .* cut off the time before", output)
+    assert re.search(r"Trainer .* interrupted in the previous run", output)
     (version,) = versions(root)
     assert f"pushed: {root / 'serving' / str(version)}" in output
     assert [path.name for path in (root / "serving").iterdir()] == [str(version)]
     card = (root / "serving" / str(version) / "model_card.md").read_text(encoding="utf-8")
-    assert "80 examples, 0 left out" in card and "mIoU" in card and '"steps": 8' in card
+    assert "80 examples, 0 skipped" in card and "mIoU" in card and '"steps": 8' in card
     assert not list((root / "training").iterdir())
     assert list(root.glob("artifacts/Trainer/model_run/*/tensorboard/*"))
 
 
-def test_counts_are_those_of_an_evaluation_of_the_source(finished, shapes_directory):
+def test_counts_equal_an_evaluation_of_the_source(finished, shapes_directory):
     root, _ = finished
     model, config, _ = trained(root)
     source = dataclasses.replace(config.data, name="shapes", directory=str(shapes_directory))
     config = dataclasses.replace(config, data=source)
     counts = Counter(model, protocol_of(config), 7, tf.distribute.get_strategy()).count(val_split(config))
-    (place,) = root.glob("artifacts/Evaluator/evaluation/*")
-    bands, matrix = np.load(place / "bands.npy"), np.load(place / "confusion.npy")
+    (evaluation,) = root.glob("artifacts/Evaluator/evaluation/*")
+    bands, matrix = np.load(evaluation / "bands.npy"), np.load(evaluation / "confusion.npy")
     assert bands.dtype == matrix.dtype == np.int64
     np.testing.assert_array_equal(bands, counts.bands)
     np.testing.assert_array_equal(matrix, counts.matrix)
-    images = np.load(place / "per_image.npz")
+    images = np.load(evaluation / "per_image.npz")
     for name in ("hits", "truth", "predicted"):
         np.testing.assert_array_equal(images[name], getattr(counts, name))
-    assert (place / "report.html").stat().st_size > 10_000
+    assert (evaluation / "report.html").stat().st_size > 10_000
 
 
-def test_a_server_picks_the_version_up(finished, server, shapes_directory):
+def test_a_server_loads_the_pushed_version(finished, server, shapes_directory):
     root, _ = finished
     model, config, _ = trained(root)
     split = registry.open_split(dataclasses.replace(config.data, name="shapes", directory=str(shapes_directory)), "val")
@@ -139,16 +139,16 @@ def test_a_server_picks_the_version_up(finished, server, shapes_directory):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "shapes"
     request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([encoded]))
-    found = answer(server, request)
-    assert found.model_spec.version.value == versions(root)[-1]
-    ids = tf.io.decode_png(tf.make_ndarray(found.outputs["png_bytes"])[0]).numpy()[..., 0]
+    response = wait_for_response(server, request)
+    assert response.model_spec.version.value == versions(root)[-1]
+    ids = tf.io.decode_png(tf.make_ndarray(response.outputs["png_bytes"])[0]).numpy()[..., 0]
     assert np.mean(ids != predictor(model, protocol_of(config))(tf.io.decode_png(encoded).numpy())) < 0.001
 
 
 def test_a_second_run_is_cached(finished, shapes_directory, capsys, monkeypatch):
     root, _ = finished
     before = versions(root)
-    # TFX reads the process's arguments.
+    # TFX parses the arguments of the process.
     monkeypatch.setattr(sys, "argv", ["run_local"])
     output = run_here(run_local.main, arguments(root, shapes_directory), capsys)
     assert states(output) == dict.fromkeys(NODES, "cached")
@@ -166,9 +166,9 @@ def test_a_worse_model_is_refused(finished, shapes_directory, capsys, monkeypatc
     assert re.search(r"mIoU \d+\.\d\d is more than 0.10 below the blessed model's \d+\.\d\d", output)
     assert re.search(r"^  background +\d+\.\d\d +\d+\.\d\d +-\d+\.\d\d$", output, re.MULTILINE)
     assert versions(root) == before
-    told = run_here(history.main, ["--root", root], capsys)
-    assert told.count("pushed: nothing") == 2 and told.count(f"pushed: {root}") == 2
-    assert "not blessed:" in told and "Trainer running" in told
+    output = run_here(history.main, ["--root", root], capsys)
+    assert output.count("pushed: nothing") == 2 and output.count(f"pushed: {root}") == 2
+    assert "not blessed:" in output and "Trainer running" in output
     lineage = run_here(history.main, ["--root", root, "--version", before[-1]], capsys)
     assert re.search(r"80 images of .*shapes.*fingerprint [0-9a-f]{32}", lineage)
     assert '"steps": 8' in lineage
