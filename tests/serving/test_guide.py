@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 from google.protobuf import text_format
 from PIL import Image
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, predict_pb2
@@ -25,7 +26,7 @@ from tensorflow_serving.config import model_server_config_pb2
 import serving
 from serving.config import flags
 from serving.errors import ServingError
-from tests.helpers import documents, manifest_checks, small_servables
+from tests.helpers import documents, small_servables
 from tests.helpers.running_servers import QUICK, connected, running
 
 SERVING = Path(serving.__file__).parent
@@ -46,7 +47,7 @@ def model_file(directory, step):
 
 def options(directory, **more):
     """As the manifests start the CPU's server, but for paths and ports."""
-    (document,) = manifest_checks.documents((SERVING / "compose.yaml").read_text())
+    document = yaml.safe_load((SERVING / "compose.yaml").read_text())
     given = [each.replace("${CPUS:-2}", "2").replace("/config/models.config", str(directory / "models.config"))
              .replace("/config", str(SERVING)) for each in document["services"]["serving"]["command"]]
     values = {"port": -1, "rest_api_port": 0, "grace_seconds": QUICK.grace_seconds, "max_num_load_retries": 0}
@@ -210,7 +211,7 @@ def until(condition, seconds=30):
 
 
 def test_the_health_check_of_compose_tells_whether_a_version_answers(models):
-    (document,) = manifest_checks.documents((SERVING / "compose.yaml").read_text())
+    document = yaml.safe_load((SERVING / "compose.yaml").read_text())
     test = [each.replace("$$", "$") for each in document["services"]["serving"]["healthcheck"]["test"]]
     assert test[0] == "CMD"
     with running(options(models, rest_api_port=-1)) as running_server, connected(running_server) as stubs:
