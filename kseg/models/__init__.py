@@ -1,6 +1,7 @@
-"""Functional segmentation models: one backbone, one main head, one auxiliary head.
+"""Functional segmentation models: one backbone, one main head and one optional auxiliary head.
 
-To add a head: one function `(features, classes, model) -> {"main": logits, ...}`, one line in HEADS, one config.
+To add a head, write one function `(features, classes, model) -> {"main": logits, ...}`, add one line to HEADS and
+write one config.
 """
 
 import contextlib
@@ -22,20 +23,40 @@ HEADS = {"encnet": encnet, "deeplabv3": deeplabv3, "deeplabv3plus": deeplabv3plu
          "pspnet": pspnet, "fcn": fcn}
 
 
-def build(model: Model, classes: int, size: tuple = (None, None), precision: str = "float32",
+def build(model: Model, classes: int, size: tuple[int | None, int | None] = (None, None), precision: str = "float32",
           recompute: bool = False) -> keras.Model:
-    """Return the functional model of normalised float32 NHWC images.
+    """Build the functional model that a config's model section describes.
 
-    Its output is a dict of float32 logits: "main" (N, h, w, classes) at the head's stride, "aux" at the stride of
-    stage 3 where model.auxiliary_channels is above 0, and "se" (N, classes) from EncNet. `size` is the (height, width)
-    of the input; None leaves a side open. `precision` is the Keras dtype policy of the layers; variables and logits
-    are float32 under each. With `recompute` training computes the insides of residual blocks again for their gradients
-    instead of keeping them: the same numbers from the same weights. Raises ConfigError for an unknown backbone or head.
+    Args:
+        model: The `model` section of a config: backbone, head and their options.
+        classes: Number of classes, which is the number of channels of the logits.
+        size: (height, width) of the input in pixels. None leaves a side open until run time.
+        precision: Keras dtype policy of the layers, such as "mixed_bfloat16". Variables and outputs stay float32.
+        recompute: Whether training recomputes the activations inside residual blocks during the backward pass instead
+            of storing them. The results are the same; memory is traded for time.
+
+    Returns:
+        A model from normalized float32 RGB images (N, height, width, 3) to a dict of float32 logits:
+
+        - "main": (N, h, w, classes) at the stride of the head.
+        - "aux": (N, h, w, classes) at the stride of stage 3, present if `model.auxiliary_channels` is above 0.
+        - "se": class-presence logits (N, classes), present for EncNet with `model.encnet.se`.
+
+    Raises:
+        ConfigError: The backbone or the head is unknown, or `model.multi_grid` has the wrong length.
+
+    Example:
+        >>> from kseg import models
+        >>> from kseg.config.sections import Model
+        >>> tiny = Model(backbone="resnet18", width=4, head="fcn", channels=8, auxiliary_channels=0)
+        >>> network = models.build(tiny, classes=2, size=(64, 96))
+        >>> network.output["main"].shape
+        (None, 8, 12, 2)
     """
     for kind, name, choices in (("backbone", model.backbone, BACKBONES), ("head", model.head, HEADS)):
         if name not in choices:
             raise ConfigError(unknown(f"model.{kind}", name, choices))
-    with _policy(precision):
+    with _dtype_policy(precision):
         images = keras.Input((*size, 3), name="images")
         features = resnet(images, model)
         outputs = HEADS[model.head](features, classes, model)
@@ -46,19 +67,20 @@ def build(model: Model, classes: int, size: tuple = (None, None), precision: str
 
 
 def main_only(model: keras.Model) -> keras.Model:
-    """Return the part of a built model that inference needs, images -> main logits, sharing its variables.
+    """Return the inference part of a built model, from images to main logits.
 
-    The auxiliary head and EncNet's presence layer serve the loss alone and are no part of it.
+    It shares the variables of `model`. The auxiliary head and EncNet's presence layer are excluded, because only the
+    loss uses them.
     """
     return keras.Model(model.input, model.output["main"], name=model.name)
 
 
 @contextlib.contextmanager
-def _policy(name: str) -> Iterator[None]:
-    """Build layers under a dtype policy; Keras takes it from a global, which is put back."""
-    before = keras.config.dtype_policy()
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Set Keras' global dtype policy and restore the previous one on exit."""
+    previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(previous)

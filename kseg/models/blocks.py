@@ -1,7 +1,7 @@
-"""The ways of writing a convolution, with the initial weights of the original systems.
+"""Convolution blocks with the initial weights of the original systems.
 
-`initial` is the config's model.initial_weights: "kaiming" as MMSegmentation's ConvModule, "uniform" as PyTorch's own
-layers, which SSSegmentation leaves as they are.
+The argument `initial` is `model.initial_weights` of a config: "kaiming" initializes like MMSegmentation's ConvModule,
+"uniform" like PyTorch's layers, which is what SSSegmentation uses.
 """
 
 import keras
@@ -12,10 +12,16 @@ from kseg.models.norms import BatchNormalization
 
 
 def kernel_initializer(initial: str, kernel: int, inputs: int, outputs: int) -> keras.initializers.Initializer:
-    """Return the initializer of a kernel x kernel convolution from `inputs` to `outputs` channels.
+    """Return the initializer of a kernel x kernel convolution.
 
-    "kaiming" is normal over the fan-out (He et al. 2015, arXiv:1502.01852, equation 14), "uniform" lies within
-    1 / sqrt(fan-in). A depthwise kernel has one input and, as both systems count it, all channels as outputs.
+    "kaiming" is normal over the fan-out (He et al. 2015, arXiv:1502.01852, equation 14). "uniform" is bounded by
+    1 / sqrt(fan-in).
+
+    Args:
+        initial: "kaiming" or "uniform".
+        kernel: Side of the kernel.
+        inputs: Number of input channels; 1 for a depthwise convolution.
+        outputs: Number of output channels. Both original systems count all channels of a depthwise convolution.
     """
     if initial == "kaiming":
         return RandomNormal(stddev=(2 / (kernel * kernel * outputs)) ** 0.5)
@@ -28,24 +34,26 @@ def uniform_initializer(fan_in: int) -> keras.initializers.Initializer:
 
 
 def last_gamma(initial: str) -> str:
-    """Return the first gamma of a residual block's last norm: with 0 a block starts as the identity.
+    """Return the initializer of gamma in the last norm of a residual block.
 
-    Source: Goyal et al. 2017, arXiv:1706.02677, section 5.1.
+    With "zeros" a block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
     """
     return "zeros" if initial == "kaiming" else "ones"
 
 
-def convolution(inputs, channels, kernel, name, initial, stride=1, dilation=1):
-    """Return a convolution without bias, padded symmetrically by dilation * (kernel // 2), as PyTorch pads.
+def convolution(inputs: keras.KerasTensor, channels: int, kernel: int, name: str, initial: str, stride: int = 1,
+                dilation: int = 1) -> keras.KerasTensor:
+    """Apply a convolution without bias to (N, H, W, C) inputs.
 
-    Keras' padding="same" puts the odd row and column of a strided convolution at the other end, hence the explicit
-    padding there; at stride 1 both are equal and "same" saves a copy.
+    Both sides are padded by dilation * (kernel // 2), as in PyTorch. The layer is called `name`.
     """
     if stride > 1 and kernel > 1:
+        # padding="same" would put the odd row and column of a strided convolution at the other end. At stride 1 both
+        # paddings are equal, and "same" saves a copy.
         inputs = keras.layers.ZeroPadding2D(dilation * (kernel // 2), name=f"{name}.pad")(inputs)
     if stride > 1 and kernel == 1:
-        # The same numbers; TensorFlow 2.21's CPU kernel for the gradient of a strided 1x1 convolution writes outside
-        # its memory at batch 1.
+        # Subsampling first gives the same result. TensorFlow 2.21's CPU kernel for the gradient of a strided 1x1
+        # convolution writes out of bounds at batch 1.
         inputs = keras.layers.MaxPooling2D(1, strides=stride, name=f"{name}.subsample")(inputs)
         stride = 1
     return Convolution(
@@ -54,22 +62,28 @@ def convolution(inputs, channels, kernel, name, initial, stride=1, dilation=1):
         name=name)(inputs)
 
 
-def norm_relu(inputs, name, activation):
-    """Return batch normalisation and ReLU; the layers are `name` and `activation`."""
+def norm_relu(inputs: keras.KerasTensor, name: str, activation: str) -> keras.KerasTensor:
+    """Apply batch normalization (layer `name`) and ReLU (layer `activation`)."""
     outputs = BatchNormalization(name=name)(inputs)
     return keras.layers.Activation("relu", name=activation)(outputs)
 
 
-def conv_bn_relu(inputs, channels, kernel, name, initial, dilation=1):
-    """Return convolution without bias, batch normalisation, ReLU; the layers are `name`.conv and `name`.bn."""
+def conv_bn_relu(inputs: keras.KerasTensor, channels: int, kernel: int, name: str, initial: str,
+                 dilation: int = 1) -> keras.KerasTensor:
+    """Apply a convolution without bias, batch normalization and ReLU to (N, H, W, C) inputs.
+
+    The layers are called `name`.conv, `name`.bn and `name`.relu.
+    """
     outputs = convolution(inputs, channels, kernel, f"{name}.conv", initial, dilation=dilation)
     return norm_relu(outputs, f"{name}.bn", f"{name}.relu")
 
 
-def separable_bn_relu(inputs, channels, name, initial, dilation=1):
-    """Return a 3x3 depthwise and a 1x1 convolution, each with batch normalisation and ReLU.
+def separable_bn_relu(inputs: keras.KerasTensor, channels: int, name: str, initial: str,
+                      dilation: int = 1) -> keras.KerasTensor:
+    """Apply a 3x3 depthwise and a 1x1 convolution to (N, H, W, C) inputs.
 
-    The layers are `name`.depthwise_conv.{conv,bn} and `name`.pointwise_conv.{conv,bn}.
+    Batch normalization and ReLU follow both convolutions. The layers are called `name`.depthwise_conv.{conv,bn,relu}
+    and `name`.pointwise_conv.{conv,bn,relu}.
     """
     depthwise = f"{name}.depthwise_conv"
     outputs = DepthwiseConvolution(
@@ -79,24 +93,28 @@ def separable_bn_relu(inputs, channels, name, initial, dilation=1):
     return conv_bn_relu(outputs, channels, 1, f"{name}.pointwise_conv", initial)
 
 
-def classifier(inputs, classes, dropout, name, initial):
-    """Return float32 class logits: channel dropout, then a 1x1 convolution with bias; the layer is `name`.conv_seg."""
+def classifier(inputs: keras.KerasTensor, classes: int, dropout: float, name: str, initial: str) -> keras.KerasTensor:
+    """Return float32 class logits (N, H, W, classes) of (N, H, W, C) features.
+
+    Channel dropout precedes a 1x1 convolution with bias. The layers are called `name`.dropout and `name`.conv_seg.
+    """
     outputs = ChannelDropout(dropout, name=f"{name}.dropout")(inputs)
     kaiming = initial == "kaiming"
-    first = uniform_initializer(inputs.shape[-1])
-    return keras.layers.Conv2D(classes, 1, kernel_initializer=RandomNormal(stddev=0.01) if kaiming else first,
-                               bias_initializer="zeros" if kaiming else first.clone(),
+    uniform = uniform_initializer(inputs.shape[-1])
+    return keras.layers.Conv2D(classes, 1, kernel_initializer=RandomNormal(stddev=0.01) if kaiming else uniform,
+                               bias_initializer="zeros" if kaiming else uniform.clone(),
                                dtype="float32", name=f"{name}.conv_seg")(outputs)
 
 
-def plain_convolution(inputs, channels, name):
-    """Return a 1x1 convolution with bias, which both systems leave at PyTorch's initial weights."""
-    first = uniform_initializer(inputs.shape[-1])
-    return keras.layers.Conv2D(channels, 1, kernel_initializer=first, bias_initializer=first.clone(), name=name)(inputs)
+def plain_convolution(inputs: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
+    """Apply a 1x1 convolution with bias, which both systems initialize with PyTorch's default."""
+    uniform = uniform_initializer(inputs.shape[-1])
+    return keras.layers.Conv2D(channels, 1, kernel_initializer=uniform, bias_initializer=uniform.clone(),
+                               name=name)(inputs)
 
 
-def dense(inputs, units, name, dtype=None):
-    """Return a dense layer, which both systems leave at PyTorch's initial weights."""
-    first = uniform_initializer(inputs.shape[-1])
-    return keras.layers.Dense(units, kernel_initializer=first, bias_initializer=first.clone(), dtype=dtype,
+def dense(inputs: keras.KerasTensor, units: int, name: str, dtype: str | None = None) -> keras.KerasTensor:
+    """Apply a dense layer, which both systems initialize with PyTorch's default."""
+    uniform = uniform_initializer(inputs.shape[-1])
+    return keras.layers.Dense(units, kernel_initializer=uniform, bias_initializer=uniform.clone(), dtype=dtype,
                               name=name)(inputs)

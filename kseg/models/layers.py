@@ -1,14 +1,18 @@
-"""Layers that Keras lacks or defines otherwise than PyTorch.
+"""Layers that Keras lacks or defines differently from PyTorch.
 
-Everything is defined in Keras operations. Where TensorFlow has a faster kernel for the same numbers, or where replicas
-have to talk to each other, the choice is made in the layers, here and in `kseg.models.norms`, and nowhere else.
+All layers are written in Keras operations. Only this module and `kseg.models.norms` choose TensorFlow's faster kernels
+for the same results, or exchange values between replicas.
 """
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import keras
 from keras import ops
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def on_tensorflow() -> bool:
@@ -16,8 +20,8 @@ def on_tensorflow() -> bool:
     return keras.backend.backend() == "tensorflow"
 
 
-def replica_context():
-    """Return tf.distribute's replica context where several replicas train together, else None."""
+def replica_context() -> "tf.distribute.ReplicaContext | None":
+    """Return tf.distribute's replica context if several replicas train together, otherwise None."""
     if not on_tensorflow():
         return None
     import tensorflow as tf
@@ -27,7 +31,10 @@ def replica_context():
 
 
 def on_cpu() -> bool:
-    """Return whether TensorFlow computes on a CPU, because it sees no GPU; asked when a layer is called or traced."""
+    """Return whether TensorFlow computes on a CPU because it sees no GPU.
+
+    Layers evaluate it when they are called or traced.
+    """
     if not on_tensorflow():
         return False
     import tensorflow as tf
@@ -37,7 +44,7 @@ def on_cpu() -> bool:
 
 @keras.saving.register_keras_serializable("kseg")
 class Convolution(keras.layers.Conv2D):
-    """Keras' convolution; wide 3x3 ones at stride 1 take Winograd's way on a CPU, in float32."""
+    """Keras' Conv2D, with Winograd's algorithm on CPUs for wide 3x3 kernels at stride 1 in float32."""
 
     def convolution_op(self, inputs, kernel):
         direct = functools.partial(super().convolution_op, inputs, kernel)
@@ -55,7 +62,7 @@ class Convolution(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("kseg")
 class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
-    """Keras' depthwise convolution; dilated 3x3 ones pad the map no more than needed on a CPU, in float32."""
+    """Keras' DepthwiseConv2D, with less padding on CPUs for dilated 3x3 kernels in float32."""
 
     def call(self, inputs):
         settings = self.kernel_size, self.strides, self.padding, self.depth_multiplier, len({*self.dilation_rate})
@@ -68,39 +75,42 @@ class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
         return self.activation(ops.add(outputs, self.bias) if self.use_bias else outputs)
 
 
-# Up to this many numbers, statistics in float64 cost a CPU core at most a millisecond more than TensorFlow's kernel.
-SMALL = 2**17
+# Up to this size, statistics in float64 cost one CPU core at most a millisecond more than TensorFlow's kernel.
+SMALL_SIZE = 2**17
 
 
-def is_small(inputs) -> bool:
-    """Return whether the inputs' size is known, and small enough for `norms.exact_training` to cost next to nothing."""
-    return None not in inputs.shape and math.prod(inputs.shape) <= SMALL
+def is_small(inputs: keras.KerasTensor) -> bool:
+    """Return whether a tensor has a known size at which float64 statistics cost next to nothing."""
+    return None not in inputs.shape and math.prod(inputs.shape) <= SMALL_SIZE
 
 
 @keras.saving.register_keras_serializable("kseg")
 class ChannelDropout(keras.layers.Layer):
-    """Dropout of whole channels (PyTorch's Dropout2d); the same channels fall however many replicas share the batch.
+    """Dropout of whole channels of (N, H, W, C) inputs, like PyTorch's Dropout2d.
 
-    Each replica draws the mask of the whole global batch from the same seed state and takes its own share, so that a
-    run does not depend on the number of devices. The seed state counts the calls and is part of every checkpoint.
+    The dropped channels do not depend on the number of replicas: every replica draws the mask of the whole global
+    batch from the same seed state and uses its slice. The seed state counts calls and is part of every checkpoint.
+
+    Args:
+        rate: Probability that a channel is dropped.
     """
 
     def __init__(self, rate, **kwargs):
         super().__init__(**kwargs)
         self.rate = rate
-        # Named, since a checkpoint knows it by its name, and Keras would number it through the process.
+        # Checkpoints identify the generator by its name. Keras' default name counts the generators of the process.
         self.seed_generator = keras.random.SeedGenerator(name=f"{self.name}.seed")
 
     def call(self, inputs, training=False):
         if not training or self.rate == 0:
             return inputs
         context = replica_context()
-        share, channels = ops.shape(inputs)[0], inputs.shape[-1]
+        batch, channels = ops.shape(inputs)[0], inputs.shape[-1]
         replicas = 1 if context is None else context.num_replicas_in_sync
-        draws = keras.random.uniform((share * replicas, 1, 1, channels), seed=self.seed_generator)
+        draws = keras.random.uniform((batch * replicas, 1, 1, channels), seed=self.seed_generator)
         if context is not None:
-            start = ops.cast(context.replica_id_in_sync_group, "int32") * share
-            draws = ops.slice(draws, (start, 0, 0, 0), (share, 1, 1, channels))
+            start = ops.cast(context.replica_id_in_sync_group, "int32") * batch
+            draws = ops.slice(draws, (start, 0, 0, 0), (batch, 1, 1, channels))
         return inputs * ops.cast(draws >= self.rate, inputs.dtype) / (1 - self.rate)
 
     def compute_output_shape(self, input_shape):
@@ -112,7 +122,11 @@ class ChannelDropout(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("kseg")
 class ResizeLike(keras.layers.Layer):
-    """Bilinear resize of the first input to the height and width of the second."""
+    """Bilinear resize of the first (N, H, W, C) input to the height and width of the second.
+
+    Args:
+        align_corners: Whether the centers of the corner pixels coincide, as in PyTorch's `interpolate`.
+    """
 
     def __init__(self, align_corners=False, **kwargs):
         super().__init__(**kwargs)
@@ -132,10 +146,14 @@ class ResizeLike(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("kseg")
 class AdaptiveAveragePooling(keras.layers.Layer):
-    """Averages over bins x bins rectangles: NHWC features give (N, bins, bins, C), as PyTorch's AdaptiveAvgPool2d.
+    """Averages of (N, H, W, C) inputs over bins x bins rectangles, like PyTorch's AdaptiveAvgPool2d.
 
-    Bin i of a side of length L covers [floor(i L / bins), ceil((i + 1) L / bins)): bins may overlap, and there may be
-    more of them than positions. Written as one matrix product, which works for sizes known only at run time.
+    The output is (N, bins, bins, C). Bin i of a side of length L covers [floor(i L / bins), ceil((i + 1) L / bins)).
+    Bins may overlap, and there may be more bins than positions. One matrix product computes them all, which also works
+    for sizes known only at run time.
+
+    Args:
+        bins: Number of bins per side.
     """
 
     def __init__(self, bins, **kwargs):
@@ -145,8 +163,8 @@ class AdaptiveAveragePooling(keras.layers.Layer):
     def call(self, inputs):
         samples, height, width = ops.shape(inputs)[:3]
         channels = inputs.shape[-1]
-        # A sum over a whole picture outgrows half precision; and the norm of a few pooled values that follows enlarges
-        # the rounding of their differences.
+        # The sum over a whole image overflows half precision. Float64 helps small inputs because the norm that follows
+        # a few pooled values amplifies the rounding errors of their differences.
         dtype = "float64" if on_tensorflow() and is_small(inputs) else "float32"
         rows, columns = (ops.cast(bin_members(side, self.bins), dtype) for side in (height, width))
         members = ops.reshape(rows[:, None, :, None] * columns[None, :, None, :], (self.bins**2, height * width))
@@ -161,18 +179,26 @@ class AdaptiveAveragePooling(keras.layers.Layer):
         return super().get_config() | {"bins": self.bins}
 
 
-def bin_members(length, bins):
-    """Return float32 (bins, length): 1 where a bin of a side holds a position, else 0; `length` may be a tensor."""
-    numbers = ops.arange(bins)
-    starts, ends = numbers * length // bins, ((numbers + 1) * length + bins - 1) // bins
+def bin_members(length: "int | tf.Tensor", bins: int) -> "tf.Tensor":
+    """Return float32 (bins, length): 1 where a bin covers a position of a side, otherwise 0."""
+    indices = ops.arange(bins)
+    starts, ends = indices * length // bins, ((indices + 1) * length + bins - 1) // bins
     positions = ops.arange(length)
     return ops.cast(ops.logical_and(positions >= starts[:, None], positions < ends[:, None]), "float32")
 
 
-def resize(images, size, align_corners=False):
-    """Return NHWC images bilinearly resized to (height, width) in float32, without antialiasing.
+def resize(images: "tf.Tensor", size: tuple, align_corners: bool = False) -> "tf.Tensor":
+    """Resize images bilinearly without antialiasing.
 
-    The same numbers as PyTorch's interpolate(mode="bilinear") for both values of align_corners. Sizes may be tensors.
+    The results equal those of PyTorch's interpolate(mode="bilinear") for both values of `align_corners`.
+
+    Args:
+        images: (N, H, W, C) of any numeric dtype.
+        size: (height, width) of the result; both may be integers or scalar tensors.
+        align_corners: Whether the centers of the corner pixels coincide.
+
+    Returns:
+        Float32 (N, height, width, C).
     """
     if on_tensorflow():
         import tensorflow as tf
@@ -182,8 +208,11 @@ def resize(images, size, align_corners=False):
     return resize_by_gather(images, size, align_corners)
 
 
-def resize_by_gather(images, size, align_corners=False):
-    """Return what `resize` returns, in Keras operations only."""
+def resize_by_gather(images: "tf.Tensor", size: tuple, align_corners: bool = False) -> "tf.Tensor":
+    """Resize images bilinearly with Keras operations only.
+
+    Arguments and results are those of `resize`; this form runs on every backend.
+    """
     images = ops.cast(images, "float32")
     for axis in (1, 2):
         positions = ops.cast(ops.arange(size[axis - 1]), "float32")
@@ -193,7 +222,7 @@ def resize_by_gather(images, size, align_corners=False):
             positions = positions * ((length - 1) / ops.maximum(target - 1, 1))
         else:
             positions = ops.maximum((positions + 0.5) * (length / target) - 0.5, 0)
-        # Rounding may carry the last position past the edge.
+        # Rounding errors may move the last position past the edge.
         lower = ops.minimum(ops.cast(ops.floor(positions), "int32"), last)
         upper = ops.minimum(lower + 1, last)
         weight = ops.reshape(positions - ops.cast(lower, "float32"), (-1, 1, 1) if axis == 1 else (-1, 1))

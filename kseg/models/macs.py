@@ -1,4 +1,4 @@
-"""Multiply-adds of a model, counted in its traced graph."""
+"""Multiply-accumulate operations (MACs) of a model, counted in its traced graph."""
 
 import math
 import re
@@ -10,47 +10,56 @@ from kseg.models import folding
 
 
 def count_layer_macs(function: tf.types.experimental.ConcreteFunction) -> int:
-    """Return the multiply-adds of all convolutions and matrix products in a traced function, each counted once.
+    """Count the MACs of all convolutions and matrix products in a traced function.
 
-    All shapes must be known. Positions that TensorFlow only pads for a dilated convolution are not counted; those of
-    the picture's own zero padding are, as everywhere. Raises NotImplementedError for an operation that multiplies
-    matrices in another way, or hides others.
+    Every operation counts once. Positions that TensorFlow adds only to compute a dilated convolution are excluded;
+    zero padding at the image border is included, as in other counters.
+
+    Args:
+        function: A traced function in which all shapes are known.
+
+    Raises:
+        NotImplementedError: An operation multiplies matrices in another way or contains other operations.
     """
     total = 0
     for operation in function.graph.get_operations():
-        if operation.type in COUNTED:
-            total += COUNTED[operation.type](operation)
+        if operation.type in COUNTERS:
+            total += COUNTERS[operation.type](operation)
         elif re.search("Conv|MatMul|Einsum|Call|While|^If$|^StatelessIf$|Case", operation.type):
-            raise NotImplementedError(f"multiply-adds of {operation.type} ({operation.name}) are not counted")
+            raise NotImplementedError(f"cannot count the MACs of {operation.type} ({operation.name})")
     return total
 
 
 def count_macs(model: keras.Model, shape: tuple[int, ...]) -> int:
-    """Return the multiply-adds of a functional model's forward pass over images of a shape (N, H, W, 3).
+    """Count the MACs of a functional model's forward pass.
 
-    Of its layers as they are defined: on a CPU some get by with fewer.
+    The count follows the definition of the layers, although some need fewer MACs on a CPU.
+
+    Args:
+        model: A functional model of images.
+        shape: Shape (N, H, W, 3) of the images.
     """
-    plain = keras.models.clone_model(keras.Model(model.input, model.output), clone_function=lambda layer: (
+    portable = keras.models.clone_model(keras.Model(model.input, model.output), clone_function=lambda layer: (
         folding.portable_class(layer).from_config(layer.get_config())))
-    forward = tf.function(lambda images: plain(images, training=False))
+    forward = tf.function(lambda images: portable(images, training=False))
     return count_layer_macs(forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
 
 
-def _of_convolution(operation: tf.Operation) -> int:
-    """Each output sums over the kernel's height and width, and over its input channels unless it is depthwise."""
+def _convolution_macs(operation: tf.Operation) -> int:
+    # An output sums over the kernel's height and width, and over the input channels unless it is depthwise.
     summed = operation.inputs[1].shape[:3 if operation.type == "Conv2D" else 2]
     outputs = operation.outputs[0]
-    # A dilated convolution is one over interleaved parts of the map; put together again, what was padded to make them
-    # even is cut off.
-    together = [each for each in outputs.consumers() if each.type == "BatchToSpaceND"]
-    return math.prod(summed) * (together[0].outputs[0] if together else outputs).shape.num_elements()
+    # A dilated convolution runs on interleaved parts of the map. BatchToSpaceND joins them again and crops the
+    # padding that made their sizes equal.
+    joins = [consumer for consumer in outputs.consumers() if consumer.type == "BatchToSpaceND"]
+    return math.prod(summed) * (joins[0].outputs[0] if joins else outputs).shape.num_elements()
 
 
-def _of_product(operation: tf.Operation) -> int:
-    """Each output sums over the side that both matrices share."""
-    turned = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
-    return operation.outputs[0].shape.num_elements() * operation.inputs[0].shape[-2 if turned else -1]
+def _product_macs(operation: tf.Operation) -> int:
+    # An output sums over the dimension that both matrices share.
+    transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
+    return operation.outputs[0].shape.num_elements() * operation.inputs[0].shape[-2 if transposed else -1]
 
 
-COUNTED = {"Conv2D": _of_convolution, "DepthwiseConv2dNative": _of_convolution,
-           "MatMul": _of_product, "BatchMatMulV2": _of_product}
+COUNTERS = {"Conv2D": _convolution_macs, "DepthwiseConv2dNative": _convolution_macs,
+            "MatMul": _product_macs, "BatchMatMulV2": _product_macs}

@@ -1,23 +1,32 @@
-"""Batch normalisation with PyTorch's statistics, over all replicas that train together.
+"""Batch normalization with PyTorch's statistics, synchronized over all replicas that train together.
 
-Defined in Keras operations; TensorFlow's kernels for the same numbers are chosen in the layer.
+It is written in Keras operations; the layer chooses TensorFlow's kernels where they give the same results faster.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import keras
 from keras import ops
 
 from kseg.models.layers import is_small, on_tensorflow, replica_context
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 @keras.saving.register_keras_serializable("kseg")
 class BatchNormalization(keras.layers.Layer):
-    """Batch normalisation over all axes but the last, with PyTorch's statistics, synchronised over replicas.
+    """Batch normalization over all axes but the last, with PyTorch's statistics (arXiv:1502.03167).
 
-    Training normalises with the biased variance of the global batch and moves the running variance towards the
-    *unbiased* one (factor n / (n - 1)); Keras' own layer uses the biased one for both. Momentum is Keras' sense of it:
-    0.9 here is PyTorch's 0.1. One that is not trainable normalises with its moving statistics, and keeps them.
+    Training normalizes with the biased variance of the global batch and updates the moving variance with the
+    *unbiased* one, which is larger by n / (n - 1). Keras' layer uses the biased variance for both. A layer that is not
+    trainable normalizes with its moving statistics and does not update them.
+
+    Args:
+        momentum: Weight of the old moving statistics in an update; 0.9 here is PyTorch's 0.1.
+        epsilon: Added to the variance.
+        gamma_initializer: Keras initializer of gamma.
     """
 
     def __init__(self, momentum=0.9, epsilon=1e-5, gamma_initializer="ones", **kwargs):
@@ -28,7 +37,7 @@ class BatchNormalization(keras.layers.Layer):
 
     def build(self, input_shape):
         shape = (input_shape[-1],)
-        # None of them is rounded to half precision, where a gamma near 1 moves in steps of 0.8 per cent.
+        # autocast=False keeps them in float32: in bfloat16 a gamma near 1 changes in steps of 0.8%.
         self.gamma = self.add_weight(
             name="gamma", shape=shape, initializer=self.gamma_initializer, autocast=False)
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
@@ -40,8 +49,8 @@ class BatchNormalization(keras.layers.Layer):
     def call(self, inputs, training=False):
         fused = on_tensorflow() and len(inputs.shape) == 4
         if not (training and self.trainable):
-            normalise = fused_inference if fused else normalize_with
-            return normalise(inputs, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
+            normalize = fused_inference if fused else normalize_with
+            return normalize(inputs, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
         train = fused_training if fused else normalize_training
         if on_tensorflow() and is_small(inputs):
             train = exact_training
@@ -59,20 +68,34 @@ class BatchNormalization(keras.layers.Layer):
                                        "gamma_initializer": self.gamma_initializer}
 
 
-def normalize_with(inputs, mean, variance, gamma, beta, epsilon):
-    """Return (inputs - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, in float32 inside."""
+def normalize_with(inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor", gamma: "tf.Tensor",
+                   beta: "tf.Tensor", epsilon: float) -> "tf.Tensor":
+    """Return (inputs - mean) / sqrt(variance + epsilon) * gamma + beta, computed in float32.
+
+    `inputs` are (..., C); the statistics, gamma and beta are (C,). The result has the shape and dtype of `inputs`.
+    """
     inverse = ops.rsqrt(variance + epsilon)
     mean, inverse, gamma, beta = (ops.cast(value, "float32") for value in (mean, inverse, gamma, beta))
-    # The difference first: a large mean cancels before it is scaled.
+    # Subtracting first cancels a large mean before it is scaled.
     outputs = (ops.cast(inputs, "float32") - mean) * (inverse * gamma) + beta
     return ops.cast(outputs, inputs.dtype)
 
 
-def normalize_training(inputs, gamma, beta, epsilon, context=None, dtype="float32"):
-    """Return the inputs normalised by their own statistics, those means and the unbiased variances, in float32.
+def normalize_training(inputs: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", epsilon: float,
+                       context: "tf.distribute.ReplicaContext | None" = None,
+                       dtype: str = "float32") -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
+    """Normalize a batch with its statistics.
 
-    `context` is the replica context whose replicas hold equal shares of the global batch, or None. The statistics are
-    summed in `dtype`.
+    Args:
+        inputs: (..., C) of a floating dtype.
+        gamma: (C,) scale.
+        beta: (C,) offset.
+        epsilon: Added to the variance.
+        context: Replica context if the replicas hold equal parts of the global batch.
+        dtype: Dtype in which the statistics are summed.
+
+    Returns:
+        The outputs in the dtype of `inputs`, and the float32 mean and unbiased variance (C,) of the global batch.
     """
     values = ops.cast(inputs, dtype)
     axes = tuple(range(len(inputs.shape) - 1))
@@ -84,52 +107,56 @@ def normalize_training(inputs, gamma, beta, epsilon, context=None, dtype="float3
         count = count * context.num_replicas_in_sync
     mean, variance = ops.cast(mean, dtype), ops.cast(variance, dtype)
     outputs = normalize_with(inputs, mean, variance, gamma, beta, epsilon)
-    unbiased = variance * unbiasing(ops.cast(count, dtype))
+    unbiased = variance * unbiasing_factor(ops.cast(count, dtype))
     return outputs, ops.cast(mean, "float32"), ops.cast(unbiased, "float32")
 
 
-def unbiasing(count):
-    """Return what makes the variance of `count` values unbiased; one value alone has none."""
+def unbiasing_factor(count: "tf.Tensor") -> "tf.Tensor":
+    """Return count / (count - 1), which makes a biased variance unbiased; 1 for a single value."""
     return count / ops.maximum(count - 1, 1)
 
 
-def moments_over_replicas(mean, variance, context):
-    """Return the global batch's mean and variance, float64, from those of each replica's equal share, in one message.
+def moments_over_replicas(mean: "tf.Tensor", variance: "tf.Tensor",
+                          context: "tf.distribute.ReplicaContext") -> "tuple[tf.Tensor, tf.Tensor]":
+    """Return the float64 mean and biased variance of the global batch.
 
-    The same as by Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm", but one sum of two moments is enough;
-    the squares of the means cancel, hence float64.
+    `mean` and `variance` (C,) are those of this replica's equal part. Chan et al. 1979, "Updating Formulae and a
+    Pairwise Algorithm", combine the same moments pairwise. Here one all-reduce sums both moments; the squares of the
+    means cancel, which is why they are float64.
     """
     mean, variance = ops.cast(mean, "float64"), ops.cast(variance, "float64")
     moments = context.all_reduce("sum", ops.stack([mean, variance + ops.square(mean)])) / context.num_replicas_in_sync
     return moments[0], ops.maximum(moments[1] - ops.square(moments[0]), 0)
 
 
-def exact_training(inputs, gamma, beta, epsilon, context=None):
-    """Return what `normalise_training` returns, with statistics summed in float64 as PyTorch sums them on a CPU.
+def exact_training(inputs: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", epsilon: float,
+                   context: "tf.distribute.ReplicaContext | None" = None) -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
+    """Normalize a batch with statistics summed in float64, as PyTorch does on a CPU.
 
-    The float32 sums of TensorFlow's kernels grow into differences of some percent in the gradients of a network of a
-    hundred layers over a small batch.
+    Arguments and results are those of `normalize_training`. The float32 sums of TensorFlow's kernels grow into
+    differences of some percent in the gradients of a network of a hundred layers over a small batch.
     """
     return normalize_training(inputs, gamma, beta, epsilon, context, "float64")
 
 
-def fused_training(inputs, gamma, beta, epsilon, context=None):
-    """Return what `normalise_training` returns, from TensorFlow's kernels (NHWC).
+def fused_training(inputs: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", epsilon: float,
+                   context: "tf.distribute.ReplicaContext | None" = None) -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
+    """Normalize a batch (N, H, W, C) with TensorFlow's kernels.
 
-    Gradients come by way of the first result alone: the statistics are only kept.
+    Arguments and results are those of `normalize_training`. Only the outputs have gradients, not the statistics.
     """
     import tensorflow as tf
 
     gamma, beta = tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32)
     if context is not None:
         return tf.custom_gradient(
-            lambda *values: _synchronised(*values, epsilon, context))(inputs, gamma, beta)
-    outputs, mean, variance, *_ = _own_statistics(inputs, gamma, beta, epsilon)
+            lambda *values: _synchronized_training(*values, epsilon, context))(inputs, gamma, beta)
+    outputs, mean, variance, *_ = _local_training(inputs, gamma, beta, epsilon)
     return outputs, mean, variance
 
 
-def _own_statistics(inputs, gamma, beta, epsilon):
-    """Return the inputs normalised by one replica's statistics, these means and the unbiased variances, and more."""
+def _local_training(inputs, gamma, beta, epsilon):
+    """Return FusedBatchNormV3's results for one replica: outputs, mean, unbiased variance and reserved values."""
     import tensorflow as tf
 
     return tf.raw_ops.FusedBatchNormV3(
@@ -137,43 +164,49 @@ def _own_statistics(inputs, gamma, beta, epsilon):
         is_training=True)
 
 
-def _synchronised(inputs, gamma, beta, epsilon, context):
-    """Return what `fused_training` returns for a replica's share, and the gradient: one message each way.
+def _synchronized_training(inputs, gamma, beta, epsilon, context):
+    """Return the results of `fused_training` over all replicas, and their gradient function.
 
-    The gradient of the inputs is that for fixed statistics, and what goes by way of the statistics. The latter is
-    linear in the normalised inputs, with the sums behind the gradients of gamma and beta as factors: the kernel that
-    normalises gives it (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3, rearranged).
+    Forward and backward pass exchange one message each. The gradient of the inputs has two parts: the gradient for
+    fixed statistics, and the one through the statistics. The second is linear in the normalized inputs, and its factors
+    come from the sums that are the gradients of gamma and beta, so the kernel that normalizes computes it (Ioffe &
+    Szegedy 2015, arXiv:1502.03167, section 3, rearranged).
     """
     import tensorflow as tf
 
     count = tf.cast(tf.size(inputs, tf.int64) // inputs.shape[-1], tf.float64)
-    _, mean, unbiased, *_ = _own_statistics(inputs, tf.ones_like(gamma), tf.zeros_like(beta), epsilon)
-    mean, variance = moments_over_replicas(mean, tf.cast(unbiased, tf.float64) / unbiasing(count), context)
+    _, mean, unbiased, *_ = _local_training(inputs, tf.ones_like(gamma), tf.zeros_like(beta), epsilon)
+    mean, variance = moments_over_replicas(mean, tf.cast(unbiased, tf.float64) / unbiasing_factor(count), context)
     count *= context.num_replicas_in_sync
-    unbiased = tf.cast(variance * unbiasing(count), tf.float32)
+    unbiased = tf.cast(variance * unbiasing_factor(count), tf.float32)
     mean, variance = tf.cast(mean, tf.float32), tf.cast(variance, tf.float32)
 
     def differentiate(upstream):
-        fixed, of_gamma, of_beta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+        fixed_gradient, gamma_gradient, beta_gradient, *_ = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=upstream, x=inputs, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
             reserve_space_3=[], epsilon=epsilon, is_training=False)
-        # The backward pass may be in a graph of its own, with a context of its own.
-        sums = tf.distribute.get_replica_context().all_reduce("sum", tf.stack([of_gamma, of_beta]))
+        # The backward pass may be traced in another graph, which has another replica context.
+        sums = tf.distribute.get_replica_context().all_reduce("sum", tf.stack([gamma_gradient, beta_gradient]))
         factors = -gamma * tf.math.rsqrt(variance + epsilon) * sums / tf.cast(count, tf.float32)
-        return fixed + fused_inference(inputs, mean, variance, factors[0], factors[1], epsilon), of_gamma, of_beta
+        through_statistics = fused_inference(inputs, mean, variance, factors[0], factors[1], epsilon)
+        return fixed_gradient + through_statistics, gamma_gradient, beta_gradient
 
     scope = tf.get_current_name_scope()
 
     def gradients(upstream, *_):
-        # As TensorFlow's own gradients are named, by which a profile knows the layer.
+        # TensorFlow names its own gradients this way, and a profile finds the layer by that name.
         with tf.name_scope(f"gradient_tape/{scope}/"):
             return differentiate(upstream)
 
     return (fused_inference(inputs, mean, variance, gamma, beta, epsilon), mean, unbiased), gradients
 
 
-def fused_inference(inputs, mean, variance, gamma, beta, epsilon):
-    """Return what `normalise_with` returns, from TensorFlow's kernel, which its graph optimiser can fold (NHWC)."""
+def fused_inference(inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor", gamma: "tf.Tensor",
+                    beta: "tf.Tensor", epsilon: float) -> "tf.Tensor":
+    """Normalize (N, H, W, C) inputs with given statistics by TensorFlow's kernel.
+
+    The statistics, gamma and beta are (C,). TensorFlow's graph optimizer can fold this kernel into a convolution.
+    """
     import tensorflow as tf
 
     return tf.raw_ops.FusedBatchNormV3(

@@ -1,7 +1,4 @@
-"""What a file of weights is, in one sentence, where it does not fit the model.
-
-Everything here is told from names and shapes: those of the file, and those that the model has.
-"""
+"""Diagnose why a weight file does not fit a model, from the names and shapes of their weights."""
 
 import re
 from collections.abc import Mapping
@@ -10,34 +7,33 @@ from kseg.weights.names import mmseg_head
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Blocks of the four stages and whether a block is a bottleneck -> the network.
-DEPTHS = {
+# (blocks of the four stages, whether the blocks are bottlenecks) -> backbone.
+BACKBONES = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
-
-# Beginnings of names that tell of systems whose checkpoints are not read here.
-FOREIGN_SIGNS = {
+# Prefix of a weight's name -> system whose checkpoints are not supported.
+UNSUPPORTED_SYSTEMS = {
     "backbone.bottom_up.": "Detectron2", "backbone.res2.": "Detectron2", "classifier.": "torchvision's segmentation",
     "backbone.body.": "torchvision's detection", "encoder.": "segmentation_models.pytorch",
     "segformer.": "Hugging Face transformers", "model.backbone.": "Lightning", "pretrained.": "PyTorch-Encoding",
     "resnet.": "PaddleSeg or another system",
 }
-# Weights that tell how a backbone was built, by the config's key and its values; the first one found counts.
-FORMS = {
+# Config key -> {weight of the backbone: the value with which it exists}; the first weight that exists decides.
+BACKBONE_VARIANTS = {
     "model.stem": {"stem.0.weight": "deep", "conv1.weight": "7x7"},
     "model.downsample": {"layer2.0.downsample.2.weight": "average", "layer2.0.downsample.0.weight": "convolution"},
 }
-# Parts of heads that a value of the config decides on.
-OPTIONS = {
+# Prefix of weights of a head -> config key that decides whether they exist.
+OPTIONAL_PARTS = {
     "decode_head.lateral_convs.": "model.encnet.lateral", "decode_head.se_layer.": "model.encnet.se",
     "decode_head.conv_cat.": "model.fcn.concat_input", "decode_head.acm_modules.0.fusion_conv.": "model.apcnet.fusion",
     "decode_head.c1_bottleneck.": "model.deeplab.shortcut_channels",
 }
-# Weights whose first length is a value of the config.
+# Weight -> config key that is its first dimension.
 WIDTHS = {
     "layer1.0.conv1.weight": "model.width", "decode_head.bottleneck.conv.weight": "model.channels",
     "decode_head.convs.0.conv.weight": "model.channels",
@@ -48,130 +44,123 @@ CLASSIFIERS = ("decode_head.conv_seg.weight", "auxiliary_head.conv_seg.weight", 
 
 
 def diagnose(file: Shapes, model: Shapes, head: str = "") -> str:
-    """Return a clause on why a file does not fit, such as "has 150 classes, the config's data set has 19", or "".
+    """Return why a file does not fit a model, such as "has 150 classes; the data set has 19".
 
-    `file` and `model` are shapes in PyTorch's layout by MMSegmentation's names; `head` is the model's main head, or ""
-    where only a backbone, by torchvision's names, is to be loaded.
+    Args:
+        file: Shapes of the file's weights in PyTorch's layout, by MMSegmentation's names.
+        model: Shapes of the model's weights, likewise.
+        head: The model's main head; "" if only a backbone is loaded, by torchvision's names.
+
+    Returns:
+        A clause that continues the file's name, or "" if no reason is known.
     """
-    for check in (_foreign, _backbone_alone, _head, _depth, _stem, _classes, _auxiliary, _options, _width,
+    for check in (_system, _backbone_or_model, _head, _depth, _variant, _classes, _auxiliary, _optional_parts, _width,
                   _coverage):
-        if sentence := check(file, model, head):
-            return sentence
+        if reason := check(file, model, head):
+            return reason
     return ""
 
 
-def _foreign(file: Shapes, model: Shapes, head: str) -> str:
+def _system(file: Shapes, model: Shapes, head: str) -> str:
     if file.keys() & model.keys():
         return ""
-    for sign, system in FOREIGN_SIGNS.items():
-        if any(name.startswith(sign) for name in file):
-            return f"is a checkpoint of {system} by its names ({sign}*), which are not read here"
+    for prefix, system in UNSUPPORTED_SYSTEMS.items():
+        if any(name.startswith(prefix) for name in file):
+            return f"is a checkpoint of {system}, judging by its names ({prefix}*), which is not supported"
     return ""
 
 
-def _backbone_alone(file: Shapes, model: Shapes, head: str) -> str:
-    if head and not any(name.startswith(("decode_head.", "auxiliary_head.")) for name in file) and _blocks(file):
-        return "holds a backbone alone; name it by init.backbone, or convert it with --backbone"
-    if not head and any(name.startswith("decode_head.") for name in file):
-        return ("is a whole model and no backbone alone; name it by init.weights or convert it without --backbone, or "
-                "leave its heads out (init.skip=decode_head.*,auxiliary_head.*)")
+def _backbone_or_model(file: Shapes, model: Shapes, head: str) -> str:
+    heads = any(name.startswith(("decode_head.", "auxiliary_head.")) for name in file)
+    if head and not heads and _blocks(file):
+        return "contains only a backbone: load it by init.backbone, or convert it with --backbone"
+    if not head and heads:
+        return ("contains a whole model, not only a backbone: load it by init.weights, convert it without --backbone, "
+                "or skip its heads (init.skip=decode_head.*,auxiliary_head.*)")
     return ""
 
 
 def _head(file: Shapes, model: Shapes, head: str) -> str:
     if not head or not any(name.startswith("decode_head.") for name in file):
         return ""
-    found = mmseg_head(file)
-    if not found:
+    file_head = mmseg_head(file)
+    if not file_head:
         modules = sorted({name.split(".")[1] for name in file if name.startswith("decode_head.")})
-        return f"is a checkpoint of an unknown head of modules {', '.join(modules)}; the config asks for {head}"
-    return "" if found == head else f"is a checkpoint of head {found}, the config asks for {head}"
+        return f"has an unsupported head with modules {', '.join(modules)}; the config has model.head={head}"
+    return "" if file_head == head else f"has the head {file_head}; the config has model.head={head}"
 
 
 def _depth(file: Shapes, model: Shapes, head: str) -> str:
-    theirs, ours = _blocks(file), _blocks(model)
-    stages = sorted(stage for stage in theirs if stage in ours)
-    different = [stage for stage in stages if theirs[stage] != ours[stage]]
-    found, wanted = _network(theirs, file), _network(ours, model)
-    if not stages or found == wanted and not different:
+    file_backbone, model_backbone = _backbone(file), _backbone(model)
+    if not file_backbone or not model_backbone or file_backbone == model_backbone:
         return ""
-    if found and wanted and not different:
-        return (f"has a backbone of {found.removeprefix('resnet')} layers of other blocks ({found}), "
-                f"the config asks for {wanted}")
-    if not different or not found and any(theirs[stage] < ours[stage] for stage in different):
-        # A file that ends early is no network of another depth.
-        return ""
-    stage = max(different, key=lambda stage: abs(theirs[stage] - ours[stage]))
-    blocks = f"{theirs[stage]} blocks in layer{stage}"
-    layers = f"{found.removeprefix('resnet')} layers ({blocks})" if found else blocks
-    return f"has a backbone of {layers}, the config asks for {wanted or f'{ours[stage]} blocks'}"
+    return f"has the backbone {file_backbone}; the config has {model_backbone}"
+
+
+def _backbone(shapes: Shapes) -> str:
+    blocks = _blocks(shapes)
+    bottleneck = any(re.match(r"(?:backbone\.)?layer1\.0\.conv3\.", name) for name in shapes)
+    return BACKBONES.get((tuple(blocks[stage] for stage in sorted(blocks)), bottleneck), "")
 
 
 def _blocks(shapes: Shapes) -> dict[int, int]:
-    """Return the number of blocks of each stage."""
+    """Return {stage, from 1: number of blocks}."""
     blocks: dict[int, int] = {}
     for name in shapes:
-        if found := re.match(r"(?:backbone\.)?layer(\d)\.(\d+)\.", name):
-            blocks[int(found[1])] = max(blocks.get(int(found[1]), 0), int(found[2]) + 1)
+        if match := re.match(r"(?:backbone\.)?layer(\d)\.(\d+)\.", name):
+            blocks[int(match[1])] = max(blocks.get(int(match[1]), 0), int(match[2]) + 1)
     return blocks
 
 
-def _network(blocks: Mapping[int, int], shapes: Shapes) -> str:
-    bottleneck = any(re.match(r"(?:backbone\.)?layer1\.0\.conv3\.", name) for name in shapes)
-    return DEPTHS.get((tuple(blocks[stage] for stage in sorted(blocks)), bottleneck), "")
-
-
-def _stem(file: Shapes, model: Shapes, head: str) -> str:
-    for key, signs in FORMS.items():
-        theirs, ours = (next((value for sign, value in signs.items() if sign in names), "")
-                        for names in (_backbone_names(file), _backbone_names(model)))
-        if theirs and ours and theirs != ours:
-            return f"was trained with {key}={theirs}, the config has {key}={ours}"
-    return ""
-
-
-def _backbone_names(shapes: Shapes) -> set[str]:
-    return {name.removeprefix("backbone.") for name in shapes}
-
-
-def _options(file: Shapes, model: Shapes, head: str) -> str:
-    for sign, key in OPTIONS.items():
-        theirs, ours = (any(name.startswith(sign) for name in shapes) for shapes in (file, model))
-        if head and theirs != ours:
-            return f"has {'' if theirs else 'no '}weights {sign}*, which {key} decides; the config has it otherwise"
+def _variant(file: Shapes, model: Shapes, head: str) -> str:
+    for key, values in BACKBONE_VARIANTS.items():
+        file_value, model_value = (
+            next((value for weight, value in values.items() if weight in shapes or f"backbone.{weight}" in shapes), "")
+            for shapes in (file, model))
+        if file_value and model_value and file_value != model_value:
+            return f"was trained with {key}={file_value}; the config has {key}={model_value}"
     return ""
 
 
 def _classes(file: Shapes, model: Shapes, head: str) -> str:
     for name in CLASSIFIERS:
         if name in file and name in model and file[name][0] != model[name][0]:
-            kernels = [classifier for classifier in CLASSIFIERS if classifier in model]
-            skip = ",".join(kernel.removesuffix("weight") + "*" for kernel in kernels)
-            return (f"has {file[name][0]} classes, the config's data set has {model[name][0]} "
+            skip = ",".join(weight.removesuffix("weight") + "*" for weight in CLASSIFIERS if weight in model)
+            return (f"has {file[name][0]} classes; the data set has {model[name][0]} "
                     f"(init.skip={skip} loads everything else)")
     return ""
 
 
 def _auxiliary(file: Shapes, model: Shapes, head: str) -> str:
-    theirs, ours = (shapes.get("auxiliary_head.convs.0.conv.weight", (0,))[0] for shapes in (file, model))
-    if not head or theirs == ours:
+    file_channels, model_channels = (shapes.get("auxiliary_head.convs.0.conv.weight", (0,))[0]
+                                     for shapes in (file, model))
+    if not head or file_channels == model_channels:
         return ""
-    found = f"an auxiliary head of {theirs} channels" if theirs else "no auxiliary head"
-    return f"has {found}, the config has model.auxiliary_channels={ours} instead of {theirs}"
+    auxiliary = f"an auxiliary head with {file_channels} channels" if file_channels else "no auxiliary head"
+    return f"has {auxiliary} (model.auxiliary_channels={file_channels}); the config has {model_channels}"
+
+
+def _optional_parts(file: Shapes, model: Shapes, head: str) -> str:
+    for prefix, key in OPTIONAL_PARTS.items():
+        in_file, in_model = (any(name.startswith(prefix) for name in shapes) for shapes in (file, model))
+        if head and in_file != in_model:
+            return f"has {'' if in_file else 'no '}weights {prefix}*, unlike the model: change {key}"
+    return ""
 
 
 def _width(file: Shapes, model: Shapes, head: str) -> str:
     for name, key in WIDTHS.items():
-        theirs, ours = ((shapes.get(name) or shapes.get(f"backbone.{name}") or (0,))[0] for shapes in (file, model))
-        if theirs and ours and theirs != ours:
-            return f"was trained with {key}={theirs}, the config has {key}={ours}"
+        file_width, model_width = ((shapes.get(name) or shapes.get(f"backbone.{name}") or (0,))[0]
+                                   for shapes in (file, model))
+        if file_width and model_width and file_width != model_width:
+            return f"was trained with {key}={file_width}; the config has {key}={model_width}"
     return ""
 
 
 def _coverage(file: Shapes, model: Shapes, head: str) -> str:
     shared = len(file.keys() & model.keys())
     if not shared:
-        first = ", ".join(sorted(file)[:3])
-        return f"has none of the model's {len(model)} weights; its names are of another system, such as {first}"
+        return (f"has none of the model's {len(model)} weights; its names are those of another system, such as "
+                f"{', '.join(sorted(file)[:3])}")
     missing = len(model) - shared
     return f"lacks {missing} of the model's {len(model)} weights" if missing else ""

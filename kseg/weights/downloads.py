@@ -1,7 +1,7 @@
-"""Published files of weights: where they lie on the network, and where they are kept here.
+"""Download published weight files.
 
-A file is looked for in $KSEG_WEIGHTS, else in weights/, under the name that its address ends in; only where it is
-absent is it fetched. Where there is no network, put it there by hand.
+A file is stored in $KSEG_WEIGHTS (default: weights/) under the last part of its address, and downloaded only if it is
+missing. Without a network connection, place it there by hand.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from kseg.config import Config
 from kseg.errors import WeightsError, unknown
 from kseg.system.progress import Progress
 
-# ImageNet backbones under the names that configs use. The deep-stemmed ones are those of MMSegmentation and
-# SSSegmentation (mmcv's open_mmlab.json); none is published there for v1d. The others are torchvision's first weights.
+# ImageNet backbones by the names that configs use. Those with a deep stem (v1c) are the ones of MMSegmentation and
+# SSSegmentation (mmcv's open_mmlab.json), where none is published for v1d. The others are torchvision's V1 weights.
 BACKBONES = {
     "resnet18_v1c": "https://download.openmmlab.com/pretrain/third_party/resnet18_v1c-b5776b93.pth",
     "resnet50_v1c": "https://download.openmmlab.com/pretrain/third_party/resnet50_v1c-2cccc1ad.pth",
@@ -31,63 +31,74 @@ BACKBONES = {
     "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
 }
 
-# Publishers end a name with the first digits of the file's SHA-256.
+# A published file name ends in the first digits of the file's SHA-256.
 DIGEST = re.compile(r"-([0-9a-f]{8})\.\w+$")
 BLOCK = 2**20
 MEBIBYTE = 2**20
-# Seconds without a byte.
+# Seconds to wait for data.
 TIMEOUT = 30
 
 
 def weights_directory() -> Path:
-    """Return where weights are kept: $KSEG_WEIGHTS, else weights/."""
+    """Return the directory of downloaded weights: $KSEG_WEIGHTS, or weights/ by default."""
     return Path(os.environ.get("KSEG_WEIGHTS") or "weights")
 
 
 def fetch_backbone(name: str) -> Path:
-    """Return the file of a published backbone, fetching it where it is absent; raises WeightsError as `fetch` does."""
+    """Return the file of a published backbone, downloading it if it is missing.
+
+    Raises WeightsError if the name is unknown or the file is unavailable (see `fetch`).
+    """
     if name not in BACKBONES:
         raise WeightsError(unknown("backbone file", name, BACKBONES))
     return fetch(BACKBONES[name])
 
 
 def without_download(config: Config, report: Callable[[str], None]) -> Config:
-    """Return a config that starts from no published backbone whose file is still to be fetched, and report on it.
+    """Return a config whose initial weights need no download, for a dry run.
 
-    For a dry run, which fetches nothing.
+    A published backbone that has not been downloaded yet is removed from the config and reported.
     """
     name = config.init.backbone
     if config.init.weights or name not in BACKBONES or Path(name).exists() or download_path(BACKBONES[name]).is_file():
         return config
-    report(
-        f"the backbone's weights are not there yet: {BACKBONES[name]}, to be kept at {download_path(BACKBONES[name])}")
+    report(f"training will download the backbone's weights from {BACKBONES[name]} to {download_path(BACKBONES[name])}")
     return replace(config, init=replace(config.init, backbone="", skip=()))
 
 
 def download_path(address: str) -> Path:
-    """Return where the file of an address is kept, there or not; raises WeightsError where it ends in no file name."""
+    """Return the path of the downloaded file of an address, whether or not it exists.
+
+    Raises WeightsError if the address does not end in a file name.
+    """
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
     if not name:
-        raise WeightsError(f"{address!r} is no address of a file")
+        raise WeightsError(f"{address!r} is not the address of a file")
     return weights_directory() / name
 
 
 def fetch(address: str, report: Callable[[str], None] = print) -> Path:
-    """Return the file of an http, https or file address, downloading it where it is absent.
+    """Return the local file of an http, https or file address, downloading it if it is missing.
 
-    What arrives is written beside its place, checked against the length the server tells and the digits of the SHA-256
-    at the end of its name, and only then given its name; what is there already is checked too. Raises WeightsError,
-    naming the address and the place, where it cannot be had or is not what it should be.
+    A download is written to a temporary file and renamed once its length (the server's Content-Length) and the SHA-256
+    digits in its name are verified. The digits of an existing file are verified, too.
+
+    Args:
+        address: The address.
+        report: Receives messages about the download.
+
+    Raises:
+        WeightsError: The file is unavailable or damaged. The message has the address and the path.
     """
     path = download_path(address)
     if path.is_file():
-        # It may have been put there by hand, and cut short on the way.
+        # A file placed by hand may be truncated.
         with path.open("rb") as file:
             _check_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
         return path
-    # One of its own for each process: two runs may start together.
+    # The name has the process id because two runs may start at the same time.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    by_hand = f"fetch {address} by other means and put it at {path}"
+    by_hand = f"download {address} by other means to {path}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -97,7 +108,7 @@ def fetch(address: str, report: Callable[[str], None] = print) -> Path:
     except WeightsError as error:
         raise WeightsError(f"{error}; {by_hand}") from None
     except urllib.error.HTTPError as error:
-        raise WeightsError(f"the server answers {error.code} ({error.reason}); {by_hand}") from None
+        raise WeightsError(f"the server responded {error.code} ({error.reason}); {by_hand}") from None
     except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or repr(error)
         raise WeightsError(f"cannot download ({reason}); {by_hand}") from None
@@ -109,7 +120,10 @@ def fetch(address: str, report: Callable[[str], None] = print) -> Path:
 
 
 def _download(address: str, file: BinaryIO, report: Callable[[str], None]) -> str:
-    """Write what an address gives into a file and return its SHA-256; raises WeightsError where it ends too early."""
+    """Download an address into a file and return the SHA-256 of its content.
+
+    Raises WeightsError if the download is incomplete or empty.
+    """
     digest = hashlib.sha256()
     request = urllib.request.Request(address, headers={"User-Agent": "kseg"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -133,5 +147,5 @@ def _download(address: str, file: BinaryIO, report: Callable[[str], None]) -> st
 def _check_digest(path: Path, digest: str) -> None:
     named = DIGEST.search(path.name)
     if named and not digest.startswith(named[1]):
-        raise WeightsError(f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]}, its name says "
-                           f"{named[1]}")
+        raise WeightsError(f"{path} is damaged or another file: its SHA-256 starts with {digest[:8]}, but its name "
+                           f"requires {named[1]}")

@@ -1,4 +1,4 @@
-"""Weight files that Keras writes: our own, and those of keras.applications."""
+"""Read and write Keras weight files: kseg's `.weights.h5` files and those of keras.applications."""
 
 import io
 from collections.abc import Callable
@@ -12,41 +12,46 @@ from kseg.errors import WeightsError, WorkdirError
 from kseg.system.atomic_files import write_bytes
 from kseg.weights.names import keras_to_torchvision
 
-# What h5py raises for damaged files and for files that are laid out otherwise.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
+# Errors of h5py for damaged files and for files with another layout.
+H5PY_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
 
-# keras.applications' batch normalisation adds this to the variance, ours 1e-5 (Keras 3, ResNet50).
+# Epsilon of the batch normalization in keras.applications' ResNet50 (Keras 3), and in kseg.
 APPLICATIONS_EPSILON = 1.001e-5
 EPSILON = 1e-5
 
-# What the files of Keras 3 number: the variables of a layer, by how many there are.
-NUMBERED = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
+# Files of Keras 3 only number the variables of a layer. Number of variables -> their names.
+VARIABLE_NAMES = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
 
 
 def read_layers(path: str | Path) -> dict[str, list[np.ndarray]]:
-    """Return each layer's weights, in Keras' order and layout, of a `.weights.h5` file by the layer's name.
+    """Read a `.weights.h5` file into {layer name: weights in Keras' order and layout}.
 
-    Raises WeightsError where the file is missing, damaged or no such file.
+    Raises WeightsError if the file is missing, damaged or of another kind.
     """
     return _read(path, _numbered_layers)
 
 
 def read_applications(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return (torchvision's names and layouts, notes) of a weight file of keras.applications' ResNet50 or ResNet101.
+    """Read a weight file of keras.applications' ResNet50 or ResNet101.
 
-    Both layouts are read, the groups of layers in the published `.h5` files and the `.weights.h5` of Keras 3. The
-    biases of the convolutions, which our networks lack, are taken off the moving means of the norms behind them, and
-    the other epsilon is added to the moving variances, which changes no output.
-    Raises WeightsError where the file is missing, damaged or has other layers.
+    Both formats are supported: the layer groups of the published `.h5` files, and the `.weights.h5` files of Keras 3.
+    Convolution biases, which kseg's networks lack, are subtracted from the moving means of the following norms. The
+    difference between the epsilons is added to the moving variances. Neither changes an output.
+
+    Returns:
+        The weights by torchvision's names in PyTorch's layout, and notes on the conversion.
+
+    Raises:
+        WeightsError: The file is missing, damaged or has other layers.
     """
-    stored = _read(path, _applications_layers)
-    unknown = sorted(name for name in stored if not keras_to_torchvision(name))
-    if unknown or not stored:
-        raise WeightsError(f"{path} is no weight file of keras.applications' ResNet50 or ResNet101: it has "
-                           + (f"{len(unknown)} layers of other names, {', '.join(unknown[:3])}" if unknown
-                              else "no layers of weights"))
+    layers = _read(path, _applications_layers)
+    unknown = sorted(name for name in layers if not keras_to_torchvision(name))
+    if unknown or not layers:
+        raise WeightsError(f"{path} is not a weight file of keras.applications' ResNet50 or ResNet101: it has "
+                           + (f"{len(unknown)} layers with other names, {', '.join(unknown[:3])}" if unknown
+                              else "no layers with weights"))
     state: dict[str, np.ndarray] = {}
-    for layer, values in stored.items():
+    for layer, values in layers.items():
         module = keras_to_torchvision(layer)
         if "kernel" in values:
             kernel = values["kernel"]
@@ -54,57 +59,58 @@ def read_applications(path: str | Path) -> tuple[dict[str, np.ndarray], list[str
             if kernel.ndim == 2 and "bias" in values:
                 state[f"{module}.bias"] = values["bias"]
         else:
-            bias = stored.get(f"{layer.removesuffix('_bn')}_conv", {}).get("bias", 0)
+            bias = layers.get(f"{layer.removesuffix('_bn')}_conv", {}).get("bias", 0)
             state |= {f"{module}.weight": values["gamma"], f"{module}.bias": values["beta"],
                       f"{module}.running_mean": values["moving_mean"] - bias,
                       f"{module}.running_var": values["moving_variance"] + np.float32(APPLICATIONS_EPSILON - EPSILON)}
-    return state, ["names of keras.applications were translated, biases folded into the norms; its ImageNet weights "
+    return state, ["names of keras.applications were translated and biases folded into the norms; its ImageNet weights "
                    "expect init.channels=BGR, and model.stem=7x7 with model.stride_on=1x1"]
 
 
-def _read(path: str | Path, layers: Callable[[h5py.File], dict]) -> dict:
+def _read(path: str | Path, read_layers: Callable[[h5py.File], dict]) -> dict:
     try:
         with h5py.File(path, "r") as file:
-            return layers(file)
+            return read_layers(file)
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist") from None
-    except DAMAGE as error:
-        raise WeightsError(f"{path} is damaged or no Keras weights file ({type(error).__name__}: {error})") from error
+    except H5PY_ERRORS as error:
+        raise WeightsError(
+            f"{path} is damaged or not a Keras weights file ({type(error).__name__}: {error})") from error
 
 
 def _numbered_layers(file: h5py.File) -> dict[str, list[np.ndarray]]:
-    stored = {}
+    layers = {}
     for layer in file["layers"].values():
         variables = layer["vars"]
         if len(variables):
-            stored[variables.attrs["name"]] = [variables[str(index)][()] for index in range(len(variables))]
-    return stored
+            layers[variables.attrs["name"]] = [variables[str(index)][()] for index in range(len(variables))]
+    return layers
 
 
 def _applications_layers(file: h5py.File) -> dict[str, dict[str, np.ndarray]]:
-    """Return the weights of each layer by Keras' names for them ("kernel", "moving_mean", ...)."""
+    """Return {layer name: {Keras' weight name ("kernel", "moving_mean", ...): array}}."""
     if "layers" in file:
-        stored = {name: dict(zip(NUMBERED.get(len(values), ()), values, strict=True))
+        layers = {name: dict(zip(VARIABLE_NAMES.get(len(values), ()), values, strict=True))
                   for name, values in _numbered_layers(file).items()}
     else:
-        stored = _grouped_layers(file.get("model_weights", file))
-    kinds = [set(kinds) for kinds in NUMBERED.values()]
-    for name, weights in stored.items():
+        layers = _grouped_layers(file.get("model_weights", file))
+    kinds = [set(names) for names in VARIABLE_NAMES.values()]
+    for name, weights in layers.items():
         if weights.keys() not in kinds or "kernel" in weights and weights["kernel"].ndim not in (2, 4):
             raise ValueError(f"layer {name} has {', '.join(weights)}")
-    return stored
+    return layers
 
 
 def _grouped_layers(root: h5py.Group) -> dict[str, dict[str, np.ndarray]]:
-    stored = {}
+    layers = {}
     for name in root.attrs["layer_names"]:
         group = root[_text(name)]
-        # A weight's name is a path, such as conv1_conv/kernel:0.
+        # A weight's name is a path such as conv1_conv/kernel:0.
         weights = {_text(weight).rpartition("/")[2].partition(":")[0]: group[_text(weight)][()]
                    for weight in group.attrs["weight_names"]}
         if weights:
-            stored[_text(name)] = weights
-    return stored
+            layers[_text(name)] = weights
+    return layers
 
 
 def _text(name: bytes | str) -> str:
@@ -112,15 +118,21 @@ def _text(name: bytes | str) -> str:
 
 
 class WeightsInMemory(io.BytesIO):
-    """A .weights.h5 file that HDF5 writes to memory: where it cannot write, a later file of it crashes the process."""
+    """A .weights.h5 file in memory.
+
+    After a failed write to disk, HDF5 crashes the process when it opens another file.
+    """
 
     def __str__(self) -> str:
-        # Keras asks for a name with this ending.
+        # Keras requires a name that ends in .weights.h5.
         return "memory.weights.h5"
 
 
 def save_weights(model: keras.Model, path: Path, report: Callable[[str], None] = print) -> None:
-    """Write a .weights.h5 file atomically; raises WorkdirError where the disk is full or cannot be written."""
+    """Write a model's weights to a `.weights.h5` file atomically.
+
+    `report` receives messages about retries. Raises WorkdirError if the disk is full or cannot be written.
+    """
     content = WeightsInMemory()
     model.save_weights(content)
     try:

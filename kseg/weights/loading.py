@@ -1,8 +1,8 @@
-"""Weights from files into models.
+"""Load weights from files into models.
 
-Layer names of our models are MMSegmentation's module paths, so a checkpoint fits by name. Loading is strict and all or
-nothing: every weight is accounted for by name and shape before the first one is assigned. What shall not be loaded is
-listed: by full names, or by beginnings that end in "*".
+Layer names of kseg models are MMSegmentation's module paths, so a checkpoint fits by name. Loading is strict and all or
+nothing: the name and shape of every weight are checked before the first one is assigned. Weights to skip are listed by
+their full names or by prefixes that end in "*".
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from kseg.weights.diagnosis import diagnose
 from kseg.weights.foreign_files import read_foreign_checkpoint, reverse_first_kernel
 from kseg.weights.names import CLASSIFIERS, mmseg_head
 
-# Keras weight -> PyTorch weight. Only kernels change their layout on the way.
+# Keras weight -> PyTorch weight. Only kernels have another layout in PyTorch.
 WEIGHT_NAMES = {
     "kernel": "weight",
     "bias": "bias",
@@ -31,56 +31,60 @@ WEIGHT_NAMES = {
     "scale": "scale",
 }
 
-# Lines of an error that may leave no sight of the first.
-LONG = 20
+# An error with more lines than this repeats its first line at the end, since the first one has scrolled away.
+LONG_ERROR_LINES = 20
 
-# Axes of a PyTorch array in Keras order.
+# Axes of a PyTorch array in the order of Keras.
 CONV_AXES = (2, 3, 1, 0)
 DEPTHWISE_AXES = (2, 3, 0, 1)
 DENSE_AXES = (1, 0)
 
 
 class Target(NamedTuple):
-    """A variable of the model and the order in which it takes an array's axes; empty: as they come."""
+    """A variable of a model, and the order in which it takes the axes of a PyTorch array; empty keeps the order."""
 
     variable: keras.Variable
     axes: tuple[int, ...]
 
     def shape(self) -> tuple[int, ...]:
-        """Return the shape that an array has to have."""
+        """Return the shape of a PyTorch array for this variable."""
         shape = dict(zip(self.axes or range(len(self.variable.shape)), self.variable.shape))
         return tuple(shape[axis] for axis in range(len(shape)))
 
 
 def mmseg_names(model: keras.Model) -> dict[str, keras.Variable]:
-    """Return the model's variables by their names in an MMSegmentation checkpoint, e.g. "backbone.bn1.running_mean".
+    """Return a model's variables by MMSegmentation's names, such as "backbone.bn1.running_mean".
 
-    Raises WeightsError for a weight that those checkpoints have no name for.
+    Raises WeightsError for a weight without a name in MMSegmentation's checkpoints.
     """
     return {name: target.variable for name, target in torch_targets(model).items()}
 
 
 def torch_targets(model: keras.Model) -> dict[str, Target]:
-    """Return the model's variables as `mmseg_names` does, with the layout that PyTorch's arrays have for each."""
+    """Return a model's variables and their PyTorch layouts by MMSegmentation's names.
+
+    Raises WeightsError for a weight without a name in MMSegmentation's checkpoints.
+    """
     targets = {}
     for layer in model.layers:
-        for variable in layer.weights:  # States of random generators are not among a layer's weights.
-            name = _name(variable)
+        # layer.weights excludes the states of random generators.
+        for variable in layer.weights:
+            name = _mmseg_name(variable)
             if name in targets:
-                raise WeightsError(f"{variable.path} and {targets[name].variable.path} are both called {name}")
+                raise WeightsError(f"{variable.path} and {targets[name].variable.path} have the same name {name}")
             kernel = variable.path.endswith("/kernel")
-            targets[name] = Target(variable, _axes(layer, variable) if kernel else ())
+            targets[name] = Target(variable, _kernel_axes(layer, variable) if kernel else ())
     return targets
 
 
-def _name(variable: keras.Variable) -> str:
+def _mmseg_name(variable: keras.Variable) -> str:
     module, _, weight = variable.path.rpartition("/")
     if weight not in WEIGHT_NAMES:
         raise WeightsError(f"{variable.path}: {unknown('weight', weight, WEIGHT_NAMES)}")
     return f"{module}.{WEIGHT_NAMES[weight]}"
 
 
-def _axes(layer: keras.Layer, kernel: keras.Variable) -> tuple[int, ...]:
+def _kernel_axes(layer: keras.Layer, kernel: keras.Variable) -> tuple[int, ...]:
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         return DEPTHWISE_AXES
     axes = {2: DENSE_AXES, 4: CONV_AXES}
@@ -90,10 +94,15 @@ def _axes(layer: keras.Layer, kernel: keras.Variable) -> tuple[int, ...]:
 
 
 def load_initial(model: keras.Model, config: Config) -> list[str]:
-    """Load what config.init names, if anything, and return sentences on it.
+    """Load the initial weights that `config.init` names.
 
-    init.backbone is a path, or the name of a published file where it has no suffix and no such file is there.
-    Raises WeightsError as `load_checkpoint` and `load_backbone` do, and where a published file is unknown or absent.
+    init.backbone is a path, or the name of a published file if it has no suffix and no such file exists.
+
+    Returns:
+        Notes on the loaded weights, empty if `config.init` names none.
+
+    Raises:
+        WeightsError: The file does not fit (see `load_checkpoint`), or a published file is unknown or unavailable.
     """
     init = config.init
     if init.weights:
@@ -109,19 +118,30 @@ def load_initial(model: keras.Model, config: Config) -> list[str]:
 
 def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Sequence[str] = (),
                     channels: Literal["RGB", "BGR"] = "RGB", average: bool = False) -> list[str]:
-    """Load weights of the whole model, whose main head is `head`, and return sentences on what was done to them.
+    """Load weights of a whole model from a checkpoint.
 
-    The file is a checkpoint of MMSegmentation or SSSegmentation (.pth, .pt, .npz) or of ours (.weights.h5). Arrays are
-    brought into Keras layout: convolutions OIHW -> HWIO, depthwise (C, 1, H, W) -> (H, W, C, 1), linear (out, in) ->
-    (in, out). `skip` lists what is not loaded, whether the file lacks it, the model lacks it, its shape is another or
-    all would fit: names such as "decode_head.conv_seg.bias", or beginnings such as "decode_head.*". `channels` and
-    `average` are those of `read_checkpoint`.
-    Raises WeightsError, with the model unchanged, where anything else differs, where a name in `skip` is nowhere, and
-    where a weight is not finite.
+    Arrays are transposed into Keras' layout: convolutions OIHW -> HWIO, depthwise convolutions (C, 1, H, W) ->
+    (H, W, C, 1), linear layers (out, in) -> (in, out).
+
+    Args:
+        model: A model of `kseg.models.build`.
+        path: A checkpoint of MMSegmentation or SSSegmentation (.pth, .pt, .npz) or of kseg (.weights.h5).
+        head: The model's main head, a key of `kseg.models.HEADS`.
+        skip: Weights that are not loaded: names such as "decode_head.conv_seg.bias", or prefixes such as
+            "decode_head.*". They may be missing from either side, differ in shape, or fit.
+        channels: Order of the input channels that the file was trained with. "BGR" reverses the first kernel.
+        average: Whether to load the EMA weights of a file that has two sets of weights.
+
+    Returns:
+        Notes on the loaded weights.
+
+    Raises:
+        WeightsError: Any other weight is missing, superfluous or of another shape, a weight is not finite, or an entry
+            of `skip` matches nothing. The model is unchanged.
     """
     if str(path).endswith(".weights.h5"):
         if average:
-            raise WeightsError(f"{path} holds one set of weights, no average beside it")
+            raise WeightsError(f"{path} contains no EMA weights")
         return _load_keras(model, path, head, skip, channels)
     checkpoint = read_foreign_checkpoint(path, channels, average)
     return checkpoint.notes + _load(path, torch_targets(model), checkpoint.state, skip, head)
@@ -129,16 +149,26 @@ def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Seque
 
 def load_backbone(model: keras.Model, path: str | Path, skip: Sequence[str] = (),
                   channels: Literal["RGB", "BGR"] = "RGB", std: Sequence[float] = ()) -> list[str]:
-    """Load the backbone from a file of torchvision, mmpretrain or keras.applications and return what was done to it.
+    """Load backbone weights from a file of torchvision, mmpretrain or keras.applications.
 
-    `skip` is `load_checkpoint`'s, in torchvision's names ("layer1.0.conv1.weight"). The classifiers of ImageNet belong
-    to these files and are left out without being listed.
+    ImageNet classifiers in the file are always skipped.
 
-    keras.applications feeds its networks pictures of which the means are subtracted and which are divided by nothing.
-    `std`, the RGB standard deviations that our pictures are divided by, is therefore multiplied into the first kernel
-    of such a file, after which the network computes the same but for the means: its own are (103.939, 116.779, 123.68)
-    in BGR, at most 0.5 grey levels from ours. Empty: the kernel stays, for a file that was trained on divided pictures.
-    Raises WeightsError, with the model unchanged, as `load_checkpoint` does.
+    keras.applications subtracts a mean from its input images but does not divide them. The first kernel of such a file
+    is therefore multiplied by `std`. The network then computes the same, up to the means: those of keras.applications,
+    (103.939, 116.779, 123.68) in BGR, differ by at most 0.5 gray levels.
+
+    Args:
+        model: A model of `kseg.models.build`.
+        path: The file (.pth, .pt, .npz, .h5).
+        skip: Weights that are not loaded, by torchvision's names ("layer1.0.conv1.weight") or prefixes ("layer4.*").
+        channels: Order of the input channels that the file was trained with. "BGR" reverses the first kernel.
+        std: RGB standard deviations by which kseg divides images; empty for a file trained on divided images.
+
+    Returns:
+        Notes on the loaded weights.
+
+    Raises:
+        WeightsError: The file does not fit the backbone (see `load_checkpoint`). The model is unchanged.
     """
     prefix = "backbone."
     targets = {name.removeprefix(prefix): target for name, target in torch_targets(model).items()
@@ -151,69 +181,72 @@ def load_backbone(model: keras.Model, path: str | Path, skip: Sequence[str] = ()
         state[name.removeprefix(prefix)] = array
     if checkpoint.system == "keras" and std and "conv1.weight" in state:
         state["conv1.weight"] = state["conv1.weight"] * np.asarray(std, np.float32)[:, None, None]
-        notes.append(f"the first kernel was multiplied by data.std {tuple(std)}: keras.applications divides no picture")
-    if left := [name for name in CLASSIFIERS if name in state and not any(_matches(name, one) for one in skip)]:
-        state = {name: array for name, array in state.items() if name not in left}
-        notes.append(f"the ImageNet classifier was left out: {', '.join(left)}")
+        notes.append(f"the first kernel was multiplied by data.std {tuple(std)}: keras.applications does not divide "
+                     "images by it")
+    classifier = [name for name in CLASSIFIERS
+                  if name in state and not any(_matches(name, pattern) for pattern in skip)]
+    if classifier:
+        state = {name: array for name, array in state.items() if name not in classifier}
+        notes.append(f"the ImageNet classifier was skipped: {', '.join(classifier)}")
     return notes + _load(path, targets, state, skip, head="")
 
 
 def load_keras(model: keras.Model, path: str | Path) -> None:
-    """Load a Keras `.weights.h5` file into the model that wrote it, or one built alike.
+    """Load a Keras `.weights.h5` file into the model that wrote it, or into an equal one.
 
-    Raises WeightsError, with the model unchanged, where the file is missing, damaged or was written by another model.
+    Raises WeightsError, with the model unchanged, if the file is missing, damaged or does not fit the model.
     """
     if not str(path).endswith(".weights.h5"):
-        raise WeightsError(f"{path} is no Keras weights file; its name has to end in .weights.h5")
+        raise WeightsError(f"{path} is not a Keras weights file: its name must end in .weights.h5")
     _load_keras(model, path, mmseg_head(mmseg_names(model)), (), "RGB")
 
 
 def _load_keras(model: keras.Model, path: str | Path, head: str, skip: Sequence[str], channels: str) -> list[str]:
-    # Keras itself goes by the order of the layers, not their names, and passes over layers that only the file has.
+    # Keras' own loader matches layers by their order instead of their names, and ignores layers that only the file has.
     targets = torch_targets(model)
-    names = {layer.name: [_name(variable) for variable in layer.weights] for layer in model.layers}
+    names_by_layer = {layer.name: [_mmseg_name(variable) for variable in layer.weights] for layer in model.layers}
     state = {}
     for layer, arrays in keras_files.read_layers(path).items():
-        known = names.get(layer, [])
-        if len(known) != len(arrays):
-            # The file numbers what a layer of the model would name.
-            known = [f"{layer}.{index}" for index in range(len(arrays))]
-        for name, array in zip(known, arrays):
+        names = names_by_layer.get(layer, [])
+        if len(names) != len(arrays):
+            # The file only numbers the weights of a layer that the model lacks or defines differently.
+            names = [f"{layer}.{index}" for index in range(len(arrays))]
+        for name, array in zip(names, arrays):
             axes = targets[name].axes if name in targets else ()
-            # In PyTorch's layout, in which everything is told and compared.
+            # Weights are compared and reported in PyTorch's layout.
             state[name] = np.transpose(array, np.argsort(axes)) if len(axes) == array.ndim else array
     notes = []
     if channels == "BGR":
-        notes.append(f"the input channels of {reverse_first_kernel(path, state)} were reversed, from BGR to RGB")
+        notes.append(f"the input channels of {reverse_first_kernel(path, state)} were reversed from BGR to RGB")
     return notes + _load(path, targets, state, skip, head)
 
 
 def _load(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, np.ndarray], skip: Sequence[str],
           head: str) -> list[str]:
-    """Assign a state to its targets, all of it but what `skip` lists, and return a sentence on what was left out."""
-    left = set()
+    """Assign a state, except the weights to skip, to its targets and return notes on the numbers of weights."""
+    skipped = set()
     for pattern in skip:
-        found = {name for name in targets.keys() | state if _matches(name, pattern)}
-        if not found:
-            raise WeightsError(f"{path}: init.skip lists {pattern!r}, but neither the file nor the model has a weight "
-                               "of that name; take it out")
-        left |= found
+        matches = {name for name in targets.keys() | state if _matches(name, pattern)}
+        if not matches:
+            raise WeightsError(f"{path}: init.skip lists {pattern!r}, but neither the file nor the model has such a "
+                               "weight; remove it")
+        skipped |= matches
     _require_fit(path, {name: target.shape() for name, target in targets.items()},
-                 {name: array.shape for name, array in state.items()}, left, head)
-    loaded = {name: target for name, target in targets.items() if name not in left}
+                 {name: array.shape for name, array in state.items()}, skipped, head)
+    loaded = {name: target for name, target in targets.items() if name not in skipped}
     if bad := [name for name in loaded if not np.isfinite(state[name]).all()]:
-        raise WeightsError(f"{path} holds numbers that are nan or infinite in {len(bad)} weights: "
+        raise WeightsError(f"{path} has non-finite values in {len(bad)} weights: "
                            f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
     if not loaded:
-        raise WeightsError(f"{path}: init.skip leaves out all of the model's {len(targets)} weights")
+        raise WeightsError(f"{path}: init.skip skips all {len(targets)} weights of the model")
     if bad := [name for name in loaded if name.endswith(".running_var") and (state[name] < 0).any()]:
-        raise WeightsError(f"{path} holds negative variances in {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
+        raise WeightsError(f"{path} has negative variances in {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
     for name, (variable, axes) in loaded.items():
         array = np.transpose(state[name], axes) if axes else state[name]
         variable.assign(array.astype(variable.dtype))
     notes = [f"{len(loaded)} of the model's {len(targets)} weights were loaded"]
-    if left:
-        notes.append(f"init.skip left out {len(left)}: {', '.join(sorted(left))}")
+    if skipped:
+        notes.append(f"init.skip skipped {len(skipped)}: {', '.join(sorted(skipped))}")
     return notes
 
 
@@ -221,23 +254,23 @@ def _matches(name: str, pattern: str) -> bool:
     return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 
-def _require_fit(path: str | Path, model: dict[str, tuple], file: dict[str, tuple], left: set[str], head: str) -> None:
-    """Raise WeightsError with a first line on what the file is, and then every weight that does not fit."""
+def _require_fit(path: str | Path, model: dict[str, tuple], file: dict[str, tuple], skipped: set[str],
+                 head: str) -> None:
+    """Raise WeightsError that diagnoses the file and lists all weights that do not fit."""
     groups = {
-        "in the model and not in the file": [f"{name} {model[name]}" for name in model.keys() - file - left],
-        "in the file and not in the model": [f"{name} {file[name]}" for name in file.keys() - model - left],
-        "of another shape": [f"{name} file {file[name]}, model {model[name]}" for name in (model.keys() & file) - left
-                             if file[name] != model[name]]}
+        "in the model but not in the file": [f"{name} {model[name]}" for name in model.keys() - file - skipped],
+        "in the file but not in the model": [f"{name} {file[name]}" for name in file.keys() - model - skipped],
+        "with different shapes": [f"{name} file {file[name]}, model {model[name]}"
+                                  for name in (model.keys() & file) - skipped if file[name] != model[name]]}
     if not any(groups.values()):
         return
-    # What is left out on purpose explains nothing.
-    reason = diagnose(*({name: shape for name, shape in shapes.items() if name not in left}
+    # Skipped weights may differ on purpose, so they must not influence the diagnosis.
+    reason = diagnose(*({name: shape for name, shape in shapes.items() if name not in skipped}
                         for shapes in (file, model)), head)
     lines = [f"{path} {reason}" if reason else f"{path} does not fit the model"]
-    for what, weights in groups.items():
+    for title, weights in groups.items():
         if weights:
-            lines += [f"  {len(weights)} weights {what}:", *(f"    {weight}" for weight in sorted(weights))]
-    # What has scrolled away is said once more.
-    if len(lines) > LONG:
+            lines += [f"  {len(weights)} weights {title}:", *(f"    {weight}" for weight in sorted(weights))]
+    if len(lines) > LONG_ERROR_LINES:
         lines.append(lines[0])
     raise WeightsError("\n".join(lines))

@@ -1,7 +1,7 @@
-"""What other systems call the weights that MMSegmentation, and our layers with it, name by module paths.
+"""Translate weight names of other systems to MMSegmentation's module paths, which kseg's layers share.
 
-In a table a row is one module, and `*` stands for a number that both names share, so that a pyramid of any number of
-branches fits. What follows the module ("weight", "running_mean", ...) is the same in both names.
+A row of a table is one module. `*` stands for a number that both names share, so a pyramid may have any number of
+branches. The suffix after the module ("weight", "running_mean", ...) is the same in both names.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from kseg.errors import WeightsError, unknown
 
-# SSSegmentation module -> MMSegmentation module, for every head alike and for each head.
+# SSSegmentation module -> MMSegmentation module: common to all heads, common to pyramids, and by head.
 SSS_COMMON_MODULES = {
     "backbone_net": "backbone",
     "auxiliary_decoder.0": "auxiliary_head.convs.0.conv",
@@ -75,7 +75,7 @@ SSS_HEAD_MODULES = {
         "ppm_net.bottleneck.1": "decode_head.bottleneck.bn",
         "decoder.1": "decode_head.conv_seg",
     },
-    # With two convolutions; `sss_modules` counts further for more.
+    # These rows are for two convolutions; `sss_modules` derives the rows for other numbers.
     "fcn": {
         "decoder.0": "decode_head.convs.0.conv",
         "decoder.1": "decode_head.convs.0.bn",
@@ -85,35 +85,36 @@ SSS_HEAD_MODULES = {
     },
 }
 
-# Beginnings of names -> the head whose checkpoint has them; the first row that applies counts, since UPerNet also has
-# pooling modules and DeepLabV3+ is DeepLabV3 with more.
-SSS_HEAD_SIGNS = {"enc_module.": "encnet", "acm_modules.": "apcnet", "ppm_net.": "pspnet", "shortcut.": "deeplabv3plus",
-                  "decoder.0.depthwise_conv.": "deeplabv3plus", "aspp_net.": "deeplabv3", "decoder.0.": "fcn"}
-MMSEG_HEAD_SIGNS = {"enc_module.": "encnet", "acm_modules.": "apcnet", "fpn_convs.": "upernet",
-                    "psp_modules.": "pspnet", "sep_bottleneck.": "deeplabv3plus", "aspp_modules.": "deeplabv3"}
-# Many heads add one module to FCN's, so only a head of these alone is FCN.
+# Prefix of a weight's name -> head. The order matters: UPerNet has pooling modules, too, and DeepLabV3+ has all modules
+# of DeepLabV3.
+SSS_HEAD_BY_PREFIX = {
+    "enc_module.": "encnet", "acm_modules.": "apcnet", "ppm_net.": "pspnet", "shortcut.": "deeplabv3plus",
+    "decoder.0.depthwise_conv.": "deeplabv3plus", "aspp_net.": "deeplabv3", "decoder.0.": "fcn"}
+MMSEG_HEAD_BY_PREFIX = {
+    "enc_module.": "encnet", "acm_modules.": "apcnet", "fpn_convs.": "upernet", "psp_modules.": "pspnet",
+    "sep_bottleneck.": "deeplabv3plus", "aspp_modules.": "deeplabv3"}
+# Many heads extend FCN by a module, so a head is FCN only if it has no other modules than these.
 MMSEG_FCN_MODULES = {"convs", "conv_cat", "conv_seg"}
 
-# A convolution or norm of keras.applications' ResNet50 and ResNet101 -> torchvision's module.
+# Layer of keras.applications' ResNet50 and ResNet101 -> torchvision's module.
 KERAS_STEM_MODULES = {"conv1_conv": "conv1", "conv1_bn": "bn1", "predictions": "fc"}
 KERAS_BLOCK_MODULES = {"0_conv": "downsample.0", "0_bn": "downsample.1", "1_conv": "conv1", "1_bn": "bn1",
                        "2_conv": "conv2", "2_bn": "bn2", "3_conv": "conv3", "3_bn": "bn3"}
 
-# The ImageNet classifier of a backbone file, in torchvision's and in mmpretrain's names.
+# Weights of the ImageNet classifier in backbone files, by torchvision's and mmpretrain's names.
 CLASSIFIERS = ("fc.weight", "fc.bias", "head.fc.weight", "head.fc.bias")
 
 
 def sss_modules(head: str, convolutions: int = 2) -> Mapping[str, str]:
-    """Return the rows SSSegmentation module -> MMSegmentation module of a model with that main head.
+    """Return the table SSSegmentation module -> MMSegmentation module of a head.
 
-    `convolutions` is the number of 3x3 convolutions of an FCN head, on which its numbers depend. Raises WeightsError
-    for an unknown head.
+    `convolutions` is the number of 3x3 convolutions of an FCN head. Raises WeightsError for an unknown head.
     """
     if head not in SSS_HEAD_MODULES:
         raise WeightsError(unknown("head of an SSSegmentation checkpoint", head, SSS_HEAD_MODULES))
     rows = SSS_HEAD_MODULES[head]
     if head == "fcn":
-        # Convolution, norm and ReLU count three places each; dropout comes before the last.
+        # A convolution, norm and ReLU take three indices; a dropout precedes the last convolution.
         rows = {f"decoder.{3 * convolutions + 1}": "decode_head.conv_seg"}
         for index in range(convolutions):
             rows |= {f"decoder.{3 * index}": f"decode_head.convs.{index}.conv",
@@ -122,51 +123,52 @@ def sss_modules(head: str, convolutions: int = 2) -> Mapping[str, str]:
 
 
 def sss_to_mmseg(name: str, head: str, convolutions: int = 2) -> str:
-    """Return the MMSegmentation name of an SSSegmentation weight of a model with that main head.
+    """Translate an SSSegmentation weight name of a model with the given head.
 
-    Raises WeightsError for unknown heads and names.
+    `convolutions` is the number of 3x3 convolutions of an FCN head. Raises WeightsError for unknown heads and names.
     """
     modules = sss_modules(head, convolutions)
     for module, replacement in modules.items():
         pattern = re.escape(module).replace(r"\*", r"(\d+)") + r"\."
-        if found := re.match(pattern, name):
-            number = found[1] if found.groups() else ""
-            return f"{replacement.replace('*', number)}.{name[found.end():]}"
+        if match := re.match(pattern, name):
+            number = match[1] if match.groups() else ""
+            return f"{replacement.replace('*', number)}.{name[match.end():]}"
     choices = [f"{module}.{{...}}" for module in modules]
     raise WeightsError(unknown(f"weight of an SSSegmentation {head} model", name, choices))
 
 
 def sss_head(names: Iterable[str]) -> str:
-    """Return the main head that an SSSegmentation checkpoint's names speak of; "" for a head that is unknown here."""
+    """Detect the main head of an SSSegmentation checkpoint from its weight names; "" if unsupported."""
     names = list(names)
-    head = _first_sign(SSS_HEAD_SIGNS, names)
+    head = _first_match(SSS_HEAD_BY_PREFIX, names)
     known = {module.split(".")[0] for module in sss_modules(head)} if head else set()
-    # Other heads have modules of these names beside their own.
+    # Unsupported heads may have these modules, too, in addition to others.
     return head if {name.split(".")[0] for name in names} <= known else ""
 
 
 def mmseg_head(names: Iterable[str]) -> str:
-    """Return the main head that an MMSegmentation checkpoint's names speak of; "" for a head that is unknown here."""
+    """Detect the main head of an MMSegmentation checkpoint from its weight names; "" if unsupported."""
     prefix = "decode_head."
     names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     if any(re.match(r"aspp_modules\.\d+\.depthwise_conv\.", name) for name in names):
         return "deeplabv3plus"
     if {name.split(".")[0] for name in names} <= MMSEG_FCN_MODULES:
         return "fcn" if names else ""
-    return _first_sign(MMSEG_HEAD_SIGNS, names)
+    return _first_match(MMSEG_HEAD_BY_PREFIX, names)
 
 
-def _first_sign(signs: Mapping[str, str], names: Iterable[str]) -> str:
+def _first_match(head_by_prefix: Mapping[str, str], names: Iterable[str]) -> str:
     names = list(names)
-    return next((head for sign, head in signs.items() if any(name.startswith(sign) for name in names)), "")
+    return next((head for prefix, head in head_by_prefix.items()
+                 if any(name.startswith(prefix) for name in names)), "")
 
 
 def keras_to_torchvision(layer: str) -> str:
-    """Return torchvision's module for a layer of keras.applications' ResNet50 or ResNet101, "" for any other layer."""
+    """Return torchvision's module for a layer of keras.applications' ResNet50 or ResNet101; "" for other layers."""
     if layer in KERAS_STEM_MODULES:
         return KERAS_STEM_MODULES[layer]
-    found = re.fullmatch(r"conv([2-5])_block(\d+)_(\d_(?:conv|bn))", layer)
-    if not found or found[3] not in KERAS_BLOCK_MODULES:
+    match = re.fullmatch(r"conv([2-5])_block(\d+)_(\d_(?:conv|bn))", layer)
+    if not match or match[3] not in KERAS_BLOCK_MODULES:
         return ""
-    # Stages count from 2 there, since the stem is the first, and blocks from 1.
-    return f"layer{int(found[1]) - 1}.{int(found[2]) - 1}.{KERAS_BLOCK_MODULES[found[3]]}"
+    # keras.applications counts the stem as stage 1, and blocks from 1.
+    return f"layer{int(match[1]) - 1}.{int(match[2]) - 1}.{KERAS_BLOCK_MODULES[match[3]]}"

@@ -1,7 +1,7 @@
-"""PyTorch checkpoint files as numpy arrays, read without PyTorch and without running anything that a file says.
+"""Read PyTorch checkpoints as NumPy arrays, without PyTorch and without running code from the file.
 
-A checkpoint is a pickle, which `torch_pickles` reads, beside raw storages. The storages stay where they are: each is
-mapped into memory when a tensor is copied out of it, so that a file is never held twice.
+A checkpoint consists of a pickle, which `torch_pickles` reads, and raw storages. A storage is mapped into memory only
+while a tensor is copied from it, so the content of a file is never in memory twice.
 """
 
 import functools
@@ -22,26 +22,31 @@ from kseg.weights.torch_pickles import Storage, Tensor, Unpickler, is_count
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-# A stride of 0 repeats one stored number at will; without a limit a tiny file could fill the memory.
-LARGEST_REPEATING_TENSOR = 2**24
+# Maximum size of a tensor that repeats elements by a stride of 0. Without it a tiny file could fill the memory.
+MAX_REPEATED_ELEMENTS = 2**24
 
 BYTE_ORDERS = {b"little": "<", b"big": ">"}
 LEAVES = (type(None), bool, int, float, complex, str, bytes, bytearray, np.generic)
-# Of a zip entry's local header: its signature, what the central directory says as well, and the lengths of the name
-# and the extra field, after which the data begins.
+# Local header of a zip entry: the signature, 22 bytes that the central directory repeats, and the lengths of the name
+# and of the extra field. The data follows these two fields.
 ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")
 
-# What gives the numbers of a storage, each time anew, so that they need not stay in memory.
+# Reads the elements of a storage. Every call reads them again, so they need not stay in memory.
 Loader = Callable[[], np.ndarray]
 
 
 def read_torch_file(path: str | Path) -> object:
-    """Return what a PyTorch checkpoint file holds, tensors as numpy arrays and every mapping as a plain dict.
+    """Read a PyTorch checkpoint with tensors as NumPy arrays and mappings as dicts.
 
-    Arrays are contiguous copies in C order with the tensor's shape and dtype (bfloat16 as ml_dtypes.bfloat16). Both
-    containers are read: the zip file of PyTorch 1.6 and later, and the stream before it.
-    Raises WeightsError where the file is missing, damaged, of another kind, or asks for anything but plain data.
-    Source: the layout that torch.save writes, both with and without `_use_new_zipfile_serialization`.
+    Both formats of torch.save are supported: the zip file of PyTorch 1.6 and later, and the older stream
+    (`_use_new_zipfile_serialization=False`).
+
+    Returns:
+        The saved object. Arrays are contiguous copies in C order with the tensor's shape and dtype (bfloat16 as
+        ml_dtypes.bfloat16).
+
+    Raises:
+        WeightsError: The file is missing, damaged, of another kind, or has anything but plain data.
     """
     try:
         with open(path, "rb") as file:
@@ -51,12 +56,12 @@ def read_torch_file(path: str | Path) -> object:
         raise WeightsError(f"{path} {error}") from None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from None
-    except Exception as error:  # Broken pickles and zips raise nearly every exception there is; none is our bug.
+    except Exception as error:  # Damaged pickles and zip files raise nearly any exception.
         raise WeightsError(f"{path} is damaged or incomplete ({type(error).__name__}: {error})") from error
 
 
 def _read_container(file: BinaryIO) -> tuple[Any, dict[str, Loader]]:
-    """Return the unpickled object with placeholders for tensors, and what loads its storages, by key."""
+    """Return the unpickled object with placeholders for tensors, and the loaders of its storages by key."""
     head = file.read(512)
     file.seek(0)
     if head.startswith(b"PK\x03\x04"):
@@ -66,27 +71,27 @@ def _read_container(file: BinaryIO) -> tuple[Any, dict[str, Loader]]:
     if head.startswith(b"\x80"):
         return _read_legacy(file)
     if not head:
-        raise WeightsError("is empty: it has 0 bytes")
-    raise WeightsError(f"is no PyTorch checkpoint: it starts with {head[:16]!r}")
+        raise WeightsError("is empty (0 bytes)")
+    raise WeightsError(f"is not a PyTorch checkpoint: it starts with {head[:16]!r}")
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, Loader]]:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
-        # The list of a zip file's entries is its end.
-        raise WeightsError(f"is incomplete or damaged: its {_size(file)} bytes start as a zip file but do not end as "
-                           "one; fetch it again") from None
+        # The list of entries is at the end of a zip file.
+        raise WeightsError(f"is incomplete or damaged: its {_size(file)} bytes start like a zip file but do not end "
+                           "like one; download it again") from None
     names = set(archive.namelist())
     pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise WeightsError(f"is a zip file but no PyTorch checkpoint: it has {len(pickles)} entries NAME/data.pkl")
+        raise WeightsError(f"is a zip file but not a PyTorch checkpoint: it has {len(pickles)} entries NAME/data.pkl")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" in names:
         raise WeightsError("is a TorchScript program; save the model's state_dict instead")
     unpickler = Unpickler(io.BytesIO(archive.read(pickles[0])))
     root = unpickler.load()
-    # Files from before the entry existed were written on little-endian machines.
+    # Older files lack the entry; they were written on little-endian machines.
     order = archive.read(f"{folder}byteorder").strip() if f"{folder}byteorder" in names else b"little"
     if order not in BYTE_ORDERS:
         raise WeightsError(f"has byte order {order!r}; known: little, big")
@@ -105,8 +110,8 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, Loader]]:
 def _zip_loader(file: BinaryIO, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, dtype: np.dtype,
                 order: str) -> Loader:
     if entry.compress_type != zipfile.ZIP_STORED:
-        # PyTorch compresses nothing, but a file that was packed anew may be; zipfile checks its checksum.
-        return lambda: _numbers(np.frombuffer(archive.read(entry), np.uint8), dtype, order)
+        # PyTorch does not compress, but other tools that repack a file do. zipfile verifies the checksum.
+        return lambda: _decode(np.frombuffer(archive.read(entry), np.uint8), dtype, order)
     file.seek(entry.header_offset)
     signature, *lengths = ZIP_LOCAL_HEADER.unpack(file.read(ZIP_LOCAL_HEADER.size))
     offset = entry.header_offset + ZIP_LOCAL_HEADER.size + sum(lengths)
@@ -119,34 +124,35 @@ def _zip_loader(file: BinaryIO, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, Loader]]:
     if Unpickler(file).load() != LEGACY_MAGIC:
-        raise WeightsError("is a pickle but no PyTorch checkpoint: PyTorch's magic number is missing")
+        raise WeightsError("is a pickle but not a PyTorch checkpoint: PyTorch's magic number is missing")
     protocol = Unpickler(file).load()
     if protocol != LEGACY_PROTOCOL:
         raise WeightsError(f"has protocol {protocol!r}; known: {LEGACY_PROTOCOL}")
-    Unpickler(file).load()  # The writer's word sizes; they do not bear on the storages, which have fixed ones.
+    # The writer's word sizes come next. They do not matter, because storages have fixed element sizes.
+    Unpickler(file).load()
     unpickler = Unpickler(file)
     root = unpickler.load()
     loaders = {}
     for key in Unpickler(file).load():
         if key not in unpickler.storages:
-            raise WeightsError(f"is damaged: it stores {key!r}, which no tensor uses")
+            raise WeightsError(f"is damaged: it has a storage {key!r}, which no tensor uses")
         dtype, elements = unpickler.storages[key]
-        stored = int.from_bytes(file.read(_left(file, 8)), "little", signed=True)
+        stored = int.from_bytes(file.read(_require_bytes(file, 8)), "little", signed=True)
         if stored != elements:
             raise WeightsError(f"is damaged: storage {key} has {stored} elements instead of {elements}")
-        size, offset = _left(file, elements * dtype.itemsize), file.tell()
+        size, offset = _require_bytes(file, elements * dtype.itemsize), file.tell()
         loaders[key] = functools.partial(_load, file, offset, size, dtype, "<")
         file.seek(offset + size)
     if absent := unpickler.storages.keys() - loaders.keys():
-        raise WeightsError(f"is incomplete: {len(absent)} storages are absent, {min(absent)!r} among them")
+        raise WeightsError(f"is incomplete: {len(absent)} storages are missing, such as {min(absent)!r}")
     return root, loaders
 
 
-def _left(file: BinaryIO, count: int) -> int:
-    """Return `count`, after making sure that so many bytes are left; a damaged length could demand all memory."""
-    left = _size(file) - file.tell()
-    if left < count:
-        raise WeightsError(f"is incomplete: it ends at least {count - left} bytes too early")
+def _require_bytes(file: BinaryIO, count: int) -> int:
+    """Return `count` if the file has that many bytes left; a damaged length could request all memory."""
+    remaining = _size(file) - file.tell()
+    if remaining < count:
+        raise WeightsError(f"is incomplete: at least {count - remaining} bytes are missing at its end")
     return count
 
 
@@ -155,41 +161,41 @@ def _size(file: BinaryIO) -> int:
 
 
 def _mapped(file: BinaryIO, offset: int, size: int) -> np.ndarray:
-    # A mapping of no bytes is an error to the operating system.
+    # Operating systems refuse to map zero bytes.
     return np.memmap(file, np.uint8, "r", offset, (size,)) if size else np.zeros(0, np.uint8)
 
 
 def _load(file: BinaryIO, offset: int, size: int, dtype: np.dtype, order: str) -> np.ndarray:
-    return _numbers(_mapped(file, offset, size), dtype, order)
+    return _decode(_mapped(file, offset, size), dtype, order)
 
 
-def _numbers(data: np.ndarray, dtype: np.dtype, order: str) -> np.ndarray:
-    # Whole numbers carry the bytes, since bfloat16 knows no foreign byte order and a bool other than 0 and 1 is none.
+def _decode(data: np.ndarray, dtype: np.dtype, order: str) -> np.ndarray:
+    # Integers carry the bytes, because bfloat16 has no foreign byte order and bools may have other values than 0 and 1.
     words = np.frombuffer(data, f"{order}u{dtype.itemsize}").astype(f"=u{dtype.itemsize}", copy=False)
     return words != 0 if dtype == bool else words.view(dtype)
 
 
 def _array(tensor: Tensor, loaders: dict[str, Loader]) -> np.ndarray:
-    """Return a tensor's own copy, after making sure that it lies within its storage."""
+    """Return a copy of a tensor, after checking that it lies within its storage."""
     storage, offset, size, stride = tensor
-    counts = all(is_count(number) for number in (offset, *size, *stride))
-    if not isinstance(storage, Storage) or len(size) != len(stride) or not counts:
+    valid = all(is_count(number) for number in (offset, *size, *stride))
+    if not isinstance(storage, Storage) or len(size) != len(stride) or not valid:
         raise WeightsError(f"is damaged: it has a tensor of offset {offset}, size {size}, stride {stride}")
     values = loaders[storage.key]()[storage.start:storage.start + storage.length]
     elements = math.prod(size)
     if elements == 0:
         return np.zeros(size, values.dtype)
     last = offset + sum((count - 1) * step for count, step in zip(size, stride))
-    if last >= len(values) or elements > max(len(values), LARGEST_REPEATING_TENSOR):
+    if last >= len(values) or elements > max(len(values), MAX_REPEATED_ELEMENTS):
         raise WeightsError(f"is damaged: a tensor of offset {offset}, size {size}, stride {stride} does not fit its"
                            f" storage of {len(values)} elements")
-    # Along an axis of one the step is never taken, and a file may hold any number there.
+    # The stride of an axis of length one is unused, and files have arbitrary numbers there.
     steps = [step * values.itemsize if count > 1 else 0 for count, step in zip(size, stride)]
     return np.array(np.lib.stride_tricks.as_strided(values[offset:], size, steps), order="C", copy=True)
 
 
 def _plain(value: Any, loaders: dict[str, Loader], done: dict[int, Any]) -> Any:
-    """Return `value` with arrays for tensors; `done` keeps shared and circular containers shared."""
+    """Return a value with arrays for tensors; `done` preserves shared and circular references."""
     if isinstance(value, LEAVES):
         return value
     if id(value) in done:
@@ -207,5 +213,6 @@ def _plain(value: Any, loaders: dict[str, Loader], done: dict[int, Any]) -> Any:
     elif isinstance(value, (tuple, set)):
         done[id(value)] = type(value)(_plain(item, loaders, done) for item in value)
     else:
-        raise WeightsError(f"holds {getattr(value, 'name', type(value).__name__)} as a value, which is no plain data")
+        name = getattr(value, "name", type(value).__name__)
+        raise WeightsError(f"contains {name} as a value, which is not plain data")
     return done[id(value)]

@@ -1,7 +1,7 @@
-"""The pickle inside a PyTorch checkpoint, read without running anything that it says.
+"""Read the pickle inside a PyTorch checkpoint without running code from it.
 
-A pickle is a program, so the names it may call are an explicit table here, each bound to a function of this file that
-only builds data. Tensors become descriptions, whose numbers lie elsewhere in the checkpoint.
+A pickle is a program. The names that it may call are an explicit table, and all of them are bound to functions that
+only build data. Tensors become descriptions; their elements are stored elsewhere in the checkpoint.
 """
 
 import pickle
@@ -20,14 +20,14 @@ STORAGE_DTYPES = {f"{name}Storage": np.dtype(dtype) for name, dtype in (
     ("Long", "int64"), ("Int", "int32"), ("Short", "int16"), ("Char", "int8"), ("Byte", "uint8"), ("Bool", "bool"))}
 SCALAR_KINDS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
-# Training systems keep records of theirs in unfinished checkpoints, which those they publish lack.
+# Training systems store objects of their own in unfinished checkpoints, but not in published ones.
 TRAINING_SYSTEMS = ("mmengine", "mmcv", "numpy")
-TRAINING_ADVICE = (". It seems to hold records of its training; if you trust who wrote it, PyTorch can save the "
-                   "weights alone: torch.save({'state_dict': torch.load(OLD, weights_only=False)['state_dict']}, NEW)")
+TRAINING_ADVICE = (". It seems to contain a training history; if you trust its author, PyTorch can save only the "
+                   "weights: torch.save({'state_dict': torch.load(OLD, weights_only=False)['state_dict']}, NEW)")
 
 
 class Storage(NamedTuple):
-    """A stretch of a stored array, counted in elements; its numbers are read after the pickle."""
+    """A range of a stored array in elements, which is read after the pickle."""
 
     key: str
     start: int
@@ -35,7 +35,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What the pickle says of a tensor. Nothing here is trusted before `torch_files` has checked it."""
+    """A tensor as the pickle describes it. `torch_files` checks all fields before it uses them."""
 
     storage: Any
     offset: Any
@@ -44,7 +44,7 @@ class Tensor(NamedTuple):
 
 
 class Global:
-    """An allowed name. A pickle may call it, but neither look into it nor change it."""
+    """An allowed name. A pickle may call it but neither inspect nor change it."""
 
     __slots__ = ("name", "build")
 
@@ -59,39 +59,39 @@ class Global:
 
 
 class ScalarType:
-    """The dtype of a numpy scalar; numpy pickles its byte order as state."""
+    """The dtype of a NumPy scalar, which NumPy pickles with its byte order as state."""
 
     __slots__ = ("kind", "order")
 
     def __init__(self, kind: Any, *_: Any):
         if kind not in SCALAR_KINDS:
-            raise WeightsError(f"holds a numpy scalar of type {kind!r}; readable: {', '.join(sorted(SCALAR_KINDS))}")
+            raise WeightsError(f"contains a NumPy scalar of type {kind!r}; readable: {', '.join(sorted(SCALAR_KINDS))}")
         self.kind, self.order = kind, "<"
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "|"):
-            raise WeightsError(f"holds a numpy scalar of byte order {state[1]!r}; known: <, >, |")
+            raise WeightsError(f"contains a NumPy scalar with byte order {state[1]!r}; known: <, >, |")
         self.order = state[1]
 
 
 def _scalar(scalar_type: Any, data: Any) -> np.generic:
     if not isinstance(scalar_type, ScalarType) or not isinstance(data, bytes):
-        raise WeightsError("holds a numpy scalar that is not a plain number")
+        raise WeightsError("contains a NumPy scalar that is not a plain number")
     return np.frombuffer(data, scalar_type.order + scalar_type.kind, count=1)[0]
 
 
 def _latin1(text: Any, encoding: Any) -> bytes:
-    # This is how protocol 2 spells bytes; any other codec has no business in a checkpoint.
+    # Pickle protocol 2 writes bytes this way. A checkpoint needs no other codec.
     if encoding != "latin1":
         raise WeightsError(f"encodes text as {encoding!r}; only latin1 is allowed")
     return text.encode("latin1")
 
 
 def _not_callable(*_: Any) -> None:
-    raise WeightsError("calls a storage type, which only names a type of number")
+    raise WeightsError("calls a storage type, which only names an element type")
 
 
-# The arguments left out are requires_grad, backward hooks and metadata, which numbers do not need.
+# The functions ignore requires_grad, backward hooks and metadata.
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
@@ -109,17 +109,17 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class Unpickler(pickle.Unpickler):
-    """A pickle reader that knows the allowed names alone and notes the storages that the pickle speaks of."""
+    """An unpickler that allows only the names in ALLOWED and records the storages of the pickle."""
 
     def __init__(self, file: BinaryIO):
-        # Files that Python 2 wrote hold byte strings; PyTorch reads them as UTF-8 as well.
+        # Files written by Python 2 contain byte strings, which PyTorch also reads as UTF-8.
         super().__init__(file, encoding="utf-8")
         _refuse_large_memo(file)
         self.storages: dict[str, tuple[np.dtype, int]] = {}
 
     def find_class(self, module: str, name: str) -> Global:
         if (module, name) not in ALLOWED:
-            raise WeightsError(f"is refused: it asks for {module}.{name}; only tensors and plain values are read"
+            raise WeightsError(f"is refused: it asks for {module}.{name}; only tensors and plain values are allowed"
                                + (TRAINING_ADVICE if module.split(".")[0] in TRAINING_SYSTEMS else ""))
         return Global(name, ALLOWED[module, name])
 
@@ -130,10 +130,10 @@ class Unpickler(pickle.Unpickler):
         if not isinstance(kind, Global) or kind.name not in STORAGE_DTYPES:
             raise WeightsError(f"has a storage of unknown type; known: {', '.join(STORAGE_DTYPES)}")
         if not isinstance(key, str) or not is_count(elements):
-            raise WeightsError(f"describes a storage by {str((key, elements))[:80]}, not by a name and a length")
+            raise WeightsError(f"describes a storage by {str((key, elements))[:80]} instead of a name and a length")
         declared = (STORAGE_DTYPES[kind.name], elements)
         if self.storages.setdefault(key, declared) != declared:
-            raise WeightsError(f"describes storage {key} in two ways: {self.storages[key]} and {declared}")
+            raise WeightsError(f"describes storage {key} inconsistently: {self.storages[key]} and {declared}")
         if len(identifier) == 5 or identifier[5] is None:
             return Storage(key, 0, elements)
         _, start, length = identifier[5]
@@ -143,7 +143,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def _refuse_large_memo(file: BinaryIO) -> None:
-    # pickle makes room for any memo index at once, so that one wrong bit could take all memory. Writers count upwards.
+    # pickle allocates memory up to any memo index, so a single wrong bit could request all memory. Writers count up.
     start = file.tell()
     for position, (operation, argument, _) in enumerate(pickletools.genops(file)):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > position:
@@ -152,5 +152,5 @@ def _refuse_large_memo(file: BinaryIO) -> None:
 
 
 def is_count(value: Any) -> bool:
-    """Return whether a value is a whole number of at least 0, and no bool."""
+    """Return whether a value is a nonnegative integer and not a bool."""
     return type(value) is int and value >= 0

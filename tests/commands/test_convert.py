@@ -11,7 +11,7 @@ from kseg import convert, models
 from kseg.conversion import original_configs
 from kseg.errors import ConfigError, UserError, WeightsError
 from kseg.weights import downloads, keras_files, loading
-from tests.helpers.original_files import mmseg_encnet, randomise, state_of, write_checkpoint
+from tests.helpers.original_files import mmseg_encnet, randomize, state_of, write_checkpoint
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
 # Both containers and both systems, a pyramid that is turned, and one that is not.
@@ -46,7 +46,7 @@ def values():
 def trained(values):
     """A model whose weights are all different numbers."""
     model = models.build(values.model, values.classes)
-    randomise(model)
+    randomize(model)
     return model
 
 
@@ -119,7 +119,7 @@ def test_a_published_variant_is_fetched(checkpoint, values, tmp_path, monkeypatc
     assert record["config"]["values"]["train"]["steps"] == 7
     with pytest.raises(WeightsError) as error:
         convert.main(["--config", f"{config}:far", "--out", str(out)])
-    assert f"fetch http://127.0.0.1:9/net-01234567.pth by other means and put it at {store}" in str(error.value)
+    assert "http://127.0.0.1:9/net-01234567.pth" in str(error.value) and str(store) in str(error.value)
     with pytest.raises(ConfigError, match=f"no weights are published for {config}:unpublished; name a CHECKPOINT"):
         convert.main(["--config", f"{config}:unpublished", "--out", str(out)])
     with pytest.raises(ConfigError, match="name a CHECKPOINT, or one of these variants of .*given.py: here, far"):

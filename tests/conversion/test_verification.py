@@ -15,7 +15,7 @@ from kseg.conversion import gradients, original_configs, verification
 from kseg.errors import ConfigError, DataError, WeightsError
 from kseg.training import losses
 from kseg.weights import loading
-from tests.helpers.original_files import mmseg_encnet, randomise, state_of, write_checkpoint
+from tests.helpers.original_files import mmseg_encnet, randomize, state_of, write_checkpoint
 from tests.helpers.running import ON_JAX, ROOT
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
@@ -31,7 +31,7 @@ def original(tmp_path_factory):
         cfg[head]["dropout_ratio"] = 0.0
     values = original_configs.translate(cfg)
     model = models.build(values.model, values.classes)
-    randomise(model)
+    randomize(model)
     generator = np.random.default_rng(1)
     images = generator.standard_normal((2, 33, 47, 3)).astype(np.float32)
     labels = generator.integers(0, 3, (2, 33, 47))
@@ -220,7 +220,7 @@ def test_the_step_leaves_the_model_as_it_is_and_its_gradients_are_tensorflow_s()
 
     values = original_configs.translate(mmseg_encnet(dropout_ratio=0.0) | {"auxiliary_head": None})
     model = models.build(values.model, values.classes)
-    randomise(model)
+    randomize(model)
     before = [variable.numpy() for variable in model.variables]
     images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     labels = np.random.default_rng(1).integers(0, 3, (2, 32, 32)).astype(np.int32)

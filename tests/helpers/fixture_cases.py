@@ -1,4 +1,4 @@
-"""The reference systems' model fixtures as configs and models of ours."""
+"""Model fixtures of the reference systems as kseg configs and models."""
 
 import dataclasses
 import json
@@ -10,19 +10,19 @@ from kseg.conversion import original_configs
 from kseg.weights import loading
 from tests.helpers.shared_files import FIXTURES
 
-# Every model case; the other directories hold no model configuration.
+# Only the directories of model cases contain a config.json.
 NAMES = sorted(f"{path.parts[-3]}/{path.parts[-2]}" for path in FIXTURES.glob("*/*/config.json"))
 
 
 class Case:
-    """One fixture: its arrays, and our model with its weights."""
+    """A fixture: its arrays, and a kseg model with its weights."""
 
     def __init__(self, name):
         self.directory = FIXTURES / name
         self.system = name.split("/")[0]
         self.description = json.loads((self.directory / "config.json").read_text())
         model, self.loss, self.classes = original_configs.translate(self.description["cfg"])
-        # The fixtures' training steps were made without dropout.
+        # The training steps of the fixtures were computed without dropout.
         self.config = dataclasses.replace(model, dropout=0.0)
         self.model = models.build(self.config, self.classes)
         self.load()

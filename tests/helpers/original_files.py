@@ -1,4 +1,4 @@
-"""Small originals that tests make for themselves: configurations, and checkpoints with a model of ours in them."""
+"""Small configurations of the original systems, and checkpoints with the weights of a kseg model."""
 
 from collections import OrderedDict
 
@@ -9,7 +9,7 @@ from tests.helpers.torch_writing import FakeTensor, Stored, write_zip
 
 
 def mmseg_encnet(depth=18, width=4, classes=3, **head):
-    """Return a small EncNet as MMSegmentation resolves it, at output stride 16."""
+    """Return MMSegmentation's resolved configuration of a small EncNet at output stride 16."""
     expansion = 4 if depth > 34 else 1
     stages = [width * expansion * 2**stage for stage in range(4)]
     norm = {"type": "SyncBN", "requires_grad": True}
@@ -32,7 +32,7 @@ def mmseg_encnet(depth=18, width=4, classes=3, **head):
 
 
 def sss_deeplabv3plus(width=4, classes=3):
-    """Return a small DeepLabV3+ on ResNet-18 as SSSegmentation resolves it, at output stride 16."""
+    """Return SSSegmentation's resolved configuration of a small DeepLabV3+ on ResNet-18 at output stride 16."""
     loss = {"type": "CrossEntropyLoss", "ignore_index": -100, "reduction": "mean"}
     return {
         "type": "Deeplabv3Plus", "num_classes": classes, "align_corners": False, "norm_cfg": {"type": "SyncBatchNorm"},
@@ -46,8 +46,8 @@ def sss_deeplabv3plus(width=4, classes=3):
         "losses": {"loss_aux": loss | {"scale_factor": 0.4}, "loss_cls": loss | {"scale_factor": 1.0}}}
 
 
-def randomise(model, seed=0):
-    """Give every weight of a model numbers of its own, so that a mistake in any of them shows."""
+def randomize(model, seed=0):
+    """Assign random values to all weights of a model, so that a swap of any two is visible."""
     generator = np.random.default_rng(seed)
     for name, variable in loading.mmseg_names(model).items():
         low, high = (0.5, 1.5) if name.endswith(("running_var", "bn1.weight", "bn.weight")) else (-0.3, 0.3)
@@ -55,13 +55,13 @@ def randomise(model, seed=0):
 
 
 def state_of(model):
-    """Return a model's weights in PyTorch's names and layout."""
+    """Return a model's weights by PyTorch's names, in PyTorch's layout."""
     arrays = {name: (np.array(target.variable), target.axes) for name, target in loading.torch_targets(model).items()}
     return {name: array.transpose(np.argsort(axes)) if axes else array for name, (array, axes) in arrays.items()}
 
 
 def write_checkpoint(path, state, **more):
-    """Write arrays as an MMSegmentation checkpoint, with other entries beside them."""
+    """Write arrays as an MMSegmentation checkpoint with additional entries."""
     tensors = OrderedDict()
     for key, (name, array) in enumerate(state.items()):
         array = np.ascontiguousarray(array, np.float32)

@@ -1,4 +1,4 @@
-"""Losses, gradients and counts of one fixture on the backend that KERAS_BACKEND names, printed as JSON.
+"""Print the losses, gradients and confusion matrix of a fixture as JSON, computed on the backend KERAS_BACKEND.
 
     KERAS_BACKEND=jax python -m tests.helpers.other_backend mmseg/encnet_r50_d8
 """

@@ -1,4 +1,4 @@
-"""Small models: one with every kind of weight, with what its weights compute, and the settings of tiny real ones."""
+"""Tiny model settings, and a small model with every kind of weight and a NumPy reference of its result."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ class Codes(keras.layers.Layer):
 
 
 def small_model(classes=2):
-    """A model of every kind of weight that heads have, with MMSegmentation's names."""
+    """Return a model with every kind of weight that heads have, named as in MMSegmentation."""
     images = keras.Input((5, 6, 3))
     outputs = keras.layers.Conv2D(4, (3, 2), use_bias=False, name="backbone.conv1")(images)
     outputs = keras.layers.BatchNormalization(epsilon=1e-5, name="backbone.bn1")(outputs)
@@ -44,7 +44,7 @@ def small_state(seed=0, classes=2):
 
 
 def torch_result(state, image):
-    """What the small model computes, written out as sums over PyTorch's layouts; `image` is (3, 5, 6)."""
+    """Return the small model's result for an image (3, 5, 6), as sums over arrays in PyTorch's layout."""
     kernel, depthwise = state["backbone.conv1.weight"], state["decode_head.depthwise_conv.conv.weight"]
     windows = np.lib.stride_tricks.sliding_window_view(image, (3, 2), axis=(1, 2))
     outputs = np.einsum("ihwyx,oiyx->ohw", windows, kernel)

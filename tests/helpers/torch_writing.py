@@ -1,4 +1,4 @@
-"""A small writer of both PyTorch containers, after the layout that torch.save documents."""
+"""Writer of PyTorch's zip and legacy files without PyTorch, following the layout of torch.save."""
 
 import contextlib
 import io
@@ -16,7 +16,10 @@ from kseg.weights.torch_pickles import STORAGE_DTYPES
 
 
 class Stored:
-    """A storage: a flat array, its PyTorch type, its key, and for legacy files a view (key, start, length)."""
+    """A storage of torch.save.
+
+    It has a flat array, a PyTorch type and a key; legacy files may add a view (key, start, length).
+    """
 
     def __init__(self, array, kind="FloatStorage", key="0", view=None, declared=None):
         self.array, self.kind, self.key, self.view = array, kind, key, view
@@ -56,13 +59,13 @@ class FakePickler(pickle.Pickler):
 
 @contextlib.contextmanager
 def fake_torch():
-    """Stand-ins for PyTorch's names, so that pickle can write them."""
+    """Install stand-ins for PyTorch's names, so that pickle can write references to them."""
     torch, functions = types.ModuleType("torch"), types.ModuleType("torch._utils")
     for kind in (*STORAGE_DTYPES, "QInt8Storage"):
         setattr(torch, kind, type(kind, (), {"__module__": "torch"}))
     for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
         def function():
-            raise AssertionError("only its name is used")
+            raise AssertionError("pickle writes only the function's name")
         function.__module__, function.__name__, function.__qualname__ = "torch._utils", name, name
         setattr(functions, name, function)
     with mock.patch.dict(sys.modules, {"torch": torch, "torch._utils": functions}):

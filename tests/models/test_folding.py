@@ -1,4 +1,4 @@
-"""Copies of models for inference: what their convolutions are, and that all of them say the same."""
+"""Folded copies of a model compute the same function, portably or with the fast layers for CPUs."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ from kseg.models.macs import count_layer_macs, count_macs
 
 @pytest.fixture(scope="module")
 def main():
-    """A network with convolutions wide enough to be computed otherwise on a CPU, and statistics that matter."""
+    """Build a network whose convolutions are wide enough for the fast CPU form, with random statistics."""
     keras.utils.set_random_seed(1)
     settings = Model(backbone="resnet18", head="fcn", channels=128, auxiliary_channels=0)
     model = models.main_only(models.build(settings, 4))
@@ -24,33 +24,34 @@ def main():
     return model
 
 
-def operations(model, images):
+def traced_operations(model, images):
+    """Return the types of the operations of a traced model, and the traced function."""
     import tensorflow as tf
 
     traced = tf.function(lambda values: model(values, training=False)).get_concrete_function(images)
     return [operation.type for operation in traced.graph.get_operations()], traced
 
 
-def test_a_folded_model_is_the_same_on_every_device_unless_it_is_for_a_cpu(main):
+def test_only_a_copy_for_cpus_keeps_the_fast_layers(main):
     images = np.random.default_rng(3).normal(size=(1, 64, 96, 3)).astype(np.float32)
     expected = main(images, training=False).numpy()
     plain, tiled = folding.fold_batch_norms(main), folding.fold_batch_norms(main, for_cpu=True)
     for copy in (plain, tiled):
         np.testing.assert_allclose(copy(images, training=False).numpy(), expected, rtol=1e-3, atol=1e-4)
     assert not any(isinstance(layer, Convolution) for layer in plain.layers)
-    kinds, _ = operations(plain, images)
-    others, _ = operations(tiled, images)
-    wide = kinds.count("Conv2D") - others.count("Conv2D")
-    # The 3x3 convolutions at stride 1 of stages 2 to 4 and of the head are matrix products, sixteen at least.
-    assert "MatMul" not in kinds and wide >= 10 and others.count("MatMul") >= 16 * wide
+    plain_types, _ = traced_operations(plain, images)
+    tiled_types, _ = traced_operations(tiled, images)
+    replaced = plain_types.count("Conv2D") - tiled_types.count("Conv2D")
+    # Each of the 3x3 convolutions at stride 1 in stages 2 to 4 and in the head becomes at least 16 matrix products.
+    assert "MatMul" not in plain_types and replaced >= 10 and tiled_types.count("MatMul") >= 16 * replaced
 
 
-def test_multiply_adds_are_those_of_the_definition(main, monkeypatch):
+def test_macs_follow_the_definition_of_the_layers(main, monkeypatch):
     shape = (1, 64, 96, 3)
-    found = count_macs(main, shape)
+    macs = count_macs(main, shape)
     monkeypatch.setattr(layers, "on_cpu", lambda: False)
-    _, traced = operations(main, np.zeros(shape, np.float32))
-    assert found == count_layer_macs(traced)
+    _, traced = traced_operations(main, np.zeros(shape, np.float32))
+    assert macs == count_layer_macs(traced)
     monkeypatch.undo()
-    _, fewer = operations(main, np.zeros(shape, np.float32))
-    assert count_layer_macs(fewer) < found
+    _, traced_on_cpu = traced_operations(main, np.zeros(shape, np.float32))
+    assert count_layer_macs(traced_on_cpu) < macs

@@ -1,4 +1,4 @@
-"""Layers against slow numpy references, and each fast form against the portable one."""
+"""Layers agree with slow NumPy references, in their fast and their portable forms."""
 
 import keras
 import numpy as np
@@ -15,16 +15,13 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(1, 2, shape).astype(np.float32)
 
 
-def test_only_inputs_of_known_and_small_size_count_as_small():
+def test_only_inputs_of_a_known_small_size_count_as_small():
     shapes = {(2, 32, 32, 64): True, (2, 32, 32, 65): False, (None, 4, 4, 4): False}
     assert {shape: layers.is_small(keras.KerasTensor(shape)) for shape in shapes} == shapes
 
 
-# Resizing.
-
-
 def resized(images, size, align_corners):
-    """PyTorch's rule, one pixel after the other, in float64."""
+    """Resize by PyTorch's rule in float64, pixel by pixel."""
     height, width = images.shape[1:3]
     outputs = np.zeros((len(images), *size, images.shape[-1]))
 
@@ -51,24 +48,24 @@ SIZES = [((4, 6), (8, 12)), ((4, 6), (7, 5)), ((9, 13), (3, 4)), ((5, 5), (5, 5)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("source, target", SIZES)
 @pytest.mark.parametrize("resize", [layers.resize, layers.resize_by_gather])
-def test_resizing_against_a_loop(resize, source, target, align_corners):
+def test_resizing_matches_a_loop(resize, source, target, align_corners):
     images = random(2, *source, 3)
-    found = resize(tf.constant(images), target, align_corners)
-    assert found.dtype == tf.float32
-    np.testing.assert_allclose(found, resized(images, target, align_corners), rtol=1e-4, atol=1e-4)
+    actual = resize(tf.constant(images), target, align_corners)
+    assert actual.dtype == tf.float32
+    np.testing.assert_allclose(actual, resized(images, target, align_corners), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("resize", [layers.resize, layers.resize_by_gather])
-def test_resizing_to_sizes_known_later(resize, align_corners):
+def test_resizing_to_sizes_known_at_run_time(resize, align_corners):
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((2,), tf.int32)])
     def dynamic(images, size):
         return resize(images, (size[0], size[1]), align_corners)
 
     for source, target in SIZES[:6]:
         images = random(2, *source, 3)
-        found = dynamic(images, target)
-        np.testing.assert_allclose(found, resized(images, target, align_corners), rtol=1e-4, atol=1e-4)
+        actual = dynamic(images, target)
+        np.testing.assert_allclose(actual, resized(images, target, align_corners), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -79,21 +76,18 @@ def test_resize_like(align_corners):
     assert layer.compute_output_shape([(None, 3, 4, 5), (None, 7, None, 1)]) == (None, 7, None, 5)
 
 
-# Dropout.
-
-
-def test_dropout_takes_whole_channels_and_scales_the_rest():
+def test_dropout_drops_whole_channels_and_scales_the_rest():
     keras.utils.set_random_seed(0)
     outputs = ChannelDropout(0.3)(np.full((40, 3, 2, 100), 7, np.float32), training=True).numpy()
     dropped = (outputs == 0).all(axis=(1, 2))
     kept = np.isclose(outputs, 7 / 0.7).all(axis=(1, 2))
     assert (dropped ^ kept).all()
-    # 4000 draws: five standard deviations are 0.036.
+    # The tolerance is five standard deviations of 4000 draws.
     assert dropped.mean() == pytest.approx(0.3, abs=0.036)
     assert len({row.tobytes() for row in dropped}) == 40
 
 
-def test_dropout_is_nothing_in_inference_or_at_rate_zero():
+def test_dropout_is_the_identity_in_inference_and_at_rate_zero():
     inputs = random(2, 3, 3, 8)
     assert (np.asarray(ChannelDropout(0.9)(inputs, training=False)) == inputs).all()
     assert (np.asarray(ChannelDropout(0.0)(inputs, training=True)) == inputs).all()
@@ -111,11 +105,8 @@ def test_dropout_repeats_with_its_seed_state():
     assert (layer(inputs, training=True).numpy() == second).all()
 
 
-# Convolutions.
-
-
 def convolved(images, kernel, stride, dilation):
-    """A convolution padded symmetrically by dilation * (size // 2), tap by tap."""
+    """Convolve tap by tap, padded symmetrically by dilation * (size // 2)."""
     size = kernel.shape[0]
     margin = dilation * (size // 2)
     padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0))).astype(np.float64)
@@ -149,11 +140,8 @@ def test_layers_survive_their_config(layer):
     assert type(again) is type(layer) and again.get_config() == layer.get_config()
 
 
-# Adaptive pooling and mixtures of regions.
-
-
 def slow_pooling(images, bins):
-    """Averages bin by bin, over [floor(i L / bins), ceil((i + 1) L / bins))."""
+    """Average bin by bin, over [floor(i L / bins), ceil((i + 1) L / bins))."""
     samples, height, width, channels = images.shape
     outputs = np.zeros((samples, bins, bins, channels), np.float64)
     for row in range(bins):
@@ -164,7 +152,7 @@ def slow_pooling(images, bins):
     return outputs
 
 
-def test_bins_of_the_reference_example():
+def test_bins_of_a_side_of_13():
     edges = [(0, 3), (2, 5), (4, 7), (6, 9), (8, 11), (10, 13)]
     expected = [[float(start <= position < end) for position in range(13)] for start, end in edges]
     np.testing.assert_array_equal(layers.bin_members(13, 6), expected)
@@ -187,16 +175,16 @@ def test_gradient_of_adaptive_pooling():
     with tf.GradientTape() as tape:
         tape.watch(images)
         loss = tf.reduce_sum(AdaptiveAveragePooling(3)(images) * upstream)
-    found = tape.gradient(loss, images).numpy()
-    # Pooling is linear, so each gradient is the pooled unit picture times what comes from above.
+    actual = tape.gradient(loss, images).numpy()
+    # Pooling is linear, so a pixel's gradient is its pooled unit image times the upstream gradient.
     for position in np.ndindex(*images.shape):
         unit = np.zeros(images.shape, np.float32)
         unit[position] = 1
-        assert found[position] == pytest.approx((slow_pooling(unit, 3) * upstream).sum(), rel=1e-4, abs=1e-5)
+        assert actual[position] == pytest.approx((slow_pooling(unit, 3) * upstream).sum(), rel=1e-4, abs=1e-5)
 
 
-def test_mean_of_a_large_picture_in_half_precision():
-    # 65,504 is the largest float16: the sum of these ones is beyond it, their mean is not.
+def test_mean_of_a_large_image_in_half_precision():
+    # The sum of these 90,000 ones exceeds 65,504, the largest float16.
     pooled = AdaptiveAveragePooling(1, dtype="mixed_float16")(np.ones((1, 300, 300, 1), np.float32))
     assert pooled.dtype == tf.float16 and float(pooled[0, 0, 0, 0]) == pytest.approx(1, abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""What every model promises, whatever its head: shapes, names, saving, gradients, sizes and first weights."""
+"""Properties of all heads: shapes, names, saving, gradients, sizes and precision."""
 
 import os
 import re
@@ -19,23 +19,23 @@ from tests.helpers.running import ON_JAX
 from tests.helpers.small_models import tiny
 
 CLASSES = 5
-# Output stride, align_corners: each value of one with one of the other, as dilations know nothing of resizing.
+# (output stride, align_corners). Two combinations suffice because dilation and resizing are independent.
 SETTINGS = ((8, False), (16, True))
 
 
-def pictures(*shape, seed=0):
+def random_images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=(*shape, 3)).astype(np.float32)
 
 
-def randomise(model):
-    """Give zero gammas, and all else that starts alike, values that show."""
+def randomize(model):
+    """Replace the constant initial values of gammas and moving variances by random ones."""
     generator = np.random.default_rng(5)
     for variable in model.variables:
         if variable.path.endswith(("gamma", "moving_variance")):
             variable.assign(generator.uniform(0.5, 1.5, variable.shape))
 
 
-def close(first, second):
+def assert_close(first, second):
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_allclose(first[name], second[name], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -44,12 +44,12 @@ def close(first, second):
 @pytest.fixture(scope="module", ids=lambda param: f"{param[0]}-os{param[1]}{'-corners' if param[2] else ''}",
                 params=[(head, *settings) for head in models.HEADS for settings in SETTINGS])
 def case(request):
-    """(config, model with open sizes and random statistics)"""
+    """Return (config, model with open sizes and random statistics)."""
     head, stride, align_corners = request.param
     keras.utils.set_random_seed(0)
     config = tiny(head=head, output_stride=stride, align_corners=align_corners)
     model = models.build(config, CLASSES)
-    randomise(model)
+    randomize(model)
     return config, model
 
 
@@ -60,7 +60,7 @@ def ceil(length, stride):
 @pytest.mark.parametrize("batch, height, width", [(1, 33, 47), (2, 64, 64), (3, 40, 97), (1, 8, 8), (2, 1, 1)])
 def test_outputs(case, batch, height, width):
     config, model = case
-    outputs = model(pictures(batch, height, width), training=False)
+    outputs = model(random_images(batch, height, width), training=False)
     assert outputs.keys() == {"main", "aux"} | ({"se"} if config.head == "encnet" else set())
     strides = {"aux": config.output_stride, "main": 4 if config.head == "deeplabv3plus" else config.output_stride}
     for name, stride in strides.items():
@@ -72,7 +72,7 @@ def test_outputs(case, batch, height, width):
 
 def test_is_a_functional_model(case):
     _, model = case
-    # Only a functional model has its layers' graph in its config.
+    # Only the config of a functional model contains the graph of its layers.
     assert isinstance(model, keras.Model) and model.get_config()["layers"]
     assert model.input.shape == (None, None, None, 3)
     assert model.output["main"].shape == model.output["aux"].shape == (None, None, None, CLASSES)
@@ -82,21 +82,21 @@ def test_fixed_and_open_sizes_agree(case):
     config, model = case
     fixed = models.build(config, CLASSES, size=(33, 47))
     fixed.set_weights(model.get_weights())
-    images = pictures(2, 33, 47)
+    images = random_images(2, 33, 47)
     expected = model(images, training=False)
-    close(fixed(images, training=False), expected)
+    assert_close(fixed(images, training=False), expected)
     assert {name: tuple(output.shape[1:]) for name, output in expected.items()} == {
         name: output.shape[1:] for name, output in fixed.output.items()}
     compiled = tf.function(lambda batch: model(batch, training=False),
                            input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
-    close(compiled(images), expected)
+    assert_close(compiled(images), expected)
 
 
-def test_samples_do_not_see_each_other(case):
+def test_samples_are_independent(case):
     _, model = case
-    images = pictures(3, 40, 40)
+    images = random_images(3, 40, 40)
     together, alone = model(images, training=False), model(images[1:2], training=False)
-    close({name: output[1:2] for name, output in together.items()}, alone)
+    assert_close({name: output[1:2] for name, output in together.items()}, alone)
 
 
 def test_names_are_unique_and_readable(case):
@@ -107,7 +107,7 @@ def test_names_are_unique_and_readable(case):
     assert len(set(names)) == len(names)
     for name in names:
         assert re.fullmatch(r"images|(backbone|decode_head|auxiliary_head)(\.[a-z0-9_]+)+", name), name
-        # Keras' own numbering, conv2d_7, depends on what was built before.
+        # Automatic names such as conv2d_7 depend on the layers built before.
         assert not re.search(r"[a-z]_\d+$", name), name
     paths = [variable.path for variable in model.variables]
     assert len(set(paths)) == len(paths)
@@ -118,23 +118,23 @@ def test_weights_survive_a_file(case, tmp_path):
     model.save_weights(tmp_path / "a.weights.h5")
     keras.utils.set_random_seed(1)
     other = models.build(config, CLASSES)
-    images = pictures(2, 40, 40)
+    images = random_images(2, 40, 40)
     assert np.abs(other(images)["main"] - model(images)["main"]).max() > 1e-3
     other.load_weights(tmp_path / "a.weights.h5")
-    close(other(images, training=False), model(images, training=False))
+    assert_close(other(images, training=False), model(images, training=False))
 
 
 def test_the_whole_model_survives_a_file(case, tmp_path):
     _, model = case
     model.save(tmp_path / "a.keras")
     again = keras.models.load_model(tmp_path / "a.keras")
-    images = pictures(2, 33, 47)
-    close(again(images, training=False), model(images, training=False))
+    images = random_images(2, 33, 47)
+    assert_close(again(images, training=False), model(images, training=False))
 
 
 def gradients(model, config):
-    # A norm over two pooled values gives 1 and -1 whatever they are, hence more than two pictures.
-    images = pictures(4, 64, 64)
+    # Batches need more than two images: a norm over two pooled values always gives 1 and -1.
+    images = random_images(4, 64, 64)
     labels = np.random.default_rng(1).integers(0, CLASSES, (4, 64, 64)).astype(np.uint8)
     with tf.GradientTape() as tape:
         terms = losses.loss_terms(model(images, training=True), labels, Loss(), config.align_corners)
@@ -150,40 +150,40 @@ def test_gradients_reach_every_variable(case):
     model = models.build(config, CLASSES)
     for path, gradient in gradients(model, config).items():
         assert gradient is not None and np.isfinite(gradient).all(), path
-    # With the last gamma of each block at zero, what stands before it has rightly no gradient yet.
-    randomise(model)
+    # Layers before a last gamma of zero have a zero gradient until it is randomized.
+    randomize(model)
     for path, gradient in gradients(model, config).items():
         assert np.abs(gradient).max() > 0, path
 
 
-def test_a_training_step_moves_the_statistics_and_inference_does_not(case):
+def test_only_training_updates_the_moving_statistics(case):
     config, _ = case
     model = models.build(config, CLASSES)
     moving = [variable for variable in model.non_trainable_variables if "moving" in variable.path]
-    before = [variable.numpy() for variable in moving]
-    model(pictures(2, 64, 64), training=False)
-    assert all((variable.numpy() == value).all() for variable, value in zip(moving, before))
-    model(pictures(2, 64, 64), training=True)
-    assert all((variable.numpy() != value).any() for variable, value in zip(moving, before))
+    initial = [variable.numpy() for variable in moving]
+    model(random_images(2, 64, 64), training=False)
+    assert all((variable.numpy() == value).all() for variable, value in zip(moving, initial))
+    model(random_images(2, 64, 64), training=True)
+    assert all((variable.numpy() != value).any() for variable, value in zip(moving, initial))
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("head", models.HEADS)
 def test_mixed_precision(head, precision):
     keras.utils.set_random_seed(0)
-    before = keras.config.dtype_policy()
+    policy = keras.config.dtype_policy()
     config = tiny(head=head, encnet=Encnet(lateral=True))
     exact, mixed = models.build(config, CLASSES), models.build(config, CLASSES, precision=precision)
-    assert keras.config.dtype_policy() == before
-    randomise(exact)
+    assert keras.config.dtype_policy() == policy
+    randomize(exact)
     mixed.set_weights(exact.get_weights())
-    images = pictures(2, 40, 47)
-    expected, found = exact(images, training=False), mixed(images, training=False)
+    images = random_images(2, 40, 47)
+    expected, actual = exact(images, training=False), mixed(images, training=False)
     assert mixed.get_layer("backbone.layer4.1.relu").compute_dtype == precision.removeprefix("mixed_")
     assert {variable.dtype for variable in mixed.variables if "seed" not in variable.path} == {"float32"}
-    for name, output in found.items():
+    for name, output in actual.items():
         assert output.dtype == tf.float32
-        # Eight bits of a bfloat16 through some twenty layers; nothing is equal, or nothing would be mixed.
+        # The bounds allow for bfloat16's 8 bits through some twenty layers. Equal values would mean full precision.
         difference = np.abs(output - expected[name]).max() / np.abs(expected[name]).max()
         assert 0 < difference < (0.1 if precision == "mixed_bfloat16" else 0.02), name
     for output in mixed(images, training=True).values():
@@ -194,14 +194,14 @@ def test_inference_needs_neither_auxiliary_head_nor_presence_layer(case, tmp_pat
     _, model = case
     inference = models.main_only(model)
     names = {variable.path for variable in inference.variables}
-    rest = {variable.path for variable in model.variables} - names
-    assert rest and all(re.match(r"auxiliary_head\.|decode_head\.se_layer/", name) for name in rest)
+    excluded = {variable.path for variable in model.variables} - names
+    assert excluded and all(re.match(r"auxiliary_head\.|decode_head\.se_layer/", name) for name in excluded)
     assert not any(re.match(r"auxiliary_head\.|decode_head\.se_layer/", name) for name in names)
     inference.export(tmp_path / "saved", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "saved")
-    # Random states of dropout, which inference does not read, are no weights.
+    # The export may omit the seed states of dropout, which inference does not read.
     assert len(loaded.variables) <= len(inference.variables)
-    images = pictures(2, 33, 47)
+    images = random_images(2, 33, 47)
     np.testing.assert_allclose(loaded.serve(images), model(images, training=False)["main"], rtol=1e-4, atol=1e-5)
 
 
@@ -213,12 +213,12 @@ def test_inference_needs_neither_auxiliary_head_nor_presence_layer(case, tmp_pat
     ({"head": "apcnet", "apcnet": Apcnet(pool_scales=(7,), fusion=False)}, {"main", "aux"}),
     ({"head": "pspnet", "pspnet": Pspnet(pool_scales=(1, 4))}, {"main", "aux"})])
 def test_optional_outputs(settings, names):
-    outputs = models.build(tiny(**settings), CLASSES)(pictures(1, 33, 33))
+    outputs = models.build(tiny(**settings), CLASSES)(random_images(1, 33, 33))
     assert outputs.keys() == names and outputs["main"].shape == (1, 5, 5, CLASSES)
 
 
 @pytest.mark.parametrize("head", ["apcnet", "pspnet"])
-def test_each_pool_scale_has_its_branch(head):
+def test_every_pool_scale_has_a_branch(head):
     scales = (1, 2, 5)
     model = models.build(tiny(head=head, apcnet=Apcnet(pool_scales=scales), pspnet=Pspnet(pool_scales=scales)), CLASSES)
     assert [layer.bins for layer in model.layers
@@ -229,7 +229,7 @@ def test_each_pool_scale_has_its_branch(head):
 @pytest.mark.parametrize("field, value, choices", [
     ("backbone", "resnet51", ["model.backbone", "'resnet51'", "Did you mean resnet50", "resnet101"]),
     ("head", "fcnn", ["model.head", "'fcnn'", "Did you mean fcn", "encnet"])])
-def test_unknown_names_offer_choices(field, value, choices):
+def test_unknown_names_list_the_choices(field, value, choices):
     with pytest.raises(ConfigError) as caught:
         models.build(tiny(**{field: value}), CLASSES)
     for choice in choices:
@@ -240,28 +240,29 @@ OTHER_BACKEND = """
 import sys
 import keras
 import numpy as np
-from kseg import models, weights
+from kseg import models
 from kseg.config import Model
+from kseg.weights.loading import load_keras
 directory = sys.argv[1]
 images = np.load(directory + "/images.npy")
 for head in models.HEADS:
     model = models.build(Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, head=head), 5)
-    weights.load_keras(model, f"{directory}/{head}.weights.h5")
+    load_keras(model, f"{directory}/{head}.weights.h5")
     outputs = model(images, training=False)
     np.savez(f"{directory}/{head}.npz", **{name: np.asarray(output) for name, output in outputs.items()})
 print(keras.backend.backend())
 """
 
 
-def test_jax_reads_the_same_weights_and_gives_the_same_logits(tmp_path):
+def test_jax_loads_the_same_weights_and_gives_the_same_logits(tmp_path):
     pytest.importorskip("jax", reason="JAX is not installed")
-    images = pictures(2, 33, 47)
+    images = random_images(2, 33, 47)
     np.save(tmp_path / "images.npy", images)
     expected = {}
     for seed, head in enumerate(models.HEADS):
         keras.utils.set_random_seed(seed)
         model = models.build(tiny(head=head), CLASSES)
-        randomise(model)
+        randomize(model)
         model.save_weights(tmp_path / f"{head}.weights.h5")
         expected[head] = model(images, training=False)
     result = subprocess.run([sys.executable, "-c", OTHER_BACKEND, str(tmp_path)], capture_output=True, text=True,
@@ -269,7 +270,7 @@ def test_jax_reads_the_same_weights_and_gives_the_same_logits(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-1] == "jax"
     for head, outputs in expected.items():
-        found = np.load(tmp_path / f"{head}.npz")
-        assert set(found) == set(outputs)
+        on_jax = np.load(tmp_path / f"{head}.npz")
+        assert set(on_jax) == set(outputs)
         for name, output in outputs.items():
-            assert np.abs(found[name] - output).max() <= 1e-4 * max(1, np.abs(output).max()), (head, name)
+            assert np.abs(on_jax[name] - output).max() <= 1e-4 * max(1, np.abs(output).max()), (head, name)

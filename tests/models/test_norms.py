@@ -1,4 +1,4 @@
-"""Batch normalisation against slow numpy references, and each fast form against the portable one."""
+"""Batch normalization agrees with NumPy references, in its fast and its portable forms."""
 
 import numpy as np
 import pytest
@@ -28,29 +28,29 @@ def test_fused_and_portable_training_agree(shape):
         np.testing.assert_allclose(exact, portable, rtol=2e-4, atol=2e-4)
 
 
-def test_the_gradient_over_replicas_is_that_of_one_and_names_its_layer():
+def test_the_synchronized_gradient_equals_the_local_one_and_names_its_layer():
     inputs, upstream = tf.constant(random(2, 5, 7, 4)), tf.constant(random(2, 5, 7, 4, seed=1))
     gamma, beta = tf.constant(random(4, seed=2)), tf.constant(random(4, seed=3))
 
     @tf.function
     def gradients(several):
-        # One replica is enough to take the way of several.
+        # Any replica context selects the synchronized form, even that of a single replica.
         context = tf.distribute.get_replica_context() if several else None
         with tf.GradientTape() as tape, tf.name_scope("some.norm"):
             tape.watch((inputs, gamma, beta))
             outputs, *_ = norms.fused_training(inputs, gamma, beta, 1e-5, context)
         return tape.gradient(outputs, (inputs, gamma, beta), upstream)
 
-    for found, expected in zip(gradients(True), gradients(False)):
-        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+    for actual, expected in zip(gradients(True), gradients(False)):
+        np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4)
     operations = gradients.get_concrete_function(True).graph.get_operations()
-    kernels = [each.name for each in operations if each.type.startswith("FusedBatchNorm")]
+    kernels = [operation.name for operation in operations if operation.type.startswith("FusedBatchNorm")]
     assert len([name for name in kernels if name.startswith("gradient_tape/some.norm/")]) == 2 < len(kernels)
 
 
 def test_statistics_of_small_inputs_are_exact():
     inputs = random(2, 32, 32, 8)
-    # Far from zero, where float32 sums lose most.
+    # Float32 sums lose the most digits for values far from zero.
     inputs = (inputs / 10 + 1000).astype(np.float32)
     values = inputs.reshape(-1, 8).astype(np.float64)
     layer = BatchNormalization(momentum=0.0, name="n")
@@ -63,11 +63,11 @@ def test_statistics_of_small_inputs_are_exact():
 def test_gamma_and_beta_are_not_rounded_to_half_precision(precision):
     layer = BatchNormalization(dtype=precision, name="n")
     layer.build((None, 2, 2, 1))
-    # The nearest bfloat16 is 1, and 300 times the difference shows in half precision.
+    # The bfloat16 nearest to 1.003 is 1, so a rounded gamma would give a result near 0.
     layer.gamma.assign([1.003])
     layer.beta.assign([-1.0])
-    found = layer(np.full((1, 2, 2, 1), 1.0, np.float32), training=False)
-    assert float(found[0, 0, 0, 0]) == pytest.approx(1.003 / np.sqrt(1 + 1e-5) - 1, rel=5e-3)
+    actual = layer(np.full((1, 2, 2, 1), 1.0, np.float32), training=False)
+    assert float(actual[0, 0, 0, 0]) == pytest.approx(1.003 / np.sqrt(1 + 1e-5) - 1, rel=5e-3)
 
 
 def test_fused_and_portable_inference_agree():
@@ -75,12 +75,12 @@ def test_fused_and_portable_inference_agree():
     variance = random(4, seed=4) ** 2
     expected = (inputs - mean) / np.sqrt(variance + 1e-5) * gamma + beta
     for infer in (norms.fused_inference, norms.normalize_with):
-        found = infer(tf.constant(inputs), mean, variance, gamma, beta, 1e-5)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        actual = infer(tf.constant(inputs), mean, variance, gamma, beta, 1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (2, 6, 4)])
-def test_statistics_against_numpy(shape):
+def test_statistics_match_numpy(shape):
     layer = BatchNormalization(momentum=0.9)
     inputs = random(*shape)
     outputs = layer(inputs, training=True)
@@ -90,13 +90,13 @@ def test_statistics_against_numpy(shape):
     np.testing.assert_allclose(layer.moving_mean.numpy(), 0.1 * flat.mean(0), rtol=1e-4, atol=1e-6)
     unbiased = 0.9 + 0.1 * flat.var(0, ddof=1)
     np.testing.assert_allclose(layer.moving_variance.numpy(), unbiased, rtol=1e-4)
-    # Few enough values that the biased variance would be seen.
+    # The batch is small enough for the biased variance to fail the check above.
     assert np.abs(unbiased - (0.9 + 0.1 * flat.var(0))).max() > 5e-3
-    before = layer.moving_mean.numpy()
+    moving_mean = layer.moving_mean.numpy()
     inference = layer(inputs, training=False).numpy().reshape(-1, 4)
-    np.testing.assert_allclose(inference, (flat - before) / np.sqrt(layer.moving_variance.numpy() + 1e-5), rtol=1e-4,
-                               atol=1e-4)
-    assert (layer.moving_mean.numpy() == before).all()
+    np.testing.assert_allclose(inference, (flat - moving_mean) / np.sqrt(layer.moving_variance.numpy() + 1e-5),
+                               rtol=1e-4, atol=1e-4)
+    assert (layer.moving_mean.numpy() == moving_mean).all()
 
 
 def test_one_value_per_channel_stays_finite():
@@ -106,7 +106,7 @@ def test_one_value_per_channel_stays_finite():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_half_precision_keeps_statistics_single(training):
+def test_half_precision_keeps_float32_statistics(training):
     layer = BatchNormalization(dtype="mixed_bfloat16")
     outputs = layer(random(2, 6, 5, 4), training=training)
     assert outputs.dtype == tf.bfloat16

@@ -1,4 +1,4 @@
-"""Models, losses and metrics are Keras operations only: on JAX they give the reference systems' numbers too."""
+"""Models, losses and metrics use only Keras operations: on JAX they match the reference systems, too."""
 
 import json
 import os
@@ -16,23 +16,23 @@ pytest.importorskip("jax", reason="JAX is not installed")
 
 @needs_fixtures
 @pytest.mark.parametrize("name", ["mmseg/encnet_r18_d16_lateral"])
-def test_jax_gives_the_reference_numbers(name):
+def test_jax_matches_the_reference(name):
     result = subprocess.run([sys.executable, "-m", "tests.helpers.other_backend", name], text=True, capture_output=True,
                             env=os.environ | ON_JAX, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert found["backend"] == "jax"
+    actual = json.loads(result.stdout.splitlines()[-1])
+    assert actual["backend"] == "jax"
     expected = {key: json.loads((FIXTURES / name / f"{key}.json").read_text())
                 for key in ("losses", "grads", "bn_after_step")}
-    assert found["loss"] == pytest.approx(expected["losses"]["total"], rel=1e-5)
-    # A gradient that is zero but for rounding has no relative error to speak of.
+    assert actual["loss"] == pytest.approx(expected["losses"]["total"], rel=1e-5)
+    # The relative error of a gradient that is zero up to rounding is meaningless.
     floor = 1e-6 * max(pair[0] for key, pair in expected["grads"].items() if key != "_note")
-    for key, value in found["gradients"].items():
+    for key, value in actual["gradients"].items():
         assert value == pytest.approx(expected["grads"][key][0], rel=1e-3, abs=floor), key
-    for key, value in found["statistics"].items():
+    for key, value in actual["statistics"].items():
         assert value == pytest.approx(expected["bn_after_step"][key][0], rel=1e-3), key
-    labels, ids = np.array(found["labels"]).ravel(), np.array(found["ids"]).ravel()
-    classes = len(found["confusion"])
+    labels, ids = np.array(actual["labels"]).ravel(), np.array(actual["ids"]).ravel()
+    classes = len(actual["confusion"])
     matrix = np.zeros((classes, classes), int)
     np.add.at(matrix, (labels[labels < 255], ids[labels < 255]), 1)
-    np.testing.assert_array_equal(matrix, found["confusion"])
+    np.testing.assert_array_equal(matrix, actual["confusion"])

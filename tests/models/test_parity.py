@@ -1,4 +1,4 @@
-"""Every head against numbers computed by MMSegmentation and SSSegmentation themselves."""
+"""Every head matches values computed by MMSegmentation and SSSegmentation."""
 
 import numpy as np
 import pytest
@@ -27,20 +27,19 @@ def case(request):
 
 
 def close(actual, expected, tolerance=1e-4):
-    """Largest difference, relative where the expected value is above 1."""
+    """Return whether all differences are small, relative to the expected values above 1."""
     assert actual.shape == expected.shape
     return np.max(np.abs(actual - expected) / np.maximum(np.abs(expected), 1)) <= tolerance
 
 
 @needs_fixtures
-def test_no_case_is_left_out():
+def test_the_list_of_cases_is_complete():
     assert set(NAMES) == set(CASES)
-    found = {str(path.parent.relative_to(FIXTURES)) for path in FIXTURES.glob("*/*/logits.npy")}
-    assert found == set(CASES)
+    assert {str(path.parent.relative_to(FIXTURES)) for path in FIXTURES.glob("*/*/logits.npy")} == set(CASES)
 
 
 @needs_fixtures
-def test_as_many_weights_as_the_original(case):
+def test_parameter_count(case):
     trained = sum(np.prod(variable.shape) for variable in case.model.trainable_variables)
     assert trained == case.description["params"]
 
@@ -95,16 +94,16 @@ def test_losses_gradients_and_statistics(case):
 
 
 def check_sums(case, file, values):
-    """Compare [norm, sum] of each array with the fixture's, under mmseg's names."""
+    """Compare the [norm, sum] of all arrays, by MMSegmentation's names, with the fixture."""
     expected = {key: value for key, value in case.json(file).items()
                 if not key.startswith("_") and not key.endswith("num_batches_tracked")}
     if case.system == "sss":
         expected = {sss_to_mmseg(key, case.config.head): value for key, value in expected.items()}
     assert set(expected) == set(values)
-    # A gradient that is zero but for rounding (a bias in front of a norm) has no relative error to speak of.
+    # The relative error of a gradient that is zero up to rounding (a bias before a norm) is meaningless.
     floor = 1e-6 * max(norm for norm, _ in expected.values())
     for name, (norm, total) in expected.items():
         value = values[name].astype(np.float64)
         assert np.linalg.norm(value) == pytest.approx(norm, rel=1e-3, abs=floor), name
-        # A difference of so small a norm can add up to this much (Cauchy and Schwarz).
+        # By the Cauchy-Schwarz inequality, a difference of this norm can change the sum by its norm times sqrt(size).
         assert value.sum() == pytest.approx(total, abs=max(1e-3 * norm, floor) * value.size**0.5), name

@@ -39,7 +39,7 @@ def test_two_give_the_losses_of_one_device(case, found):
     assert series["one"][-1] < series["one"][0]
 
 
-@pytest.mark.parametrize("form", ["fused_training", "normalise_training", "exact_training"])
+@pytest.mark.parametrize("form", ["fused_training", "normalize_training", "exact_training"])
 def test_norms_are_those_of_the_whole_batch_with_one_message_each_way(form, found):
     inputs, upstream, gamma, beta = (value.astype(np.float64) for value in norm_case())
     axes = (0, 1, 2)

@@ -1,4 +1,4 @@
-"""Backbones from files of other systems."""
+"""Backbone weights load strictly from files of other systems."""
 
 import keras
 import numpy as np
@@ -10,11 +10,11 @@ from tests.helpers.shared_files import SHARED
 from tests.helpers.small_models import small_model, small_state, unchanged, values
 
 PARTIAL = SHARED / "data" / "weights" / "resnet18_imagenet_partial.npz"
-needs_partial = pytest.mark.skipif(not PARTIAL.is_file(), reason=f"no file {PARTIAL}")
+needs_partial = pytest.mark.skipif(not PARTIAL.is_file(), reason=f"{PARTIAL} is missing")
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_backbone_alone(tmp_path, prefix):
+def test_a_backbone_file_changes_only_the_backbone(tmp_path, prefix):
     model, state, path = small_model(), small_state(), tmp_path / "a.npz"
     head = {name: np.array(variable) for name, variable in loading.mmseg_names(model).items() if "head" in name}
     bare = {name.removeprefix("backbone."): array for name, array in state.items() if "backbone" in name}
@@ -27,32 +27,31 @@ def test_backbone_alone(tmp_path, prefix):
 
 
 @pytest.mark.parametrize("prefix, classifier", [("", "fc"), ("backbone.", "head.fc")])
-def test_the_classifier_of_a_backbone_needs_no_list(tmp_path, prefix, classifier):
-    """torchvision's and mmpretrain's layouts; any other surplus weight is an error."""
+def test_the_imagenet_classifier_is_skipped_without_being_listed(tmp_path, prefix, classifier):
     model, path = small_model(), tmp_path / "a.npz"
     state = {prefix + name.removeprefix("backbone."): array for name, array in small_state().items()
              if "backbone" in name}
     ends = {f"{classifier}.weight": np.zeros((5, 4)), f"{classifier}.bias": np.zeros(5)}
     np.savez(path, **state, **ends)
     assert loading.load_backbone(model, path)[-2:] == [
-        f"the ImageNet classifier was left out: {classifier}.weight, {classifier}.bias",
+        f"the ImageNet classifier was skipped: {classifier}.weight, {classifier}.bias",
         "5 of the model's 5 weights were loaded"]
     assert f"{classifier}.bias" in loading.load_backbone(model, path, skip=(f"{classifier}.*",))[-1]
     np.savez(path, **state, **ends, neck=np.zeros(2))
-    with pytest.raises(WeightsError, match=r"1 weights in the file and not in the model:\n    neck \(2,\)$"):
+    with pytest.raises(WeightsError, match=r"in the file but not in the model:\n    neck \(2,\)$"):
         loading.load_backbone(model, path)
 
 
-def test_backbone_skip_is_exact(tmp_path):
+def test_skip_matches_exact_names(tmp_path):
     model, path = small_model(), tmp_path / "a.npz"
     state = {name.removeprefix("backbone."): array for name, array in small_state().items() if "backbone" in name}
     kernel = state.pop("conv1.weight")
     np.savez(path, **state)
     before = values(model)
     for skip, message in [
-            ((), r"1 weights in the model and not in the file:\n    conv1.weight \(4, 3, 3, 2\)"),
+            ((), r"1 weights in the model but not in the file:\n    conv1.weight \(4, 3, 3, 2\)"),
             (("conv1.weight", "conv2.weight"), "init.skip lists 'conv2.weight'"),
-            # Names are those without the prefix, as in the file.
+            # Patterns use names without the prefix, as in the file.
             (("backbone.conv1.weight",), "init.skip lists 'backbone.conv1.weight'")]:
         with pytest.raises(WeightsError, match=message):
             loading.load_backbone(model, path, skip)
@@ -68,7 +67,7 @@ def test_backbone_skip_is_exact(tmp_path):
 
 
 def bare_resnet18():
-    """All weights of a ResNet-18 as unconnected layers."""
+    """Return a model with all weights of a ResNet-18 in unconnected layers."""
     inputs, outputs = {}, []
 
     def conv_bn(conv, bn, channels_in, channels, size):
@@ -92,7 +91,7 @@ def bare_resnet18():
 @needs_partial
 def test_published_partial_backbone():
     model = bare_resnet18()
-    with pytest.raises(WeightsError, match="lacks 20 of the model's 100 weights\n  20 weights in the model and not"):
+    with pytest.raises(WeightsError, match="lacks 20 of the model's 100 weights\n  20 weights in the model but not"):
         loading.load_backbone(model, PARTIAL)
     loading.load_backbone(model, PARTIAL, ("layer4.0.conv*", "layer4.0.bn*", "layer4.1.*"))
     kernel = np.array(loading.mmseg_names(model)["backbone.conv1.weight"])

@@ -1,4 +1,4 @@
-"""Strict loading of weights into models, by name and in other layouts."""
+"""Weights load strictly by name, and are transposed from PyTorch's layouts."""
 
 from collections import OrderedDict
 
@@ -26,7 +26,7 @@ def test_mmseg_names_of_an_unknown_weight():
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pth"])
-def test_loaded_checkpoint_computes_what_pytorch_layouts_mean(tmp_path, suffix):
+def test_a_loaded_checkpoint_gives_pytorchs_result(tmp_path, suffix):
     state, model, path = small_state(), small_model(), tmp_path / f"a{suffix}"
     if suffix == ".npz":
         np.savez(path, **state, **{"backbone.bn1.num_batches_tracked": np.array(7)})
@@ -42,7 +42,7 @@ def test_loaded_checkpoint_computes_what_pytorch_layouts_mean(tmp_path, suffix):
     np.testing.assert_allclose(np.array(outputs)[0], torch_result(state, image), rtol=1e-4)
 
 
-def test_checkpoints_that_do_not_fit_leave_the_model_alone(tmp_path):
+def test_checkpoints_that_do_not_fit_leave_the_model_unchanged(tmp_path):
     model, state = small_model(), small_state()
     before, path = values(model), tmp_path / "a.npz"
 
@@ -54,24 +54,24 @@ def test_checkpoints_that_do_not_fit_leave_the_model_alone(tmp_path):
         return str(caught.value)
 
     text = message({name: array for name, array in state.items() if "backbone.bn1" not in name})
-    assert "lacks 4 of the model's 10 weights" in text and "4 weights in the model and not in the file:" in text
+    assert "lacks 4 of the model's 10 weights" in text and "4 weights in the model but not in the file:" in text
     extra = {f"decode_head.enc_module.fc.{index}": np.zeros(index + 1) for index in range(99)}
     text = message(state | extra)
-    # All of them, with their shapes.
+    # The error lists all weights with their shapes.
     assert all(f"    {name} ({index + 1},)\n" in text + "\n" for index, name in enumerate(extra))
-    assert "99 weights in the file and not in the model:" in text and "of another shape" not in text
+    assert "99 weights in the file but not in the model:" in text and "with different shapes" not in text
     text = message(state | {"decode_head.enc_module.encoding.0.scale": np.zeros(9, "float32")})
-    assert "1 weights of another shape:\n    decode_head.enc_module.encoding.0.scale file (9,), model (3,)" in text
-    # The axes count by name, not by what would happen to fit.
+    assert "1 weights with different shapes:\n    decode_head.enc_module.encoding.0.scale file (9,), model (3,)" in text
+    # Shapes are compared in PyTorch's layout, so an array in Keras' layout is refused.
     keras_layout = {"backbone.conv1.weight": state["backbone.conv1.weight"].transpose(2, 3, 1, 0)}
     assert "backbone.conv1.weight file (3, 2, 3, 4), model (4, 3, 3, 2)" in message(state | keras_layout)
     text = message(state | {"decode_head.se_layer.bias": np.array([np.inf, 1]),
                             "backbone.bn1.weight": np.array([1, 1, np.nan, 1])})
-    assert "nan or infinite in 2 weights: backbone.bn1.weight, decode_head.se_layer.bias" in text
+    assert "non-finite values in 2 weights: backbone.bn1.weight, decode_head.se_layer.bias" in text
 
 
 def write_state(state, path):
-    """Write a state of PyTorch's layouts as .npz, or in Keras layout as the .weights.h5 of a model that has it all."""
+    """Write a state in PyTorch's layout as .npz, or as the .weights.h5 file of a model with these weights."""
     if path.suffix == ".npz":
         np.savez(path, **state)
     else:
@@ -84,29 +84,29 @@ def write_state(state, path):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.weights.h5"])
-def test_skip_covers_both_sides_and_other_shapes(tmp_path, name):
+def test_skip_applies_to_both_sides_and_to_other_shapes(tmp_path, name):
     path, model, state = tmp_path / name, small_model(), small_state(classes=5)
     before = {name: np.array(variable) for name, variable in loading.mmseg_names(model).items()}
     write_state(state, path)
-    for skip, words in [
-            ((), "has 5 classes, the config's data set has 2"), (("decode_head.se_layer.weight",), "se_layer.bias"),
+    for skip, message in [
+            ((), "has 5 classes"), (("decode_head.se_layer.weight",), "se_layer.bias"),
             (("decode_head.se_layer.*", "backbone.conv2.weight"),
-             "init.skip lists 'backbone.conv2.weight', but neither"),
-            (("decode_head.se_layer.*", "backbone.conv"), "init.skip lists 'backbone.conv', but neither")]:
-        with pytest.raises(WeightsError, match=words):
+             "init.skip lists 'backbone.conv2.weight'"),
+            (("decode_head.se_layer.*", "backbone.conv"), "init.skip lists 'backbone.conv'")]:
+        with pytest.raises(WeightsError, match=message):
             loading.load_checkpoint(model, path, "encnet", skip)
         assert all(np.array_equal(before[name], variable) for name, variable in loading.mmseg_names(model).items())
-    # What would fit may stay out as well.
+    # Weights that would fit may be skipped, too.
     notes = loading.load_checkpoint(model, path, "encnet", ("decode_head.se_layer.*", "backbone.bn1.bias"))
     after = loading.mmseg_names(model)
     for name in ("decode_head.se_layer.weight", "decode_head.se_layer.bias", "backbone.bn1.bias"):
         np.testing.assert_array_equal(after[name], before[name])
     np.testing.assert_array_equal(after["backbone.bn1.weight"], state["backbone.bn1.weight"])
-    assert notes == ["7 of the model's 10 weights were loaded", "init.skip left out 3: backbone.bn1.bias, "
+    assert notes == ["7 of the model's 10 weights were loaded", "init.skip skipped 3: backbone.bn1.bias, "
                      "decode_head.se_layer.bias, decode_head.se_layer.weight"]
 
 
-def test_skip_of_names_on_one_side(tmp_path):
+def test_skip_of_weights_on_one_side(tmp_path):
     model, state = small_model(), small_state()
     state["decode_head.new"] = state.pop("backbone.bn1.bias")
     np.savez(tmp_path / "a.npz", **state)
@@ -119,7 +119,7 @@ def test_skip_of_names_on_one_side(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.weights.h5"])
-def test_bgr_checkpoints_see_the_same_picture(tmp_path, name):
+def test_bgr_checkpoints_give_the_same_result_for_rgb_images(tmp_path, name):
     state, model, path = small_state(), small_model(), tmp_path / name
     write_state(state, path)
     loading.load_checkpoint(model, path, "encnet", channels="BGR")
@@ -142,7 +142,7 @@ def test_sss_checkpoint_loads(tmp_path):
         kernel = np.array(model.get_layer(ours).kernel)
         np.testing.assert_array_equal(kernel[0, 0].T, state[f"{theirs}.weight"][:, :, 0, 0])
     # The names themselves tell the head.
-    with pytest.raises(WeightsError, match="a.npz is a checkpoint of head fcn, the config asks for encnet"):
+    with pytest.raises(WeightsError, match="a.npz has the head fcn.*model.head=encnet"):
         loading.load_checkpoint(keras.Model(model.input, model.outputs[:1]), tmp_path / "a.npz", "encnet")
 
 
@@ -160,7 +160,7 @@ def test_keras_weights_that_do_not_fit(tmp_path):
     before = values(model)
     with pytest.raises(WeightsError, match="a.weights.h5 does not exist"):
         loading.load_keras(model, path)
-    with pytest.raises(WeightsError, match="has to end in .weights.h5"):
+    with pytest.raises(WeightsError, match="must end in .weights.h5"):
         loading.load_keras(model, tmp_path / "a.h5")
     small_model(classes=3).save_weights(path)
     with pytest.raises(WeightsError, match=r"decode_head.se_layer.weight file \(3, 3\), model \(2, 3\)"):
@@ -170,9 +170,9 @@ def test_keras_weights_that_do_not_fit(tmp_path):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="a.weights.h5 is damaged"):
             loading.load_keras(model, path)
-    # Keras itself takes this file without a word.
+    # Keras' own loader accepts this file silently.
     bigger = keras.Model(model.input, keras.layers.Dense(2, name="more")(model.output))
     bigger.save_weights(path)
-    with pytest.raises(WeightsError, match="2 weights in the file and not in the model:\n    more.0"):
+    with pytest.raises(WeightsError, match="2 weights in the file but not in the model:\n    more.0"):
         loading.load_keras(small_model(), path)
     assert unchanged(model, before)

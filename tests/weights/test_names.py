@@ -1,4 +1,4 @@
-"""The name tables against the reference systems' own lists of weights."""
+"""The name tables match the weight lists of the reference systems."""
 
 import pytest
 
@@ -9,20 +9,20 @@ from kseg.weights import loading
 from kseg.weights.names import keras_to_torchvision, mmseg_head, sss_head, sss_to_mmseg
 from tests.helpers.shared_files import KEYS, read_keys
 
-needs_keys = pytest.mark.skipif(not KEYS.is_dir(), reason=f"no reference key lists in {KEYS}")
+needs_keys = pytest.mark.skipif(not KEYS.is_dir(), reason=f"the reference key lists in {KEYS} are missing")
 HEADS = ["encnet", "deeplabv3", "deeplabv3plus", "apcnet", "pspnet", "fcn"]
 
 
 @needs_keys
 @pytest.mark.parametrize("head", HEADS)
-def test_sss_names_are_mmseg_names_of_equal_shape(head):
+def test_translated_sss_names_have_the_shapes_of_mmseg(head):
     sss, mmseg = (read_keys(KEYS / f"keys_{system}_{head}.txt") for system in ("sss", "mmseg"))
     renamed = {sss_to_mmseg(name, head): shape for name, shape in sss.items()}
-    # Only MMSegmentation's FCN joins its input to its output.
+    # SSSegmentation's FCN lacks the convolution that joins input and output.
     expected = {name: shape for name, shape in mmseg.items() if not name.startswith("decode_head.conv_cat.")}
     assert renamed.keys() == expected.keys() and len(renamed) == len(sss)
     for name, shape in renamed.items():
-        # The auxiliary heads differ in width alone.
+        # The auxiliary heads differ only in width.
         assert shape == expected[name] or name.startswith("auxiliary_head.") and len(shape) == len(expected[name]), name
     assert sss_head(sss) == head and mmseg_head(mmseg) == head
 
@@ -31,15 +31,14 @@ def test_sss_names_are_mmseg_names_of_equal_shape(head):
 @pytest.mark.parametrize("keys, overrides", [(head, [f"model.head={head}"]) for head in HEADS] + [
     ("encnet_lateral", ["model.encnet.lateral=true"]), ("backbone_v1b", ["model.stem=7x7"]),
     ("backbone_v1d", ["model.downsample=average"])])
-def test_our_models_have_all_of_mmsegs_names(keys, overrides):
-    """Full-size ResNet-50 models of 19 classes, every name and every shape."""
+def test_models_have_the_names_and_shapes_of_mmseg(keys, overrides):
     config = configs.load("encnet_cityscapes", overrides)
-    found = {name: target.shape() for name, target in loading.torch_targets(models.build(config.model, 19)).items()}
+    actual = {name: target.shape() for name, target in loading.torch_targets(models.build(config.model, 19)).items()}
     expected = read_keys(KEYS / f"keys_mmseg_{keys}.txt")
     if keys.startswith("backbone"):
-        found = {name: shape for name, shape in found.items() if name.startswith("backbone.")}
+        actual = {name: shape for name, shape in actual.items() if name.startswith("backbone.")}
         expected = {f"backbone.{name.removeprefix('backbone.')}": shape for name, shape in expected.items()}
-    assert found == expected
+    assert actual == expected
 
 
 @pytest.mark.parametrize("name, head, expected", [
@@ -54,13 +53,13 @@ def test_any_number_of_branches(name, head, expected):
 
 
 def test_sss_fcn_of_other_depths():
-    for convolutions, place in ((1, 4), (2, 7), (3, 10)):
-        assert sss_to_mmseg(f"decoder.{place}.bias", "fcn", convolutions) == "decode_head.conv_seg.bias"
+    for convolutions, index in ((1, 4), (2, 7), (3, 10)):
+        assert sss_to_mmseg(f"decoder.{index}.bias", "fcn", convolutions) == "decode_head.conv_seg.bias"
     assert sss_to_mmseg("decoder.7.bias", "fcn", 3) == "decode_head.convs.2.bn.bias"
     assert sss_to_mmseg("decoder.6.weight", "fcn", 3) == "decode_head.convs.2.conv.weight"
 
 
-def test_sss_names_that_are_unknown():
+def test_unknown_sss_names():
     with pytest.raises(WeightsError, match="'ocr'.*Choices: apcnet, deeplabv3, deeplabv3plus, encnet, fcn, pspnet"):
         sss_to_mmseg("decoder.1.weight", "ocr")
     for name in ("decoder.10.weight", "decode_head.conv_seg.weight", "bottleneck.2.weight"):
@@ -68,7 +67,7 @@ def test_sss_names_that_are_unknown():
             sss_to_mmseg(name, "encnet")
 
 
-def test_heads_of_other_systems_are_not_taken_for_ours():
+def test_unsupported_heads_are_not_confused_with_supported_ones():
     assert mmseg_head(["decode_head.psp_modules.0.1.conv.weight", "decode_head.fpn_convs.0.conv.weight"]) == "upernet"
     assert mmseg_head(["decode_head.convs.0.conv.weight", "decode_head.cca.gamma"]) == ""
     assert mmseg_head(["backbone.conv1.weight"]) == ""
@@ -80,6 +79,6 @@ def test_keras_applications_layers():
     assert keras_to_torchvision("conv1_conv") == "conv1" and keras_to_torchvision("conv1_bn") == "bn1"
     assert keras_to_torchvision("conv4_block23_2_bn") == "layer3.22.bn2"
     assert keras_to_torchvision("conv2_block1_0_conv") == "layer1.0.downsample.0"
-    # The second version of the network, and blocks that no ResNet has.
+    # These are layers of ResNetV2, and of blocks that no ResNet has.
     for name in ("conv2_block1_preact_bn", "post_bn", "conv6_block1_1_conv", "conv2_block1_4_conv", "dense"):
         assert keras_to_torchvision(name) == ""

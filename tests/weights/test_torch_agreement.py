@@ -1,4 +1,4 @@
-"""The restricted reader against PyTorch itself, where that is installed."""
+"""The restricted reader agrees with PyTorch, if that is installed."""
 
 import sys
 
@@ -11,25 +11,25 @@ from tests.helpers.shared_files import FIXTURES, needs_fixtures
 CHECKPOINTS = sorted(FIXTURES.glob("**/model.pth"))
 
 
-def same(found, expected):
-    """Compare what was read with PyTorch's own objects, containers and all."""
+def assert_same(actual, expected):
+    """Compare the reader's result with PyTorch's, recursively."""
     torch = sys.modules["torch"]
     if isinstance(expected, torch.Tensor):
-        assert isinstance(found, np.ndarray) and found.shape == tuple(expected.shape)
-        assert found.dtype.name == str(expected.dtype).removeprefix("torch.")
-        # numpy has no bfloat16 of PyTorch's, but float64 holds every number of both.
-        found, expected = found.astype("float64"), expected.detach().to(torch.float64).numpy()
-        np.testing.assert_array_equal(found, expected)
+        assert isinstance(actual, np.ndarray) and actual.shape == tuple(expected.shape)
+        assert actual.dtype.name == str(expected.dtype).removeprefix("torch.")
+        # PyTorch cannot convert bfloat16 to NumPy, but float64 represents all values exactly.
+        actual, expected = actual.astype("float64"), expected.detach().to(torch.float64).numpy()
+        np.testing.assert_array_equal(actual, expected)
     elif isinstance(expected, dict):
-        assert list(found) == list(expected)
+        assert list(actual) == list(expected)
         for key, value in expected.items():
-            same(found[key], value)
+            assert_same(actual[key], value)
     elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected) and isinstance(found, (list, tuple))
-        for one, other in zip(found, expected):
-            same(one, other)
+        assert len(actual) == len(expected) and isinstance(actual, (list, tuple))
+        for actual_item, expected_item in zip(actual, expected):
+            assert_same(actual_item, expected_item)
     else:
-        assert found == expected
+        assert actual == expected
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def test_pytorch_itself_reads_the_same(tmp_path, torch, zipped):
                  "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")]}
     path = tmp_path / "a.pth"
     torch.save(value, path, _use_new_zipfile_serialization=zipped)
-    same(torch_files.read_torch_file(path), torch.load(path, weights_only=True))
+    assert_same(torch_files.read_torch_file(path), torch.load(path, weights_only=True))
 
 
 @needs_fixtures
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}")
-def test_pytorch_itself_reads_the_reference_checkpoints_the_same(torch, path):
-    same(torch_files.read_torch_file(path), torch.load(path, weights_only=True))
+def test_pytorch_reads_the_reference_checkpoints_the_same(torch, path):
+    assert_same(torch_files.read_torch_file(path), torch.load(path, weights_only=True))

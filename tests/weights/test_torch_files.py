@@ -1,4 +1,4 @@
-"""The restricted PyTorch reader: both containers, and whatever else a file may hold."""
+"""The restricted PyTorch reader: both containers, damaged files and malicious files."""
 
 import json
 import os
@@ -22,7 +22,7 @@ CHECKPOINTS = sorted(FIXTURES.glob("**/model.pth"))
 
 
 @both_containers
-def test_offset_size_and_stride_are_honoured(tmp_path, write):
+def test_offset_size_and_stride_are_respected(tmp_path, write):
     stored = Stored(np.arange(24, dtype="float32"))
     value = {
         "matrix": FakeTensor(stored, 2, (2, 3), (3, 1)),
@@ -63,14 +63,14 @@ def test_every_dtype(tmp_path, write, kind, numbers):
     ("FloatStorage", np.array([1.5, -2], "float32")), ("BFloat16Storage", np.array([1.5, -2], ml_dtypes.bfloat16))])
 def test_big_endian_zip(tmp_path, kind, numbers):
     stored = Stored(numbers, kind)
-    if kind == "BFloat16Storage":  # numpy cannot swap its bytes
+    if kind == "BFloat16Storage":  # NumPy cannot swap its bytes.
         stored.array = numbers.view("uint16")
     path = write_zip(tmp_path / "a.pth", [FakeTensor(stored, 0, (2,), (1,))], byteorder="big")
     np.testing.assert_array_equal(torch_files.read_torch_file(path)[0], numbers, strict=True)
 
 
 def test_bfloat16_bits(tmp_path):
-    """1.0 is 0x3f80 in bfloat16, the upper half of its float32."""
+    # 1.0 is 0x3f80 in bfloat16, the upper half of its float32 representation.
     stored = Stored(np.array([0x3F80, 0xC000], "uint16"), "BFloat16Storage")
     array = torch_files.read_torch_file(write_zip(tmp_path / "a.pth", FakeTensor(stored, 0, (2,), (1,))))
     assert array.dtype == ml_dtypes.bfloat16 and array.astype("float32").tolist() == [1.0, -2.0]
@@ -90,9 +90,9 @@ def test_legacy_view_of_a_storage(tmp_path):
 @both_containers
 def test_plain_values_and_attributes_of_state_dicts(tmp_path, write):
     state = OrderedDict(weight=FakeTensor(Stored(np.ones(2, "float32")), 0, (2,), (1,)))
-    state._metadata = OrderedDict({"": {"version": 1}})  # PyTorch's modules leave this on every state dict.
+    state._metadata = OrderedDict({"": {"version": 1}})  # PyTorch adds this attribute to every state dict.
     meta = {"classes": ("road", "sky"), "palette": [[1, 2, 3]], "epoch": 3, "lr": 0.1, "none": None, "set": {1, 2},
-            "raw": b"\xff\x00", "number": np.float32(0.5), "count": np.int64(7), "truth": np.bool_(True)}
+            "raw": b"\xff\x00", "number": np.float32(0.5), "count": np.int64(7), "flag": np.bool_(True)}
     meta["itself"] = meta["palette"]
     read = torch_files.read_torch_file(write(tmp_path / "a.pth", {"meta": meta, "state_dict": state}))
     assert read["meta"] == meta
@@ -109,7 +109,7 @@ class Calling:
 
 
 @both_containers
-def test_malicious_pickles_run_nothing(tmp_path, write):
+def test_malicious_pickles_run_no_code(tmp_path, write):
     marker = tmp_path / "marker"
     for call, name in ((Calling(os.system, f"touch {marker}"), "posix.system"),
                        (Calling(eval, f"open({str(marker)!r}, 'w')"), "eval"),
@@ -119,24 +119,24 @@ def test_malicious_pickles_run_nothing(tmp_path, write):
         assert not marker.exists()
 
 
-def test_records_of_training_are_refused_with_advice(tmp_path):
-    """mmengine keeps histories in the checkpoints of a run, which only its own code could build."""
+def test_training_histories_are_refused_with_advice(tmp_path):
+    """mmengine stores history objects in the checkpoints of a run."""
     path = tmp_path / "epoch_3.pth"
     for name, advice in (("mmengine.logging.history_buffer\nHistoryBuffer", True), ("subprocess\nPopen", False)):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", b"\x80\x02c" + name.encode() + b"\n)R.")
-        with pytest.raises(WeightsError, match=f"is refused: it asks for {name.replace(chr(10), '.')}") as caught:
+        with pytest.raises(WeightsError, match=f"is refused: .*{name.replace(chr(10), '.')}") as caught:
             torch_files.read_torch_file(path)
         assert ("torch.save" in str(caught.value)) == advice
 
 
 @pytest.mark.parametrize("program, message", [
     (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.", "OrderedDict.fromkeys"),
-    (b"\x80\x02ccollections\nOrderedDict\n}b.", "tries to change OrderedDict"),
-    (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls a storage type"),
-    (b"\x80\x02ccollections\nOrderedDict\n.", "holds OrderedDict as a value"),
-    (b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", "numpy scalar of type 'O'"),
-    (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00OX\x03\x00\x00\x00hex\x86R.", "encodes text as 'hex'"),
+    (b"\x80\x02ccollections\nOrderedDict\n}b.", "change OrderedDict"),
+    (b"\x80\x02ctorch\nFloatStorage\n)R.", "storage type"),
+    (b"\x80\x02ccollections\nOrderedDict\n.", "OrderedDict as a value"),
+    (b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", "scalar of type 'O'"),
+    (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00OX\x03\x00\x00\x00hex\x86R.", "'hex'"),
     (b"\x80\x02X\x06\x00\x00\x00moduleQ.", "other than a storage"),
     (b"\x80\x02}r\xff\xff\xff\x7f.", "memo index 2147483647"),
 ])
@@ -172,7 +172,7 @@ def test_every_truncation_is_refused(tmp_path, write):
 
 
 @both_containers
-def test_wrong_lengths_and_types_of_storages_are_refused(tmp_path, write):
+def test_storages_of_wrong_length_or_type_are_refused(tmp_path, write):
     longer = Stored(np.zeros(6, "float32"), declared=7)
     for stored in (longer, Stored(np.zeros(6, "int8"), "QInt8Storage")):
         with pytest.raises(WeightsError):
@@ -182,7 +182,7 @@ def test_wrong_lengths_and_types_of_storages_are_refused(tmp_path, write):
 @pytest.mark.parametrize("content, message", [
     (b"", "is empty"), (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE"),
     (pickle.dumps({"a": 1}, 2), "magic number"), (b"x" * 257 + b"ustar" + b"x" * 300, "tar file"),
-    (b"PK\x03\x04 and no more", "start as a zip file but do not end as one"),
+    (b"PK\x03\x04 and no more", "incomplete or damaged"),
 ])
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "other.pth"
@@ -194,14 +194,14 @@ def test_other_files_are_refused(tmp_path, content, message):
 def test_other_zips_and_missing_files_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("readme", "text")
-    with pytest.raises(WeightsError, match="no PyTorch checkpoint"):
+    with pytest.raises(WeightsError, match="not a PyTorch checkpoint"):
         torch_files.read_torch_file(tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="none.pth cannot be read"):
         torch_files.read_torch_file(tmp_path / "none.pth")
 
 
 @both_containers
-def test_half_a_file_is_named_for_what_it_is(tmp_path, write):
+def test_half_a_file_is_reported_as_incomplete(tmp_path, write):
     value = {str(index): FakeTensor(Stored(np.ones(500, "float32"), key=str(index)), 0, (500,), (1,))
              for index in range(20)}
     path = write(tmp_path / "half.pth", value)
@@ -211,17 +211,17 @@ def test_half_a_file_is_named_for_what_it_is(tmp_path, write):
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_byte_in_a_zip_is_noticed(tmp_path):
+def test_a_changed_byte_in_a_zip_is_detected(tmp_path):
     path = write_zip(tmp_path / "a.pth", FakeTensor(Stored(np.full(500, 3, "float32")), 0, (500,), (1,)))
     data = bytearray(path.read_bytes())
     data[data.index(np.float32(3).tobytes() * 9) + 100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(WeightsError, match="a.pth is damaged: the checksum of its entry archive/data/0 is wrong"):
+    with pytest.raises(WeightsError, match="a.pth is damaged: .*archive/data/0"):
         torch_files.read_torch_file(path)
 
 
 def test_compressed_entries(tmp_path):
-    """PyTorch stores its entries as they are; a file that was packed anew reads the same."""
+    """PyTorch does not compress entries, but other tools that repack a file do."""
     numbers = np.arange(500, dtype="float32")
     path = write_zip(tmp_path / "a.pth", {"a": FakeTensor(Stored(numbers), 0, (500,), (1,))})
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new:
@@ -232,22 +232,22 @@ def test_compressed_entries(tmp_path):
 
 PEAK = """
 import re, sys
-from kseg import torch_files
+from kseg.weights import torch_files
 
 def peak():
-    # getrusage would count the process that started this one.
+    # getrusage would include the memory of the parent process.
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 
 before = peak()
-state = torch_files.read(sys.argv[1])
+state = torch_files.read_torch_file(sys.argv[1])
 assert sum(array.nbytes for array in state.values()) == 2**27 and "torch" not in sys.modules
 print((peak() - before) / 2**27)
 """
 
 
 @both_containers
-def test_a_file_is_not_held_twice(tmp_path, write):
-    """128 MiB in 32 tensors: the arrays themselves and the one that is being copied, but not the file beside them."""
+def test_a_file_is_not_in_memory_twice(tmp_path, write):
+    """Reading 128 MiB in 32 tensors needs little more memory than the arrays."""
     numbers = np.ones(2**20, "float32")
     value = {str(index): FakeTensor(Stored(numbers, key=f"{index:02}"), 0, (2**20,), (1,)) for index in range(32)}
     path = write(tmp_path / "a.pth", value)
@@ -259,7 +259,7 @@ def test_a_file_is_not_held_twice(tmp_path, write):
 @needs_fixtures
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}")
 def test_reference_checkpoints(path):
-    """Names and shapes agree with the original's gradients and, for ResNet-50, with the original's key list."""
+    """Names match the original's gradients and, for ResNet-50, names and shapes match the original's key list."""
     contents = torch_files.read_torch_file(path)
     state = {name: array for name, array in contents.get("state_dict", contents.get("model")).items()
              if not name.endswith("num_batches_tracked")}

@@ -9,18 +9,34 @@ from kseg.models.layers import ResizeLike
 from kseg.models.norms import BatchNormalization
 
 
-def encnet(features: list, classes: int, model: Model) -> dict:
-    """Return {"main": logits at the stride of stage 4, "se": class-presence logits (N, classes)}.
+def encnet(features: list[keras.KerasTensor], classes: int, model: Model) -> dict[str, keras.KerasTensor]:
+    """Weight the channels of stage 4 by its encoded context (section 3.1).
 
-    `se` is there where model.encnet.se is set; it is used by the loss alone.
+    Args:
+        features: Outputs (N, h, w, C) of the backbone's four stages.
+        classes: Number of classes.
+        model: The `model` section of a config; `model.encnet` has the options of this head.
+
+    Returns:
+        "main": float32 logits (N, h, w, classes) at the stride of stage 4.
+        "se": float32 class-presence logits (N, classes), present if `model.encnet.se` is set. Only the loss uses them.
+
+    Example:
+        >>> import keras
+        >>> from kseg.config.sections import Model
+        >>> from kseg.models.heads.encnet import encnet
+        >>> features = [keras.Input((side, side, 8)) for side in (16, 8, 8, 8)]
+        >>> logits = encnet(features, classes=2, model=Model(channels=4))
+        >>> logits["main"].shape, logits["se"].shape
+        ((None, 8, 8, 2), (None, 2))
     """
     initial = model.initial_weights
     top = conv_bn_relu(features[3], model.channels, 3, "decode_head.bottleneck", initial)
     if model.encnet.lateral:
-        top = _lateral(features, top, model)
+        top = _join_lateral(features, top, model)
     projected = conv_bn_relu(top, model.channels, 1, "decode_head.enc_module.encoding_project", initial)
     residuals = Encoding(model.encnet.codewords, name="decode_head.enc_module.encoding.0")(projected)
-    # The statistics are per codeword, which is the last axis.
+    # The last axis is the codeword: the norm has one mean and variance per codeword.
     residuals = BatchNormalization(name="decode_head.enc_module.encoding.1")(residuals)
     residuals = keras.layers.Activation("relu", name="decode_head.enc_module.encoding.relu")(residuals)
     context = keras.layers.GlobalAveragePooling1D("channels_first", name="decode_head.enc_module.mean")(residuals)
@@ -36,8 +52,8 @@ def encnet(features: list, classes: int, model: Model) -> dict:
     return heads
 
 
-def _lateral(features, top, model):
-    """Join stages 2 and 3, brought to the size of `top` by 1x1 convolutions and resizing."""
+def _join_lateral(features: list[keras.KerasTensor], top: keras.KerasTensor, model: Model) -> keras.KerasTensor:
+    """Join `top` with stages 2 and 3, reduced by 1x1 convolutions and resized to it."""
     joined = [top]
     for index in (0, 1):
         side = conv_bn_relu(features[index + 1], model.channels, 1, f"decode_head.lateral_convs.{index}",
@@ -51,13 +67,16 @@ def _lateral(features, top, model):
 class Encoding(keras.layers.Layer):
     """Residuals to learned codewords, softly assigned and summed over all positions (section 3.1, equation 1).
 
-    NHWC features with D channels give (N, D, K) float32 for K codewords. The distance is written out as
-    |x|^2 - 2 x c + |c|^2 so that matrix products replace an (N, HW, K, D) tensor. The sum is not divided by the number
-    of positions, so its scale grows with the area.
+    Features (N, H, W, D) give float32 (N, D, K) for K codewords. The squared distance is expanded to
+    |x|^2 - 2 x c + |c|^2, so matrix products replace an (N, HW, K, D) tensor. The sum is not divided by the number of
+    positions, so its scale grows with the area.
+
+    Args:
+        codewords: Number K of codewords.
     """
 
     def __init__(self, codewords, **kwargs):
-        # Differences of large squares need full precision, whatever the model's policy.
+        # Differences of large squares need full precision under every dtype policy.
         super().__init__(**kwargs | {"dtype": "float32"})
         self.number = codewords
 
