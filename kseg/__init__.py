@@ -1,6 +1,5 @@
 """kseg: semantic segmentation from training to TF Serving, with Keras functional models."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,18 +8,38 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# TensorFlow reads this once, when it is loaded; its start-up notes would hide ours.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 
 def load(directory: Path | str, weights: Path | str | None = None, tta: bool = False) -> "Segmenter":
-    """Return a trained model as a function from a picture (a path, PIL image, or uint8 RGB (H, W, 3)) to its class ids.
+    """Load a trained model as a function from an image to its class ids.
 
-    `directory` is a working directory of kseg.train, whose best weights are taken unless `weights` names a file; `tta`
-    is test-time augmentation. Float32 convolutions are exact from then on in the whole process (no TensorFloat-32).
-    Raises WorkdirError, WeightsError or ConfigError where files cannot be read or do not fit.
+    Importing TensorFlow takes seconds at the first call. From then on float32 convolutions are exact in the whole
+    process (no TensorFloat-32).
+
+    Args:
+        directory: a working directory written by kseg.train.
+        weights: a .weights.h5, .pth or .npz file to load instead of the directory's best weights.
+        tta: whether to use test-time augmentation, the average over scales 0.5 to 1.75 and over mirrored images.
+
+    Returns:
+        A `Segmenter`. Called with an image (a path, a PIL image, or uint8 RGB of shape (H, W, 3)), it returns the
+        class ids, uint8 of shape (H, W). Its method `scores` returns the class probabilities, float32 of shape
+        (H, W, C), and `overlay` the image blended with the class colors, uint8 of shape (H, W, 3).
+
+    Raises:
+        WorkdirError: `directory` is no working directory, or contains no validated weights yet.
+        WeightsError: the weights cannot be read, or do not fit the model.
+        ConfigError: KSEG_LOG has an unknown value.
+
+    Example:
+        >>> import kseg
+        >>> segment = kseg.load(workdir)
+        >>> ids = segment(image)
+        >>> ids.dtype, ids.ndim
+        (dtype('uint8'), 2)
     """
-    # TensorFlow, which this brings, takes seconds.
+    from kseg.system import quiet_start
+
+    quiet_start.import_tensorflow()
     from kseg.inference import segmenter
 
     return segmenter.load_segmenter(directory, weights, tta)

@@ -1,83 +1,112 @@
-"""Batches for training and examples for evaluation, through tf.data.
+"""Check, summarize, draw and prepare a dataset, or read it for training runs on other machines.
 
     python -m kseg.data check NAME [--directory DIR] [--split SPLIT ...]
     python -m kseg.data stats NAME [--directory DIR] [--split SPLIT ...] [--json FILE]
     python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
     python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
     python -m kseg.data serve [--dispatcher grpc://HOST:PORT] [--port PORT] [--host HOST]
-
-The order of examples and every random draw are pure functions of (seed, step): a run continues at any step without
-replaying what came before, and the same seed gives the same batches on any machine.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
-
 from kseg import cli
-from kseg.config.sections import Data
-from kseg.datasets import registry
-from kseg.errors import ConfigError
-from kseg.input_pipeline import data_service
+from kseg.config import Config, Data
+from kseg.config.values import set_value
+from kseg.datasets import names
+from kseg.errors import ConfigError, DataError, unknown
+from kseg.system import quiet_start
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m kseg.data", description=__doc__.splitlines()[0])
+    parsers = parser.add_subparsers(dest="command", required=True)
+    every = f"datasets: {', '.join(names.DATASETS)}"
+    check = parsers.add_parser("check", help="read every file and count the label values", epilog=every)
+    stats = parsers.add_parser("stats", help="image sizes, class frequencies and void fraction", epilog=every)
+    show = parsers.add_parser("show", help="draw augmented training samples", epilog=every)
+    for command in (check, stats, show):
+        command.add_argument("name", metavar="NAME", help="a dataset's name")
+        command.add_argument("--directory", default="", metavar="DIR",
+                             help="the dataset's directory (default: $KSEG_DATA/NAME, or data/NAME without KSEG_DATA)")
+    for command in (check, stats):
+        command.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
+    stats.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE as JSON")
+    show.add_argument("--split", metavar="SPLIT", help="which split (default: the training split)")
+    show.add_argument("--out", type=Path, required=True, metavar="FILE", help="the PNG file to write")
+    show.add_argument("--count", type=int, default=8, help="how many samples (default 8)")
+    show.add_argument("--step", type=int, default=0, help="the training step to start at (default 0)")
+    cli.add_config_arguments(show)
+    prepare = parsers.add_parser("prepare", help="check archives or extracted files, and write them as record files",
+                                 epilog=f"datasets: {', '.join(names.PREPARABLE)}")
+    prepare.add_argument("name", metavar="NAME", help="a dataset's name")
+    prepare.add_argument("--source", type=Path, required=True, metavar="DIR",
+                         help="the directory of the published archives, or of the files extracted from them")
+    prepare.add_argument("--directory", default="", metavar="OUT",
+                         help="where to write the prepared dataset (default: $KSEG_DATA/NAME, or data/NAME without "
+                              "KSEG_DATA)")
+    prepare.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
+    prepare.add_argument("--subset", action="store_true", help="accept splits that are smaller than published")
+    prepare.add_argument("--fast", action="store_true",
+                         help="write decoded pixels instead of record files: several times larger and faster to read")
+    serve = parsers.add_parser("serve", help="read for training runs on other machines: a tf.data service",
+                               epilog="set data.service to the dispatcher's address; all machines must see the same "
+                                      "paths")
+    serve.add_argument("--dispatcher", default="", metavar="ADDRESS",
+                       help="work for the dispatcher at this address (default: be the dispatcher)")
+    serve.add_argument("--port", type=int, default=0, help="the port to listen on (default: any free port)")
+    serve.add_argument("--host", default="localhost",
+                       help="the name of this machine for the others (default localhost: this machine only)")
+    return parser
+
+
+def show_config(values: argparse.Namespace) -> Config | None:
+    """Return the config of `show`, or None without --config.
+
+    Raises ConfigError for a config of another dataset and for a wrong override.
+    """
+    if not values.config:
+        for override in values.overrides:
+            set_value(Config(), override)
+        return None
+    config = cli.load_config(values)
+    if config.data.name != values.name:
+        raise ConfigError(f"config {values.config} is for {config.data.name}, not for {values.name}; add --set "
+                          f"data.name={values.name} to use it anyway")
+    return replace(config, data=replace(config.data, **_data_arguments(values)))
+
+
+def _data_arguments(values: argparse.Namespace) -> dict[str, str]:
+    arguments = {"directory": values.directory, "train_split": values.split}
+    return {key: value for key, value in arguments.items() if value}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    # They build on this module.
+    values = build_parser().parse_args(arguments)
+    if values.command != "serve":
+        known = names.PREPARABLE if values.command == "prepare" else names.DATASETS
+        if values.name not in known:
+            raise DataError(unknown("dataset", values.name, known))
+    config = show_config(values) if values.command == "show" else None
+    quiet_start.import_tensorflow()
     from kseg.datasets import checks, prepare
-    from kseg.input_pipeline import preview
+    from kseg.input_pipeline import data_service, preview
 
-    parser = argparse.ArgumentParser(prog="python -m kseg.data", description="Prepares a data set and looks at it.")
-    names = f"data sets: {', '.join(sorted(registry.DATASETS))}"
-    parsers = parser.add_subparsers(dest="command", required=True)
-    checking = parsers.add_parser("check", help="read every file and count the label values", epilog=names)
-    counting = parsers.add_parser("stats", help="sizes, frequencies of classes and void share", epilog=names)
-    showing = parsers.add_parser("show", help="draw augmented training samples", epilog=names)
-    for command in (checking, counting, showing):
-        command.add_argument("name", metavar="NAME", help="a data set's name")
-        command.add_argument("--directory", default="", metavar="DIR",
-                             help="where it lies (default: $KSEG_DATA/NAME, else data/NAME)")
-    for command in (checking, counting):
-        command.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
-    counting.add_argument("--json", type=Path, metavar="FILE", help="where to write the same numbers as JSON")
-    showing.add_argument("--split", metavar="SPLIT", help="which split (default: the training split)")
-    showing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the PNG file to write")
-    showing.add_argument("--count", type=int, default=8, help="how many samples (default 8)")
-    showing.add_argument("--step", type=int, default=0, help="the training step to start at (default 0)")
-    cli.add_config_arguments(showing)
-    prepare.add_parser(parsers)
-    serving = parsers.add_parser("serve", help="read for training runs elsewhere: a tf.data service",
-                                 epilog="set data.service to the dispatcher's address; all must see the same paths")
-    serving.add_argument("--dispatcher", default="", metavar="ADDRESS",
-                         help="the address of the dispatcher to be a worker of (default: be a dispatcher)")
-    serving.add_argument("--port", type=int, default=0, help="the port to listen at (default: any free one)")
-    serving.add_argument("--host", default="localhost",
-                         help="how other machines reach this one (default localhost: not at all)")
-    values = parser.parse_args(arguments)
-    if values.command == "prepare":
-        prepare.prepare_dataset(Data(name=values.name, directory=values.directory), values.source, values.split, values.subset,
-                                values.fast)
-        return 0
-    if values.command == "serve":
-        data_service.serve_data(values.port, values.host, values.dispatcher)
-        return 0
-    if values.command == "check":
-        checks.check_dataset(Data(name=values.name, directory=values.directory), values.split)
-        return 0
-    if values.command == "stats":
-        checks.dataset_stats(Data(name=values.name, directory=values.directory), values.split, values.json)
-        return 0
-    given = {"directory": values.directory, "train_split": values.split}
-    given = {key: value for key, value in given.items() if value}
-    if values.config:
-        config = cli.load_config(values)
-        if config.data.name != values.name:
-            raise ConfigError(f"config {values.config} is for {config.data.name}, not for {values.name}; "
-                              f"add --set data.name={values.name} if that is meant")
-        config = replace(config, data=replace(config.data, **given))
-    else:
-        config = preview.plain_config(Data(name=values.name, **given), values.overrides)
-    preview.show(config, values.count, values.step, values.out)
+    match values.command:
+        case "check":
+            checks.check_dataset(Data(name=values.name, directory=values.directory), values.split)
+        case "stats":
+            checks.dataset_stats(Data(name=values.name, directory=values.directory), values.split, values.json)
+        case "show":
+            config = config or preview.plain_config(Data(name=values.name, **_data_arguments(values)), values.overrides)
+            preview.show(config, values.count, values.step, values.out)
+        case "prepare":
+            prepare.prepare_dataset(Data(name=values.name, directory=values.directory), values.source, values.split,
+                                    values.subset, values.fast)
+        case "serve":
+            data_service.serve_data(values.port, values.host, values.dispatcher)
     return 0
 
 

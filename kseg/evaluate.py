@@ -3,39 +3,57 @@
     python -m kseg.evaluate --workdir runs/camvid --split test --out runs/camvid/test
     python -m kseg.evaluate --config encnet_camvid --weights FILE --split test
 
-On all GPUs of a host, and on all hosts where TF_CONFIG names them: the same command on each.
+It uses all GPUs of a host, and all hosts that TF_CONFIG lists: run the same command on each host.
+
+From Python, `evaluate.evaluate` is kseg.evaluation.evaluator.evaluate, imported at its first use.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-
 from kseg import cli
-from kseg.datasets import registry
-from kseg.distributed import hosts
-from kseg.evaluation import evaluator
-from kseg.inference import trained_model
+from kseg.system import quiet_start
+
+
+def __getattr__(name: str) -> Callable:
+    """Import the evaluation function when it is used (PEP 562), because it takes TensorFlow seconds to load."""
+    if name != "evaluate":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    quiet_start.import_tensorflow()
+    from kseg.evaluation.evaluator import evaluate
+
+    return evaluate
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.evaluate", description=__doc__.splitlines()[0])
     cli.add_model_arguments(parser)
-    parser.add_argument("--split", help="which split to count (default: the config's data.val_split)")
+    parser.add_argument("--split", help="which split to evaluate (default: the config's data.val_split)")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="where to write report.html, metrics.json, per_image.csv, confusion.npy and "
                              "predictions.png (default with --workdir: WORKDIR/SPLIT)")
     parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
                         help="without a GPU: split the CPU into N virtual devices (default 1)")
     values = parser.parse_args(arguments)
+    # Wrong arguments are reported before TensorFlow is imported and before this host waits for the others.
+    cli.model_config(values)
+    quiet_start.import_tensorflow()
+    from kseg.datasets import registry
+    from kseg.distributed import hosts
+    from kseg.evaluation import evaluator
+    from kseg.inference import trained_model
+
     with hosts.exit_on_host_loss():
         strategy = hosts.claim_hosts(values.cpu_replicas)
         with strategy.scope():
             model, config, dataset = cli.load_model(values)
-        split = values.split or config.data.val_split
-        out = values.out or (values.workdir / split if values.workdir else None)
+        name = values.split or config.data.val_split
+        out = values.out or (values.workdir / name if values.workdir else None)
         weights = values.weights or trained_model.best_weights(values.workdir)
-        chief = hosts.is_chief(strategy)
-        evaluator.evaluate(model, config, dataset, registry.open_split(config.data, split), out, print if chief else lambda line: None, strategy, weights)
+        report = print if hosts.is_chief(strategy) else lambda line: None
+        split = registry.open_split(config.data, name)
+        evaluator.evaluate(model, config, dataset, split, out, report, strategy, weights)
     return 0
 
 

@@ -8,12 +8,12 @@ represented by the run's parameter `fingerprint`, which `--print-fingerprint` pr
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from kseg import cli
 from kseg.config import Config
 from kseg.errors import UserError
+from kseg.system import quiet_start
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,8 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     values = build_parser().parse_args(arguments)
     config = cli.load_config(values)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if values.print_fingerprint:
+        quiet_start.import_tensorflow()
         from pipeline.components import ingest
 
         config, _ = ingest.locate_span(config)
@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not config.data.directory.startswith("/"):
         raise UserError("data.directory must be the absolute path of the data in the containers, got "
                         f"{config.data.directory!r}")
+    quiet_start.import_tensorflow()
     write_specification(values, config)
     print(f"wrote {values.out}")
     return 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from kseg import cli
 from kseg.config import Config
 from kseg.errors import UserError
+from kseg.system import quiet_start
 from kseg.system.signals import Stopped
 from pipeline import options
 
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_pipeline(values: argparse.Namespace, config: Config, root: Path) -> int:
     """Run the pipeline in a locked directory, print its table, and return the exit status."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_start.import_tensorflow()
     from pipeline import definition
     from pipeline.components import ingest
     from pipeline.metadata import metadata_store, summary

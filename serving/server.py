@@ -11,6 +11,7 @@ import sys
 import threading
 
 from kseg.errors import UserError
+from kseg.system import quiet_start
 from serving import model_server
 from serving.config import flags
 from serving.telemetry import logs
@@ -29,8 +30,6 @@ def main(argv: list[str]) -> int:
     if options.help:
         print(flags.usage_text())
         return 0
-    # TensorFlow would log every failed request, which this server's log does in its own format. Errors remain.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if options.version:
         return _print_versions()
     logs.start_log(options.log_format)
@@ -41,6 +40,8 @@ def main(argv: list[str]) -> int:
     from serving.errors import ServingError
 
     try:
+        # At its default log level TensorFlow reports every failed request, which the server's log does itself.
+        quiet_start.import_tensorflow()
         server = model_server.Server(options)
         server.start()
     except UserError as error:
@@ -66,6 +67,7 @@ def _failed(message: str) -> int:
 
 
 def _print_versions() -> int:
+    quiet_start.import_tensorflow()
     import tensorflow as tf
 
     import kseg

@@ -1,5 +1,6 @@
 """What importing kseg brings along, and what the project's own files must not name."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,37 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = ["pypi" + ".org", "python" + "hosted.org", "/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/"]
 
 
-@pytest.mark.parametrize("modules, absent", [
-    ("kseg", ["tensorflow", "keras", "tfx", "torch"]),
-    ("kseg.config", ["tensorflow", "keras", "tfx", "torch"]),
-    ("kseg.system.atomic_files, kseg.system.progress, kseg.system.retries, kseg.system.signals",
-     ["tensorflow", "keras", "tfx", "torch"]),
-    ("kseg.zoo; kseg.config.zoo.listing()", ["tensorflow", "keras", "tfx", "torch"]),
-    ("kseg.train, kseg.evaluate, kseg.predict", ["tfx", "torch"]),
+HEAVY = ["tensorflow", "keras", "tfx", "torch", "cv2"]
+COMMANDS = ("train", "evaluate", "predict", "export", "convert", "data", "benchmark", "zoo", "compare", "launch")
+
+
+def modules_of(package):
+    """Return the names of a package's modules."""
+    return [f"kseg.{package}.{path.stem}" for path in sorted((ROOT / "kseg" / package).glob("[a-z]*.py"))]
+
+
+@pytest.mark.parametrize("statement", [
+    "import kseg", "import kseg.cli", "import kseg.variants",
+    f"import {', '.join(modules_of('config'))}", f"import {', '.join(modules_of('system'))}",
+    f"import {', '.join(f'kseg.{name}' for name in COMMANDS)}",
+    "import serving.server, serving.client, serving.load_test",
+    "import pipeline.run_local, pipeline.compile_kubeflow",
+    "from kseg.config import zoo; zoo.listing()",
 ])
-def test_imports_stay_light(modules, absent):
-    code = f"import sys, {modules}; print(*sorted(name for name in {absent!r} if name in sys.modules))"
+def test_imports_stay_light(statement):
+    code = f"import sys; {statement}; print(*sorted(name for name in {HEAVY!r} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize("module, name, home", [
+    ("train", "train", "kseg.training.trainer"), ("evaluate", "evaluate", "kseg.evaluation.evaluator"),
+    ("export", "export", "kseg.exporting.exporter"), ("predict", "predict", "kseg.inference.file_prediction")])
+def test_commands_offer_their_function(module, name, home):
+    command = importlib.import_module(f"kseg.{module}")
+    assert getattr(command, name).__module__ == home
+    with pytest.raises(AttributeError, match="nothing"):
+        command.nothing
 
 
 def tracked_files():

@@ -6,7 +6,6 @@ Every picture and label is read once and checked. All is written in a hidden dir
 final place in one step when everything is there; started again, finished splits are kept.
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -38,21 +37,6 @@ OVERHEAD = 1.05
 MEASURED = 50
 # In a split's directory, written when its records are whole.
 NAMES = "names.txt"
-
-
-def add_parser(parsers: argparse._SubParsersAction) -> None:
-    """Add the command line of `prepare`, whose values are called as its arguments."""
-    parser = parsers.add_parser("prepare", help="check archives or a tree, and write them as record files",
-                                epilog=f"data sets: {', '.join(sorted(sources.SOURCES))}")
-    parser.add_argument("name", metavar="NAME", help="a data set's name")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR",
-                        help="where the archives lie as published, or their extracted tree")
-    parser.add_argument("--directory", default="", metavar="OUT",
-                        help="where the prepared set goes (default: $KSEG_DATA/NAME, else data/NAME)")
-    parser.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
-    parser.add_argument("--subset", action="store_true", help="splits may be smaller than published")
-    parser.add_argument("--fast", action="store_true",
-                        help="write decoded pixels, no record files: several times as large and as fast to read")
 
 
 def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,

@@ -1,16 +1,18 @@
 """Load a trained model from a working directory of `kseg.train`, with its config and data set record."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-import dataclasses
-import json
+from typing import TYPE_CHECKING
 
 from kseg import config as configs
 from kseg.config import Config, checks, values
-from kseg.datasets import registry
-from kseg.datasets.registry import Dataset
 from kseg.errors import ConfigError, WorkdirError
+
+if TYPE_CHECKING:
+    from kseg.datasets.registry import Dataset
 
 # Of all published results over several scales.
 TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -22,12 +24,8 @@ def load_trained(workdir: Path, weights: Path | None = None, tta: bool = False, 
     `weights` is a file in their place, `tta` turns test-time augmentation on, and `overrides` (`a.b=c`) change its
     config. Raises WorkdirError, WeightsError or ConfigError where they cannot be read or do not fit.
     """
-    from kseg.inference import trained_model
-
-    config, dataset = trained_model.read_workdir(workdir)
-    for override in overrides:
-        config = values.set_value(config, override)
-    return load_with_weights(checks.check_config(config), dataset, weights or trained_model.best_weights(workdir), tta)
+    config, dataset = read_config(workdir, overrides), read_dataset(workdir)
+    return load_with_weights(config, dataset, weights or best_weights(workdir), tta)
 
 
 def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tta: bool) -> tuple:
@@ -47,24 +45,49 @@ def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tt
     return model, config, dataset
 
 
-def read_workdir(workdir: Path) -> tuple[Config, Dataset]:
-    """Return the config and the data set record of a run, which need none of its data."""
+def read_config(workdir: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the config of a working directory with `a.b=c` overrides, without importing TensorFlow.
+
+    Raises WorkdirError if it cannot be read, ConfigError for a wrong override.
+    """
+    path = workdir / "config.json"
     try:
-        config = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))
-        record = json.loads((workdir / "dataset.json").read_text(encoding="utf-8"))
-        return config, dataclasses.replace(
+        config = configs.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _no_workdir(workdir, error) from None
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise WorkdirError(f"{path}: {error}") from None
+    for override in overrides:
+        config = values.set_value(config, override)
+    return checks.check_config(config)
+
+
+def read_dataset(workdir: Path) -> "Dataset":
+    """Return the dataset record of a working directory, which needs none of the data; raises WorkdirError."""
+    from kseg.datasets import registry
+
+    path = workdir / "dataset.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return dataclasses.replace(
             registry.DATASETS[record["name"]], classes=tuple(record["classes"]),
             palette=tuple(map(tuple, record["palette"])), label_table=tuple(record["label_table"]))
     except OSError as error:
-        raise WorkdirError(f"{workdir} is no working directory of kseg.train: {error.strerror}: "
-                           f"{error.filename}") from None
-    except ConfigError as error:
-        raise WorkdirError(f"{workdir / 'config.json'}: {error}") from None
+        raise _no_workdir(workdir, error) from None
     except (ValueError, LookupError, TypeError) as error:
-        raise WorkdirError(f"{workdir / 'dataset.json'} is damaged: {type(error).__name__}: {error}") from None
+        raise WorkdirError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
-def require_same_classes(trained: Dataset, found: Dataset, where: str) -> None:
+def read_workdir(workdir: Path) -> "tuple[Config, Dataset]":
+    """Return the config and the dataset record of a working directory; raises WorkdirError."""
+    return read_config(workdir), read_dataset(workdir)
+
+
+def _no_workdir(workdir: Path, error: OSError) -> WorkdirError:
+    return WorkdirError(f"{workdir} is no working directory of kseg.train: {error.strerror}: {error.filename}")
+
+
+def require_same_classes(trained: "Dataset", found: "Dataset", where: str) -> None:
     """Raise WorkdirError where a data set's classes are not those that a model was trained on."""
     if trained.classes == found.classes and trained.label_table != found.label_table:
         value = next(value for value in range(256) if trained.label_table[value] != found.label_table[value])

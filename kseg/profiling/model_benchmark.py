@@ -13,7 +13,8 @@ import numpy as np
 
 from kseg.config.sections import Evaluate
 from kseg.errors import ConfigError, UserError
-from kseg.profiling.model_forms import Facts, Job, Worker, serve_facts, serve_form
+from kseg.profiling.model_forms import Facts, Job, serve_facts, serve_form
+from kseg.profiling.worker import Worker
 
 PERCENTILES = (50, 90, 95, 99)
 

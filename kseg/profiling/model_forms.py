@@ -1,11 +1,8 @@
 """The forms in which a model is called, each in a process of its own, for `python -m kseg.benchmark model`."""
 
-import contextlib
 import math
-import multiprocessing
 import os
 import re
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -202,40 +199,3 @@ def _peak_memory() -> tuple[int, int | None]:
     if not tf.config.list_physical_devices("GPU"):
         return peak, None
     return peak, tf.config.experimental.get_memory_info("GPU:0")["peak"]
-
-
-class Worker:
-    """A process that works while it is told to; Python starts it afresh and shares nothing with it."""
-
-    def __init__(self, target: Callable, *arguments):
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=target, args=(other, *arguments), daemon=True)
-        self.process.start()
-        # The one end that is left is the process's own: when that dies, the pipe ends.
-        other.close()
-
-    def ask(self, message):
-        """Send it a message and return its answer; raises RuntimeError as `answer` does."""
-        # One that has died says so below.
-        with contextlib.suppress(BrokenPipeError):
-            self.connection.send(message)
-        return self.answer()
-
-    def answer(self):
-        """Return what it says next; raises RuntimeError where that is an error, or where it has died."""
-        try:
-            answer = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            hint = ": most often too little memory" if self.process.exitcode == -signal.SIGKILL else ""
-            raise RuntimeError(f"its process ended with status {self.process.exitcode}{hint}") from None
-        if isinstance(answer, str):
-            raise RuntimeError(answer)
-        return answer
-
-    def close(self) -> None:
-        """End it."""
-        self.connection.close()
-        self.process.terminate()
-        self.process.join()

@@ -1,41 +1,12 @@
 """Record a range of training steps for TensorBoard's profiler: `--profile FIRST:LAST`."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
 
-from kseg.errors import ConfigError
-
-RANGE = re.compile(r"([0-9]{1,12}):([0-9]{1,12})")
 # Returned as the next boundary if there is none.
 NEVER = 10**18
-
-
-def parse_step_range(text: str, steps: int) -> tuple[int, int]:
-    """Parse the value of `--profile FIRST:LAST`.
-
-    Args:
-        text: the value; steps are counted from 1, as in the log, and both ends are included.
-        steps: the number of steps of the run.
-
-    Returns:
-        (first, last).
-
-    Raises:
-        ConfigError: The value has another form, or the range is empty or exceeds the run.
-    """
-    match = RANGE.fullmatch(text)
-    if not match:
-        raise ConfigError(f"--profile must be FIRST:LAST, the first and the last step to record, such as 11:15; "
-                          f"got {text!r}")
-    first, last = int(match[1]), int(match[2])
-    if not 1 <= first <= last:
-        raise ConfigError(f"--profile FIRST:LAST counts steps from 1, and FIRST must not exceed LAST; got {text!r}")
-    if last > steps:
-        raise ConfigError(f"--profile: LAST must not exceed train.steps={steps}; got {text!r}")
-    return first, last
 
 
 class Profile:

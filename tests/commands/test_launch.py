@@ -79,9 +79,9 @@ def test_the_first_failure_is_the_status_and_ends_the_others(action, status):
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     script = """
 import sys
-from kseg import launch
-launch.NOTICE = launch.GRACE = 0.3
-sys.exit(launch.run_local(3, ["-c", sys.argv[1]]))
+from kseg.distributed import launcher
+launcher.NOTICE = launcher.GRACE = 0.3
+sys.exit(launcher.run_local(3, ["-c", sys.argv[1]]))
 """
     process = subprocess.Popen([sys.executable, "-c", script, HOST.format(
         f"exec({action!r} if index == 1 else {deaf!r} if index == 2 else {SLEEP!r})")],

@@ -1,10 +1,12 @@
 """The training command without training: the dry run, data that is not there, and arguments that cannot be."""
 
+import re
+
 import pytest
 
 from kseg import train
-from kseg.distributed import hosts
-from kseg.distributed import devices
+from kseg.distributed import devices, hosts
+from kseg.errors import ConfigError
 from tests.helpers.running import run_here, tiny
 
 
@@ -48,3 +50,19 @@ def test_several_hosts_leave_no_example_out(shapes_directory, tmp_path, capsys, 
     output = run_here(train.main, [*tiny(shapes_directory, "data.unreadable=skip"), "--workdir", tmp_path / "run"],
                       capsys, status=2)
     assert "data.unreadable=skip is for one host" in output and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text, expected", [("1:1", (1, 1)), ("11:15", (11, 15)), ("300:300", (300, 300))])
+def test_valid_profile_ranges(text, expected):
+    assert train.parse_step_range(text, 300) == expected
+
+
+@pytest.mark.parametrize("text", ["11", "", "1-5", "a:5", "-1:5", "1:5:9", "1:", " 1:5", "0:5", "6:5"])
+def test_invalid_profile_ranges_are_errors(text):
+    with pytest.raises(ConfigError, match=f"FIRST:LAST.*{re.escape(repr(text))}"):
+        train.parse_step_range(text, 300)
+
+
+def test_a_profile_range_beyond_the_run_is_an_error():
+    with pytest.raises(ConfigError, match="train.steps=300.*'5:301'"):
+        train.parse_step_range("5:301", 300)

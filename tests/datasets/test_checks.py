@@ -239,7 +239,7 @@ def test_help_lists_the_data_sets(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         data.main([command, "--help"])
     assert stopped.value.code == 0
-    assert "data sets: ade20k, camvid, cityscapes, folder, shapes, voc2012" in capsys.readouterr().out
+    assert "datasets: ade20k, camvid, cityscapes, folder, shapes, voc2012" in capsys.readouterr().out
 
 
 def test_exit_status_of_a_faulty_set(tmp_path):

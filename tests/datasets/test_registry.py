@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kseg.config.sections import IGNORED, Data
-from kseg.datasets import registry
+from kseg.datasets import names, registry, sources
 from kseg.datasets.registry import DATASETS, UNMAPPED, read_classes
 from kseg.errors import DataError
 from tests.helpers.small_sets import folder
@@ -168,3 +168,7 @@ def test_empty_and_unknown_splits(tmp_path):
 def test_folder_without_any_split(tmp_path):
     with pytest.raises(DataError, match="no split in .*\nLay your pictures out"):
         registry.split_names(folder(tmp_path, {}))
+
+
+def test_the_light_list_of_names_is_complete():
+    assert names.DATASETS == tuple(sorted(DATASETS)) and names.PREPARABLE == tuple(sorted(sources.SOURCES))

@@ -14,6 +14,7 @@ from kseg.inference import prediction
 from kseg.profiling import model_benchmark, model_forms
 from kseg.profiling.model_benchmark import Form, ModelFigures
 from kseg.profiling.model_forms import Facts, Job
+from kseg.profiling.worker import Worker
 from tests.helpers.running import TINY
 from tests.helpers.small_models import tiny
 
@@ -82,12 +83,12 @@ def test_an_unknown_config_ends_the_command():
 
 def test_the_size_is_the_crop_unless_it_is_given():
     config = configs.load("encnet_cityscapes")
-    assert benchmark.read_size(None, config) == (512, 1024)
-    assert benchmark.read_size("96,160", config) == (96, 160)
+    assert benchmark.parse_size(None, config) == (512, 1024)
+    assert benchmark.parse_size("96,160", config) == (96, 160)
 
 
 def test_a_process_that_dies_is_told():
-    worker = model_forms.Worker(os._exit)
+    worker = Worker(os._exit)
     with pytest.raises(RuntimeError, match="its process ended with status 1"):
         worker.ask(None)
     worker.close()

@@ -1,6 +1,5 @@
 """Profiles of a range of steps for TensorBoard, and the memory figures of the log."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,26 +7,8 @@ import pytest
 import tensorflow as tf
 
 from kseg.distributed import memory
-from kseg.errors import ConfigError
 from kseg.profiling import traces
-from kseg.training import profiler
 from kseg.training.profiler import Profile
-
-
-@pytest.mark.parametrize("text, expected", [("1:1", (1, 1)), ("11:15", (11, 15)), ("300:300", (300, 300))])
-def test_valid_ranges(text, expected):
-    assert profiler.parse_step_range(text, 300) == expected
-
-
-@pytest.mark.parametrize("text", ["11", "", "1-5", "a:5", "-1:5", "1:5:9", "1:", " 1:5", "0:5", "6:5"])
-def test_invalid_ranges_are_errors(text):
-    with pytest.raises(ConfigError, match=f"FIRST:LAST.*{re.escape(repr(text))}"):
-        profiler.parse_step_range(text, 300)
-
-
-def test_range_beyond_the_run_is_an_error():
-    with pytest.raises(ConfigError, match="train.steps=300.*'5:301'"):
-        profiler.parse_step_range("5:301", 300)
 
 
 def recorded_steps(directory: Path) -> list[list[int]]:

@@ -1,0 +1,84 @@
+"""Import TensorFlow without its start-up messages, unless KSEG_LOG=debug asks for them."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from kseg.errors import ConfigError, unknown
+
+VARIABLE = "KSEG_LOG"
+LEVELS = ("info", "debug")
+
+# Lines of TensorFlow's C++ log below FATAL, with the two unprefixed lines that belong to them.
+LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:\d+\.\d+ |\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] "
+                      rb"|WARNING: All log messages before absl::InitializeLog"
+                      rb"|To enable the following instructions:")
+
+# A shell that waits for one line. If its input ends without one, the process that started it has died, and the shell
+# prints what that process had written to its stderr.
+WATCHER = 'read -r done || { cat "$1" >&2; rm -f "$1"; }'
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow and list its devices, without their messages on stderr.
+
+    The libraries write to file descriptor 2 while they are loaded, before any log level of theirs is in force. With
+    KSEG_LOG=debug all messages appear. TF_CPP_MIN_LOG_LEVEL is set to 2 (errors only) unless it is set already; it
+    applies to the rest of the process and to the processes that it starts.
+
+    Raises ConfigError for another value of KSEG_LOG.
+    """
+    level = os.environ.get(VARIABLE) or "info"
+    if level not in LEVELS:
+        raise ConfigError(unknown(f"value of {VARIABLE}:", level, LEVELS))
+    if "tensorflow" in sys.modules:
+        return
+    if level == "debug":
+        _import_and_list_devices()
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with filtered_stderr():
+        _import_and_list_devices()
+
+
+def _import_and_list_devices() -> None:
+    import tensorflow as tf
+
+    # The first listing initializes CUDA, which reports a missing driver as an error.
+    tf.config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def filtered_stderr() -> Iterator[None]:
+    """Collect what is written to file descriptor 2, and print it after the block without TensorFlow's log lines.
+
+    If the block raises an error or the process dies in it, everything is printed.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            collected = stack.enter_context(tempfile.NamedTemporaryFile(prefix="kseg-stderr-"))
+            stderr = os.dup(2)
+            watcher = subprocess.Popen(["sh", "-c", WATCHER, "sh", collected.name], stdin=subprocess.PIPE)
+        except OSError:
+            # In a container without a temporary directory or a shell the messages appear.
+            yield
+            return
+        os.dup2(collected.fileno(), 2)
+        hidden = LOG_LINE
+        try:
+            yield
+        except Exception:
+            hidden = re.compile(rb"(?!)")
+            raise
+        finally:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            watcher.communicate(b"\n")
+            collected.seek(0)
+            os.write(2, b"".join(line for line in collected if not hidden.match(line)))
