@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kseg import cli
+from kseg.config import Config
 from kseg.config.files import config_names
 from kseg.errors import UserError
 from kseg.images import image_files
@@ -256,7 +257,7 @@ def trained(monkeypatch):
 
     def load_model(arguments):
         asked.append(arguments)
-        return "model", "config", DATASET
+        return "model", Config(), DATASET
 
     monkeypatch.setattr(cli, "load_model", load_model)
     monkeypatch.setattr(prediction, "predictor", lambda model, config: threshold)

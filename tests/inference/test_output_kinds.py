@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from kseg import cli
+from kseg.config import Config
 from kseg.datasets import class_names, registry
 from kseg.errors import UserError
 from kseg.images import image_files
@@ -146,7 +147,7 @@ def test_names_that_begin_alike_are_told():
 def test_command_line(tmp_path, monkeypatch):
     from kseg.inference import prediction, segmenter
 
-    monkeypatch.setattr(cli, "load_model", lambda arguments: ("model", "config", TWO))
+    monkeypatch.setattr(cli, "load_model", lambda arguments: ("model", Config(), TWO))
     monkeypatch.setattr(prediction, "predictor", lambda model, config: lambda image: np.ones(image.shape[:2], np.uint8))
     monkeypatch.setattr(segmenter, "scorer", lambda model, config: lambda image: (
         np.zeros(image.shape[:2], np.uint8), np.ones((*image.shape[:2], 2), np.float32)))
