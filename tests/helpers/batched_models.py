@@ -1,4 +1,4 @@
-"""A model that notes its runs, schedulers around it, and ways to have requests meet in a queue."""
+"""A model that records its runs, schedulers around it, and functions that make requests meet in a queue."""
 
 import threading
 import time
@@ -15,22 +15,22 @@ from serving.config import protos
 from serving.core.batching import Scheduler
 from serving.errors import ServingError, invalid
 
-# Microseconds, longer than any test: what must not be waited for is not.
+# Microseconds, longer than any test takes: a test that waited for this timeout would fail.
 LONG = 600_000_000
 
 
 def signature(inputs, outputs):
-    found = meta_graph_pb2.SignatureDef()
-    for tensors, names in ((found.inputs, inputs), (found.outputs, outputs)):
+    made = meta_graph_pb2.SignatureDef()
+    for tensors, names in ((made.inputs, inputs), (made.outputs, outputs)):
         for alias in names:
             tensors[alias].name = f"{alias}_tensor:0"
-    return found
+    return made
 
 
 class FakeModel:
-    """y = 2 x + 1 for each row of x, `text` reversed; fails as a graph does where a row is "bad"; notes every run.
+    """A Servable that computes y = 2 x + 1, reverses `text`, fails for some texts, and records its runs.
 
-    While `gate` is closed runs stand still; `standing` counts them.
+    Runs wait while `gate` is not set; every run releases `started` before it waits.
     """
 
     def __init__(self):
@@ -39,9 +39,9 @@ class FakeModel:
                            "text": signature(["text"], ["turned", "length"]), "scalar": signature(["x"], ["scalar"]),
                            "short": signature(["x"], ["short"]), "two": signature(["x", "z"], ["sum"])}
         self.runs, self.deadlines, self.seen, self.closed = [], [], [], False
-        self.gate, self.standing = threading.Event(), threading.Semaphore(0)
+        self.gate, self.started = threading.Event(), threading.Semaphore(0)
         self.gate.set()
-        self.now = self.most = 0
+        self.running = self.max_running = 0
         self.lock = threading.Lock()
 
     def run(self, signature, inputs, outputs, deadline):
@@ -50,14 +50,14 @@ class FakeModel:
             self.runs.append(len(next(iter(inputs.values()))))
             self.deadlines.append(deadline)
             self.seen.append(inputs)
-            self.now += 1
-            self.most = max(self.most, self.now)
-        self.standing.release()
+            self.running += 1
+            self.max_running = max(self.max_running, self.running)
+        self.started.release()
         assert self.gate.wait(60)
         with self.lock:
-            self.now -= 1
-        found = getattr(self, signature)(**inputs)
-        return {name: found[name] for name in outputs}
+            self.running -= 1
+        computed = getattr(self, signature)(**inputs)
+        return {name: computed[name] for name in outputs}
 
     def serving_default(self, x):
         if x.dtype != np.float32:
@@ -89,8 +89,8 @@ class FakeModel:
         self.closed = True
 
 
-class Counts:
-    """Takes what a monitor is told."""
+class RecordingMonitor:
+    """A monitor that records the batches: (model, number of requests, rows, rows with padding)."""
 
     def __init__(self):
         self.batches = []
@@ -108,12 +108,12 @@ def parameters(allowed=(), pad=False, **values):
 
 @contextmanager
 def schedulers() -> Iterator[tuple[Callable, ThreadPoolExecutor]]:
-    """Give a function that makes (scheduler, batched model, model), and threads to ask from; stop all at the end."""
+    """Yield a function that makes (scheduler, batched model, model), and threads for requests; stop all at the end."""
     made = []
 
     def make(isolate=True, **values):
         model = FakeModel()
-        scheduler = Scheduler(parameters(**values), Counts(), isolate)
+        scheduler = Scheduler(parameters(**values), RecordingMonitor(), isolate)
         made.append((scheduler, model))
         return scheduler, scheduler.wrap("half", model), model
 
@@ -127,7 +127,7 @@ def schedulers() -> Iterator[tuple[Callable, ThreadPoolExecutor]]:
 
 
 def ask(batched, rows, signature="serving_default", deadline=None):
-    """Return one output for rows of a signature's one input."""
+    """Return the output of a signature for rows of its input."""
     source = "text" if signature == "text" else "x"
     output = {"text": "turned", "scalar": "scalar", "short": "short"}.get(signature, "y")
     return batched.run(signature, {source: rows}, (output,), deadline)[output]
@@ -142,22 +142,22 @@ def floats(*rows):
 
 
 def until(condition):
-    """Wait for what another thread is about to do."""
+    """Wait until another thread has made the condition true."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
 
 
-def waiting(batched):
+def waiting_tasks(batched):
     return sum(len(batch.tasks) for queue in batched.queues.values() for batch in queue.batches)
 
 
 def occupy(pool, batched, model):
-    """Have the one thread stand in a run of one row, so that what comes after it waits; returns its future."""
+    """Occupy the scheduler's only thread with a run of one row, so that later requests wait; return its future."""
     model.gate.clear()
     future = pool.submit(ask, batched, floats(-1))
-    assert model.standing.acquire(timeout=60)
+    assert model.started.acquire(timeout=60)
     return future
 
 

@@ -1,4 +1,4 @@
-"""Requests to servers of small models, and what their answers and refusals are asked for."""
+"""Requests to servers of small models, and checks of their responses and errors."""
 
 import contextlib
 import time
@@ -23,7 +23,7 @@ FLOATS = np.array([1, 2, 5], np.float32)
 
 @contextlib.contextmanager
 def two_models(base: Path) -> Iterator[Server]:
-    """Run a server of half_plus_two, versions 2 (adds 2, labelled stable) and 3 (adds 3), and the segmentation."""
+    """Run a server of half_plus_two, versions 2 (adds 2, label stable) and 3 (adds 3), and of the segmentation."""
     small_servables.half_plus_two(base / "half", 2)
     small_servables.half_plus_two(base / "half", 3, add=3.0)
     small_servables.segmentation(base / "seg", 1)
@@ -56,14 +56,14 @@ def refusal(call, request, timeout=SECONDS):
     return caught.value.code().name, caught.value.details()
 
 
-def is_well(stubs):
-    """Check that a good request gets its right answer."""
+def assert_healthy(stubs):
+    """Check that the server answers a valid request correctly."""
     answer = stubs.predictions.Predict(predict_request("half", version=2, x=FLOATS), timeout=SECONDS)
     np.testing.assert_array_equal(tf.make_ndarray(answer.outputs["y"]), [2.5, 3, 4.5])
 
 
-def picture(seed=0, shape=(9, 14, 3)):
-    """Pixels and their PNG."""
+def random_image(seed=0, shape=(9, 14, 3)):
+    """Return random pixels and their PNG."""
     pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
     return pixels, cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
@@ -77,7 +77,7 @@ def status_request(name, version=None):
 
 
 def states(stubs, name):
-    """Return the versions' states, {} for an unknown model."""
+    """Return the states of a model's versions, {} for an unknown model."""
     try:
         answer = stubs.models.GetModelStatus(status_request(name), timeout=SECONDS)
     except grpc.RpcError:

@@ -1,4 +1,4 @@
-"""Servers in the test's own process, and stubs to ask them."""
+"""Servers in the test's process, and stubs that call them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_p
 from serving.config.flags import Options
 from serving.model_server import Server
 
-# Looks for versions often, tries a load once, and waits for nothing.
+# Polls often, loads without retries, and has a short grace period.
 QUICK = Options(port=-1, file_system_poll_wait_seconds=1, max_num_load_retries=0, load_retry_interval_micros=0,
                 grace_seconds=5)
 
 
 @contextlib.contextmanager
 def running(served: Path | Options, name: str = "model") -> Iterator[Server]:
-    """Run a server of a base path under `name` with QUICK's options, or of options, and stop it at the end."""
+    """Run a server with the given options, or with QUICK for a base path and a model name, and stop it at the end."""
     options = served if isinstance(served, Options) else replace(
         QUICK, model_name=name, model_base_path=str(served))
     server = Server(options)

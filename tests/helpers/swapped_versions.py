@@ -1,4 +1,4 @@
-"""A base path whose versions come and go, a loader that remembers what it did, and Models that look at it."""
+"""A base path with changing versions, a loader that records its calls, and model managers that use them."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from serving.core.manager import ModelManager
 from serving.core.versions import VersionSettings
 from serving.errors import ServingError, not_found
 
-# Far longer than anything here takes.
+# Seconds, far longer than any step of a test takes.
 PATIENCE = 30
 QUICK = VersionSettings(poll_seconds=0.02, load_retries=0, retry_seconds=0)
 
@@ -29,10 +29,17 @@ class Model:
 
 
 class Disk:
-    """A base path, and a loader that remembers what it did and can be held up."""
+    """A base path, and a loader that records its calls.
+
+    Attributes:
+        events: (event, version) for every load and close.
+        hooks: The arguments of every hook call.
+        blocked: Events that the loads of versions wait for, {version: event}.
+        broken: The versions whose loads fail.
+    """
 
     def __init__(self, base):
-        self.base, self.events, self.hooks, self.held = base, [], [], {}
+        self.base, self.events, self.hooks, self.blocked = base, [], [], {}
         self.broken = set()
         base.mkdir()
 
@@ -43,13 +50,13 @@ class Disk:
         os.replace(temporary, self.base / str(name))
 
     def remove(self, name):
-        # Away at once, as by a rename.
+        # A rename removes the directory in one step.
         os.replace(self.base / str(name), self.base / f".{name}.gone")
         shutil.rmtree(self.base / f".{name}.gone")
 
     def load(self, name, version, directory):
-        if version in self.held:
-            assert self.held[version].wait(PATIENCE)
+        if version in self.blocked:
+            assert self.blocked[version].wait(PATIENCE)
         if not (directory / "content").exists() or version in self.broken:
             self.events.append(("failed", version))
             raise not_found(f"no model in {directory.name}")
@@ -59,7 +66,7 @@ class Disk:
 
 @contextlib.contextmanager
 def starting(disk):
-    """Give a function that starts Models of a config in protocol buffer text, by default of one model m."""
+    """Yield a function that starts a ModelManager; `text` is its config, by default one model m."""
     running = []
 
     def start(settings=QUICK, text=None, load=None):
@@ -83,16 +90,16 @@ def config(text):
 
 
 def spec(name="m", version=None, label=None):
-    found = model_pb2.ModelSpec(name=name)
+    made = model_pb2.ModelSpec(name=name)
     if version is not None:
-        found.version.value = version
+        made.version.value = version
     if label is not None:
-        found.version_label = label
-    return found
+        made.version_label = label
+    return made
 
 
-def answers(models, wanted=None):
-    """The version that answers, or None."""
+def serving_version(models, wanted=None):
+    """Return the version that answers, or None."""
     try:
         with models.use(wanted or spec()) as handle:
             return handle.version
@@ -111,7 +118,7 @@ def eventually(condition):
         time.sleep(0.005)
 
 
-def refused(models, wanted, code, message):
+def assert_refused(models, wanted, code, message):
     with pytest.raises(ServingError) as caught, models.use(wanted):
         pass
     assert (caught.value.code, caught.value.message) == (code, message)

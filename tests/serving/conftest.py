@@ -1,4 +1,4 @@
-"""What several of these files begin with. A helper is imported where it is used, as each needs packages of its own."""
+"""Fixtures of several test files; each imports its helper when used, because the helpers need different packages."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(base):
-    """A server of gRPC alone, of the models that grpc_requests.two_models tells."""
+    """A gRPC server of the models in grpc_requests.two_models."""
     from tests.helpers import grpc_requests
 
     with grpc_requests.two_models(base) as started:
@@ -34,7 +34,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def serve(disk):
-    """Gives a function that starts a ModelManager on the disk's versions; they are stopped at the end."""
+    """A function that starts a ModelManager on the disk's versions, which is stopped at the end."""
     from tests.helpers import swapped_versions
 
     with swapped_versions.starting(disk) as start:
@@ -51,13 +51,13 @@ def threads():
 
 @pytest.fixture
 def batching(threads):
-    """Gives a function that makes a scheduler and a model wrapped by it; they are stopped at the end."""
+    """A function that makes a scheduler and a model wrapped by it, which are stopped at the end."""
     return threads[0]
 
 
 @pytest.fixture
 def pool(threads):
-    """Threads that ask."""
+    """Threads for concurrent requests."""
     return threads[1]
 
 

@@ -1,4 +1,4 @@
-"""Bad requests, bad clients and bad models: each gets its refusal in TF Serving's words, and the server lives on."""
+"""Bad requests, clients and models get TensorFlow Serving's errors, and the server keeps answering."""
 
 import shutil
 import socket
@@ -20,12 +20,12 @@ from tensorflow_serving.apis import (
 )
 
 from tests.helpers import running_servers, small_servables
-from tests.helpers.grpc_requests import (FLOATS, SECONDS, is_well, picture, predict_request, refusal, states,
-                                         status_request, until)
+from tests.helpers.grpc_requests import (FLOATS, SECONDS, assert_healthy, predict_request, random_image, refusal,
+                                         states, status_request, until)
 from tests.helpers.running_servers import QUICK
 
 
-def test_requests_that_do_not_fit_the_signature(stubs):
+def test_requests_that_do_not_match_the_signature(stubs):
     call = stubs.predictions.Predict
     assert refusal(call, predict_request("half", "other", x=FLOATS)) == (
         "FAILED_PRECONDITION", 'Serving signature key "other" not found.')
@@ -38,7 +38,7 @@ def test_requests_that_do_not_fit_the_signature(stubs):
     broken = predict_request("half", x=FLOATS)
     broken.inputs["x"].tensor_content = b"123"
     assert refusal(call, broken) == ("INVALID_ARGUMENT", "tensor parsing error: x")
-    # Twenty bytes that claim an exabyte.
+    # A message of twenty bytes with the shape of an exabyte.
     claiming = predict_request("half", x=np.float32([1]))
     claiming.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32(1)))
     claiming.inputs["x"].tensor_shape.dim.add(size=1 << 60)
@@ -56,18 +56,18 @@ def test_requests_that_do_not_fit_the_signature(stubs):
     assert code == "INVALID_ARGUMENT" and "[2,2] is not compatible with expected shape [?]" in message
     code, message = refusal(call, predict_request("half", "s" * 5000, x=FLOATS))
     assert code == "FAILED_PRECONDITION" and len(message) == 1024 and message.endswith("...TRUNCATED")
-    is_well(stubs)
+    assert_healthy(stubs)
 
 
 def png_header(width, height):
-    """A PNG of which there is nothing but the claim of its size."""
+    """Return a PNG without pixels whose header has the given size."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
             + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
 
 
-def test_what_is_no_picture(stubs):
-    pixels, _ = picture(shape=(64, 64, 3))
+def test_data_that_is_not_an_image(stubs):
+    pixels, _ = random_image(shape=(64, 64, 3))
     jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
     for data, words in ((b"just some text", "neither a JPEG nor a PNG"), (b"", "neither a JPEG nor a PNG"),
                         (jpeg[:len(jpeg) // 2], ""), (jpeg[:20], ""), (png_header(60000, 60000), "at most this many"),
@@ -76,7 +76,7 @@ def test_what_is_no_picture(stubs):
             code, message = refusal(stubs.predictions.Predict, predict_request(
                 "seg", signature, image_bytes=np.array([data], object)))
             assert code == "INVALID_ARGUMENT" and words in message, (data[:30], message)
-    is_well(stubs)
+    assert_healthy(stubs)
 
 
 def test_an_empty_batch_and_wrong_ranks(stubs):
@@ -87,20 +87,20 @@ def test_an_empty_batch_and_wrong_ranks(stubs):
                              ("predict_tensor", np.zeros((8, 8, 3), np.uint8)),
                              ("predict_tensor", np.zeros((1, 8, 8, 4), np.uint8)),
                              ("predict_tensor", np.zeros((1, 1, 8, 8, 3), np.uint8)),
-                             ("serving_default", np.array(picture()[1], object)),
-                             ("serving_default", np.array([[picture()[1]]], object))):
+                             ("serving_default", np.array(random_image()[1], object)),
+                             ("serving_default", np.array([[random_image()[1]]], object))):
         request = predict_request("seg", signature)
         key = "image" if signature == "predict_tensor" else "image_bytes"
         request.inputs[key].CopyFrom(tf.make_tensor_proto(
             value, dtype=tf.string if value.dtype == object else None, shape=value.shape))
         try:
-            answer = call(request, timeout=SECONDS)
+            response = call(request, timeout=SECONDS)
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, (signature, value.shape, error.details())
         else:
-            # What nothing was asked of answers nothing.
-            assert value.size == 0 and all(tf.make_ndarray(each).size == 0 for each in answer.outputs.values())
-    is_well(stubs)
+            # An empty batch gets an empty response.
+            assert value.size == 0 and all(tf.make_ndarray(each).size == 0 for each in response.outputs.values())
+    assert_healthy(stubs)
 
 
 def test_a_request_that_is_too_large(stubs):
@@ -108,7 +108,7 @@ def test_a_request_that_is_too_large(stubs):
     assert large.ByteSize() > 100_000_000
     code, message = refusal(stubs.predictions.Predict, large)
     assert code == "RESOURCE_EXHAUSTED" and "larger than max" in message
-    is_well(stubs)
+    assert_healthy(stubs)
 
 
 def test_what_is_no_message_of_the_protocol(server, stubs):
@@ -119,15 +119,15 @@ def test_what_is_no_message_of_the_protocol(server, stubs):
     with pytest.raises(grpc.RpcError) as caught:
         stubs.channel.unary_unary("/tensorflow.serving.SessionService/SessionRun")(b"", timeout=SECONDS)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    is_well(stubs)
+    assert_healthy(stubs)
 
 
-def test_clients_that_hang_up_half_way(server, stubs):
+def test_clients_that_disconnect_in_the_middle_of_a_request(server, stubs):
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", server.grpc_port)) as connection:
-            # HTTP/2's preface, empty settings, and half a frame of headers.
+            # These bytes are HTTP/2's preface, empty settings, and half a frame of headers.
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0\0\0\x40\1\4\0\0\0\1half")
-    # More requests than the server has threads, none of which ever comes; then their client is gone.
+    # The client opens more requests than the server has threads, sends none of them and disconnects.
     over = threading.Event()
     with running_servers.connected(server) as other:
         never = other.channel.stream_unary("/tensorflow.serving.PredictionService/Predict")
@@ -135,12 +135,12 @@ def test_clients_that_hang_up_half_way(server, stubs):
         time.sleep(1)
         assert not any(call.done() for call in calls)
     over.set()
-    is_well(stubs)
+    assert_healthy(stubs)
     large = predict_request("seg", "predict_tensor", image=np.zeros((1, 900, 2000, 3), np.uint8))
     for _ in range(10):
         with running_servers.connected(server) as other:
             other.predictions.Predict.future(large, timeout=SECONDS).cancel()
-    is_well(stubs)
+    assert_healthy(stubs)
 
 
 def test_200_connections_at_once(server):
@@ -157,7 +157,7 @@ def test_200_connections_at_once(server):
             channel.close()
 
 
-def test_a_full_server_refuses_and_still_tells_its_state(base):
+def test_a_full_server_refuses_requests_and_still_reports_its_status(base):
     small_servables.half_plus_two(base / "full", 2)
     release, entered = threading.Event(), threading.Semaphore(0)
     options = replace(QUICK, model_name="half", model_base_path=str(base / "full"), max_running_requests=2,
@@ -176,7 +176,7 @@ def test_a_full_server_refuses_and_still_tells_its_state(base):
         calls = [stubs.predictions.Predict.future(request, timeout=SECONDS) for _ in range(2)]
         assert entered.acquire(timeout=SECONDS) and entered.acquire(timeout=SECONDS)
         calls += [stubs.predictions.Predict.future(request, timeout=SECONDS) for _ in range(9)]
-        # Two run and three wait; the six others are told so at once.
+        # Two requests run and three wait; the six others are refused at once.
         until(lambda: sum(call.done() for call in calls) == 6)
         refused = [call for call in calls if call.done()]
         assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -188,28 +188,28 @@ def test_a_full_server_refuses_and_still_tells_its_state(base):
         for call in calls:
             if call not in refused:
                 assert list(call.result().outputs["y"].float_val) == [2.5, 3, 4.5]
-        is_well(stubs)
+        assert_healthy(stubs)
 
 
-def test_a_corrupt_new_version_and_a_directory_that_goes(base):
-    place = base / "changing"
-    small_servables.half_plus_two(place, 2)
-    with running_servers.running(place, "half") as server, running_servers.connected(server) as stubs:
-        small_servables.corrupt(place, 3)
+def test_a_corrupt_new_version_and_a_removed_base_path(base):
+    base_path = base / "changing"
+    small_servables.half_plus_two(base_path, 2)
+    with running_servers.running(base_path, "half") as server, running_servers.connected(server) as stubs:
+        small_servables.corrupt(base_path, 3)
         until(lambda: states(stubs, "half").get(3) == "END")
         status = stubs.models.GetModelStatus(status_request("half", 3)).model_version_status[0].status
         assert status.error_code != 0 and status.error_message
-        is_well(stubs)
-        small_servables.half_plus_two(place, 4, add=4.0)
+        assert_healthy(stubs)
+        small_servables.half_plus_two(base_path, 4, add=4.0)
         until(lambda: states(stubs, "half").get(4) == "AVAILABLE")
         assert stubs.predictions.Predict(predict_request("half", x=FLOATS)).outputs["y"].float_val[0] == 4.5
-        shutil.rmtree(place)
-        # Long enough for two looks at a directory that is gone.
+        shutil.rmtree(base_path)
+        # In this time the server polls the removed base path twice.
         time.sleep(2.5)
         assert stubs.predictions.Predict(predict_request("half", x=FLOATS)).outputs["y"].float_val[0] == 4.5
 
 
-def test_what_fails_within_the_server_fails_alone(server, stubs, caplog):
+def test_an_internal_error_affects_only_its_request(server, stubs, caplog):
     with server.models.use(model_pb2.ModelSpec(name="half")) as handle:
         handle.model.run = None
         try:
@@ -218,4 +218,4 @@ def test_what_fails_within_the_server_fails_alone(server, stubs, caplog):
             del handle.model.run
     assert code == "INTERNAL" and message.startswith("TypeError")
     assert [record for record in caplog.records if record.levelname == "ERROR" and record.exc_info]
-    is_well(stubs)
+    assert_healthy(stubs)

@@ -1,4 +1,4 @@
-"""What is around the services: TLS, UNIX sockets, health, reflection, deadlines, the log, draining."""
+"""The listeners: TLS, UNIX sockets, health, reflection, deadlines, the request log and draining."""
 
 import datetime
 import ipaddress
@@ -21,11 +21,11 @@ from tensorflow_serving.apis import (
 
 from serving.errors import ServingError
 from tests.helpers import running_servers, small_servables
-from tests.helpers.grpc_requests import FLOATS, SECONDS, is_well, picture, predict_request, refusal, until
+from tests.helpers.grpc_requests import FLOATS, SECONDS, assert_healthy, predict_request, random_image, refusal, until
 from tests.helpers.running_servers import QUICK
 
 
-def test_health_under_the_names_of_the_real_server(server, stubs):
+def test_health_under_the_names_of_tensorflow_model_server(server, stubs):
     health = health_pb2_grpc.HealthStub(stubs.channel)
     for name in ("", "ModelService", "PredictionService"):
         assert health.Check(health_pb2.HealthCheckRequest(service=name), timeout=SECONDS).status == 1
@@ -33,7 +33,7 @@ def test_health_under_the_names_of_the_real_server(server, stubs):
         "NOT_FOUND")
 
 
-def test_reflection_tells_the_services_and_their_messages(stubs):
+def test_reflection_lists_the_services_and_their_methods(stubs):
     database = ProtoReflectionDescriptorDatabase(stubs.channel)
     assert set(database.get_services()) == {
         "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService", "grpc.health.v1.Health",
@@ -42,39 +42,39 @@ def test_reflection_tells_the_services_and_their_messages(stubs):
     assert {method.name for method in file.service[0].method} >= {"Predict", "Classify", "GetModelMetadata"}
 
 
-def test_answers_in_tensor_content(base):
+def test_responses_in_tensor_content(base):
     small_servables.segmentation(base / "content", 1)
     options = replace(QUICK, model_name="seg", model_base_path=str(base / "content"),
                       enable_serialization_as_tensor_content=True)
-    pixels, png = picture()
+    pixels, png = random_image()
     with running_servers.running(options) as server, running_servers.connected(server) as stubs:
-        answer = stubs.predictions.Predict(predict_request("seg", "predict_tensor", image=pixels[None]))
-        assert answer.outputs["class_map"].tensor_content == small_servables.ids_of(pixels).tobytes()
-        answer = stubs.predictions.Predict(predict_request("seg", image_bytes=np.array([png], object)))
-        assert answer.outputs["png_bytes"].string_val and not answer.outputs["png_bytes"].tensor_content
+        response = stubs.predictions.Predict(predict_request("seg", "predict_tensor", image=pixels[None]))
+        assert response.outputs["class_map"].tensor_content == small_servables.ids_of(pixels).tobytes()
+        response = stubs.predictions.Predict(predict_request("seg", image_bytes=np.array([png], object)))
+        assert response.outputs["png_bytes"].string_val and not response.outputs["png_bytes"].tensor_content
 
 
 @pytest.fixture
 def short_directory():
-    """Not below pytest's own, whose names are longer than a socket's may be."""
+    """A directory with a short path; pytest's are too long for a socket."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
 
-def test_a_unix_socket_alone(base, short_directory):
+def test_a_unix_socket_without_a_port(base, short_directory):
     small_servables.half_plus_two(base / "socket", 2)
     path = short_directory / "serving.sock"
-    # As one that was killed left it.
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(path))
+    # A killed server leaves such a socket file.
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
     options = replace(QUICK, port=0, grpc_socket_path=str(path), model_name="half",
                       model_base_path=str(base / "socket"))
     with running_servers.running(options) as server:
         assert server.grpc_port == 0
         with grpc.insecure_channel(f"unix:{path}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            answer = stub.Predict(predict_request("half", x=FLOATS), timeout=SECONDS)
-            assert answer.outputs["y"].float_val[0] == 2.5
+            response = stub.Predict(predict_request("half", x=FLOATS), timeout=SECONDS)
+            assert response.outputs["y"].float_val[0] == 2.5
         with pytest.raises(ServingError, match="another server uses it"), running_servers.running(options):
             pass
     (short_directory / "file").touch()
@@ -85,7 +85,7 @@ def test_a_unix_socket_alone(base, short_directory):
 
 @pytest.fixture(scope="module")
 def keys():
-    """PEM of an authority, and of a key and certificate by it for 127.0.0.1."""
+    """Return the PEM of an authority, and of a key and its certificate for 127.0.0.1."""
     x509 = pytest.importorskip("cryptography.x509", reason="certificates are made by cryptography")
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -136,9 +136,9 @@ def test_tls(base, tmp_path, keys, client_verify):
             assert refusal(clear.predictions.Predict, request, 5)[0] in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-def test_every_request_is_logged_with_what_it_was(server, stubs, caplog):
+def test_all_requests_are_logged_with_their_fields(server, stubs, caplog):
     caplog.set_level("INFO", "serving")
-    is_well(stubs)
+    assert_healthy(stubs)
     refusal(stubs.predictions.Predict, predict_request("none", x=FLOATS))
     until(lambda: len([record for record in caplog.records if record.getMessage() == "request"]) == 2)
     good, bad = (record.fields for record in caplog.records if record.getMessage() == "request")
@@ -148,30 +148,30 @@ def test_every_request_is_logged_with_what_it_was(server, stubs, caplog):
     assert (bad["status"], bad["message"]) == ("NOT_FOUND", "Servable not found for request: Latest(none)")
 
 
-def test_draining_is_told_and_new_requests_are_answered_meanwhile(base):
+def test_draining_is_reported_and_requests_are_still_answered(base):
     small_servables.half_plus_two(base / "drained", 2)
     options = replace(QUICK, model_name="half", model_base_path=str(base / "drained"),
                       enable_grpc_healthcheck_service=True)
     with running_servers.running(options) as server, running_servers.connected(server) as stubs:
         health = health_pb2_grpc.HealthStub(stubs.channel)
-        is_well(stubs)
+        assert_healthy(stubs)
         ending = threading.Thread(target=server.stop, args=(3,))
         ending.start()
         until(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS).status == 2)
-        is_well(stubs)
+        assert_healthy(stubs)
         ending.join()
         server.wait()
         assert refusal(stubs.predictions.Predict, predict_request("half", x=FLOATS))[0] == "UNAVAILABLE"
 
 
 def test_a_deadline_reaches_the_model(server, stubs):
-    """The client's own deadline would hide what the server does, so that it asks the model there."""
-    seen = []
+    # The client would also end the request at its deadline, so the test reads the deadline in the model.
+    deadlines = []
     with server.models.use(model_pb2.ModelSpec(name="half")) as handle:
         model, run = handle.model, handle.model.run
 
         def watched(signature, inputs, outputs, deadline):
-            seen.append(deadline)
+            deadlines.append(deadline)
             return run(signature, inputs, outputs, deadline)
 
         model.run = watched
@@ -182,5 +182,5 @@ def test_a_deadline_reaches_the_model(server, stubs):
             stubs.predictions.Predict(predict_request("half", x=FLOATS))
         finally:
             del model.run
-    # gRPC carries it in whole milliseconds, or coarser.
-    assert now + 55 < seen[0] < answered + 61 and seen[1] is None
+    # gRPC transmits deadlines in milliseconds or coarser units.
+    assert now + 55 < deadlines[0] < answered + 61 and deadlines[1] is None

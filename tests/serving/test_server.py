@@ -1,6 +1,6 @@
-"""The server's process: killed in the middle of a load, started again, a second one on its port, its end by SIGTERM.
+"""The server's process: killed during a load, restarted, a second one on the same port, stopped by SIGTERM.
 
-And what needs no process of its own: files that are read again, warm-up requests, a port that is taken.
+Other tests run servers in this process: reloaded files, warm-up requests, a port in use, batching.
 """
 
 import json
@@ -35,23 +35,23 @@ def predict_request(name, x=X):
 
 
 def start(log, *arguments):
-    """Start a server whose stdout and stderr go to files beside `log`."""
+    """Start a server process with stdout in LOG.out and stderr in LOG.err."""
     with open(f"{log}.out", "w") as out, open(f"{log}.err", "w") as err:
         return subprocess.Popen([sys.executable, "-m", "serving.server", *map(str, arguments)], cwd=running.ROOT,
                                 stdout=out, stderr=err)
 
 
 def events(log):
-    """Return the log's lines so far as objects, without what TensorFlow itself writes."""
+    """Return the log's lines so far as objects, without TensorFlow's own lines."""
     with open(f"{log}.err") as err:
         return [json.loads(line) for line in err if line.startswith("{") and line.endswith("\n")]
 
 
-def happened(log, event):
+def events_named(log, event):
     return [line for line in events(log) if line["event"] == event]
 
 
-def test_a_process_from_a_killed_load_to_its_drained_end(tmp_path):
+def test_a_process_is_killed_restarted_and_drained(tmp_path):
     directory = small_servables.half_plus_two(tmp_path / "half", 1)
     write_log(directory, predict_request("half", np.ones(1000, np.float32)))
     with socket.socket() as probe:
@@ -59,37 +59,37 @@ def test_a_process_from_a_killed_load_to_its_drained_end(tmp_path):
         port = probe.getsockname()[1]
     common = ["--model_name=half", f"--model_base_path={tmp_path / 'half'}", f"--port={port}", "--log_format=json",
               "--enable_grpc_healthcheck_service"]
-    # A load that takes as long as the test likes.
+    # This warm-up keeps the load running until the test kills the process.
     killed = start(tmp_path / "killed", *common, "--num_request_iterations_for_warmup=1000000000")
     running_server = None
     try:
-        until(lambda: happened(tmp_path / "killed", "loading"), 120)
+        until(lambda: events_named(tmp_path / "killed", "loading"), 120)
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
         killed.kill()
         assert killed.wait() == -signal.SIGKILL
         running_server = start(tmp_path / "log", *common, "--drain_seconds=5")
-        until(lambda: happened(tmp_path / "log", "started"), 120)
+        until(lambda: events_named(tmp_path / "log", "started"), 120)
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             assert stub.Predict(predict_request("half"), timeout=30).outputs["y"].float_val[0] == 2.5
             second = start(tmp_path / "second", *common)
             assert second.wait(120) == 255
-            said = (tmp_path / "second.out").read_text()
-            assert said == (f"Failed to start server. Error: UNAVAILABLE: cannot listen on port {port} of 127.0.0.1: "
-                            f"{os.strerror(98)}\n")
-            # From the signal until the port is closed, everybody who asks is answered.
+            output = (tmp_path / "second.out").read_text()
+            assert output == (f"Failed to start server. Error: UNAVAILABLE: cannot listen on port {port} of 127.0.0.1: "
+                              f"{os.strerror(98)}\n")
+            # After the signal the server answers requests until it closes the port.
             running_server.send_signal(signal.SIGTERM)
-            asked = time.monotonic()
+            signaled = time.monotonic()
             answers = 0
-            while time.monotonic() - asked < 2:
+            while time.monotonic() - signaled < 2:
                 assert stub.Predict(predict_request("half"), timeout=30).outputs["y"].float_val[0] == 2.5
                 answers += 1
             assert answers
         assert running_server.wait(60) == 0
         assert [line["event"] for line in events(tmp_path / "log")][-1] == "stopped"
-        assert happened(tmp_path / "log", "draining") and happened(tmp_path / "log", "loaded")
-        line = happened(tmp_path / "log", "request")[0]
+        assert events_named(tmp_path / "log", "draining") and events_named(tmp_path / "log", "loaded")
+        line = events_named(tmp_path / "log", "request")[0]
         assert {"time", "level", "event", "model", "version", "signature", "status", "milliseconds",
                 "peer"} <= set(line)
         assert (line["model"], line["version"], line["status"]) == ("half", 1, "OK")
@@ -113,16 +113,16 @@ def write_log(directory, *requests):
     return path
 
 
-def test_warm_up_requests_run_as_often_as_asked_and_their_failure_is_the_loads(tmp_path):
+def test_warm_up_requests_run_repeatedly_and_their_failures_are_raised(tmp_path):
     directory = small_servables.half_plus_two(tmp_path / "half", 1)
     model = session_model.load_session_model(directory, ("serve",), session_model.Threads())
     try:
-        # The model's name in it is nobody's business.
+        # The model's name in a warm-up request is ignored.
         path = write_log(directory, predict_request("another"), predict_request(""))
-        seen = []
-        run, model.run = model.run, lambda *arguments: seen.append(arguments) or run(*arguments)
+        calls = []
+        run, model.run = model.run, lambda *arguments: calls.append(arguments) or run(*arguments)
         assert loading.warm_up(model, path, 3) == 2
-        assert len(seen) == 6 and seen[0][0] == "serving_default"
+        assert len(calls) == 6 and calls[0][0] == "serving_default"
         path = write_log(directory, predict_request("half"), predict_request("half", np.ones((2, 2), np.float32)))
         with pytest.raises(ServingError) as caught:
             loading.warm_up(model, path, 1)
@@ -142,7 +142,7 @@ def test_warm_up_requests_run_as_often_as_asked_and_their_failure_is_the_loads(t
         model.close()
 
 
-def test_a_failing_warm_up_keeps_the_version_from_being_served(tmp_path):
+def test_a_version_whose_warm_up_fails_is_not_served(tmp_path):
     directory = small_servables.half_plus_two(tmp_path / "half", 1)
     write_log(directory, predict_request("half", np.ones((2, 2), np.float32)))
     with pytest.raises(ServingError, match="not compatible with expected shape"):
@@ -153,7 +153,7 @@ def test_a_failing_warm_up_keeps_the_version_from_being_served(tmp_path):
         assert server.grpc_port
 
 
-def test_a_file_of_models_is_read_again_and_a_bad_one_changes_nothing(tmp_path, caplog):
+def test_the_model_config_file_is_reloaded_and_an_invalid_one_changes_nothing(tmp_path, caplog):
     small_servables.half_plus_two(tmp_path / "one", 1)
     small_servables.half_plus_two(tmp_path / "two", 1)
     config = tmp_path / "models.config"
@@ -176,14 +176,14 @@ def test_a_file_of_models_is_read_again_and_a_bad_one_changes_nothing(tmp_path, 
         assert server.models.names() == ["one", "two"]
         write("two")
         until(lambda: server.models.names() == ["two"])
-        # A model without a version does not keep the file from being read.
+        # The file is read again even while a model has no version.
         write("two", "nowhere")
         until(lambda: server.models.names() == ["nowhere", "two"])
         write("one", "two")
         until(lambda: server.models.names() == ["one", "two"])
 
 
-def test_a_rest_port_equal_to_grpcs_is_no_rest(tmp_path, caplog):
+def test_rest_is_disabled_on_the_port_of_grpc(tmp_path, caplog):
     small_servables.half_plus_two(tmp_path / "half", 1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -193,13 +193,13 @@ def test_a_rest_port_equal_to_grpcs_is_no_rest(tmp_path, caplog):
         assert (server.grpc_port, server.rest_port) == (port, 0)
         assert "serving half, version 1" in server.describe() and "REST" not in server.describe()
         assert [record for record in caplog.records if record.levelname == "ERROR" and "REST" in record.getMessage()]
-        # And nobody else gets the port.
+        # Another server cannot use the port.
         with pytest.raises(ServingError, match=f"cannot listen on port {port} of 127.0.0.1"):
             with running_servers.running(replace(options, rest_api_port=0)):
                 pass
 
 
-def test_requests_are_put_together_as_the_files_say(tmp_path):
+def test_the_batching_files_of_the_server_and_of_a_model_are_used(tmp_path):
     directory = small_servables.half_plus_two(tmp_path / "half", 1)
     parameters = tmp_path / "batching.config"
     parameters.write_text("max_batch_size { value: 4 } num_batch_threads { value: 1 }")
@@ -208,16 +208,16 @@ def test_requests_are_put_together_as_the_files_say(tmp_path):
 
     def answered(count):
         with running_servers.running(options) as server, running_servers.connected(server) as stubs:
-            answer = stubs.predictions.Predict(predict_request("half", np.ones(count, np.float32)), timeout=30)
-            return list(answer.outputs["y"].float_val)
+            response = stubs.predictions.Predict(predict_request("half", np.ones(count, np.float32)), timeout=30)
+            return list(response.outputs["y"].float_val)
 
     assert answered(4) == [2.5] * 4
     with pytest.raises(grpc.RpcError) as caught:
         answered(5)
     assert caught.value.details() == "Task size 5 is larger than maximum input batch size 4"
-    own = directory / loading.BATCHING_FILE
-    own.write_text("max_batch_size { value: 5 }")
+    parameters = directory / loading.BATCHING_FILE
+    parameters.write_text("max_batch_size { value: 5 }")
     assert answered(5) == [2.5] * 5
-    own.write_text("max_batch_size { nonsense }")
+    parameters.write_text("max_batch_size { nonsense }")
     with pytest.raises(ServingError, match="Error parsing text-format tensorflow.serving.BatchingParameters"):
         answered(1)

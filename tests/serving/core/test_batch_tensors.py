@@ -1,4 +1,4 @@
-"""What batching does to tensors, and which parameters it takes."""
+"""Batching: merged and divided tensors, and its parameters."""
 
 import re
 from dataclasses import replace
@@ -14,22 +14,23 @@ from serving.config import protos
 from serving.core.batching import Scheduler
 from serving.errors import ServingError
 from tests.helpers import running_servers, small_servables
-from tests.helpers.batched_models import LONG, Counts, ask, failure, floats, occupy, parameters, strings, until, waiting
+from tests.helpers.batched_models import (LONG, RecordingMonitor, ask, failure, floats, occupy, parameters, strings,
+                                          until, waiting_tasks)
 
 CONFIG = Path(__file__).parents[3] / "serving" / "batching.config"
 INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_rows_are_added_of_the_last_request_and_taken_away_again(batching, pool):
+def test_a_batch_is_padded_with_the_last_request_and_the_padding_is_removed(batching, pool):
     scheduler, batched, model = batching(max_batch_size=8, num_batch_threads=1, allowed=(1, 8))
-    held = occupy(pool, batched, model)
+    blocker = occupy(pool, batched, model)
     futures = []
     for rows in (strings(b"ab", b"cd"), strings(b"ef", b"gh", b"ij")):
         futures.append(pool.submit(ask, batched, rows, "text"))
-        until(lambda: waiting(batched) == len(futures))
+        until(lambda: waiting_tasks(batched) == len(futures))
     model.gate.set()
     assert [future.result(60).tolist() for future in futures] == [[b"ba", b"dc"], [b"fe", b"hg", b"ji"]]
-    assert held.result(60).tolist() == [-1]
+    assert blocker.result(60).tolist() == [-1]
     assert model.seen[1]["text"].tolist() == [b"ab", b"cd", b"ef", b"gh", b"ij", b"ef", b"ef", b"ef"]
     assert scheduler.monitor.batches == [("half", 1, 1, 1), ("half", 2, 5, 8)]
 
@@ -38,14 +39,14 @@ def test_rows_are_added_of_the_last_request_and_taken_away_again(batching, pool)
     ({}, "Batching Run() must have at least one input tensor"),
     ({"x": floats(1), "z": np.float32(1)}, "Batching Run() input tensors must have at least one dimension"),
     ({"x": floats(1), "z": floats(1, 2)}, "Batching Run() input tensors must have equal 0th-dimension size")])
-def test_inputs_without_a_common_number_of_rows(batching, inputs, message):
+def test_inputs_with_different_numbers_of_rows_are_refused(batching, inputs, message):
     _, batched, _ = batching()
     with pytest.raises(ServingError, match=f"^{re.escape(message)}$") as caught:
         batched.run("two", inputs, ("sum",), None)
     assert caught.value.code is INVALID
 
 
-def test_no_rows_are_the_models_affair(batching):
+def test_a_request_without_rows_is_run_alone(batching):
     _, batched, model = batching(max_batch_size=4, batch_timeout_micros=LONG)
     assert ask(batched, floats()).tolist() == []
     assert model.runs == [0]
@@ -55,63 +56,62 @@ def test_no_rows_are_the_models_affair(batching):
     ("scalar", "Batched output tensor has 0 dimensions"),
     ("short", "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
               "tensors")])
-def test_outputs_that_cannot_be_divided(batching, signature, message):
+def test_outputs_with_a_wrong_number_of_rows_are_refused(batching, signature, message):
     _, batched, _ = batching(max_batch_size=4)
     with pytest.raises(ServingError, match=f"^{message}$") as caught:
         ask(batched, floats(1, 2), signature)
     assert caught.value.code is PRECONDITION
 
 
-def shapes_together(batched, model, pool, *requests):
-    held = occupy(pool, batched, model)
+def submit_together(batched, model, pool, *requests):
+    blocker = occupy(pool, batched, model)
     futures = []
     for rows in requests:
         futures.append(pool.submit(ask, batched, rows))
-        until(lambda: waiting(batched) == len(futures))
+        until(lambda: waiting_tasks(batched) == len(futures))
     model.gate.set()
-    held.result(60)
+    blocker.result(60)
     return futures
 
 
-def test_other_shapes_are_refused_without_padding(batching, pool):
-    """As TensorFlow Serving has it."""
+def test_without_padding_and_isolation_different_shapes_are_refused(batching, pool):
     _, batched, model = batching(isolate=False, max_batch_size=4, num_batch_threads=1)
-    for future in shapes_together(batched, model, pool, np.zeros((1, 2), np.float32), np.zeros((1, 3), np.float32)):
+    for future in submit_together(batched, model, pool, np.zeros((1, 2), np.float32), np.zeros((1, 3), np.float32)):
         assert failure(future, PRECONDITION) == (
             "Tensors with name 'x_tensor:0' from different tasks have different shapes and padding is turned off."
             "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name"
             "have equal dimensions starting with the first dim.")
 
 
-def test_requests_of_other_shapes_are_run_alone(batching, pool):
+def test_with_isolation_requests_of_different_shapes_are_run_alone(batching, pool):
     _, batched, model = batching(max_batch_size=4, num_batch_threads=1)
-    first, second = shapes_together(batched, model, pool, floats([1, 2]), floats([3, 4, 5]))
+    first, second = submit_together(batched, model, pool, floats([1, 2]), floats([3, 4, 5]))
     np.testing.assert_array_equal(first.result(60), [[3, 5]])
     np.testing.assert_array_equal(second.result(60), [[7, 9, 11]])
     assert model.runs == [1, 1, 1]
 
 
-def test_padding_to_the_largest_shape_with_each_requests_first_value(batching, pool):
+def test_shapes_are_padded_with_the_first_value_of_each_request(batching, pool):
     _, batched, model = batching(max_batch_size=4, num_batch_threads=1, pad=True)
-    first, second = shapes_together(batched, model, pool, floats([[7, 8]]), floats([[1], [2], [3]], [[4], [5], [6]]))
+    first, second = submit_together(batched, model, pool, floats([[7, 8]]), floats([[1], [2], [3]], [[4], [5], [6]]))
     padded = floats([[7, 8], [7, 7], [7, 7]], [[1, 1], [2, 1], [3, 1]], [[4, 1], [5, 1], [6, 1]])
     np.testing.assert_array_equal(model.seen[1]["x"], padded)
-    # As TensorFlow Serving, which does not crop.
+    # Like in TensorFlow Serving, the outputs are not cropped.
     np.testing.assert_array_equal(first.result(60), 2 * padded[:1] + 1)
     np.testing.assert_array_equal(second.result(60), 2 * padded[1:] + 1)
 
 
-def test_padding_does_not_mend_a_rank(batching, pool):
+def test_different_ranks_cannot_be_padded(batching, pool):
     _, batched, model = batching(isolate=False, max_batch_size=4, num_batch_threads=1, pad=True)
-    for future in shapes_together(batched, model, pool, floats([1]), floats([[1]])):
+    for future in submit_together(batched, model, pool, floats([1]), floats([[1]])):
         assert "different ranks" in failure(future, PRECONDITION)
 
 
-def test_a_model_may_have_parameters_of_its_own(batching):
+def test_a_model_may_have_its_own_parameters(batching):
     scheduler, batched, model = batching(max_batch_size=2)
-    own = scheduler.wrap("half", model, parameters(max_batch_size=3))
-    assert own.directory == model.directory and own.signatures is model.signatures
-    assert ask(own, floats(1, 2, 3)).tolist() == [3, 5, 7]
+    other = scheduler.wrap("half", model, parameters(max_batch_size=3))
+    assert other.directory == model.directory and other.signatures is model.signatures
+    assert ask(other, floats(1, 2, 3)).tolist() == [3, 5, 7]
     with pytest.raises(ServingError, match="larger than maximum input batch size 2"):
         ask(batched, floats(1, 2, 3))
 
@@ -130,14 +130,14 @@ def test_a_model_may_have_parameters_of_its_own(batching):
      "must be equal to max_execution_batch_size; last entry was 8; expected 4"),
     ({"max_batch_size": 8, "enable_large_batch_splitting": True, "max_execution_batch_size": 9},
      "max_batch_size must be greater than or equal to max_execution_batch_size; they were 8 and 9")])
-def test_parameters_that_contradict(values, message):
+def test_contradictory_parameters_are_refused(values, message):
     with pytest.raises(ServingError, match=message) as caught:
-        Scheduler(parameters(**values), Counts())
+        Scheduler(parameters(**values), RecordingMonitor())
     assert caught.value.code is INVALID
 
 
-def test_defaults():
-    scheduler = Scheduler(protos.BatchingParameters(), Counts())
+def test_default_parameters():
+    scheduler = Scheduler(protos.BatchingParameters(), RecordingMonitor())
     try:
         settings = scheduler.settings
         assert (settings.max_request_rows, settings.max_run_rows, settings.timeout, settings.max_enqueued,
@@ -147,16 +147,15 @@ def test_defaults():
         scheduler.stop()
 
 
-def test_the_shipped_file():
+def test_the_parameters_of_batching_config():
     message = protos.parse_text_proto(CONFIG, protos.BatchingParameters, "tensorflow.serving.BatchingParameters")
-    scheduler = Scheduler(message, Counts())
+    scheduler = Scheduler(message, RecordingMonitor())
     scheduler.stop()
     assert scheduler.settings.allowed[-1] == scheduler.settings.max_run_rows
     assert len(scheduler.threads) == message.num_batch_threads.value
 
 
-def test_pictures_through_a_server_that_batches(tmp_path, pool):
-    """Sizes mixed, a damaged picture among them: each gets its own answer or its own error."""
+def test_a_batching_server_answers_images_of_mixed_sizes_and_damaged_ones(tmp_path, pool):
     small_servables.segmentation(tmp_path, 1)
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (*random.integers(1, 30, 2), 3), np.uint8) for _ in range(90)]
@@ -165,7 +164,7 @@ def test_pictures_through_a_server_that_batches(tmp_path, pool):
     def ask(number):
         request = predict_pb2.PredictRequest(output_filter=["png_bytes"])
         request.model_spec.name = "model"
-        data = b"no picture" if number in bad else tf.io.encode_png(images[number]).numpy()
+        data = b"not an image" if number in bad else tf.io.encode_png(images[number]).numpy()
         request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([data]))
         return stubs.predictions.Predict(request, timeout=60).outputs["png_bytes"].string_val[0]
 

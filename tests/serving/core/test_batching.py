@@ -1,4 +1,4 @@
-"""Session batching: every request gets what a run of its own gives; refusals, deadlines, endings as they are stated."""
+"""Session batching: results equal those of single runs; refusals, deadlines, isolation, and closing."""
 
 import re
 import time
@@ -10,13 +10,13 @@ import pytest
 from serving.core import session_model
 from serving.errors import ServingError
 from tests.helpers import small_servables
-from tests.helpers.batched_models import LONG, FakeModel, ask, failure, floats, occupy, strings, until, waiting
+from tests.helpers.batched_models import LONG, FakeModel, ask, failure, floats, occupy, strings, until, waiting_tasks
 
 INVALID, EXHAUSTED, UNAVAILABLE = (
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 
-def test_equals_a_plain_loop_on_random_requests_of_many_threads(batching, pool):
+def test_random_concurrent_requests_get_the_results_of_single_runs(batching, pool):
     scheduler, batched, model = batching(max_batch_size=16, batch_timeout_micros=500, num_batch_threads=3,
                                          max_enqueued_batches=100, allowed=(2, 4, 7, 16))
     random = np.random.default_rng(0)
@@ -32,13 +32,13 @@ def test_equals_a_plain_loop_on_random_requests_of_many_threads(batching, pool):
         assert future.result()["length"].tolist() == [len(row) for row in rows]
     assert set(model.runs) <= {2, 4, 7, 16}
     assert len(model.runs) < 800
-    assert model.most <= 3
+    assert model.max_running <= 3
     sizes = [len(rows) for rows in (*inputs, *texts)]
-    assert [sum(numbers) for numbers in zip(*(each[1:] for each in scheduler.monitor.batches))] == [
+    assert [sum(numbers) for numbers in zip(*(batch[1:] for batch in scheduler.monitor.batches))] == [
         800, sum(sizes), sum(model.runs)]
 
 
-def test_equals_a_plain_loop_on_a_real_model(batching, pool, tmp_path):
+def test_requests_to_an_exported_model_get_the_results_of_single_runs(batching, pool, tmp_path):
     scheduler, _, _ = batching(max_batch_size=8, batch_timeout_micros=1000, allowed=(1, 2, 4, 8),
                                max_enqueued_batches=100)
     session = session_model.load_session_model(small_servables.segmentation(
@@ -56,10 +56,10 @@ def test_equals_a_plain_loop_on_a_real_model(batching, pool, tmp_path):
     batched.close()
 
 
-def test_requests_share_a_run_when_it_is_full(batching, pool):
+def test_a_full_batch_is_run_at_once(batching, pool):
     _, batched, model = batching(max_batch_size=3, batch_timeout_micros=LONG)
     first = pool.submit(ask, batched, floats(1))
-    until(lambda: waiting(batched) == 1)
+    until(lambda: waiting_tasks(batched) == 1)
     second = pool.submit(ask, batched, floats(2, 3), "again")
     assert first.result(60).tolist() == [3] and second.result(60).tolist() == [5, 7]
     assert model.runs == [3]
@@ -68,55 +68,54 @@ def test_requests_share_a_run_when_it_is_full(batching, pool):
 def test_a_request_that_does_not_fit_closes_the_batch(batching, pool):
     _, batched, model = batching(max_batch_size=3, batch_timeout_micros=LONG)
     first = pool.submit(ask, batched, floats(1, 2))
-    until(lambda: waiting(batched) == 1)
+    until(lambda: waiting_tasks(batched) == 1)
     second = pool.submit(ask, batched, floats(3, 4, 5))
     assert first.result(60).tolist() == [3, 5] and second.result(60).tolist() == [7, 9, 11]
     assert model.runs == [2, 3]
 
 
-def test_a_request_alone_is_run_when_its_time_is_up(batching):
+def test_a_single_request_is_run_after_the_timeout(batching):
     _, batched, model = batching(max_batch_size=1000, batch_timeout_micros=2000)
     for number in range(20):
         assert ask(batched, floats(number)).tolist() == [2 * number + 1]
     assert model.runs == [1] * 20
 
 
-def test_what_may_not_share_a_run(batching, pool):
-    """Other signatures, other outputs, other types, other models."""
+def test_different_signatures_outputs_dtypes_and_models_do_not_share_a_run(batching, pool):
     scheduler, batched, model = batching(max_batch_size=2, batch_timeout_micros=LONG)
     other_model = FakeModel()
     other = scheduler.wrap("half", other_model)
     futures = [pool.submit(ask, batched, floats(1)), pool.submit(ask, other, floats(1)),
                pool.submit(ask, batched, np.array([1.0])), pool.submit(ask, batched, strings(b"ab"), "text"),
                pool.submit(batched.run, "text", {"text": strings(b"ab")}, ("length",), None)]
-    until(lambda: waiting(batched) + waiting(other) == 5)
+    until(lambda: waiting_tasks(batched) + waiting_tasks(other) == 5)
     assert not model.runs and not other_model.runs
-    for model_ in (batched, other):
-        model_.close()
+    for wrapped in (batched, other):
+        wrapped.close()
     assert [future.exception(60) is None for future in futures] == [True, True, False, True, True]
     assert "to be float but float64" in failure(futures[2], INVALID)
     assert model.runs == [1] * 4 and other_model.runs == [1]
 
 
-def test_refusals(batching, pool):
+def test_too_large_requests_and_full_queues_are_refused(batching, pool):
     _, batched, model = batching(max_batch_size=2, max_enqueued_batches=2, num_batch_threads=1)
     with pytest.raises(ServingError, match="^Task size 3 is larger than maximum input batch size 2$") as caught:
         ask(batched, floats(1, 2, 3))
     assert caught.value.code is INVALID
-    held = occupy(pool, batched, model)
+    blocker = occupy(pool, batched, model)
     futures = []
     for number in range(4):
         futures.append(pool.submit(ask, batched, floats(number)))
-        until(lambda: waiting(batched) == len(futures))
+        until(lambda: waiting_tasks(batched) == len(futures))
     with pytest.raises(ServingError, match=(
             "^The batch scheduling queue to which this task was submitted is full; currently 2 batches enqueued and "
             "max_enqueued_batches is 2$")) as caught:
         ask(batched, floats(1))
     assert caught.value.code is UNAVAILABLE
-    # Another queue has places of its own.
+    # The limit applies to every queue separately.
     other = pool.submit(ask, batched, strings(b"ab"), "text")
     model.gate.set()
-    assert [future.result(60).tolist() for future in (held, *futures)] == [[-1], [1], [3], [5], [7]]
+    assert [future.result(60).tolist() for future in (blocker, *futures)] == [[-1], [1], [3], [5], [7]]
     assert other.result(60).tolist() == [b"ba"]
 
 
@@ -129,14 +128,14 @@ def test_large_requests_are_split(batching, pool):
     assert set(model.runs) <= {1, 4} and sum(model.runs) >= 34
 
 
-def test_splitting_fills_the_open_batch_first_and_counts_places(batching, pool):
+def test_splitting_fills_the_open_batch_first_and_respects_the_capacity(batching, pool):
     _, batched, model = batching(max_batch_size=12, max_execution_batch_size=4, enable_large_batch_splitting=True,
                                  num_batch_threads=1, max_enqueued_batches=3)
-    held = occupy(pool, batched, model)
+    blocker = occupy(pool, batched, model)
     first = pool.submit(ask, batched, floats(0, 1, 2))
-    until(lambda: waiting(batched) == 1)
+    until(lambda: waiting_tasks(batched) == 1)
     second = pool.submit(ask, batched, np.arange(7, dtype=np.float32))
-    until(lambda: waiting(batched) == 4)
+    until(lambda: waiting_tasks(batched) == 4)
     with pytest.raises(ServingError, match=re.escape(
             "is full; task size is 3 but scheduling capacity is only 2 (num_enqueued_batches=3, "
             "max_enqueued_batches=3, open_batch_size=2, max_execution_batch_size=4)")) as caught:
@@ -145,19 +144,19 @@ def test_splitting_fills_the_open_batch_first_and_counts_places(batching, pool):
     with pytest.raises(ServingError, match="Task size 13 is larger than maximum input batch size 12"):
         ask(batched, np.zeros(13, np.float32))
     model.gate.set()
-    assert held.result(60).tolist() == [-1] and first.result(60).tolist() == [1, 3, 5]
+    assert blocker.result(60).tolist() == [-1] and first.result(60).tolist() == [1, 3, 5]
     assert second.result(60).tolist() == [1, 3, 5, 7, 9, 11, 13]
     assert model.runs == [1, 4, 4, 2]
 
 
-def test_only_the_guilty_request_fails(batching, pool):
+def test_isolation_fails_only_the_bad_request(batching, pool):
     _, batched, model = batching(max_batch_size=8, num_batch_threads=1, allowed=(1, 4, 8))
-    held = occupy(pool, batched, model)
+    blocker = occupy(pool, batched, model)
     words = [strings(b"ab"), strings(b"cd", b"bad"), strings(b"ef", b"gh")]
     futures = [pool.submit(ask, batched, rows, "text") for rows in words]
-    until(lambda: waiting(batched) == 3)
+    until(lambda: waiting_tasks(batched) == 3)
     model.gate.set()
-    held.result(60)
+    blocker.result(60)
     assert futures[0].result(60).tolist() == [b"ba"] and futures[2].result(60).tolist() == [b"fe", b"hg"]
     assert failure(futures[1], INVALID) == "Unknown image file format."
     assert model.runs[:2] == [1, 8] and sorted(model.runs[2:]) == [1, 4, 4]
@@ -165,21 +164,21 @@ def test_only_the_guilty_request_fails(batching, pool):
 
 @pytest.mark.parametrize("isolate, word, code, message", [
     (False, b"bad", INVALID, "Unknown image file format."), (True, b"broken", grpc.StatusCode.INTERNAL, "broken")])
-def test_a_failure_that_is_everybodys(batching, pool, isolate, word, code, message):
+def test_a_failure_of_the_whole_batch_reaches_all_its_requests(batching, pool, isolate, word, code, message):
     _, batched, model = batching(isolate, max_batch_size=2, batch_timeout_micros=LONG)
     futures = [pool.submit(ask, batched, rows, "text") for rows in (strings(b"ab"), strings(word))]
     assert [failure(future, code) for future in futures] == [message] * 2
     assert model.runs == [2]
 
 
-def test_a_bug_reaches_the_callers_and_the_thread_lives_on(batching, pool):
+def test_a_bug_reaches_the_callers_and_does_not_end_the_thread(batching, pool):
     _, batched, _ = batching(max_batch_size=2, batch_timeout_micros=LONG, num_batch_threads=1)
     futures = [pool.submit(ask, batched, rows, "text") for rows in (strings(b"ab"), strings(b"bug"))]
     assert [type(future.exception(60)) for future in futures] == [ZeroDivisionError] * 2
     assert ask(batched, strings(b"ab", b"cd"), "text").tolist() == [b"ba", b"dc"]
 
 
-def test_a_run_has_the_latest_deadline(batching, pool):
+def test_a_run_uses_the_latest_deadline_of_its_batch(batching, pool):
     _, batched, model = batching(max_batch_size=2, batch_timeout_micros=LONG)
     now = time.monotonic()
     for deadlines, expected in (((now + 700, now + 900), now + 900), ((now + 700, None), None)):
@@ -188,72 +187,71 @@ def test_a_run_has_the_latest_deadline(batching, pool):
         assert model.deadlines[-1] == expected
 
 
-def test_what_expires_in_the_queue_leaves_it(batching, pool):
+def test_a_request_leaves_the_queue_at_its_deadline(batching, pool):
     _, batched, model = batching(max_batch_size=4, num_batch_threads=1, max_enqueued_batches=1)
-    held = occupy(pool, batched, model)
+    blocker = occupy(pool, batched, model)
     kept = pool.submit(ask, batched, floats(1), deadline=time.monotonic() + 900)
-    until(lambda: waiting(batched) == 1)
+    until(lambda: waiting_tasks(batched) == 1)
     expiring = pool.submit(ask, batched, floats(2, 3, 4), deadline=time.monotonic() + 0.05)
-    # Though no thread is free.
+    # The request gets its error although no thread is free.
     assert failure(expiring, EXHAUSTED) == "Run() timeout exceeded while waiting in batching queue"
-    assert waiting(batched) == 1
-    # Its place is free again.
+    assert waiting_tasks(batched) == 1
+    # Another request takes the freed space in the queue.
     later = pool.submit(ask, batched, floats(5, 6, 7))
-    until(lambda: waiting(batched) == 2)
+    until(lambda: waiting_tasks(batched) == 2)
     model.gate.set()
-    assert held.result(60).tolist() == [-1] and kept.result(60).tolist() == [3]
+    assert blocker.result(60).tolist() == [-1] and kept.result(60).tolist() == [3]
     assert later.result(60).tolist() == [11, 13, 15]
     assert model.runs == [1, 4]
 
 
-def test_a_closed_batch_that_expires_leaves_no_hole(batching, pool):
+def test_an_expired_full_batch_is_removed(batching, pool):
     _, batched, model = batching(max_batch_size=2, num_batch_threads=1)
-    held = occupy(pool, batched, model)
+    blocker = occupy(pool, batched, model)
     expiring = [pool.submit(ask, batched, floats(1, 2), deadline=time.monotonic() + 0.2) for _ in range(3)]
     last = pool.submit(ask, batched, floats(3))
     assert {failure(future, EXHAUSTED) for future in expiring} == {
         "Run() timeout exceeded while waiting in batching queue"}
     model.gate.set()
-    assert held.result(60).tolist() == [-1] and last.result(60).tolist() == [7]
+    assert blocker.result(60).tolist() == [-1] and last.result(60).tolist() == [7]
     assert model.runs == [1, 1]
 
 
-def test_queues_take_turns(batching, pool):
-    """A busy model does not keep another from its turn."""
+def test_the_queues_of_models_take_turns(batching, pool):
     scheduler, batched, model = batching(max_batch_size=1, num_batch_threads=1)
     other = scheduler.wrap("other", model)
-    held = occupy(pool, batched, model)
+    blocker = occupy(pool, batched, model)
     busy = [pool.submit(ask, batched, floats(1)) for _ in range(5)]
-    until(lambda: waiting(batched) == 5)
+    until(lambda: waiting_tasks(batched) == 5)
     one = pool.submit(ask, other, floats(2))
-    until(lambda: waiting(other) == 1)
+    until(lambda: waiting_tasks(other) == 1)
     model.gate.set()
-    assert [future.result(60).tolist() for future in (held, one, *busy)] == [[-1], [5]] + [[3]] * 5
-    places = [float(inputs["x"][0]) for inputs in model.seen]
-    assert places.index(2.0) <= 2
+    assert [future.result(60).tolist() for future in (blocker, one, *busy)] == [[-1], [5]] + [[3]] * 5
+    rows = [float(inputs["x"][0]) for inputs in model.seen]
+    assert rows.index(2.0) <= 2
 
 
-def test_a_batch_is_due_though_the_thread_that_knew_is_busy(batching, pool):
+def test_a_batch_is_run_even_if_the_thread_that_waited_for_it_is_busy(batching, pool):
     _, batched, model = batching(max_batch_size=4, num_batch_threads=2, batch_timeout_micros=20_000)
     partial = pool.submit(ask, batched, floats(1))
-    until(lambda: waiting(batched) == 1)
+    until(lambda: waiting_tasks(batched) == 1)
     model.gate.clear()
     full = pool.submit(ask, batched, strings(b"a", b"b", b"c", b"d"), "text")
-    # Both stand in the model at the same time.
-    assert model.standing.acquire(timeout=60) and model.standing.acquire(timeout=60)
+    # Both batches run at the same time.
+    assert model.started.acquire(timeout=60) and model.started.acquire(timeout=60)
     model.gate.set()
     assert partial.result(60).tolist() == [3] and full.result(60).tolist() == [b"a", b"b", b"c", b"d"]
 
 
-def test_closing_a_model_runs_what_waits_first(batching, pool):
+def test_closing_a_model_first_runs_the_waiting_requests(batching, pool):
     scheduler, batched, model = batching(max_batch_size=4, num_batch_threads=1, batch_timeout_micros=LONG)
     futures = [pool.submit(ask, batched, floats(1, 2, 3, 4))]
     futures[0].result(60)
     futures += [pool.submit(ask, batched, floats(number)) for number in range(3)]
-    until(lambda: waiting(batched) == 3)
+    until(lambda: waiting_tasks(batched) == 3)
     model.gate.clear()
     closing = pool.submit(batched.close)
-    assert model.standing.acquire(timeout=60) and model.standing.acquire(timeout=60)
+    assert model.started.acquire(timeout=60) and model.started.acquire(timeout=60)
     assert not model.closed and not closing.done()
     with pytest.raises(ServingError, match="model half is being closed") as caught:
         ask(batched, floats(1))
@@ -264,10 +262,10 @@ def test_closing_a_model_runs_what_waits_first(batching, pool):
     assert [future.result(60).tolist() for future in futures[1:]] == [[1], [3], [5]]
 
 
-def test_stopping_runs_what_waits_first(batching, pool):
+def test_stopping_first_runs_the_waiting_requests(batching, pool):
     scheduler, batched, model = batching(max_batch_size=4, num_batch_threads=2, batch_timeout_micros=LONG)
     future = pool.submit(ask, batched, floats(1))
-    until(lambda: waiting(batched) == 1)
+    until(lambda: waiting_tasks(batched) == 1)
     scheduler.stop()
     assert future.result(60).tolist() == [3]
     assert not any(thread.is_alive() for thread in scheduler.threads)

@@ -1,4 +1,4 @@
-"""Which version answers while versions come and go on disk, and what is loaded and closed in which order."""
+"""The serving version while versions change on disk, and the order of loads and closes."""
 
 import os
 import threading
@@ -14,37 +14,38 @@ from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, VersionSettings
 from serving.errors import ServingError
 from tests.helpers.small_servables import corrupt, half_plus_two
-from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, answers, config, entry, eventually, refused, spec,
-                                            states)
+from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, assert_refused, config, entry, eventually,
+                                            serving_version, spec, states)
 
 
-def test_the_choice_of_a_version_and_its_errors(disk, serve):
+def test_versions_and_labels_choose_a_version(disk, serve):
     for version in (0, 5):
         disk.publish(version)
     models = serve(VersionSettings(poll_seconds=0, allow_unavailable_labels=True), entry(
         disk.base, more='model_version_policy { all {} } version_labels { key: "old" value: 0 }'
                         'version_labels { key: "lost" value: 77 }'))
     eventually(lambda: states(models) == {0: AVAILABLE, 5: AVAILABLE})
-    # Version 0 that is set is a version, not "none was set".
-    assert answers(models, spec(version=0)) == 0 and answers(models, spec(label="old")) == 0
-    assert answers(models) == 5
-    refused(models, model_pb2.ModelSpec(), grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
-    refused(models, spec("x"), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(x)")
-    refused(models, spec(version=4), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(m, 4)")
-    refused(models, spec(label="lost"), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(m, 77)")
+    # Version 0 is a valid choice, different from an unset version.
+    assert serving_version(models, spec(version=0)) == 0 and serving_version(models, spec(label="old")) == 0
+    assert serving_version(models) == 5
+    assert_refused(models, model_pb2.ModelSpec(), grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+    assert_refused(models, spec("x"), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(x)")
+    assert_refused(models, spec(version=4), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(m, 4)")
+    assert_refused(models, spec(label="lost"), grpc.StatusCode.NOT_FOUND,
+                   "Servable not found for request: Specific(m, 77)")
     for wanted in (spec(label="new"), spec("x", label="new")):
-        refused(models, wanted, grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: new")
+        assert_refused(models, wanted, grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: new")
 
 
-def test_states_are_listed_highest_first_and_unknown_ones_are_not_found(disk, serve):
+def test_statuses_are_listed_highest_first_and_unknown_versions_are_not_found(disk, serve):
     for version in (2, 10, 9):
         disk.publish(version)
     models = serve(text=entry(disk.base, more="model_version_policy { all {} }"))
     eventually(lambda: list(states(models).items()) == [(10, AVAILABLE), (9, AVAILABLE), (2, AVAILABLE)])
-    # A label chooses nothing here.
+    # A label is ignored here.
     assert len(models.statuses(spec(label="x"))) == 3
-    found, = models.statuses(spec(version=9))
-    assert (found.version, found.code, found.message) == (9, grpc.StatusCode.OK, "")
+    status, = models.statuses(spec(version=9))
+    assert (status.version, status.code, status.message) == (9, grpc.StatusCode.OK, "")
     for wanted, message in ((spec(version=3), "Could not find version 3 of model m"),
                             (spec("x"), "Could not find any versions of model x")):
         with pytest.raises(ServingError) as caught:
@@ -55,13 +56,13 @@ def test_states_are_listed_highest_first_and_unknown_ones_are_not_found(disk, se
 def test_the_old_version_answers_until_the_new_one_does(disk, serve):
     disk.publish(1)
     models = serve()
-    disk.held[2] = threading.Event()
+    disk.blocked[2] = threading.Event()
     disk.publish(2)
     eventually(lambda: states(models) == {2: LOADING, 1: AVAILABLE})
-    assert answers(models) == 1
-    disk.held[2].set()
+    assert serving_version(models) == 1
+    disk.blocked[2].set()
     eventually(lambda: states(models) == {2: AVAILABLE, 1: END})
-    assert answers(models) == 2 and disk.events == [("loaded", 1), ("loaded", 2), ("closed", 1)]
+    assert serving_version(models) == 2 and disk.events == [("loaded", 1), ("loaded", 2), ("closed", 1)]
     assert [hook[:3] for hook in disk.hooks] == [("m", 1, None), ("m", 2, None), ("m", 1)]
 
 
@@ -71,21 +72,22 @@ def test_a_request_keeps_its_version_until_it_ends(disk, serve):
     with models.use(spec()) as first, models.use(spec()):
         disk.publish(2)
         eventually(lambda: states(models) == {2: AVAILABLE, 1: UNLOADING})
-        assert first.model.version == 1 and answers(models) == 2
-        # No new request gets what is on its way out.
-        refused(models, spec(version=1), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(m, 1)")
+        assert first.model.version == 1 and serving_version(models) == 2
+        # A new request cannot use a version that is being unloaded.
+        assert_refused(models, spec(version=1), grpc.StatusCode.NOT_FOUND,
+                       "Servable not found for request: Specific(m, 1)")
         disk.publish(3)
-        eventually(lambda: answers(models) == 3)
+        eventually(lambda: serving_version(models) == 3)
         assert ("closed", 1) not in disk.events
     eventually(lambda: states(models) == {3: AVAILABLE, 2: END, 1: END})
     assert ("closed", 1) in disk.events
 
 
-def test_no_request_fails_and_no_closed_model_is_used_while_versions_are_swapped(disk, serve):
+def test_no_request_fails_or_uses_a_closed_model_while_versions_are_swapped(disk, serve):
     disk.publish(1)
     models, ended, problems, seen = serve(), threading.Event(), [], set()
 
-    def ask():
+    def predict():
         while not ended.is_set():
             try:
                 with models.use(spec()) as handle:
@@ -95,7 +97,7 @@ def test_no_request_fails_and_no_closed_model_is_used_while_versions_are_swapped
             except ServingError as error:
                 problems.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=predict) for _ in range(4)]
     for thread in threads:
         thread.start()
     for version in range(2, 12):
@@ -113,31 +115,31 @@ def test_a_deleted_newest_version_is_a_rollback(disk, serve):
     disk.publish(1)
     disk.publish(2)
     models = serve()
-    assert answers(models) == 2
+    assert serving_version(models) == 2
     disk.remove(2)
     eventually(lambda: states(models) == {2: END, 1: AVAILABLE})
     assert disk.events == [("loaded", 2), ("loaded", 1), ("closed", 2)]
-    # And back again, though that version had ended.
+    # The same version can be loaded again.
     disk.publish(2)
     eventually(lambda: states(models) == {2: AVAILABLE, 1: END})
 
 
-def test_a_missing_base_path_changes_nothing_and_an_empty_one_unloads_all(disk, serve):
+def test_a_missing_base_path_changes_nothing_and_an_empty_one_unloads_all_versions(disk, serve):
     disk.publish(1)
     models = serve()
     away = disk.base.with_name("away")
     os.replace(disk.base, away)
     time.sleep(5 * QUICK.poll_seconds)
-    assert answers(models) == 1
+    assert serving_version(models) == 1
     os.replace(away, disk.base)
     disk.remove(1)
     eventually(lambda: states(models) == {1: END})
-    refused(models, spec(), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(m)")
+    assert_refused(models, spec(), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(m)")
     disk.publish(1)
-    eventually(lambda: answers(models) == 1)
+    eventually(lambda: serving_version(models) == 1)
 
 
-def test_the_start_fails_where_a_model_does(disk, serve, tmp_path):
+def test_the_start_fails_if_a_model_fails_to_load(disk, serve, tmp_path):
     other = Disk(tmp_path / "other")
     other.publish(1)
     disk.publish(4)
@@ -161,12 +163,12 @@ def test_the_start_waits_for_a_base_path_and_its_first_version(disk):
         assert thread.is_alive()
         disk.publish(1)
         thread.join(PATIENCE)
-        assert not thread.is_alive() and answers(models) == 1
+        assert not thread.is_alive() and serving_version(models) == 1
     finally:
         models.stop(PATIENCE)
 
 
-def test_a_start_that_waits_ends_with_stop(disk):
+def test_stop_cancels_a_waiting_start(disk):
     models, caught = ModelManager(QUICK, disk.load), []
 
     def start():
@@ -198,28 +200,28 @@ def test_stop_closes_everything_after_its_last_request(disk, serve):
     assert used.wait(PATIENCE)
     models.stop(0.05)
     assert disk.events == [("loaded", 1)]
-    refused(models, spec(), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(m)")
+    assert_refused(models, spec(), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(m)")
     free.set()
     thread.join()
     models.stop(PATIENCE)
     assert disk.events == [("loaded", 1), ("used", 1), ("closed", 1)]
 
 
-def test_saved_models_are_swapped_and_a_corrupt_one_is_passed_over(disk, serve):
+def test_saved_models_are_swapped_and_a_corrupt_one_is_skipped(disk, serve):
     half_plus_two(disk.base, 1)
     models = serve(load=lambda name, version, directory: session_model.load_session_model(
         directory, ("serve",), session_model.Threads()))
 
-    def ask():
+    def predict():
         with models.use(spec()) as handle:
             values = handle.model.run("serving_default", {"x": np.array([4.0], np.float32)}, ("y",), None)
             return handle.version, values["y"].tolist()
 
-    assert ask() == (1, [4.0])
+    assert predict() == (1, [4.0])
     corrupt(disk.base, 2)
     eventually(lambda: states(models) == {2: END, 1: AVAILABLE})
     assert models.statuses(spec(version=2))[0].code == grpc.StatusCode.DATA_LOSS
-    assert ask() == (1, [4.0])
+    assert predict() == (1, [4.0])
     half_plus_two(disk.base, 3, add=5.0)
     eventually(lambda: states(models) == {3: AVAILABLE, 2: END, 1: END})
-    assert ask() == (3, [7.0])
+    assert predict() == (3, [7.0])

@@ -1,4 +1,4 @@
-"""What a servable is asked, below any server: the checks of a request in TF Serving's words, and its answer."""
+"""Requests to a servable without a server: checks with TensorFlow Serving's error texts, and responses."""
 
 import time
 from pathlib import Path
@@ -44,23 +44,23 @@ def failure(run, *arguments):
     return caught.value.code.name, caught.value.message
 
 
-def test_a_prediction_and_its_answer(half):
+def test_a_prediction_and_its_response(half):
     request = predict_request(x=np.array([1, 2, 5], np.float32))
     outputs = prediction.predict_response(half, request, time.monotonic() + 10)
     np.testing.assert_array_equal(outputs["y"], [2.5, 3, 4.5])
-    answer = predict_pb2.PredictResponse.FromString(
+    response = predict_pb2.PredictResponse.FromString(
         prediction.response_bytes("half", "serving_default", 3, outputs, as_content=False))
-    assert answer.model_spec.name == "half" and answer.model_spec.signature_name == "serving_default"
-    assert answer.model_spec.version.value == 3 and not answer.model_spec.version_label
-    assert list(answer.outputs) == ["y"] and list(answer.outputs["y"].float_val) == [2.5, 3, 4.5]
+    assert response.model_spec.name == "half" and response.model_spec.signature_name == "serving_default"
+    assert response.model_spec.version.value == 3 and not response.model_spec.version_label
+    assert list(response.outputs) == ["y"] and list(response.outputs["y"].float_val) == [2.5, 3, 4.5]
     content = predict_pb2.PredictResponse.FromString(
         prediction.response_bytes("half", "serving_default", 0, outputs, as_content=True))
     assert content.outputs["y"].tensor_content == np.array([2.5, 3, 4.5], "<f4").tobytes()
-    # Version 0 is one, and not none.
+    # Version 0 is set like any other version.
     assert content.model_spec.HasField("version")
 
 
-def test_what_is_wrong_with_a_prediction_in_tensorflow_servings_words(half):
+def test_wrong_predict_requests_get_tensorflow_servings_errors(half):
     x = np.array([1], np.float32)
     assert failure(prediction.predict_response, half, predict_request("other", x=x), None) == (
         "FAILED_PRECONDITION", 'Serving signature key "other" not found.')
@@ -78,7 +78,7 @@ def test_what_is_wrong_with_a_prediction_in_tensorflow_servings_words(half):
     assert failure(prediction.predict_response, half, broken, None) == ("INVALID_ARGUMENT", "tensor parsing error: x")
 
 
-def test_an_output_filter(half):
+def test_the_output_filter_selects_outputs(half):
     request = predict_request(x=np.array([1], np.float32))
     request.output_filter.append("y")
     assert list(prediction.predict_response(half, request, None)) == ["y"]
@@ -90,21 +90,21 @@ def test_an_output_filter(half):
         "INVALID_ARGUMENT", "output tensor alias not found in signature: z Outputs expected to be in the set {y}.")
 
 
-def test_dtypes_are_checked_and_shapes_left_to_the_graph(half):
+def test_dtypes_and_shapes_are_checked(half):
     code, message = failure(prediction.predict_response, half, predict_request(x=np.array([1], np.uint8)), None)
     assert code == "INVALID_ARGUMENT" and "Expects arg[0] to be float but uint8 is provided" in message
     code, message = failure(prediction.predict_response, half, predict_request(x=np.ones((1, 1), np.float32)), None)
     assert code == "INVALID_ARGUMENT" and "[1,1] is not compatible with expected shape [?]" in message
 
 
-def test_a_deadline_that_has_passed(half):
+def test_a_passed_deadline_is_an_error(half):
     request = predict_request(x=np.array([1], np.float32))
     assert failure(prediction.predict_response, half, request, time.monotonic() - 1) == (
         "DEADLINE_EXCEEDED", "Timed out waiting for notification")
 
 
-class Recorded:
-    """A model that answers nothing but what it was fed."""
+class Identity:
+    """A Servable that returns its inputs."""
 
     directory = Path()
 
@@ -115,12 +115,12 @@ class Recorded:
         return inputs
 
 
-def test_defaults_of_a_signature_take_the_place_of_missing_inputs():
+def test_defaults_of_a_signature_replace_missing_inputs():
     signature = meta_graph_pb2.SignatureDef()
     signature.inputs["x"].name, signature.inputs["scale"].name = "x:0", "scale:0"
     signature.outputs["y"].name = "y:0"
     signature.defaults["scale"].CopyFrom(tf.make_tensor_proto(np.float32(3)))
-    model = Recorded(signature)
+    model = Identity(signature)
     fed = prediction.predict_response(model, predict_request(x=np.float32(1)), None)
     assert fed == {"x": 1, "scale": 3}
     assert prediction.predict_response(model, predict_request(x=np.float32(1), scale=np.float32(4)), None)["scale"] == 4
@@ -129,12 +129,12 @@ def test_defaults_of_a_signature_take_the_place_of_missing_inputs():
         "provided. Inputs expected to be in the request {scale}, or default input alias set: scale")
     assert failure(prediction.predict_response, model, predict_request(x=np.float32(1), other=np.float32(1)), None) == (
         "INVALID_ARGUMENT", "Inputs contains invalid name. Used request inputs: x, request input: other,x")
-    # The metadata does not tell them.
+    # The metadata does not contain the defaults.
     assert not prediction.signature_map(model).signature_def["serving_default"].defaults
     assert signature.defaults
 
 
-def test_metadata(half):
+def test_the_metadata_contains_the_signatures(half):
     handle = type("Handle", (), {"name": "half", "version": 3, "model": half})
     request = get_model_metadata_pb2.GetModelMetadataRequest()
     assert failure(prediction.metadata_response, handle, request) == (
@@ -143,10 +143,10 @@ def test_metadata(half):
     assert failure(prediction.metadata_response, handle, request) == (
         "INVALID_ARGUMENT", "Metadata field other is not supported")
     request.metadata_field[:] = ["signature_def"]
-    answer = prediction.metadata_response(handle, request)
-    assert answer.model_spec.name == "half" and answer.model_spec.version.value == 3
+    response = prediction.metadata_response(handle, request)
+    assert response.model_spec.name == "half" and response.model_spec.version.value == 3
     signatures = get_model_metadata_pb2.SignatureDefMap()
-    assert answer.metadata["signature_def"].Unpack(signatures)
+    assert response.metadata["signature_def"].Unpack(signatures)
     assert {"serving_default", "regress_x_to_y", "classify_x_to_y"} <= set(signatures.signature_def)
     assert signatures.signature_def["serving_default"].inputs["x"].dtype == types_pb2.DT_FLOAT
 
@@ -163,17 +163,18 @@ def test_classify_and_regress(half):
     request.model_spec.signature_name = "classify_x_to_y"
     request.input.example_list.examples.extend([example(2), example(6)])
     result = classification.classify_response(half, request, None)
-    assert [[each.score for each in row.classes] for row in result.classifications] == [[3], [5]]
+    assert [[entry.score for entry in row.classes] for row in result.classifications] == [[3], [5]]
     assert not result.classifications[0].classes[0].label
     regression = regression_pb2.RegressionRequest()
     regression.model_spec.signature_name = "regress_x_to_y"
-    # What all examples share.
+    # The context is added to all examples.
     regression.input.example_list_with_context.context.CopyFrom(example(4))
     regression.input.example_list_with_context.examples.extend([example(), example(), example(6)])
-    assert [each.value for each in classification.regress_response(half, regression, None).regressions] == [4, 4, 5]
+    result = classification.regress_response(half, regression, None)
+    assert [entry.value for entry in result.regressions] == [4, 4, 5]
 
 
-def test_what_is_wrong_with_a_classification(half):
+def test_wrong_classify_and_regress_requests_get_tensorflow_servings_errors(half):
     request = classification_pb2.ClassificationRequest()
     request.model_spec.signature_name = "classify_x_to_y"
     assert failure(classification.classify_response, half, request, None) == ("INVALID_ARGUMENT", "Input is empty.")
@@ -201,7 +202,7 @@ def multi_request(*tasks):
     return request
 
 
-def test_several_inferences_of_one_input(half):
+def test_multi_inference_runs_several_signatures(half):
     regress = ("half", "regress_x_to_y", "tensorflow/serving/regress")
     classify = ("half", "classify_x_to_y", "tensorflow/serving/classify")
     results = classification.multi_inference_response(half, multi_request(regress, classify), None)
@@ -220,7 +221,7 @@ def test_several_inferences_of_one_input(half):
         "UNIMPLEMENTED", "Unsupported signature method_name: tensorflow/serving/predict")
 
 
-def test_long_messages_are_cut_at_1024_bytes(half):
+def test_long_messages_are_truncated_to_1024_bytes(half):
     code, message = failure(prediction.predict_response, half, predict_request("s" * 2000, x=np.float32(1)), None)
     assert code == grpc.StatusCode.FAILED_PRECONDITION.name
     assert len(message) == 1024 and message.endswith("...TRUNCATED") and message.startswith("Serving signature key")

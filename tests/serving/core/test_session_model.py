@@ -1,4 +1,4 @@
-"""Signatures run as their graphs say, dtypes are never changed, errors are TensorFlow's own, memory comes back."""
+"""SavedModels in sessions: results, dtypes, errors and memory."""
 
 import gc
 import shutil
@@ -26,7 +26,7 @@ def saved(directory, build, shape=(None,), dtype=tf.float32):
     """Write a model of one placeholder x and y = build(x)."""
     with tf.Graph().as_default():
         x = tf.compat.v1.placeholder(dtype, shape, name="x")
-        x_info, y_info = (tf.compat.v1.saved_model.build_tensor_info(each) for each in (x, build(x)))
+        x_info, y_info = (tf.compat.v1.saved_model.build_tensor_info(tensor) for tensor in (x, build(x)))
         with tf.compat.v1.Session() as session:
             session.run(tf.compat.v1.global_variables_initializer())
             builder = tf.compat.v1.saved_model.Builder(str(directory))
@@ -44,91 +44,91 @@ def half(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    model = load(segmentation(tmp_path_factory.mktemp("pictures"), 3, shift=1))
+def segmenter(tmp_path_factory):
+    model = load(segmentation(tmp_path_factory.mktemp("segmenter"), 3, shift=1))
     yield model
     model.close()
 
 
-def picture(height=9, width=7, seed=0):
+def random_image(height=9, width=7, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def refused(model, values, key="x", signature=DEFAULT, output="y", deadline=None):
+def error_of(model, values, key="x", signature=DEFAULT, output="y", deadline=None):
     with pytest.raises(ServingError) as caught:
         model.run(signature, {key: values}, (output,), deadline)
     return caught.value
 
 
-def test_predictions_classifications_and_regressions(half):
+def test_prediction_classification_and_regression_signatures(half):
     values = np.array([0, 1, -8], np.float32)
     assert half.run(DEFAULT, {"x": values}, ("y",), None)["y"].tolist() == [2.0, 2.5, -2.0]
     examples = np.array([tf.train.Example(features=tf.train.Features(feature={"x": tf.train.Feature(
         float_list=tf.train.FloatList(value=[value]))})).SerializeToString() for value in values], object)
     for signature, output in (("regress_x_to_y", "outputs"), ("classify_x_to_y", "scores")):
-        found = half.run(signature, {"inputs": examples}, (output,), None)
-        assert found[output].tolist() == [[2.0], [2.5], [-2.0]]
+        outputs = half.run(signature, {"inputs": examples}, (output,), None)
+        assert outputs[output].tolist() == [[2.0], [2.5], [-2.0]]
     assert half.signatures["regress_x_to_y"].method_name == "tensorflow/serving/regress"
 
 
-def test_every_signature_of_an_exported_model(pictures):
-    image = picture()
-    assert sorted(name for name in pictures.signatures if not name.startswith("__")) == [
+def test_all_signatures_of_an_exported_model(segmenter):
+    image = random_image()
+    assert sorted(name for name in segmenter.signatures if not name.startswith("__")) == [
         "predict_map", "predict_scores", "predict_tensor", "serve_tf_examples", DEFAULT]
-    found = pictures.run("predict_scores", {"image": image[None]}, ("confidence", "class_map"), None)
-    assert list(found) == ["confidence", "class_map"] and (found["class_map"][0] == ids_of(image, 1)).all()
-    data = [cv2.imencode(".png", each[..., ::-1])[1].tobytes() for each in (image, picture(20, 30, 1))]
-    found = pictures.run(DEFAULT, {"image_bytes": np.array(data, object)}, ("png_bytes", "size"), None)
-    assert found["png_bytes"].dtype == object and found["size"].tolist() == [[9, 7], [20, 30]]
-    for answer, asked in zip(found["png_bytes"], (image, picture(20, 30, 1)), strict=True):
-        assert isinstance(answer, bytes)
-        ids = cv2.imdecode(np.frombuffer(answer, np.uint8), cv2.IMREAD_UNCHANGED)
-        assert (ids == ids_of(asked, 1)).all()
-    found = pictures.run("predict_map", {"image_bytes": np.array(data, object)}, ("class_map",), None)["class_map"]
-    assert found.shape == (2, *SIZE) and found.max() < len(CLASSES)
+    outputs = segmenter.run("predict_scores", {"image": image[None]}, ("confidence", "class_map"), None)
+    assert list(outputs) == ["confidence", "class_map"] and (outputs["class_map"][0] == ids_of(image, 1)).all()
+    data = [cv2.imencode(".png", source[..., ::-1])[1].tobytes() for source in (image, random_image(20, 30, 1))]
+    outputs = segmenter.run(DEFAULT, {"image_bytes": np.array(data, object)}, ("png_bytes", "size"), None)
+    assert outputs["png_bytes"].dtype == object and outputs["size"].tolist() == [[9, 7], [20, 30]]
+    for png, source in zip(outputs["png_bytes"], (image, random_image(20, 30, 1)), strict=True):
+        assert isinstance(png, bytes)
+        ids = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert (ids == ids_of(source, 1)).all()
+    class_map = segmenter.run("predict_map", {"image_bytes": np.array(data, object)}, ("class_map",), None)["class_map"]
+    assert class_map.shape == (2, *SIZE) and class_map.max() < len(CLASSES)
 
 
-def test_values_of_another_dtype_are_refused_and_not_cast(half, pictures):
-    error = refused(half, np.array([1, 2], np.uint8))
+def test_values_of_a_wrong_dtype_are_refused_and_not_cast(half, segmenter):
+    error = error_of(half, np.array([1, 2], np.uint8))
     assert (error.code, error.message) == (
         grpc.StatusCode.INVALID_ARGUMENT, "Expects arg[0] to be float but uint8 is provided")
-    error = refused(pictures, picture()[None].astype(np.float32), "image", "predict_tensor", "class_map")
+    error = error_of(segmenter, random_image()[None].astype(np.float32), "image", "predict_tensor", "class_map")
     assert error.message == "Expects arg[0] to be uint8 but float is provided"
-    assert refused(half, np.array([b"1"], object)).message == "Expects arg[0] to be float but string is provided"
+    assert error_of(half, np.array([b"1"], object)).message == "Expects arg[0] to be float but string is provided"
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 5, 3), (1, 4, 5, 4), (1, 1, 4, 5, 3)])
-def test_a_wrong_rank_is_an_error_and_not_the_end_of_the_process(pictures, shape):
-    error = refused(pictures, np.zeros(shape, np.uint8), "image", "predict_tensor", "class_map")
+def test_a_wrong_rank_is_an_error_and_does_not_end_the_process(segmenter, shape):
+    error = error_of(segmenter, np.zeros(shape, np.uint8), "image", "predict_tensor", "class_map")
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT and "is not compatible with expected shape" in error.message
 
 
-def test_a_shape_is_the_graphs_affair_not_the_signatures(tmp_path):
+def test_the_graph_and_not_the_signature_checks_shapes(tmp_path):
     model = load(saved(tmp_path / "1", lambda x: 2 * x, shape=(None, 1)))
     assert model.run(DEFAULT, {"x": np.array([3], np.float32)}, ("y",), None)["y"].tolist() == [6.0]
     model.close()
 
 
-def test_errors_of_the_graph_keep_their_code_and_text(pictures):
-    error = refused(pictures, np.array([b"text"], object), "image_bytes", output="png_bytes")
+def test_errors_of_the_graph_keep_their_code_and_text(segmenter):
+    error = error_of(segmenter, np.array([b"text"], object), "image_bytes", output="png_bytes")
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert "image_bytes holds neither a JPEG nor a PNG" in error.message
 
 
-def test_what_is_no_tensor_of_the_signature_is_unimplemented(half):
-    error = refused(half, np.ones(1, np.float32), "z")
+def test_unknown_tensors_are_unimplemented(half):
+    error = error_of(half, np.ones(1, np.float32), "z")
     assert (error.code, error.message) == (
         grpc.StatusCode.UNIMPLEMENTED, f"z is not a dense tensor of the signature {DEFAULT}")
 
 
-def test_a_deadline_ends_a_run(half, tmp_path):
-    error = refused(half, np.ones(1, np.float32), deadline=time.monotonic() - 1)
+def test_a_run_ends_at_its_deadline(half, tmp_path):
+    error = error_of(half, np.ones(1, np.float32), deadline=time.monotonic() - 1)
     assert (error.code, error.message) == (
         grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
-    # Without the deadline, for hours.
+    # Without a deadline this loop would run for hours.
     endless = load(saved(tmp_path / "1", lambda x: tf.while_loop(
         lambda turn, _: turn < 2**31 - 1, lambda turn, total: (turn + 1, total * 0.5), (tf.constant(0), x))[1]))
-    error = refused(endless, np.ones(1, np.float32), deadline=time.monotonic() + 0.05)
+    error = error_of(endless, np.ones(1, np.float32), deadline=time.monotonic() + 0.05)
     assert (error.code, error.message) == (
         grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
     endless.close()
@@ -136,12 +136,12 @@ def test_a_deadline_ends_a_run(half, tmp_path):
         assert half.run(DEFAULT, {"x": np.ones(1, np.float32)}, ("y",), far)["y"].tolist() == [2.5]
 
 
-def test_many_threads_get_their_own_answers(half, pictures):
+def test_concurrent_threads_get_correct_results(half, segmenter):
     def ask(number):
-        image = picture(5 + number % 7, 6, number)
-        found = pictures.run("predict_tensor", {"image": image[None]}, ("class_map",), time.monotonic() + 60)
+        image = random_image(5 + number % 7, 6, number)
+        outputs = segmenter.run("predict_tensor", {"image": image[None]}, ("class_map",), time.monotonic() + 60)
         value = half.run(DEFAULT, {"x": np.full(3, number, np.float32)}, ("y",), None)["y"]
-        return (found["class_map"][0] == ids_of(image, 1)).all() and value.tolist() == [number / 2 + 2] * 3
+        return (outputs["class_map"][0] == ids_of(image, 1)).all() and value.tolist() == [number / 2 + 2] * 3
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(200)))
@@ -183,12 +183,12 @@ def test_damaged_models_are_refused_with_a_code(tmp_path, damage, tags, code, me
 
 
 @pytest.mark.parametrize("around", ["", "Detected at node 'x' defined at:\nNode: 'x'\n"], ids=["", "with a node"])
-def test_what_python_puts_around_a_message_is_left_out(around):
+def test_the_context_that_python_adds_to_messages_is_removed(around):
     text = f"Graph execution error:\n\n{around}Read less bytes\n\nOriginal stack trace for 'x':\n  line"
     assert session_model.PYTHON_CONTEXT.sub("", text) == "Read less bytes"
 
 
-def test_bytes_that_are_no_model_are_refused(tmp_path):
+def test_a_file_that_is_not_a_model_is_refused(tmp_path):
     with pytest.raises(ServingError) as caught:
         load(corrupt(tmp_path, 1))
     assert caught.value.code == grpc.StatusCode.DATA_LOSS
@@ -199,28 +199,28 @@ def test_a_closed_model_refuses_to_run(tmp_path):
     model = load(half_plus_two(tmp_path, 1))
     model.close()
     model.close()
-    assert refused(model, np.ones(1, np.float32)).code == grpc.StatusCode.CANCELLED
+    assert error_of(model, np.ones(1, np.float32)).code == grpc.StatusCode.CANCELLED
 
 
 def resident():
-    """The process's memory, in bytes."""
+    """Return the resident memory of the process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
-def test_closing_gives_the_memory_back(tmp_path):
+def test_closing_frees_the_memory(tmp_path):
     size = 2**25
 
-    def weighty(x):
+    def large(x):
         with tf.compat.v1.variable_scope("", use_resource=True):
             return x + tf.compat.v1.get_variable("weights", initializer=tf.fill([size // 4], 1.0))[:1]
 
-    directory, seen = saved(tmp_path / "1", weighty), []
+    directory, sizes = saved(tmp_path / "1", large), []
     for _ in range(6):
         model = load(directory)
         assert model.run(DEFAULT, {"x": np.ones(1, np.float32)}, ("y",), None)["y"].tolist() == [2.0]
         model.close()
         gc.collect()
-        seen.append(resident())
-    # Any two of the models that were kept would be more.
-    assert seen[-1] - seen[1] < size
+        sizes.append(resident())
+    # Two leaked models would exceed this limit.
+    assert sizes[-1] - sizes[1] < size

@@ -1,5 +1,4 @@
-"""Tensors to and from the wire, against TensorFlow's and protobuf's own reading and writing."""
-
+"""TensorProtos from and to arrays, compared with TensorFlow and protobuf."""
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +13,7 @@ EDGES = [0, 1, 127, 128, 129, 255, 300, 16383, 16384, 2 ** 21 - 1, 2 ** 21, 2 **
 
 
 def edges(dtype):
-    """Values at which a varint changes its length, and the dtype's own bounds."""
+    """Return the values at which a varint changes its length, and the bounds of the dtype."""
     bounds = np.iinfo(dtype)
     return np.array([value for value in EDGES if bounds.min <= value <= bounds.max] + [bounds.min, bounds.max], dtype)
 
@@ -33,7 +32,7 @@ def samples():
 
 @pytest.mark.parametrize("as_content", [False, True])
 @pytest.mark.parametrize("values", samples(), ids=lambda values: f"{values.dtype}{values.shape}")
-def test_protobuf_and_tensorflow_read_what_was_written_by_hand(values, as_content):
+def test_protobuf_and_tensorflow_parse_the_assembled_bytes(values, as_content):
     written = tensor_pb2.TensorProto.FromString(b"".join(tensors.wire_parts(values, as_content)))
     np.testing.assert_array_equal(tf.make_ndarray(written), values)
     parsed = tf.io.parse_tensor(written.SerializeToString(), tf.as_dtype(written.dtype)).numpy()
@@ -42,7 +41,7 @@ def test_protobuf_and_tensorflow_read_what_was_written_by_hand(values, as_conten
 
 
 @pytest.mark.parametrize("values", samples(), ids=lambda values: f"{values.dtype}{values.shape}")
-def test_the_wire_bytes_of_listed_values_are_protobufs(values):
+def test_lists_of_values_are_encoded_like_in_protobuf(values):
     expected = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING if values.dtype == object
                                       else tf.as_dtype(values.dtype).as_datatype_enum)
     expected.tensor_shape.SetInParent()
@@ -64,7 +63,7 @@ def test_the_wire_bytes_of_listed_values_are_protobufs(values):
 
 
 @pytest.mark.parametrize("values", samples(), ids=lambda values: f"{values.dtype}{values.shape}")
-def test_arrays_of_both_encodings(values):
+def test_arrays_are_read_from_tensor_content_and_from_lists(values):
     content = tf.make_tensor_proto(values)
     np.testing.assert_array_equal(tensors.to_array(content), values)
     assert tensors.to_array(content).dtype == values.dtype
@@ -80,19 +79,19 @@ def tensor(dtype, shape, **values):
     return made
 
 
-def test_a_short_list_repeats_its_last_value_and_an_empty_one_is_zeros():
+def test_a_short_list_repeats_its_last_value_and_an_empty_list_means_zeros():
     np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_FLOAT, (2, 3), float_val=[1, 2])),
                                   np.array([[1, 2, 2], [2, 2, 2]], np.float32))
     np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_UINT8, (3,), int_val=[200])), [200] * 3)
     np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_INT32, (2,))), [0, 0])
     assert tensors.to_array(tensor(types_pb2.DT_STRING, (3,), string_val=[b"a", b"b"])).tolist() == [b"a", b"b", b"b"]
     assert tensors.to_array(tensor(types_pb2.DT_STRING, (2,))).tolist() == [b"", b""]
-    # More than the shape holds are cut off.
+    # Surplus values are ignored.
     np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_INT32, (2,), int_val=[1, 2, 3])), [1, 2])
 
 
-def test_strings_in_tensor_content_are_read_as_tensorflow_writes_them():
-    # Lengths as varints, then the strings.
+def test_strings_are_read_from_tensor_content():
+    # TensorFlow writes the lengths as varints, then the strings.
     content = b"\x03\x00\x02" + b"abc" + b"" + b"xy"
     assert tensors.to_array(tensor(types_pb2.DT_STRING, (3,), tensor_content=content)).tolist() == [b"abc", b"", b"xy"]
 
@@ -105,7 +104,7 @@ def test_strings_in_tensor_content_are_read_as_tensorflow_writes_them():
     tensor(types_pb2.DT_UINT8, (1 << 40, 1 << 40), int_val=[1]), tensor(types_pb2.DT_STRING, (9,), tensor_content=b"a"),
     tensor(types_pb2.DT_STRING, (2,), tensor_content=b"\x05\x01a"),
     tensor(types_pb2.DT_UINT8, (1,), tensor_content=b"aa")])
-def test_tensors_that_cannot_be(broken):
+def test_invalid_tensors_are_refused(broken):
     with pytest.raises(ValueError):
         tensors.to_array(broken)
     unknown = tensor(types_pb2.DT_FLOAT, (), float_val=[1])
@@ -114,7 +113,7 @@ def test_tensors_that_cannot_be(broken):
         tensors.to_array(unknown)
 
 
-def test_reading_and_writing_a_pictures_values_one_by_one_is_not_needed(monkeypatch):
+def test_images_are_converted_without_tensorflows_slow_functions(monkeypatch):
     image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
     proto = tensor_pb2.TensorProto.FromString(b"".join(tensors.wire_parts(image, False)))
     monkeypatch.setattr(tf, "make_ndarray", None)

@@ -1,4 +1,4 @@
-"""Configs of models: policies, labels, reloads, and the exact texts of what is refused."""
+"""Model configs: policies, labels, reloads, and the exact texts of errors."""
 
 import threading
 import time
@@ -11,8 +11,8 @@ from serving.core import manager
 from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END
 from serving.errors import ServingError
-from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, answers, config, entry, eventually, refused, spec,
-                                            states)
+from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, assert_refused, config, entry, eventually,
+                                            serving_version, spec, states)
 
 
 def test_the_latest_version_that_is_an_int64_is_served(disk, serve):
@@ -31,12 +31,12 @@ def test_the_latest_version_that_is_an_int64_is_served(disk, serve):
     ("latest { num_versions: 2 }", {3, 4}), ("latest { num_versions: 9 }", {1, 2, 3, 4}), ("latest {}", {4}),
     ("all {}", {1, 2, 3, 4}), ("specific { versions: 1 versions: 3 }", {1, 3}),
     ("specific { versions: 2 versions: 99 }", {2})])
-def test_policies(disk, serve, policy, served):
+def test_a_policy_selects_versions(disk, serve, policy, served):
     for version in (1, 2, 3, 4):
         disk.publish(version)
     models = serve(text=entry(disk.base, more=f"model_version_policy {{ {policy} }}"))
     eventually(lambda: states(models) == dict.fromkeys(served, AVAILABLE))
-    assert answers(models) == max(served)
+    assert serving_version(models) == max(served)
 
 
 @pytest.mark.parametrize("text, message", [
@@ -49,20 +49,20 @@ def test_policies(disk, serve, policy, served):
                                              "ModelServerConfig::model_platform, model name is m"),
     ('config { name: "m" base_path: "/a" model_platform: "caffe" }',
      "Model m requests unsupported platform caffe; the only platform is tensorflow")])
-def test_a_wrong_config_is_refused_and_changes_nothing(disk, serve, text, message):
+def test_an_invalid_config_is_refused_and_changes_nothing(disk, serve, text, message):
     disk.publish(1)
     models = serve()
     for call in (models.reload, ModelManager(QUICK, disk.load).start):
         with pytest.raises(ServingError) as caught:
             call(config(text))
         assert (caught.value.code, caught.value.message) == (grpc.StatusCode.INVALID_ARGUMENT, message)
-    assert models.names() == ["m"] and answers(models) == 1
+    assert models.names() == ["m"] and serving_version(models) == 1
 
 
-def test_a_platform_may_be_given_as_the_deprecated_type(disk, serve):
+def test_the_deprecated_model_type_sets_the_platform(disk, serve):
     disk.publish(1)
     models = serve(text=f'config {{ name: "m" base_path: "{disk.base}" model_type: TENSORFLOW }}')
-    assert answers(models) == 1
+    assert serving_version(models) == 1
 
 
 def test_a_reload_replaces_the_list_and_waits_for_new_models(disk, serve, tmp_path):
@@ -70,32 +70,32 @@ def test_a_reload_replaces_the_list_and_waits_for_new_models(disk, serve, tmp_pa
     models, other = serve(), Disk(tmp_path / "other")
     other.publish(8)
     models.reload(config(entry(disk.base) + entry(other.base, "n")))
-    # Without any waiting here.
-    assert answers(models, spec("n")) == 8 and answers(models) == 1 and models.names() == ["m", "n"]
+    # The reload has waited for the new model.
+    assert serving_version(models, spec("n")) == 8 and serving_version(models) == 1 and models.names() == ["m", "n"]
     models.reload(config(entry(other.base, "n")))
     eventually(lambda: states(models) == {1: END})
     assert models.names() == ["n"] and ("closed", 1) in disk.events
-    refused(models, spec(), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(m)")
+    assert_refused(models, spec(), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(m)")
     with pytest.raises(ServingError) as caught:
         models.reload(model_server_config_pb2.ModelServerConfig())
     assert caught.value.message == ("ServerModelConfig type not supported by HandleReloadConfigRequest. "
                                     "Only ModelConfigList is currently supported")
 
 
-def test_a_listing_that_began_before_a_reload_brings_nothing_back(disk, serve, tmp_path, monkeypatch):
+def test_a_listing_that_began_before_a_reload_does_not_restore_removed_models(disk, serve, tmp_path, monkeypatch):
     disk.publish(1)
     models, other = serve(), Disk(tmp_path / "other")
     other.publish(8)
-    listed, looked, hanging = manager.list_versions, threading.Event(), threading.Event()
+    list_versions, listed, hanging = manager.list_versions, threading.Event(), threading.Event()
 
     def slow(path):
-        found = listed(path)
-        looked.set()
+        directories = list_versions(path)
+        listed.set()
         assert hanging.wait(PATIENCE)
-        return found
+        return directories
 
     monkeypatch.setattr(manager, "list_versions", slow)
-    assert looked.wait(PATIENCE)
+    assert listed.wait(PATIENCE)
     thread = threading.Thread(target=models.reload, args=(config(entry(other.base, "n")),))
     thread.start()
     eventually(lambda: models.names() == ["n"])
@@ -104,7 +104,7 @@ def test_a_listing_that_began_before_a_reload_brings_nothing_back(disk, serve, t
     eventually(lambda: states(models) == {1: END})
 
 
-def test_a_reload_takes_another_policy_without_touching_what_stays(disk, serve):
+def test_a_reload_applies_a_new_policy_and_keeps_loaded_versions(disk, serve):
     for version in (1, 2, 3):
         disk.publish(version)
     models = serve()
@@ -113,7 +113,7 @@ def test_a_reload_takes_another_policy_without_touching_what_stays(disk, serve):
     assert disk.events == [("loaded", 3), ("loaded", 1)]
 
 
-def test_a_reload_whose_new_model_fails_says_so_and_the_others_go_on(disk, serve, tmp_path):
+def test_a_reload_reports_a_new_model_that_fails_and_keeps_the_others(disk, serve, tmp_path):
     disk.publish(1)
     models, other = serve(), Disk(tmp_path / "other")
     other.publish(8)
@@ -121,7 +121,7 @@ def test_a_reload_whose_new_model_fails_says_so_and_the_others_go_on(disk, serve
     with pytest.raises(ServingError, match="1 servable.*{name: n version: 8} due to error: NOT_FOUND") as caught:
         models.reload(config(entry(disk.base) + entry(other.base, "n")))
     assert caught.value.code == grpc.StatusCode.UNKNOWN
-    assert answers(models) == 1 and states(models, "n") == {8: END}
+    assert serving_version(models) == 1 and states(models, "n") == {8: END}
     with pytest.raises(ServingError, match="still waiting for a version of empty") as caught:
         models.reload(config(entry(disk.base) + entry(tmp_path, "empty")), time.monotonic() + 0.1)
     assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -131,7 +131,7 @@ def label(name, version):
     return f'model_version_policy {{ all {{}} }} version_labels {{ key: "{name}" value: {version} }}'
 
 
-def test_labels_point_at_available_versions_alone(disk, serve):
+def test_labels_may_name_only_available_versions(disk, serve):
     disk.publish(1)
     disk.publish(2)
     with pytest.raises(ServingError) as caught:
@@ -142,23 +142,23 @@ def test_labels_point_at_available_versions_alone(disk, serve):
     models = serve(text=entry(disk.base, more="model_version_policy { all {} }"))
     eventually(lambda: states(models) == {1: AVAILABLE, 2: AVAILABLE})
     models.reload(config(entry(disk.base, more=label("stable", 1))))
-    assert answers(models, spec(label="stable")) == 1
+    assert serving_version(models, spec(label="stable")) == 1
     models.reload(config(entry(disk.base, more=label("stable", 2))))
-    assert answers(models, spec(label="stable")) == 2
+    assert serving_version(models, spec(label="stable")) == 2
     with pytest.raises(ServingError):
         models.reload(config(entry(disk.base, more=label("stable", 3))))
-    assert answers(models, spec(label="stable")) == 2
+    assert serving_version(models, spec(label="stable")) == 2
     models.reload(config(entry(disk.base, more="model_version_policy { all {} }")))
-    assert answers(models, spec(label="stable")) is None
+    assert serving_version(models, spec(label="stable")) is None
 
 
-def test_a_new_label_may_wait_for_its_version_where_that_is_allowed(disk, serve):
+def test_with_the_option_a_new_label_may_wait_for_its_version(disk, serve):
     disk.publish(1)
     models = serve(QUICK._replace(allow_unavailable_labels=True), entry(disk.base, more=label("canary", 2)))
-    assert answers(models, spec(label="canary")) is None
+    assert serving_version(models, spec(label="canary")) is None
     disk.publish(2)
-    eventually(lambda: answers(models, spec(label="canary")) == 2)
-    # In use by now: it may not go where nothing answers.
+    eventually(lambda: serving_version(models, spec(label="canary")) == 2)
+    # An existing label may not move to a version that is not available.
     with pytest.raises(ServingError, match="version 3 of model m, which is not currently available"):
         models.reload(config(entry(disk.base, more=label("canary", 3))))
-    assert answers(models, spec(label="canary")) == 2
+    assert serving_version(models, spec(label="canary")) == 2

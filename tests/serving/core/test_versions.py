@@ -1,4 +1,4 @@
-"""Versions that fail or hang: what is tried again, what is told of them, and that the others go on."""
+"""Versions that fail or hang: retries, statuses, and the independence of other versions."""
 
 import threading
 import time
@@ -8,10 +8,11 @@ import grpc
 from serving.core import manager
 from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, VersionSettings
-from tests.helpers.swapped_versions import PATIENCE, QUICK, Model, answers, config, entry, eventually, spec, states
+from tests.helpers.swapped_versions import (PATIENCE, QUICK, Model, config, entry, eventually, serving_version, spec,
+                                            states)
 
 
-def test_a_broken_version_is_tried_again_and_then_listed_with_its_error(disk, serve):
+def test_a_broken_version_is_retried_and_then_listed_with_its_error(disk, serve):
     disk.publish(1)
     models = serve(VersionSettings(poll_seconds=0.02, load_retries=2, retry_seconds=0.02))
     disk.broken.add(2)
@@ -19,9 +20,9 @@ def test_a_broken_version_is_tried_again_and_then_listed_with_its_error(disk, se
     eventually(lambda: states(models) == {2: END, 1: AVAILABLE})
     status = models.statuses(spec())[0]
     assert (status.code, status.message) == (grpc.StatusCode.NOT_FOUND, "no model in 2")
-    assert disk.events == [("loaded", 1)] + [("failed", 2)] * 3 and answers(models) == 1
+    assert disk.events == [("loaded", 1)] + [("failed", 2)] * 3 and serving_version(models) == 1
     assert [hook[2].message for hook in disk.hooks[1:]] == ["no model in 2"] * 3
-    # It is not tried again, and the next version takes over.
+    # It is not retried any more, and the next version takes over.
     time.sleep(5 * QUICK.poll_seconds)
     disk.publish(3)
     eventually(lambda: states(models) == {3: AVAILABLE, 2: END, 1: END})
@@ -29,7 +30,7 @@ def test_a_broken_version_is_tried_again_and_then_listed_with_its_error(disk, se
     assert models.statuses(spec(version=2))[0].message == "no model in 2"
 
 
-def test_a_version_that_is_copied_slowly_is_loaded_when_it_is_there(disk, serve):
+def test_a_version_that_is_copied_slowly_is_loaded_once_it_is_complete(disk, serve):
     disk.publish(1)
     models = serve(VersionSettings(poll_seconds=0.02, load_retries=1000, retry_seconds=0.02))
     (disk.base / "2").mkdir()
@@ -40,7 +41,7 @@ def test_a_version_that_is_copied_slowly_is_loaded_when_it_is_there(disk, serve)
     assert models.statuses(spec())[0].message == ""
 
 
-def test_waiting_for_a_retry_holds_up_no_other_version_and_ends_with_the_directory(disk, serve):
+def test_waiting_for_a_retry_delays_no_other_version(disk, serve):
     disk.publish(1)
     models = serve(VersionSettings(poll_seconds=0.02, load_retries=5, retry_seconds=3600))
     disk.broken.add(2)
@@ -51,12 +52,12 @@ def test_waiting_for_a_retry_holds_up_no_other_version_and_ends_with_the_directo
     assert models.statuses(spec(version=2))[0].message == "no model in 2"
 
 
-def test_another_directory_of_a_version_is_told_once(disk, serve, caplog):
-    # Whatever level another test has given to all logs.
+def test_a_second_directory_of_a_version_is_logged_once(disk, serve, caplog):
+    # Another test may have changed the level of the log.
     caplog.set_level("WARNING", "serving")
     disk.publish("01")
     models = serve(VersionSettings(poll_seconds=0))
-    # The same number, under a name that is preferred.
+    # This directory has the same number and precedes the other one.
     disk.publish("1")
     for _ in range(3):
         models.reload(config(entry(disk.base)))
@@ -65,10 +66,10 @@ def test_another_directory_of_a_version_is_told_once(disk, serve, caplog):
     assert states(models) == {1: AVAILABLE}
 
 
-def test_an_unexpected_error_of_a_load_is_that_versions_alone(disk, serve):
+def test_an_unexpected_error_affects_only_its_version(disk, serve):
     def load(name, version, directory):
         if version == 2:
-            raise ZeroDivisionError("what a surprise")
+            raise ZeroDivisionError("unexpected")
         return disk.load(name, version, directory)
 
     disk.publish(1)
@@ -76,15 +77,15 @@ def test_an_unexpected_error_of_a_load_is_that_versions_alone(disk, serve):
     disk.publish(2)
     eventually(lambda: states(models) == {2: END, 1: AVAILABLE})
     status = models.statuses(spec(version=2))[0]
-    assert (status.code, status.message) == (grpc.StatusCode.INTERNAL, "ZeroDivisionError: what a surprise")
+    assert (status.code, status.message) == (grpc.StatusCode.INTERNAL, "ZeroDivisionError: unexpected")
 
 
-def test_a_hook_that_fails_keeps_no_version_from_being_served(disk):
-    def mistaken(*arguments):
+def test_a_failing_hook_does_not_affect_versions(disk):
+    def failing(*arguments):
         raise ZeroDivisionError
 
     disk.publish(1)
-    models = ModelManager(QUICK, disk.load, mistaken, mistaken)
+    models = ModelManager(QUICK, disk.load, failing, failing)
     models.start(config(entry(disk.base)))
     disk.publish(2)
     eventually(lambda: states(models) == {2: AVAILABLE, 1: END})
@@ -92,7 +93,7 @@ def test_a_hook_that_fails_keeps_no_version_from_being_served(disk):
     assert disk.events[-1] == ("closed", 2)
 
 
-def test_versions_are_swapped_where_no_thread_can_be_started(disk, serve, monkeypatch):
+def test_versions_are_swapped_even_if_no_thread_can_be_started(disk, serve, monkeypatch):
     def start(self):
         raise RuntimeError("can't start new thread")
 
@@ -103,19 +104,19 @@ def test_versions_are_swapped_where_no_thread_can_be_started(disk, serve, monkey
     eventually(lambda: states(models) == {2: AVAILABLE, 1: END})
 
 
-def test_requests_go_on_while_a_load_a_listing_and_a_close_hang(disk, serve, monkeypatch):
+def test_requests_continue_while_a_load_a_listing_and_a_close_hang(disk, serve, monkeypatch):
     disk.publish(1)
-    models, hanging, closing, listed = serve(), threading.Event(), threading.Event(), manager.list_versions
-    disk.held[2] = hanging
+    models, hanging, closing, list_versions = serve(), threading.Event(), threading.Event(), manager.list_versions
+    disk.blocked[2] = hanging
     disk.publish(2)
     eventually(lambda: states(models).get(2) == LOADING)
-    monkeypatch.setattr(manager, "list_versions", lambda path: hanging.wait(PATIENCE) and listed(path))
+    monkeypatch.setattr(manager, "list_versions", lambda path: hanging.wait(PATIENCE) and list_versions(path))
     monkeypatch.setattr(Model, "close", lambda self: closing.wait(PATIENCE))
     time.sleep(3 * QUICK.poll_seconds)
-    assert answers(models) == 1 and states(models) == {2: LOADING, 1: AVAILABLE}
+    assert serving_version(models) == 1 and states(models) == {2: LOADING, 1: AVAILABLE}
     hanging.set()
     eventually(lambda: states(models) == {2: AVAILABLE, 1: UNLOADING})
     disk.publish(3)
-    eventually(lambda: answers(models) == 3)
+    eventually(lambda: serving_version(models) == 3)
     closing.set()
     eventually(lambda: states(models) == {3: AVAILABLE, 2: END, 1: END})
