@@ -1,12 +1,12 @@
-"""How the pipeline keeps examples: tf.Examples in TFRecord files, as TFX expects them and as kseg reads them.
+"""Store examples as tf.Examples in TFRecord files, which TFX and kseg both read.
 
-    Split-NAME/data-00000-of-00002   tf.Examples: the picture and its label, still encoded, and scalars of them
-    NAME/VERSION/                    kseg's index of the same files: the whole is a prepared set to it
-    scalars/NAME.jsonl               of each example: name, height, width, pixels of each class, void share
-    unreadable.json                  what was left out, and why
+    Split-NAME/data-00000-of-00002   tf.Examples: the encoded image, its encoded label, and scalars
+    NAME/VERSION/                    kseg's index of these files, which makes the artifact a prepared data set
+    scalars/NAME.jsonl               for each example: name, height, width, pixels of each class, void fraction
+    unreadable.json                  skipped examples and their faults
 
-Features of an example are those of kseg.datasets.prepared.FORMATS (`image`, `segmentation_mask`, `name`), and `height`,
-`width`, `class_pixels` int64 (C,) and `void_share`.
+The features of an example are those of kseg.datasets.prepared.FORMATS (`image`, `segmentation_mask`, `name`), and
+`height`, `width`, `class_pixels` int64 (C,) and `void_share`.
 """
 
 import dataclasses
@@ -26,20 +26,20 @@ from kseg.datasets.tfrecord import FOOTER, HEADER
 from kseg.errors import DataError
 
 SCALARS, UNREADABLE, CLASSES = "scalars", "unreadable.json", "classes.txt"
-# Beside a model: each class's share of the pixels it was trained and evaluated on, {split: {class: share}}.
-SHARES = "shares.json"
+# A file next to each model: the fraction of the labeled pixels of its data by class, {split: {class: fraction}}.
+CLASS_FRACTIONS = "shares.json"
 
 
 def mounted_path(uri: str) -> str:
-    """Return the path under which an artifact's place is read as files: a bucket, gs://NAME, is /gcs/NAME.
+    """Return the file path of an artifact's URI, /gcs/BUCKET/... for gs://BUCKET/...
 
-    Vertex AI mounts buckets so in every container of a pipeline; other places are what they are.
+    Vertex AI mounts buckets at /gcs in all containers of a pipeline. Other URIs are paths already.
     """
     return f"/gcs/{uri.removeprefix('gs://')}" if uri.startswith("gs://") else uri
 
 
 def stored_name(name: str) -> str:
-    """Return the data set's name under which kseg reads the records: its own, or `folder` where it knows no form."""
+    """Return the data set name under which kseg reads the records: `folder` for names without a prepared format."""
     return name if name in prepared.FORMATS else "folder"
 
 
@@ -50,15 +50,15 @@ def artifact_config(config: Config, uri: str) -> Config:
 
 
 def shard_name(split: str, number: int, shards: int) -> str:
-    """Return the path of a file of records below the artifact."""
+    """Return the path of a record file, relative to the artifact."""
     return f"Split-{split}/data-{number:05d}-of-{shards:05d}"
 
 
 def encode_example(name: str, image: bytes, label: bytes, scalars: dict, form: prepared.Format) -> bytes:
-    """Return one example as a serialised tf.Example."""
+    """Return a serialized tf.Example of an encoded image, its encoded label and its scalars."""
     example = tf.train.Example()
     features = example.features.feature
-    # In place: a message that is given to another's constructor is copied, and with it the picture.
+    # The features are filled in place: passing messages to a constructor would copy the image.
     for key, value in ((form.image, image), (form.label, label), (form.name, name.encode())):
         features[key].bytes_list.value.append(value)
     for key, values in (("height", [scalars["height"]]), ("width", [scalars["width"]]),
@@ -69,86 +69,92 @@ def encode_example(name: str, image: bytes, label: bytes, scalars: dict, form: p
 
 
 def record_size(data: bytes) -> int:
-    """Return how many bytes a record takes in its file."""
+    """Return the size of a record in its file, in bytes."""
     return HEADER + len(data) + FOOTER
 
 
-def write_artifact_index(uri: str, dataset: Dataset, lines: dict[str, list[tuple[int, str, str]]]) -> None:
-    """Write what makes an artifact a prepared data set: for each split its (offset, path below the artifact, name)."""
+def write_artifact_index(uri: str, dataset: Dataset, records: dict[str, list[tuple[int, str, str]]]) -> None:
+    """Write the index that makes an artifact a prepared data set.
+
+    `records` are (offset, path relative to the artifact, example name) for each split.
+    """
     name = stored_name(dataset.name)
     form = prepared.FORMATS[name]
-    place = posixpath.join(uri, form.place)
-    up = "../" * len(Path(form.place).parts)
-    tf.io.gfile.makedirs(place)
-    described = []
-    for split, examples in lines.items():
-        text = "".join(f"{offset}\t{up}{path}\t{picture}\n" for offset, path, picture in examples)
-        _write(posixpath.join(place, prepared.INDEX.format(split=form.theirs(split))), text)
-        described.append({"name": form.theirs(split), "shardLengths": [str(len(examples))]})
+    directory = posixpath.join(uri, form.place)
+    to_root = "../" * len(Path(form.place).parts)
+    tf.io.gfile.makedirs(directory)
+    splits = []
+    for split, examples in records.items():
+        text = "".join(f"{offset}\t{to_root}{path}\t{example}\n" for offset, path, example in examples)
+        _write_text(posixpath.join(directory, prepared.INDEX.format(split=form.theirs(split))), text)
+        splits.append({"name": form.theirs(split), "shardLengths": [str(len(examples))]})
     if name == "folder":
-        _write(posixpath.join(place, CLASSES), classes_text(dataset))
-    _write(posixpath.join(place, prepared.DESCRIPTION), json.dumps({"name": name, "splits": described}) + "\n")
+        _write_text(posixpath.join(directory, CLASSES), classes_text(dataset))
+    _write_text(posixpath.join(directory, prepared.DESCRIPTION), json.dumps({"name": name, "splits": splits}) + "\n")
 
 
 def classes_text(dataset: Dataset) -> str:
-    """Return the classes.txt of a data set, as kseg.datasets.registry.read_classes reads it; one raw value for each class."""
+    """Return the classes.txt of a data set, with one raw label value for each class."""
     values = {train_id: raw for raw, train_id in enumerate(dataset.label_table)}
-    lines = [f"{values[index]} {name} #{bytes(colour).hex()}\n"
-             for index, (name, colour) in enumerate(zip(dataset.classes, dataset.palette, strict=True))]
+    lines = [f"{values[index]} {name} #{bytes(color).hex()}\n"
+             for index, (name, color) in enumerate(zip(dataset.classes, dataset.palette, strict=True))]
     return "".join(lines + [f"{raw} ignore\n" for raw, train_id in enumerate(dataset.label_table)
                             if train_id == IGNORED and raw != IGNORED])
 
 
 def part_config(data: Data, split: str, start: int, end: int, directory: Path) -> Data:
-    """Return a data config whose `split` is examples [start, end) of a stored one, indexed below a local directory."""
-    place = Path(prepared.find_prepared(data.directory, data.name))
+    """Return a data config whose `split` is the examples [start, end) of a stored split.
+
+    The index of the part is written below `directory`, which must be local.
+    """
+    stored = Path(prepared.find_prepared(data.directory, data.name))
     form = prepared.FORMATS[data.name]
     part = directory / form.place
     part.mkdir(parents=True)
     index = prepared.INDEX.format(split=form.theirs(split))
     lines = []
-    for line in (place / index).read_text(encoding="utf-8").splitlines()[start:end]:
+    for line in (stored / index).read_text(encoding="utf-8").splitlines()[start:end]:
         offset, path, name = line.split("\t", 2)
-        lines.append(f"{offset}\t{(place / path).resolve()}\t{name}\n")
+        lines.append(f"{offset}\t{(stored / path).resolve()}\t{name}\n")
     (part / index).write_text("".join(lines), encoding="utf-8")
-    described = [{"name": form.theirs(split), "shardLengths": [str(len(lines))]}]
-    (part / prepared.DESCRIPTION).write_text(json.dumps({"splits": described}), encoding="utf-8")
+    splits = [{"name": form.theirs(split), "shardLengths": [str(len(lines))]}]
+    (part / prepared.DESCRIPTION).write_text(json.dumps({"splits": splits}), encoding="utf-8")
     if data.name == "folder":
-        (part / CLASSES).write_bytes((place / CLASSES).read_bytes())
+        (part / CLASSES).write_bytes((stored / CLASSES).read_bytes())
     return dataclasses.replace(data, directory=str(directory))
 
 
 def write_scalars(uri: str, split: str, rows: Iterable[dict]) -> None:
-    """Write the scalars of a split's examples, one JSON object a line."""
+    """Write the scalars of a split's examples as JSON lines."""
     tf.io.gfile.makedirs(posixpath.join(uri, SCALARS))
-    _write(posixpath.join(uri, SCALARS, f"{split}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+    _write_text(posixpath.join(uri, SCALARS, f"{split}.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_scalars(uri: str, split: str) -> Iterator[dict]:
-    """Yield {"name", "height", "width", "class_pixels", "void_share"} of a split's examples in order.
+    """Yield {"name", "height", "width", "class_pixels", "void_share"} for each example of a split, in order.
 
-    Raises DataError where the artifact holds no such split.
+    Raises DataError if the artifact has no such split.
     """
     path = posixpath.join(uri, SCALARS, f"{split}.jsonl")
     if not tf.io.gfile.exists(path):
-        raise DataError(f"no file {path}: {uri} holds no split {split!r}")
+        raise DataError(f"{path} does not exist: {uri} has no split {split!r}")
     with tf.io.gfile.GFile(path, "r") as file:
         for line in file:
             yield json.loads(line)
 
 
-def class_shares(uri: str, split: str) -> np.ndarray:
-    """Return float64 (C,): each class's share of a split's labelled pixels, nan where there are none."""
+def class_fractions(uri: str, split: str) -> np.ndarray:
+    """Return the fraction of a split's labeled pixels in each class, float64 (C,); nan without labeled pixels."""
     pixels = np.sum([row["class_pixels"] for row in read_scalars(uri, split)], axis=0, dtype=np.int64)
     total = pixels.sum()
     return pixels / total if total else np.full(len(pixels), np.nan)
 
 
 def write_unreadable(uri: str, faults: list[dict]) -> None:
-    """Write what was left out: {"split", "name", "fault"} each."""
-    _write(posixpath.join(uri, UNREADABLE), json.dumps(faults, indent=1) + "\n")
+    """Write the list of skipped examples, {"split", "name", "fault"} each."""
+    _write_text(posixpath.join(uri, UNREADABLE), json.dumps(faults, indent=1) + "\n")
 
 
-def _write(path: str, text: str) -> None:
+def _write_text(path: str, text: str) -> None:
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(text)

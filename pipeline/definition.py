@@ -101,7 +101,7 @@ def components(settings: Settings, make_base_model_resolver: Callable[[Ingest], 
     ingest = Ingest(data=json.dumps({"name": data.name, "directory": data.directory}),
                     splits=json.dumps([data.train_split, data.val_split]), fingerprint=settings.fingerprint,
                     span=settings.span, images_per_shard=settings.images_per_shard,
-                    largest_unreadable_share=settings.max_unreadable_fraction)
+                    max_unreadable_fraction=settings.max_unreadable_fraction)
     # The location of the source must not affect the cache of the training; fingerprint and records represent the data.
     config = dataclasses.replace(settings.config, data=dataclasses.replace(data, directory=""))
     base = make_base_model_resolver(ingest)
@@ -121,7 +121,7 @@ def components(settings: Settings, make_base_model_resolver: Callable[[Ingest], 
                           split=data.val_split, rule=json.dumps(dataclasses.asdict(settings.rule)),
                           force=settings.force, images_per_bundle=settings.images_per_bundle)
     validator = Validator(model=trainer.outputs["model"], model_blessing=evaluator.outputs["blessing"],
-                          budget=settings.max_latency_ms)
+                          max_latency_ms=settings.max_latency_ms)
     container_trial, container_blessing = [], None
     if settings.container:
         requests = Requests(examples=ingest.outputs["examples"], split=data.val_split)

@@ -55,7 +55,8 @@ def lineage_lines(runs: list[Run], version: str) -> Iterator[str]:
     yield from _tree_lines(pushed[version], producers, "", set())
 
 
-def _tree_lines(artifact: StoredArtifact, producers: dict[int, Execution], indent: str, shown: set[int]) -> Iterator[str]:
+def _tree_lines(artifact: StoredArtifact, producers: dict[int, Execution], indent: str,
+                shown: set[int]) -> Iterator[str]:
     step = producers.get(artifact.id)
     repeated = " (see above)" if artifact.id in shown else ""
     yield f"{indent}{artifact.type} {artifact.id}, by {step.node if step else '?'}: {artifact.uri}{repeated}"

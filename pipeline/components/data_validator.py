@@ -1,7 +1,7 @@
-"""The component Examiner: statistics of what was ingested, held against the schema and the last blessed model's data.
+"""Validate ingested examples with the component Examiner: their statistics, schema and drift.
 
-Only scalars derived from the examples are looked at (sizes, shares of classes and of void), never a picture's bytes, so
-that its memory does not grow with the pictures. Any anomaly ends the pipeline.
+The component reads only scalars of the examples (sizes, fractions of classes and of void), never images, so that its
+memory does not depend on their sizes. Any anomaly stops the pipeline.
 """
 
 import json
@@ -17,7 +17,7 @@ from tfx.types import artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ExecutionParameter
 from tfx.utils import path_utils
 
-# Where its SQL library is missing, tensorflow_data_validation can be imported after tfx alone.
+# Without its SQL library, tensorflow_data_validation can only be imported after tfx.
 import tensorflow_data_validation as tfdv  # isort: skip
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
@@ -32,20 +32,20 @@ SCHEMA, ANOMALIES = "schema.pbtxt", "SchemaDiff.pb"
 
 
 def example_scalars(uri: str, split: str, classes: Sequence[str]) -> pd.DataFrame:
-    """Return a row for each example: height, width, void_share, and share/CLASS of its labelled pixels."""
+    """Return a row for each example: height, width, void_share, and share/CLASS, its fraction of labeled pixels."""
     rows = []
     for row in artifacts.read_scalars(uri, split):
         pixels = np.array(row["class_pixels"], np.float64)
-        shares = pixels / max(pixels.sum(), 1)
+        fractions = pixels / max(pixels.sum(), 1)
         rows.append({"height": row["height"], "width": row["width"], "void_share": row["void_share"]}
-                    | {f"share/{name}": share for name, share in zip(classes, shares, strict=True)})
+                    | {f"share/{name}": fraction for name, fraction in zip(classes, fractions, strict=True)})
     return pd.DataFrame(rows)
 
 
-def schema_of(classes: Sequence[str]) -> schema_pb2.Schema:
-    """Return what every example has to have: sizes from 1 on, and shares from 0 to 1 of void and of each class."""
+def make_schema(classes: Sequence[str]) -> schema_pb2.Schema:
+    """Return the schema of an example: positive sizes, and fractions from 0 to 1 of void and of each class."""
     schema = schema_pb2.Schema()
-    for name in ("height", "width", "void_share", *(f"share/{each}" for each in classes)):
+    for name in ("height", "width", "void_share", *(f"share/{name}" for name in classes)):
         feature = schema.feature.add(name=name)
         feature.presence.min_fraction, feature.presence.min_count = 1.0, 1
         feature.shape.dim.add(size=1)
@@ -57,30 +57,34 @@ def schema_of(classes: Sequence[str]) -> schema_pb2.Schema:
 
 
 def anomaly_lines(split: str, anomalies: anomalies_pb2.Anomalies) -> list[str]:
-    """Return TFDV's anomalies as lines."""
+    """Return TFDV's anomalies of a split as lines."""
     lines = [f"{split}: {name}: {info.description}" for name, info in sorted(anomalies.anomaly_info.items())]
     if anomalies.HasField("dataset_anomaly_info"):
         lines.append(f"{split}: {anomalies.dataset_anomaly_info.description}")
     return lines
 
 
-def drift_line(split: str, classes: Sequence[str], now: np.ndarray, then: dict[str, float], limit: float) -> list[str]:
-    """Return a line where a class's share of all labelled pixels moved by more than `limit`: the one that moved most.
+def drift_lines(split: str, classes: Sequence[str], new: np.ndarray, old: dict[str, float], limit: float) -> list[str]:
+    """Return a line about the class whose fraction changed most, empty unless the change exceeds a limit.
 
-    `now` is (C,), `then` the shares of the last blessed model's data by class; a class that one side does not know has
-    a share of 0 there.
+    Args:
+        split: Name of the split.
+        classes: Class names of the new data.
+        new: Fractions of the labeled pixels by class, (C,).
+        old: Fractions in the last blessed model's data by class name. A class missing on one side has fraction 0 there.
+        limit: Maximum change.
     """
-    shares = dict(zip(classes, now.tolist(), strict=True))
-    moves = {name: abs(shares.get(name, 0.0) - then.get(name, 0.0)) for name in {*shares, *then}}
-    name = max(moves, key=lambda each: (moves[each], each))
-    if not moves[name] > limit:
+    fractions = dict(zip(classes, new.tolist(), strict=True))
+    changes = {name: abs(fractions.get(name, 0.0) - old.get(name, 0.0)) for name in {*fractions, *old}}
+    name = max(changes, key=lambda name: (changes[name], name))
+    if not changes[name] > limit:
         return []
-    return [f"{split}: class {name!r} has {shares.get(name, 0.0):.2%} of the labelled pixels, and had "
-            f"{then.get(name, 0.0):.2%} in the last blessed model's data: more than {limit:.2%} apart"]
+    return [f"{split}: class {name!r} has {fractions.get(name, 0.0):.2%} of the labeled pixels, but had "
+            f"{old.get(name, 0.0):.2%} in the last blessed model's data, a change of more than {limit:.2%}"]
 
 
 class Executor(base_executor.BaseExecutor):
-    """Writes statistics, schema and anomalies as TFX's components do; raises DataError where there are anomalies."""
+    """Write statistics, schema and anomalies like TFX's components; raises DataError for anomalies."""
 
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
         examples = artifact_utils.get_single_instance(input_dict["examples"])
@@ -90,36 +94,37 @@ class Executor(base_executor.BaseExecutor):
         splits, uri = artifact_utils.decode_split_names(examples.split_names), artifacts.mounted_path(examples.uri)
         source = json.loads(examples.get_string_custom_property("data"))
         classes = registry.find_dataset(Data(name=artifacts.stored_name(source["name"]), directory=uri)).classes
-        schema, then = schema_of(classes), {}
+        schema, old_fractions = make_schema(classes), {}
         if baseline:
-            place = Path(artifacts.mounted_path(path_utils.eval_model_dir(baseline.uri)))
-            then = json.loads((place / artifacts.SHARES).read_text(encoding="utf-8"))
+            model = Path(artifacts.mounted_path(path_utils.eval_model_dir(baseline.uri)))
+            old_fractions = json.loads((model / artifacts.CLASS_FRACTIONS).read_text(encoding="utf-8"))
             if not exec_properties["new_classes"]:
-                schema = text_format.Parse((place / SCHEMA).read_text(encoding="utf-8"), schema_pb2.Schema())
+                schema = text_format.Parse((model / SCHEMA).read_text(encoding="utf-8"), schema_pb2.Schema())
         lines = []
         for split in splits:
-            found = tfdv.generate_statistics_from_dataframe(example_scalars(uri, split, classes))
-            _write(statistics, split, stats_artifact_utils.BINARY_PB_BASENAME, found)
-            anomalies = tfdv.validate_statistics(found, schema)
-            _write(anomalies_artifact, split, ANOMALIES, anomalies)
+            split_statistics = tfdv.generate_statistics_from_dataframe(example_scalars(uri, split, classes))
+            _write_message(statistics, split, stats_artifact_utils.BINARY_PB_BASENAME, split_statistics)
+            anomalies = tfdv.validate_statistics(split_statistics, schema)
+            _write_message(anomalies_artifact, split, ANOMALIES, anomalies)
             lines += anomaly_lines(split, anomalies)
-            if split in then:
-                lines += drift_line(split, classes, artifacts.class_shares(uri, split), then[split],
-                                    exec_properties["drift"])
-        place = Path(artifacts.mounted_path(schema_artifact.uri))
-        (place / SCHEMA).write_text(text_format.MessageToString(schema), encoding="utf-8")
+            if split in old_fractions:
+                lines += drift_lines(split, classes, artifacts.class_fractions(uri, split), old_fractions[split],
+                                     exec_properties["drift"])
+        directory = Path(artifacts.mounted_path(schema_artifact.uri))
+        (directory / SCHEMA).write_text(text_format.MessageToString(schema), encoding="utf-8")
         for artifact in (statistics, anomalies_artifact):
             artifact.split_names, artifact.span = examples.split_names, examples.span
         if lines:
-            raise DataError("\n".join([f"the data does not fit; {len(lines)} anomalies:", *(f"  {x}" for x in lines),
-                                       "Mend the data, or accept it: --new-classes, --drift SHARE"]))
+            raise DataError("\n".join([
+                f"the data has {len(lines)} anomalies:", *(f"  {line}" for line in lines),
+                "Fix the data, or accept the change with --new-classes or --drift FRACTION"]))
 
 
-def _write(artifact: types.Artifact, split: str, name: str,
-           message: statistics_pb2.DatasetFeatureStatisticsList | anomalies_pb2.Anomalies) -> None:
-    place = Path(artifacts.mounted_path(artifact.uri)) / f"Split-{split}"
-    place.mkdir(parents=True)
-    (place / name).write_bytes(message.SerializeToString(deterministic=True))
+def _write_message(artifact: types.Artifact, split: str, name: str,
+                   message: statistics_pb2.DatasetFeatureStatisticsList | anomalies_pb2.Anomalies) -> None:
+    directory = Path(artifacts.mounted_path(artifact.uri)) / f"Split-{split}"
+    directory.mkdir(parents=True)
+    (directory / name).write_bytes(message.SerializeToString(deterministic=True))
 
 
 class ExaminerSpec(types.ComponentSpec):
@@ -133,10 +138,10 @@ class ExaminerSpec(types.ComponentSpec):
 
 
 class Examiner(base_component.BaseComponent):
-    """Gives `statistics`, `schema` and `anomalies` of examples.
+    """TFX component that outputs the `statistics`, `schema` and `anomalies` of examples.
 
-    The schema is the last blessed model's where there is one and `new_classes` does not allow others. The share of a
-    class may move by `drift`.
+    The schema is that of the last blessed model, unless there is none or `new_classes` allows other classes. `drift` is
+    the maximum change of a class's fraction of the pixels.
     """
 
     SPEC_CLASS = ExaminerSpec
@@ -146,6 +151,7 @@ class Examiner(base_component.BaseComponent):
                  baseline_model: types.BaseChannel | None = None):
         super().__init__(ExaminerSpec(
             examples=examples, baseline_model=baseline_model, drift=drift, new_classes=new_classes,
-            program=code_digest.code_digest(__name__), statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
+            program=code_digest.code_digest(__name__),
+            statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
             schema=types.Channel(type=standard_artifacts.Schema),
             anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies)))

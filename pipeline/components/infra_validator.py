@@ -1,7 +1,7 @@
-"""TFX's InfraValidator: the candidate in a container of TensorFlow Serving, asked for some of the examples.
+"""Try a model in a container of TensorFlow Serving, with the components Requests and InfraValidator.
 
-It drives signatures that take serialised tf.Examples, which is `serve_tf_examples` here. The component Requests gives
-it such ones: the records of Ingest keep their pictures under another name.
+TFX's executor sends serialized tf.Examples, which the signature `serve_tf_examples` takes. Requests writes such
+examples, because the records of Ingest store their images under another feature name.
 """
 
 import json
@@ -26,64 +26,65 @@ from pipeline import artifacts
 from pipeline.metadata import code_digest
 
 SIGNATURE = "serve_tf_examples"
-# Examples that are asked for, and attempts before a model is refused.
+# Number of examples in the requests, and of attempts before a model is refused.
 EXAMPLES, TRIES = 3, 2
-# Characters of a reason.
-LONGEST = 500
+# Number of characters of a reason.
+MAX_REASON_LENGTH = 500
 
 Platform = infra_validator_pb2.LocalDockerConfig | infra_validator_pb2.KubernetesConfig
 
 
 def serving_spec(image: str, platform: Platform) -> infra_validator_pb2.ServingSpec:
-    """Return what to start, an image such as tensorflow/serving:2.19.1 or NAME@sha256:DIGEST, and where.
+    """Return the specification of a server in a container on a platform.
 
-    Raises ConfigError where the image has neither tag nor digest.
+    `image` has a tag or a digest, such as tensorflow/serving:2.19.1 or NAME@sha256:DIGEST. Raises ConfigError for other
+    texts.
     """
-    name, mark, digest = image.partition("@")
+    name, at, digest = image.partition("@")
     tag = ""
-    if not mark:
-        # A colon before a slash is of a registry's port.
+    if not at:
+        # A colon before a slash belongs to a registry's port.
         name, _, tag = image.rpartition(":")
     if not (name and (tag or digest)) or "/" in tag:
-        raise ConfigError(f"--infra-validator {image}: an image with its tag is needed, tensorflow/serving:2.19.1 say")
+        raise ConfigError(f"--infra-validator takes IMAGE:TAG, such as tensorflow/serving:2.19.1, got {image}")
     binary = infra_validator_pb2.TensorFlowServing(image_name=name, tags=[tag] if tag else [],
                                                    digests=[digest] if digest else [])
     result = infra_validator_pb2.ServingSpec(tensorflow_serving=binary)
     field = {infra_validator_pb2.LocalDockerConfig: result.local_docker,
              infra_validator_pb2.KubernetesConfig: result.kubernetes}[type(platform)]
     field.CopyFrom(platform)
-    # An empty message is chosen, too.
+    # This selects the platform even if its message is empty.
     field.SetInParent()
     return result
 
 
 @contextmanager
 def collected_errors() -> Iterator[list[BaseException]]:
-    """Collect the errors that TFX's executor logs, with whole pictures in their text, instead of printing them."""
-    found: list[BaseException] = []
+    """Collect the errors that TFX's executor logs, instead of printing them with the images in their text."""
+    errors: list[BaseException] = []
 
     def keep(record: logging.LogRecord) -> bool:
         if record.exc_info:
-            found.append(record.exc_info[1])
+            errors.append(record.exc_info[1])
         return not record.exc_info
 
     logger = logging.getLogger("absl")
     logger.addFilter(keep)
     try:
-        yield found
+        yield errors
     finally:
         logger.removeFilter(keep)
 
 
 def root_cause(error: BaseException) -> str:
-    """Return what lies behind an error; its own text may quote a whole request."""
+    """Return the message of the first error in a chain; the others may quote a whole request."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)[:LONGEST]
+    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)[:MAX_REASON_LENGTH]
 
 
 class Executor(executor.Executor):
-    """TFX's, with the reason of its blessing."""
+    """Run TFX's executor, and record the reason of its blessing."""
 
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
         with collected_errors() as errors:
@@ -91,7 +92,8 @@ class Executor(executor.Executor):
         blessing = artifact_utils.get_single_instance(output_dict["blessing"])
         message = f"TensorFlow Serving answered {SIGNATURE}"
         if blessing.get_int_custom_property("blessed") != 1:
-            message = f"TensorFlow Serving did not answer: {root_cause(errors[-1]) if errors else 'no reason is known'}"
+            reason = root_cause(errors[-1]) if errors else "no reason was logged"
+            message = f"TensorFlow Serving did not answer: {reason}"
         print(message)
         blessing.set_string_custom_property("blessing_message", message)
 
@@ -103,9 +105,9 @@ class InfraValidatorSpec(types.ComponentSpec):
 
 
 class InfraValidator(base_component.BaseComponent):
-    """Gives `blessing` of a model that is loaded and answers `requests` where `spec` says.
+    """TFX component that outputs the `blessing` of a model, which it serves in a container and sends `requests`.
 
-    Not TFX's component, whose executor this runs: KubeflowV2DagRunner refuses that one.
+    It runs the executor of TFX's component of the same name, which KubeflowV2DagRunner does not accept.
     """
 
     SPEC_CLASS = InfraValidatorSpec
@@ -122,20 +124,20 @@ class InfraValidator(base_component.BaseComponent):
 
 
 class RequestsExecutor(base_executor.BaseExecutor):
-    """Writes the first pictures of a split as tf.Examples that the signature reads."""
+    """Write the first images of a split as tf.Examples for the signature."""
 
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
         examples = artifact_utils.get_single_instance(input_dict["examples"])
         requests = artifact_utils.get_single_instance(output_dict["requests"])
         split, name = exec_properties["split"], json.loads(examples.get_string_custom_property("data"))["name"]
         form = prepared.FORMATS[artifacts.stored_name(name)]
-        stored = sorted(tf.io.gfile.glob(posixpath.join(artifacts.mounted_path(examples.uri), f"Split-{split}", "*")))
-        place = posixpath.join(artifacts.mounted_path(requests.uri), f"Split-{split}")
-        tf.io.gfile.makedirs(place)
-        with tf.io.TFRecordWriter(posixpath.join(place, "requests-00000-of-00001")) as writer:
-            for record in tf.data.TFRecordDataset(stored).take(EXAMPLES):
-                picture = tf.train.Example.FromString(record.numpy()).features.feature[form.image]
-                request = tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: picture}))
+        files = sorted(tf.io.gfile.glob(posixpath.join(artifacts.mounted_path(examples.uri), f"Split-{split}", "*")))
+        directory = posixpath.join(artifacts.mounted_path(requests.uri), f"Split-{split}")
+        tf.io.gfile.makedirs(directory)
+        with tf.io.TFRecordWriter(posixpath.join(directory, "requests-00000-of-00001")) as writer:
+            for record in tf.data.TFRecordDataset(files).take(EXAMPLES):
+                image = tf.train.Example.FromString(record.numpy()).features.feature[form.image]
+                request = tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: image}))
                 writer.write(request.SerializeToString())
         requests.split_names = artifact_utils.encode_split_names([split])
 
@@ -147,7 +149,7 @@ class RequestsSpec(types.ComponentSpec):
 
 
 class Requests(base_component.BaseComponent):
-    """Gives `requests`, a few tf.Examples with the pictures of a split."""
+    """TFX component that outputs `requests`, a few tf.Examples with images of a split."""
 
     SPEC_CLASS = RequestsSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(RequestsExecutor)

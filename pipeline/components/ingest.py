@@ -1,4 +1,4 @@
-"""The component Ingest: a data set of kseg becomes an Examples artifact, one picture at a time."""
+"""Convert a data set to an Examples artifact with the component Ingest, one image at a time."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ from pipeline import artifacts
 from pipeline.jobs import shards
 from pipeline.metadata import code_digest
 
-# In data.directory, where the number of a span stands.
+# Placeholder for the number of a span in data.directory.
 SPAN = "{SPAN}"
 
 
@@ -32,43 +32,43 @@ def source_fingerprint(data: Data, splits: tuple[str, ...]) -> str:
     for split in splits:
         opened = registry.open_split(data, split)
         files = [Path(name) for name in (*opened.names, *opened.label_names)]
-        # Of records only the files that hold them are known.
+        # The names of examples in record files are not paths, so all files of the data set are used instead.
         if not files[0].is_file():
             files = sorted(path for path in Path(opened.location).rglob("*") if path.is_file())
         digest.update(repr((split, opened.names)).encode())
         for path in files:
-            found = path.stat()
-            digest.update(f"{path.relative_to(opened.location)}\t{found.st_size}\t{found.st_mtime_ns}\n".encode())
+            status = path.stat()
+            digest.update(f"{path.relative_to(opened.location)}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
 def locate_span(config: Config, span: int | None = None) -> tuple[Config, int]:
-    """Return a config whose data directory is absolute, and the number of its span, 0 where it has none.
+    """Return a config with an absolute data directory, and the number of its span (0 without spans).
 
-    In a directory such as data/span-{SPAN}, the number stands for {SPAN}: the one given, or the highest there is.
-    Raises DataError where there is none, and where the directory is an address.
+    In a directory such as data/span-{SPAN}, {SPAN} is replaced by `span`, or by the highest existing number. Raises
+    DataError if there is no such directory, and ConfigError for a `span` without {SPAN} in the directory.
     """
     directory = registry.directory_of(config.data).resolve()
-    before, mark, after = str(directory).partition(SPAN)
-    if span is not None and not mark:
-        raise ConfigError(f"--span {span}: data.directory={config.data.directory} holds no {SPAN}")
-    if mark:
-        parent, _, start = before.rpartition("/")
-        end = after.partition("/")[0]
-        numbers = [path.name.removeprefix(start).removesuffix(end)
-                   for path in Path(parent).glob(f"{start}*{end}")]
-        found = sorted(int(number) for number in numbers if number.isascii() and number.isdigit())
-        if not found or span is not None and span not in found:
-            raise DataError(f"{directory}: no span {'' if span is None else span}; there are: "
-                            f"{', '.join(map(str, found)) or 'none'}")
-        span = found[-1] if span is None else span
+    before, placeholder, after = str(directory).partition(SPAN)
+    if span is not None and not placeholder:
+        raise ConfigError(f"--span {span} needs {SPAN} in data.directory, got {config.data.directory}")
+    if placeholder:
+        parent, _, prefix = before.rpartition("/")
+        suffix = after.partition("/")[0]
+        numbers = [path.name.removeprefix(prefix).removesuffix(suffix)
+                   for path in Path(parent).glob(f"{prefix}*{suffix}")]
+        spans = sorted(int(number) for number in numbers if number.isascii() and number.isdigit())
+        if not spans or span is not None and span not in spans:
+            raise DataError(f"{directory}: no span {'' if span is None else span}; existing spans: "
+                            f"{', '.join(map(str, spans)) or 'none'}")
+        span = spans[-1] if span is None else span
         number = next(number for number in numbers if number.isdigit() and int(number) == span)
         directory = Path(f"{before}{number}{after}")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, directory=str(directory))), span or 0
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
-    """Runs the Beam job and writes the index of what it has written."""
+    """Run the Beam job that writes the records, then write their index."""
 
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
         artifact = artifact_utils.get_single_instance(output_dict["examples"])
@@ -77,20 +77,20 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         splits = json.loads(exec_properties["splits"])
         per_shard = exec_properties["images_per_shard"]
         dataset = registry.find_dataset(data)
-        wanted = []
+        elements = []
         for split in splits:
             count = -(-len(registry.open_split(data, split).names) // per_shard)
-            wanted += [(split, number, count) for number in range(count)]
+            elements += [(split, number, count) for number in range(count)]
         with self._make_beam_pipeline() as job:
-            _ = (job | beam.Create(wanted) | beam.Reshuffle()
+            _ = (job | beam.Create(elements) | beam.Reshuffle()
                  | beam.ParDo(shards.WriteShard(json.loads(exec_properties["data"]), uri)))
         rows = []
-        for split, number, _ in wanted:
+        for split, number, _ in elements:
             with tf.io.gfile.GFile(posixpath.join(uri, shards.ROWS, f"{split}-{number:05d}"), "r") as file:
                 rows += map(json.loads, file)
         tf.io.gfile.rmtree(posixpath.join(uri, shards.ROWS))
-        found = {split: [row for row in rows if row["split"] == split] for split in splits}
-        shards.finish_ingest(uri, dataset, found, exec_properties["largest_unreadable_share"])
+        rows_by_split = {split: [row for row in rows if row["split"] == split] for split in splits}
+        shards.finish_ingest(uri, dataset, rows_by_split, exec_properties["largest_unreadable_share"])
         artifact.split_names = artifact_utils.encode_split_names(splits)
         artifact.span = exec_properties["span"]
         artifact.set_string_custom_property("fingerprint", exec_properties["fingerprint"])
@@ -109,18 +109,23 @@ class IngestSpec(types.ComponentSpec):
 
 
 class Ingest(base_beam_component.BaseBeamComponent):
-    """Gives `examples` of some splits of `data` (JSON of {"name", "directory"}).
+    """TFX component that outputs the `examples` of a data set's splits.
 
-    `fingerprint` stands for the contents of the source: where it is unchanged, what was ingested is used again. An
-    example that cannot be used is left out; more than `largest_unreadable_share` of a split are an error.
+    Args:
+        data: JSON of {"name", "directory"} of the source.
+        splits: JSON list of split names.
+        fingerprint: Digest of the source; a cached result is reused while it is unchanged.
+        span: Number of the span, stored with the examples.
+        images_per_shard: Number of images in a record file.
+        max_unreadable_fraction: Fraction of a split that may be skipped as unreadable; more is an error.
     """
 
     SPEC_CLASS = IngestSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
 
     def __init__(self, data: str, splits: str, fingerprint: str, span: int, images_per_shard: int,
-                 largest_unreadable_share: float):
+                 max_unreadable_fraction: float):
         super().__init__(IngestSpec(
             data=data, splits=splits, fingerprint=fingerprint, span=span, images_per_shard=images_per_shard,
-            largest_unreadable_share=largest_unreadable_share, program=code_digest.code_digest(__name__),
+            largest_unreadable_share=max_unreadable_fraction, program=code_digest.code_digest(__name__),
             examples=types.Channel(type=standard_artifacts.Examples)))

@@ -1,4 +1,4 @@
-"""TFX's Pusher, whose version appears whole or not at all, once, with a model card in it."""
+"""Push a model with TFX's Pusher: atomically, once per model, and with a model card."""
 
 import filecmp
 import os
@@ -19,19 +19,19 @@ from kseg.errors import UserError
 from pipeline import artifacts
 from pipeline.metadata import code_digest, model_card
 
-# No number, so that no server takes it for a version; in the same directory, so that one rename publishes.
+# The name is not a number, so that servers ignore it. It lies next to the versions, so that one rename publishes.
 STAGING = ".pushing"
 
 
 class Executor(executor.Executor):
-    """Lets TFX's executor push into a hidden directory, from which one rename takes the version to its place.
+    """Run TFX's executor in a hidden directory, and publish the version with one rename.
 
-    Where the newest version there is this model already, as after a process was killed between that rename and the
-    end of its run, it stays the version, and only its card is written again.
+    If the newest version already is this model, it is kept and only its card is rewritten. This happens when a process
+    was killed between the rename and the end of its run.
     """
 
     def CheckBlessing(self, input_dict: dict) -> bool:
-        """Tell whether all blessings bless; TFX's InfraValidator's, too, where it was asked."""
+        """Return whether all blessings accept the model, including that of TFX's InfraValidator if it ran."""
         return super().CheckBlessing(input_dict) and all(
             model_utils.is_infra_validated(blessing) for blessing in input_dict.get("container_blessing") or ())
 
@@ -40,7 +40,7 @@ class Executor(executor.Executor):
         proto_utils.json_to_proto(exec_properties[standard_component_specs.PUSH_DESTINATION_KEY], destination)
         base = Path(artifacts.mounted_path(destination.filesystem.base_directory))
         staging = base / STAGING
-        # What a process left behind that was killed here.
+        # A process killed in this function leaves the directory behind.
         shutil.rmtree(staging, ignore_errors=True)
         destination.filesystem.base_directory = str(staging)
         hidden = exec_properties | {
@@ -50,17 +50,17 @@ class Executor(executor.Executor):
             super().Do(input_dict, output_dict, hidden)
             if pushed.get_int_custom_property("pushed") != 1:
                 return
-            staged, there = staging / pushed.get_string_custom_property("pushed_version"), newest_version(base)
-            adopted = there is not None and same_files(staged, there)
-            place = there if adopted else base / staged.name
-            inputs = {key: artifact_utils.get_single_instance(found) for key, found in input_dict.items() if found}
-            (staged / model_card.NAME).write_text(model_card.model_card_text(place.name, inputs), encoding="utf-8")
+            staged, newest = staging / pushed.get_string_custom_property("pushed_version"), newest_version(base)
+            adopted = newest is not None and same_files(staged, newest)
+            version = newest if adopted else base / staged.name
+            inputs = {key: artifact_utils.get_single_instance(values) for key, values in input_dict.items() if values}
+            (staged / model_card.NAME).write_text(model_card.model_card_text(version.name, inputs), encoding="utf-8")
             if adopted:
-                os.replace(staged / model_card.NAME, place / model_card.NAME)
+                os.replace(staged / model_card.NAME, version / model_card.NAME)
             else:
-                publish(staged, place)
-            pushed.set_string_custom_property("pushed_destination", str(place))
-            pushed.set_string_custom_property("pushed_version", place.name)
+                publish(staged, version)
+            pushed.set_string_custom_property("pushed_destination", str(version))
+            pushed.set_string_custom_property("pushed_version", version.name)
             pushed.set_int_custom_property("adopted", int(adopted))
         except OSError as error:
             raise UserError(f"cannot push to {base}: {error.strerror or error}") from error
@@ -68,27 +68,27 @@ class Executor(executor.Executor):
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def publish(staged: Path, place: Path) -> None:
-    """Take a version to its place in one step; raises UserError where there is one."""
-    if place.exists():
-        raise UserError(f"{place} is there already; push again")
-    os.replace(staged, place)
+def publish(staged: Path, version: Path) -> None:
+    """Rename a staged version to its final path; raises UserError if that exists."""
+    if version.exists():
+        raise UserError(f"{version} already exists; push again")
+    os.replace(staged, version)
 
 
 def newest_version(base: Path) -> Path | None:
-    """Return the version with the highest number, which a server serves; None where there is none."""
+    """Return the version with the highest number, None without versions."""
     versions = [path for path in base.iterdir() if path.name.isdecimal() and path.is_dir()]
     return max(versions, key=lambda path: int(path.name), default=None)
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Tell whether two versions hold the same files, byte for byte, beside their cards."""
+    """Return whether two versions have identical files, apart from their model cards."""
     def files(version: Path) -> set[Path]:
         return {path.relative_to(version) for path in version.rglob("*") if path.is_file()} - {Path(model_card.NAME)}
 
-    found = files(one)
-    return found == files(other) and all(
-        filecmp.cmp(one / name, other / name, shallow=False) for name in sorted(found))
+    names = files(one)
+    return names == files(other) and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in sorted(names))
 
 
 class PusherSpec(types.ComponentSpec):
@@ -101,7 +101,7 @@ class PusherSpec(types.ComponentSpec):
 
 
 class Pusher(base_component.BaseComponent):
-    """Pushes a model that all blessings bless to DIRECTORY/VERSION; gives `pushed_model`."""
+    """TFX component that pushes an accepted model to DIRECTORY/VERSION and outputs `pushed_model`."""
 
     SPEC_CLASS = PusherSpec
     EXECUTOR_SPEC = executor_specs.ExecutorClassSpec(Executor)

@@ -1,6 +1,6 @@
-"""The component Validator: the candidate is served by serving.server, asked its warm-up requests over gRPC, and judged.
+"""Validate how a model is served with the component Validator: serve it, and send its warm-up requests over gRPC.
 
-The answers have to be those of the same SavedModel in this process, and in time.
+The responses must equal those of the same SavedModel in this process, and arrive in time.
 """
 
 import ctypes
@@ -40,24 +40,27 @@ from pipeline import artifacts
 from pipeline.metadata import code_digest
 
 NAME, SERVER = "candidate", "serving.server"
-# Seconds a server may take to load a model, and to answer one request.
-LOADING, ANSWERING = 300.0, 60.0
-# Of the second and later answers to each request the median counts.
+# Seconds that a server may take to load a model, and to answer one request.
+LOAD_TIMEOUT, REQUEST_TIMEOUT = 300.0, 60.0
+# Number of measured repetitions of each request, after a first one that does not count.
 REPEATS = 3
-# Pixels whose class may differ: sums of another process may be rounded otherwise.
-LARGEST_DIFFERENCE = 1e-3
-# As in TFX's InfraValidator.
+# Maximum fraction of values that may differ, since another process may round sums differently.
+MAX_DIFFERENCE = 1e-3
+# File names of TFX's InfraValidator.
 BLESSED, NOT_BLESSED = "INFRA_BLESSED", "INFRA_NOT_BLESSED"
 
 
 class NotServed(UserError):
-    """The candidate cannot be served, or answers otherwise than it should."""
+    """A model that cannot be served, or whose responses are wrong or late."""
 
 
 @contextmanager
 def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
-    """Serve a SavedModel as version 1 of `candidate` and give a channel to it; raises NotServed where it fails."""
-    # A UNIX socket, whose path is short, needs no free port.
+    """Serve a SavedModel as version 1 of `candidate`, and yield a channel to it; raises NotServed.
+
+    The server's output is written to `log`.
+    """
+    # A UNIX socket needs no free port, but a short path.
     with tempfile.TemporaryDirectory() as directory, log.open("wb") as output:
         base, address = Path(directory, "models"), Path(directory, "socket")
         shutil.copytree(model, base / "1")
@@ -65,7 +68,7 @@ def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
             [sys.executable, "-m", SERVER, f"--model_name={NAME}", f"--model_base_path={base}", "--port=0",
              f"--grpc_socket_path={address}", "--drain_seconds=0", "--grace_seconds=1"],
             stdout=output, stderr=subprocess.STDOUT, cwd=Path(serving.__file__).resolve().parents[1],
-            preexec_fn=end_with_parent)
+            preexec_fn=stop_with_parent)
         try:
             with grpc.insecure_channel(f"unix:{address}", options=[
                     (f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]) as channel:
@@ -80,120 +83,120 @@ def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
                 server.wait()
 
 
-def end_with_parent() -> None:
-    """Let this process, just started, be ended where its parent is killed (Linux: prctl, PR_SET_PDEATHSIG)."""
+def stop_with_parent() -> None:
+    """Make the kernel stop this process when its parent is killed (Linux: prctl, PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def wait_until_available(server: subprocess.Popen, channel: grpc.Channel, log: Path) -> None:
-    """Wait until the candidate is available; raises NotServed where its server ends, or takes too long."""
+    """Wait until the candidate is available; raises NotServed if its server exits or takes too long."""
     stub = model_service_pb2_grpc.ModelServiceStub(channel)
     request = get_model_status_pb2.GetModelStatusRequest()
     request.model_spec.name = NAME
-    until = time.monotonic() + LOADING
-    while time.monotonic() < until:
+    deadline = time.monotonic() + LOAD_TIMEOUT
+    while time.monotonic() < deadline:
         if server.poll() is not None:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
-            raise NotServed("\n".join([f"its server ended with status {server.returncode}:", *last]))
+            raise NotServed("\n".join([f"its server exited with status {server.returncode}:", *last]))
         try:
-            states = [each.state for each in stub.GetModelStatus(request, timeout=5).model_version_status]
+            states = [status.state for status in stub.GetModelStatus(request, timeout=5).model_version_status]
             if get_model_status_pb2.ModelVersionStatus.AVAILABLE in states:
                 return
         except grpc.RpcError:
             pass
         time.sleep(0.2)
-    raise NotServed(f"its server did not load it within {LOADING:.0f} s")
+    raise NotServed(f"its server did not load it within {LOAD_TIMEOUT:.0f} s")
 
 
 def warmup_requests(model: Path) -> list[predict_pb2.PredictRequest]:
-    """Return a SavedModel's warm-up requests; raises NotServed where it has none."""
+    """Return a SavedModel's warm-up requests; raises NotServed if it has none."""
     path = model / PLACE
     if not path.is_file():
-        raise NotServed("it has no warm-up requests; kseg.export writes them where tensorflow-serving-api is installed")
+        raise NotServed("it has no warm-up requests; kseg.export writes them if tensorflow-serving-api is installed")
     return [prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
             for record in tf.data.TFRecordDataset(str(path))]
 
 
-def ask_server(channel: grpc.Channel, request: predict_pb2.PredictRequest) -> tuple[dict[str, np.ndarray], float]:
-    """Return a server's outputs and the median seconds of its answers but the first."""
+def time_request(channel: grpc.Channel, request: predict_pb2.PredictRequest) -> tuple[dict[str, np.ndarray], float]:
+    """Return a server's outputs, and the median seconds of its responses without the first one."""
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     request.model_spec.name = NAME
     seconds = []
     for _ in range(1 + REPEATS):
         started = time.monotonic()
         try:
-            answer = stub.Predict(request, timeout=ANSWERING)
+            response = stub.Predict(request, timeout=REQUEST_TIMEOUT)
         except grpc.RpcError as error:
             raise NotServed(f"{request.model_spec.signature_name}: {error.code().name}: {error.details()}") from None
         seconds.append(time.monotonic() - started)
-    return {key: tf.make_ndarray(value) for key, value in answer.outputs.items()}, float(np.median(seconds[1:]))
+    return {key: tf.make_ndarray(value) for key, value in response.outputs.items()}, float(np.median(seconds[1:]))
 
 
-def different_fraction(expected: np.ndarray, found: np.ndarray) -> float:
-    """Return the share of values that differ, 1.0 where the shapes do; PNG files are compared by their pixels."""
-    if expected.shape != found.shape or expected.dtype != found.dtype:
+def different_fraction(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Return the fraction of values that differ, 1.0 for other shapes; PNG files are compared by their pixels."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return 1.0
     if expected.dtype == object:
-        pairs = [(_pixels(a), _pixels(b)) for a, b in zip(expected.ravel(), found.ravel())]
+        pairs = [(_decode_pixels(a), _decode_pixels(b)) for a, b in zip(expected.ravel(), actual.ravel())]
         return max(different_fraction(a, b) for a, b in pairs)
-    return float(np.mean(expected != found))
+    return float(np.mean(expected != actual))
 
 
-def _pixels(data: bytes) -> np.ndarray:
+def _decode_pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def check_answers(model: Path, channel: grpc.Channel, budget: float) -> list[dict]:
-    """Return {"signature", "pictures", "milliseconds", "difference"} of each warm-up request.
+def check_responses(model: Path, channel: grpc.Channel, max_latency_ms: float) -> list[dict]:
+    """Return {"signature", "pictures", "milliseconds", "difference"} for each warm-up request.
 
-    Raises NotServed where an answer is not this process's, or one picture takes more than `budget` milliseconds.
+    Raises NotServed if a response differs from this process's result, or one image takes more than `max_latency_ms`.
     """
     signatures = tf.saved_model.load(str(model)).signatures
-    rows, against = [], []
+    rows, faults = [], []
     for request in warmup_requests(model):
         name = request.model_spec.signature_name
         inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
         expected = signatures[name](**{key: tf.constant(value) for key, value in inputs.items()})
-        found, seconds = ask_server(channel, request)
-        if found.keys() != expected.keys():
-            raise NotServed(f"{name}: the server gives {sorted(found)}, the model {sorted(expected)}")
-        pictures = len(next(iter(inputs.values())))
-        largest = max(different_fraction(value.numpy(), found[key]) for key, value in expected.items())
-        milliseconds = 1000 * seconds / pictures
-        rows.append({"signature": name, "pictures": pictures, "milliseconds": milliseconds, "difference": largest})
-        if largest > LARGEST_DIFFERENCE:
-            against.append(f"{name}, {pictures} pictures: {largest:.2%} of the answer differ")
-        if milliseconds > budget:
-            against.append(f"{name}, {pictures} pictures: {milliseconds:.1f} ms a picture, more than {budget:g}")
-    if against:
-        raise NotServed("\n".join(against))
+        outputs, seconds = time_request(channel, request)
+        if outputs.keys() != expected.keys():
+            raise NotServed(f"{name}: the server returns {sorted(outputs)}, the model {sorted(expected)}")
+        images = len(next(iter(inputs.values())))
+        difference = max(different_fraction(value.numpy(), outputs[key]) for key, value in expected.items())
+        milliseconds = 1000 * seconds / images
+        rows.append({"signature": name, "pictures": images, "milliseconds": milliseconds, "difference": difference})
+        if difference > MAX_DIFFERENCE:
+            faults.append(f"{name}, {images} images: {difference:.2%} of the response differ")
+        if milliseconds > max_latency_ms:
+            faults.append(f"{name}, {images} images: {milliseconds:.1f} ms per image, more than {max_latency_ms:g}")
+    if faults:
+        raise NotServed("\n".join(faults))
     return rows
 
 
 class Executor(base_executor.BaseExecutor):
-    """Writes an InfraBlessing as TFX's InfraValidator does, with its reasons."""
+    """Write an InfraBlessing like TFX's InfraValidator, and its reasons."""
 
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
         candidate = artifact_utils.get_single_instance(input_dict["model"])
-        judged = artifact_utils.get_single_instance(input_dict["model_blessing"])
-        decided = artifact_utils.get_single_instance(output_dict["blessing"])
+        model_blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
+        infra_blessing = artifact_utils.get_single_instance(output_dict["blessing"])
         model, out = (Path(artifacts.mounted_path(uri)) for uri in (
-            path_utils.serving_model_path(candidate.uri), decided.uri))
+            path_utils.serving_model_path(candidate.uri), infra_blessing.uri))
         rows: list[dict] = []
-        blessed, message = 0, "not served: the evaluation has refused it"
-        if judged.get_int_custom_property("blessed") == 1:
+        blessed, message = 0, "not served, because the evaluation refused the model"
+        if model_blessing.get_int_custom_property("blessed") == 1:
             try:
                 with serving_candidate(model, out / "server.log") as channel:
-                    rows = check_answers(model, channel, exec_properties["budget"])
+                    rows = check_responses(model, channel, exec_properties["budget"])
                 slowest = max(row["milliseconds"] for row in rows)
-                blessed, message = 1, f"answered {len(rows)} requests, at most {slowest:.1f} ms a picture"
+                blessed, message = 1, f"answered {len(rows)} requests, at most {slowest:.1f} ms per image"
             except NotServed as error:
-                message = f"not fit to be served: {error}"
+                message = f"the model cannot be served: {error}"
         print(message)
         (out / "requests.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         (out / (BLESSED if blessed else NOT_BLESSED)).write_text(message + "\n", encoding="utf-8")
-        decided.set_int_custom_property("blessed", blessed)
-        decided.set_string_custom_property("blessing_message", message)
+        infra_blessing.set_int_custom_property("blessed", blessed)
+        infra_blessing.set_string_custom_property("blessing_message", message)
 
 
 class ValidatorSpec(types.ComponentSpec):
@@ -204,12 +207,12 @@ class ValidatorSpec(types.ComponentSpec):
 
 
 class Validator(base_component.BaseComponent):
-    """Gives `blessing` of how a blessed model is served; `budget` is milliseconds for one picture."""
+    """TFX component that outputs the `blessing` of a served model; `max_latency_ms` is the limit for one image."""
 
     SPEC_CLASS = ValidatorSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(self, model: types.BaseChannel, model_blessing: types.BaseChannel, budget: float):
-        super().__init__(ValidatorSpec(model=model, model_blessing=model_blessing, budget=budget,
+    def __init__(self, model: types.BaseChannel, model_blessing: types.BaseChannel, max_latency_ms: float):
+        super().__init__(ValidatorSpec(model=model, model_blessing=model_blessing, budget=max_latency_ms,
                                        program=code_digest.code_digest(__name__, SERVER),
                                        blessing=types.Channel(type=standard_artifacts.InfraBlessing)))

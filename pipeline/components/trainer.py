@@ -1,9 +1,9 @@
-"""What TFX's Trainer calls: `run_fn` trains by kseg.train and exports by kseg.export.
+"""Train and export a model in TFX's Trainer, which calls `run_fn`.
 
-The Model artifact holds, as TFX expects it,
+The Model artifact has the layout that TFX expects:
     Format-Serving/    the SavedModel
-    Format-TFMA/       config.json, dataset.json and best.weights.h5, which kseg reads as a working directory; and for
-                       the next run's comparison of its data schema.pbtxt and shares.json
+    Format-TFMA/       a working directory for kseg: config.json, dataset.json and best.weights.h5; and the files with
+                       which the next run compares its data: schema.pbtxt and shares.json
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ from pipeline import artifacts
 if TYPE_CHECKING:
     from tfx.components.trainer.fn_args_utils import FnArgs
 
-# Of the working directory: what evaluates, and what tells how training went.
-KEPT = ("config.json", "dataset.json", "best.weights.h5", "best.json")
+# Files of the working directory: those that an evaluation reads, and the logs of the training.
+MODEL_FILES = ("config.json", "dataset.json", "best.weights.h5", "best.json")
 LOGS = ("metrics.jsonl", "unreadable.json", "tensorboard")
 
 
 def run_fn(fn_args: "FnArgs") -> None:
-    """Train on the ingested records, write the model and, for TensorBoard, the logs of its training.
+    """Train on the ingested records, and write the model and the logs of its training.
 
-    `custom_config` is {"config": kseg's as JSON, "training": a directory in which unfinished trainings wait,
-    "program": what the cache sees changes of the program by}.
+    `custom_config` is {"config": kseg's config as JSON, "training": directory of unfinished trainings, "program":
+    digest of the code for the cache}.
     """
     settings = fn_args.custom_config
-    # train_files is one pattern, ARTIFACT/Split-NAME/*.
+    # train_files is a single pattern, ARTIFACT/Split-NAME/*.
     config = artifacts.artifact_config(configs.from_json(
         settings["config"]), str(local_path(fn_args.train_files[0]).parents[1]))
     if fn_args.base_model:
@@ -49,12 +49,12 @@ def run_fn(fn_args: "FnArgs") -> None:
     evaluated, schema = local_path(fn_args.eval_model_dir), local_path(fn_args.schema_path)
     write_model(workdir, evaluated, local_path(fn_args.serving_model_dir))
     shutil.copyfile(schema, evaluated / schema.name)
-    write_shares(config, evaluated / artifacts.SHARES)
+    write_class_fractions(config, evaluated / artifacts.CLASS_FRACTIONS)
     logs = local_path(fn_args.model_run_dir)
     for name in LOGS:
         if (workdir / name).exists():
             (shutil.copytree if (workdir / name).is_dir() else shutil.copyfile)(workdir / name, logs / name)
-    # The checkpoints have served their turn.
+    # The checkpoints are no longer needed.
     shutil.rmtree(workdir)
 
 
@@ -63,29 +63,31 @@ def local_path(uri: str) -> Path:
 
 
 def training_directory(parent: Path, config: Config) -> Path:
-    """Return where a training is written, and found again by the next run of the same config on the same records.
+    """Return the working directory of a training, from which a run with the same config and records resumes.
 
-    It lies outside of TFX's artifacts, which are removed where a component fails.
+    It is outside of TFX's artifacts, which TFX removes if a component fails.
     """
     return parent / hashlib.sha256(configs.to_json(config).encode()).hexdigest()[:16]
 
 
-def write_shares(config: Config, path: Path) -> None:
-    """Write each class's share of the labelled pixels of both splits."""
+def write_class_fractions(config: Config, path: Path) -> None:
+    """Write the fractions of the labeled pixels by class for both splits."""
     classes = registry.find_dataset(config.data).classes
-    shares = {split: dict(zip(classes, artifacts.class_shares(config.data.directory, split).tolist(), strict=True))
-              for split in (config.data.train_split, config.data.val_split)}
-    path.write_text(json.dumps(shares, indent=1) + "\n", encoding="utf-8")
+    fractions = {}
+    for split in (config.data.train_split, config.data.val_split):
+        values = artifacts.class_fractions(config.data.directory, split).tolist()
+        fractions[split] = dict(zip(classes, values, strict=True))
+    path.write_text(json.dumps(fractions, indent=1) + "\n", encoding="utf-8")
 
 
 def write_model(workdir: Path, evaluated: Path, served: Path, report: Callable[[str], None] = print) -> None:
-    """Write what the evaluation reads and, last and in one step, the SavedModel."""
+    """Write the files that an evaluation reads and, last and atomically, the SavedModel."""
     evaluated.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    for name in MODEL_FILES:
         shutil.copyfile(workdir / name, evaluated / name)
     model, config, dataset = trained_model.load_trained(evaluated)
-    # Beside its final place, which is no version's number.
-    place = exporter.export(model, config, dataset, served.with_name("exporting"), trained_model.best_weights(evaluated),
-                            report=report)
-    os.replace(place, served)
-    place.parent.rmdir()
+    # The exporter writes a numbered version next to the final path, which is not a number.
+    version = exporter.export(model, config, dataset, served.with_name("exporting"),
+                              trained_model.best_weights(evaluated), report=report)
+    os.replace(version, served)
+    version.parent.rmdir()

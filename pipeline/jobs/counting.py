@@ -1,7 +1,7 @@
-"""The Beam job that counts a split by kseg.evaluation.counter, in parts that any number of workers share.
+"""Count the confusion matrices of a split with Beam, in parts that any number of workers share.
 
-Nothing here imports TFX, so that a worker starts quickly. The confusion matrix has the bits of kseg.evaluate's: whole
-numbers, added up in whatever order.
+This module does not import TFX, so that workers start quickly. The confusion matrix is bit-identical to that of
+kseg.evaluate, since it is a sum of integers, which does not depend on the order.
 """
 
 import functools
@@ -26,12 +26,15 @@ from kseg.inference import trained_model
 from kseg.inference.prediction import protocol_of
 from pipeline import artifacts
 
-# A runner may use several threads; the model would not be faster for it.
+# A runner may use several threads, but the model would not run faster in them.
 COUNTING = threading.Lock()
 
 
 class CountPart(beam.DoFn):
-    """Counts examples [start, end) of a split with a model, and yields (start, Counts), or (start, what is wrong)."""
+    """Beam function that counts the examples [start, end) of a split with a model.
+
+    Yields (start, Counts), or (start, error message).
+    """
 
     def __init__(self, model: str, examples_uri: str, split: str):
         self.model, self.examples_uri, self.split = model, examples_uri, split
@@ -39,11 +42,11 @@ class CountPart(beam.DoFn):
     def process(self, part: tuple[int, int]) -> Iterator[tuple[int, Counts | str]]:
         start, end = part
         with COUNTING, tempfile.TemporaryDirectory() as directory:
-            counter, config = counter_of(self.model, self.examples_uri)
+            counter, config = cached_counter(self.model, self.examples_uri)
             data = artifacts.part_config(config.data, self.split, start, end, Path(directory))
             try:
                 counts = counter.count(registry.open_split(data, self.split))
-            # A runner would hand it on as text among its own, and another attempt would come to the same.
+            # A runner would bury the error in its own messages, and retry the part without any chance of success.
             except UserError as error:
                 yield start, str(error)
                 return
@@ -52,17 +55,20 @@ class CountPart(beam.DoFn):
 
 
 @functools.lru_cache(maxsize=2)
-def counter_of(model: str, examples_uri: str) -> tuple[Counter, Config]:
-    """Return what counts a model, compiled once in a process for all parts, and a config that reads all examples."""
+def cached_counter(model: str, examples_uri: str) -> tuple[Counter, Config]:
+    """Return the counter of a Model artifact, and a config that reads the examples of an artifact.
+
+    The cache lets a process compile the model once for all parts.
+    """
     network, config, dataset = load_model_artifact(model, examples_uri)
     return Counter(network, protocol_of(config), len(dataset.classes), tf.distribute.get_strategy()), config
 
 
 class AddCounts(beam.CombineFn):
-    """Adds up the int64 confusion matrices of the parts of a split, and joins the rows of their images.
+    """Beam function that adds the int64 confusion matrices of parts, and joins the rows of their images.
 
-    An accumulator is {start: Counts}: a part that a runner hands on twice counts once. Gives Counts, or what is wrong
-    with the first part of which anything is.
+    An accumulator is {start: Counts or error message}, so that a part delivered twice counts once. The output is
+    Counts, or the message of the first part with an error.
     """
 
     def create_accumulator(self) -> dict[int, Counts | str]:
@@ -83,7 +89,7 @@ class AddCounts(beam.CombineFn):
 
 
 def load_model_artifact(model: str, examples_uri: str) -> tuple[keras.Model, Config, Dataset]:
-    """Return (model, config, data set record) of a Model artifact, its config reading the examples of an artifact."""
+    """Return (model, config, data set) of a Model artifact; the config reads the examples of an artifact."""
     network, config, dataset = trained_model.load_trained(trained_directory(model))
     config = artifacts.artifact_config(config, artifacts.mounted_path(examples_uri))
     trained_model.require_same_classes(dataset, registry.find_dataset(config.data), "the model")
@@ -91,13 +97,13 @@ def load_model_artifact(model: str, examples_uri: str) -> tuple[keras.Model, Con
 
 
 def trained_directory(model: str) -> Path:
-    """Return where a Model artifact keeps what kseg reads."""
+    """Return the directory of a Model artifact that kseg reads as a working directory."""
     return Path(artifacts.mounted_path(model), "Format-TFMA")
 
 
 def add_counting(job: beam.Pipeline, model: str, examples_uri: str, split: str, total: int, per_bundle: int,
                  out: str) -> None:
-    """Add to a Beam job that a model's counts of a split are written to the file `out`."""
+    """Add steps to a Beam job that write a model's counts of a split to the file `out`."""
     parts = [(start, min(start + per_bundle, total)) for start in range(0, total, per_bundle)]
     label = posixpath.basename(out)
     _ = (job | f"parts of {label}" >> beam.Create(parts) | f"spread {label}" >> beam.Reshuffle()
@@ -106,7 +112,7 @@ def add_counting(job: beam.Pipeline, model: str, examples_uri: str, split: str, 
 
 
 def write_counts(counts: Counts | str, path: str) -> None:
-    """Write counts, or what is wrong, to a file that appears when it is whole."""
+    """Write counts, or an error message, to a file that is renamed when it is complete."""
     data = io.BytesIO()
     if isinstance(counts, str):
         np.savez(data, fault=np.array(counts))
@@ -118,14 +124,15 @@ def write_counts(counts: Counts | str, path: str) -> None:
 
 
 def read_counts(path: str, names: tuple[str, ...]) -> Counts:
-    """Return what was counted; raises DataError where that failed or is not each image of `names` once."""
+    """Return the counts in a file; raises DataError if counting failed or the images are not exactly `names`."""
     with tf.io.gfile.GFile(path, "rb") as file:
         data = io.BytesIO(file.read())
-    with np.load(data) as found:
-        if "fault" in found:
-            raise DataError(str(found["fault"]))
-        counts = Counts(found["bands"], tuple(found["names"].tolist()), found["hits"], found["truth"],
-                        found["predicted"])
+    with np.load(data) as stored:
+        if "fault" in stored:
+            raise DataError(str(stored["fault"]))
+        counts = Counts(stored["bands"], tuple(stored["names"].tolist()), stored["hits"], stored["truth"],
+                        stored["predicted"])
     if counts.names != names:
-        raise DataError(f"{len(counts.names)} images were counted, not the {len(names)} of the split, each once")
+        raise DataError(f"{len(counts.names)} images were counted instead of the {len(names)} images of the split, "
+                        "each once")
     return counts

@@ -1,6 +1,6 @@
-"""Examples of a data set as files of records, one picture at a time: the Beam part of ingesting.
+"""Write a data set's examples to record files with Beam, one image at a time.
 
-Nothing here imports TFX, so that a worker starts quickly.
+This module does not import TFX, so that workers start quickly.
 """
 
 import json
@@ -20,18 +20,19 @@ from kseg.errors import DataError
 from kseg.images.decoding import KIND, PALETTE
 from pipeline import artifacts
 
-# Of many, an error names so many.
-NAMED = 20
-# Below the artifact, until its index is written.
+# Number of unreadable examples that an error names.
+MAX_NAMED = 20
+# Directory below the artifact for the lists of written examples, removed when the index is written.
 ROWS = ".rows"
 
 
 class WriteShard(beam.DoFn):
-    """Turns (split, shard's number, number of shards) into a file of records, and a file of what it holds, below ROWS:
+    """Beam function that writes a record file, and a list of its examples below ROWS.
 
-    for each example a line of {"split", "index", "name", "path", "offset", scalars}, or {"split", "index", "name",
-    "fault"} of one that cannot be used. No more than one picture is held. Both files take their names when they are
-    whole, so that a bundle may be run again. Yields the number of examples.
+    An element is (split, index of the shard, number of shards). The list has one JSON line for each example: {"split",
+    "index", "name", "path", "offset", scalars}, or {"split", "index", "name", "fault"} for an unreadable example. Only
+    one image is in memory at a time. Both files are renamed when they are complete, so that a bundle can be repeated.
+    Yields the number of examples.
     """
 
     def __init__(self, data: dict, uri: str):
@@ -47,7 +48,7 @@ class WriteShard(beam.DoFn):
         offset = 0
         with tf.io.TFRecordWriter(temporary) as writer, tf.io.gfile.GFile(rows, "w") as lines:
             for index in range(number * count // shards, (number + 1) * count // shards):
-                row = {"split": split_name, "index": index, "name": picture_name(split.location, split.names[index])}
+                row = {"split": split_name, "index": index, "name": relative_name(split.location, split.names[index])}
                 try:
                     record, scalars = encode_split_example(split, index, row["name"])
                 except DataError as error:
@@ -56,7 +57,7 @@ class WriteShard(beam.DoFn):
                 writer.write(record)
                 lines.write(json.dumps(row | {"path": path, "offset": offset} | scalars) + "\n")
                 offset += artifacts.record_size(record)
-                # Not beside the next one.
+                # Without this the record would stay in memory while the next one is encoded.
                 del record
         for written, final in ((temporary, path), (rows, f"{ROWS}/{split_name}-{number:05d}")):
             final = posixpath.join(self.uri, final)
@@ -65,19 +66,19 @@ class WriteShard(beam.DoFn):
         yield (number + 1) * count // shards - number * count // shards
 
 
-def picture_name(location: str, name: str) -> str:
-    """Return an example's name without the directory that the data set lies in."""
+def relative_name(location: str, name: str) -> str:
+    """Return an example's name relative to the location of its data set."""
     return name.removeprefix(location.rstrip("/") + "/")
 
 
 def encode_split_example(split: Split, index: int, name: str) -> tuple[bytes, dict]:
-    """Return one example as a record, and its scalars; raises DataError where it cannot be used."""
-    picture, label = diagnosis.decode_example(split, index)
-    height, width = picture.shape[:2]
-    # Below, it is in memory several times in its encoded form.
-    del picture
+    """Return an example as a serialized tf.Example, and its scalars; raises DataError if it is unreadable."""
+    image, label = diagnosis.decode_example(split, index)
+    height, width = image.shape[:2]
+    # The decoded image is freed, since several encoded copies of the image follow.
+    del image
     image_data, label_data = (part.numpy() for part in diagnosis.read_pair(split, index))
-    # Every reader takes a grey PNG for ids, and many a palette for colours.
+    # All readers take the values of a grayscale PNG as class ids, but many read a palette as colors.
     if label_data[KIND] == PALETTE:
         label_data = tfds_builder.png(Image.fromarray(label))
     dataset = split.dataset
@@ -89,21 +90,26 @@ def encode_split_example(split: Split, index: int, name: str) -> tuple[bytes, di
     return artifacts.encode_example(name, image_data, label_data, scalars, form), scalars
 
 
-def finish_ingest(uri: str, dataset: Dataset, rows: dict[str, list[dict]], largest_share: float) -> None:
-    """Write the index, the scalars and the list of what was left out; raises DataError where that is too much."""
+def finish_ingest(uri: str, dataset: Dataset, rows: dict[str, list[dict]], max_unreadable_fraction: float) -> None:
+    """Write the index, the scalars and the list of unreadable examples.
+
+    `rows` are the lines of WriteShard by split. Raises DataError if more than a fraction of a split is unreadable.
+    """
     faults = [{"split": split, "name": row["name"], "fault": row["fault"]}
-              for split, found in rows.items() for row in found if "fault" in row]
+              for split, split_rows in rows.items() for row in split_rows if "fault" in row]
     artifacts.write_unreadable(uri, faults)
-    for split, found in rows.items():
-        broken = [row for row in found if "fault" in row]
-        if len(broken) > largest_share * len(found) or len(broken) == len(found):
-            lines = [f"  {row['fault']}" for row in broken[:NAMED]]
-            more = [f"  and {len(broken) - NAMED} more"] if len(broken) > NAMED else []
-            raise DataError("\n".join([f"{len(broken)} of {len(found)} examples of {dataset.name} {split} cannot be "
-                                       f"used, more than {largest_share:.2%}:", *lines, *more]))
-    good = {split: [row for row in found if "fault" not in row] for split, found in rows.items()}
-    artifacts.write_artifact_index(uri, dataset, {split: [(row["offset"], row["path"], row["name"]) for row in found]
-                                                  for split, found in good.items()})
-    for split, found in good.items():
+    for split, split_rows in rows.items():
+        unreadable = [row for row in split_rows if "fault" in row]
+        if len(unreadable) > max_unreadable_fraction * len(split_rows) or len(unreadable) == len(split_rows):
+            lines = [f"  {row['fault']}" for row in unreadable[:MAX_NAMED]]
+            more = [f"  and {len(unreadable) - MAX_NAMED} more"] if len(unreadable) > MAX_NAMED else []
+            raise DataError("\n".join([
+                f"{len(unreadable)} of {len(split_rows)} examples of {dataset.name} {split} are unusable, more than "
+                f"{max_unreadable_fraction:.2%} (--largest-unreadable):", *lines, *more]))
+    readable = {split: [row for row in split_rows if "fault" not in row] for split, split_rows in rows.items()}
+    artifacts.write_artifact_index(uri, dataset, {
+        split: [(row["offset"], row["path"], row["name"]) for row in split_rows]
+        for split, split_rows in readable.items()})
+    for split, split_rows in readable.items():
         artifacts.write_scalars(uri, split, ({key: row[key] for key in (
-            "name", "height", "width", "class_pixels", "void_share")} for row in found))
+            "name", "height", "width", "class_pixels", "void_share")} for row in split_rows))

@@ -1,4 +1,4 @@
-"""In place of a container of TensorFlow Serving that TFX's InfraValidator would start: this project's server."""
+"""Run this project's server instead of TFX's InfraValidator's container of TensorFlow Serving."""
 
 import subprocess
 import sys
@@ -11,12 +11,12 @@ from tfx.components.infra_validator.model_server_runners import base_runner
 
 from tests.helpers.running import ROOT
 
-# What the executor makes its runner by.
+# Function with which the executor creates its runner, replaced by LocalServer.
 SEAM = ("tfx.components.infra_validator.executor", "_create_model_server_runner")
 
 
 class LocalServer(base_runner.BaseModelServerRunner):
-    """Serves what the container would be given, on a UNIX socket."""
+    """Server of the container's model on a UNIX socket."""
 
     def __init__(self, model_path, serving_binary, serving_spec):
         self.base, self.name = Path(model_path).parent, serving_spec.model_name
@@ -37,7 +37,7 @@ class LocalServer(base_runner.BaseModelServerRunner):
     def WaitUntilRunning(self, deadline):
         while not Path(self.directory.name, "socket").exists():
             if self.process.poll() is not None or time.time() > deadline:
-                raise error_types.JobAborted("the server has ended")
+                raise error_types.JobAborted("the server exited")
             time.sleep(0.1)
 
     def Stop(self):

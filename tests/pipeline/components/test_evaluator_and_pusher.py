@@ -1,4 +1,4 @@
-"""The evaluation's sums, the choice of the model before, and the pusher, each alone."""
+"""Test the sums of the evaluation, the resolver of the previous model, and the pusher."""
 
 import errno
 import itertools
@@ -29,51 +29,51 @@ def part(names, seed):
 def test_parts_add_up_in_any_order(order, tmp_path):
     parts = [(0, part("ab", 0)), (2, part("c", 1)), (3, part("de", 2))]
     add = counting.AddCounts()
-    first, *others = (add.add_input(add.create_accumulator(), parts[index]) for index in order)
-    found = add.extract_output(add.merge_accumulators([first, add.merge_accumulators(others)]))
-    np.testing.assert_array_equal(found.bands, sum(each.bands for _, each in parts))
-    assert found.bands.dtype == np.int64 and found.names == tuple("abcde")
-    np.testing.assert_array_equal(found.hits, np.concatenate([each.hits for _, each in parts]))
-    counting.write_counts(found, str(tmp_path / "counts.npz"))
-    again = counting.read_counts(str(tmp_path / "counts.npz"), tuple("abcde"))
-    np.testing.assert_array_equal(again.bands, found.bands)
-    with pytest.raises(DataError, match="5 images were counted, not the 6"):
+    first, *rest = (add.add_input(add.create_accumulator(), parts[index]) for index in order)
+    total = add.extract_output(add.merge_accumulators([first, add.merge_accumulators(rest)]))
+    np.testing.assert_array_equal(total.bands, sum(counts.bands for _, counts in parts))
+    assert total.bands.dtype == np.int64 and total.names == tuple("abcde")
+    np.testing.assert_array_equal(total.hits, np.concatenate([counts.hits for _, counts in parts]))
+    counting.write_counts(total, str(tmp_path / "counts.npz"))
+    stored = counting.read_counts(str(tmp_path / "counts.npz"), tuple("abcde"))
+    np.testing.assert_array_equal(stored.bands, total.bands)
+    with pytest.raises(DataError, match="^5 images .* 6 images"):
         counting.read_counts(str(tmp_path / "counts.npz"), tuple("abcdef"))
 
 
-def test_a_part_that_comes_twice_counts_once():
+def test_a_part_delivered_twice_counts_once():
     add, counts = counting.AddCounts(), part("ab", 0)
     one = add.add_input(add.create_accumulator(), (4, counts))
-    found = add.extract_output(add.merge_accumulators([one, add.add_input(one, (4, counts))]))
-    np.testing.assert_array_equal(found.bands, counts.bands)
-    assert found.names == counts.names
+    total = add.extract_output(add.merge_accumulators([one, add.add_input(one, (4, counts))]))
+    np.testing.assert_array_equal(total.bands, counts.bands)
+    assert total.names == counts.names
 
 
-def test_what_is_wrong_with_a_part_is_told(tmp_path):
+def test_the_error_of_a_part_is_raised(tmp_path):
     add = counting.AddCounts()
-    found = add.add_input(add.add_input(add.create_accumulator(), (0, part("ab", 0))), (2, "c.png is damaged"))
-    counting.write_counts(add.extract_output(found), str(tmp_path / "counts.npz"))
+    accumulator = add.add_input(add.add_input(add.create_accumulator(), (0, part("ab", 0))), (2, "c.png is damaged"))
+    counting.write_counts(add.extract_output(accumulator), str(tmp_path / "counts.npz"))
     with pytest.raises(DataError, match="c.png is damaged"):
         counting.read_counts(str(tmp_path / "counts.npz"), ("a", "b", "c"))
 
 
-def test_the_model_before(tmp_path):
+def test_last_blessed_model_before_a_candidate(tmp_path):
     models = [artifact(standard_artifacts.Model, tmp_path / f"model{number}", number) for number in (1, 2, 3)]
-    # In order of time: 1 blessed, 2 blessed, 3 refused, 1 blessed again.
+    # Chronologically, 1 and 2 are blessed, 3 is refused, and 1 is blessed again.
     blessings = [artifact(standard_artifacts.ModelBlessing, tmp_path / f"blessing{number}", number, blessed=blessed,
                           current_model_id=model)
                  for number, model, blessed in ((11, 1, 1), (12, 2, 1), (13, 3, 0), (14, 1, 1))]
 
-    def before(candidate, blessings):
-        found = resolvers.LastBlessedBefore().resolve_artifacts(
+    def resolve(candidate, blessings):
+        resolved = resolvers.LastBlessedBefore().resolve_artifacts(
             None, {"model": models, "model_blessing": blessings, "candidate": [models[candidate - 1]]})
-        return [each.id for each in (*found["model"], *found["model_blessing"])]
+        return [item.id for item in (*resolved["model"], *resolved["model_blessing"])]
 
-    assert before(3, blessings) == [1, 14]
-    assert before(3, blessings[:3]) == [2, 12]
+    assert resolve(3, blessings) == [1, 14]
+    assert resolve(3, blessings[:3]) == [2, 12]
     # The candidate is not its own predecessor.
-    assert before(1, blessings) == [2, 12]
-    assert before(1, blessings[:1]) == []
+    assert resolve(1, blessings) == [2, 12]
+    assert resolve(1, blessings[:1]) == []
 
 
 def push(tmp_path, blessed=1, infra=1, container=1, weights=""):
@@ -82,11 +82,11 @@ def push(tmp_path, blessed=1, infra=1, container=1, weights=""):
         (tmp_path / "model" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / path).write_text(path + weights)
     evaluation = artifact(standard_artifacts.ModelEvaluation, tmp_path / "evaluation", 3)
-    made = dict.fromkeys(("kseg", "git", "tensorflow", "keras", "python", "weights_sha256", "date"), "x")
+    provenance = dict.fromkeys(("kseg", "git", "tensorflow", "keras", "python", "weights_sha256", "date"), "x")
     (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps({
         "config": {"name": "a", "model": {"head": "fcn", "backbone": "resnet18"},
                    "train": {"steps": 1, "global_batch": 2}},
-        "provenance": made, "images": 4, "split": "val", "mIoU": 0.5, "aAcc": None, "mAcc": 0.25,
+        "provenance": provenance, "images": 4, "split": "val", "mIoU": 0.5, "aAcc": None, "mAcc": 0.25,
         "classes": {"sky": {"iou": 0.5, "accuracy": None, "pixels": 12345}}}))
     inputs = {
         "model": [model], "evaluation": [evaluation],
@@ -103,14 +103,14 @@ def push(tmp_path, blessed=1, infra=1, container=1, weights=""):
     return pushed
 
 
-def test_a_version_appears_whole(tmp_path):
+def test_a_version_is_pushed_atomically(tmp_path):
     (tmp_path / "serving" / pusher.STAGING / "7").mkdir(parents=True)
     pushed = push(tmp_path)
-    (place,) = (tmp_path / "serving").iterdir()
-    assert (pushed.get_string_custom_property("pushed_destination"), place.name.isdigit()) == (str(place), True)
-    assert (place / "variables" / "variables.index").read_text() == "Format-Serving/variables/variables.index"
-    card = (place / "model_card.md").read_text()
-    assert "| sky | 50.00 | - | 12,345 |" in card and "folder in `/data`: 5 examples, 1 left out" in card
+    (version,) = (tmp_path / "serving").iterdir()
+    assert pushed.get_string_custom_property("pushed_destination") == str(version) and version.name.isdigit()
+    assert (version / "variables" / "variables.index").read_text() == "Format-Serving/variables/variables.index"
+    card = (version / "model_card.md").read_text()
+    assert "| sky | 50.00 | - | 12,345 |" in card and "folder in `/data`: 5 examples, 1 " in card
 
 
 def test_the_newest_version_is_not_pushed_again(tmp_path, monkeypatch):
@@ -118,19 +118,19 @@ def test_the_newest_version_is_not_pushed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tfx_pusher.time, "time", lambda: next(seconds))
     served = tmp_path / "serving"
 
-    def version(weights):
+    def push_version(weights):
         pushed = push(tmp_path, weights=weights)
-        place = served / pushed.get_string_custom_property("pushed_version")
-        assert pushed.get_string_custom_property("pushed_destination") == str(place)
-        assert place.joinpath("model_card.md").read_text().startswith(f"# a, version {place.name}\n")
-        return place.name, pushed.get_int_custom_property("adopted")
+        version = served / pushed.get_string_custom_property("pushed_version")
+        assert pushed.get_string_custom_property("pushed_destination") == str(version)
+        assert version.joinpath("model_card.md").read_text().startswith(f"# a, version {version.name}\n")
+        return version.name, pushed.get_int_custom_property("adopted")
 
-    assert version("a") == ("100", 0)
+    assert push_version("a") == ("100", 0)
     (served / "100" / "model_card.md").write_text("")
-    assert version("a") == ("100", 1)
-    assert version("b") == ("300", 0)
-    # A server would go on with the newer one.
-    assert version("a") == ("400", 0)
+    assert push_version("a") == ("100", 1)
+    assert push_version("b") == ("300", 0)
+    # Version 100 is older than 300, so a server would keep serving 300.
+    assert push_version("a") == ("400", 0)
     assert sorted(path.name for path in served.iterdir()) == ["100", "300", "400"]
 
 
@@ -143,8 +143,8 @@ def test_versions_are_compared_by_their_files(tmp_path, missing):
     (tmp_path / "2" / "model_card.md").unlink()
     assert pusher.same_files(tmp_path / "1", tmp_path / "2") and pusher.newest_version(tmp_path) == tmp_path / "2"
     (tmp_path / "2" / missing).unlink()
-    assert not pusher.same_files(tmp_path / "1", tmp_path / \
-                                 "2") and not pusher.same_files(tmp_path / "2", tmp_path / "1")
+    assert not pusher.same_files(tmp_path / "1", tmp_path / "2")
+    assert not pusher.same_files(tmp_path / "2", tmp_path / "1")
     (tmp_path / "10").mkdir()
     (tmp_path / ".99").mkdir()
     assert pusher.newest_version(tmp_path) == tmp_path / "10"
@@ -157,14 +157,14 @@ def test_each_blessing_can_refuse(tmp_path, refused):
     assert not list(tmp_path.glob("serving/*"))
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    copied = tfx_pusher.io_utils.copy_dir
+def test_a_full_disk_leaves_no_files(tmp_path, monkeypatch):
+    copy_dir = tfx_pusher.io_utils.copy_dir
 
-    def full(source, target, *arguments, **options):
-        copied(source, target, *arguments, **options)
+    def fail_after_copy(source, target, *arguments, **options):
+        copy_dir(source, target, *arguments, **options)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tfx_pusher.io_utils, "copy_dir", full)
-    with pytest.raises(UserError, match=r"cannot push to .*serving: No space left on device"):
+    monkeypatch.setattr(tfx_pusher.io_utils, "copy_dir", fail_after_copy)
+    with pytest.raises(UserError, match=r"serving: No space left on device"):
         push(tmp_path)
     assert not list((tmp_path / "serving").iterdir())

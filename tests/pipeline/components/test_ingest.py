@@ -1,4 +1,4 @@
-"""Ingesting: what is stored is what was there, once each; what cannot be read is told."""
+"""Test ingesting: every example is stored once and unchanged, and unreadable examples are listed."""
 
 import json
 import sys
@@ -22,14 +22,14 @@ CLASSES = "0 sky #0000ff\n7 ground\n9 house\n4 ignore\n"
 
 
 @pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    # TFX reads the process's.
+def no_process_arguments(monkeypatch):
+    # TFX parses the arguments of the process.
     monkeypatch.setattr(sys, "argv", ["test"])
 
 
 @pytest.fixture
 def source(tmp_path):
-    """Five training examples of growing size, one for validation; raw values 0, 7, 9, void 4 and 255."""
+    """Write five training examples of growing size and a validation example; void is 4 and 255."""
     labels = [np.array([[0, 7, 9], [4, 255, 7]]).repeat(index + 1, 1) for index in range(5)]
     return small_sets.folder(tmp_path / "source", {"train": labels, "val": labels[:1]}, CLASSES)
 
@@ -40,29 +40,30 @@ def stored(examples_artifact, split):
     return opened.dataset, [diagnosis.decode_example(opened, index) for index in range(len(opened.names))]
 
 
-def test_kseg_reads_what_was_there(source, tmp_path):
+def test_stored_examples_equal_the_source(source, tmp_path):
     artifact = ingested(source, tmp_path / "examples")
     assert (artifact.split_names, artifact.span) == ('["train", "val"]', 3)
     assert len(list((tmp_path / "examples" / "Split-train").iterdir())) == 3
     opened = registry.open_split(source, "train")
-    before = opened.dataset
-    record, found = stored(artifact, "train")
-    assert (record.classes, record.palette, record.label_table) == (before.classes, before.palette, before.label_table)
-    assert len(found) == 5
-    for index, pair in enumerate(found):
-        for one, other in zip(pair, diagnosis.decode_example(opened, index), strict=True):
-            np.testing.assert_array_equal(one, other)
+    source_dataset = opened.dataset
+    dataset, examples = stored(artifact, "train")
+    for field in ("classes", "palette", "label_table"):
+        assert getattr(dataset, field) == getattr(source_dataset, field)
+    assert len(examples) == 5
+    for index, pair in enumerate(examples):
+        for actual, expected in zip(pair, diagnosis.decode_example(opened, index), strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
-def test_scalars_are_counted_by_hand(source, tmp_path):
+def test_scalars_equal_hand_counted_values(source, tmp_path):
     artifact = ingested(source, tmp_path / "examples")
     rows = list(artifacts.read_scalars(artifact.uri, "train"))
     assert [row["name"] for row in rows] == [f"train/images/e{index:02d}.png" for index in range(5)]
     assert [(row["height"], row["width"]) for row in rows] == [(2, 3 * (index + 1)) for index in range(5)]
-    # Of six pixels one is sky, two are ground, one is house, and two are void.
+    # Of six pixels, one is sky, two are ground, one is house, and two are void.
     assert [row["class_pixels"] for row in rows] == [[k, 2 * k, k] for k in range(1, 6)]
     assert all(row["void_share"] == pytest.approx(1 / 3) for row in rows)
-    np.testing.assert_allclose(artifacts.class_shares(artifact.uri, "train"), [0.25, 0.5, 0.25])
+    np.testing.assert_allclose(artifacts.class_fractions(artifact.uri, "train"), [0.25, 0.5, 0.25])
 
 
 def test_records_are_tf_examples(source, tmp_path):
@@ -76,12 +77,12 @@ def test_records_are_tf_examples(source, tmp_path):
     assert artifact.get_int_custom_property("images") == 6
 
 
-def test_palette_labels_become_grey(source, tmp_path):
+def test_palette_labels_become_grayscale(source, tmp_path):
     path = tmp_path / "source" / "train" / "labels" / "e01.png"
     label = np.asarray(Image.open(path))
-    picture = Image.fromarray(label, "P")
-    picture.putpalette(sum(([i, 255 - i, i // 2] for i in range(256)), []))
-    picture.save(path)
+    image = Image.fromarray(label, "P")
+    image.putpalette(sum(([i, 255 - i, i // 2] for i in range(256)), []))
+    image.save(path)
     artifact = ingested(source, tmp_path / "examples")
     np.testing.assert_array_equal(stored(artifact, "train")[1][1][1], label)
     (shard,) = (tmp_path / "examples" / "Split-train").glob("data-00000-*")
@@ -89,10 +90,10 @@ def test_palette_labels_become_grey(source, tmp_path):
     assert tf.io.decode_png(second["segmentation_mask"].bytes_list.value[0]).shape[-1] == 1
 
 
-def test_unreadable_pictures_are_left_out_and_listed(source, tmp_path):
+def test_unreadable_images_are_skipped_and_listed(source, tmp_path):
     broken = tmp_path / "source" / "train" / "images" / "e02.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    artifact = ingested(source, tmp_path / "examples", largest=0.2)
+    artifact = ingested(source, tmp_path / "examples", max_unreadable_fraction=0.2)
     assert artifact.get_int_custom_property("unreadable") == 1
     assert [pair[0][0, 0, 0] for pair in stored(artifact, "train")[1]] == [0, 1, 3, 4]
     (fault,) = json.loads((tmp_path / "examples" / "unreadable.json").read_text())
@@ -100,15 +101,15 @@ def test_unreadable_pictures_are_left_out_and_listed(source, tmp_path):
     assert str(broken) in fault["fault"] and "not a readable" in fault["fault"]
 
 
-def test_too_many_unreadable_pictures_are_an_error(source, tmp_path):
+def test_too_many_unreadable_images_are_an_error(source, tmp_path):
     label = tmp_path / "source" / "train" / "labels" / "e04.png"
     Image.fromarray(np.full((2, 15), 3, np.uint8)).save(label)
     with pytest.raises(DataError, match=r"1 of 5 examples of folder train .* more than 19.00%") as raised:
-        ingested(source, tmp_path / "examples", largest=0.19)
+        ingested(source, tmp_path / "examples", max_unreadable_fraction=0.19)
     assert f"{label}: value 3 (30 pixels) is no label value" in str(raised.value)
 
 
-def test_fingerprint_tells_a_changed_source(source, tmp_path):
+def test_fingerprint_changes_with_the_source(source, tmp_path):
     before = ingest.source_fingerprint(source, ("train", "val"))
     assert ingest.source_fingerprint(source, ("train", "val")) == before
     (tmp_path / "source" / "notes.txt").write_text("not read")
@@ -121,29 +122,30 @@ def test_fingerprint_tells_a_changed_source(source, tmp_path):
     assert ingest.source_fingerprint(source, ("train", "val")) not in (before, changed)
 
 
-def test_parts_of_a_split(source, tmp_path):
+def test_part_of_a_split(source, tmp_path):
     artifact = ingested(source, tmp_path / "examples")
     config = artifacts.artifact_config(Config(data=source), artifact.uri)
     data = artifacts.part_config(config.data, "train", 1, 4, tmp_path / "part")
     opened = registry.open_split(data, "train")
-    found = [diagnosis.decode_example(opened, index)[0][0, 0, 0] for index in range(len(opened.names))]
-    assert found == [1, 2, 3]
+    first_pixels = [diagnosis.decode_example(opened, index)[0][0, 0, 0] for index in range(len(opened.names))]
+    assert first_pixels == [1, 2, 3]
 
 
 @pytest.mark.parametrize("pattern", ["span-{SPAN}", "span-{SPAN}-of-day/data", "{SPAN}"])
-def test_the_highest_span_unless_one_is_given(pattern, tmp_path):
+def test_span_is_the_highest_number_by_default(pattern, tmp_path):
     for number in ("1", "02", "10", "x"):
         (tmp_path / pattern.replace(ingest.SPAN, number)).mkdir(parents=True)
     config = Config(data=Data(name="folder", directory=str(tmp_path / pattern)))
     for given, number, span in ((None, "10", 10), (2, "02", 2), (1, "1", 1)):
-        found, told = ingest.locate_span(config, given)
-        assert (found.data.directory, told) == (str(tmp_path / pattern.replace(ingest.SPAN, number)), span)
-    with pytest.raises(DataError, match="no span 3; there are: 1, 2, 10"):
+        located, located_span = ingest.locate_span(config, given)
+        assert located.data.directory == str(tmp_path / pattern.replace(ingest.SPAN, number))
+        assert located_span == span
+    with pytest.raises(DataError, match="no span 3; .*: 1, 2, 10"):
         ingest.locate_span(config, 3)
 
 
 def test_without_spans(tmp_path):
     config = Config(data=Data(name="folder", directory=str(tmp_path)))
     assert ingest.locate_span(config) == (config, 0)
-    with pytest.raises(ConfigError, match="holds no {SPAN}"):
+    with pytest.raises(ConfigError, match="--span 3 .*{SPAN}"):
         ingest.locate_span(config, 3)

@@ -1,4 +1,4 @@
-"""What training is told by the pipeline: where its records lie, what it starts from, and where it is continued."""
+"""Test the config and working directory that the pipeline passes to the training."""
 
 from types import SimpleNamespace
 
@@ -9,20 +9,21 @@ from kseg.errors import WorkdirError
 from pipeline.components import trainer
 
 
-class Told(Exception):
-    """In place of a training: (config, workdir)."""
+class TrainCalled(Exception):
+    """Call of the training, with its arguments (config, workdir)."""
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def train_arguments(tmp_path, monkeypatch):
+    """Return a function that runs `run_fn` and returns the training's arguments (config, workdir)."""
     def train(config, workdir, strategy):
-        raise Told(config, workdir)
+        raise TrainCalled(config, workdir)
 
     monkeypatch.setattr(trainer.trainer, "train", train)
 
     def run(*overrides, base=None, examples="1"):
         config = configs.load("encnet_shapes", ["init.backbone=resnet18", *overrides])
-        with pytest.raises(Told) as raised:
+        with pytest.raises(TrainCalled) as raised:
             trainer.run_fn(SimpleNamespace(
                 custom_config={"config": configs.to_json(config), "training": str(tmp_path / "training")},
                 train_files=[f"{tmp_path}/examples/{examples}/Split-train/*"], base_model=base))
@@ -31,24 +32,24 @@ def told(tmp_path, monkeypatch):
     return run
 
 
-def test_records_are_read(told, tmp_path):
-    config, workdir = told()
+def test_training_reads_the_records(train_arguments, tmp_path):
+    config, workdir = train_arguments()
     assert (config.data.name, config.data.directory) == ("folder", str(tmp_path / "examples" / "1"))
     assert (config.init.backbone, config.init.weights) == ("resnet18", "")
     assert workdir.parent == tmp_path / "training"
-    # A set that kseg has a form for keeps its name.
-    assert told("data.name=camvid")[0].data.name == "camvid"
+    # A data set with a prepared format keeps its name.
+    assert train_arguments("data.name=camvid")[0].data.name == "camvid"
 
 
-def test_warm_start(told, tmp_path):
+def test_warm_start(train_arguments, tmp_path):
     weights = tmp_path / "model" / "Format-TFMA" / "best.weights.h5"
     weights.parent.mkdir(parents=True)
     weights.touch()
     base = str(tmp_path / "model" / "Format-Serving")
-    config, workdir = told(base=base)
-    # The whole model starts from those; the backbone's own would only be overwritten.
+    config, workdir = train_arguments(base=base)
+    # The weights cover the whole model, so those of the backbone are not needed.
     assert (config.init.backbone, config.init.weights) == ("", str(weights))
-    assert workdir != told()[1]
+    assert workdir != train_arguments()[1]
     weights.unlink()
     with pytest.raises(WorkdirError, match="best.weights.h5"):
         trainer.run_fn(SimpleNamespace(
@@ -56,11 +57,12 @@ def test_warm_start(told, tmp_path):
             train_files=[f"{tmp_path}/examples/1/Split-train/*"], base_model=base))
 
 
-def test_the_same_training_is_found_again(told):
-    workdir = told()[1]
-    assert told()[1] == workdir
-    others = {told("train.steps=7")[1], told(examples="2")[1], told("train.seed=1")[1]}
-    assert len(others | {workdir}) == 4
+def test_same_training_has_the_same_workdir(train_arguments):
+    workdir = train_arguments()[1]
+    assert train_arguments()[1] == workdir
+    other_workdirs = {train_arguments("train.steps=7")[1], train_arguments(examples="2")[1],
+                      train_arguments("train.seed=1")[1]}
+    assert len(other_workdirs | {workdir}) == 4
 
 
 def test_buckets_are_mounted():
