@@ -1,7 +1,7 @@
-"""Measure what each stage of the input pipeline costs.
+"""Measure the cost of each stage of the input pipeline, for `python -m kseg.benchmark data`.
 
-Pipelines that are cut after each stage run one after the other, for several rounds. The cost of a stage is the
-difference to the pipeline that is cut before it.
+For each stage a pipeline that is cut after it runs; all of them take turns for several rounds. The cost of a stage is
+the difference to the pipeline that is cut before it.
 """
 
 import itertools
@@ -22,22 +22,23 @@ from kseg.errors import ConfigError
 from kseg.images.decoding import decode_label, decode_window
 from kseg.input_pipeline import augmentations, batching, kerascv_augmentations
 
-READ, LABEL, CROP, PICTURE, RESIZE, DISTORT, FINISH = STAGES = (
-    "read the bytes", "decode the label", "choose the crop", "decode the picture", "resize",
-    "flip and distort", "normalise, pad, batch")
+READ, LABEL, CROP, IMAGE, RESIZE, DISTORT, FINISH = STAGES = (
+    "read the bytes", "decode the label", "choose the crop", "decode the image", "resize",
+    "flip and distort", "normalize, pad, batch")
 
-# As many steps as any measurement may take.
+# More steps than any measurement takes.
 ENDLESS = 10 ** 6
-# Below this share of the cores' time the pipeline waits for something.
+# Below this fraction of busy cores the pipeline is considered to wait for something else.
 BUSY = 0.6
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the input pipeline.
+    """Hold the figures of one stage.
 
-    `rate` is in images/s and `cpu_seconds` an image's, both of the pipeline that is cut after it; `own_cpu_seconds` are
-    its own.
+    rate: images/s of the pipeline that is cut after the stage.
+    cpu_seconds: CPU seconds per image of that pipeline.
+    own_cpu_seconds: CPU seconds per image of the stage alone.
     """
 
     name: str
@@ -48,8 +49,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class DataFigures:
-    """What `measure_data` found: the stages in order; the process's largest resident memory, bytes, TensorFlow's and
-    that of all pipelines included; how many cores the whole pipeline kept busy, and how many there are."""
+    """Hold the results of `measure_data`.
+
+    stages: in the order of the pipeline.
+    peak_memory: largest resident memory of the process, bytes, including TensorFlow and all pipelines.
+    cores_used, cores: cores that the full pipeline kept busy, and cores of the machine.
+    """
 
     stages: tuple[Stage, ...]
     peak_memory: int
@@ -58,25 +63,35 @@ class DataFigures:
 
     @property
     def dominant(self) -> Stage:
-        """The stage that takes most of the CPU time."""
+        """The stage with the most CPU time."""
         return max(self.stages, key=lambda stage: stage.own_cpu_seconds)
 
 
 def measure_data(split: Split, config: Config, batches: int = 16, rounds: int = 5,
                  report: Callable[[str], None] = print) -> DataFigures:
-    """Measure the training pipeline of a split under a config in this process, `rounds` times `batches` batches for each stage.
+    """Measure the training pipeline in this process.
 
-    Figures are medians over the rounds; `data.service` is left aside. Raises DataError as `batching.train_batches` does,
-    and naming the file where an example cannot be read; ConfigError for less than one batch or round.
+    The figures are medians over the rounds; `data.service` is ignored.
+
+    Args:
+        split: the training split.
+        config: the config of the pipeline.
+        batches: number of batches of each stage in a round.
+        rounds: number of rounds.
+        report: receives progress lines.
+
+    Raises:
+        DataError: An example cannot be read; names the file.
+        ConfigError: `batches` or `rounds` is below 1.
     """
     for name, value in (("batches", batches), ("rounds", rounds)):
         if not 1 <= value <= ENDLESS // 2:
-            raise ConfigError(f"{name} is {value}; 1 to {ENDLESS // 2} can be measured")
+            raise ConfigError(f"{name} is {value}; it must be from 1 to {ENDLESS // 2}")
     config = replace(config, data=replace(config.data, service=""), train=replace(config.train, steps=ENDLESS))
     cut = cut_pipelines(split, config)
     wall: dict[str, list[float]] = {name: [] for name in cut}
     cpu: dict[str, list[float]] = {name: [] for name in cut}
-    # The first round brings the files into memory and compiles what is compiled.
+    # The first round is not counted: it loads the files into the page cache and compiles functions.
     for number in range(rounds + 1):
         for name, examples in cut.items():
             images = 1 if name != FINISH else config.train.global_batch
@@ -86,7 +101,7 @@ def measure_data(split: Split, config: Config, batches: int = 16, rounds: int = 
                 cpu[name].append(cpu_seconds / images)
         report(f"round {number} of {rounds}" if number else "warmed up")
     totals = {name: statistics.median(values) for name, values in cpu.items()}
-    # A stage that costs next to nothing may have been measured as less than that.
+    # A nearly free stage may have been measured with a negative cost.
     totals = dict(zip(totals, itertools.accumulate(totals.values(), max)))
     before = dict(zip(totals, [0.0, *totals.values()]))
     rates = {name: 1 / statistics.median(values) for name, values in wall.items()}
@@ -96,7 +111,10 @@ def measure_data(split: Split, config: Config, batches: int = 16, rounds: int = 
 
 
 def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
-    """Return by stage the training pipeline that ends with it, of single examples; after the last one, of batches."""
+    """Return, by stage, the training pipeline that ends with it.
+
+    Its elements are single examples; those of the last stage are batches.
+    """
     table = tf.constant(split.dataset.label_table, tf.uint8)
     extra = kerascv_augmentations.build_extra_augmentations(config.augment.extra)
     whole = batching.train_batches(split, config)
@@ -106,23 +124,23 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
         return split.read(batching.shuffled_index(position, len(split.names), config.train.seed))
 
     def augmented(position: tf.Tensor, augment: Augment, decode: Callable) -> dict:
-        picture, label = read(position)
+        encoded, label = read(position)
         label, seed, parts = decode_label(label), tf.stack([config.train.seed, tf.cast(position, tf.int32)]), []
 
-        def window(place: tuple) -> tf.Tensor:
-            # True as wherever there is no service.
-            parts.append(decode(picture, tf.shape(label), place, True))
+        def decode_part(window: tuple) -> tf.Tensor:
+            # The last argument is True as in training without a data service.
+            parts.append(decode(encoded, tf.shape(label), window, True))
             return parts[-1]
 
-        image, cropped = augmentations.augment(window, label, table, seed, augment)
-        return {PICTURE: (parts[0], cropped), RESIZE: (image, cropped), DISTORT: (extra(image, seed), cropped)}
+        image, cropped = augmentations.augment(decode_part, label, table, seed, augment)
+        return {IMAGE: (parts[0], cropped), RESIZE: (image, cropped), DISTORT: (extra(image, seed), cropped)}
 
-    # What a function computes but does not return is left out of a pipeline, but not what it asserts of a picture.
+    # tf.data prunes results that a function does not return, but not assertions about an image.
     functions = {
         READ: read,
         LABEL: lambda position: decode_label(read(position)[1]),
-        CROP: lambda position: augmented(position, plain, _no_picture)[PICTURE],
-        PICTURE: lambda position: augmented(position, plain, decode_window)[PICTURE],
+        CROP: lambda position: augmented(position, plain, _no_image)[IMAGE],
+        IMAGE: lambda position: augmented(position, plain, decode_window)[IMAGE],
         RESIZE: lambda position: augmented(position, plain, decode_window)[RESIZE],
         DISTORT: lambda position: augmented(position, config.augment, decode_window)[DISTORT]}
     positions = tf.data.Dataset.range(config.train.steps * config.train.global_batch)
@@ -131,15 +149,16 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
             for name, function in functions.items()} | {FINISH: whole}
 
 
-def _no_picture(encoded: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool) -> tf.Tensor:
-    """Return an empty picture in the place of the window that `decode_window` gives."""
+def _no_image(encoded: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool) -> tf.Tensor:
+    """Return an empty image instead of the result of `decode_window`."""
     return tf.zeros((0, 0, 3), tf.uint8)
 
 
 def _consume(split: Split, config: Config, examples: tf.data.Dataset, count: int) -> tuple[float, float]:
-    """Return the wall time and the CPU time of all threads, in seconds an element, for `count` elements of a pipeline.
+    """Return the wall time and the CPU time of all threads, in seconds per element, of `count` elements.
 
-    Half as many before them fill its buffers. Raises DataError where an example cannot be read.
+    Half as many elements are consumed first because the buffers of the pipeline may be full. Raises DataError if an
+    example cannot be read.
     """
     iterator = iter(examples)
     try:
@@ -154,28 +173,28 @@ def _consume(split: Split, config: Config, examples: tf.data.Dataset, count: int
 
 
 def _first_indices(count: int, train: Train) -> Iterator[int]:
-    """Yield the indices of `count` training examples in their order, as many as make up one epoch."""
+    """Yield the indices of the first epoch of `count` training examples in training order."""
     ordered = itertools.chain.from_iterable(batching.batch_indices(count, train, step) for step in itertools.count())
     return itertools.islice(ordered, count)
 
 
 def data_table(figures: DataFigures) -> str:
-    """Return the figures as text, one line a stage."""
+    """Format the figures as a table with one line per stage."""
     whole = figures.stages[-1].cpu_seconds
-    lines = [f"{'up to this stage':24}{'images/s':>10}{'CPU ms/image':>14}{'its own':>9}{'share':>8}"]
+    lines = [f"{'up to this stage':24}{'images/s':>10}{'CPU ms/image':>14}{'its own':>9}{'fraction':>10}"]
     lines += [f"{stage.name:24}{stage.rate:10.1f}{1000 * stage.cpu_seconds:14.2f}{1000 * stage.own_cpu_seconds:9.2f}"
-              f"{stage.own_cpu_seconds / whole:8.0%}" for stage in figures.stages]
+              f"{stage.own_cpu_seconds / whole:10.0%}" for stage in figures.stages]
     return "\n".join([*lines, f"peak memory of the process {figures.peak_memory / 2**20:.0f} MiB"])
 
 
 def input_advice(figures: DataFigures, split: Split) -> str:
-    """Return in one line which stage dominates, and what would help."""
+    """Return a sentence about the dominant stage and a possible remedy."""
     stage, whole = figures.dominant, figures.stages[-1].cpu_seconds
     line = f"{stage.name} takes {stage.own_cpu_seconds / whole:.0%} of the time; "
     if figures.cores_used < BUSY * figures.cores:
         return line + (f"only {figures.cores_used:.1f} of {figures.cores} cores are used: the pipeline waits for its "
-                       "storage, or something else takes the cores")
+                       "storage, or other processes use the cores")
     name = split.dataset.name
-    if stage.name in (LABEL, PICTURE) and name in sources.SOURCES and not split.is_pixels:
-        return line + f"`python -m kseg.data prepare {name} --fast` stores pixels, which decode at once"
-    return line + "all cores are busy: more of them help, here or, with data.service, on other hosts"
+    if stage.name in (LABEL, IMAGE) and name in sources.SOURCES and not split.is_pixels:
+        return line + f"`python -m kseg.data prepare {name} --fast` stores pixels that need no decoding"
+    return line + "all cores are busy: more cores would help, on this host or, with data.service, on others"

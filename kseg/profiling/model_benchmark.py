@@ -1,7 +1,7 @@
-"""How large a model is and how fast it is in each form it is called in, for `python -m kseg.benchmark model`.
+"""Measure the size of a model and its speed in each form of call, for `python -m kseg.benchmark model`.
 
-Every form works in a process of its own, so that its memory is its own, and only in its turn; the turns alternate, so
-that what else the machine does meets all of them.
+Each form runs in a separate process, which isolates its memory. The forms take turns in alternating order, so that
+other load on the machine affects all of them.
 """
 
 import statistics
@@ -25,9 +25,15 @@ class MeasurementError(UserError):
 
 @dataclass(frozen=True)
 class Form:
-    """One form's figures: images/s, the median over the rounds; latencies in seconds a call by percentile, over all
-    calls; seconds of the first call, with all tracing and compiling; the process's largest resident memory and, where
-    there is a GPU, the largest memory of its tensors there, bytes."""
+    """Hold the figures of one form.
+
+    rate: images/s, the median over the rounds.
+    latencies: seconds per call by percentile ("p50", ...), over all calls.
+    calls: number of calls.
+    first_call: seconds of the first call, which includes tracing and compilation.
+    peak_memory: largest resident memory of the process, bytes.
+    device_memory: largest memory of tensors on the first GPU, bytes; None without a GPU.
+    """
 
     name: str
     rate: float
@@ -40,7 +46,11 @@ class Form:
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """What `measure_model` found; `missing` says by form why it could not be measured."""
+    """Hold the results of `measure_model`.
+
+    size: (height, width) of the images.
+    missing: the error of each form that could not be measured.
+    """
 
     config: str
     size: tuple[int, int]
@@ -53,45 +63,55 @@ class ModelFigures:
 
 def measure_model(job: Job, forms: Sequence[str] = ("eager", "compiled", "exported"), rounds: int = 5,
                   seconds: float = 5.0, report: Callable[[str], None] = print) -> ModelFigures:
-    """Measure a model with random weights, `rounds` rounds in which each form works for `seconds`, or one call.
+    """Measure a model with random weights.
 
-    A picture is the network's input as it is: of config.evaluate only resize_logits counts. Layers compute in
-    config.train.precision. A form that fails is reported and left out. Raises ConfigError for sizes or numbers below 1;
-    MeasurementError where no form is left.
+    Images are fed to the network at their own size: of config.evaluate only resize_logits is used. Layers compute in
+    config.train.precision. A form that fails is reported and skipped.
+
+    Args:
+        job: the model, the size of the images and the batch.
+        forms: names of `model_forms.FORMS`.
+        rounds: number of rounds. In each one every form runs for `seconds`, at least one call.
+        seconds: duration of a form's turn.
+        report: receives progress lines.
+
+    Raises:
+        ConfigError: A size or a number is below 1.
+        MeasurementError: No form could be measured.
     """
     for name, value in (("height", job.size[0]), ("width", job.size[1]), ("batch", job.batch), ("rounds", rounds),
                         ("threads", 1 if job.threads is None else job.threads)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     job = replace(job, config=replace(job.config, evaluate=Evaluate(resize_logits=job.config.evaluate.resize_logits)))
-    workers, first, missing, done = {}, {}, {}, {}
+    workers, first_calls, missing, results = {}, {}, {}, {}
     with tempfile.TemporaryDirectory(prefix="kseg-benchmark-") as directory:
         try:
-            # They import while the model is counted.
+            # The workers import TensorFlow while the model's facts are computed.
             workers = {name: Worker(serve_form, job, directory, name) for name in forms}
-            facts = _ask_facts(job, directory)
-            report(f"counted and exported; {facts.device}")
+            facts = _compute_facts(job, directory)
+            report(f"parameters counted and model exported; {facts.device}")
             for name in forms:
                 if answer := _ask(workers, missing, name, None, report):
-                    first[name] = answer
+                    first_calls[name] = answer
                     report(f"{name}: first call {answer:.1f} s")
             for number in range(rounds):
                 for name in list(workers)[::-1 if number % 2 else 1]:
                     if answer := _ask(workers, missing, name, seconds, report):
-                        done.setdefault(name, []).append(answer)
+                        results.setdefault(name, []).append(answer)
                 report(f"round {number + 1} of {rounds}: " + ", ".join(
-                    f"{name} {_rate(done[name][-1][0], job.batch):.2f} images/s" for name in forms if name in workers))
+                    f"{name} {_rate(results[name][-1][0], job.batch):.2f} images/s"
+                    for name in forms if name in workers))
         finally:
             for worker in workers.values():
                 worker.close()
     if not workers:
         raise MeasurementError("no form could be measured: " + "; ".join(f"{key}: {missing[key]}" for key in missing))
-    return ModelFigures(job.config.name, job.size, job.batch, job.config.train.precision, facts,
-                        tuple(_form(name, first[name], done[name], job.batch) for name in forms if name in workers),
-                        missing)
+    measured = tuple(_form(name, first_calls[name], results[name], job.batch) for name in forms if name in workers)
+    return ModelFigures(job.config.name, job.size, job.batch, job.config.train.precision, facts, measured, missing)
 
 
-def _ask_facts(job: Job, directory: str) -> Facts:
+def _compute_facts(job: Job, directory: str) -> Facts:
     worker = Worker(serve_facts, job, directory)
     try:
         return worker.answer()
@@ -103,7 +123,7 @@ def _ask_facts(job: Job, directory: str) -> Facts:
 
 def _ask(workers: dict[str, Worker], missing: dict[str, str], name: str, seconds: float | None,
          report: Callable[[str], None]):
-    """Return a form's answer to `seconds`; where it fails, tell why, end it and return None."""
+    """Return a form's answer to `seconds`; if it fails, report the error, stop the worker and return None."""
     try:
         return workers[name].ask(seconds)
     except RuntimeError as error:
@@ -117,25 +137,26 @@ def _rate(calls: list[float], batch: int) -> float:
 
 
 def _form(name: str, first_call: float, rounds: list[tuple], batch: int) -> Form:
-    """Return the figures of one form's rounds, each its calls' seconds and the peaks of memory after it."""
-    calls = [seconds for done, _, _ in rounds for seconds in done]
-    latencies = {f"p{each}": float(value) for each, value in zip(PERCENTILES, np.percentile(calls, PERCENTILES))}
-    rate = statistics.median(_rate(done, batch) for done, _, _ in rounds)
+    """Summarize rounds of (seconds of the calls, peak memory, peak device memory)."""
+    calls = [seconds for durations, _, _ in rounds for seconds in durations]
+    latencies = {f"p{percentile}": float(value)
+                 for percentile, value in zip(PERCENTILES, np.percentile(calls, PERCENTILES))}
+    rate = statistics.median(_rate(durations, batch) for durations, _, _ in rounds)
     return Form(name, rate, latencies, len(calls), first_call, rounds[-1][1], rounds[-1][2])
 
 
 def model_table(figures: ModelFigures) -> str:
-    """Return the figures as text, one line a form."""
+    """Format the figures as a table with one line per form."""
     facts = figures.facts
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     height, width = figures.size
     lines = [
         f"{figures.config}, {figures.batch} x {height}x{width}, {figures.precision}; {facts.device}; {versions}",
         f"parameters     {facts.parameters:,}, of which {facts.trainable:,} trainable; "
-        f"the exported model keeps {facts.exported:,} in {facts.exported_bytes / 1e6:.1f} MB",
-        f"multiply-adds  {facts.multiply_adds:,} an image: convolutions and matrix products, each multiply-add once",
-        f"{'form':10}{'images/s':>10}" + "".join(f"{f'p{each} ms':>10}" for each in PERCENTILES)
-        + f"{'calls':>7}{'first call s':>14}{'peak MiB':>10}{'on the GPU':>12}"]
+        f"the exported model has {facts.exported:,} in {facts.exported_bytes / 1e6:.1f} MB",
+        f"multiply-adds  {facts.multiply_adds:,} per image, of convolutions and matrix products",
+        f"{'form':10}{'images/s':>10}" + "".join(f"{f'p{percentile} ms':>10}" for percentile in PERCENTILES)
+        + f"{'calls':>7}{'first call s':>14}{'peak MiB':>10}{'GPU MiB':>12}"]
     for form in figures.forms:
         on_gpu = "" if form.device_memory is None else f"{form.device_memory / 2**20:.0f}"
         lines.append(f"{form.name:10}{form.rate:10.2f}"

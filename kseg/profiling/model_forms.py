@@ -1,4 +1,4 @@
-"""The forms in which a model is called, each in a process of its own, for `python -m kseg.benchmark model`."""
+"""Call a model in several forms, each in a separate process, for `python -m kseg.benchmark model`."""
 
 import math
 import os
@@ -21,15 +21,19 @@ from kseg.exporting.signatures import Served
 from kseg.inference import prediction
 from kseg.models.macs import count_macs
 
-# From uint8 pictures (N, H, W, 3) in the host's memory to class ids (N, H, W).
+# A call takes uint8 images (N, H, W, 3) in host memory and returns class ids (N, H, W).
 Call = Callable[[np.ndarray], tf.Tensor]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured: the model of a config for so many classes, on batches of pictures of one (height, width).
+    """Describe what is measured.
 
-    `threads` are those of one operation and those that work on several; None leaves them to TensorFlow.
+    config: the config of the model.
+    classes: number of classes.
+    size: (height, width) of the images.
+    batch: images per call.
+    threads: number of threads within an operation and between operations; None leaves the choice to TensorFlow.
     """
 
     config: Config
@@ -41,8 +45,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Facts:
-    """What does not depend on the form: numbers of weights, of which the exported model keeps `exported` in a file
-    of so many bytes; multiply-adds of one picture, each counted once; what it runs on and with."""
+    """Hold the figures that do not depend on the form.
+
+    parameters: number of weights.
+    trainable: number of trainable weights.
+    exported: number of weights of the exported model.
+    exported_bytes: size of the exported model.
+    multiply_adds: multiply-adds of one image.
+    device: name of the processor or GPU.
+    versions: versions of the libraries by name.
+    """
 
     parameters: int
     trainable: int
@@ -54,17 +66,17 @@ class Facts:
 
 
 def build_job_model(job: Job) -> keras.Model:
-    """Return the job's model with random weights."""
+    """Build the model of a job with random weights."""
     return models.build(job.config.model, job.classes, precision=job.config.train.precision)
 
 
-def _main(model: keras.Model) -> keras.Model:
-    """Return a model of the main head alone; called eagerly, the whole one would compute what serves the loss, too."""
+def _main_head(model: keras.Model) -> keras.Model:
+    """Return a model of the main head alone; eager calls of the full model would compute the auxiliary head too."""
     return keras.Model(model.input, {"main": model.output["main"]})
 
 
-def _ids(job: Job, network: Callable) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a function from pictures to ids through a network as `_main` returns it."""
+def _predictor(job: Job, network: Callable) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a function from images to class ids."""
 
     def predict(images: tf.Tensor) -> tf.Tensor:
         size = tf.shape(images)
@@ -74,35 +86,35 @@ def _ids(job: Job, network: Callable) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _eager(job: Job, directory: str) -> Call:
-    predict = _ids(job, _main(build_job_model(job)))
+    predict = _predictor(job, _main_head(build_job_model(job)))
     return lambda images: predict(tf.constant(images))
 
 
 def _compiled(job: Job, directory: str) -> Call:
-    return _traced(job, _main(build_job_model(job)))
+    return _traced(job, _main_head(build_job_model(job)))
 
 
 def _xla(job: Job, directory: str) -> Call:
-    model = _main(build_job_model(job))
-    # The network alone: XLA compiles no stripes of rows whose number is found while it runs.
+    model = _main_head(build_job_model(job))
+    # XLA compiles the network alone: the number of row tiles of the prediction is known only at run time.
     return _traced(job, tf.function(lambda inputs, training: model(inputs, training=training), jit_compile=True))
 
 
 def _traced(job: Job, network: Callable) -> Call:
     spec = tf.TensorSpec((job.batch, *job.size, 3), tf.uint8)
-    return tf.function(_ids(job, network), input_signature=[spec])
+    return tf.function(_predictor(job, network), input_signature=[spec])
 
 
 def _exported(job: Job, directory: str) -> Call:
-    answer = tf.saved_model.load(directory).signatures["predict_tensor"]
-    return lambda images: answer(image=tf.constant(images))["class_map"]
+    signature = tf.saved_model.load(directory).signatures["predict_tensor"]
+    return lambda images: signature(image=tf.constant(images))["class_map"]
 
 
 FORMS = {"eager": _eager, "compiled": _compiled, "XLA": _xla, "exported": _exported}
 
 
 def export_form(job: Job, model: keras.Model, directory: str) -> int:
-    """Save the model as kseg.export does, and return how many weights are left of it."""
+    """Export the model into a directory and return the number of its weights."""
     options = job.config.export
     network = export_network(model, job.config.model, options.precision, options.device)
     served = Served(network, prediction.protocol_of(job.config), job.size, options.max_pixels, options.all_scores)
@@ -111,7 +123,7 @@ def export_form(job: Job, model: keras.Model, directory: str) -> int:
 
 
 def model_facts(job: Job, directory: str) -> Facts:
-    """Return what does not depend on the form, and leave the exported model in the directory."""
+    """Compute the facts of a model and export it into a directory."""
     model = build_job_model(job)
     exported = export_form(job, model, directory)
     return Facts(
@@ -122,11 +134,11 @@ def model_facts(job: Job, directory: str) -> Facts:
 
 
 def device_name(threads: int | None = None) -> str:
-    """Return what the model runs on: the GPU's name, or the processor's with the number of threads."""
+    """Return the name of the GPU, or that of the processor and the number of threads."""
     if tf.config.list_physical_devices("GPU"):
         return devices.device_line()
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    # Not every architecture names its processors.
+    # Some architectures have no model name in cpuinfo.
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or ["processor"]
     return f"{names[0]}, {threads or len(os.sched_getaffinity(0))} threads"
 
@@ -136,33 +148,36 @@ def _prepare_process(job: Job) -> None:
     if job.threads:
         tf.config.threading.set_inter_op_parallelism_threads(job.threads)
         tf.config.threading.set_intra_op_parallelism_threads(job.threads)
-    # Several processes share the first of them.
+    # The processes of all forms share the first GPU.
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def serve_facts(connection: Connection, job: Job, directory: str) -> None:
-    """Be the process that answers with the model's facts once, or with the text of an error."""
+    """Send the facts of the model, or the text of an error; the main function of a worker process."""
     try:
         _prepare_process(job)
         connection.send(model_facts(job, directory))
-    # Whatever it was, the process that waits for the answer tells it.
+    # The parent process reports errors of any type.
     except Exception as error:
         connection.send(error_line(error))
 
 
 def serve_form(connection: Connection, job: Job, directory: str, name: str) -> None:
-    """Be the process of one form, which answers what it is sent: None with the seconds of the first call, and then a
-    number of seconds with a round of so many: the seconds of each call, and the peaks of memory. Or with the text of an
-    error."""
+    """Run the rounds of one form; the main function of a worker process.
+
+    It answers the message None with the seconds of the first call, and every further message, a number of seconds, with
+    the results of a round of that duration: (seconds of each call, peak memory, peak device memory). Instead of an
+    answer it sends the text of an error.
+    """
     try:
-        # Until the first message it has done no more than import what it needs, which nobody measures.
+        # Nothing but imports happens before the first message.
         connection.recv()
         _prepare_process(job)
         call = FORMS[name](job, directory)
         images = np.random.default_rng(0).integers(0, 256, (job.batch, *job.size, 3), np.uint8)
         connection.send(_timed(call, images))
-        # The first call of all has optimised nothing yet.
+        # The second call is not measured either: TensorFlow still optimizes the graph in it.
         _timed(call, images)
         while True:
             end, calls = connection.recv() + time.perf_counter(), []
@@ -171,29 +186,31 @@ def serve_form(connection: Connection, job: Job, directory: str, name: str) -> N
             connection.send((calls, *_peak_memory()))
     except EOFError:
         return
-    # Whatever it was, the process that waits for the answer tells it.
+    # The parent process reports errors of any type.
     except Exception as error:
         connection.send(error_line(error))
 
 
 def error_line(error: Exception) -> str:
-    """Return an error's type and the line of its message that says most: TensorFlow puts where it happened before it,
-    and what else may help after it."""
+    """Return the type of an error and the most informative line of its message.
+
+    TensorFlow's messages have a traceback before that line and hints after it.
+    """
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Hint:", "[["))]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 
 def _timed(call: Call, images: np.ndarray) -> float:
-    """Return the seconds of one call, until the ids are in the host's memory."""
+    """Return the seconds of one call until the class ids are in host memory."""
     begin = time.perf_counter()
     call(images).numpy()
     return time.perf_counter() - begin
 
 
 def _peak_memory() -> tuple[int, int | None]:
-    """Return the most bytes this process has had resident, and on the first GPU."""
-    # Not getrusage's, which begins with what the process had that started this one.
+    """Return the peak resident memory of this process and, with a GPU, the peak memory on the first one; bytes."""
+    # The peak of getrusage would include the memory of the parent process at the fork.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024
     if not tf.config.list_physical_devices("GPU"):

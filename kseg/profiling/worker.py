@@ -37,8 +37,8 @@ class Worker:
             answer = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-            hint = ": most often too little memory" if self.process.exitcode == -signal.SIGKILL else ""
-            raise RuntimeError(f"its process ended with status {self.process.exitcode}{hint}") from None
+            hint = ", usually because of too little memory" if self.process.exitcode == -signal.SIGKILL else ""
+            raise RuntimeError(f"its process exited with status {self.process.exitcode}{hint}") from None
         if isinstance(answer, str):
             raise RuntimeError(answer)
         return answer
