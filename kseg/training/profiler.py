@@ -17,7 +17,7 @@ class Profile:
     """
 
     def __init__(self, profiled: tuple[int, int] | None, workdir: Path | None, report: Callable[[str], None] = print):
-        """Record the steps `profiled`, as `parse_step_range` returns them; nothing if it or `workdir` is None."""
+        """Record the steps (first, last), counted from 1, or nothing if `profiled` or `workdir` is None."""
         self.report = report
         self.directory = workdir / "tensorboard" if workdir else None
         # The numbers of steps taken when recording starts and when it stops.
