@@ -80,7 +80,9 @@ def root_cause(error: BaseException) -> str:
     """Return the message of the first error in a chain; the others may quote a whole request."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)[:MAX_REASON_LENGTH]
+    if isinstance(error, grpc.RpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error)[:MAX_REASON_LENGTH]
 
 
 class Executor(executor.Executor):

@@ -30,7 +30,8 @@ class Model(tf.Module):
         parsed = tf.io.parse_example(examples, {"image/encoded": tf.io.FixedLenFeature((), tf.string)})
         widths = tf.map_fn(lambda data: tf.shape(tf.io.decode_png(data))[1], parsed["image/encoded"],
                            fn_output_signature=tf.int32)
-        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(widths <= self.max_width), ["too wide", widths])]):
+        check = tf.debugging.Assert(tf.reduce_all(widths <= self.max_width), ["too wide", widths])
+        with tf.control_dependencies([check]):
             return {"widths": tf.identity(widths)}
 
 
