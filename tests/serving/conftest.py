@@ -71,7 +71,7 @@ def open_page():
 
 @pytest.fixture(scope="module")
 def answers():
-    """The stand-in for REST, whose answers a test chooses."""
+    """Fake of :predict, whose responses a test chooses."""
     from tests.helpers import page_servers
 
     return page_servers.Answers(None)
@@ -86,7 +86,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(models, answers):
-    """The port of a page over the models."""
+    """Port of a server of the page over `models`."""
     from tests.helpers import page_servers
 
     with page_servers.serving(models, answers) as port:
@@ -95,7 +95,7 @@ def port(models, answers):
 
 @pytest.fixture
 def shown(open_page, port, answers):
-    """Gives an open page at 1280 x 900; the answers are IDS until a test chooses others."""
+    """Open the page at 1280 x 900; the responses are IDS until a test chooses others."""
     from tests.helpers import page_actions, page_servers
 
     answers.choose, answers.requests = lambda *request: page_servers.png_of(page_servers.IDS), []

@@ -1,7 +1,6 @@
 """Run the client against the real server over gRPC and REST: ids, overlays, errors."""
 
 import contextlib
-import doctest
 import io
 import json
 import shutil
@@ -30,10 +29,8 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("small")
     small_servables.segmentation(base, 1)
     config = base / "models.config"
-    config.write_text(f"""model_config_list {{
-        config {{ name: "small" base_path: "{base}" model_platform: "tensorflow"
-                  version_labels {{ key: "stable" value: 1 }} }}
-        config {{ name: "default" base_path: "{base}" model_platform: "tensorflow" }} }}""")
+    config.write_text(f"""model_config_list {{ config {{ name: "small" base_path: "{base}" model_platform: "tensorflow"
+                          version_labels {{ key: "stable" value: 1 }} }} }}""")
     with running(replace(QUICK, rest_api_port=-1, model_config_file=str(config),
                          allow_version_labels_for_unavailable_models=True)) as running_server:
         yield running_server
@@ -121,12 +118,6 @@ def test_exit_status_is_0_without_failures(server, tmp_path, rest):
     saved(tmp_path / "in/a.png", noise((5, 7)))
     assert command.main(arguments(server, rest, tmp_path / "in/*.png", "--out", tmp_path)) == 0
     assert np.array_equal(ids_in(tmp_path / "ids/a.png"), small_servables.ids_of(noise((5, 7))))
-
-
-def test_example_in_the_docstring_runs(server):
-    names = {"Client": client.Client, "address": f"127.0.0.1:{server.grpc_port}", "image_bytes": png(noise((5, 7)))}
-    (example,) = doctest.DocTestFinder(recurse=False).find(client.Client, "Client", globs=names)
-    assert doctest.DocTestRunner().run(example) == (0, 4)
 
 
 @TRANSPORTS
