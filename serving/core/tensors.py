@@ -49,8 +49,8 @@ def to_array(tensor: tensor_pb2.TensorProto) -> np.ndarray:
         if len(content) != count * dtype.size:
             raise ValueError("the length of tensor_content does not match the shape")
         return np.frombuffer(content, dtype.as_numpy_dtype).reshape(shape)
-    given = getattr(tensor, tensor.DESCRIPTOR.fields_by_number[FIELDS[dtype.name][0]].name)
-    if len(given) < count and count * dtype.size > MAX_REPEATED_BYTES:
+    values = getattr(tensor, tensor.DESCRIPTOR.fields_by_number[FIELDS[dtype.name][0]].name)
+    if len(values) < count and count * dtype.size > MAX_REPEATED_BYTES:
         raise ValueError(f"the repeated values exceed {MAX_REPEATED_BYTES} bytes")
     return _parse(tensor, dtype)
 
