@@ -1,11 +1,11 @@
-"""Evaluation at original resolution: every image of a split, one confusion matrix, and a report to look at.
+"""Evaluate a model on every image of a split at original resolution, and write a report.
 
     python -m kseg.evaluate --workdir runs/camvid --split test --out runs/camvid/test
     python -m kseg.evaluate --config encnet_camvid --weights FILE --split test
 
-It uses all GPUs of a host, and all hosts that TF_CONFIG lists: run the same command on each host.
+The command uses all GPUs of a host, and all hosts that TF_CONFIG lists: run it on each of them.
 
-From Python, `evaluate.evaluate` is kseg.evaluation.evaluator.evaluate, imported at its first use.
+From Python, `evaluate.evaluate` is kseg.evaluation.evaluator.evaluate, imported on first use.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from kseg.system import quiet_start
 
 
 def __getattr__(name: str) -> Callable:
-    """Import the evaluation function when it is used (PEP 562), because it takes TensorFlow seconds to load."""
+    """Import the evaluation function on first use (PEP 562), because TensorFlow takes seconds to import."""
     if name != "evaluate":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     quiet_start.import_tensorflow()
@@ -29,14 +29,14 @@ def __getattr__(name: str) -> Callable:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.evaluate", description=__doc__.splitlines()[0])
     cli.add_model_arguments(parser)
-    parser.add_argument("--split", help="which split to evaluate (default: the config's data.val_split)")
+    parser.add_argument("--split", help="split to evaluate (default: data.val_split of the config)")
     parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where to write report.html, metrics.json, per_image.csv, confusion.npy and "
-                             "predictions.png (default with --workdir: WORKDIR/SPLIT)")
+                        help="directory for report.html, metrics.json, per_image.csv, confusion.npy and "
+                             "predictions.png (default with --workdir: WORKDIR/SPLIT; otherwise none are written)")
     parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
-                        help="without a GPU: split the CPU into N virtual devices (default 1)")
+                        help="number of virtual devices to split the CPU into, on a host without GPUs (default: 1)")
     values = parser.parse_args(arguments)
-    # Wrong arguments are reported before TensorFlow is imported and before this host waits for the others.
+    # Invalid arguments are reported before TensorFlow is imported and before this host waits for the others.
     cli.model_config(values)
     quiet_start.import_tensorflow()
     from kseg.datasets import registry

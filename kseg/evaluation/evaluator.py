@@ -1,4 +1,4 @@
-"""Evaluate a model on a split: count, summarize, pick images to show, and write the results."""
+"""Evaluate a model on a split: count its pixels, compute the scores, and write results and report."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,35 +20,46 @@ from kseg.inference import trained_model
 from kseg.inference.prediction import predictor, protocol_of
 from kseg.system.progress import Progress
 
-PICTURES = 6
-# Of the report: so many of the worst images, and as many around the median.
+# Number of images in predictions.png.
+PREVIEW_IMAGES = 6
+# Number of images in each group of the report: the worst ones, and those around the median.
 SAMPLES = 12
 
 
 def sample_rows(predict: Callable[[np.ndarray], np.ndarray], split: Split, palette: Sequence[tuple[int, int, int]],
                 count: int) -> list[list[np.ndarray]]:
-    """Return [image, truth, prediction] as uint8 (H, W, 3) for `count` images spread evenly over a split."""
+    """Draw image, ground truth and prediction of images spread evenly over a split.
+
+    Args:
+        predict: Function from an image, uint8 (H, W, 3), to class ids, uint8 (H, W).
+        split: The split.
+        palette: RGB color of each class.
+        count: Number of images.
+
+    Returns:
+        [image, ground truth, prediction] of each image, uint8 (H, W, 3).
+    """
     total = len(split.names)
     rows = []
     for index in np.linspace(0, total - 1, min(count, total)).astype(int):
-        image, truth, ids = predict_example(predict, split, int(index))
-        rows.append([image, drawing.colorize(truth, palette), drawing.colorize(ids, palette)])
+        image, label, prediction = predict_example(predict, split, int(index))
+        rows.append([image, drawing.colorize(label, palette), drawing.colorize(prediction, palette)])
     return rows
 
 
 def predict_example(predict: Callable[[np.ndarray], np.ndarray], split: Split,
                     index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the image (H, W, 3), true ids (H, W) and predicted ids (H, W) of an example, all uint8."""
+    """Return the image (H, W, 3), label (H, W) and prediction (H, W) of an example, all uint8."""
     image, raw = diagnosis.decode_example(split, index)
     return image, np.array(split.dataset.label_table, np.uint8)[raw], predict(image)
 
 
 def choose_samples(counts: Counts) -> list[tuple[str, int]]:
-    """Return ("worst", index) of the images of the lowest mIoU, and ("typical", index) of those in the middle."""
+    """Return ("worst", index) of the images with the lowest mIoU and ("typical", index) of those around the median."""
     mious = results.image_mious(counts)
     order = [index for index in results.worst_first(counts) if not np.isnan(mious[index])]
     worst, rest = order[:SAMPLES], order[SAMPLES:]
-    # In the middle of all, as far as the worst ones leave it.
+    # Centered on the median of all images, but shifted where that would overlap the worst ones.
     first = max(0, min((len(order) - SAMPLES) // 2 - len(worst), len(rest) - SAMPLES))
     return [("worst", index) for index in worst] + [("typical", index) for index in rest[first:first + SAMPLES]]
 
@@ -56,19 +67,43 @@ def choose_samples(counts: Counts) -> list[tuple[str, int]]:
 def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split, out: Path | None = None,
              report: Callable[[str], None] = print, strategy: tf.distribute.Strategy | None = None,
              weights: Path | None = None) -> dict:
-    """Return `results.summary` of a split, with timing and provenance.
+    """Evaluate a model on a split at original resolution.
 
-    Images are shared by the replicas of `strategy`, under whose scope the model was built; by default there is one.
-    `weights` is the file that the model's come from, for the record. Writes what kseg.evaluation.results and kseg.evaluation.html_report tell,
-    and predictions.png (image, truth, prediction), to `out`. Raises DataError where an example cannot be read,
-    WeightsError where scores are not finite, WorkdirError where `out` cannot be written.
+    Args:
+        model: A model built under the scope of `strategy`.
+        config: The config of the model; its section `evaluate` is the protocol.
+        dataset: The data set that the model was trained on.
+        split: The split, of a data set with the same classes.
+        out: Directory for predictions.png, report.html and the files of kseg.evaluation.results, written by the chief.
+        report: Function that prints progress and results.
+        strategy: Its replicas share the images; a single replica by default.
+        weights: The file that the weights come from, recorded in the provenance.
+
+    Returns:
+        The content of metrics.json, with nan for undefined scores: the scores of `metrics.summarize` with the boundary
+        mIoU, the published scores, timing, provenance and config.
+
+    Raises:
+        DataError: An image or label cannot be read, is too large, or has pixels outside the classes.
+        WeightsError: The model's scores are not finite.
+        WorkdirError: `out` cannot be written, or the classes of `dataset` and `split` differ.
+
+    Example:
+        >>> from kseg.datasets import registry
+        >>> from kseg.evaluation.evaluator import evaluate
+        >>> from kseg.inference import trained_model
+        >>> model, config, dataset = trained_model.load_trained(workdir, overrides=[f"data.directory={data}"])
+        >>> split = registry.open_split(config.data, "val")
+        >>> results = evaluate(model, config, dataset, split, report=lambda line: None)
+        >>> results["images"], results["pixels"] > 0, 0 <= results["mIoU"] <= 1
+        (16, True, True)
     """
     trained_model.require_same_classes(dataset, split.dataset, "the model")
     strategy = strategy or tf.distribute.get_strategy()
     names = split.names
     writes = out is not None and hosts.is_chief(strategy)
     if writes:
-        # Now, and not when all is counted.
+        # An unwritable directory is reported before hours of counting.
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,53 +112,54 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
     counter = Counter(model, protocol_of(config), len(dataset.classes), strategy)
     counts = counter.count(split, Progress(len(names), "images", report))
     seconds = time.monotonic() - started
-    found = results.summarize_split(counts, config, dataset, split.name) | {
+    summary = results.summarize_split(counts, config, dataset.classes, split.name) | {
         "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
                    "devices": devices.devices_line(strategy)},
-        "provenance": results.provenance(config, dataset, weights)}
-    report(metrics.class_table(found))
-    report(_against_published(found))
+        "provenance": results.provenance(dataset.name, config.data.directory, weights)}
+    report(metrics.class_table(summary))
+    report(_headline(summary))
     report(f"{len(counts.names)} of {len(names)} images of {dataset.name} {split.name} in {seconds:.0f} s "
            f"on {devices.devices_line(strategy)}")
     if writes:
         try:
-            results.write_results(out, found, counts, dataset.classes)
+            results.write_results(out, summary, counts, dataset.classes)
         except OSError as error:
             raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
-        _draw(predictor(model, protocol_of(config)), dataset, split, counts, found, out, report)
-    return found
+        _draw(predictor(model, protocol_of(config)), dataset, split, counts, summary, out, report)
+    return summary
 
 
-def _against_published(found: dict) -> str:
-    """Return the boundary mIoU's line, and beside the mIoU what was published for the variant."""
-    line = f"boundary mIoU {100 * found['boundary_mIoU']:.2f} within {found['boundary']['width']:.1%} of the diagonal"
-    target = found["published"]
-    if not target:
+def _headline(summary: dict) -> str:
+    """State the boundary mIoU and, if one was published for the protocol, the published mIoU."""
+    line = (f"boundary mIoU {100 * summary['boundary_mIoU']:.2f} within {summary['boundary']['width']:.1%} "
+            "of the diagonal")
+    published = summary["published"]
+    if not published:
         return line
-    settings = found["config"]["evaluate"]
-    multiple = bool(settings["scales"]) or settings["flip"]
-    goal = target["mIoU_tta"] if multiple else target["mIoU"]
-    if goal is None:
+    protocol = summary["config"]["evaluate"]
+    averaged = bool(protocol["scales"]) or protocol["flip"]
+    miou = published["mIoU_tta"] if averaged else published["mIoU"]
+    if miou is None:
         return line
-    return line + (f"\npublished mIoU of {target['config']} ({target['source']}"
-                   f"{', several scales and flip' if multiple else ''}): {100 * goal:.2f}, "
-                   f"here {100 * (found['mIoU'] - goal):+.2f}")
+    return line + (f"\npublished mIoU of {published['config']} ({published['source']}"
+                   f"{', multiple scales and flip' if averaged else ''}): {100 * miou:.2f}, "
+                   f"difference {100 * (summary['mIoU'] - miou):+.2f}")
 
 
-def _draw(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts, found: dict,
+def _draw(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts, summary: dict,
           out: Path, report: Callable[[str], None]) -> None:
-    """Write predictions.png and report.html."""
+    """Write predictions.png and report.html to `out`."""
     report("drawing the report")
-    rows = sample_rows(predict, split, dataset.palette, PICTURES)
-    image_files.save_image(drawing.grid(rows, ("image", "truth", "prediction")), out / "predictions.png")
-    write_evaluation_report(predict, dataset, split, counts, found, out)
+    rows = sample_rows(predict, split, dataset.palette, PREVIEW_IMAGES)
+    image_files.save_image(drawing.grid(rows, ("image", "ground truth", "prediction")), out / "predictions.png")
+    write_evaluation_report(predict, dataset, split, counts, summary, out)
     report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")
 
 
 def write_evaluation_report(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts,
-                            found: dict, out: Path) -> None:
-    """Write report.html of an evaluation into `out`."""
+                            summary: dict, out: Path) -> None:
+    """Write report.html to `out`."""
     names, mious = results.image_names(counts), results.image_mious(counts)
     samples = [html_report.Sample(names[index], *predict_example(predict, split, index), float(mious[index]), group)
                for group, index in choose_samples(counts)]
-    html_report.write_report(out / "report.html", found, counts.matrix, samples, dataset.classes, dataset.palette)
+    html_report.write_report(out / "report.html", summary, counts.matrix, samples, dataset.classes, dataset.palette)

@@ -35,7 +35,6 @@ from kseg.evaluation import metrics
 from kseg.system import atomic_files
 
 if TYPE_CHECKING:
-    from kseg.datasets.registry import Dataset
     from kseg.evaluation.counter import Counts
 
 # Scores that were written as decimals and read back differ by less than this.
@@ -61,17 +60,17 @@ class Evaluation(NamedTuple):
     predicted: np.ndarray
 
 
-def summarize_split(counts: "Counts", config: Config, dataset: "Dataset", split: str) -> dict:
-    """Compute the scores of a split, beside the published ones and the config."""
-    boundary = metrics.boundary_summary(counts.bands, dataset.classes)
+def summarize_split(counts: "Counts", config: Config, classes: tuple[str, ...], split: str) -> dict:
+    """Compute the scores of a split, and add the published ones and the config."""
+    boundary = metrics.boundary_summary(counts.bands, classes)
     headline = boundary["mIoU"][boundary["widths"].index(boundary["width"])]
-    return {"split": split, "images": len(counts.names), **metrics.summarize(counts.matrix, dataset.classes),
+    return {"split": split, "images": len(counts.names), **metrics.summarize(counts.matrix, classes),
             "boundary_mIoU": headline, "boundary": boundary, "published": zoo.published(config, split),
             "config": configs.to_dict(config)}
 
 
-def provenance(config: Config, dataset: "Dataset", weights: Path | None) -> dict:
-    """Return the versions, command, weights and data that a result depends on, and the current time."""
+def provenance(dataset: str, directory: str, weights: Path | None) -> dict:
+    """Return the versions, the command, the weights and the data that a result depends on, and the current time."""
     digest = None
     if weights:
         with weights.open("rb") as file:
@@ -79,8 +78,8 @@ def provenance(config: Config, dataset: "Dataset", weights: Path | None) -> dict
     return {"kseg": kseg.__version__, "git": _revision(), "tensorflow": importlib.metadata.version("tensorflow"),
             "keras": importlib.metadata.version("keras"), "python": platform.python_version(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": shlex.join(sys.orig_argv),
-            "weights": str(weights) if weights else None, "weights_sha256": digest, "dataset": dataset.name,
-            "directory": config.data.directory}
+            "weights": str(weights) if weights else None, "weights_sha256": digest, "dataset": dataset,
+            "directory": directory}
 
 
 def _revision() -> str | None:

@@ -71,10 +71,11 @@ def next_version(out: Path) -> int:
 
 def write_assets(directory: Path, config: Config, dataset: Dataset, weights: Path | None) -> list[Path]:
     """Write the files that travel with the model, and return their paths."""
+    provenance = results.provenance(dataset.name, config.data.directory, weights)
     contents = {
         "classes.json": json.dumps({"classes": dataset.classes, "palette": dataset.palette}, indent=1) + "\n",
         "config.json": configs.to_json(config),
-        "provenance.json": json.dumps(results.provenance(config, dataset, weights), indent=1) + "\n"}
+        "provenance.json": json.dumps(provenance, indent=1) + "\n"}
     for name, text in contents.items():
         (directory / name).write_text(text, encoding="utf-8")
     return [directory / name for name in contents]

@@ -54,10 +54,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         if baseline and not old:
             old = metrics.summarize(read_counts(str(out / "old.npz"), names).matrix, dataset.classes)
         weights = trained_model.best_weights(trained_directory(candidate.uri))
-        new = results.summarize_split(counts, config, dataset, split) | {
+        new = results.summarize_split(counts, config, dataset.classes, split) | {
             "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
                        "devices": f"Beam: {self._beam_pipeline_args[0].removeprefix('--runner=')}"},
-            "provenance": results.provenance(config, dataset, weights)}
+            "provenance": results.provenance(dataset.name, config.data.directory, weights)}
         results.write_results(out, new, counts, dataset.classes)
         evaluator.write_evaluation_report(predictor(counter.model, protocol_of(config)), dataset, opened, counts, new,
                                           out)

@@ -1,11 +1,9 @@
-"""Counting splits: what a plain loop over pixels counts, on any number of replicas and hosts; faults are named."""
+"""Counting a split: against a plain loop over pixels, on several replicas and hosts, and errors that name the image."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kseg.config.sections import Evaluate
+from kseg.distributed.launcher import free_ports
 from kseg.errors import DataError, WeightsError
 from kseg.evaluation import counter
 from kseg.evaluation.counter import Counter
@@ -34,119 +33,106 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain(directory):
-    """For each setting what a plain loop over pixels counts."""
+def slow_counts(directory):
+    """The counts of a plain loop over pixels for each setting."""
     images, labels = ([np.array(Image.open(path)) for path in sorted((directory / "val" / part).iterdir())]
                       for part in ("images", "labels"))
-    return {name: counted_images.slow_tables(counted_images.config(directory, evaluate), images, labels)
+    return {name: counted_images.slow_counts(counted_images.config(directory, evaluate), images, labels)
             for name, evaluate in counted_images.SETTINGS.items()}
 
 
-def require_equal(found, expected):
-    matrix, hits, truth, predicted = expected
-    assert found["bands"].dtype == np.int64
-    assert (found["bands"].sum(0) == matrix).all()
-    for name, table in (("hits", hits), ("truth", truth), ("predicted", predicted)):
-        assert (found[name] == table).all()
-    assert (found["truth"][2] == 0).all()
-    assert len(set(np.diag(matrix))) > 1 and found["bands"][:-1].sum() > 0
+def require_equal(counts, expected):
+    matrix, hits, labels, predictions = expected
+    assert counts["bands"].dtype == np.int64
+    assert (counts["bands"].sum(0) == matrix).all()
+    for name, table in (("hits", hits), ("truth", labels), ("predicted", predictions)):
+        assert (counts[name] == table).all()
+    assert (counts["truth"][2] == 0).all()
+    assert len(set(np.diag(matrix))) > 1 and counts["bands"][:-1].sum() > 0
 
 
 def count(settings, model=None):
     """Return the counts of the validation split on one device."""
     model = model or counted_images.model(settings)
-    counter = Counter(model, protocol_of(settings), counted_images.CLASSES, tf.distribute.get_strategy())
-    return counter.count(val_split(settings))
+    strategy = tf.distribute.get_strategy()
+    return Counter(model, protocol_of(settings), counted_images.CLASSES, strategy).count(val_split(settings))
 
 
-def counted(directory, name):
+def count_with(directory, name):
     return count(counted_images.config(directory, counted_images.SETTINGS[name]))
 
 
 @pytest.mark.parametrize("name", counted_images.SETTINGS)
-def test_one_device_counts_what_a_plain_loop_does(directory, plain, name):
-    require_equal(counted(directory, name)._asdict(), plain[name])
+def test_one_device_counts_like_a_plain_loop(directory, slow_counts, name):
+    require_equal(count_with(directory, name)._asdict(), slow_counts[name])
+
+
+def require_same_as_one_device(path, replicas, directory, name, slow_counts):
+    counts, expected = np.load(path), count_with(directory, name)
+    assert counts["replicas"] == replicas
+    assert (counts["bands"] == expected.bands).all() and (counts["hits"] == expected.hits).all()
+    require_equal(counts, slow_counts[name])
 
 
 def environment(**more):
     return os.environ | {"PYTHONPATH": str(ROOT)} | more
 
 
-def test_replicas_count_the_same_bits(directory, plain, tmp_path):
-    # Three do not divide the seven images: two of them have none in the last round.
-    subprocess.run([sys.executable, *SCRIPT, directory, "3", "windows", tmp_path / "found.npz"], check=True,
+def test_replicas_count_the_same_bits(directory, slow_counts, tmp_path):
+    # Three replicas do not divide the seven images: two of them have no image in the last round.
+    subprocess.run([sys.executable, *SCRIPT, directory, "3", "windows", tmp_path / "counts.npz"], check=True,
                    env=environment())
-    require_same(np.load(tmp_path / "found.npz"), 3, directory, "windows", plain)
+    require_same_as_one_device(tmp_path / "counts.npz", 3, directory, "windows", slow_counts)
 
 
-def require_same(found, replicas, directory, name, plain):
-    one = counted(directory, name)
-    assert found["replicas"] == replicas
-    assert (found["bands"] == one.bands).all() and (found["hits"] == one.hits).all()
-    require_equal(found, plain[name])
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def test_hosts_count_the_same_bits(directory, plain, tmp_path):
+def test_hosts_count_the_same_bits(directory, slow_counts, tmp_path):
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     tasks = [json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
              for index in range(2)]
     hosts = [subprocess.Popen(
-        [sys.executable, *SCRIPT, directory, "1", "several scales", tmp_path / "found.npz"], stdout=subprocess.PIPE,
+        [sys.executable, *SCRIPT, directory, "1", "several scales", tmp_path / "counts.npz"], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, env=environment(TF_CONFIG=task)) for task in tasks]
     for host in hosts:
         output, _ = host.communicate(timeout=300)
         assert host.returncode == 0, output
-    require_same(np.load(tmp_path / "found.npz"), 2, directory, "several scales", plain)
+    require_same_as_one_device(tmp_path / "counts.npz", 2, directory, "several scales", slow_counts)
 
 
-def test_scores_that_are_not_finite_are_counted_and_named(directory):
+def test_nonfinite_scores_abort_with_the_names_of_the_images(directory):
     settings = counted_images.config(directory, Evaluate())
     model = counted_images.model(settings)
     layer = model.get_layer("decode_head.conv_seg")
     kernel, *bias = layer.get_weights()
     layer.set_weights([np.full_like(kernel, np.nan), *bias])
-    with pytest.raises(WeightsError, match=r"(?s)nan or infinite in 7 of 7 images, [\d,]+ pixels.*e00.png: [\d,]+ "
-                                           r"pixels.*and 2 more images"):
+    with pytest.raises(WeightsError, match=r"(?s)7 of 7 images, [\d,]+ pixels.*e00.png: [\d,]+ pixels.* 2 more images"):
         count(settings, model)
-    with pytest.raises(WeightsError, match=r"(?s)in 1 of 3 images, 12 pixels.*  b: 12 pixels$"):
+    with pytest.raises(WeightsError, match=r"(?s)1 of 3 images, 12 pixels.*  b: 12 pixels$"):
         counter.require_finite_scores(("a", "b", "c"), np.array([0, 12, 0]))
 
 
-def test_a_bad_file_in_the_middle_is_named(directory, tmp_path):
+def test_an_unreadable_label_is_named(tmp_path):
     counted_images.write(tmp_path, 5)
-    (tmp_path / "val" / "labels" / "e03.png").write_bytes(b"no picture")
-    settings = counted_images.config(tmp_path, Evaluate())
+    (tmp_path / "val" / "labels" / "e03.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match="labels/e03.png"):
-        count(settings)
+        count(counted_images.config(tmp_path, Evaluate()))
 
 
-def test_predictions_outside_of_the_classes_are_an_error(directory, monkeypatch):
-    settings = counted_images.config(directory, Evaluate())
-    monkeypatch.setattr(counter, "predict_checked", lambda model, images, size, config: (
+def test_predictions_outside_the_classes_are_an_error(directory, monkeypatch):
+    monkeypatch.setattr(counter, "predict_checked", lambda model, images, size, protocol: (
         tf.fill((1, *size), 3), tf.zeros(1, tf.int32)))
-    with pytest.raises(DataError, match="outside of the 3 classes"):
-        count(settings)
+    with pytest.raises(DataError, match="e00.png: .* 3 classes"):
+        count(counted_images.config(directory, Evaluate()))
 
 
-def test_a_picture_too_large_for_the_network_is_named(directory, monkeypatch):
-    settings = counted_images.config(directory, Evaluate())
+def test_an_image_too_large_for_the_network_is_named(directory, monkeypatch):
     monkeypatch.setattr(prediction, "LARGEST", 1500)
-    with pytest.raises(DataError, match=r"e0\d.png: a picture of \d+ x \d+ pixels .* evaluate.window=769,769"):
-        count(settings)
+    with pytest.raises(DataError, match=r"e0\d.png: .*\d+ x \d+ pixels .* evaluate.window=769,769"):
+        count(counted_images.config(directory, Evaluate()))
 
 
 def test_an_empty_split_is_an_error(tmp_path):
     counted_images.write(tmp_path, 1)
-    settings = replace(counted_images.config(tmp_path, Evaluate()))
     for part in ("images", "labels"):
         (tmp_path / "val" / part / "e00.png").unlink()
     with pytest.raises(DataError, match="val"):
-        count(settings)
+        count(counted_images.config(tmp_path, Evaluate()))

@@ -1,4 +1,4 @@
-"""A small set of pictures of many sizes, a model with lively scores, and the counts of both by plain loops."""
+"""Write a small data set of images of many sizes, build a model for it, and count both by plain loops."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ SETTINGS = {"whole": Evaluate(), "resized": Evaluate(resize=(48, 80)),
 
 
 def write(directory, count):
-    """Write a split "val" of that many pictures, all sizes different, with void and an image without any label."""
+    """Write a split "val" of `count` images of different sizes; the third image has no labeled pixels."""
     generator = np.random.default_rng(7)
     for index in range(count):
         size = tuple(int(side) for side in generator.integers(20, 70, 2))
@@ -35,25 +35,25 @@ def config(directory, evaluate):
 
 
 def model(settings):
-    """Return a tiny model whose classes differ from pixel to pixel; made under a strategy's scope if there is one."""
+    """Build a tiny model whose predicted classes vary from pixel to pixel."""
     keras.utils.set_random_seed(5)
-    made = models.build(settings.model, CLASSES)
-    layer = made.get_layer("decode_head.conv_seg")
+    tiny = models.build(settings.model, CLASSES)
+    layer = tiny.get_layer("decode_head.conv_seg")
     kernel, bias = layer.get_weights()
     layer.set_weights([np.random.default_rng(1).normal(0, 20, kernel.shape), bias])
-    return made
+    return tiny
 
 
-def slow_tables(settings, images, labels):
-    """Return (confusion matrix (C, C), hits, truth, predicted (N, C)): every pixel looked at by itself."""
+def slow_counts(settings, images, labels):
+    """Count pixel by pixel; return the confusion matrix (C, C) and hits, labels and predictions (N, C)."""
     predict = predictor(model(settings), protocol_of(settings))
     matrix = np.zeros((CLASSES, CLASSES), np.int64)
     tables = np.zeros((3, len(images), CLASSES), np.int64)
-    for index, (image, label) in enumerate(zip(images, labels)):
-        for truth, prediction in zip(label.ravel(), predict(image).ravel()):
-            if truth != 255:
-                matrix[truth, prediction] += 1
-                tables[0, index, truth] += truth == prediction
-                tables[1, index, truth] += 1
+    for index, (image, label_map) in enumerate(zip(images, labels)):
+        for label, prediction in zip(label_map.ravel(), predict(image).ravel()):
+            if label != 255:
+                matrix[label, prediction] += 1
+                tables[0, index, label] += label == prediction
+                tables[1, index, label] += 1
                 tables[2, index, prediction] += 1
     return matrix, *tables

@@ -1,6 +1,6 @@
-"""Counts a folder on virtual devices, or as one of several hosts, and writes the counts to a file.
+"""Count a folder data set on virtual devices, or as one of several hosts, and write the counts to a file.
 
-Run in a process of its own, since devices have to be made before the first tensor:
+It runs as a process, because virtual devices must be created before the first tensor:
 python -m tests.helpers.replica_counts DIRECTORY REPLICAS SETTING OUT
 """
 
@@ -21,7 +21,7 @@ def main(directory, replicas, setting, out):
     with strategy.scope():
         model = counted_images.model(settings)
     counter = Counter(model, protocol_of(settings), counted_images.CLASSES, strategy)
-    # Twice: the second count begins at nothing.
+    # The second count starts from zero again.
     first, counts = (counter.count(val_split(settings)) for _ in range(2))
     assert (first.bands == counts.bands).all()
     if hosts.is_chief(strategy):
