@@ -1,7 +1,6 @@
-"""From encoded bytes to pixels in a graph, of as much of a picture as is wanted: JPEG, PNG, BMP, and plain pixels.
+"""Decode encoded images and labels in a TensorFlow graph: JPEG, PNG, BMP and raw pixels.
 
-TensorFlow's operations, and only where it is asked for a Python function, so that the same graph runs in other
-processes too.
+Only `decode_window` with `skip_rows` uses a Python function. The other graphs also run in other processes.
 """
 
 import zlib
@@ -12,138 +11,167 @@ import tensorflow as tf
 from kseg.images import png
 
 PNG_SIGNATURE = png.SIGNATURE
+# PNG color types.
 GREY, PALETTE = 0, 3
-# Of a PNG's bytes those up to its first chunk's end: signature, then length, type, 13 bytes and checksum of IHDR.
+# Length of a PNG's signature and IHDR chunk: 8 bytes, then length, type, 13 bytes of content and checksum.
 PNG_HEADER = 33
+# Byte positions of bit depth, color type and IHDR's checksum.
 DEPTH, KIND, CHECKSUM = 24, 25, 29
-# Pixels as they are, behind a PPM's (RGB) or PGM's (ids) header of this many bytes; other programs read it too.
+# The header of a binary PPM (RGB) or PGM (ids), padded to a fixed length; the raw pixels follow it.
 PIXELS_HEADER = "{magic}\n{width:>8} {height:>8}\n255\n"
 PIXELS_START = 25
-# The sides of a JPEG's blocks that share colours; a window with as much around it decodes to the same numbers.
+# JPEG blocks with shared chroma are at most this large; a window with this margin decodes to the same pixels as the
+# whole image.
 JPEG_MARGIN = 16
-# Every byte as a string, for there is no operation that makes a string of numbers.
+# TensorFlow has no operation that converts numbers to byte strings, so this table holds every byte as a string.
 BYTES = np.array([bytes([value]) for value in range(256)], object)
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:
-    """Return the uint8 RGB picture (H, W, 3) of an encoded JPEG, PNG or BMP, or of plain pixels."""
+    """Decode a JPEG, PNG, BMP or binary PPM.
+
+    Args:
+        data: The encoded bytes, string of shape ().
+
+    Returns:
+        The RGB image, uint8 of shape (H, W, 3).
+    """
     image = tf.cond(
         tf.io.is_jpeg(data),
-        # The accurate transform is what other readers use; the default one differs by a few grey levels.
+        # Other readers use the accurate transform; the default one differs by a few gray levels.
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: _decode_other(data))
+        lambda: _decode_non_jpeg(data))
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool) -> tf.Tensor:
-    """Return the part (top, left, bottom, right) of a picture as `decode_image` gives it, without all of the rest.
+def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, skip_rows: bool) -> tf.Tensor:
+    """Decode one window of an image, with the same pixels as in the whole image.
 
-    `size`, int32 (height, width), is what the whole picture is known to measure; another one fails. `shorten`: a PNG's
-    rows below the part are left out, by a Python function, which no other process can run.
+    Args:
+        data: The encoded bytes, string of shape ().
+        size: Expected (height, width) of the whole image, int32 of shape (2,). An image of another size fails.
+        window: (top, left, bottom, right) in pixels, int32 scalars.
+        skip_rows: Do not decode a PNG's rows below the window. This uses a Python function, so the graph cannot run
+            in another process.
+
+    Returns:
+        The RGB window, uint8 of shape (bottom - top, right - left, 3).
     """
     top, left, bottom, right = window
 
-    def jpeg() -> tf.Tensor:
-        with tf.control_dependencies([_same_size(tf.io.extract_jpeg_shape(data)[:2], size)]):
-            above, before = tf.maximum(top - JPEG_MARGIN, 0), tf.maximum(left - JPEG_MARGIN, 0)
-            below = tf.minimum(bottom + JPEG_MARGIN, size[0])
-            after = tf.minimum(right + JPEG_MARGIN, size[1])
-        part = tf.image.decode_and_crop_jpeg(data, tf.stack([above, before, below - above, after - before]), channels=3,
-                                             dct_method="INTEGER_ACCURATE")
-        return part[top - above:bottom - above, left - before:right - before]
+    def decode_jpeg_window() -> tf.Tensor:
+        with tf.control_dependencies([_assert_same_size(tf.io.extract_jpeg_shape(data)[:2], size)]):
+            crop_top, crop_left = tf.maximum(top - JPEG_MARGIN, 0), tf.maximum(left - JPEG_MARGIN, 0)
+            crop_bottom = tf.minimum(bottom + JPEG_MARGIN, size[0])
+            crop_right = tf.minimum(right + JPEG_MARGIN, size[1])
+        crop = tf.image.decode_and_crop_jpeg(
+            data, tf.stack([crop_top, crop_left, crop_bottom - crop_top, crop_right - crop_left]), channels=3,
+            dct_method="INTEGER_ACCURATE")
+        return crop[top - crop_top:bottom - crop_top, left - crop_left:right - crop_left]
 
-    def other() -> tf.Tensor:
-        image = _decode_other(data)
-        with tf.control_dependencies([_same_size(tf.shape(image)[:2], size)]):
+    def decode_whole_and_crop() -> tf.Tensor:
+        image = _decode_non_jpeg(data)
+        with tf.control_dependencies([_assert_same_size(tf.shape(image)[:2], size)]):
             return image[top:bottom, left:right]
 
-    def upper() -> tf.Tensor:
-        # Not numpy_function: it never frees the strings that it gives.
-        rows, is_shorter = tf.py_function(_upper_rows, [data, bottom, size], [tf.uint8, tf.bool])
-        return tf.cond(is_shorter, lambda: tf.ensure_shape(rows, (None, None, 3))[top:bottom, left:right], other)
+    def decode_upper_rows_and_crop() -> tf.Tensor:
+        # tf.numpy_function never frees the strings that it passes to Python; tf.py_function does.
+        rows, is_supported = tf.py_function(_upper_rows, [data, bottom, size], [tf.uint8, tf.bool])
+        return tf.cond(is_supported, lambda: tf.ensure_shape(rows, (None, None, 3))[top:bottom, left:right],
+                       decode_whole_and_crop)
 
-    branches = [(tf.io.is_jpeg(data), jpeg)]
-    if shorten:
-        branches.append((tf.equal(tf.strings.substr(data, 0, 8), png.SIGNATURE), upper))
-    return tf.ensure_shape(tf.case(branches, default=other), (None, None, 3))
+    branches = [(tf.io.is_jpeg(data), decode_jpeg_window)]
+    if skip_rows:
+        branches.append((tf.equal(tf.strings.substr(data, 0, 8), png.SIGNATURE), decode_upper_rows_and_crop))
+    return tf.ensure_shape(tf.case(branches, default=decode_whole_and_crop), (None, None, 3))
 
 
 def _upper_rows(data: tf.Tensor, rows: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, bool]:
-    """Return the upper rows of a PNG of that size, and True; of any other one nothing, and False."""
+    """Decode the first `rows` rows of a PNG.
+
+    Returns (uint8 (rows, W, 3), True), or (no pixels, False) if the PNG has another size than `size` or cannot be
+    shortened.
+    """
     encoded = data.numpy()
-    shorter = png.first_rows(encoded, int(rows)) if png.png_size(encoded) == tuple(size.numpy()) else encoded
-    if shorter is encoded:
+    shortened = png.first_rows(encoded, int(rows)) if png.png_size(encoded) == tuple(size.numpy()) else encoded
+    if shortened is encoded:
         return tf.zeros((0, 0, 3), tf.uint8), False
-    # Of mere bytes TensorFlow would look at each.
-    return tf.io.decode_png(tf.constant(np.array(shorter, object)), channels=3), True
+    # An object array is converted at once, whereas TensorFlow inspects a bytes object byte by byte.
+    return tf.io.decode_png(tf.constant(np.array(shortened, object)), channels=3), True
 
 
-def _same_size(found: tf.Tensor, size: tf.Tensor) -> tf.Operation:
-    return tf.debugging.Assert(tf.reduce_all(tf.equal(found, size)), ["image and label differ in size:", found, size])
+def _assert_same_size(actual: tf.Tensor, size: tf.Tensor) -> tf.Operation:
+    return tf.debugging.Assert(tf.reduce_all(tf.equal(actual, size)), ["image and label differ in size:", actual, size])
 
 
-def _decode_other(data: tf.Tensor) -> tf.Tensor:
-    """Return the picture of bytes that are no JPEG."""
-    return tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P6\n"), lambda: _pixels(data, 3),
+def _decode_non_jpeg(data: tf.Tensor) -> tf.Tensor:
+    return tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P6\n"), lambda: _decode_pixels(data, 3),
                    lambda: tf.io.decode_image(data, channels=3, expand_animations=False))
 
 
 def decode_label(data: tf.Tensor) -> tf.Tensor:
-    """Return the raw uint8 ids (H, W) of a label: an 8-bit grey PNG, palette indices (never colours), or plain ids."""
-    label = tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P5\n"), lambda: _pixels(data, 1)[..., 0],
-                    lambda: _decode_ids(data))
+    """Decode a label to the values in its file: gray values or palette indices, never palette colors.
+
+    Args:
+        data: An 8-bit gray PNG, a palette PNG or a binary PGM, string of shape ().
+
+    Returns:
+        The values, uint8 of shape (H, W).
+    """
+    label = tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P5\n"), lambda: _decode_pixels(data, 1)[..., 0],
+                    lambda: _decode_png_label(data))
     return tf.ensure_shape(label, (None, None))
 
 
-def _decode_ids(data: tf.Tensor) -> tf.Tensor:
-    """Return the values (H, W) of a grey PNG, or the indices of one with a palette."""
-    # Filled up, so that too short a file is told below and not by its length.
+def _decode_png_label(data: tf.Tensor) -> tf.Tensor:
+    """Decode the uint8 (H, W) values of a gray PNG or indices of a palette PNG."""
+    # The padding makes a file that is too short fail the assertion below instead of the shape check.
     start = tf.strings.join([tf.strings.substr(data, 0, PNG_HEADER), "\0" * PNG_HEADER])
     header = tf.io.decode_raw(tf.strings.substr(start, 0, PNG_HEADER), tf.uint8)
     header = tf.ensure_shape(header, (PNG_HEADER,))
-    # The decoder would read a JPEG too, whose values are no ids.
-    png = tf.reduce_all(tf.equal(header[:8], tf.constant(list(PNG_SIGNATURE), tf.uint8)))
-    grey = tf.equal(header[KIND], GREY) & tf.equal(header[DEPTH], 8)
-    palette = tf.equal(header[KIND], PALETTE)
+    # decode_png also reads JPEGs, whose values are no class ids.
+    is_png = tf.reduce_all(tf.equal(header[:8], tf.constant(list(PNG_SIGNATURE), tf.uint8)))
+    is_gray = tf.equal(header[KIND], GREY) & tf.equal(header[DEPTH], 8)
+    is_palette = tf.equal(header[KIND], PALETTE)
     with tf.control_dependencies([tf.debugging.Assert(
-            png & (grey | palette), ["a label must be an 8-bit grey or a palette PNG"])]):
-        # The decoder would turn indices into the luminance of their colours.
-        return tf.cond(palette, lambda: _indices(data, header),
+            is_png & (is_gray | is_palette), ["a label must be an 8-bit gray or palette PNG"])]):
+        # decode_png converts palette indices to the luminance of their colors.
+        return tf.cond(is_palette, lambda: _decode_palette_indices(data, header),
                        lambda: tf.io.decode_png(data, channels=1)[..., 0])
 
 
-def _indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
-    """Return the indices (H, W) of a palette PNG: those of the grey PNG that is left when its palette is dropped."""
-    # A checksum is linear: what a changed byte does to it does not depend on the other bytes.
+def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
+    """Decode the uint8 (H, W) indices of a palette PNG, by declaring it a gray PNG without a palette."""
+    # CRC-32 is linear: the difference that a changed byte makes does not depend on the other bytes.
     change = np.zeros(PNG_HEADER, np.uint8)
     change[KIND] = PALETTE ^ GREY
-    blank = zlib.crc32(bytes(CHECKSUM - 12)) ^ zlib.crc32(bytes(change[12:CHECKSUM]))
-    change[CHECKSUM:] = list(blank.to_bytes(4, "big"))
-    grey = tf.strings.reduce_join(tf.gather(tf.constant(BYTES), tf.cast(tf.bitwise.bitwise_xor(header, change),
-                                                                        tf.int32)))
+    checksum_change = zlib.crc32(bytes(CHECKSUM - 12)) ^ zlib.crc32(bytes(change[12:CHECKSUM]))
+    change[CHECKSUM:] = list(checksum_change.to_bytes(4, "big"))
+    gray_header = tf.strings.reduce_join(tf.gather(tf.constant(BYTES), tf.cast(tf.bitwise.bitwise_xor(header, change),
+                                                                               tf.int32)))
 
     length = tf.strings.length(data)
 
-    def is_other(start: tf.Tensor) -> tf.Tensor:
-        kind = tf.strings.substr(data, tf.minimum(start + 4, length), 4)
-        return (start + 8 <= length) & tf.not_equal(kind, "IDAT")
+    def precedes_pixels(start: tf.Tensor) -> tf.Tensor:
+        chunk_type = tf.strings.substr(data, tf.minimum(start + 4, length), 4)
+        return (start + 8 <= length) & tf.not_equal(chunk_type, "IDAT")
 
-    def following(start: tf.Tensor) -> list[tf.Tensor]:
+    def next_chunk(start: tf.Tensor) -> list[tf.Tensor]:
         size = tf.cast(tf.io.decode_raw(tf.strings.substr(data, start, 4), tf.uint8), tf.int32)
-        # What stands before the pixels is short: of a damaged size the upper byte is left out, so that none overflows.
+        # Chunks before the pixels are short. Ignoring the size's upper byte keeps a damaged size from overflowing.
         return [start + 12 + tf.reduce_sum(size * tf.constant([0, 1 << 16, 1 << 8, 1]))]
 
-    [pixels] = tf.while_loop(is_other, following, [tf.constant(PNG_HEADER)])
+    [pixels] = tf.while_loop(precedes_pixels, next_chunk, [tf.constant(PNG_HEADER)])
     pixels = tf.minimum(pixels, length)
-    values = tf.io.decode_png(tf.strings.join([grey, tf.strings.substr(data, pixels, -1)]), channels=1)[..., 0]
-    # The decoder spreads the greys of fewer than 8 bits over 0..255.
+    values = tf.io.decode_png(tf.strings.join([gray_header, tf.strings.substr(data, pixels, -1)]), channels=1)[..., 0]
+    # decode_png scales gray values of fewer than 8 bits to 0..255.
     largest = tf.bitwise.left_shift(tf.constant(1, tf.uint8), tf.minimum(header[DEPTH], 7))
     largest = tf.where(tf.equal(header[DEPTH], 8), tf.constant(255, tf.uint8), largest - 1)
     return values // (tf.constant(255, tf.uint8) // largest)
 
 
-def _pixels(data: tf.Tensor, channels: int) -> tf.Tensor:
-    """Return the pixels (H, W, channels) that `encode_pixels` wrote."""
+def _decode_pixels(data: tf.Tensor, channels: int) -> tf.Tensor:
+    """Decode the uint8 (H, W, channels) pixels that `encode_pixels` wrote."""
     width, height = (tf.strings.to_number(tf.strings.strip(tf.strings.substr(data, start, 8)), tf.int32)
                      for start in (3, 12))
     values = tf.io.decode_raw(data, tf.uint8)[PIXELS_START:]
@@ -151,7 +179,11 @@ def _pixels(data: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def encode_pixels(pixels: np.ndarray) -> bytes:
-    """Return the uint8 RGB picture (H, W, 3) or ids (H, W) as a PPM or PGM file, which decodes at once."""
+    """Encode pixels without compression, as a binary PPM or PGM.
+
+    Args:
+        pixels: An RGB image of shape (H, W, 3), or class ids of shape (H, W); uint8.
+    """
     header = PIXELS_HEADER.format(magic="P6" if pixels.ndim == 3 else "P5", width=pixels.shape[1],
                                   height=pixels.shape[0])
     return header.encode() + np.ascontiguousarray(pixels).tobytes()

@@ -1,4 +1,4 @@
-"""Draw overlays, legends and grids of images."""
+"""Draw class colors, overlays, legends and grids of images."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,17 @@ LEGEND_ROWS = 25
 
 
 def colorize(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Return uint8 (H, W, 3) colours for uint8 (H, W) class ids; 255 and ids beyond the palette are black.
+    """Return the color of each class id.
 
-    Raises ValueError for ids of another type or shape.
+    Args:
+        ids: Class ids, uint8 of shape (H, W).
+        palette: RGB colors 0..255 of the classes.
+
+    Returns:
+        The colors, uint8 of shape (H, W, 3). Id 255 and ids beyond the palette are black.
+
+    Raises:
+        ValueError: the ids have another type or shape.
     """
     if ids.dtype != np.uint8 or ids.ndim != 2:
         raise ValueError(f"ids must be uint8 (H, W), got {ids.dtype} {ids.shape}")
@@ -27,34 +35,51 @@ def colorize(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.nda
 
 def overlay(image: np.ndarray, ids: np.ndarray, palette: Sequence[tuple[int, int, int]],
             opacity: float = 0.5) -> np.ndarray:
-    """Return uint8 (H, W, 3): the picture mixed with the colours of its uint8 (H, W) ids, rounded to the nearest.
+    """Blend an image with the colors of its classes.
 
-    `opacity` is the share of the colour, 0..1. Where an id has no colour (255, or beyond the palette) the plain picture
-    shows. Raises ValueError where types, sizes or the opacity do not fit.
+    Args:
+        image: RGB image, uint8 of shape (H, W, 3).
+        ids: Class ids, uint8 of shape (H, W). Pixels of id 255 and of ids beyond the palette keep the image's color.
+        palette: RGB colors 0..255 of the classes.
+        opacity: Weight of the class color, 0..1.
+
+    Returns:
+        The blended image, uint8 of shape (H, W, 3), rounded to the nearest value.
+
+    Raises:
+        ValueError: the types or sizes do not match, or the opacity is out of range.
     """
     if image.dtype != np.uint8 or image.shape != (*ids.shape, 3):
-        raise ValueError(f"the picture must be uint8 {(*ids.shape, 3)} as its ids, got {image.dtype} {image.shape}")
+        raise ValueError(f"the image must be uint8 {(*ids.shape, 3)} to match its ids, got {image.dtype} {image.shape}")
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be between 0 and 1, got {opacity}")
-    mixed = colorize(ids, palette).astype(np.float32)
-    mixed -= image
-    mixed *= np.float32(opacity)
-    mixed[ids >= min(len(palette), IGNORED)] = 0
-    mixed += image
-    return np.rint(mixed, out=mixed).astype(np.uint8)
+    blended = colorize(ids, palette).astype(np.float32)
+    blended -= image
+    blended *= np.float32(opacity)
+    blended[ids >= min(len(palette), IGNORED)] = 0
+    blended += image
+    return np.rint(blended, out=blended).astype(np.uint8)
 
 
 def legend(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Return an RGB picture of every class: a swatch of its colour, its id and its name, in columns of 25.
+    """Draw a legend with the color, id and name of every class, in columns of at most 25 classes.
 
-    Raises ValueError where there is no class, or not one colour for each.
+    Args:
+        classes: Names of the classes.
+        palette: RGB colors 0..255, one for each class.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: there are no classes, or the number of colors differs from the number of classes.
     """
     if not classes or len(classes) != len(palette):
-        raise ValueError(f"{len(classes)} classes and {len(palette)} colours; each class needs one")
+        raise ValueError(f"{len(classes)} classes and {len(palette)} colors; each class needs one")
     font = ImageFont.load_default(FONT_SIZE)
     swatch, line = (32, 18), 24
     columns = -(-len(classes) // LEGEND_ROWS)
-    # Columns of equal length look tidier than full ones and a short last one.
+    # Columns of equal length look better than full columns and a short last one.
     rows = -(-len(classes) // columns)
     number_width = _text_width(str(len(classes) - 1), font)
     text_left = swatch[0] + GAP * 2 + number_width + GAP * 2
@@ -77,18 +102,28 @@ def _text_width(text: str, font: ImageFont.FreeTypeFont) -> int:
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> Image.Image:
-    """Return an RGB contact sheet of uint8 (H, W, 3) cells, with titles above the columns.
+    """Arrange images in a grid on a white sheet.
 
-    Rows may differ in length and cells in size: a column is as wide as its widest cell or title, a row as high as its
-    highest cell, the rest is white. Raises ValueError without cells, for cells of another type, or where titles are
-    given and their number is not the number of columns.
+    Rows may differ in length and cells in size. A column is as wide as its widest cell or title, and a row as high as
+    its highest cell.
+
+    Args:
+        rows: The cells of each row, uint8 of shape (H, W, 3).
+        titles: Texts above the columns; empty for none.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: there are no cells, a cell has another type or shape, or the number of titles differs from the
+            number of columns.
     """
     cells = [cell for row in rows for cell in row]
     for cell in cells:
         if cell.dtype != np.uint8 or cell.ndim != 3 or cell.shape[2] != 3:
             raise ValueError(f"a cell must be uint8 (H, W, 3), got {cell.dtype} {cell.shape}")
     if not cells:
-        raise ValueError("a contact sheet needs at least one cell")
+        raise ValueError("a grid needs at least one cell")
     columns = max(len(row) for row in rows)
     if titles and len(titles) != columns:
         raise ValueError(f"{len(titles)} titles for {columns} columns")

@@ -1,7 +1,8 @@
-"""The upper rows of a PNG, at half of what reading it all costs: a fast inflation that ends where the rows do.
+"""Shorten a PNG to its upper rows, so that a decoder need not read the rest.
 
-A PNG is one stream of rows, which decoders inflate to its end by zlib. Inflated by ISA-L as far as is wanted, and put
-back into a PNG without compression, it is left to the decoder to undo the rows' filters.
+A PNG is one deflate stream of filtered rows, and decoders inflate all of it. ISA-L inflates only the wanted rows, which
+are then stored in a new PNG without compression; the decoder still reverses the row filters. This takes about half the
+time of decoding the whole file.
 """
 
 import struct
@@ -10,53 +11,54 @@ import zlib
 from isal import isal_zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Where things stand in a PNG: its sides, and what follows them up to the first chunk's checksum.
+# Byte positions: IHDR's sides, the bytes after them, the end of IHDR's content, and the first chunk after IHDR.
 SIDES, KIND, IHDR_END, FIRST_CHUNK = 16, 24, 29, 33
-# 8 bits of red, green and blue; deflated, with filters that adapt to each row, not interlaced.
+# IHDR's content after the sides for 8 bits of RGB: deflated, adaptive filters, not interlaced.
 RGB = bytes([8, 2, 0, 0, 0])
-# As many bytes can be stored as they are in one block.
+# Maximum length of a stored deflate block (RFC 1951, section 3.2.4).
 BLOCK = 65535
 END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """Return (height, width) of a PNG by its header; (0, 0) where that is cut off."""
+    """Return the (height, width) in a PNG's header, or (0, 0) if the header is cut off."""
     return struct.unpack_from(">II", data, SIDES)[::-1] if len(data) >= KIND else (0, 0)
 
 
 def first_rows(data: bytes, rows: int) -> bytes:
-    """Return a PNG of the first `rows` rows of an 8-bit RGB PNG, which decodes to the same pixels.
+    """Return a PNG of the first `rows` rows of an 8-bit RGB PNG.
 
-    Whatever is no such file, or not whole up to there, is returned as it is, for a decoder to say what is wrong.
+    Any other file, and a PNG that is damaged within these rows, is returned unchanged, so that the decoder reports the
+    error.
     """
     if data[:8] != SIGNATURE or data[KIND:IHDR_END] != RGB:
         return data
     width, height = struct.unpack_from(">II", data, SIDES)
     wanted = min(rows, height) * (1 + 3 * width)
     try:
-        inflated = isal_zlib.decompressobj().decompress(b"".join(_deflated(data)), wanted)
+        inflated = isal_zlib.decompressobj().decompress(b"".join(_pixel_chunks(data)), wanted)
     except (ValueError, struct.error, isal_zlib.error):
         return data
-    return _stored(width, min(rows, height), inflated) if wanted and len(inflated) == wanted else data
+    return _stored_png(width, min(rows, height), inflated) if wanted and len(inflated) == wanted else data
 
 
-def _deflated(data: bytes) -> list[memoryview]:
-    """Return the contents of the chunks that hold pixels; raises ValueError for one whose checksum is wrong."""
-    view, start, found = memoryview(data), FIRST_CHUNK, []
+def _pixel_chunks(data: bytes) -> list[memoryview]:
+    """Return the contents of the IDAT chunks; raises ValueError for a wrong checksum."""
+    view, start, chunks = memoryview(data), FIRST_CHUNK, []
     while True:
         length, kind = struct.unpack_from(">I4s", data, start)
         end = start + 8 + length
         if kind == b"IDAT":
             if (isal_zlib.crc32(view[start + 4:end]),) != struct.unpack_from(">I", data, end):
                 raise ValueError("checksum")
-            found.append(view[start + 8:end])
-        elif found or kind == b"IEND":
-            return found
+            chunks.append(view[start + 8:end])
+        elif chunks or kind == b"IEND":
+            return chunks
         start = end + 4
 
 
-def _stored(width: int, height: int, rows: bytes) -> bytes:
-    """Return the PNG of filtered rows, which are stored as they are."""
+def _stored_png(width: int, height: int, rows: bytes) -> bytes:
+    """Return a PNG that holds filtered rows without compression."""
     view, parts = memoryview(rows), [b"IDAT\x78\x01"]
     for start in range(0, len(rows), BLOCK):
         block = view[start:start + BLOCK]

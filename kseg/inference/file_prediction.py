@@ -107,7 +107,7 @@ def _predict_video(run: PredictionRun, clip: Picture, failures: list[FailedFile]
         return 0
     if "overlay" in kinds and not video.rate_known:
         run.report(f"note: {clip.path} does not say how many frames a second it has; its overlay gets {video.rate:g}")
-    progress = Progress(video.announced, f"frames of {clip.path.name}", run.report)
+    progress = Progress(video.frame_count, f"frames of {clip.path.name}", run.report)
     done, films = 0, {}
     with contextlib.ExitStack() as stack:
         try:
@@ -125,7 +125,7 @@ def _predict_video(run: PredictionRun, clip: Picture, failures: list[FailedFile]
                 progress.update(done)
         except DataError as error:
             _note(failures, clip, "cut short" if done else "skipped", str(error))
-    if done != video.announced:
+    if done != video.frame_count:
         progress.update(done, last=True)
     return done
 

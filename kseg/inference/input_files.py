@@ -106,7 +106,7 @@ def _walk(directory: str) -> list[Path]:
 
 def _is_video(path: Path) -> bool:
     suffix = path.suffix.lower()
-    return suffix in video_files.SUFFIXES or suffix not in image_files.SUFFIXES and not image_files.is_picture(path)
+    return suffix in video_files.SUFFIXES or suffix not in image_files.SUFFIXES and not image_files.is_image(path)
 
 
 def _names(found: list[tuple[Path, PurePath]]) -> list[PurePath]:

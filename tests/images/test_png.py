@@ -1,4 +1,4 @@
-"""The upper rows of PNGs against Pillow's reading of the whole."""
+"""The shortened PNG must decode to the upper rows that Pillow reads from the whole PNG."""
 
 import io
 import struct
@@ -11,11 +11,11 @@ from PIL import Image
 from kseg.images import png
 
 RANDOM = np.random.default_rng(0)
-# Smooth enough for every filter to be chosen somewhere, and large enough for more than one stored block.
+# The image is smooth enough that an encoder chooses every filter, and needs more than one stored block.
 ROWS, COLUMNS = np.mgrid[:150, :211]
-PICTURE = np.stack([np.sin(ROWS / 9) * 90 + 120, COLUMNS % 256, (ROWS * COLUMNS // 50) % 256], -1) + RANDOM.normal(
+IMAGE = np.stack([np.sin(ROWS / 9) * 90 + 120, COLUMNS % 256, (ROWS * COLUMNS // 50) % 256], -1) + RANDOM.normal(
     0, 3, (150, 211, 3))
-PICTURE = np.clip(PICTURE, 0, 255).astype(np.uint8)
+IMAGE = np.clip(IMAGE, 0, 255).astype(np.uint8)
 
 
 def encoded(array, **options):
@@ -25,8 +25,8 @@ def encoded(array, **options):
     return file.getvalue()
 
 
-def in_pieces(data, length):
-    """Return a PNG whose pixels lie in chunks of a length."""
+def with_chunk_length(data, length):
+    """Return a PNG whose IDAT chunks have at most `length` bytes."""
     start = data.index(b"IDAT") - 4
     size = struct.unpack_from(">I", data, start)[0]
     pixels, out = data[start + 8:start + 8 + size], data[:start]
@@ -36,8 +36,8 @@ def in_pieces(data, length):
     return out + data[start + 12 + size:]
 
 
-def with_filters(array, kinds):
-    """Return a PNG of an RGB picture whose rows take turns in their kind of filter, from PNG's own definition."""
+def with_filters(array, filters):
+    """Return a PNG of an RGB image whose rows cycle through filter types, encoded by the PNG specification."""
     height, width, _ = array.shape
     raw = np.zeros((height + 1, width + 1, 3), int)
     raw[1:, 1:] = array
@@ -47,7 +47,7 @@ def with_filters(array, kinds):
     paeth = np.where((distances[0] <= distances[1]) & (distances[0] <= distances[2]), a,
                      np.where(distances[1] <= distances[2], b, c))
     predicted = [np.zeros_like(x), a, b, (a + b) // 2, paeth]
-    rows = b"".join(bytes([kinds[row % len(kinds)]]) + ((x - predicted[kinds[row % len(kinds)]])[row] % 256).astype(
+    rows = b"".join(bytes([filters[row % len(filters)]]) + ((x - predicted[filters[row % len(filters)]])[row] % 256).astype(
         np.uint8).tobytes() for row in range(height))
     whole = encoded(array)
     part = b"IDAT" + zlib.compress(rows)
@@ -56,41 +56,41 @@ def with_filters(array, kinds):
 
 @pytest.mark.parametrize("rows", [1, 2, 75, 104, 149, 150, 400])
 @pytest.mark.parametrize("data", [
-    encoded(PICTURE), encoded(PICTURE, compress_level=0), encoded(PICTURE, optimize=True),
-    in_pieces(encoded(PICTURE), 77), with_filters(PICTURE, (0, 1, 2, 3, 4)), with_filters(PICTURE, (4, 3))])
-def test_upper_rows(data, rows):
-    assert np.array_equal(Image.open(io.BytesIO(data)), PICTURE)
-    found = png.first_rows(data, rows)
-    assert found is not data
-    with Image.open(io.BytesIO(found)) as image:
+    encoded(IMAGE), encoded(IMAGE, compress_level=0), encoded(IMAGE, optimize=True),
+    with_chunk_length(encoded(IMAGE), 77), with_filters(IMAGE, (0, 1, 2, 3, 4)), with_filters(IMAGE, (4, 3))])
+def test_shortened_png_has_upper_rows(data, rows):
+    assert np.array_equal(Image.open(io.BytesIO(data)), IMAGE)
+    shortened = png.first_rows(data, rows)
+    assert shortened is not data
+    with Image.open(io.BytesIO(shortened)) as image:
         image.verify()
-    assert np.array_equal(Image.open(io.BytesIO(found)), PICTURE[:rows])
+    assert np.array_equal(Image.open(io.BytesIO(shortened)), IMAGE[:rows])
 
 
 @pytest.mark.parametrize("width", [1, 21844 - 1, 21845, 21846])
-def test_rows_as_long_as_a_block(width):
+def test_rows_of_stored_block_length(width):
     array = RANDOM.integers(0, 256, (3, width, 3)).astype(np.uint8)
     assert np.array_equal(Image.open(io.BytesIO(png.first_rows(encoded(array), 2))), array[:2])
 
 
 @pytest.mark.parametrize("array", [
-    PICTURE[..., 0], np.dstack([PICTURE, PICTURE[..., :1]]), Image.fromarray(PICTURE).quantize(16),
+    IMAGE[..., 0], np.dstack([IMAGE, IMAGE[..., :1]]), Image.fromarray(IMAGE).quantize(16),
     Image.new("I;16", (3, 2))])
-def test_other_kinds_are_left_alone(array):
+def test_other_color_types_are_returned_unchanged(array):
     data = encoded(array)
     assert png.first_rows(data, 1) is data
 
 
-def test_what_is_not_whole_is_left_alone():
-    data = encoded(PICTURE)
+def test_damaged_pngs_are_returned_unchanged():
+    data = encoded(IMAGE)
     changed = bytearray(data)
     changed[len(data) // 2] ^= 1
     for damaged in (b"", b"\x89PNG", data[:20], data[:40], data[:len(data) // 2], bytes(changed), b"JFIF" + data):
         assert png.first_rows(damaged, 150) is damaged
-    # Pixels that end before the picture does.
-    short = data[:33] + encoded(PICTURE[:100])[33:]
+    # The header declares more rows than the pixel data has.
+    short = data[:33] + encoded(IMAGE[:100])[33:]
     assert png.first_rows(short, 150) is short
 
 
-def test_sides():
-    assert png.png_size(encoded(PICTURE)) == (150, 211) and png.png_size(b"\x89PNG") == (0, 0)
+def test_png_size():
+    assert png.png_size(encoded(IMAGE)) == (150, 211) and png.png_size(b"\x89PNG") == (0, 0)
