@@ -21,7 +21,7 @@ from pathlib import Path
 from kseg import cli
 from kseg.images import video_files
 from kseg.inference import output_kinds
-from kseg.inference.input_files import DEFAULT_KINDS, find_pictures
+from kseg.inference.input_files import DEFAULT_KINDS, find_input_files
 from kseg.inference.output_kinds import KINDS
 
 
@@ -50,14 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
     values = parser.parse_args(arguments)
     kinds = output_kinds.parse_kinds(values.save) if values.save else ()
     # A wrong path is reported here, before loading a model takes its time.
-    find_pictures(values.inputs, values.out, kinds or DEFAULT_KINDS)
+    find_input_files(values.inputs, values.out, kinds or DEFAULT_KINDS)
     model, config, dataset = cli.load_model(values)
     from kseg.inference import file_prediction, prediction, segmenter
 
     protocol = prediction.protocol_of(config)
     failures = file_prediction.predict_files(
         prediction.predictor(model, protocol), values.inputs, values.out, dataset, kinds=kinds,
-        scorer=segmenter.scorer(model, protocol) if "scores" in kinds else None)
+        probability_predictor=segmenter.probability_predictor(model, protocol) if "scores" in kinds else None)
     return 1 if failures else 0
 
 

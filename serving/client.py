@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from kseg import cli
-from kseg.inference.input_files import find_pictures
+from kseg.inference.input_files import find_input_files
 from serving.clients.client import Client
 from serving.clients.segment_files import cost_table, find_colors, segment_files
 
@@ -48,18 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
     values = parser.parse_args(arguments)
     if values.batch < 1 or not values.timeout > 0:
         parser.error(f"--batch {values.batch} and --timeout {values.timeout:g} must be above 0")
-    pictures = find_pictures(values.inputs, values.out, ("ids", "overlay") if values.overlay else ("ids",))
+    files = find_input_files(values.inputs, values.out, ("ids", "overlay") if values.overlay else ("ids",))
     client = Client(values.server, values.rest, values.model, values.version, values.label, values.signature,
                     values.timeout, values.tls_ca)
     colors = find_colors(client, values.classes) if values.overlay else None
-    failed = segment_files(client, pictures, values.out, values.batch, colors)
+    failed = segment_files(client, files, values.out, values.batch, colors)
     client.close()
     if client.costs:
         print(cost_table(client.costs))
     if failed:
-        print(f"{len(failed)} of {len(pictures)} files failed: {', '.join(map(str, failed[:5]))}"
+        print(f"{len(failed)} of {len(files)} files failed: {', '.join(map(str, failed[:5]))}"
               f"{f' and {len(failed) - 5} more' if len(failed) > 5 else ''}", file=sys.stderr)
-    print(f"wrote results of {len(pictures) - len(failed)} images to {values.out}")
+    print(f"wrote results of {len(files) - len(failed)} images to {values.out}")
     return 1 if failed else 0
 
 

@@ -27,7 +27,7 @@ CONCURRENCY = (1, 2, 4, 8, 16)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m serving.load_test", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    parser.add_argument("pictures", nargs="+", metavar="IMG", help="images, directories of images, or quoted patterns")
+    parser.add_argument("images", nargs="+", metavar="IMG", help="images, directories of images, or quoted patterns")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument("--rest", action="store_true", help="HOST:PORT is the REST port instead of the gRPC port")
     parser.add_argument("--model", default="default", metavar="NAME", help="name of the model (default: default)")
@@ -51,14 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--processes {values.processes} must be at least 1")
     if values.tls_ca and values.rest:
         parser.error("--tls-ca applies to gRPC only; REST is not encrypted")
-    from kseg.inference.input_files import find_pictures
+    from kseg.inference.input_files import find_input_files
     from serving.clients import load_generator
     from serving.clients.connections import read_certificates
 
     # The output directory is a dummy, since a load test writes no images.
-    paths = [picture.path for picture in find_pictures(values.pictures, Path(os.devnull), ()) if not picture.video]
+    paths = [file.path for file in find_input_files(values.images, Path(os.devnull), ()) if not file.is_video]
     if not paths:
-        raise UserError(f"no images among {', '.join(values.pictures)}, only videos")
+        raise UserError(f"no images among {', '.join(values.images)}, only videos")
     requests = load_requests.read_requests(paths, values.server, values.rest, values.model, values.signature,
                                            values.tls_ca)
     path = f"/v1/models/{urllib.parse.quote(values.model, safe='')}:predict" if values.rest else ""

@@ -11,7 +11,7 @@ import numpy as np
 from kseg.errors import DataError
 from kseg.images import drawing, image_files, video_files
 from kseg.inference import output_kinds
-from kseg.inference.input_files import DEFAULT_KINDS, Picture, find_pictures
+from kseg.inference.input_files import DEFAULT_KINDS, InputFile, find_input_files
 from kseg.inference.output_kinds import KINDS, Prediction
 from kseg.system import progress
 from kseg.system.progress import Progress
@@ -21,133 +21,164 @@ if TYPE_CHECKING:
 
 
 class FailedFile(NamedTuple):
-    """A file that could not be read, or a video not to its end, and the message that names it."""
+    """A file that could not be read completely, and the error message with its path."""
 
     path: Path
     message: str
 
 
 class PredictionRun(NamedTuple):
-    """What all pictures and videos of a run share; `kinds` are empty where none were asked for."""
+    """The settings that apply to all files of a run; `kinds` is empty for the default kinds."""
 
-    look: Callable[[np.ndarray], Prediction]
+    predict: Callable[[np.ndarray], Prediction]
     out: Path
     palette: Sequence[tuple[int, int, int]]
     kinds: Sequence[str]
     report: Callable[[str], None]
 
 
-def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str | Path], out: Path, dataset: "Dataset",
-                  report: Callable[[str], None] = print, kinds: Sequence[str] = (),
-                  scorer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None) -> list[FailedFile]:
-    """Write results and the legend for all inputs to `out`, and return the files that could not be read to their end.
+def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str | Path], out: Path,
+                  dataset: "Dataset", report: Callable[[str], None] = print, kinds: Sequence[str] = (),
+                  probability_predictor: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+                  ) -> list[FailedFile]:
+    """Predict image and video files, and write the results and a legend to a directory.
 
-    `predictor` takes a uint8 RGB picture (H, W, 3) and returns its uint8 class ids (H, W). `kinds` are names of
-    outputs.KINDS; by default ids and overlays of pictures, and overlays of videos. Where they have scores, `scorer`
-    is called in the predictor's place, which returns the ids and the classes' probabilities (H, W, C). A file that
-    cannot be read, or for which they raise DataError, is named on stderr and left out; of a video that cannot be read
-    to its end, what was read is kept. Existing results are overwritten, each at once. Raises UserError as
-    `find_pictures` and `output_kinds.require_classes` do, before anything is written, and where `out` cannot be written.
+    A file that cannot be read, or for which the predictor raises DataError, is reported on stderr and skipped. Results
+    of a truncated video's readable frames are kept. Existing results are overwritten, each one atomically.
+
+    Args:
+        predictor: Maps an RGB image, uint8 of shape (H, W, 3), to its class ids, uint8 of shape (H, W), as
+            kseg.inference.prediction.predictor returns it.
+        inputs: Files, directories and glob patterns.
+        out: The directory for the results; created if missing.
+        dataset: The record of the data set that the model was trained on, with `classes` and `palette`.
+        report: Receives progress lines.
+        kinds: Names of kseg.inference.output_kinds.KINDS. By default images get ids and overlays, and videos overlays.
+        probability_predictor: Maps an RGB image to its class ids and class probabilities, floating point of shape
+            (H, W, C), as kseg.inference.segmenter.probability_predictor returns it. Needed if `kinds` includes
+            "scores", and called instead of `predictor` then.
+
+    Returns:
+        The files that could not be read completely.
+
+    Raises:
+        UserError: an input matches no files, results would share a path or overwrite an input, or a kind requires other
+            classes, all before anything is written; or `out` cannot be written.
+
+    Example:
+        >>> from kseg.inference import prediction, trained_model
+        >>> model, config, dataset = trained_model.load_trained(workdir)
+        >>> predictor = prediction.predictor(model, prediction.protocol_of(config))
+        >>> predict_files(predictor, [image], out, dataset, report=lambda line: None)
+        []
+        >>> sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+        ['ids/street.png', 'legend.png', 'overlay/street.png']
     """
-    def look(image: np.ndarray) -> Prediction:
-        return Prediction(image, *scorer(image)) if "scores" in kinds else Prediction(image, predictor(image))
+    def predict(image: np.ndarray) -> Prediction:
+        if "scores" in kinds:
+            return Prediction(image, *probability_predictor(image))
+        return Prediction(image, predictor(image))
 
     out = Path(out)
-    chosen = find_pictures(inputs, out, kinds or DEFAULT_KINDS)
+    files = find_input_files(inputs, out, kinds or DEFAULT_KINDS)
     output_kinds.require_classes(kinds, dataset)
     if "cityscapes-labelids" in kinds:
-        odd = output_kinds.ambiguous_names(picture.result("cityscapes-labelids", 0 if picture.video else None)
-                                           for picture in chosen)
-        if odd:
-            report(f"note: for Cityscapes' test server each result's name begins with the picture's own "
-                   f"CITY_SEQUENCE_FRAME; {len(odd)} of {len(chosen)} do not, such as {odd[0]}")
+        ambiguous = output_kinds.ambiguous_names(file.result_path("cityscapes-labelids", 0 if file.is_video else None)
+                                                 for file in files)
+        if ambiguous:
+            report(f"note: Cityscapes' test server finds each result by the CITY_SEQUENCE_FRAME at the start of its "
+                   f"name, which must be unique; {len(ambiguous)} of {len(files)} names do not qualify, such as "
+                   f"{ambiguous[0]}")
     image_files.save_image(drawing.legend(dataset.classes, dataset.palette), out / "legend.png")
-    run = PredictionRun(look, out, dataset.palette, kinds, report)
-    images, clips = [each for each in chosen if not each.video], [each for each in chosen if each.video]
+    run = PredictionRun(predict, out, dataset.palette, kinds, report)
+    images, videos = [file for file in files if not file.is_video], [file for file in files if file.is_video]
     failures = _predict_images(run, images)
     written = [f"{len(images) - len(failures)} images"] if images else []
-    if clips:
-        frames = [_predict_video(run, clip, failures) for clip in clips]
+    if videos:
+        frames = [_predict_video(run, video, failures) for video in videos]
         read = sum(count > 0 for count in frames)
         written.append(f"{sum(frames)} frames of {read} video{'s' * (read != 1)}")
     if failures:
         names = ", ".join(str(failure.path) for failure in failures[:5])
         more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
-        print(f"{len(failures)} of {len(chosen)} files failed: {names}{more}", file=sys.stderr)
+        print(f"{len(failures)} of {len(files)} files failed: {names}{more}", file=sys.stderr)
     report(f"wrote results of {' and '.join(written)} to {out}")
     return failures
 
 
-def _predict_images(run: PredictionRun, images: Sequence[Picture]) -> list[FailedFile]:
+def _predict_images(run: PredictionRun, images: Sequence[InputFile]) -> list[FailedFile]:
     failures: list[FailedFile] = []
     progress = Progress(len(images), "images", run.report)
-    for done, picture in enumerate(images, 1):
+    for done, file in enumerate(images, 1):
         try:
-            image = image_files.read_image(picture.path)
-            arrays = _results(run, image, run.kinds or DEFAULT_KINDS, str(picture.path))
+            image = image_files.read_image(file.path)
+            arrays = _result_arrays(run, image, run.kinds or DEFAULT_KINDS, str(file.path))
         except DataError as error:
-            _note(failures, picture, "skipped", str(error))
+            _record_failure(failures, file, "skipped", str(error))
         else:
             for kind, array in arrays.items():
-                output_kinds.save_result(array, run.out / picture.result(kind))
+                output_kinds.save_result(array, run.out / file.result_path(kind))
         progress.update(done)
     return failures
 
 
-def _predict_video(run: PredictionRun, clip: Picture, failures: list[FailedFile]) -> int:
-    """Write a video's results, and return the number of frames that it gave; appends to `failures` where it ends early.
+def _predict_video(run: PredictionRun, file: InputFile, failures: list[FailedFile]) -> int:
+    """Write a video's results and return the number of its frames that were read.
+
+    Appends to `failures` if the video cannot be read completely.
     """
     kinds = run.kinds or ("overlay",)
     try:
-        video = video_files.Video(clip.path)
+        video = video_files.Video(file.path)
     except DataError as error:
-        # Nothing is known of a file that was named itself.
-        other = "" if clip.path.suffix.lower() in video_files.SUFFIXES else "; nor is it a picture that Pillow reads"
-        _note(failures, clip, "skipped", f"{error}{other}")
+        # A file that the user named may have any suffix, so it may be neither an image nor a video.
+        hint = "" if file.path.suffix.lower() in video_files.SUFFIXES else "; it is not an image that Pillow can read"
+        _record_failure(failures, file, "skipped", f"{error}{hint}")
         return 0
     if "overlay" in kinds and not video.rate_known:
-        run.report(f"note: {clip.path} does not say how many frames a second it has; its overlay gets {video.rate:g}")
-    progress = Progress(video.frame_count, f"frames of {clip.path.name}", run.report)
-    done, films = 0, {}
+        run.report(f"note: {file.path} does not declare a frame rate; its overlay has {video.rate:g} frames per second")
+    progress = Progress(video.frame_count, f"frames of {file.path.name}", run.report)
+    done, writers = 0, {}
     with contextlib.ExitStack() as stack:
         try:
             for image in video.frames():
-                for kind, array in _results(run, image, kinds, f"frame {done} of {clip.path}").items():
-                    if KINDS[kind].filmed:
-                        # Not before: a video of no frames is none.
-                        if kind not in films:
-                            films[kind] = stack.enter_context(
-                                video_files.video_writer(run.out / clip.result(kind), array.shape[:2], video.rate))
-                        films[kind](array)
+                for kind, array in _result_arrays(run, image, kinds, f"frame {done} of {file.path}").items():
+                    if KINDS[kind].is_video:
+                        # The writer is opened at the first frame, so that an unreadable video leaves no empty file.
+                        if kind not in writers:
+                            path = run.out / file.result_path(kind)
+                            writers[kind] = stack.enter_context(
+                                video_files.video_writer(path, array.shape[:2], video.rate))
+                        writers[kind](array)
                     else:
-                        output_kinds.save_result(array, run.out / clip.result(kind, done))
+                        output_kinds.save_result(array, run.out / file.result_path(kind, done))
                 done += 1
                 progress.update(done)
         except DataError as error:
-            _note(failures, clip, "cut short" if done else "skipped", str(error))
+            _record_failure(failures, file, "incomplete" if done else "skipped", str(error))
     if done != video.frame_count:
         progress.update(done, last=True)
     return done
 
 
-def _results(run: PredictionRun, image: np.ndarray, kinds: Sequence[str], name: str) -> dict[str, np.ndarray]:
-    """Return the array of each kind of result for a picture, uint8 RGB (H, W, 3).
+def _result_arrays(run: PredictionRun, image: np.ndarray, kinds: Sequence[str], name: str) -> dict[str, np.ndarray]:
+    """Predict an image, uint8 RGB (H, W, 3), and return the array of each kind of result.
 
-    Raises DataError naming the picture where the model cannot look at it, as one that is too large.
+    Raises DataError with `name` if the model rejects the image, for example because it is too large.
     """
     try:
-        prediction = run.look(image)
+        prediction = run.predict(image)
         return {kind: KINDS[kind].array(prediction, run.palette) for kind in kinds}
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     except Exception as error:
-        # Such as memory that one huge picture used up: which one is half of the answer.
+        # A huge image may exhaust the memory, for example; the user then needs to know which image it was.
         error.add_note(f"while predicting {name}, {image.shape[1]} x {image.shape[0]} pixels")
         raise
 
 
-def _note(failures: list[FailedFile], picture: Picture, what: str, message: str) -> None:
-    """Append a failure, and say so on stderr."""
-    failures.append(FailedFile(picture.path, message))
-    # A progress line may stand half-written on a terminal.
-    print(f"{progress.CLEAR_LINE if sys.stderr.isatty() else ''}{what}: {message}", file=sys.stderr)
+def _record_failure(failures: list[FailedFile], file: InputFile, status: str, message: str) -> None:
+    """Append a failure to the list and print it on stderr."""
+    failures.append(FailedFile(file.path, message))
+    # A progress line may still be on the terminal.
+    print(f"{progress.CLEAR_LINE if sys.stderr.isatty() else ''}{status}: {message}", file=sys.stderr)

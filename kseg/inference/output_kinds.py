@@ -1,4 +1,4 @@
-"""What predictions are written as: one record for each kind of result that `kseg.predict --save` names."""
+"""Define the kinds of results that `kseg.predict --save` writes."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,14 +14,19 @@ from kseg.images import drawing, image_files
 if TYPE_CHECKING:
     from kseg.datasets.registry import Dataset
 
-# The part of a result's name by which Cityscapes' evaluation finds it (evalPixelLevelSemanticLabeling.py of its
-# scripts); whatever follows is free, but no two results may begin alike.
+# Cityscapes' evaluation (evalPixelLevelSemanticLabeling.py of cityscapesScripts) finds a result by the start of its
+# name, which must be unique; the rest of the name is arbitrary.
 CITYSCAPES_NAME = re.compile(r"([^_]+_\d{6}_\d{6}).*\.png")
 
 
 class Prediction(NamedTuple):
-    """A picture, uint8 (H, W, 3), its class ids, uint8 (H, W), and where they are wanted the probabilities of the
-    classes, floating point (H, W, C)."""
+    """The prediction for one image.
+
+    Attributes:
+        image: RGB image, uint8 of shape (H, W, 3).
+        ids: Class ids, uint8 of shape (H, W).
+        probabilities: Class probabilities, floating point of shape (H, W, C); None unless they are requested.
+    """
 
     image: np.ndarray
     ids: np.ndarray
@@ -29,91 +34,105 @@ class Prediction(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of result: its line in --help, its files' suffix, and the array that a file holds.
+    """A kind of result.
 
-    `array(prediction, palette)` returns it: uint8 for .png, anything for .npy. `classes` are those a model must have,
-    by name and in order; None: any. A kind that is `filmed` is one video for a video, the others one file a frame.
+    Attributes:
+        description: Text for --help.
+        suffix: Suffix of its files, .png or .npy.
+        array: Maps (prediction, palette) to the array that a file contains: uint8 for .png, any type for .npy.
+        classes: Class names that the model must have, in this order; None for any.
+        is_video: Whether the result of a video is one video; otherwise it is one file per frame.
     """
 
     description: str
     suffix: str
     array: Callable[[Prediction, Sequence[tuple[int, int, int]]], np.ndarray]
     classes: tuple[str, ...] | None = None
-    filmed: bool = False
+    is_video: bool = False
 
 
-def _table(values: Iterable[int]) -> np.ndarray:
-    """Return the uint8 (256,) table id -> value; ids beyond the classes, which no model predicts, are 0."""
+def _lookup_table(values: Iterable[int]) -> np.ndarray:
+    """Return the uint8 (256,) table from class id to value; it has 0 for ids that no model predicts."""
     table = np.zeros(256, np.uint8)
     values = list(values)
     table[:len(values)] = values
     return table
 
 
-LABEL_IDS = _table(class_names.CITYSCAPES_LABEL_IDS)
-# 0 is what has none of the 150 classes.
-ADE20K_VALUES = _table(range(1, len(class_names.ADE20K) + 1))
+LABEL_IDS = _lookup_table(class_names.CITYSCAPES_LABEL_IDS)
+# ADE20K's annotations use 0 for pixels outside the 150 classes.
+ADE20K_VALUES = _lookup_table(range(1, len(class_names.ADE20K) + 1))
 
 KINDS = {
-    "ids": Kind("class ids (8-bit grey PNG)", ".png", lambda prediction, palette: prediction.ids),
-    "overlay": Kind("the picture mixed with the classes' colours (PNG; of a video an .mp4)", ".png",
+    "ids": Kind("class ids (8-bit gray PNG)", ".png", lambda prediction, palette: prediction.ids),
+    "overlay": Kind("the image blended with the class colors (PNG; an .mp4 for a video)", ".png",
                     lambda prediction, palette: drawing.overlay(prediction.image, prediction.ids, palette),
-                    filmed=True),
+                    is_video=True),
     "scores": Kind("the probability of each class (NumPy .npy, float16 of height x width x classes: 80 MB for a "
-                   "Cityscapes picture of 1024 x 2048 and 19 classes)", ".npy",
+                   "Cityscapes image of 1024 x 2048 and 19 classes)", ".npy",
                    lambda prediction, palette: prediction.probabilities.astype(np.float16)),
-    "cityscapes-labelids": Kind("Cityscapes' label ids 7 to 33 in place of 0 to 18, for its test server (8-bit grey "
-                                "PNG)", ".png", lambda prediction, palette: LABEL_IDS[prediction.ids],
+    "cityscapes-labelids": Kind("Cityscapes' label ids 7 to 33 instead of class ids 0 to 18, for its test server "
+                                "(8-bit gray PNG)", ".png", lambda prediction, palette: LABEL_IDS[prediction.ids],
                                 tuple(class_names.CITYSCAPES)),
-    "ade20k": Kind("ids + 1 as in ADE20K's annotations, for its test server (8-bit grey PNG)", ".png",
+    "ade20k": Kind("class ids + 1 as in ADE20K's annotations, for its test server (8-bit gray PNG)", ".png",
                    lambda prediction, palette: ADE20K_VALUES[prediction.ids], tuple(class_names.ADE20K)),
 }
 
 
 def parse_kinds(values: Sequence[str]) -> tuple[str, ...]:
-    """Return the kinds that --save's values name, each of which may join several with commas, in KINDS' order.
+    """Return the kinds in the values of --save, in the order of KINDS.
 
-    Raises UserError for an unknown kind, or where none is named.
+    Args:
+        values: Names of kinds, each value one or several joined by commas.
+
+    Raises:
+        UserError: a kind is unknown, or no kind is given.
     """
     names = [name.strip() for value in values for name in value.split(",") if name.strip()]
     for name in names:
         if name not in KINDS:
             raise UserError(unknown("kind of result", name, KINDS))
     if not names:
-        raise UserError(f"--save names nothing; choices: {', '.join(KINDS)}")
+        raise UserError(f"--save is empty; choices: {', '.join(KINDS)}")
     return tuple(kind for kind in KINDS if kind in names)
 
 
 def require_classes(kinds: Sequence[str], dataset: "Dataset") -> None:
-    """Raise UserError where a kind of result is for the classes of another data set than the model's."""
-    for name in kinds:
-        wanted, found = KINDS[name].classes, tuple(dataset.classes)
-        if wanted is None or wanted == found:
+    """Raise UserError if a kind of result requires other classes than the model's.
+
+    Args:
+        kinds: Names of KINDS.
+        dataset: The record of the data set that the model was trained on.
+    """
+    for kind in kinds:
+        required, actual = KINDS[kind].classes, tuple(dataset.classes)
+        if required is None or required == actual:
             continue
-        pairs = zip((*wanted, "none"), (*found, "none"))
-        index, (there, here) = next((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise UserError(f"--save {name} is for models of its {len(wanted)} classes, and this one has "
-                        f"{len(found)} of {dataset.name}; class {index} is {there!r} there and {here!r} here")
+        pairs = zip((*required, "none"), (*actual, "none"))
+        index, (expected, given) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(f"--save {kind} requires a model of its {len(required)} classes, but this one has "
+                        f"{len(actual)} classes of {dataset.name}; class {index} must be {expected!r}, not {given!r}")
 
 
 def ambiguous_names(names: Iterable[PurePath]) -> list[str]:
-    """Return the results' names by which Cityscapes' test server would find none, or more than one, for a picture."""
-    seen: dict[str, int] = {}
+    """Return the result names that Cityscapes' test server cannot match to exactly one image."""
+    counts: dict[str, int] = {}
     matches = [(str(name), CITYSCAPES_NAME.fullmatch(name.name)) for name in names]
     for _, match in matches:
         if match:
-            seen[match[1]] = seen.get(match[1], 0) + 1
-    return [name for name, match in matches if not match or seen[match[1]] > 1]
+            counts[match[1]] = counts.get(match[1], 0) + 1
+    return [name for name, match in matches if not match or counts[match[1]] > 1]
 
 
 def save_result(array: np.ndarray, path: Path) -> None:
-    """Write a result's array as the suffix of `path` says, .png or .npy; raises UserError where it cannot be written.
+    """Write a result atomically, as .png or .npy according to the suffix of `path`.
 
-    A reader sees the old file or the whole new one, never a part.
+    Raises:
+        UserError: the file cannot be written.
     """
     if path.suffix == ".png":
         image_files.save_image(array, path)
         return
-    # np.save appends its suffix to any other.
+    # np.save appends .npy to a path of another suffix.
     with image_files.replacing_file(path, suffix=".npy") as temporary:
         np.save(temporary, array)

@@ -1,4 +1,4 @@
-"""From a picture to class ids at its own size: the one path that evaluation and prediction share."""
+"""Predict scores and class ids of images at any size, the same way for evaluation, prediction and export."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from kseg.images import resizing
 from kseg.inference import sliding_window, tiling
 from kseg.inference.tiling import Rows
 
-# Pixels up to which the network looks at a picture as a whole. The features of a picture of this size still fit into
-# the memory of a large accelerator.
-LARGEST = 2**26
+# Maximum number of pixels of an image that the network processes as a whole. The features of an image of this size
+# still fit into the memory of a large accelerator.
+MAX_WHOLE_PIXELS = 2**26
 
 
 class Protocol(NamedTuple):
-    """The config values that decide what a model predicts for an image."""
+    """The config values that determine the prediction for an image."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -38,15 +38,28 @@ def protocol_of(config: Config) -> Protocol:
 
 
 def preprocess(images: tf.Tensor, protocol: Protocol) -> tf.Tensor:
-    """Return the network's input, normalised float32, for RGB images 0..255 (N, H, W, 3).
+    """Fit images into the box evaluate.resize, if it is set, and normalize them.
 
-    Where evaluate.resize says so they are fitted into its box first, as bytes.
+    Args:
+        images: RGB images on the 0..255 scale, of shape (N, H, W, 3).
+        protocol: The prediction protocol.
+
+    Returns:
+        The network's input, float32 of shape (N, h, w, 3).
     """
     return protocol.normalize(fit_images(images, protocol.evaluate.resize))
 
 
 def fit_images(images: tf.Tensor, box: tuple[int, ...]) -> tf.Tensor:
-    """Return RGB images 0..255 (N, H, W, 3) fitted into a (height, width) box, int32; an empty box changes nothing."""
+    """Resize images to fit into a (height, width) box, as bytes.
+
+    Args:
+        images: RGB images on the 0..255 scale, of shape (N, H, W, 3).
+        box: (height, width) in pixels; empty to return the images unchanged.
+
+    Returns:
+        The resized images, int32 of shape (N, h, w, 3).
+    """
     if not box:
         return images
     shape = tf.shape(images)
@@ -54,115 +67,149 @@ def fit_images(images: tf.Tensor, box: tuple[int, ...]) -> tf.Tensor:
 
 
 class ScalePass(NamedTuple):
-    """One look of the network at a picture: what activates its logits, and what mirrors scores back."""
+    """One forward pass of test-time augmentation: the activation of its logits, and the reversal of its flip."""
 
     activation: Callable[[tf.Tensor], tf.Tensor] = tf.identity
-    turned: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+    unflip: Callable[[tf.Tensor], tf.Tensor] = tf.identity
 
 
-def _each_stripe(model: keras.Model, inputs: tf.Tensor, normalise_part: Callable[[tf.Tensor], tf.Tensor], size: tuple,
-                 protocol: Protocol, look: ScalePass, use: Callable[..., tuple], state: tuple) -> tuple:
-    """Return the state after `state = use(state, first, last, scores)` of each stripe of rows at `size`, top to bottom.
+def _fold_scores(model: keras.Model, inputs: tf.Tensor, normalize_part: Callable[[tf.Tensor], tf.Tensor], size: tuple,
+                 protocol: Protocol, scale_pass: ScalePass, update: Callable[..., tuple], state: tuple) -> tuple:
+    """Fold the scores at `size` from top to bottom in stripes of rows, and return the final state.
 
-    `normalise_part` makes the network's input of any part of `inputs` (N, H, W, 3). Scores are activated logits by
-    `protocol`, float32 (N, last - first, width, C).
+    Args:
+        model: Maps normalized images to {"main": logits}.
+        inputs: Images of shape (N, H, W, 3).
+        normalize_part: Normalizes any part of `inputs`.
+        size: (height, width) of the scores.
+        protocol: The prediction protocol.
+        scale_pass: The activation and the reversal of a flip.
+        update: Maps (state, first, last, scores) to the new state, where scores are float32 of shape
+            (N, last - first, width, C).
+        state: The initial state, a tuple of tensors.
     """
     align_corners, evaluate = protocol.align_corners, protocol.evaluate
 
-    def finish(scores: Rows, known: tf.Tensor, state: tuple) -> tuple:
+    def consume_rows(scores: Rows, complete: tf.Tensor, state: tuple) -> tuple:
         first, *state = state
-        last = tiling.settled_rows(scores, size[0], align_corners, known)
-        # Mirrored back where both systems do it, before the last resize.
-        turned = scores._replace(take=lambda first, last: look.turned(scores.take(first, last)))
-        final = tiling.resized_rows(turned, size, align_corners)
-        return last, *tiling.fold_stripes(final, first, last, use, tuple(state))
+        last = tiling.complete_rows(scores, size[0], align_corners, complete)
+        # MMSegmentation and SSSegmentation both reverse the flip before the last resize.
+        unflipped = scores._replace(take=lambda first, last: scale_pass.unflip(scores.take(first, last)))
+        resized = tiling.resized_rows(unflipped, size, align_corners)
+        return last, *tiling.fold_stripes(resized, first, last, update, tuple(state))
 
     state = (tf.constant(0), *state)
     if evaluate.window:
-        return sliding_window.sliding_window_scores(model, inputs, normalise_part, evaluate.window, evaluate.stride,
-                                                    align_corners, look.activation, finish, state)[1:]
-    scores = tiling.rows_in_memory(look.activation(model(normalise_part(inputs), training=False)["main"]))
+        return sliding_window.sliding_window_scores(model, inputs, normalize_part, evaluate.window, evaluate.stride,
+                                                    align_corners, scale_pass.activation, consume_rows, state)[1:]
+    scores = tiling.rows_in_memory(scale_pass.activation(model(normalize_part(inputs), training=False)["main"]))
     if evaluate.resize_logits == "twice":
-        own = tf.shape(inputs)
-        scores = tiling.resized_rows(scores, (own[1], own[2]), align_corners)
-    return finish(scores, scores.height, state)[1:]
+        input_shape = tf.shape(inputs)
+        scores = tiling.resized_rows(scores, (input_shape[1], input_shape[2]), align_corners)
+    return consume_rows(scores, scores.height, state)[1:]
 
 
-def _empty(model: keras.Model, images: tf.Tensor, size: tuple) -> tf.Tensor:
-    """Return zeros for scores at `size`."""
+def _zero_scores(model: keras.Model, images: tf.Tensor, size: tuple) -> tf.Tensor:
     return tf.zeros([tf.shape(images)[0], size[0], size[1], model.output["main"].shape[-1]])
 
 
-def _add(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
-    """Add a stripe to the sum of scores."""
+def _add_stripe(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
     total, = state
     return tiling.update_rows(total, first, last, total[:, first:last] + scores),
 
 
-def _choose(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
-    """Write a stripe's best classes, and count the pixels for which there is none because scores are not finite."""
-    ids, unsure = state
+def _argmax_stripe(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
+    """Write a stripe's class ids, and count its pixels with non-finite scores."""
+    ids, non_finite = state
     best = tf.cast(tf.argmax(scores, axis=-1, output_type=tf.int32), tf.uint8)
     finite = tf.reduce_all(tf.math.is_finite(scores), axis=-1)
-    # GPUs sum up int64, but leave int32 to the CPU.
-    unsure += tf.ensure_shape(tf.reduce_sum(tf.cast(~finite, tf.int64), axis=(1, 2)), unsure.shape)
-    return tiling.update_rows(ids, first, last, best), unsure
+    # GPUs have a kernel for sums of int64, but not of int32.
+    counts = tf.reduce_sum(tf.cast(~finite, tf.int64), axis=(1, 2))
+    non_finite += tf.ensure_shape(counts, non_finite.shape)
+    return tiling.update_rows(ids, first, last, best), non_finite
 
 
 def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol) -> tf.Tensor:
-    """Return the float32 scores (N, height, width, C) at `size` whose largest is the class, for RGB images 0..255.
+    """Predict the scores of each class.
 
-    Logits, or where the protocol has scales or mirrors, the mean over all of them of what it averages (the
-    multi-scale tests with flip of MMSegmentation, which averages probabilities, and of SSSegmentation). One pass is in
-    memory at a time, besides the sum of all.
+    Scores are logits. With scales or a flip they are the mean over all passes of the quantity in evaluate.average, as
+    in the multi-scale tests with flip of MMSegmentation (probabilities) and of SSSegmentation. Only the sum and one
+    pass are in memory at a time.
+
+    Args:
+        model: Maps normalized images to {"main": logits}.
+        images: RGB images on the 0..255 scale, of shape (N, H, W, 3).
+        size: (height, width) of the scores.
+        protocol: The prediction protocol.
+
+    Returns:
+        Scores, float32 of shape (N, height, width, C). The predicted class of a pixel has the largest score.
     """
-    settings = protocol.evaluate
-    if not settings.scales and not settings.flip:
-        state = (_empty(model, images, size),)
-        return _each_stripe(model, fit_images(images, settings.resize), protocol.normalize, size, protocol,
-                            ScalePass(), _add, state)[0]
-    total, passes = _sum(model, images, size, protocol)
+    evaluate = protocol.evaluate
+    if not evaluate.scales and not evaluate.flip:
+        state = (_zero_scores(model, images, size),)
+        return _fold_scores(model, fit_images(images, evaluate.resize), protocol.normalize, size, protocol,
+                            ScalePass(), _add_stripe, state)[0]
+    total, passes = _sum_over_passes(model, images, size, protocol)
     return total / passes
 
 
 def probabilities(scores: tf.Tensor, evaluate: Evaluate) -> tf.Tensor:
-    """Return the classes' probabilities for `predict_scores`' (..., C): where those are a mean of them, they stay."""
-    averaged = (evaluate.scales or evaluate.flip) and evaluate.average != "logits"
-    return scores if averaged else tf.nn.softmax(scores)
+    """Return class probabilities for scores of `predict_scores`.
+
+    Args:
+        scores: Scores, float32 of shape (..., C).
+        evaluate: The settings that the scores were predicted with.
+
+    Returns:
+        Probabilities of the same shape. Scores that are a mean of probabilities are returned unchanged.
+    """
+    are_probabilities = (evaluate.scales or evaluate.flip) and evaluate.average != "logits"
+    return scores if are_probabilities else tf.nn.softmax(scores)
 
 
-def _sum(model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol) -> tuple[tf.Tensor, int]:
-    """Return the sum of the scores (N, height, width, C) over all scales and mirrors, and how many they are."""
-    settings = protocol.evaluate
-    scales = tf.constant(settings.scales or (1.0,), tf.float64)
-    ways = 2 if settings.flip else 1
-    activation = tf.nn.softmax if settings.average == "before resizing" else tf.identity
+def _sum_over_passes(model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol) -> tuple[tf.Tensor, int]:
+    """Return the sum of the scores over all scales and flips, (N, height, width, C), and the number of passes."""
+    evaluate = protocol.evaluate
+    scales = tf.constant(evaluate.scales or (1.0,), tf.float64)
+    passes_per_scale = 2 if evaluate.flip else 1
+    activation = tf.nn.softmax if evaluate.average == "before resizing" else tf.identity
 
-    def add(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
-        return _add(state, first, last, tf.nn.softmax(scores) if settings.average == "probabilities" else scores)
+    def update(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
+        return _add_stripe(state, first, last,
+                           tf.nn.softmax(scores) if evaluate.average == "probabilities" else scores)
 
-    def look(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        mirrored = tf.equal(number % ways, 1)
+    def add_pass(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        is_flipped = tf.equal(number % passes_per_scale, 1)
 
-        def turned(maps: tf.Tensor) -> tf.Tensor:
-            return tf.cond(mirrored, lambda: tf.reverse(maps, [2]), lambda: maps)
+        def flip_if_needed(maps: tf.Tensor) -> tf.Tensor:
+            return tf.cond(is_flipped, lambda: tf.reverse(maps, [2]), lambda: maps)
 
-        inputs = turned(scaled_input(images, tf.gather(scales, number // ways), protocol))
+        inputs = flip_if_needed(scaled_input(images, tf.gather(scales, number // passes_per_scale), protocol))
         inputs = tf.ensure_shape(inputs, (None, None, None, 3))
-        total, = _each_stripe(model, inputs, tf.identity, size, protocol, ScalePass(activation, turned), add, (total,))
+        total, = _fold_scores(model, inputs, tf.identity, size, protocol, ScalePass(activation, flip_if_needed),
+                              update, (total,))
         return number + 1, total
 
-    passes = ways * len(scales)
-    _, total = tf.while_loop(lambda number, _: number < passes, look, (tf.constant(0), _empty(model, images, size)),
-                             parallel_iterations=1)
+    passes = passes_per_scale * len(scales)
+    _, total = tf.while_loop(lambda number, _: number < passes, add_pass,
+                             (tf.constant(0), _zero_scores(model, images, size)), parallel_iterations=1)
     return total, passes
 
 
 def scaled_input(images: tf.Tensor, factor: tf.Tensor, protocol: Protocol) -> tf.Tensor:
-    """Return the network's normalised input for RGB images 0..255 (N, H, W, 3) at a float64 factor of their size.
+    """Scale and normalize images for one pass of a multi-scale test.
 
-    evaluate.scale_of says of which: the pictures' own, which are resized as bytes, or the input's, whose numbers
-    are.
+    With evaluate.scale_of "picture" the factor applies to the size of the images, which are resized as bytes. With
+    "input" it applies to the normalized input, which is resized as floats.
+
+    Args:
+        images: RGB images on the 0..255 scale, of shape (N, H, W, 3).
+        factor: Scale factor, float64 scalar.
+        protocol: The prediction protocol.
+
+    Returns:
+        The network's input, float32 of shape (N, h, w, 3).
     """
     if not protocol.evaluate.scales:
         return preprocess(images, protocol)
@@ -175,91 +222,125 @@ def scaled_input(images: tf.Tensor, factor: tf.Tensor, protocol: Protocol) -> tf
         length = tf.shape(inputs)[axis]
         target = tf.maximum(tf.cast(tf.cast(length, tf.float64) * factor, tf.int32), 1)
         if protocol.align_corners:
-            # A side of one position takes the first.
+            # The maximum avoids a division by zero: a side of one position takes the first one.
             step = tf.cast(length - 1, tf.float64) / tf.cast(tf.maximum(target - 1, 1), tf.float64)
             positions = tf.cast(tf.range(target), tf.float64) * step
         else:
-            # By the factor itself, whatever size it is rounded to, as PyTorch does where it is given a factor.
+            # PyTorch's interpolate(scale_factor=) uses the factor itself, not the ratio of the rounded sizes.
             positions = tf.maximum((tf.cast(tf.range(target), tf.float64) + 0.5) / factor - 0.5, 0)
-        below = tf.minimum(tf.cast(positions, tf.int32), length - 1)
-        share = tf.cast(positions - tf.cast(below, tf.float64), tf.float32)
-        share = share[:, None, None] if axis == 1 else share[:, None]
-        inputs = (tf.gather(inputs, below, axis=axis) * (1 - share)
-                  + tf.gather(inputs, tf.minimum(below + 1, length - 1), axis=axis) * share)
+        lower = tf.minimum(tf.cast(positions, tf.int32), length - 1)
+        fraction = tf.cast(positions - tf.cast(lower, tf.float64), tf.float32)
+        fraction = fraction[:, None, None] if axis == 1 else fraction[:, None]
+        inputs = (tf.gather(inputs, lower, axis=axis) * (1 - fraction)
+                  + tf.gather(inputs, tf.minimum(lower + 1, length - 1), axis=axis) * fraction)
     return inputs
 
 
 def predict_checked(model: keras.Model, images: tf.Tensor, size: tuple,
                     protocol: Protocol) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return int32 class ids (N, height, width) at `size` and, int32 (N,), how many of their pixels have no class.
+    """Predict class ids, and count the pixels with non-finite scores.
 
-    They have none where one of the scores is not finite, and their id means nothing. For uint8 RGB images (N, H, W, 3),
-    by `protocol`. Of float maps only a stripe of rows is in memory, and of sliding windows a row of them; but the
-    network's output for whole pictures, and the sum over scales and mirrors (N, height, width, C), are in memory as a
-    whole.
+    Full-size scores are computed in stripes of rows, and sliding windows in rows of windows. The network's output for
+    whole images, and the sum over scales and flips of shape (N, height, width, C), are in memory as a whole.
+
+    Args:
+        model: Maps normalized images to {"main": logits}.
+        images: RGB images, uint8 of shape (N, H, W, 3).
+        size: (height, width) of the class ids.
+        protocol: The prediction protocol.
+
+    Returns:
+        Class ids, int32 of shape (N, height, width), and for each image the number of pixels with a non-finite score,
+        int32 of shape (N,). The id of such a pixel is meaningless.
     """
-    settings = protocol.evaluate
+    evaluate = protocol.evaluate
     number, (height, width) = tf.shape(images)[0], size
-    # Bytes, since labels are bytes; and GPUs write them in place, but leave int32 to the CPU.
+    # Ids are kept as uint8, because labels are uint8 and GPUs cannot update int32 rows in place.
     state = (tf.zeros([number, height, width], tf.uint8), tf.zeros([number], tf.int64))
-    if settings.scales or settings.flip:
-        total, passes = _sum(model, images, size, protocol)
+    if evaluate.scales or evaluate.flip:
+        total, passes = _sum_over_passes(model, images, size, protocol)
         maps = tiling.rows_in_memory(total)
         maps = maps._replace(take=lambda first, last: total[:, first:last] / passes)
-        ids, unsure = tiling.fold_stripes(maps, tf.constant(0), maps.height, _choose, state)
+        ids, non_finite = tiling.fold_stripes(maps, tf.constant(0), maps.height, _argmax_stripe, state)
     else:
-        ids, unsure = _each_stripe(model, fit_images(images, settings.resize), protocol.normalize, size, protocol,
-                                   ScalePass(), _choose, state)
-    return tf.cast(ids, tf.int32), tf.cast(unsure, tf.int32)
+        ids, non_finite = _fold_scores(model, fit_images(images, evaluate.resize), protocol.normalize, size, protocol,
+                                       ScalePass(), _argmax_stripe, state)
+    return tf.cast(ids, tf.int32), tf.cast(non_finite, tf.int32)
 
 
 def predict_ids(model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol) -> tf.Tensor:
-    """Return int32 class ids (N, height, width) at `size` for uint8 RGB images (N, H, W, 3), by `protocol`."""
+    """Predict class ids.
+
+    Args:
+        model: Maps normalized images to {"main": logits}.
+        images: RGB images, uint8 of shape (N, H, W, 3).
+        size: (height, width) of the class ids.
+        protocol: The prediction protocol.
+
+    Returns:
+        Class ids, int32 of shape (N, height, width).
+    """
     return predict_checked(model, images, size, protocol)[0]
 
 
 def require_size(height: int, width: int, evaluate: Evaluate) -> None:
-    """Raise DataError where a picture would be larger than the network can look at as a whole, unless windows slide."""
+    """Raise DataError if an image is too large for the network without sliding windows.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        evaluate: The prediction settings.
+    """
     if evaluate.window:
         return
     factor = max(evaluate.scales, default=1.0)
     if evaluate.scales and evaluate.scale_of == "picture":
-        own_height, own_width = height * factor, width * factor
+        input_height, input_width = height * factor, width * factor
     else:
-        own_height, own_width = height, width
+        input_height, input_width = height, width
         if evaluate.resize:
-            own_height, own_width = (int(side) for side in resizing.fit_size(height, width, evaluate.resize))
-        own_height, own_width = own_height * factor, own_width * factor
-    if own_height * own_width > LARGEST:
+            input_height, input_width = (int(side) for side in resizing.fit_size(height, width, evaluate.resize))
+        input_height, input_width = input_height * factor, input_width * factor
+    if input_height * input_width > MAX_WHOLE_PIXELS:
         raise DataError(
-            f"a picture of {width} x {height} pixels gives the network {own_width:.0f} x {own_height:.0f} at once, "
-            f"more than {LARGEST} pixels; let windows slide over it: "
+            f"an image of {width} x {height} pixels gives the network {input_width:.0f} x {input_height:.0f} at once, "
+            f"more than {MAX_WHOLE_PIXELS} pixels; use sliding windows: "
             "--set evaluate.window=769,769 evaluate.stride=513,513")
 
 
-def require_finite(unsure: int, pixels: int) -> None:
-    """Raise DataError where so many of a picture's pixels have no class, because scores are nan or infinite."""
-    if unsure:
-        raise DataError(f"the scores of {unsure:,} of {pixels:,} pixels are nan or infinite; look at the weights")
+def require_finite(non_finite: int, pixels: int) -> None:
+    """Raise DataError if any of an image's pixels have non-finite scores.
+
+    Args:
+        non_finite: Number of pixels with non-finite scores.
+        pixels: Number of pixels of the image.
+    """
+    if non_finite:
+        raise DataError(f"the scores of {non_finite:,} of {pixels:,} pixels are nan or infinite; check the weights")
 
 
 def predictor(model: keras.Model, protocol: Protocol) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from a uint8 RGB picture (H, W, 3) to its uint8 class ids (H, W), for any size.
+    """Return a function that predicts the class ids of one image of any size.
 
-    It raises DataError where the picture is larger than the network can look at as a whole, and where scores are not
-    finite.
+    Args:
+        model: Maps normalized images to {"main": logits}.
+        protocol: The prediction protocol.
+
+    Returns:
+        A function from an RGB image, uint8 of shape (H, W, 3), to its class ids, uint8 of shape (H, W). It raises
+        DataError if the image is too large for the network, or if scores are not finite.
     """
 
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)])
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         size = tf.shape(images)
-        ids, bad = predict_checked(model, images, (size[1], size[2]), protocol)
-        return tf.cast(ids[0], tf.uint8), bad[0]
+        ids, non_finite = predict_checked(model, images, (size[1], size[2]), protocol)
+        return tf.cast(ids[0], tf.uint8), non_finite[0]
 
-    def predict_picture(image: np.ndarray) -> np.ndarray:
+    def predict_image(image: np.ndarray) -> np.ndarray:
         require_size(*image.shape[:2], protocol.evaluate)
-        ids, bad = (result.numpy() for result in predict(image[None]))
-        require_finite(int(bad), ids.size)
+        ids, non_finite = (result.numpy() for result in predict(image[None]))
+        require_finite(int(non_finite), ids.size)
         return ids
 
-    return predict_picture
+    return predict_image

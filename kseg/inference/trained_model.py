@@ -14,31 +14,53 @@ from kseg.errors import ConfigError, WorkdirError
 if TYPE_CHECKING:
     from kseg.datasets.registry import Dataset
 
-# Of all published results over several scales.
+# The scales of all published multi-scale results.
 TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def load_trained(workdir: Path, weights: Path | None = None, tta: bool = False, overrides: Sequence[str] = ()) -> tuple:
-    """Return (model, config, data set record) of a working directory of kseg.train, with its best weights.
+    """Load a trained model from a working directory of kseg.train.
 
-    `weights` is a file in their place, `tta` turns test-time augmentation on, and `overrides` (`a.b=c`) change its
-    config. Raises WorkdirError, WeightsError or ConfigError where they cannot be read or do not fit.
+    Args:
+        workdir: The working directory.
+        weights: A file of weights to load instead of the best validated ones.
+        tta: Whether to enable test-time augmentation.
+        overrides: Changes to the config, such as "evaluate.flip=true".
+
+    Returns:
+        The Keras model, the config and the data set record.
+
+    Raises:
+        WorkdirError: the working directory cannot be read, or contains no validated weights yet.
+        WeightsError: the weights cannot be read, or do not fit the model.
+        ConfigError: an override is invalid.
     """
     config, dataset = read_config(workdir, overrides), read_dataset(workdir)
     return load_with_weights(config, dataset, weights or best_weights(workdir), tta)
 
 
 def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tta: bool) -> tuple:
+    """Build a config's model and load its weights from a file.
+
+    Args:
+        config: The config.
+        dataset: The data set record, which gives the number of classes.
+        path: The file of weights.
+        tta: Whether to enable test-time augmentation.
+
+    Returns:
+        The Keras model, the config (changed by `tta`) and the data set record.
+    """
     from kseg import models
     from kseg.distributed import devices
     from kseg.weights import loading
 
-    # Numbers are for comparing: however the model was trained, it is evaluated in full float32.
+    # Published metrics must be comparable, so evaluation uses full float32 whatever precision the training used.
     devices.set_tensor_float_32(False)
     if tta:
         config = replace(config, evaluate=replace(config.evaluate, scales=TEST_SCALES, flip=True))
     model = models.build(config.model, len(dataset.classes))
-    # init.channels speaks of the file a run started from, and not of the weights that kseg wrote.
+    # init.channels describes the file that initialized the training; the weights that kseg writes are always RGB.
     channels = "RGB" if path.name.endswith(".weights.h5") else config.init.channels
     for note in loading.load_checkpoint(model, path, config.model.head, channels=channels):
         print(f"note: {note}")
@@ -46,15 +68,21 @@ def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tt
 
 
 def read_config(workdir: Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the config of a working directory with `a.b=c` overrides, without importing TensorFlow.
+    """Read the config of a working directory, without importing TensorFlow.
 
-    Raises WorkdirError if it cannot be read, ConfigError for a wrong override.
+    Args:
+        workdir: The working directory.
+        overrides: Changes to the config, such as "evaluate.flip=true".
+
+    Raises:
+        WorkdirError: the config cannot be read.
+        ConfigError: an override is invalid.
     """
     path = workdir / "config.json"
     try:
         config = configs.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _no_workdir(workdir, error) from None
+        raise _not_a_workdir(workdir, error) from None
     except (ConfigError, UnicodeDecodeError) as error:
         raise WorkdirError(f"{path}: {error}") from None
     for override in overrides:
@@ -63,7 +91,7 @@ def read_config(workdir: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_dataset(workdir: Path) -> "Dataset":
-    """Return the dataset record of a working directory, which needs none of the data; raises WorkdirError."""
+    """Read the data set record of a working directory, without the data; raises WorkdirError."""
     from kseg.datasets import registry
 
     path = workdir / "dataset.json"
@@ -73,38 +101,44 @@ def read_dataset(workdir: Path) -> "Dataset":
             registry.DATASETS[record["name"]], classes=tuple(record["classes"]),
             palette=tuple(map(tuple, record["palette"])), label_table=tuple(record["label_table"]))
     except OSError as error:
-        raise _no_workdir(workdir, error) from None
+        raise _not_a_workdir(workdir, error) from None
     except (ValueError, LookupError, TypeError) as error:
         raise WorkdirError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
 def read_workdir(workdir: Path) -> "tuple[Config, Dataset]":
-    """Return the config and the dataset record of a working directory; raises WorkdirError."""
+    """Read the config and the data set record of a working directory; raises WorkdirError."""
     return read_config(workdir), read_dataset(workdir)
 
 
-def _no_workdir(workdir: Path, error: OSError) -> WorkdirError:
+def _not_a_workdir(workdir: Path, error: OSError) -> WorkdirError:
     return WorkdirError(f"{workdir} is no working directory of kseg.train: {error.strerror}: {error.filename}")
 
 
-def require_same_classes(trained: "Dataset", found: "Dataset", where: str) -> None:
-    """Raise WorkdirError where a data set's classes are not those that a model was trained on."""
-    if trained.classes == found.classes and trained.label_table != found.label_table:
-        value = next(value for value in range(256) if trained.label_table[value] != found.label_table[value])
-        raise WorkdirError(f"{where} was trained with label value {value} as {trained.label_table[value]}, "
-                           f"the data now reads it as {found.label_table[value]}")
-    if trained.classes != found.classes:
-        pairs = zip(trained.classes, found.classes)
-        different = next((index for index, (before, now) in enumerate(pairs) if before != now),
-                         min(len(trained.classes), len(found.classes)))
-        raise WorkdirError(f"{where} was trained on {len(trained.classes)} classes of {trained.name}, the data now has "
-                           f"{len(found.classes)}; the first difference is class {different}: "
-                           f"{', '.join(trained.classes[different:different + 1]) or 'none'} there, "
-                           f"{', '.join(found.classes[different:different + 1]) or 'none'} now")
+def require_same_classes(trained: "Dataset", current: "Dataset", location: str) -> None:
+    """Raise WorkdirError if a data set's classes differ from those that a model was trained on.
+
+    Args:
+        trained: The data set record of the model.
+        current: The data set record of the data.
+        location: Name of the model or its working directory for the message.
+    """
+    if trained.classes == current.classes and trained.label_table != current.label_table:
+        value = next(value for value in range(256) if trained.label_table[value] != current.label_table[value])
+        raise WorkdirError(f"{location} was trained with label value {value} as {trained.label_table[value]}, but the "
+                           f"data now maps it to {current.label_table[value]}")
+    if trained.classes != current.classes:
+        pairs = zip(trained.classes, current.classes)
+        index = next((index for index, (old, new) in enumerate(pairs) if old != new),
+                     min(len(trained.classes), len(current.classes)))
+        raise WorkdirError(f"{location} was trained on {len(trained.classes)} classes of {trained.name}, but the data "
+                           f"now has {len(current.classes)}; the first difference is class {index}: "
+                           f"{', '.join(trained.classes[index:index + 1]) or 'none'} in training, "
+                           f"{', '.join(current.classes[index:index + 1]) or 'none'} now")
 
 
 def best_weights(workdir: Path) -> Path:
-    """Return the file of the best validated weights; raises WorkdirError where no validation has been made yet."""
+    """Return the path of the best validated weights; raises WorkdirError before the first validation."""
     path = workdir / "best.weights.h5"
     if not path.is_file():
         raise WorkdirError(f"{workdir} has no best.weights.h5 yet: training has not reached its first validation")

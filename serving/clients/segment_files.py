@@ -11,7 +11,7 @@ from PIL import Image
 
 from kseg.errors import DataError, UserError
 from kseg.images import drawing, image_files
-from kseg.inference.input_files import Picture
+from kseg.inference.input_files import InputFile
 from kseg.system.progress import CLEAR_LINE, Progress
 from serving.class_list import read_class_list
 from serving.clients.connections import RequestError, RestConnection
@@ -81,7 +81,7 @@ def find_colors(client: "Client", path: Path | None) -> Colors:
     raise UserError(f"{hint}: {client.connection.server} lists no colors for {spec}")
 
 
-def segment_files(client: "Client", pictures: Sequence[Picture], out: Path, batch: int, colors: Colors | None,
+def segment_files(client: "Client", files: Sequence[InputFile], out: Path, batch: int, colors: Colors | None,
                   report: Callable[[str], None] = print) -> list[Path]:
     """Write the class ids of each image, and with `colors` its overlay; return the files that failed.
 
@@ -89,37 +89,37 @@ def segment_files(client: "Client", pictures: Sequence[Picture], out: Path, batc
     """
     failed = []
 
-    def skip(picture: Picture, message: str) -> None:
-        failed.append(picture.path)
+    def skip(file: InputFile, message: str) -> None:
+        failed.append(file.path)
         # The further lines of a server's message name nodes of its graph.
         print(f"{CLEAR_LINE if sys.stderr.isatty() else ''}skipped: {message.splitlines()[0]}", file=sys.stderr)
 
     if colors and colors.classes:
         image_files.save_image(drawing.legend(colors.classes, colors.palette), out / "legend.png")
-    progress = Progress(len(pictures), "images", report)
-    for start in range(0, len(pictures), batch):
+    progress = Progress(len(files), "images", report)
+    for start in range(0, len(files), batch):
         encoded = []
-        for picture in pictures[start:start + batch]:
+        for file in files[start:start + batch]:
             try:
-                if picture.video:
-                    raise DataError(f"{picture.path}: a video, or not an image; python -m kseg.predict takes videos")
-                encoded.append((picture, encode_image(picture.path)))
+                if file.is_video:
+                    raise DataError(f"{file.path}: a video, or not an image; python -m kseg.predict takes videos")
+                encoded.append((file, encode_image(file.path)))
             except DataError as error:
-                skip(picture, str(error))
-        for picture, ids in _segment_batch(client, encoded, skip):
-            image_files.save_image(ids, out / picture.result("ids"))
+                skip(file, str(error))
+        for file, ids in _segment_batch(client, encoded, skip):
+            image_files.save_image(ids, out / file.result_path("ids"))
             if colors:
-                _save_overlay(picture, ids, out, colors)
-        progress.update(min(start + batch, len(pictures)))
+                _save_overlay(file, ids, out, colors)
+        progress.update(min(start + batch, len(files)))
     return failed
 
 
-def _segment_batch(client: "Client", encoded: list[tuple[Picture, bytes]],
-                   skip: Callable[[Picture, str], None]) -> list[tuple[Picture, np.ndarray]]:
+def _segment_batch(client: "Client", encoded: list[tuple[InputFile, bytes]],
+                   skip: Callable[[InputFile, str], None]) -> list[tuple[InputFile, np.ndarray]]:
     if not encoded:
         return []
     try:
-        return list(zip([picture for picture, _ in encoded], client.segment([data for _, data in encoded])))
+        return list(zip([file for file, _ in encoded], client.segment([data for _, data in encoded])))
     except (RequestError, DataError) as error:
         if isinstance(error, RequestError) and error.code in FATAL:
             raise
@@ -130,12 +130,12 @@ def _segment_batch(client: "Client", encoded: list[tuple[Picture, bytes]],
     return [result for item in encoded for result in _segment_batch(client, [item], skip)]
 
 
-def _save_overlay(picture: Picture, ids: np.ndarray, out: Path, colors: Colors) -> None:
-    image = image_files.read_image(picture.path)
+def _save_overlay(file: InputFile, ids: np.ndarray, out: Path, colors: Colors) -> None:
+    image = image_files.read_image(file.path)
     if ids.shape != image.shape[:2]:
-        raise UserError(f"--overlay needs class ids of the image's size: {picture.path} has {image.shape[1]} x "
+        raise UserError(f"--overlay needs class ids of the image's size: {file.path} has {image.shape[1]} x "
                         f"{image.shape[0]} pixels, its ids {ids.shape[1]} x {ids.shape[0]}")
-    image_files.save_image(drawing.overlay(image, ids, colors.palette), out / picture.result("overlay"))
+    image_files.save_image(drawing.overlay(image, ids, colors.palette), out / file.result_path("overlay"))
 
 
 def cost_table(costs: Sequence["Cost"]) -> str:

@@ -125,7 +125,7 @@ def test_predictions_outside_the_classes_are_an_error(directory, monkeypatch):
 
 
 def test_an_image_too_large_for_the_network_is_named(directory, monkeypatch):
-    monkeypatch.setattr(prediction, "LARGEST", 1500)
+    monkeypatch.setattr(prediction, "MAX_WHOLE_PIXELS", 1500)
     with pytest.raises(DataError, match=r"e0\d.png: .*\d+ x \d+ pixels .* evaluate.window=769,769"):
         count(counted_images.config(directory, Evaluate()))
 

@@ -25,7 +25,8 @@ def test_lossless_rgb_is_read_exactly(tmp_path, suffix):
     image = Image.new("RGB", (3, 2), BLUE)
     image.putpixel((2, 0), RED)
     options = {"lossless": True} if suffix == "webp" else {}
-    assert saved_and_read(tmp_path / f"a.{suffix}", image, **options) == [[list(BLUE), list(BLUE), list(RED)], [list(BLUE)] * 3]
+    expected = [[list(BLUE), list(BLUE), list(RED)], [list(BLUE)] * 3]
+    assert saved_and_read(tmp_path / f"a.{suffix}", image, **options) == expected
     assert image_files.read_image(tmp_path / f"a.{suffix}").dtype == np.uint8
 
 

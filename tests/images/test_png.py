@@ -47,8 +47,9 @@ def with_filters(array, filters):
     paeth = np.where((distances[0] <= distances[1]) & (distances[0] <= distances[2]), a,
                      np.where(distances[1] <= distances[2], b, c))
     predicted = [np.zeros_like(x), a, b, (a + b) // 2, paeth]
-    rows = b"".join(bytes([filters[row % len(filters)]]) + ((x - predicted[filters[row % len(filters)]])[row] % 256).astype(
-        np.uint8).tobytes() for row in range(height))
+    row_filters = [filters[row % len(filters)] for row in range(height)]
+    rows = b"".join(bytes([row_filter]) + ((x - predicted[row_filter])[row] % 256).astype(np.uint8).tobytes()
+                    for row, row_filter in enumerate(row_filters))
     whole = encoded(array)
     part = b"IDAT" + zlib.compress(rows)
     return (whole[:33] + struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) + png.END)

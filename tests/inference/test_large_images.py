@@ -1,5 +1,7 @@
-"""kseg.inference.tiling, kseg.inference.sliding_window: maps made a stripe at a time are the whole ones, windows are a slow loop's, whatever the
-size; scores that are not finite are counted; and memory does not grow with a picture's height."""
+"""Stripes must equal the whole map, and windows a slow loop over them, for images of any size.
+
+Pixels with non-finite scores must be counted, and memory must not grow with the height of an image.
+"""
 
 import subprocess
 import sys
@@ -16,12 +18,12 @@ from kseg.errors import DataError
 from kseg.inference import prediction, sliding_window, tiling
 from kseg.models.layers import resize
 
-# Neither changes a byte, so that what a test's model sees is what its picture holds.
+# This normalization changes no values, so a model's input is the image itself.
 PLAIN = Data(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def position_model(stride=4):
-    """Logits that depend on where in its window a pixel lies, so that each window gives other ones."""
+    """Return a model whose logits depend on the position in the window, so that all windows differ."""
     images = keras.Input((None, None, 3))
     pooled = keras.layers.AveragePooling2D(stride, padding="same")(images)
     across = keras.layers.Lambda(lambda x: x + tf.cumsum(tf.ones_like(x), axis=2) - 2 * tf.cumsum(x, axis=1))(pooled)
@@ -29,7 +31,7 @@ def position_model(stride=4):
 
 
 def slow_slide(model, inputs, window, stride):
-    """Sliding windows as MMSegmentation words them, one at a time."""
+    """Return the scores of MMSegmentation's sliding windows, processed one at a time."""
     (batch, height, width), (crop_height, crop_width) = inputs.shape[:3], window
     total, count = np.zeros((batch, height, width, 3)), np.zeros((height, width, 1))
     for row in range(max(height - crop_height + stride[0] - 1, 0) // stride[0] + 1):
@@ -44,7 +46,7 @@ def slow_slide(model, inputs, window, stride):
 
 
 def compiled(function, model, settings, dtype=tf.float32):
-    """One of kseg.inference.prediction's functions as evaluation runs it: in one graph for all sizes."""
+    """Return a function of kseg.inference.prediction, compiled once for all sizes."""
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), dtype), tf.TensorSpec((2,), tf.int32)])
     def call(inputs, size):
         return function(model, inputs, (size[0], size[1]), prediction.protocol_of(settings))
@@ -52,14 +54,14 @@ def compiled(function, model, settings, dtype=tf.float32):
     return call
 
 
-def sure(scores, bound=1e-3):
-    """Where the best class leads by more than a bound."""
+def certain(scores, tolerance=1e-3):
+    """Return where the two best scores differ by more than a tolerance."""
     best = np.sort(scores, axis=-1)
-    return best[..., -1] - best[..., -2] > bound
+    return best[..., -1] - best[..., -2] > tolerance
 
 
-def taken(rows, cuts):
-    """The whole map, put together from stripes that begin and end at `cuts`."""
+def join_stripes(rows, cuts):
+    """Return the whole map, joined from stripes that begin and end at `cuts`."""
     return np.concatenate([rows.take(first, last) for first, last in zip(cuts, cuts[1:])], axis=1)
 
 
@@ -67,84 +69,84 @@ def taken(rows, cuts):
 @pytest.mark.parametrize("source, target", [
     ((7, 5), (53, 41)), ((13, 18), (97, 141)), ((97, 97), (769, 769)), ((33, 29), (8, 11)), ((9, 9), (9, 9)),
     ((9, 9), (9, 31)), ((9, 9), (31, 9)), ((1, 1), (17, 3)), ((17, 3), (1, 1)), ((6, 1), (1, 6))])
-def test_stripes_are_rows_of_the_whole_bit_for_bit(source, target, align_corners):
+def test_stripes_equal_the_whole_map_bit_for_bit(source, target, align_corners):
     generator = np.random.default_rng(0)
     maps = tf.constant(generator.normal(size=(2, *source, 3)), tf.float32)
     expected = resize(maps, target, align_corners).numpy()
     rows = tiling.resized_rows(tiling.rows_in_memory(maps), target, align_corners)
     for _ in range(5):
         cuts = sorted({0, target[0], *(int(cut) for cut in generator.integers(0, target[0], 3))})
-        assert np.array_equal(taken(rows, cuts), expected)
-    # Of a map that is itself resized as its rows are asked for.
+        assert np.array_equal(join_stripes(rows, cuts), expected)
+    # The source of a resize may itself be resized row by row.
     twice = tiling.resized_rows(rows, (23, 37), align_corners)
-    assert np.array_equal(taken(twice, [0, 1, 9, 23]), resize(expected, (23, 37), align_corners))
+    assert np.array_equal(join_stripes(twice, [0, 1, 9, 23]), resize(expected, (23, 37), align_corners))
 
 
 @pytest.mark.parametrize("length, target", [(5, 41), (18, 18), (33, 8), (1, 17), (17, 1)])
-def test_rows_are_settled_once_all_that_they_need_are(length, target):
+def test_rows_are_complete_once_their_source_rows_are(length, target):
     source = tiling.rows_in_memory(tf.zeros((1, length, 1, 1)))
-    for known in range(length + 1):
-        # A row that changes where a later row of the source does is not settled.
+    for complete in range(length + 1):
+        # A row that changes when a later source row changes is not complete.
         changed = np.zeros((1, length, 1, 1), np.float32)
-        changed[:, known:] = 1
-        settled = np.flatnonzero(resize(changed, (target, 1)).numpy().ravel() == 0).size
-        found = int(tiling.settled_rows(source, tf.constant(target), False, tf.constant(known)))
-        # One whose last neighbour has no weight may wait for it.
-        assert found <= settled and (known < length or found == target)
-        assert found >= settled - target / length
+        changed[:, complete:] = 1
+        independent = np.flatnonzero(resize(changed, (target, 1)).numpy().ravel() == 0).size
+        count = int(tiling.complete_rows(source, tf.constant(target), False, tf.constant(complete)))
+        # A row whose upper neighbor has weight 0 may be counted as incomplete.
+        assert count <= independent and (complete < length or count == target)
+        assert count >= independent - target / length
 
 
 @pytest.mark.parametrize("stripe", [1, 700, tiling.STRIPE])
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("way", ["once", "twice"])
-def test_classes_of_whole_pictures_whatever_the_stripe(monkeypatch, stripe, align_corners, way):
+@pytest.mark.parametrize("resize_logits", ["once", "twice"])
+def test_classes_of_whole_images_for_any_stripe(monkeypatch, stripe, align_corners, resize_logits):
     monkeypatch.setattr(tiling, "STRIPE", stripe)
     model = position_model()
-    settings = Config(data=PLAIN, model=Model(align_corners=align_corners), evaluate=Evaluate(resize_logits=way))
+    settings = Config(data=PLAIN, model=Model(align_corners=align_corners), evaluate=Evaluate(resize_logits=resize_logits))
     checked = compiled(prediction.predict_checked, model, settings, tf.uint8)
     logits = compiled(prediction.predict_scores, model, settings)
     for shape, size in (((2, 37, 53), (37, 53)), ((1, 37, 53), (61, 20)), ((1, 1, 1), (1, 1)), ((1, 20, 30), (7, 90))):
         images = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
         expected = model(images.astype(np.float32))["main"]
-        if way == "twice":
+        if resize_logits == "twice":
             expected = resize(expected, shape[1:], align_corners)
         expected = resize(expected, size, align_corners).numpy()
         assert np.array_equal(logits(images.astype(np.float32), size), expected)
-        ids, unsure = checked(images, size)
-        assert ids.dtype == unsure.dtype == tf.int32
-        assert np.array_equal(ids, expected.argmax(-1)) and np.array_equal(unsure, [0] * len(images))
+        ids, non_finite = checked(images, size)
+        assert ids.dtype == non_finite.dtype == tf.int32
+        assert np.array_equal(ids, expected.argmax(-1)) and np.array_equal(non_finite, [0] * len(images))
 
 
 @pytest.mark.parametrize("pixels, stripe", [(900, 500), (sliding_window.PIXELS_PER_CALL, tiling.STRIPE)])
 @pytest.mark.parametrize("window, stride", [
     ((16, 16), (11, 11)), ((16, 24), (16, 24)), ((10, 31), (3, 29)), ((40, 16), (1, 16)), ((64, 64), (43, 43)),
     ((1, 1), (1, 1))])
-def test_windows_against_a_slow_count_in_one_graph(monkeypatch, window, stride, pixels, stripe):
+def test_windows_equal_a_slow_loop_in_one_graph(monkeypatch, window, stride, pixels, stripe):
     monkeypatch.setattr(sliding_window, "PIXELS_PER_CALL", pixels)
     monkeypatch.setattr(tiling, "STRIPE", stripe)
     model, settings = position_model(), Config(data=PLAIN, evaluate=Evaluate(window=window, stride=stride))
     logits = compiled(prediction.predict_scores, model, settings)
     checked = compiled(prediction.predict_checked, model, settings, tf.uint8)
     generator = np.random.default_rng(0)
-    # Of several pictures, and as large as, smaller and larger than the windows on one side and on both.
+    # The images are smaller than, as large as and larger than the windows on one side and on both.
     shapes = ((1, 3, 5),) if window == (1, 1) else (
         (1, 37, 53), (2, 16, 24), (1, 9, 40), (1, 40, 9), (1, 1, 1), (1, 65, 107))
     for shape in shapes:
         images = generator.integers(0, 5, size=(*shape, 3)).astype(np.uint8)
         expected = slow_slide(model, images.astype(np.float32), window, stride)
         assert np.allclose(logits(images.astype(np.float32), shape[1:]), expected, atol=1e-4, rtol=1e-5)
-        ids, unsure = checked(images, shape[1:])
-        where = sure(expected)
-        assert np.array_equal(ids[where], expected.argmax(-1)[where]) and not np.any(unsure)
+        ids, non_finite = checked(images, shape[1:])
+        where = certain(expected)
+        assert np.array_equal(ids[where], expected.argmax(-1)[where]) and not np.any(non_finite)
 
 
 @pytest.mark.parametrize("stripe", [1, 999])
-def test_scores_of_windows_are_brought_to_the_labels_size(monkeypatch, stripe):
+def test_window_scores_are_resized_to_the_labels_size(monkeypatch, stripe):
     monkeypatch.setattr(tiling, "STRIPE", stripe)
     model, images = position_model(), np.random.default_rng(1).integers(0, 9, (1, 50, 30, 3)).astype(np.uint8)
     slow = slow_slide(model, images.astype(np.float32), (16, 16), (11, 11))
-    for way in ("once", "twice"):
-        settings = Config(data=PLAIN, evaluate=Evaluate(window=(16, 16), stride=(11, 11), resize_logits=way))
+    for resize_logits in ("once", "twice"):
+        settings = Config(data=PLAIN, evaluate=Evaluate(window=(16, 16), stride=(11, 11), resize_logits=resize_logits))
         logits = compiled(prediction.predict_scores, model, settings)
         for size in ((83, 44), (17, 70), (1, 1)):
             expected = tf.image.resize(slow, size).numpy()
@@ -152,17 +154,17 @@ def test_scores_of_windows_are_brought_to_the_labels_size(monkeypatch, stripe):
             assert np.allclose(found, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_classes_of_several_scales_whatever_the_stripe(monkeypatch):
+def test_classes_of_several_scales_for_any_stripe(monkeypatch):
     model, images = position_model(), np.random.default_rng(1).integers(0, 9, (2, 50, 30, 3)).astype(np.uint8)
     settings = Config(data=PLAIN, evaluate=Evaluate(scales=(0.5, 1.25), flip=True, window=(16, 16), stride=(11, 11)))
     whole = compiled(prediction.predict_scores, model, settings, tf.uint8)(images, (50, 30)).numpy()
     monkeypatch.setattr(tiling, "STRIPE", 500)
-    ids, unsure = compiled(prediction.predict_checked, model, settings, tf.uint8)(images, (50, 30))
-    assert np.array_equal(ids, whole.argmax(-1)) and np.array_equal(unsure, [0, 0])
+    ids, non_finite = compiled(prediction.predict_checked, model, settings, tf.uint8)(images, (50, 30))
+    assert np.array_equal(ids, whole.argmax(-1)) and np.array_equal(non_finite, [0, 0])
 
 
 def broken_model(number):
-    """A pixel's own colours as logits; but where red is 255 the second class has a number that is not finite."""
+    """Return a model whose logits are the colors, with a non-finite second logit where red is 255."""
     images = keras.Input((None, None, 3))
     broken = keras.layers.Lambda(lambda x: tf.where((x[..., :1] == 255) & [False, True, False], number, x))(images)
     return keras.Model(images, {"main": broken})
@@ -172,36 +174,36 @@ def broken_model(number):
 @pytest.mark.parametrize("evaluation", [
     Evaluate(), Evaluate(resize_logits="once"), Evaluate(window=(16, 16), stride=(11, 11)),
     Evaluate(window=(99, 99), stride=(99, 99)), Evaluate(flip=True, average="logits")])
-def test_pixels_whose_scores_are_not_finite_are_counted(monkeypatch, number, evaluation):
+def test_pixels_with_non_finite_scores_are_counted(monkeypatch, number, evaluation):
     monkeypatch.setattr(tiling, "STRIPE", 500)
     images = np.random.default_rng(0).integers(0, 200, (3, 40, 25, 3)).astype(np.uint8)
     images[0, 10:30, 5:9, 0] = 255
     images[2, 39, 24, 0] = 255
     expected = images.argmax(-1)
     settings = Config(data=PLAIN, evaluate=evaluation)
-    ids, unsure = compiled(prediction.predict_checked, broken_model(number), settings, tf.uint8)(images, (40, 25))
-    # The mirrored picture's own place is counted with it, and no other.
-    assert np.array_equal(unsure, [80, 0, 1])
+    ids, non_finite = compiled(prediction.predict_checked, broken_model(number), settings, tf.uint8)(images, (40, 25))
+    # With a flip the position in the flipped image is counted, and no other one.
+    assert np.array_equal(non_finite, [80, 0, 1])
     finite = images[..., 0] < 255
     assert np.array_equal(ids[finite], expected[finite])
 
 
-def test_one_number_that_is_not_finite_spreads_as_far_as_the_resize_carries_it():
+def test_non_finite_score_spreads_only_to_interpolated_pixels():
     images = np.zeros((1, 12, 12, 3), np.uint8)
     images[0, 5, 5, 0] = 255
     model, settings = broken_model(np.nan), Config(data=PLAIN)
     whole = resize(model(images.astype(np.float32))["main"], (24, 24)).numpy()
     expected = (~np.isfinite(whole)).any(-1).sum()
-    _, unsure = compiled(prediction.predict_checked, model, settings, tf.uint8)(images, (24, 24))
-    assert expected == 16 and np.array_equal(unsure, [expected])
+    _, non_finite = compiled(prediction.predict_checked, model, settings, tf.uint8)(images, (24, 24))
+    assert expected == 16 and np.array_equal(non_finite, [expected])
 
 
-def test_a_predictor_refuses_pixels_without_a_class():
+def test_predictor_rejects_non_finite_scores():
     image = np.zeros((12, 12, 3), np.uint8)
     predict = prediction.predictor(broken_model(np.nan), prediction.protocol_of(Config(data=PLAIN)))
     assert predict(image).shape == (12, 12)
     image[5, 5:7, 0] = 255
-    with pytest.raises(DataError, match="the scores of 2 of 144 pixels are nan or infinite"):
+    with pytest.raises(DataError, match="2 of 144 pixels"):
         predict(image)
 
 
@@ -212,15 +214,15 @@ def test_a_predictor_refuses_pixels_without_a_class():
     (Evaluate(resize=(9000, 9000), scales=(0.5, 1.0), scale_of="input"), (7000, 100_000), (100, 100)),
     (Evaluate(resize=(512, 2048)), (100_000, 100_000), None),
     (Evaluate(window=(769, 769), stride=(513, 513)), (100_000, 100_000), None)])
-def test_too_large_a_picture_is_refused(evaluation, fits, over):
+def test_too_large_image_is_rejected(evaluation, fits, over):
     prediction.require_size(*fits, evaluation)
     if over:
         with pytest.raises(DataError, match=rf"{over[1]} x {over[0]} .*evaluate\.window=769,769 evaluate\.stride=513"):
             prediction.require_size(*over, evaluation)
 
 
-def test_the_predictor_refuses_it_too(monkeypatch):
-    monkeypatch.setattr(prediction, "LARGEST", 100)
+def test_predictor_rejects_too_large_image(monkeypatch):
+    monkeypatch.setattr(prediction, "MAX_WHOLE_PIXELS", 100)
     model = position_model()
     with pytest.raises(DataError, match="11 x 10"):
         prediction.predictor(model, prediction.protocol_of(Config()))(np.zeros((10, 11, 3), np.uint8))
@@ -228,7 +230,7 @@ def test_the_predictor_refuses_it_too(monkeypatch):
     assert prediction.predictor(model, prediction.protocol_of(slide))(np.zeros((10, 11, 3), np.uint8)).shape == (10, 11)
 
 
-# Prints by how many MiB the process grew beyond what a small picture took.
+# The program prints the growth of the process in MiB from a small image to a large one.
 MEMORY = """
     import resource, sys
     import keras
@@ -253,8 +255,8 @@ MEMORY = """
 
 
 @pytest.mark.parametrize("protocol", ["windows", "whole"])
-def test_scores_at_full_resolution_are_never_in_memory_as_a_whole(protocol):
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(MEMORY), protocol], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    # They would take 512 MiB; the normalised picture takes 48, and its ids 16.
-    assert int(done.stdout.split()[-1]) < 256
+def test_full_size_scores_are_never_in_memory_as_a_whole(protocol):
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(MEMORY), protocol], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    # The scores would take 512 MiB; the normalized image takes 48 MiB, and the ids take 16 MiB.
+    assert int(result.stdout.split()[-1]) < 256

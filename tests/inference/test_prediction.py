@@ -1,4 +1,7 @@
-"""kseg.inference.prediction: the reference systems' own logits. Windows and stripes by themselves: test_large_images.py."""
+"""Predictions must equal the stored logits and probabilities of MMSegmentation and SSSegmentation.
+
+test_large_images.py tests windows and stripes without fixtures.
+"""
 
 import json
 from dataclasses import replace
@@ -21,7 +24,7 @@ from tests.helpers.shared_files import FIXTURES, needs_fixtures
 MMSEG, SSS = FIXTURES / "mmseg" / "inference", FIXTURES / "sss" / "inference"
 MODEL = Model(backbone="resnet50", width=2, head="deeplabv3plus", channels=16, dropout=0.0,
               deeplab=Deeplab(dilations=(1, 2, 3, 5), shortcut_channels=2))
-# A name, the protocol, the file of logits.
+# Each case has a name, a protocol and the file of the reference logits.
 MMSEG_CASES = {
     "whole": (Evaluate(), "whole_logits"),
     "square windows": (Evaluate(window=(64, 64), stride=(43, 43)), "slide_logits"),
@@ -30,10 +33,10 @@ MMSEG_CASES = {
 }
 
 
-def loaded(directory, auxiliary):
-    """The fixture's model of ours, with its weights."""
+def load_model(directory, auxiliary):
+    """Return our model of a fixture with its weights."""
     settings = json.loads((directory / "settings.json").read_text())
-    # Both systems' models have the same configuration but for the auxiliary head.
+    # The models of both systems differ only in the auxiliary head.
     head = settings.get("head") or settings["cfg"]["decode_head"]
     assert settings["args"]["model"] == MODEL.head and tuple(head["dilations"]) == MODEL.deeplab.dilations
     assert head.get("channels", head.get("feats_channels")) == MODEL.channels
@@ -45,16 +48,16 @@ def loaded(directory, auxiliary):
 
 @pytest.fixture(scope="module")
 def mmseg_model():
-    return loaded(MMSEG, auxiliary=8)
+    return load_model(MMSEG, auxiliary=8)
 
 
 @pytest.fixture(scope="module")
 def sss_model():
-    return loaded(SSS, auxiliary=16)
+    return load_model(SSS, auxiliary=16)
 
 
 def compiled(model, settings):
-    """`predict_scores` of inputs that are already normalised and fitted: in one graph for all sizes."""
+    """Return `predict_scores` for normalized and fitted inputs, compiled once for all sizes."""
     protocol = prediction.protocol_of(settings)._replace(
         mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), evaluate=replace(settings.evaluate, resize=()))
 
@@ -65,17 +68,17 @@ def compiled(model, settings):
     return lambda inputs, size: logits(inputs, size).numpy()
 
 
-def agree(found, expected, bound):
-    """Whether classes are the same wherever the two best logits differ by more than a bound."""
+def classes_agree(ids, expected, tolerance):
+    """Return whether ids equal the expected classes wherever the two best logits differ by more than a tolerance."""
     best = np.sort(expected, axis=-1)
-    sure = best[..., -1] - best[..., -2] > bound
-    assert sure.mean() > 0.9
-    return np.array_equal(found[sure], np.argmax(expected, axis=-1)[sure])
+    certain = best[..., -1] - best[..., -2] > tolerance
+    assert certain.mean() > 0.9
+    return np.array_equal(ids[certain], np.argmax(expected, axis=-1)[certain])
 
 
 @needs_fixtures
 @pytest.mark.parametrize("case", MMSEG_CASES)
-def test_mmsegs_logits_and_classes(mmseg_model, case):
+def test_logits_and_classes_of_mmseg(mmseg_model, case):
     evaluation, file = MMSEG_CASES[case]
     settings = Config(model=MODEL, evaluate=evaluation)
     protocol = prediction.protocol_of(settings)
@@ -87,12 +90,13 @@ def test_mmsegs_logits_and_classes(mmseg_model, case):
     found = compiled(mmseg_model, settings)(inputs, image.shape[:2])
     assert found.shape == expected.shape == (1, 97, 141, 2)
     assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
-    assert agree(prediction.predict_ids(mmseg_model, image[None], image.shape[:2], protocol).numpy(), expected, 1e-4)
+    ids = prediction.predict_ids(mmseg_model, image[None], image.shape[:2], protocol).numpy()
+    assert classes_agree(ids, expected, 1e-4)
 
 
 @needs_fixtures
-def test_mmsegs_windows_on_resized_and_mirrored_pictures(mmseg_model):
-    # The mean over these of probabilities at the original size is what the reference system has stored.
+def test_mmseg_windows_on_resized_and_flipped_images(mmseg_model):
+    # The reference stores the mean probabilities at the original size.
     settings = Config(model=MODEL, evaluate=Evaluate(window=(64, 64), stride=(43, 43)))
     stored = np.load(MMSEG / "tta_resized_bgr_uint8.npz")
     original = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
@@ -100,15 +104,15 @@ def test_mmsegs_windows_on_resized_and_mirrored_pictures(mmseg_model):
     for image in (*(stored[name][..., ::-1] for name in ("aug0", "aug2", "aug6")), original):
         inputs = prediction.protocol_of(settings).normalize(image[None])
         height, width = image.shape[:2]
-        mirrored = logits(inputs[:, :, ::-1], (height, width))[:, :, ::-1]
-        for own in (logits(inputs, (height, width)), mirrored):
-            probabilities.append(tf.nn.softmax(resize(own, (97, 141))))
+        flipped = logits(inputs[:, :, ::-1], (height, width))[:, :, ::-1]
+        for pass_logits in (logits(inputs, (height, width)), flipped):
+            probabilities.append(tf.nn.softmax(resize(pass_logits, (97, 141))))
     found, expected = np.mean(probabilities, axis=0), np.load(MMSEG / "tta_slide_probs.npy")
     assert np.abs(found - expected).max() <= 1e-5
 
 
 def scores(model, images, size, evaluation):
-    """`predict_scores` as evaluation runs it."""
+    """Return the result of a compiled `predict_scores`, which evaluation uses."""
     settings = Config(model=MODEL, evaluate=evaluation)
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), images.dtype)])
@@ -123,16 +127,17 @@ WINDOWS = {"window": (64, 64), "stride": (43, 43)}
 
 @needs_fixtures
 @pytest.mark.parametrize("windows, file", [({}, "tta_whole"), (WINDOWS, "tta_slide")])
-def test_mmsegs_multi_scale_test_with_flip(mmseg_model, windows, file):
+def test_mmseg_multi_scale_test_with_flip(mmseg_model, windows, file):
     image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
-    # Scales are of the picture's own size, whatever the single-scale test does.
+    # The scales apply to the image's original size; evaluate.resize must have no effect.
     evaluation = Evaluate(resize=(80, 256), scales=(0.5, 0.75, 1.0, 1.25), flip=True, **windows)
     found = scores(mmseg_model, image[None], (97, 141), evaluation)
     expected = np.load(MMSEG / f"{file}_probs.npy")
     assert found.shape == expected.shape and np.abs(found - expected).max() <= 1e-5
     ids = np.load(MMSEG / f"{file}_pred.npy")
-    sure = np.abs(expected[..., 0] - expected[..., 1]) > 1e-4
-    assert sure.mean() > 0.9 and np.array_equal(found.argmax(-1)[sure].ravel(), ids.reshape(sure.shape)[sure].ravel())
+    certain = np.abs(expected[..., 0] - expected[..., 1]) > 1e-4
+    assert certain.mean() > 0.9
+    assert np.array_equal(found.argmax(-1)[certain].ravel(), ids.reshape(certain.shape)[certain].ravel())
 
 
 @needs_fixtures
@@ -152,36 +157,38 @@ def test_sss_multi_scale_test_with_flip(sss_model, windows, average, file):
 @pytest.mark.parametrize("changes", [
     {"flip": False}, {"scales": (0.5, 0.75, 1.0)}, {"scales": (0.5, 0.75, 1.0, 1.2)}, {"average": "logits"},
     {"average": "before resizing"}, {"scale_of": "input"}])
-def test_other_multi_scale_tests_give_other_scores(mmseg_model, changes):
+def test_changed_multi_scale_settings_change_scores(mmseg_model, changes):
     image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     evaluation = replace(Evaluate(scales=(0.5, 0.75, 1.0, 1.25), flip=True), **changes)
     found = scores(mmseg_model, image[None], (97, 141), evaluation)
-    # Five times what equality is measured by.
+    # The bound is five times the tolerance for equality.
     assert np.abs(found - np.load(MMSEG / "tta_whole_probs.npy")).max() > 5e-5
 
 
 @needs_fixtures
-def test_a_mirrored_picture_has_mirrored_scores(mmseg_model):
+def test_flipped_image_has_flipped_scores(mmseg_model):
     image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     evaluation = Evaluate(flip=True)
-    one, other = (scores(mmseg_model, picture[None], (97, 141), evaluation) for picture in (image, image[:, ::-1]))
-    assert np.abs(one - other[:, :, ::-1]).max() <= 1e-5
-    alone = scores(mmseg_model, image[None], (97, 141), Evaluate())
-    assert np.abs(alone - scores(mmseg_model, image[None, :, ::-1], (97, 141), Evaluate())[:, :, ::-1]).max() > 1e-3
+    original, flipped = (scores(mmseg_model, pixels[None], (97, 141), evaluation)
+                         for pixels in (image, image[:, ::-1]))
+    assert np.abs(original - flipped[:, :, ::-1]).max() <= 1e-5
+    # Without test-time augmentation the scores are not symmetric.
+    original, flipped = (scores(mmseg_model, pixels[None], (97, 141), Evaluate()) for pixels in (image, image[:, ::-1]))
+    assert np.abs(original - flipped[:, :, ::-1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.25, 1.75])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_inputs_at_a_factor(factor, align_corners):
+def test_scaled_input_equals_pytorch(factor, align_corners):
     images = np.random.default_rng(0).integers(0, 256, (2, 13, 18, 3)).astype(np.float32)
     settings = Config(model=replace(MODEL, align_corners=align_corners),
                       evaluate=Evaluate(scales=(factor,), scale_of="input"))
     protocol = prediction.protocol_of(settings)
     found = prediction.scaled_input(images, tf.constant(factor, tf.float64), protocol).numpy()
-    plain = protocol.normalize(images).numpy()
-    expected = scaled(plain, factor)
+    unscaled = protocol.normalize(images).numpy()
+    expected = scaled(unscaled, factor)
     if align_corners:
-        expected = resize(plain, (int(13 * factor), int(18 * factor)), True).numpy()
+        expected = resize(unscaled, (int(13 * factor), int(18 * factor)), True).numpy()
     assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
 
 
@@ -195,14 +202,14 @@ def test_sss_resizes_logits_once(sss_model):
 
 
 def scaled(inputs, factor):
-    """PyTorch's bilinear interpolate(scale_factor=): its ratio is the factor, whatever the size is rounded to."""
+    """Resize as PyTorch's bilinear interpolate(scale_factor=), whose ratio is the factor and not that of the sizes."""
     for axis in (1, 2):
         length = inputs.shape[axis]
         positions = np.maximum((np.arange(int(length * factor)) + 0.5) / factor - 0.5, 0)
         below = np.minimum(positions.astype(int), length - 1)
-        share = np.expand_dims(positions - below, (1, 2) if axis == 1 else (1,))
-        inputs = (np.take(inputs, below, axis) * (1 - share)
-                  + np.take(inputs, np.minimum(below + 1, length - 1), axis) * share)
+        fraction = np.expand_dims(positions - below, (1, 2) if axis == 1 else (1,))
+        inputs = (np.take(inputs, below, axis) * (1 - fraction)
+                  + np.take(inputs, np.minimum(below + 1, length - 1), axis) * fraction)
     return inputs.astype(np.float32)
 
 
@@ -210,7 +217,7 @@ def scaled(inputs, factor):
 @pytest.mark.parametrize("evaluation, file", [
     (Evaluate(resize_logits="once"), "tta_whole_logits"),
     (Evaluate(window=(64, 64), stride=(43, 43), resize_logits="once"), "tta_slide_logits")])
-def test_sss_on_scaled_and_mirrored_inputs(sss_model, evaluation, file):
+def test_sss_on_scaled_and_flipped_inputs(sss_model, evaluation, file):
     logits, passes = compiled(sss_model, Config(model=MODEL, evaluate=evaluation)), []
     for factor in (0.5, 1.0, 1.25):
         inputs = scaled(np.load(SSS / "input.npy"), factor)
@@ -220,7 +227,7 @@ def test_sss_on_scaled_and_mirrored_inputs(sss_model, evaluation, file):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_bytes_are_resized_as_opencv_resizes_them(seed):
+def test_resize_bytes_equals_opencv(seed):
     generator = np.random.default_rng(seed)
     height, width, target_height, target_width = (int(side) for side in generator.integers(1, 160, 4))
     image = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
