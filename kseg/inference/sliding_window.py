@@ -17,10 +17,11 @@ def sliding_window_scores(model: keras.Model, inputs: tf.Tensor, normalize: Call
                           window_size: tuple[int, ...], stride: tuple[int, ...], align_corners: bool,
                           activation: Callable[[tf.Tensor], tf.Tensor], consume_rows: Callable[..., tuple],
                           state: tuple) -> tuple:
-    """Average the scores of overlapping windows, and pass finished rows to a callback (MMSegmentation's slide_inference).
+    """Average the scores of overlapping windows, and pass the rows to a callback.
 
-    The last windows of a side are shifted back into the image. A window is never larger than the image. The sum over
-    windows has the height of one window and the width of the image.
+    Windows are placed as in MMSegmentation's slide_inference: the last windows of a side are shifted back into
+    the image, and a window is never larger than the image. The sum over windows has the height of one window and the
+    width of the image.
 
     Args:
         model: Maps normalized images to {"main": logits}.

@@ -1,4 +1,4 @@
-"""Small videos for tests, drawn by OpenCV."""
+"""Draw, truncate and read small videos with OpenCV."""
 
 import struct
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from kseg.images import video_files
 
 DATASET = SimpleNamespace(name="two", classes=("dark", "bright"), palette=((0, 0, 255), (255, 255, 0)))
 FRAMES = 12
-# Suffixes and the codecs that OpenCV's own FFmpeg writes for them; None: the one it takes by itself.
+# The codec that OpenCV's FFmpeg can write for each suffix.
 KINDS = {".mp4": "mp4v", ".mov": "mp4v", ".m4v": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".webm": "VP80",
          ".mpg": "MPG1", ".mpeg": "MPG1"}
 
@@ -26,7 +26,7 @@ def silent(text):
 
 
 def frame(number, size=(32, 48)):
-    """A dark picture, uint8 RGB, whose upper left corner is red and whose number of bright columns is the frame's."""
+    """Return a dark frame, uint8 RGB, with a red upper left corner and bright columns that grow with its number."""
     image = np.full((*size, 3), 20, np.uint8)
     image[:, size[1] - 2 * number - 2:] = 240
     image[:8, :8] = (230, 20, 20)
@@ -50,7 +50,7 @@ def cut(path, size):
 
 
 def read(path):
-    """All frames that can be read, and the error after them or None."""
+    """Return all readable frames, and the error message after them or None."""
     frames = []
     try:
         for image in video_files.Video(path).frames():
@@ -64,8 +64,8 @@ def files(directory):
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
 
 
-def turn(path, matrix):
-    """Write another matrix into an MP4's track header (ISO/IEC 14496-12, 8.3.2): how it is to be shown."""
+def set_matrix(path, matrix):
+    """Replace the display matrix in an MP4's track header (ISO/IEC 14496-12, 8.3.2), and return the path."""
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 44
     data[start:start + 36] = struct.pack(">9i", *(round(value * unit) for value, unit in zip(

@@ -102,7 +102,8 @@ def test_rows_are_complete_once_their_source_rows_are(length, target):
 def test_classes_of_whole_images_for_any_stripe(monkeypatch, stripe, align_corners, resize_logits):
     monkeypatch.setattr(tiling, "STRIPE", stripe)
     model = position_model()
-    settings = Config(data=PLAIN, model=Model(align_corners=align_corners), evaluate=Evaluate(resize_logits=resize_logits))
+    settings = Config(data=PLAIN, model=Model(align_corners=align_corners),
+                      evaluate=Evaluate(resize_logits=resize_logits))
     checked = compiled(prediction.predict_checked, model, settings, tf.uint8)
     logits = compiled(prediction.predict_scores, model, settings)
     for shape, size in (((2, 37, 53), (37, 53)), ((1, 37, 53), (61, 20)), ((1, 1, 1), (1, 1)), ((1, 20, 30), (7, 90))):

@@ -106,7 +106,8 @@ def test_all_types_of_images(loaded, image, tmp_path):
 
 @pytest.mark.parametrize("change, hint", [
     (lambda image: image / 255, "255"), (lambda image: image[..., 0], "gray image"),
-    (lambda image: image[..., :1], "gray image"), (lambda image: np.repeat(image[..., :1], 4, axis=2), "fourth channel"),
+    (lambda image: image[..., :1], "gray image"),
+    (lambda image: np.repeat(image[..., :1], 4, axis=2), "fourth channel"),
     (lambda image: image[None], "one image at a time"), (lambda image: image.astype(np.int32), "int32"),
     (lambda image: image[:0], r"\(0, 70, 3\)"), (lambda image: image.tolist(), "got list"),
     (lambda image: tf.constant(image), "got EagerTensor")])

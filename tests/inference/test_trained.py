@@ -34,8 +34,8 @@ def from_bgr(tmp_path):
 def test_channels_of_trained_weights_are_never_reversed(from_bgr):
     """init.channels describes the file that initialized the run; the trained weights are RGB."""
     workdir, model = from_bgr
-    for arguments in (parsed_arguments(workdir=workdir), parsed_arguments(workdir=workdir, weights=workdir / "best.weights.h5")):
-        loaded, _, _ = cli.load_model(arguments)
+    for weights in (None, workdir / "best.weights.h5"):
+        loaded, _, _ = cli.load_model(parsed_arguments(workdir=workdir, weights=weights))
         for variable, expected in zip(loaded.weights, model.weights, strict=True):
             np.testing.assert_array_equal(variable, expected)
 
