@@ -113,7 +113,7 @@ def decode_label(data: tf.Tensor) -> tf.Tensor:
     """Decode a label to the values in its file: gray values or palette indices, never palette colors.
 
     Args:
-        data: An 8-bit gray PNG, a palette PNG or a binary PGM, string of shape ().
+        data: An 8-bit grayscale PNG, a palette PNG or a binary PGM, string of shape ().
 
     Returns:
         The values, uint8 of shape (H, W).
@@ -134,7 +134,7 @@ def _decode_png_label(data: tf.Tensor) -> tf.Tensor:
     is_gray = tf.equal(header[KIND], GREY) & tf.equal(header[DEPTH], 8)
     is_palette = tf.equal(header[KIND], PALETTE)
     with tf.control_dependencies([tf.debugging.Assert(
-            is_png & (is_gray | is_palette), ["a label must be an 8-bit gray or palette PNG"])]):
+            is_png & (is_gray | is_palette), ["a label must be an 8-bit grayscale or palette PNG"])]):
         # decode_png converts palette indices to the luminance of their colors.
         return tf.cond(is_palette, lambda: _decode_palette_indices(data, header),
                        lambda: tf.io.decode_png(data, channels=1)[..., 0])

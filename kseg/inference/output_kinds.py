@@ -64,7 +64,7 @@ LABEL_IDS = _lookup_table(class_names.CITYSCAPES_LABEL_IDS)
 ADE20K_VALUES = _lookup_table(range(1, len(class_names.ADE20K) + 1))
 
 KINDS = {
-    "ids": Kind("class ids (8-bit gray PNG)", ".png", lambda prediction, palette: prediction.ids),
+    "ids": Kind("class ids (8-bit grayscale PNG)", ".png", lambda prediction, palette: prediction.ids),
     "overlay": Kind("the image blended with the class colors (PNG; an .mp4 for a video)", ".png",
                     lambda prediction, palette: drawing.overlay(prediction.image, prediction.ids, palette),
                     is_video=True),
@@ -72,9 +72,9 @@ KINDS = {
                    "Cityscapes image of 1024 x 2048 and 19 classes)", ".npy",
                    lambda prediction, palette: prediction.probabilities.astype(np.float16)),
     "cityscapes-labelids": Kind("Cityscapes' label ids 7 to 33 instead of class ids 0 to 18, for its test server "
-                                "(8-bit gray PNG)", ".png", lambda prediction, palette: LABEL_IDS[prediction.ids],
+                                "(8-bit grayscale PNG)", ".png", lambda prediction, palette: LABEL_IDS[prediction.ids],
                                 tuple(class_names.CITYSCAPES)),
-    "ade20k": Kind("class ids + 1 as in ADE20K's annotations, for its test server (8-bit gray PNG)", ".png",
+    "ade20k": Kind("class ids + 1 as in ADE20K's annotations, for its test server (8-bit grayscale PNG)", ".png",
                    lambda prediction, palette: ADE20K_VALUES[prediction.ids], tuple(class_names.ADE20K)),
 }
 
