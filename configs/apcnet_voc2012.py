@@ -14,7 +14,7 @@ from kseg.config.variants import D16, R101, sssegmentation
 def config() -> Config:
     return Config(
         data=Data(name="voc2012", train_split="trainaug"),
-        augment=Augment(scale=(512, 2048), crop=(512, 512), crop_tries=9, pad="centre"),
+        augment=Augment(scale=(512, 2048), crop=(512, 512), crop_tries=9, pad="center"),
         model=Model(backbone="resnet50", output_stride=8, head="apcnet", auxiliary_channels=512,
                     initial_weights="uniform"),
         init=Init(backbone="resnet50_v1c"),

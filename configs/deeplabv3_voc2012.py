@@ -15,7 +15,7 @@ def config() -> Config:
     return Config(
         data=Data(name="voc2012", train_split="trainaug"),
         # MMSegmentation pads these pictures before it normalises them.
-        augment=Augment(scale=(512, 2048), crop=(512, 512), pad_colour="black"),
+        augment=Augment(scale=(512, 2048), crop=(512, 512), pad_color="black"),
         model=Model(backbone="resnet50", output_stride=8, head="deeplabv3"),
         init=Init(backbone="resnet50_v1c"),
         train=Train(global_batch=16, steps=20_000, validate_every=2_000),

@@ -14,7 +14,7 @@ from kseg.config.variants import D16, R101, sssegmentation
 def config() -> Config:
     return Config(
         data=Data(name="cityscapes"),
-        augment=Augment(scale=(1024, 2048), crop=(512, 1024), crop_tries=9, pad="centre"),
+        augment=Augment(scale=(1024, 2048), crop=(512, 1024), crop_tries=9, pad="center"),
         model=Model(backbone="resnet50", output_stride=8, head="fcn", auxiliary_channels=512,
                     initial_weights="uniform", fcn=Fcn(concat_input=False)),
         init=Init(backbone="resnet50_v1c"),

@@ -1,7 +1,7 @@
-"""The one frozen config object: its values, loading it by name, JSON both ways.
+"""The frozen config of a run: its sections, loading by name or path, and JSON text in both directions.
 
-A config is a Python file with a function `config()` that returns a `Config`, and may name variants of it in a dict
-`VARIANTS`. The same object is printed by `--dry-run`, stored in the working directory and travels as JSON text.
+A config file is a Python file with a function `config()` that returns a `Config`, and optionally a dict `VARIANTS` of
+named variants. `--dry-run` prints the config, and working directories and exports store it as JSON.
 """
 
 import dataclasses
@@ -22,8 +22,9 @@ __all__ = ["IGNORED", "Apcnet", "Augment", "Config", "Data", "Deeplab", "Encnet"
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on."""
+    """Everything that determines a run."""
 
+    # Name of the run's config; `load` sets it to NAME or NAME:VARIANT.
     name: str = ""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -36,18 +37,31 @@ class Config:
 
 
 def load(name: str, overrides: typing.Sequence[str] = ()) -> Config:
-    """Return the config NAME or NAME:VARIANT, with `a.b=c` overrides applied in order; NAME may be a .py file's path.
+    """Load a config by name and check it.
 
-    Raises ConfigError for an unknown name, variant or key, a value of the wrong type, or values that exclude each
-    other.
+    Args:
+        name: NAME or NAME:VARIANT, where NAME is a named config or the path of a .py file.
+        overrides: texts `a.b=c`, applied in order after the variant.
+
+    Returns:
+        The config, with its `name` set.
+
+    Raises:
+        ConfigError: an unknown name, variant or key, a value of the wrong type or outside its limits, or values that
+            exclude each other.
+
+    Example:
+        >>> from kseg import config
+        >>> config.load("encnet_shapes", ["train.steps=50"]).train.steps
+        50
     """
     base, variant = files.split_name(name)
     file = files.read_config_file(base)
     if not isinstance(file.config, Config):
         raise ConfigError(f"{file.path}: config() returned {type(file.config).__name__}, not a kseg.config.Config")
-    own_name = (file.config.name or file.path.stem) + (f":{variant}" if variant is not None else "")
-    # Through JSON's checks once, so that a wrong type written in a config file is met here and not in a model.
-    config = from_dict(to_dict(dataclasses.replace(file.config, name=own_name)))
+    full_name = (file.config.name or file.path.stem) + (f":{variant}" if variant is not None else "")
+    # A config file may construct sections with values of a wrong type; reading them from a dict checks the types.
+    config = from_dict(to_dict(dataclasses.replace(file.config, name=full_name)))
     if variant is not None:
         row = files.find_variant(file, variant)
         try:
@@ -61,12 +75,12 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Config:
 
 
 def to_dict(config: Config) -> dict:
-    """Return nested plain dicts of plain values."""
+    """Return the config as nested plain dicts of plain values."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: dict) -> Config:
-    """Return the config that `to_dict` described; unknown keys and wrong types raise ConfigError."""
+    """Return the config of nested plain dicts; raises ConfigError for unknown keys and wrong types."""
     return read_dict(Config, values)
 
 
@@ -76,7 +90,7 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Return the config from `to_json`'s text; raises ConfigError where it does not fit."""
+    """Return the checked config of a JSON text; raises ConfigError for text that is no valid config."""
     try:
         values = json.loads(text)
     except ValueError as error:

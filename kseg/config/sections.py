@@ -1,68 +1,99 @@
-"""The values of a config, one frozen dataclass for each section; kseg.config puts them together."""
+"""The values of a config, one frozen dataclass for each section, with their limits; kseg.config combines them.
+
+The comment above a field describes it and becomes its row in docs/configuration.md (kseg.config.fields).
+"""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-# The label value of pixels that no loss and no metric counts, everywhere.
+from kseg.config.limits import Above, AtLeast, Below, Between, Length, NotEmpty
+from kseg.config.renames import accept_old_names
+
+# The label value of pixels that losses and metrics ignore.
 IGNORED = 255
+
+# Random numbers are drawn from pairs of int32.
+LARGEST_SEED = 2**31 - 1
+
+Fraction = Annotated[float, Between(0, 1)]
+# Divisors are computed as 1 - value, so 1 itself is excluded.
+FractionBelowOne = Annotated[float, AtLeast(0), Below(1)]
+OptionalSize = Annotated[tuple[int, ...], Length(2, optional=True), Above(0)]
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where examples come from. `directory` is the data set's own; empty means $KSEG_DATA/NAME, else data/NAME."""
+    """The dataset, how it is read, and the pixel statistics that normalize its images."""
 
+    # Name of the dataset: shapes, camvid, cityscapes, ade20k, voc2012, or folder for your own.
     name: str = "shapes"
+    # Directory of the dataset; empty: $KSEG_DATA/NAME, or data/NAME without KSEG_DATA.
     directory: str = ""
+    # Split to train on.
     train_split: str = "train"
+    # Split to validate on during training.
     val_split: str = "val"
+    # Split of held-out images; no command reads it by default (`kseg.evaluate --split`).
     test_split: str = "test"
-    # What an example that cannot be read does to training: it stops it, or is left out and counted, and the next one
-    # of the split stands in for it.
+    # "stop": raise on the first unreadable example. "skip": log it and use the next example of the split instead.
     unreadable: Literal["stop", "skip"] = "stop"
-    # GiB that reading ahead may fill with examples for training.
-    memory: float = 1.0
-    # An address like grpc://host:port of a tf.data service that reads in this process's stead; empty: none.
+    # Memory for training examples that are read ahead, in GiB.
+    memory: Annotated[float, Above(0)] = 1.0
+    # Address of a tf.data service that reads for this process, such as grpc://host:5050; empty: read in this process.
     service: str = ""
-    # RGB mean and standard deviation on the 0..255 scale.
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    # RGB mean on the 0..255 scale.
+    mean: Annotated[tuple[float, ...], Length(3)] = (123.675, 116.28, 103.53)
+    # RGB standard deviation on the 0..255 scale.
+    std: Annotated[tuple[float, ...], Length(3), Above(0)] = (58.395, 57.12, 57.375)
 
 
+@accept_old_names("augment")
 @dataclass(frozen=True)
 class Augment:
-    """Training augmentation, in the order it is applied; sizes are (height, width)."""
+    """Training augmentation, in the order in which it is applied; sizes are (height, width)."""
 
-    # The box that the random factor multiplies and the picture is fitted into; empty: the picture's own size.
-    scale: tuple[int, ...] = ()
-    scale_range: tuple[float, ...] = (0.5, 2.0)
-    crop: tuple[int, ...] = (512, 512)
-    # A crop is drawn again while one class fills at least this share of its labelled pixels, `crop_tries` times.
-    cat_max_ratio: float = 0.75
-    crop_tries: int = 10
-    flip: float = 0.5
+    # Box that is multiplied by the random factor and into which the image is fitted; empty: the image's own size.
+    scale: OptionalSize = ()
+    # Range of the random factor.
+    scale_range: Annotated[tuple[float, ...], Length(2), Above(0)] = (0.5, 2.0)
+    # Size of the random crop.
+    crop: Annotated[tuple[int, ...], Length(2), Above(0)] = (512, 512)
+    # A crop is redrawn while one class fills at least this fraction of its labeled pixels.
+    cat_max_ratio: Fraction = 0.75
+    # Maximum number of times that a crop is redrawn.
+    crop_tries: Annotated[int, AtLeast(0)] = 10
+    # Probability of mirroring the image.
+    flip: Fraction = 0.5
+    # Whether to apply MMSegmentation's random brightness, contrast, saturation and hue.
     photometric: bool = True
-    # Where a picture smaller than the crop stands in it (MMSegmentation: corner, SSSegmentation: centre), and on what:
-    # the mean colour, or black (MMSegmentation on VOC). Its label is 255 there.
-    pad: Literal["corner", "centre"] = "corner"
-    pad_colour: Literal["mean", "black"] = "mean"
-    # Layers of KerasCV that follow, by their names in kseg.input_pipeline.kerascv_augmentations; the extra [dev] installs them.
+    # Position of an image smaller than the crop: corner (MMSegmentation) or center (SSSegmentation).
+    pad: Literal["corner", "center"] = "corner"
+    # Color around an image smaller than the crop: the mean, or black (MMSegmentation on VOC). Its label is ignored.
+    pad_color: Literal["mean", "black"] = "mean"
+    # KerasCV layers applied last, by their names in kseg.input_pipeline.kerascv_augmentations; the extra [dev] installs
+    # KerasCV.
     extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Encnet:
-    """Context encoding head."""
+    """Context encoding head of EncNet."""
 
-    codewords: int = 32
+    # Number of codewords.
+    codewords: Annotated[int, Above(0)] = 32
+    # Whether lateral connections join stages 2 and 3 to the last stage.
     lateral: bool = False
+    # Whether to predict which classes are present (semantic encoding loss).
     se: bool = True
 
 
 @dataclass(frozen=True)
 class Fcn:
-    """Fully convolutional head used as the main one."""
+    """Fully convolutional main head."""
 
-    convolutions: int = 2
+    # Number of 3x3 convolutions.
+    convolutions: Annotated[int, Above(0)] = 2
+    # Whether to concatenate the backbone's features with the convolutions' output.
     concat_input: bool = True
 
 
@@ -70,56 +101,68 @@ class Fcn:
 class Deeplab:
     """Atrous spatial pyramid pooling of the heads deeplabv3 and deeplabv3plus."""
 
-    # Empty: 1, 12, 24, 36 at output stride 8 and 1, 6, 12, 18 at 16, as published.
-    dilations: tuple[int, ...] = ()
-    # Channels to which deeplabv3plus reduces stage 1 before it joins it; 0: it joins none and stays at its stride.
-    shortcut_channels: int = 48
+    # Dilations of the branches; empty: 1, 12, 24, 36 at output stride 8 and 1, 6, 12, 18 at 16, as published.
+    dilations: Annotated[tuple[int, ...], Above(0)] = ()
+    # Channels to which deeplabv3plus reduces stage 1 before it joins it; 0: stage 1 is not joined.
+    shortcut_channels: Annotated[int, AtLeast(0)] = 48
 
 
 @dataclass(frozen=True)
 class Apcnet:
-    """Adaptive context modules, one for each pool scale."""
+    """Adaptive context head of APCNet."""
 
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    # Pool sizes, one adaptive context module for each.
+    pool_scales: Annotated[tuple[int, ...], NotEmpty(), Above(0)] = (1, 2, 3, 6)
+    # Whether each context module ends with a 1x1 convolution.
     fusion: bool = True
 
 
 @dataclass(frozen=True)
 class Pspnet:
-    """Pyramid pooling."""
+    """Pyramid pooling head of PSPNet."""
 
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    # Pool sizes, one branch for each.
+    pool_scales: Annotated[tuple[int, ...], NotEmpty(), Above(0)] = (1, 2, 3, 6)
 
 
 @dataclass(frozen=True)
 class Model:
-    """Backbone, main head and auxiliary head. The ResNet variants v1, v1b, v1c, v1d are values of stem, stride_on and
-    downsample: v1 strides on the 1x1, v1b on the 3x3, v1c has the deep stem too, and v1d averages on its shortcuts."""
+    """Backbone, main head and auxiliary head.
 
+    The ResNet variants differ in stem, stride_on and downsample: v1 strides on the 1x1 convolution, v1b on the 3x3 one,
+    v1c adds the deep stem to v1b, and v1d adds average pooling on the shortcuts to v1c.
+    """
+
+    # Backbone: resnet18, resnet50 or resnet101.
     backbone: str = "resnet50"
-    # "deep": three 3x3 convolutions (v1c, v1d); "7x7": one (v1, v1b, torchvision).
+    # "deep": three 3x3 convolutions (v1c, v1d). "7x7": one convolution (v1, v1b, torchvision).
     stem: Literal["deep", "7x7"] = "deep"
     # Channels of the first stage; a bottleneck multiplies them by 4.
-    width: int = 64
-    # Channels of the stem; 0: as many as width.
-    stem_channels: int = 0
-    # Which convolution of a bottleneck strides.
+    width: Annotated[int, Above(0)] = 64
+    # Channels of the stem; 0: the same as width.
+    stem_channels: Annotated[int, AtLeast(0)] = 0
+    # Convolution of a bottleneck that strides.
     stride_on: Literal["3x3", "1x1"] = "3x3"
-    # What a strided shortcut does: a strided 1x1 convolution, or average pooling before one (v1d).
+    # Strided shortcuts: a strided 1x1 convolution, or average pooling before a 1x1 convolution (v1d).
     downsample: Literal["convolution", "average"] = "convolution"
+    # Ratio of the input size to the size of the backbone's features.
     output_stride: Literal[8, 16] = 8
-    # The first block of a dilated stage takes half the dilation.
+    # Whether the first block of a dilated stage uses half the dilation.
     contract_dilation: bool = True
-    # Dilations of the last stage's blocks, instead of the stage's own and not multiplied by it; empty: the stage's.
-    multi_grid: tuple[int, ...] = ()
+    # Dilations of the last stage's blocks, which replace the stage's dilation; empty: the stage's dilation.
+    multi_grid: Annotated[tuple[int, ...], Above(0)] = ()
+    # Main head: encnet, fcn, deeplabv3, deeplabv3plus, apcnet or pspnet.
     head: str = "encnet"
-    channels: int = 512
-    # Channels of the auxiliary FCN head on stage 3; 0: none.
-    auxiliary_channels: int = 256
-    dropout: float = 0.1
+    # Channels of the main head.
+    channels: Annotated[int, Above(0)] = 512
+    # Channels of the auxiliary FCN head on stage 3; 0: no auxiliary head.
+    auxiliary_channels: Annotated[int, AtLeast(0)] = 256
+    # Dropout rate before the classifiers.
+    dropout: FractionBelowOne = 0.1
+    # Whether bilinear resizing aligns the corner pixels of input and output.
     align_corners: bool = False
-    # How weights start that no file gives: Kaiming normal and a last gamma of 0 in each block (MMSegmentation), or
-    # PyTorch's uniform defaults everywhere (SSSegmentation).
+    # Initialization of weights without a file: Kaiming normal with a zero last gamma in each block (MMSegmentation), or
+    # PyTorch's uniform defaults (SSSegmentation).
     initial_weights: Literal["kaiming", "uniform"] = "kaiming"
     encnet: Encnet = field(default_factory=Encnet)
     fcn: Fcn = field(default_factory=Fcn)
@@ -130,140 +173,159 @@ class Model:
 
 @dataclass(frozen=True)
 class Init:
-    """The files a training run starts from. Loading is strict: what does not fit is an error unless `skip` lists it."""
+    """The files that training starts from. Loading is strict: every mismatch that `skip` does not list is an error."""
 
-    # Backbone weights in PyTorch's names (.npz, .pth) or of keras.applications (.h5): a path, or the name of a
-    # published file, such as resnet50_v1c; empty: random.
+    # Backbone weights with PyTorch's names (.npz, .pth) or of keras.applications (.h5): a path, or the name of a
+    # published file such as resnet50_v1c; empty: random weights.
     backbone: str = ""
-    # Weights of the whole model (.weights.h5, .pth, .npz): a path; empty: random.
+    # Weights of the whole model (.weights.h5, .pth, .npz): a path; empty: random weights.
     weights: str = ""
-    # Names of weights that are not loaded, or beginnings that end in "*", whichever side has them.
+    # Names of weights to skip, or prefixes that end in "*", whether the file or the model has them.
     skip: tuple[str, ...] = ()
-    # The order of the input channels that the file was trained with; pictures are RGB here.
+    # Channel order of the images that the file was trained on; kseg's images are RGB.
     channels: Literal["RGB", "BGR"] = "RGB"
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Weights of the loss terms, which pixels count, and what the cross-entropy is divided by."""
+    """Weights of the loss terms, and the pixels that count."""
 
-    # "all": every pixel, ignored ones too (MMSegmentation's recipes); "valid": the labelled ones only; "kept": those
-    # of them that hard example mining keeps.
+    # Divisor of the cross-entropy: "all" pixels, ignored ones included (MMSegmentation's recipes), "valid" labeled
+    # pixels, or labeled pixels "kept" by hard example mining.
     average: Literal["all", "valid", "kept"] = "all"
-    main: float = 1.0
-    auxiliary: float = 0.4
-    se: float = 0.2
-    # One weight for each class; empty: all 1. Averages divide by the sum of the weights.
-    class_weights: tuple[float, ...] = ()
-    # Online hard example mining on the main head: at least this many pixels for each image of the batch count, those
-    # with the largest loss; 0: all count.
-    ohem_kept: int = 0
-    # Beyond those, all pixels whose true class has a lower probability; 0: none.
-    ohem_threshold: float = 0.0
+    # Weight of the main head's cross-entropy.
+    main: Annotated[float, AtLeast(0)] = 1.0
+    # Weight of the auxiliary head's cross-entropy.
+    auxiliary: Annotated[float, AtLeast(0)] = 0.4
+    # Weight of EncNet's semantic encoding loss.
+    se: Annotated[float, AtLeast(0)] = 0.2
+    # One weight for each class, whose sum over the pixels replaces their number in averages; empty: 1 for each class.
+    class_weights: Annotated[tuple[float, ...], AtLeast(0)] = ()
+    # Hard example mining on the main head: minimum number of pixels for each image of the batch, those with the largest
+    # loss; 0: all pixels.
+    ohem_kept: Annotated[int, AtLeast(0)] = 0
+    # Hard example mining also keeps pixels whose labeled class has a lower probability; 0: none.
+    ohem_threshold: Fraction = 0.0
 
 
 @dataclass(frozen=True)
 class Train:
-    """The step loop. `global_batch` is the sum over all replicas; everything counts steps."""
+    """The training loop, which counts steps."""
 
-    global_batch: int = 8
-    steps: int = 40_000
-    learning_rate: float = 0.01
-    end_learning_rate: float = 1e-4
-    power: float = 0.9
-    # The step at which the poly schedule reaches its end; 0: the last one, `steps - 1` (mmengine). SSSegmentation and
-    # mmcv 0.x end at `steps`.
-    end_step: int = 0
-    warmup_steps: int = 0
-    warmup_start: float = 0.1
-    # Momentum SGD whose decay is an L2 term, or AdamW, whose decay stands beside the gradient.
+    # Number of images in a step, over all replicas.
+    global_batch: Annotated[int, Above(0)] = 8
+    # Number of steps.
+    steps: Annotated[int, Above(0)] = 40_000
+    # Initial learning rate of the polynomial schedule.
+    learning_rate: Annotated[float, Above(0)] = 0.01
+    # Final learning rate.
+    end_learning_rate: Annotated[float, AtLeast(0)] = 1e-4
+    # Exponent of the polynomial schedule.
+    power: Annotated[float, AtLeast(0)] = 0.9
+    # Step at which the schedule ends; 0: the last one, `steps - 1` (mmengine). SSSegmentation and mmcv 0.x end at
+    # `steps`.
+    end_step: Annotated[int, AtLeast(0)] = 0
+    # Number of steps of the linear warm-up; 0: no warm-up.
+    warmup_steps: Annotated[int, AtLeast(0)] = 0
+    # Factor on the learning rate at the first step of the warm-up.
+    warmup_start: Fraction = 0.1
+    # "sgd": momentum SGD with L2 weight decay. "adamw": AdamW with decoupled weight decay.
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    # SGD's; AdamW has `betas` and `epsilon`.
-    momentum: float = 0.9
-    betas: tuple[float, ...] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    weight_decay: float = 5e-4
-    # Whether biases and the gammas and betas of norms decay like kernels (both original systems), or not at all.
+    # Momentum of SGD.
+    momentum: FractionBelowOne = 0.9
+    # Decay rates of AdamW's moments.
+    betas: Annotated[tuple[float, ...], Length(2), AtLeast(0), Below(1)] = (0.9, 0.999)
+    # Epsilon of AdamW.
+    epsilon: Annotated[float, Above(0)] = 1e-8
+    # Weight decay of kernels.
+    weight_decay: Annotated[float, AtLeast(0)] = 5e-4
+    # Whether weight decay includes biases and the gammas and betas of norms, as in both original systems.
     decay_all: bool = True
-    # What the learning rate of the backbone's weights is multiplied by.
-    backbone_rate: float = 1.0
-    # Names of layers, or beginnings that end in "*", whose weights stay as they are; a norm among them normalises with
-    # the statistics it has.
+    # Factor on the learning rate of the backbone's weights.
+    backbone_rate: Annotated[float, AtLeast(0)] = 1.0
+    # Names of layers to freeze, or prefixes that end in "*"; a frozen norm normalizes with its stored statistics.
     freeze: tuple[str, ...] = ()
-    # Parts that each replica takes its share of the batch in, one after another, adding up their gradients. Batch norm
-    # sees a part at a time.
-    accumulate: int = 1
-    # Whether the outputs inside a residual block are computed again for its gradient, and not kept: less memory, a
-    # third more time.
+    # Number of parts into which each replica splits its batch to add up their gradients; batch norm sees one part.
+    accumulate: Annotated[int, Above(0)] = 1
+    # Whether to recompute the outputs inside residual blocks for the gradient: less memory, a third more time.
     recompute: bool = False
-    # A moving average of all weights with this decay is kept, evaluated and exported in their place; 0: none.
-    average_decay: float = 0.0
-    seed: int = 0
-    # Bit-for-bit repeatable kernels, at some cost in speed.
+    # Decay of an exponential moving average of all weights, which is evaluated and exported; 0: no average.
+    average_decay: FractionBelowOne = 0.0
+    # Seed of all random numbers.
+    seed: Annotated[int, Between(0, LARGEST_SEED)] = 0
+    # Whether to use kernels that are reproducible bit for bit, at some cost in speed.
     deterministic: bool = False
+    # Whether XLA compiles the step.
     jit_compile: bool = False
-    # What the layers compute in; variables, logits and losses stay float32.
+    # Precision of the layers; variables, logits and losses stay float32.
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
-    # On GPUs that have it: convolutions and products of float32 with 10-bit fractions, which is faster and not equal to
+    # Whether GPUs may compute float32 convolutions and products with 10-bit fractions: faster, but no longer equal to
     # the original systems to 1e-4.
     tensor_float_32: bool = False
-    # The loss is multiplied by it and the gradients divided, so that small ones survive float16. With mixed_float16 a
-    # step whose gradients are not finite is left out.
-    loss_scale: float = 1.0
-    # With mixed_float16: such a step halves the scale, and so many others after another double it; 0: it stays.
-    loss_scale_growth: int = 0
-    # How often in all a run that met a loss that is not finite may go back to its newest checkpoint and go on without
-    # that batch; 0: it stops at the first.
-    nonfinite_batches: int = 3
-    # Steps that are taken without Python in between; it looks at signals and losses after each call. On one host fewer
-    # where they would take more than a few seconds.
-    steps_per_call: int = 1
-    # Training ends after so many validations without a better mIoU; 0: never.
-    patience: int = 0
-    log_every: int = 50
-    validate_every: int = 4_000
-    checkpoint_every: int = 1_000
-    keep_checkpoints: int = 3
+    # Factor on the loss, by which gradients are divided, so that small gradients survive float16. With mixed_float16 a
+    # step with non-finite gradients is skipped.
+    loss_scale: Annotated[float, Above(0)] = 1.0
+    # With mixed_float16: a skipped step halves the loss scale, and this many finite steps in a row double it; 0: the
+    # loss scale is constant.
+    loss_scale_growth: Annotated[int, AtLeast(0)] = 0
+    # Maximum number of recoveries from a non-finite loss (restore the newest checkpoint, skip the batch). 0: stop at the
+    # first.
+    nonfinite_batches: Annotated[int, AtLeast(0)] = 3
+    # Number of steps between returns to Python, which then checks signals and losses. On one host fewer steps are taken
+    # if they would last more than a few seconds.
+    steps_per_call: Annotated[int, Above(0)] = 1
+    # Number of validations without a better mIoU after which training stops; 0: never.
+    patience: Annotated[int, AtLeast(0)] = 0
+    # Number of steps between log lines.
+    log_every: Annotated[int, Above(0)] = 50
+    # Number of steps between validations.
+    validate_every: Annotated[int, Above(0)] = 4_000
+    # Number of steps between checkpoints.
+    checkpoint_every: Annotated[int, Above(0)] = 1_000
+    # Number of newest checkpoints to keep.
+    keep_checkpoints: Annotated[int, Above(0)] = 3
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The test protocol. Labels are never resized: predictions are brought to the label's own size."""
+    """The test protocol. Labels are never resized: predictions are resized to the size of the label."""
 
-    # The (height, width) box a picture is fitted into before the network; empty: its own size.
-    resize: tuple[int, ...] = ()
-    # (height, width) of the windows that slide over the picture and their step; empty: the whole picture at once.
-    window: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    # "twice": logits go to the network's input size and from there to the label's (MMSegmentation); "once": straight
-    # to the label's (SSSegmentation).
+    # Box (height, width) into which an image is fitted before the network; empty: the image's own size.
+    resize: OptionalSize = ()
+    # Size (height, width) of a sliding window; empty: the whole image at once.
+    window: OptionalSize = ()
+    # Step (vertical, horizontal) of the sliding window.
+    stride: OptionalSize = ()
+    # "twice": logits are resized to the network's input size and then to the label's size (MMSegmentation). "once":
+    # directly to the label's size (SSSegmentation).
     resize_logits: Literal["twice", "once"] = "twice"
-    # Test-time augmentation: factors under which a picture is looked at, and whether it is looked at mirrored, too.
-    # Empty: as it is.
-    scales: tuple[float, ...] = ()
+    # Factors of test-time augmentation; empty: the image as it is.
+    scales: Annotated[tuple[float, ...], Above(0)] = ()
+    # Whether test-time augmentation includes the mirrored image.
     flip: bool = False
-    # What the factors multiply: the "picture"'s own size, in place of `resize` (MMSegmentation), or the network's
-    # "input" (SSSegmentation).
+    # Size multiplied by the factors: the "picture"'s own size instead of `resize` (MMSegmentation), or the network's
+    # "input" size (SSSegmentation).
     scale_of: Literal["picture", "input"] = "picture"
-    # What is averaged over scales and mirrored pictures: "probabilities" at the label's size (MMSegmentation),
-    # "logits" (SSSegmentation), or probabilities "before resizing" (its option).
+    # What is averaged over scales and mirrored images: "probabilities" at the label's size (MMSegmentation), "logits"
+    # (SSSegmentation), or probabilities "before resizing" (an option of SSSegmentation).
     average: Literal["probabilities", "logits", "before resizing"] = "probabilities"
 
 
 @dataclass(frozen=True)
 class Export:
-    """What the exported model answers."""
+    """The form of the exported model and its signatures."""
 
-    # What its layers compute in: float32; bfloat16; or float32 from kernels stored as int8, a quarter of the size.
+    # Precision of the layers: float32, bfloat16, or float32 with kernels stored as int8 ("dynamic-range"), which take a
+    # quarter of the space.
     precision: Literal["float32", "bfloat16", "dynamic-range"] = "float32"
-    # "any": the same operations on every device; "cpu": wide convolutions as matrix products of fewer multiplications,
-    # faster on CPUs in float32 and slower on GPUs.
+    # "any": the same operations on every device. "cpu": wide convolutions as matrix products with fewer
+    # multiplications, which is faster on CPUs in float32 and slower on GPUs.
     device: Literal["any", "cpu"] = "any"
-    # (height, width) of predict_map's answers; empty: the crop's.
-    size: tuple[int, ...] = ()
-    # Larger pictures are refused before they are decoded.
-    max_pixels: int = 64_000_000
-    # Whether there is a signature that gives all scores as float32: 4 bytes for each class of each pixel.
+    # Size (height, width) of the results of predict_map; empty: the size of the crop.
+    size: OptionalSize = ()
+    # Maximum number of pixels of an image; larger images are rejected before they are decoded.
+    max_pixels: Annotated[int, Above(0)] = 64_000_000
+    # Whether to add a signature that returns all scores as float32, 4 bytes for each class and pixel.
     all_scores: bool = False
-    # Numbers of pictures in the requests that a server runs before it answers the first one.
-    warmup_batches: tuple[int, ...] = (1, 2, 4)
+    # Numbers of images in the requests that a server replays before it answers the first one.
+    warmup_batches: Annotated[tuple[int, ...], Above(0)] = (1, 2, 4)

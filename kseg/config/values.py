@@ -1,15 +1,16 @@
-"""Nested frozen dataclasses as typed values: read from text or plain dicts, replaced by dotted key, compared."""
+"""Read, replace and compare the typed values of nested frozen dataclasses, addressed by dotted keys."""
 
 import ast
 import dataclasses
 import typing
 from typing import Any, Literal
 
+from kseg.config import renames
 from kseg.errors import ConfigError, unknown
 
 
 def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return (dotted key, value) for each value of nested dataclasses."""
+    """Return (dotted key, value) for every value of nested dataclasses."""
     pairs = []
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
@@ -19,37 +20,38 @@ def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def config_differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, old value, new value) wherever two objects of one dataclass differ."""
+    """Return (dotted key, old value, new value) for every difference between two objects of one dataclass."""
     pairs = zip(leaves(old), leaves(new))
     return [(key, old_value, new_value) for (key, old_value), (_, new_value) in pairs if old_value != new_value]
 
 
 def set_value(node: Any, override: str) -> Any:
-    """Return a copy with one `a.b=c` applied; the text `c` is read as the field's own type.
+    """Return a copy with one override `a.b=c`, whose text `c` is converted to the field's type.
 
-    Raises ConfigError for an unknown key and for text that is no value of that type.
+    Raises ConfigError for an unknown key, or for text that is no value of that type.
     """
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
-    key = key.strip()
+    key = renames.current_key(key.strip())
     return replace_value(node, key, parse_value(text.strip(), type_of(node, key)))
 
 
 def replace_value(node: Any, key: str, value: Any) -> Any:
-    """Return a copy in which the value at a dotted key is another; raises ConfigError like `set_value`."""
-    return _replaced(node, key.split("."), typed(type_of(node, key), value, key))
+    """Return a copy with another value at a dotted key; raises ConfigError for a wrong key or type."""
+    key = renames.current_key(key)
+    return _replace_at(node, key.split("."), to_type(type_of(node, key), value, key))
 
 
-def _replaced(node: Any, names: list[str], value: Any) -> Any:
+def _replace_at(node: Any, names: list[str], value: Any) -> Any:
     if not names:
         return value
-    inner = _replaced(getattr(node, names[0]), names[1:], value)
+    inner = _replace_at(getattr(node, names[0]), names[1:], value)
     return dataclasses.replace(node, **{names[0]: inner})
 
 
 def type_of(node: Any, key: str) -> Any:
-    """Return the type of the value at a dotted key; raises ConfigError for what is no key and for a group of values."""
+    """Return the type of the value at a dotted key; raises ConfigError for an unknown key and for a group."""
     names = key.split(".")
     kind = type(node)
     for depth, name in enumerate(names):
@@ -66,7 +68,7 @@ def type_of(node: Any, key: str) -> Any:
 
 
 def parse_value(text: str, wanted: Any) -> Any:
-    """Read command-line text as a Python value; text that is wanted as text stays as it is."""
+    """Return command-line text as a Python value; text for a field of type str is returned unchanged."""
     if wanted is str:
         return text
     if wanted is bool and text.lower() in ("true", "false"):
@@ -80,8 +82,9 @@ def parse_value(text: str, wanted: Any) -> Any:
         return text
 
 
-def typed(wanted: Any, value: Any, key: str) -> Any:
-    """Return `value` as the type `wanted`, or raise ConfigError naming the key, the value and what is wanted."""
+def to_type(wanted: Any, value: Any, key: str) -> Any:
+    """Return `value` as the type `wanted`; raises ConfigError with the key, the value and the type or choices."""
+    value = renames.current_value(key, value)
     origin = typing.get_origin(wanted)
     if origin is Literal:
         choices = typing.get_args(wanted)
@@ -92,7 +95,7 @@ def typed(wanted: Any, value: Any, key: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{key} takes a list such as a,b; got {value!r}")
-        return tuple(typed(typing.get_args(wanted)[0], item, key) for item in value)
+        return tuple(to_type(typing.get_args(wanted)[0], item, key) for item in value)
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
@@ -101,17 +104,18 @@ def typed(wanted: Any, value: Any, key: str) -> Any:
 
 
 def read_dict(kind: type, values: dict, prefix: str = "") -> Any:
-    """Return the dataclass `kind` of nested plain dicts; unknown keys and wrong types raise ConfigError."""
+    """Return the dataclass `kind` from nested plain dicts; raises ConfigError for unknown keys and wrong types."""
     if not isinstance(values, dict):
         raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a group of values, got {values!r}")
     types = typing.get_type_hints(kind)
     arguments = {}
     for name, value in values.items():
-        key = prefix + name
+        key = renames.current_key(prefix + name)
+        name = key.removeprefix(prefix)
         if name not in types:
             raise ConfigError(unknown("config key", name, types, prefix))
         if dataclasses.is_dataclass(types[name]):
             arguments[name] = read_dict(types[name], value, key + ".")
         else:
-            arguments[name] = typed(types[name], value, key)
+            arguments[name] = to_type(types[name], value, key)
     return kind(**arguments)

@@ -82,7 +82,7 @@ AMP = {"train.precision": "mixed_float16", "train.loss_scale": 512.0}
 
 # What SSSegmentation does otherwise than MMSegmentation, whichever the head.
 # It looks at ten crops in all, where MMSegmentation takes an eleventh unseen.
-SSS = {"augment.crop_tries": 9, "augment.pad": "centre", "augment.pad_colour": "mean", "model.auxiliary_channels": 512,
+SSS = {"augment.crop_tries": 9, "augment.pad": "center", "augment.pad_color": "mean", "model.auxiliary_channels": 512,
        "model.initial_weights": "uniform", "loss.average": "valid", "evaluate.resize_logits": "once",
        "evaluate.scale_of": "input", "evaluate.average": "logits"}
 # 220 epochs of 372 steps, 130 of 1263 and 60 of 661; the learning rate would reach its end one step after the last.

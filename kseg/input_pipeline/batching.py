@@ -94,12 +94,12 @@ def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...], a
                    mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the normalised image, float32 (h, w, 3), and uint8 train ids (h, w), padded to the crop h, w.
 
-    The picture, RGB 0..255 and at most as large, stands at augment.pad; around it are augment.pad_colour and label 255.
+    The picture, RGB 0..255 and at most as large, stands at augment.pad; around it are augment.pad_color and label 255.
     With an odd rest, the odd row and column are below and to the right. A raw value of the label that `table` does not
     know fails.
     """
     crop, size = augment.crop, tf.shape(label)
-    first = [(crop[axis] - size[axis]) // 2 if augment.pad == "centre" else 0 for axis in (0, 1)]
+    first = [(crop[axis] - size[axis]) // 2 if augment.pad == "center" else 0 for axis in (0, 1)]
     sides = [[first[axis], crop[axis] - size[axis] - first[axis]] for axis in (0, 1)]
     image, label = tf.pad(image, [*sides, [0, 0]]), tf.pad(label, sides)
     image, label, known = _finish(tf.ensure_shape(image, (*crop, 3)), tf.ensure_shape(label, crop), tf.stack(first),
@@ -120,7 +120,7 @@ def _finish(image: tf.Tensor, label: tf.Tensor, first: tf.Tensor, size: tf.Tenso
     label = tf.where(inside, label, tf.constant(IGNORED, tf.uint8))
     image = normalize(image, mean, std)
     # 0 is black before normalisation and the mean after it.
-    if augment.pad_colour == "mean":
+    if augment.pad_color == "mean":
         image = tf.where(inside[..., None], image, 0.0)
     return image, label, tf.reduce_all(tf.not_equal(label, UNMAPPED))
 

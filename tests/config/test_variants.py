@@ -112,7 +112,7 @@ def of_mmseg(row):
         "augment.scale": height_width(row["resize_scale"]), "augment.scale_range": value(row["ratio_range"]),
         "augment.crop": crop, "augment.cat_max_ratio": float(row["cat_max_ratio"]), "augment.pad": "corner",
         "augment.crop_tries": 10,
-        "augment.pad_colour": "black" if black else "mean",
+        "augment.pad_color": "black" if black else "mean",
         "evaluate.resize": height_width(row["test_scale"]), "evaluate.resize_logits": "twice",
         "evaluate.window": value(row["test_crop"]) or (), "evaluate.stride": value(row["test_stride"]) or ()}
 
@@ -150,7 +150,7 @@ def of_sss(row):
         "train.precision": "float32", "train.loss_scale": 1.0,
         "augment.scale": tuple(reversed(resize["output_size"])), "augment.scale_range": resize["scale_range"],
         "augment.crop": crop["crop_size"], "augment.cat_max_ratio": crop["one_category_max_ratio"],
-        "augment.crop_tries": 9, "augment.pad": "centre", "augment.pad_colour": "mean",
+        "augment.crop_tries": 9, "augment.pad": "center", "augment.pad_color": "mean",
         "evaluate.resize": height_width(row["test_resize"]), "evaluate.resize_logits": "once",
         "evaluate.window": (), "evaluate.stride": ()}
 

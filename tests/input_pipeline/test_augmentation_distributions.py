@@ -267,14 +267,14 @@ WHOLE_BOUNDS = {"mean": 0.08, "deviation": 0.08, "histogram": 0.02, "labels": 0.
 HONEST = Augment(scale=(40, 60), crop=CROP_SIZE)
 
 
-@pytest.mark.parametrize("pad", ["corner", "centre"])
+@pytest.mark.parametrize("pad", ["corner", "center"])
 def test_the_whole_pipeline(pad):
-    faults = whole_faults(dataclasses.replace(HONEST, pad=pad), pad == "centre")
+    faults = whole_faults(dataclasses.replace(HONEST, pad=pad), pad == "center")
     assert all(faults[name] < bound for name, bound in WHOLE_BOUNDS.items()), faults
 
 
 @pytest.mark.parametrize("name, changes", [
-    ("corner", {"pad": "centre"}), ("histogram", {"pad_colour": "black"}), ("padding", {"scale_range": (0.75, 2.0)}),
+    ("corner", {"pad": "center"}), ("histogram", {"pad_color": "black"}), ("padding", {"scale_range": (0.75, 2.0)}),
     ("deviation", {"photometric": False}), ("labels", {"scale_range": (1.0, 2.0)})])
 def test_another_pipeline_is_seen(name, changes):
     assert whole_faults(dataclasses.replace(HONEST, **changes), False)[name] > WHOLE_BOUNDS[name]

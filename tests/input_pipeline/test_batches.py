@@ -150,10 +150,10 @@ def test_types_and_padding(tmp_path):
 MEAN = (123.675, 116.28, 103.53)
 
 
-@pytest.mark.parametrize("pad, top, left", [("corner", 0, 0), ("centre", 1, 1)])
+@pytest.mark.parametrize("pad, top, left", [("corner", 0, 0), ("center", 1, 1)])
 @pytest.mark.parametrize("colour, raw", [("mean", MEAN), ("black", (0, 0, 0))])
 def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
-    settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_colour=colour))
+    settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_color=colour))
     # 2x3 in 5x6: rests of 3, of which the smaller half comes first.
     image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
                                            settings.augment, settings.data.mean, settings.data.std)
@@ -167,7 +167,7 @@ def test_where_and_on_what_a_small_picture_stands(pad, top, left, colour, raw):
 
 
 def test_a_picture_of_the_crops_size_is_not_padded():
-    settings = Config(augment=Augment(crop=(2, 3), pad="centre", pad_colour="black"))
+    settings = Config(augment=Augment(crop=(2, 3), pad="center", pad_color="black"))
     image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
                                            settings.augment, settings.data.mean, settings.data.std)
     assert np.array_equal(label, LABEL) and np.allclose(image[..., 0], (200 - 123.675) / 58.395)
