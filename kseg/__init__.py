@@ -26,7 +26,7 @@ def load(directory: Path | str, weights: Path | str | None = None, tta: bool = F
         (H, W, C), and `overlay` the image blended with the class colors, uint8 of shape (H, W, 3).
 
     Raises:
-        WorkdirError: `directory` is no working directory, or contains no validated weights yet.
+        WorkdirError: `directory` is not a working directory, or contains no validated weights yet.
         WeightsError: the weights cannot be read, or do not fit the model.
         ConfigError: KSEG_LOG has an unknown value.
 

@@ -11,7 +11,7 @@ from kseg.datasets import statistics
 from kseg.datasets.registry import UNMAPPED, Dataset, Split
 from kseg.errors import DataError
 from kseg.images import image_files
-from kseg.images.decoding import DEPTH, GREY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image, decode_label
+from kseg.images.decoding import DEPTH, GRAY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image, decode_label
 
 # What TensorFlow's errors may begin with: where in a graph or in a chain of data sets they were met.
 GRAPH_PLACE = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
@@ -88,7 +88,7 @@ def _label_fault(header: bytes, error: Exception) -> str:
     """Return why a label that begins with some bytes could not be decoded."""
     if len(header) < PNG_HEADER or not header.startswith(PNG_SIGNATURE):
         return "not a PNG file"
-    if header[KIND] != PALETTE and (header[KIND], header[DEPTH]) != (GREY, 8):
+    if header[KIND] != PALETTE and (header[KIND], header[DEPTH]) != (GRAY, 8):
         kinds = {0: "grey", 2: "RGB", 4: "grey with alpha", 6: "RGBA"}
         return (f"{header[DEPTH]}-bit {kinds.get(header[KIND], header[KIND])} PNG; "
                 "a label must be 8-bit grey or palette, one class id a pixel")

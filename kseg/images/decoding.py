@@ -12,7 +12,7 @@ from kseg.images import png
 
 PNG_SIGNATURE = png.SIGNATURE
 # PNG color types.
-GREY, PALETTE = 0, 3
+GRAY, PALETTE = 0, 3
 # Length of a PNG's signature and IHDR chunk: 8 bytes, then length, type, 13 bytes of content and checksum.
 PNG_HEADER = 33
 # Byte positions of bit depth, color type and IHDR's checksum.
@@ -131,10 +131,10 @@ def _decode_png_label(data: tf.Tensor) -> tf.Tensor:
     header = tf.ensure_shape(header, (PNG_HEADER,))
     # decode_png also reads JPEGs, whose values are no class ids.
     is_png = tf.reduce_all(tf.equal(header[:8], tf.constant(list(PNG_SIGNATURE), tf.uint8)))
-    is_gray = tf.equal(header[KIND], GREY) & tf.equal(header[DEPTH], 8)
+    is_gray = tf.equal(header[KIND], GRAY) & tf.equal(header[DEPTH], 8)
     is_palette = tf.equal(header[KIND], PALETTE)
     with tf.control_dependencies([tf.debugging.Assert(
-            is_png & (is_gray | is_palette), ["a label must be an 8-bit grayscale or palette PNG"])]):
+            is_png & (is_gray | is_palette), ["a label must be an 8-bit gray or a palette PNG"])]):
         # decode_png converts palette indices to the luminance of their colors.
         return tf.cond(is_palette, lambda: _decode_palette_indices(data, header),
                        lambda: tf.io.decode_png(data, channels=1)[..., 0])
@@ -144,7 +144,7 @@ def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
     """Decode the uint8 (H, W) indices of a palette PNG, by declaring it a gray PNG without a palette."""
     # CRC-32 is linear: the difference that a changed byte makes does not depend on the other bytes.
     change = np.zeros(PNG_HEADER, np.uint8)
-    change[KIND] = PALETTE ^ GREY
+    change[KIND] = PALETTE ^ GRAY
     checksum_change = zlib.crc32(bytes(CHECKSUM - 12)) ^ zlib.crc32(bytes(change[12:CHECKSUM]))
     change[CHECKSUM:] = list(checksum_change.to_bytes(4, "big"))
     gray_header = tf.strings.reduce_join(tf.gather(tf.constant(BYTES), tf.cast(tf.bitwise.bitwise_xor(header, change),

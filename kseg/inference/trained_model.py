@@ -112,7 +112,7 @@ def read_workdir(workdir: Path) -> "tuple[Config, Dataset]":
 
 
 def _not_a_workdir(workdir: Path, error: OSError) -> WorkdirError:
-    return WorkdirError(f"{workdir} is no working directory of kseg.train: {error.strerror}: {error.filename}")
+    return WorkdirError(f"{workdir} is not a working directory of kseg.train: {error.strerror}: {error.filename}")
 
 
 def require_same_classes(trained: "Dataset", current: "Dataset", location: str) -> None:

@@ -12,7 +12,7 @@ TYPO = ["--config", "encnet_shapes", "--set", "train.stepz=1"]
 UNKNOWN = ["--config", "encnet_shape"]
 KEY, NAME, MISSING = "Did you mean train.steps", "Did you mean encnet_shapes", "--config is needed"
 MODEL = [([*TYPO, "--weights", "x.pth"], KEY), ([*UNKNOWN, "--weights", "x.pth"], NAME), ([], "name a model"),
-         (["--workdir", "no/such/run"], "no/such/run is no working directory")]
+         (["--workdir", "no/such/run"], "no/such/run is not a working directory")]
 
 # Arguments and a part of the message with which the command stops.
 COMMANDS = {

@@ -1,7 +1,8 @@
-"""Training augmentation as the published pipelines describe it, one picture at a time in NumPy and OpenCV.
+"""Augment one image at a time in NumPy and OpenCV, as a reference for the augmentation in TensorFlow.
 
-MMSegmentation's steps (RandomResize, RandomCrop, RandomFlip, PhotoMetricDistortion, padding) and SSSegmentation's
-where they differ. Pictures are BGR uint8 here, as in both; labels uint8, 255 ignored.
+The steps are those of MMSegmentation (RandomResize, RandomCrop, RandomFlip, PhotoMetricDistortion, padding), and of
+SSSegmentation where it differs. Images are BGR uint8 of shape (H, W, 3), as in both systems. Labels are uint8 of shape
+(H, W), with 255 for ignored pixels.
 """
 
 import cv2
@@ -11,7 +12,7 @@ IGNORED = 255
 
 
 def new_size(shape, factor, scale):
-    """The (height, width) of a picture (H, W) fitted into the scale (width, height) times a factor."""
+    """Return the (height, width) of an image of shape (H, W), fitted into `scale` (width, height) times `factor`."""
     box = (int(scale[0] * factor), int(scale[1] * factor))
     height, width = shape
     ratio = min(max(box) / max(height, width), min(box) / min(height, width))
@@ -23,27 +24,28 @@ def resize(image, label, size):
             cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST))
 
 
-def acceptable(window, limit):
-    """Whether a crop's label has several classes of which none fills the limit."""
-    values, counts = np.unique(window, return_counts=True)
+def is_acceptable(label, limit):
+    """Return whether a crop's label has several classes, none of which reaches the fraction `limit`."""
+    values, counts = np.unique(label, return_counts=True)
     counts = counts[values != IGNORED]
     return len(counts) > 1 and counts.max() / counts.sum() < limit
 
 
 def crop_corner(label, crop, limit, redraws, random):
-    """The (top, left) of a crop and how many were rejected before it; the last one drawn is taken unchecked.
+    """Return the (top, left) of a crop and the number of rejected crops; the last crop is accepted unchecked.
 
-    MMSegmentation redraws up to 10 times; SSSegmentation looks at 10 crops in all, which are 9 redraws.
+    MMSegmentation redraws up to 10 times. SSSegmentation draws up to 10 crops, which are 9 redraws.
     """
     def draw():
-        return tuple(int(random.integers(0, max(have - want, 0) + 1)) for have, want in zip(label.shape, crop))
+        return tuple(int(random.integers(0, max(side - crop_side, 0) + 1))
+                     for side, crop_side in zip(label.shape, crop))
 
     corner = draw()
     if limit >= 1:
         return corner, 0
     for rejected in range(redraws):
         top, left = corner
-        if acceptable(label[top:top + crop[0], left:left + crop[1]], limit):
+        if is_acceptable(label[top:top + crop[0], left:left + crop[1]], limit):
             return corner, rejected
         corner = draw()
     return corner, redraws
@@ -74,7 +76,7 @@ def hue(image, random):
 
 
 def photometric(image, random):
-    """Each step in every second picture; contrast comes second or, as often, last."""
+    """Apply each step with probability 1/2; contrast comes second or last with equal probability."""
     order = [brightness, contrast, saturation, hue] if random.integers(2) else [brightness, saturation, hue, contrast]
     for step in order:
         if random.integers(2):
@@ -82,19 +84,19 @@ def photometric(image, random):
     return image
 
 
-def pad(image, label, crop, centred, colour):
-    """A normalised or raw picture and its label put into the crop on a colour; centred as in SSSegmentation."""
-    rest = [want - have for want, have in zip(crop, label.shape)]
-    top, left = (side // 2 if centred else 0 for side in rest)
+def pad(image, label, crop, centered, color):
+    """Pad an image with a color and its label with 255 to the size of the crop; SSSegmentation centers them."""
+    margins = [crop_side - side for crop_side, side in zip(crop, label.shape)]
+    top, left = (margin // 2 if centered else 0 for margin in margins)
     inside = (slice(top, top + label.shape[0]), slice(left, left + label.shape[1]))
-    wide, ids = np.empty((*crop, 3), image.dtype), np.full(crop, IGNORED, np.uint8)
-    wide[:] = colour
-    wide[inside], ids[inside] = image, label
-    return wide, ids
+    padded_image, padded_label = np.empty((*crop, 3), image.dtype), np.full(crop, IGNORED, np.uint8)
+    padded_image[:] = color
+    padded_image[inside], padded_label[inside] = image, label
+    return padded_image, padded_label
 
 
 def augment(image, label, random, scale, crop, limit=0.75, redraws=10):
-    """One example through the whole pipeline up to padding; `scale` is (width, height)."""
+    """Apply all steps before the padding to one example; `scale` is (width, height)."""
     image, label = resize(image, label, new_size(label.shape, random.uniform(0.5, 2), scale))
     (top, left), _ = crop_corner(label, crop, limit, redraws, random)
     image, label = (part[top:top + crop[0], left:left + crop[1]] for part in (image, label))

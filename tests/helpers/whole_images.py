@@ -1,15 +1,15 @@
-"""Augmentation of pictures that are decoded already, whose labels are train ids."""
+"""Augment decoded images whose labels are class ids."""
 
 import tensorflow as tf
 
 from kseg.input_pipeline import augmentations
 
-# Every value is its own class.
+# The label table maps every value to itself.
 IDS = tuple(range(256))
 
 
 def reader(image):
-    """Return what gives parts of a picture (H, W, 3)."""
+    """Return a function that returns a window (top, left, bottom, right) of an image (H, W, 3)."""
     return lambda window: image[window[0]:window[2], window[1]:window[3]]
 
 

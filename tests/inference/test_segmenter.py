@@ -169,7 +169,7 @@ def test_weights_from_another_file(workdir, image, tmp_path):
 
 
 def test_directories_without_a_model_are_rejected(tmp_path, workdir):
-    with pytest.raises(WorkdirError, match="no working directory"):
+    with pytest.raises(WorkdirError, match="not a working directory"):
         kseg.load(tmp_path)
     for name in ("config.json", "dataset.json"):
         (tmp_path / name).write_bytes((workdir / name).read_bytes())
