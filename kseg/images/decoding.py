@@ -20,7 +20,7 @@ DEPTH, KIND, CHECKSUM = 24, 25, 29
 # The header of a binary PPM (RGB) or PGM (ids), padded to a fixed length; the raw pixels follow it.
 PIXELS_HEADER = "{magic}\n{width:>8} {height:>8}\n255\n"
 PIXELS_START = 25
-# JPEG blocks with shared chroma are at most this large; a window with this margin decodes to the same pixels as the
+# Side of a JPEG's blocks with shared chroma (4:2:0). A window with this margin decodes to the same pixels as in the
 # whole image.
 JPEG_MARGIN = 16
 # TensorFlow has no operation that converts numbers to byte strings, so this table holds every byte as a string.
