@@ -86,8 +86,8 @@ def write_artifact_index(uri: str, dataset: Dataset, records: dict[str, list[tup
     splits = []
     for split, examples in records.items():
         text = "".join(f"{offset}\t{to_root}{path}\t{example}\n" for offset, path, example in examples)
-        _write_text(posixpath.join(directory, prepared.INDEX.format(split=form.theirs(split))), text)
-        splits.append({"name": form.theirs(split), "shardLengths": [str(len(examples))]})
+        _write_text(posixpath.join(directory, prepared.INDEX.format(split=form.stored_split(split))), text)
+        splits.append({"name": form.stored_split(split), "shardLengths": [str(len(examples))]})
     if name == "folder":
         _write_text(posixpath.join(directory, CLASSES), classes_text(dataset))
     _write_text(posixpath.join(directory, prepared.DESCRIPTION), json.dumps({"name": name, "splits": splits}) + "\n")
@@ -111,13 +111,13 @@ def part_config(data: Data, split: str, start: int, end: int, directory: Path) -
     form = prepared.FORMATS[data.name]
     part = directory / form.place
     part.mkdir(parents=True)
-    index = prepared.INDEX.format(split=form.theirs(split))
+    index = prepared.INDEX.format(split=form.stored_split(split))
     lines = []
     for line in (stored / index).read_text(encoding="utf-8").splitlines()[start:end]:
         offset, path, name = line.split("\t", 2)
         lines.append(f"{offset}\t{(stored / path).resolve()}\t{name}\n")
     (part / index).write_text("".join(lines), encoding="utf-8")
-    splits = [{"name": form.theirs(split), "shardLengths": [str(len(lines))]}]
+    splits = [{"name": form.stored_split(split), "shardLengths": [str(len(lines))]}]
     (part / prepared.DESCRIPTION).write_text(json.dumps({"splits": splits}), encoding="utf-8")
     if data.name == "folder":
         (part / CLASSES).write_bytes((stored / CLASSES).read_bytes())

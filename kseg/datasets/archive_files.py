@@ -1,4 +1,4 @@
-"""Files where users have them: in an extracted tree, a .zip or a .tar, all listed and read in one way."""
+"""List and read files of a directory tree, a .zip or a .tar."""
 
 import tarfile
 import zipfile
@@ -9,51 +9,59 @@ from pathlib import Path
 
 from kseg.errors import DataError
 
-# What the readers of archives raise where bytes are missing or wrong.
-FAULTS = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+# Exceptions of the archive readers for missing or damaged bytes.
+READ_ERRORS = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of `size` bytes; `where` names it, and its archive if it lies in one."""
+    """A file of `size` bytes.
 
-    where: str
+    `name` is its path, or for a member of an archive the path of the archive and the member's name. `fetch` returns
+    its bytes.
+    """
+
+    name: str
     size: int
     fetch: Callable[[], bytes]
 
     def __str__(self) -> str:
-        return self.where
+        return self.name
 
     def read(self) -> bytes:
-        """Return the bytes; raises DataError where they cannot be read in whole."""
+        """Return all bytes; raises DataError if the file cannot be read completely."""
         try:
             return self.fetch()
-        except FAULTS as error:
-            raise DataError(f"{self.where} cannot be read: {error_text(error)}") from None
+        except READ_ERRORS as error:
+            raise DataError(f"{self.name} cannot be read: {error_text(error)}") from None
 
 
 def error_text(error: Exception) -> str:
-    """Return what an error says, or its kind where it says nothing."""
+    """Return an error's message, or its type's name if it has none."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def tree_files(root: Path, parts: tuple[str, ...]) -> dict[str, File]:
-    """Return the files below some directories of `root` by their path in it; directories that are not there are empty.
+def tree_files(root: Path, directories: tuple[str, ...]) -> dict[str, File]:
+    """Return the files below some directories of `root` by their path relative to `root`.
 
-    Names that begin with a dot are left out.
+    Missing directories count as empty. Hidden files are skipped.
     """
-    paths = (path for part in parts for path in (root / part).rglob("*") if not path.name.startswith("."))
+    paths = (path for directory in directories for path in (root / directory).rglob("*")
+             if not path.name.startswith("."))
     return {path.relative_to(root).as_posix(): File(str(path), path.stat().st_size, path.read_bytes)
             for path in paths if path.is_file()}
 
 
 def zip_files(path: Path, prefix: str = "") -> dict[str, File]:
-    """Return the files of a .zip below `prefix`, by their path after it; raises DataError for a damaged archive."""
+    """Return the files of a .zip below `prefix`, by their remaining path.
+
+    Raises DataError for a damaged archive.
+    """
     try:
-        # Stays open as long as one of its files may be read.
+        # The archive stays open, because its files are read later.
         archive = zipfile.ZipFile(path)
         members = archive.infolist()
-    except FAULTS as error:
+    except READ_ERRORS as error:
         raise damaged_archive(path, error) from None
 
     def file(member: zipfile.ZipInfo) -> File:
@@ -64,15 +72,15 @@ def zip_files(path: Path, prefix: str = "") -> dict[str, File]:
 
 
 def tar_files(path: Path, prefix: str = "") -> dict[str, File]:
-    """Return the files of an uncompressed .tar below `prefix`, by their path after it.
+    """Return the files of an uncompressed .tar below `prefix`, by their remaining path.
 
     Raises DataError for a damaged archive.
     """
     try:
-        # A compressed one could only be read from its beginning, for each file again.
+        # "r:" refuses compression: each file of a compressed archive would be read from the archive's beginning.
         archive = tarfile.open(path, "r:")
         members = archive.getmembers()
-    except FAULTS as error:
+    except READ_ERRORS as error:
         raise damaged_archive(path, error) from None
 
     def file(member: tarfile.TarInfo) -> File:
@@ -83,14 +91,14 @@ def tar_files(path: Path, prefix: str = "") -> dict[str, File]:
 
 
 def damaged_archive(path: Path, error: Exception) -> DataError:
-    """Return the error for an archive that is not whole."""
-    return DataError(f"{path} is damaged or not whole: {error_text(error)}. Get it again")
+    """Return the error for an incomplete or damaged archive."""
+    return DataError(f"{path} is damaged or incomplete: {error_text(error)}. Download it again")
 
 
 def files_in(files: dict[str, File], directory: str, suffix: str) -> dict[str, File]:
-    """Return the files directly in a directory whose names end in `suffix`, by their names without it.
+    """Return the files of a directory with a suffix, by their stems.
 
-    Names that begin with a dot are left out.
+    Hidden files are skipped.
     """
     start = len(directory) + 1
     return {path[start:-len(suffix)]: file for path, file in files.items()

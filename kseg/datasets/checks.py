@@ -1,4 +1,4 @@
-"""Looking at a data set before training on it: every label value counted, and augmented samples drawn."""
+"""Check all files of a data set and report its statistics."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import tensorflow as tf
 from kseg.config.sections import Data
 from kseg.datasets import diagnosis, registry, statistics
 from kseg.datasets.registry import Dataset, Split
-from kseg.datasets.statistics import Example
+from kseg.datasets.statistics import ExampleCounts
 from kseg.errors import DataError, UserError, unknown
 from kseg.system import atomic_files
 from kseg.system.progress import Progress
@@ -21,30 +21,51 @@ FAULTS_LISTED = 10
 
 
 def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] = print) -> dict[str, dict]:
-    """Read every example of the splits (none given: all), report what their labels hold, and return it by split.
+    """Decode every example, and report the label values of each split.
 
-    A split's dict is that of `statistics.summarise`. Faulty examples are not counted, but the pixels of a label with
-    values that the data set does not define are. Raises DataError for an unknown data set or split or a missing
-    directory at once, and after all files were read with the first ten faults: files without a partner, damaged or of
-    the wrong kind, labels of another size than their image, values that the data set does not define, empty splits.
+    Faulty examples are not counted, except for the pixels of labels with values that the data set does not define.
+
+    Args:
+        data: The data set.
+        splits: Names of the splits to check; all if empty.
+        report: Receives progress and the report as text.
+
+    Returns:
+        `statistics.summarize_split` of each split, by name.
+
+    Raises:
+        DataError: The data set, a split or a directory is missing; raised at once. Or, after all files have been read,
+            files are unpaired, damaged or of the wrong kind, a label's size differs from its image's, a label has
+            undefined values, or a split is empty; the message lists the first ten faults.
     """
-    _, results = _inspect(data, splits, _image_size, statistics.describe_values, report)
+    _, results = _inspect(data, splits, _decoded_size, statistics.describe_values, report)
     return results
 
 
 def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
                   report: Callable[[str], None] = print) -> dict[str, dict]:
-    """Report sizes, frequencies of classes and void share of the splits (none given: all), and return them by split.
+    """Report image sizes, class frequencies and the void fraction of each split.
 
-    As `check`, but pictures are not decoded, only labels are: faults are all of `check`'s but a picture that is damaged
-    behind its header. `out` is given the same numbers, `statistics.plain` by split, as JSON, if there is no fault.
-    Raises UserError where it cannot be written.
+    Labels are decoded, images are not. Damage behind an image's header therefore goes unnoticed.
+
+    Args:
+        data: The data set.
+        splits: Names of the splits to count; all if empty.
+        out: JSON file that receives `statistics.plain_summary` of each split.
+        report: Receives progress and the report as text.
+
+    Returns:
+        `statistics.summarize_split` of each split, by name.
+
+    Raises:
+        DataError: The data set is missing or faulty, see `check_dataset`; `out` is not written.
+        UserError: `out` cannot be written.
     """
     try:
         if out:
-            # Told before all files are read, and not after.
+            # An unwritable directory must be reported before all files are read.
             out.parent.mkdir(parents=True, exist_ok=True)
-        dataset, results = _inspect(data, splits, diagnosis.header_size, statistics.describe_classes, report)
+        dataset, results = _inspect(data, splits, diagnosis.image_size, statistics.describe_classes, report)
         if out:
             plain = {name: statistics.plain_summary(dataset, name, result) for name, result in results.items()}
             atomic_files.write_text(out, json.dumps(plain, indent=2) + "\n")
@@ -55,15 +76,16 @@ def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = Non
 
 
 def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Tensor], tuple[int, int]],
-             describe: Callable[[Dataset, str, dict], str], report: Callable[[str], None]) -> tuple[Dataset, dict[str, dict]]:
-    """Return the data set and the summary of each split, and report each."""
+             describe: Callable[[Dataset, str, dict], str],
+             report: Callable[[str], None]) -> tuple[Dataset, dict[str, dict]]:
+    """Report and return the summary of each split."""
     dataset = registry.find_dataset(data)
-    known = registry.split_names(data)
+    available = registry.split_names(data)
     for name in splits:
-        if name not in known:
-            raise DataError(unknown(f"split of {data.name}", name, known))
+        if name not in available:
+            raise DataError(unknown(f"split of {data.name}", name, available))
     results, faults = {}, []
-    for name in dict.fromkeys(splits or known):
+    for name in dict.fromkeys(splits or available):
         try:
             split = registry.open_split(data, name)
         except DataError as error:
@@ -72,7 +94,7 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
             continue
         progress = Progress(len(split.names), f"images of {name}", report)
         read = functools.partial(_read, split, image_size)
-        results[name] = statistics.summarize_split(dataset, _counted(split, read, progress, faults))
+        results[name] = statistics.summarize_split(dataset, _countable_examples(split, read, progress, faults))
         report(describe(dataset, name, results[name]))
     if faults:
         more = len(faults) - FAULTS_LISTED
@@ -81,9 +103,9 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
     return dataset, results
 
 
-def _counted(split: Split, read: Callable[[int], tuple[Example | None, str]], progress: Progress,
-             faults: list[str]) -> Iterator[Example]:
-    """Yield the examples of a split in order as far as they can be counted, adding what is wrong to `faults`."""
+def _countable_examples(split: Split, read: Callable[[int], tuple[ExampleCounts | None, str]], progress: Progress,
+                        faults: list[str]) -> Iterator[ExampleCounts]:
+    """Yield the counts of a split's readable examples; collect faults in `faults`."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         for done, (example, fault) in enumerate(pool.map(read, range(len(split.names))), 1):
@@ -93,13 +115,13 @@ def _counted(split: Split, read: Callable[[int], tuple[Example | None, str]], pr
                 yield example
             progress.update(done)
     finally:
-        # An interrupted command shall not read the rest first.
+        # An interrupted command must not read the remaining files first.
         pool.shutdown(cancel_futures=True)
 
 
 def _read(split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
-          index: int) -> tuple[Example | None, str]:
-    """Return what an example adds to the statistics, None where it cannot be read, and what is wrong with it or ""."""
+          index: int) -> tuple[ExampleCounts | None, str]:
+    """Return an example's counts, None if it cannot be read, and its fault or ""."""
     name, label_name = split.names[index], split.label_names[index]
     try:
         image_data, label_data = diagnosis.read_pair(split, index)
@@ -109,10 +131,11 @@ def _read(split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
     except DataError as error:
         return None, str(error)
     counts = statistics.value_counts(label)
-    fault = diagnosis.unmapped(split.dataset, counts)
-    return Example(name, label.shape, counts, diagnosis.is_turned(image_data)), fault and f"{label_name}: {fault}"
+    fault = diagnosis.unmapped_values(split.dataset, counts)
+    example = ExampleCounts(name, label.shape, counts, diagnosis.has_exif_orientation(image_data))
+    return example, fault and f"{label_name}: {fault}"
 
 
-def _image_size(name: str, data: tf.Tensor) -> tuple[int, int]:
-    """Return (height, width) of an encoded picture that is decoded in whole."""
-    return diagnosis.read_image_header(name, data).shape[:2]
+def _decoded_size(name: str, data: tf.Tensor) -> tuple[int, int]:
+    """Return (height, width) of an image, decoding all of it."""
+    return diagnosis.read_image(name, data).shape[:2]

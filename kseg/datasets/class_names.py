@@ -1,20 +1,23 @@
-"""Classes of the published data sets in the order of their train ids, with the RGB colours that are usual for them."""
+"""List the classes of the published data sets and their customary colors."""
 
 
 def class_palette(number: int) -> tuple[int, int, int]:
-    """Return VOC's colour of a number from 0 on: its bits dealt to red, green and blue in turn, the highest first."""
-    colour = [0, 0, 0]
+    """Return Pascal VOC's color of a class index.
+
+    The bits of the index are dealt to red, green and blue in turn, the highest bit of each channel first.
+    """
+    color = [0, 0, 0]
     for bit in range(7, 0, -1):
         for channel in range(3):
-            colour[channel] |= (number >> channel & 1) << bit
+            color[channel] |= (number >> channel & 1) << bit
         number >>= 3
-    return tuple(colour)
+    return tuple(color)
 
 
-def _parsed(text: str) -> dict[str, tuple[int, int, int]]:
-    """Return {name: colour} from `name rrggbb, name rrggbb, ...`."""
+def _parse_colors(text: str) -> dict[str, tuple[int, int, int]]:
+    """Return {name: color} of `name rrggbb, name rrggbb, ...`."""
     pairs = (item.strip().rsplit(maxsplit=1) for item in text.split(","))
-    return {name: tuple(bytes.fromhex(colour)) for name, colour in pairs}
+    return {name: tuple(bytes.fromhex(color)) for name, color in pairs}
 
 
 CITYSCAPES = {
@@ -24,24 +27,24 @@ CITYSCAPES = {
     "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
     "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32),
 }
-# The labelIds of those, as gtFine holds them.
+# The labelIds of these classes in the gtFine files.
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
-# SegNet's grouping (Badrinarayanan, Kendall, Cipolla, PAMI 2017).
+# The 11 classes of SegNet (Badrinarayanan, Kendall, Cipolla, PAMI 2017).
 CAMVID = {
     "sky": (128, 128, 128), "building": (128, 0, 0), "pole": (192, 192, 128), "road": (128, 64, 128),
     "pavement": (60, 40, 222), "tree": (128, 128, 0), "sign": (192, 128, 128), "fence": (64, 64, 128),
     "car": (64, 0, 128), "pedestrian": (64, 64, 0), "bicyclist": (0, 128, 192),
 }
 
-# Everingham et al., IJCV 2010; the colours are those of the label files' own palette.
+# Everingham et al., IJCV 2010. The label files store the same palette.
 VOC2012 = {name: class_palette(number) for number, name in enumerate((
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"))}
 
-# Zhou et al., CVPR 2017: the first name of each line of objectInfo150.txt, and the published colours, of which road
-# and skyscraper have the same.
-ADE20K = _parsed("""
+# Zhou et al., CVPR 2017: the first name in each line of objectInfo150.txt, and the published colors. Road and
+# skyscraper share one color.
+ADE20K = _parse_colors("""
 wall 787878, building b47878, sky 06e6e6, floor 503232, tree 04c803, ceiling 787850, road 8c8c8c, bed cc05ff,
 windowpane e6e6e6, grass 04fa07, cabinet e005ff, sidewalk ebff07, person 96053d, earth 787846, door 08ff33,
 table ff0652, mountain 8fff8c, plant ccff04, curtain ff3307, chair cc4603, car 0066c8, water 3de6fa, painting ff0633,

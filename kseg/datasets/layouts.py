@@ -1,4 +1,7 @@
-"""How data sets lie on disk: for each layout one function from (directory, split name) to the split's examples."""
+"""List the examples of each data set layout on disk.
+
+One function per layout takes (directory, split name).
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,10 +19,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded examples in order: `read` takes an int64 index and returns the image and the label as string tensors.
+    """The encoded examples of a split, in order.
 
-    `records` tells where the examples of a prepared set lie in its record files. `is_pixels` marks a prepared set of
-    decoded pixels.
+    Attributes:
+        names: One name per example: the image's path, or an identifier for examples in record or pixel files.
+        label_names: The same for labels.
+        read: Returns the encoded image and label (string scalars) of an int64 index, in a graph.
+        records: Locations of the examples of a prepared set of record files, otherwise None.
+        is_pixels: Whether this is a prepared set of decoded pixels.
     """
 
     names: tuple[str, ...]
@@ -42,47 +49,51 @@ def file_examples(pairs: list[tuple[Path, Path]]) -> Examples:
 
 
 def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path]) -> list[tuple[Path, Path]]:
-    """Return (image, label) for each key in order; raises DataError naming what has no partner."""
-    alone = []
-    for kind, other, names in (("image", "label", images.keys() - labels.keys()),
-                               ("label", "image", labels.keys() - images.keys())):
-        if names:
-            alone.append(f"{kind} without {other}: {first_three([str((images | labels)[name]) for name in names])}")
-    if alone:
-        raise DataError(f"split {split!r}: {'; '.join(alone)}")
+    """Return (image, label) of each key in sorted order.
+
+    Raises DataError naming the files without a counterpart.
+    """
+    unpaired = []
+    for kind, counterpart, keys in (("image", "label", images.keys() - labels.keys()),
+                                    ("label", "image", labels.keys() - images.keys())):
+        if keys:
+            files = first_three([str((images | labels)[key]) for key in keys])
+            unpaired.append(f"{kind} without {counterpart}: {files}")
+    if unpaired:
+        raise DataError(f"split {split!r}: {'; '.join(unpaired)}")
     if not images:
         raise DataError(f"split {split!r} is empty")
-    return [(images[name], labels[name]) for name in sorted(images)]
+    return [(images[key], labels[key]) for key in sorted(images)]
 
 
 def first_three(names: Iterable[str]) -> str:
-    """Return the first three of some names, and how many more there are."""
+    """Return the first three names in sorted order, and the number of the others."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(directory.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
-        if path.stem in found:
-            raise DataError(f"two files of one name: {found[path.stem]} and {path}")
-        found[path.stem] = path
-    return found
+        if path.stem in paths:
+            raise DataError(f"two files have the same name: {paths[path.stem]} and {path}")
+        paths[path.stem] = path
+    return paths
 
 
 def folder_splits(directory: Path) -> tuple[str, ...]:
-    """Return the names of the directories that contain a directory images."""
+    """Return the names of the subdirectories that contain a directory `images`."""
     return tuple(sorted(path.parent.name for path in directory.glob("*/images") if path.is_dir()))
 
 
-def open_folder_split(directory: Path, split: str) -> Examples:
-    """Open `SPLIT/images/NAME.{jpg,png,bmp}` beside `SPLIT/labels/NAME.png`."""
+def folder_examples(directory: Path, split: str) -> Examples:
+    """Return the examples `SPLIT/images/NAME.{jpg,jpeg,png,bmp}` with labels in `SPLIT/labels/NAME.png`."""
     for part in ("images", "labels"):
         if not (directory / split / part).is_dir():
-            found = ", ".join(folder_splits(directory)) or "none"
-            raise DataError(f"no directory {directory / split / part}; splits found: {found}")
+            available = ", ".join(folder_splits(directory)) or "none"
+            raise DataError(f"no directory {directory / split / part}; splits found: {available}")
     images = _by_stem(directory / split / "images", IMAGE_SUFFIXES)
     labels = _by_stem(directory / split / "labels", (".png",))
     try:
@@ -91,8 +102,8 @@ def open_folder_split(directory: Path, split: str) -> Examples:
         raise DataError(f"{directory / split}: {error}") from None
 
 
-def open_cityscapes_split(directory: Path, split: str) -> Examples:
-    """Open an extracted Cityscapes tree: leftImg8bit/SPLIT/CITY beside gtFine/SPLIT/CITY (labelIds)."""
+def cityscapes_examples(directory: Path, split: str) -> Examples:
+    """Return the examples of an extracted Cityscapes tree: leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY (labelIds)."""
     def by_frame(part: str, suffix: str) -> dict[str, Path]:
         paths = (directory / part / split).glob(f"*/*{suffix}")
         return {path.name.removesuffix(suffix): path for path in paths}
@@ -105,19 +116,19 @@ def open_cityscapes_split(directory: Path, split: str) -> Examples:
         raise DataError(f"{directory}: {error}") from None
 
 
-def _root(directory: Path, names: tuple[str, ...], holds: str) -> Path:
-    """Return the first of a directory and the names below it in which `holds` is a directory; else raise DataError."""
-    places = (directory, *(directory / name for name in names))
-    for place in places:
-        if (place / holds).is_dir():
-            return place
-    raise DataError(f"no directory {holds} in any of {', '.join(map(str, places))}")
+def _root(directory: Path, names: tuple[str, ...], subdirectory: str) -> Path:
+    """Return the first of `directory` and `directory/NAME` that contains a subdirectory; raises DataError for none."""
+    candidates = (directory, *(directory / name for name in names))
+    for candidate in candidates:
+        if (candidate / subdirectory).is_dir():
+            return candidate
+    raise DataError(f"no directory {subdirectory} in any of {', '.join(map(str, candidates))}")
 
 
-def open_ade20k_split(directory: Path, split: str) -> Examples:
-    """Open an extracted ADEChallengeData2016 tree, or the directory around it: images and annotations.
+def ade20k_examples(directory: Path, split: str) -> Examples:
+    """Return the examples of an extracted ADEChallengeData2016 tree or of its parent directory.
 
-    Their directories training and validation are the splits train and val.
+    The tree's directories `training` and `validation` are the splits train and val.
     """
     root = _root(directory, ("ADEChallengeData2016",), "images")
     part = {"train": "training", "val": "validation"}[split]
@@ -131,11 +142,11 @@ def open_ade20k_split(directory: Path, split: str) -> Examples:
         raise DataError(f"{root}: {error}") from None
 
 
-def open_voc2012_split(directory: Path, split: str) -> Examples:
-    """Open a VOC2012 tree, or the directories around it, by its lists ImageSets/Segmentation/SPLIT.txt.
+def voc2012_examples(directory: Path, split: str) -> Examples:
+    """Return the examples of a VOC2012 tree, or of its parent directories, named in ImageSets/Segmentation/SPLIT.txt.
 
-    Labels are SegmentationClass, whose palette PNGs hold ids. The split trainaug adds SegmentationClassAug for the
-    names that have no official label; where neither has one, that is an error.
+    Labels are the palette PNGs in SegmentationClass. The split trainaug takes labels from SegmentationClassAug for
+    names without an official label; a name without either is an error.
     """
     root = _root(directory, ("VOC2012", "VOCdevkit/VOC2012"), "ImageSets/Segmentation")
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -146,47 +157,54 @@ def open_voc2012_split(directory: Path, split: str) -> Examples:
     try:
         names = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        found = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path} cannot be read: {error}; lists found: {found}") from None
+        available = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{path} cannot be read: {error}; lists found: {available}") from None
     if not names or len(set(names)) < len(names):
         repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{path} names {first_three(repeated)} twice" if names else f"{path} is empty")
+        raise DataError(f"{path} repeats {first_three(repeated)}" if names else f"{path} is empty")
     images = _by_stem(root / "JPEGImages", (".jpg",))
     labels: dict[str, Path] = {}
     for part in reversed(parts):
         labels |= _by_stem(root / part, (".png",))
-    missing = [f"without {kind} {place}/NAME{suffix}: {first_three(absent)}" for kind, place, suffix, absent in (
-        ("image", "JPEGImages", ".jpg", set(names) - images.keys()),
-        ("label", " or ".join(parts), ".png", set(names) - labels.keys())) if absent]
+    missing = [f"without {kind} {directories}/NAME{suffix}: {first_three(absent)}"
+               for kind, directories, suffix, absent in (
+                   ("image", "JPEGImages", ".jpg", set(names) - images.keys()),
+                   ("label", " or ".join(parts), ".png", set(names) - labels.keys())) if absent]
     if missing:
-        raise DataError(f"{path} names examples {'; '.join(missing)}")
+        raise DataError(f"{path} lists examples {'; '.join(missing)}")
     return file_examples([(images[name], labels[name]) for name in sorted(names)])
 
 
-def open_shapes_split(directory: Path, split: str) -> Examples:
-    """Open the synthetic set, drawing it into `directory` at first use."""
+def shapes_examples(directory: Path, split: str) -> Examples:
+    """Return the examples of the synthetic data set.
+
+    They are drawn into `directory` on first use.
+    """
     records = shapes.prepare_shapes(directory, split)
     return Examples(records.names, records.names, record_reader(records, "image", "segmentation_mask"))
 
 
-def open_prepared_split(place: str, name: str, split: str) -> Examples:
-    """Open a split of the prepared data set `name` in `place`."""
+def prepared_examples(place: str, name: str, split: str) -> Examples:
+    """Return the examples of the prepared data set `name` stored at `place`."""
     if prepared.is_pixels(place):
         return pixels_examples(place, split, prepared.open_pixels(place, name, split))
-    records, form = prepared.open_records(place, name, split), prepared.FORMATS[name]
+    records, layout = prepared.open_records(place, name, split), prepared.FORMATS[name]
     names = tuple(f"{place}/{split}/{image_name}" for image_name in records.names)
     return Examples(names, tuple(f"label of {image_name}" for image_name in names),
-                    record_reader(records, form.image, form.label), records)
+                    record_reader(records, layout.image, layout.label), records)
 
 
 def record_reader(records: Records, image_key: str,
                   label_key: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Return a function from an int64 index to two features of a record: the encoded image and label."""
+    """Return a function that reads an example's encoded image and label.
+
+    It takes an int64 index and returns two features of the record.
+    """
     files, shards, offsets = tf.constant(records.files), tf.constant(records.shards), tf.constant(
         records.offsets, tf.int64)
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in (image_key, label_key)}
 
-    # For those who read outside of a graph.
+    # Callers outside of a graph need a compiled function.
     @tf.function(input_signature=[tf.TensorSpec((), tf.int64)])
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         record = read_record(tf.gather(files, tf.gather(shards, index)), tf.gather(offsets, index))
@@ -197,7 +215,7 @@ def record_reader(records: Records, image_key: str,
 
 
 def pixels_examples(place: str, split: str, image_names: tuple[str, ...]) -> Examples:
-    """Return the examples in files of decoded pixels, which are found by their numbers."""
+    """Return the examples of a prepared set of decoded pixels, whose files are numbered."""
     names = tuple(f"{place}/{split}/{image_name}" for image_name in image_names)
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,9 +1,9 @@
-"""Preparing a data set: its archives or trees become record files that say nothing false.
+"""Convert the archives or tree of a data set to checked record files.
 
     python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
 
-Every picture and label is read once and checked. All is written in a hidden directory, split by split, which takes its
-final place in one step when everything is there; started again, finished splits are kept.
+Every image and label is read once and checked. The set is written to a hidden directory, split by split, and renamed
+when it is complete. A restarted command keeps finished splits.
 """
 
 import contextlib
@@ -24,46 +24,60 @@ from PIL import Image
 
 from kseg.config.sections import Data
 from kseg.datasets import archive_files, layouts, prepared, registry, sources, tfds_builder
-from kseg.datasets.diagnosis import decode_pair, header_size
+from kseg.datasets.diagnosis import decode_pair, image_size
 from kseg.datasets.registry import Dataset
 from kseg.datasets.sources import Pair, Pairs
 from kseg.errors import DataError, unknown
 from kseg.images.decoding import KIND, PALETTE, encode_pixels
 from kseg.system.progress import Progress
 
-# Record files and their descriptions beside what they store.
+# Size of record files and descriptions relative to the stored images and labels.
 OVERHEAD = 1.05
-# Of so many pictures of a split the sides are read, to know how large its pixels will be.
+# Number of images per split whose size is read to estimate the size of the decoded pixels.
 MEASURED = 50
-# In a split's directory, written when its records are whole.
+# File of a split's directory that is written once all its records are complete.
 NAMES = "names.txt"
 
 
 def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,
                     report: Callable[[str], None] = print) -> Path:
-    """Prepare a data set from `source` into the directory that `data` means, and return where its records lie.
+    """Convert the data set in `source` to a prepared set in the directory of `data`.
 
-    `splits`, none given: all, are prepared; `subset`: they may be smaller than published; `fast`: pixels are stored
-    decoded. A set that is already there is left as it is. Raises DataError for an unknown name or split; where archives
-    are missing, damaged or not the ones published; for pictures without a label, counts other than published, and
-    labels that are no 8-bit ids or hold values that the data set does not define, naming the file; where another
-    process prepares the same, or the disk has too little room.
+    An existing prepared set is left unchanged.
+
+    Args:
+        data: The data set; its directory receives the prepared set.
+        source: Directory of the published archives or of their extracted tree.
+        splits: Splits to prepare; all if empty.
+        subset: Accept splits smaller than published.
+        fast: Store decoded pixels, not records.
+        report: Receives progress.
+
+    Returns:
+        The directory of the prepared set.
+
+    Raises:
+        DataError: The name or a split is unknown; an archive is missing, damaged or not the published one; an image
+            has no label; the number of examples differs from the published one; a label is not an 8-bit id image or
+            has undefined values (the message names the file); another process is preparing the same set; or the disk
+            is too small.
     """
-    dataset, wanted = _choose(data, source, splits)
+    dataset, chosen = _choose(data, source, splits)
     directory = registry.directory_of(data)
-    form = prepared.FORMATS[data.name]
-    final = directory / (form.pixels if fast else form.place)
+    layout = prepared.FORMATS[data.name]
+    final = directory / (layout.pixels if fast else layout.place)
     if final.is_dir():
-        there = prepared.prepared_split_names(str(final), data.name)
-        if not set(splits) <= set(there):
-            raise DataError(f"{final} is there and holds {', '.join(there)} only; delete it to prepare other splits")
-        report(f"{final} is there already, with {', '.join(there)}; delete it to have it prepared again")
+        existing = prepared.prepared_split_names(str(final), data.name)
+        if not set(splits) <= set(existing):
+            raise DataError(f"{final} already exists with only {', '.join(existing)}; delete it to prepare other "
+                            "splits")
+        report(f"{final} already exists with {', '.join(existing)}; delete it to prepare it again")
         return final
-    found = sources.SOURCES[data.name](source, wanted, report)
-    for split, examples in found.items():
+    pairs = sources.SOURCES[data.name](source, chosen, report)
+    for split, examples in pairs.items():
         _check_count(dataset, split, len(examples), subset)
-    around = directory if directory.is_dir() else directory.parent
-    hidden = around / f".{data.name}{'-pixels' if fast else ''}-preparing"
+    parent = directory if directory.is_dir() else directory.parent
+    hidden = parent / f".{data.name}{'-pixels' if fast else ''}-preparing"
     try:
         hidden.mkdir(parents=True, exist_ok=True)
         with (hidden / "lock").open("w") as lock:
@@ -71,97 +85,107 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DataError(f"another process is preparing {data.name} in {hidden}") from None
-            parts = {split: hidden / f"{split}-{_digest(dataset, examples)}" for split, examples in found.items()}
-            _keep(hidden, parts, report)
-            left = {split: examples for split, examples in found.items() if not (parts[split] / NAMES).is_file()}
-            needed = _room_for_pixels(left) if fast else _room_for_records(source, data.name, hidden, left)
-            require_room(hidden, needed, report)
-            for split, examples in left.items():
+            parts = {split: hidden / f"{split}-{_digest(dataset, examples)}" for split, examples in pairs.items()}
+            _remove_leftovers(hidden, parts, report)
+            remaining = {split: examples for split, examples in pairs.items()
+                         if not (parts[split] / NAMES).is_file()}
+            needed = _pixels_size(remaining) if fast else _records_size(source, data.name, hidden, remaining)
+            require_disk_space(hidden, needed, report)
+            for split, examples in remaining.items():
                 _write_part(dataset, source, split, examples, parts[split], fast, report)
             finished = hidden / "finished"
             finished.mkdir()
             (_join_pixels if fast else _join_records)(data.name, parts, finished)
             if data.name == "folder":
                 shutil.copyfile(source / "classes.txt", finished / "classes.txt")
-            # What cannot be read shall not take its place.
+            # An unreadable set must not be published.
             for split in parts:
-                layouts.open_prepared_split(str(finished), data.name, split)
+                layouts.prepared_examples(str(finished), data.name, split)
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(finished, final)
             shutil.rmtree(hidden)
     except OSError as error:
         raise DataError(f"cannot prepare {data.name} in {hidden}: {archive_files.error_text(error)}") from error
-    counts = ", ".join(f"{split} {len(examples)}" for split, examples in found.items())
-    report(f"prepared {final}: {counts}; it needs {source} no more")
+    counts = ", ".join(f"{split} {len(examples)}" for split, examples in pairs.items())
+    report(f"prepared {final}: {counts}; {source} is no longer needed")
     return final
 
 
 def _choose(data: Data, source: Path, splits: Sequence[str]) -> tuple[Dataset, tuple[str, ...]]:
-    """Return the record of a data set and which of its splits are to be prepared."""
+    """Return the data set's definition and the splits to prepare."""
     if data.name not in sources.SOURCES:
         raise DataError(unknown("data set to prepare", data.name, sources.SOURCES))
     if not source.is_dir():
-        raise DataError(f"no directory {source}; --source names the one in which the archives or the extracted tree of "
-                        f"{data.name} lie")
+        raise DataError(f"no directory {source}; --source takes the directory of the archives or of the extracted "
+                        f"tree of {data.name}")
     dataset = registry.read_classes(source) if data.name == "folder" else registry.DATASETS[data.name]
-    known = dataset.splits or layouts.folder_splits(source)
+    available = dataset.splits or layouts.folder_splits(source)
     for split in splits:
-        if split not in known:
-            raise DataError(unknown(f"split of {data.name}", split, known))
-    if not known:
+        if split not in available:
+            raise DataError(unknown(f"split of {data.name}", split, available))
+    if not available:
         raise DataError(f"no directory SPLIT/images in {source}")
-    return dataset, tuple(dict.fromkeys(splits or known))
+    return dataset, tuple(dict.fromkeys(splits or available))
 
 
 def _check_count(dataset: Dataset, split: str, count: int, subset: bool) -> None:
     published = dataset.published.get(split, count)
     if count > published or count < published and not subset:
-        hint = "; with --subset a part of the published set will do" if count < published else ""
+        hint = "; --subset accepts a part of the published set" if count < published else ""
         raise DataError(f"{dataset.name} {split}: {count} of {published} pairs{hint}")
 
 
 def _digest(dataset: Dataset, examples: list[Pair]) -> str:
-    """Return what tells a split from another state of its source: names and sizes, and which label values are fine."""
+    """Return a digest of a split's files and defined label values.
+
+    Only the names and sizes of the files are considered.
+    """
     lines = [(pair.name, pair.image.size, pair.label.size) for pair in examples]
     return hashlib.sha256(repr((prepared.VERSION, dataset.label_table, lines)).encode()).hexdigest()[:16]
 
 
-def _keep(hidden: Path, parts: dict[str, Path], report: Callable[[str], None]) -> None:
-    """Remove whatever an earlier process left, but finished splits of the same source and extracted archives."""
+def _remove_leftovers(hidden: Path, parts: dict[str, Path], report: Callable[[str], None]) -> None:
+    """Remove the files of an interrupted preparation.
+
+    Finished splits of the same source and extracted archives are kept.
+    """
     for path in hidden.iterdir():
         if path in parts.values() and (path / NAMES).is_file():
-            report(f"{path.name.rsplit('-', 1)[0]} was finished before and is kept")
+            report(f"keeping {path.name.rsplit('-', 1)[0]}, which an earlier run finished")
         elif path.is_dir() and path.name != "downloads":
             shutil.rmtree(path)
 
 
-def _room_for_records(source: Path, name: str, hidden: Path, left: Pairs) -> int:
-    """Return how many bytes preparing will take at its peak, the finished set included."""
-    # The builder collects a split's records in files before it writes them, but removes each when it has read it.
-    needed = sum(pair.image.size + pair.label.size for examples in left.values() for pair in examples)
-    if name == "cityscapes" and left:
+def _records_size(source: Path, name: str, hidden: Path, remaining: Pairs) -> int:
+    """Return the peak disk space in bytes of writing records, including the finished set."""
+    # The builder first collects a split's records in temporary files, but removes each file once it has read it.
+    needed = sum(pair.image.size + pair.label.size for examples in remaining.values() for pair in examples)
+    if name == "cityscapes" and remaining:
         archives = {path for path in sources.cityscapes_roots(source) if path.is_file()}
         extracted = sum(file.size for path in archives for file in archive_files.zip_files(path).values())
-        there = sum(file.size for file in archive_files.tree_files(hidden, ("downloads",)).values())
-        needed += max(extracted - there, 0)
+        existing = sum(file.size for file in archive_files.tree_files(hidden, ("downloads",)).values())
+        needed += max(extracted - existing, 0)
     return int(OVERHEAD * needed)
 
 
-def _room_for_pixels(left: Pairs) -> int:
-    """Return how many bytes decoded pixels will take, by some pictures of each split."""
+def _pixels_size(remaining: Pairs) -> int:
+    """Return the estimated size in bytes of the decoded pixels."""
     needed = 0.0
-    for examples in left.values():
-        some = examples[::len(examples) // MEASURED + 1]
-        areas = [math.prod(header_size(pair.image.where, tf.constant(pair.image.read()))) for pair in some]
-        # Three colours and an id.
+    for examples in remaining.values():
+        measured = examples[::len(examples) // MEASURED + 1]
+        areas = [math.prod(image_size(pair.image.name, tf.constant(pair.image.read()))) for pair in measured]
+        # A pixel takes three bytes of color and one class id.
         needed += 4 * len(examples) * sum(areas) / len(areas)
     return int(OVERHEAD * needed)
 
 
-def require_room(directory: Path, needed: int, report: Callable[[str], None]) -> None:
-    """Report how many bytes are needed and free in `directory`; raises DataError where they do not suffice."""
+def require_disk_space(directory: Path, needed: int, report: Callable[[str], None]) -> None:
+    """Report the needed and the free disk space.
+
+    Raises DataError if `needed` bytes are not free.
+    """
     free = shutil.disk_usage(directory).free
-    line = f"needs {needed / 1e9:.3g} GB on the disk of {directory.parent}, where {free / 1e9:.3g} GB are free"
+    line = f"needs {needed / 1e9:.3g} GB on the disk of {directory.parent}, which has {free / 1e9:.3g} GB free"
     if needed > free:
         raise DataError(line)
     report(line)
@@ -169,95 +193,99 @@ def require_room(directory: Path, needed: int, report: Callable[[str], None]) ->
 
 def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair], part: Path, fast: bool,
                 report: Callable[[str], None]) -> None:
-    """Check a split and write its records or pixels into `part`, and last its names."""
-    # Builders are silenced, but not what counts their examples; taken here, for a generator runs within them.
+    """Check a split, write its records or pixels to `part`, and finally its names."""
+    # The progress report runs inside a generator that the builder consumes with its output suppressed, so it restores
+    # the stdout saved here.
     out, progress = sys.stdout, Progress(len(examples), f"pairs of {split}", report)
 
     def update(done: int) -> None:
         with contextlib.redirect_stdout(out):
             progress.update(done)
 
-    checked = _checked(dataset, examples, update)
+    decoded = _decode(dataset, examples, update)
     if fast:
-        _write_pixels(checked, part)
+        _write_pixels(decoded, part)
     elif dataset.name == "cityscapes":
-        _write_cityscapes(source, split, checked, part, report)
+        _write_cityscapes(source, split, decoded, part, report)
     else:
-        stored = (_stored(pair, label) for pair, _, label in checked)
-        tfds_builder.write_split(tfds_builder.BUILDERS[dataset.name](part, split, stored, len(examples)))
+        features = (_features(pair, label) for pair, _, label in decoded)
+        tfds_builder.write_split(tfds_builder.BUILDERS[dataset.name](part, split, features, len(examples)))
     (part / f".{NAMES}").write_text("".join(f"{pair.name}\n" for pair in examples), encoding="utf-8")
     os.replace(part / f".{NAMES}", part / NAMES)
 
 
-def _checked(dataset: Dataset, examples: list[Pair],
-             update: Callable[[int], None]) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
-    """Yield the pairs with picture and raw label; raises DataError naming the first file that cannot be used."""
+def _decode(dataset: Dataset, examples: list[Pair],
+            update: Callable[[int], None]) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
+    """Yield each pair with its image and raw label.
+
+    Raises DataError naming the first unusable file.
+    """
     for done, pair in enumerate(examples, 1):
         encoded = (tf.constant(file.read()) for file in (pair.image, pair.label))
-        yield pair, *decode_pair(dataset, pair.image.where, pair.label.where, *encoded)
+        yield pair, *decode_pair(dataset, pair.image.name, pair.label.name, *encoded)
         update(done)
 
 
-def _stored(pair: Pair, label: np.ndarray) -> dict[str, bytes | str]:
-    """Return a pair as the builders store it."""
+def _features(pair: Pair, label: np.ndarray) -> dict[str, bytes | str]:
+    """Return the features of a pair's record."""
     encoded = pair.label.read()
-    # Every reader takes a grey PNG for ids, and many a palette for colours.
+    # Every reader takes a gray PNG as ids, but many turn a palette into colors.
     if encoded[KIND] == PALETTE:
         encoded = tfds_builder.png(Image.fromarray(label))
     return {"image": pair.image.read(), "segmentation_mask": encoded, "name": pair.name}
 
 
-def _write_pixels(checked: Iterator[tuple[Pair, np.ndarray, np.ndarray]], part: Path) -> None:
+def _write_pixels(decoded: Iterator[tuple[Pair, np.ndarray, np.ndarray]], part: Path) -> None:
     """Write the decoded pixels of a split."""
     part.mkdir()
-    for number, (_, *both) in enumerate(checked):
-        for kind, pixels in zip(prepared.KINDS, both, strict=True):
+    for number, (_, *arrays) in enumerate(decoded):
+        for kind, pixels in zip(prepared.KINDS, arrays, strict=True):
             (part / prepared.pixels_file(number, kind)).write_bytes(encode_pixels(pixels))
 
 
-def _write_cityscapes(source: Path, split: str, checked: Iterator, part: Path, report: Callable[[str], None]) -> None:
-    """Let the builder of tensorflow-datasets write a split once all its files are found good.
+def _write_cityscapes(source: Path, split: str, decoded: Iterator, part: Path, report: Callable[[str], None]) -> None:
+    """Check all files of a split, then write it with the builder of tensorflow-datasets.
 
-    It extracts both archives in whole, once for all splits. An extracted tree it reads where it lies.
+    The builder extracts both archives completely, once for all splits. It reads an extracted tree in place.
     """
-    for _ in checked:
+    for _ in decoded:
         pass
-    theirs = prepared.FORMATS["cityscapes"].theirs(split)
+    stored_split = prepared.FORMATS["cityscapes"].stored_split(split)
     builder = tfds.builder("cityscapes/semantic_segmentation", data_dir=part)
     generators = builder._split_generators
     if (source / "leftImg8bit").is_dir() and (source / "gtFine").is_dir():
-        builder._split_generators = lambda dl_manager: {theirs: builder._generate_examples(
+        builder._split_generators = lambda dl_manager: {stored_split: builder._generate_examples(
             images_left=str(source / "leftImg8bit" / split), segmentation_labels=str(source / "gtFine" / split))}
     else:
         builder._split_generators = lambda dl_manager: [
-            generator for generator in generators(dl_manager) if generator.name == theirs]
-    report(f"tensorflow-datasets writes {split} of cityscapes")
+            generator for generator in generators(dl_manager) if generator.name == stored_split]
+    report(f"tensorflow-datasets is writing {split} of cityscapes")
     tfds_builder.write_split(builder, part.parent / "downloads", source)
 
 
 def _join_records(name: str, parts: dict[str, Path], finished: Path) -> None:
-    """Bring the splits, which the builders wrote one by one, into one directory that reads as if written at once."""
-    form, descriptions = prepared.FORMATS[name], []
+    """Move the builders' splits into one directory with a joint description."""
+    layout, descriptions = prepared.FORMATS[name], []
     for part in parts.values():
-        for path in (part / form.place).iterdir():
+        for path in (part / layout.place).iterdir():
             if path.name == prepared.DESCRIPTION:
                 descriptions.append(json.loads(path.read_text(encoding="utf-8")))
             else:
                 os.replace(path, finished / path.name)
-    joined = descriptions[0] | {"splits": [split for one in descriptions for split in one["splits"]]}
+    joined = descriptions[0] | {"splits": [split for description in descriptions for split in description["splits"]]}
     (finished / prepared.DESCRIPTION).write_text(json.dumps(joined, indent=2) + "\n", encoding="utf-8")
     for split in parts:
         prepared.write_prepared_index(str(finished), name, split)
 
 
 def _join_pixels(name: str, parts: dict[str, Path], finished: Path) -> None:
-    """Bring the splits of decoded pixels into one directory."""
-    form, described = prepared.FORMATS[name], []
+    """Move the splits of decoded pixels into one directory."""
+    layout, entries = prepared.FORMATS[name], []
     for split, part in parts.items():
         names = part / NAMES
         count = len(names.read_text(encoding="utf-8").splitlines())
-        described.append({"name": form.theirs(split), "shardLengths": [str(count)]})
-        os.replace(names, finished / prepared.INDEX.format(split=form.theirs(split)))
+        entries.append({"name": layout.stored_split(split), "shardLengths": [str(count)]})
+        os.replace(names, finished / prepared.INDEX.format(split=layout.stored_split(split)))
         os.replace(part, finished / split)
-    text = json.dumps({"name": name, prepared.PIXELS: True, "splits": described}, indent=2) + "\n"
+    text = json.dumps({"name": name, prepared.PIXELS: True, "splits": entries}, indent=2) + "\n"
     (finished / prepared.DESCRIPTION).write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The data sets kseg knows, as plain frozen records: classes, colours, one label table, and where examples lie."""
+"""Define the data sets that kseg knows, and open their splits."""
 
 import os
 import posixpath
@@ -15,18 +15,22 @@ from kseg.datasets.layouts import Examples
 from kseg.datasets.tfrecord import Records
 from kseg.errors import DataError, unknown
 
-# Marks raw values that a data set does not define; meeting one is an error, never a silent class.
+# Train id of raw values that a data set does not define. A label with such a value is an error.
 UNMAPPED = 254
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What kseg has to know of a data set.
+    """The properties of a data set that do not depend on where it is stored.
 
-    `label_table` has 256 entries, raw label value -> train id; 255 is ignored, 254 is not a value of this data set.
-    `palette` holds one RGB colour for each class. `open_split(directory, split)` lists a split and raises DataError
-    where files are missing or do not pair up. `how_to_get` is printed where the directory is missing. `published` holds
-    how many examples each split has as published, which a directory may hold a part of.
+    Attributes:
+        classes: Class names in train id order.
+        palette: One RGB color per class.
+        label_table: 256 train ids, one per raw label value; 255 is ignored, 254 (UNMAPPED) an undefined value.
+        splits: Names of the splits; empty if the directory decides.
+        open_examples: Lists the examples of (directory, split name); raises DataError for missing or unpaired files.
+        how_to_get: Instructions printed if the directory is missing.
+        published: Number of examples of each published split. A directory may hold fewer.
     """
 
     name: str
@@ -34,18 +38,24 @@ class Dataset:
     palette: tuple[tuple[int, int, int], ...]
     label_table: tuple[int, ...]
     splits: tuple[str, ...]
-    open_split: Callable[[Path, str], Examples]
+    open_examples: Callable[[Path, str], Examples]
     how_to_get: str
     published: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Split:
-    """An opened split: what its data set is, where that lies, and how its examples are read.
+    """An opened split of a data set.
 
-    `names` and `label_names` name the files of each example, or for stored sets the example itself. `read` takes an
-    int64 index and returns the encoded image and label as string tensors. `records` tells where the examples of a
-    prepared set lie in its record files; `is_pixels` marks a prepared set of decoded pixels.
+    Attributes:
+        name: Name of the split.
+        dataset: The data set's classes and label table.
+        location: Directory or address of the data set.
+        names: One name per example: the image's path, or an identifier for examples in record or pixel files.
+        label_names: The same for labels.
+        read: Returns the encoded image and label (string scalars) of an int64 index, in a graph.
+        records: Locations of the examples of a prepared set of record files, otherwise None.
+        is_pixels: Whether this is a prepared set of decoded pixels.
     """
 
     name: str
@@ -59,24 +69,30 @@ class Split:
 
 
 def label_table(pairs: dict[int, int]) -> tuple[int, ...]:
-    """Return the 256-entry table of raw value -> train id in which every other value is unmapped."""
+    """Return the 256-entry table of raw value -> train id.
+
+    Values not in `pairs` are unmapped.
+    """
     return tuple(pairs.get(value, UNMAPPED) for value in range(256))
 
 
 def read_classes(directory: str | Path) -> Dataset:
-    """Return the record of a `folder` data set from its classes.txt.
+    """Return the `folder` data set described by a directory's classes.txt.
 
-    One class a line, in order of train ids: `NAME`, or `VALUE NAME` where the raw label value is not the line's number.
-    A line `VALUE ignore` leaves that raw value out; 255 is left out anyhow unless a line claims it. A colour may
-    follow the name as `#rrggbb`. Raises DataError with file and line.
+    The file has one class per line in train id order: `NAME`, or `VALUE NAME` if the raw label value differs from the
+    class's index. `VALUE ignore` makes a raw value ignored; 255 is ignored unless a line claims it. A color may follow
+    the name as `#rrggbb`.
+
+    Raises:
+        DataError: The file is missing or malformed; the message names the file and the line.
     """
     path = posixpath.join(str(directory), "classes.txt")
     if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
-        raise DataError(f"no file {path}: the folder data set names one class a line there")
-    pairs, classes, colours = {}, [], []
+        raise DataError(f"no file {path}: a folder data set lists one class per line there")
+    pairs, classes, colors = {}, [], []
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            # Some editors put a byte order mark first, which would become part of the first word.
+            # utf-8-sig drops the byte order mark that some editors write; it would become part of the first word.
             lines = file.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
@@ -84,66 +100,68 @@ def read_classes(directory: str | Path) -> Dataset:
         words = line.split()
         if not words:
             continue
-        colour = words.pop() if len(words) > 1 and words[-1].startswith("#") else ""
+        color = words.pop() if len(words) > 1 and words[-1].startswith("#") else ""
         explicit = len(words) > 1 and words[0].isdecimal()
         value = int(words.pop(0)) if explicit else len(classes)
         name = " ".join(words)
         if name == "ignore" and not explicit:
-            raise DataError(f"{path}, line {number}: which value is to be ignored? Write VALUE ignore")
+            raise DataError(f"{path}, line {number}: `ignore` needs the value to ignore; write VALUE ignore")
         if name.startswith("#") or not explicit and re.match(r"[+-]?\d+\s*[:,;=.)]|[+-]\d", name):
-            raise DataError(f"{path}, line {number}: {line.strip()!r} names no class; a line is NAME or VALUE NAME, "
-                            "and a colour like #40a0ff may follow")
+            raise DataError(f"{path}, line {number}: {line.strip()!r} is not a class name; write NAME or VALUE NAME, "
+                            "optionally followed by a color such as #40a0ff")
         if value > 255 or value in pairs:
-            raise DataError(f"{path}, line {number}: value {value} is {'above 255' if value > 255 else 'given twice'}")
+            raise DataError(f"{path}, line {number}: value {value} is {'above 255' if value > 255 else 'repeated'}")
         if name == "ignore":
             pairs[value] = IGNORED
             continue
         if name in classes:
-            raise DataError(f"{path}, line {number}: class {name!r} is given twice")
+            raise DataError(f"{path}, line {number}: class {name!r} is repeated")
         pairs[value] = len(classes)
         classes.append(name)
         try:
-            colours.append(tuple(bytes.fromhex(colour[1:])) if colour else class_names.class_palette(len(colours) + 1))
+            colors.append(tuple(bytes.fromhex(color[1:])) if color else class_names.class_palette(len(colors) + 1))
         except ValueError:
-            colours.append(())
-        if len(colours[-1]) != 3:
-            raise DataError(f"{path}, line {number}: {colour!r} is not a colour like #40a0ff")
-    # 254 and 255 mark unmapped and ignored pixels and can be no train ids.
+            colors.append(())
+        if len(colors[-1]) != 3:
+            raise DataError(f"{path}, line {number}: {color!r} is not a color such as #40a0ff")
+    # The train ids 254 and 255 are reserved for unmapped and ignored pixels.
     if not 2 <= len(classes) <= UNMAPPED:
-        raise DataError(f"{path} names {len(classes)} class{'es' * (len(classes) != 1)}; 2 to {UNMAPPED} are needed")
-    return replace(DATASETS["folder"], classes=tuple(classes), palette=tuple(colours),
+        raise DataError(f"{path} lists {len(classes)} class{'es' * (len(classes) != 1)}; 2 to {UNMAPPED} are required")
+    return replace(DATASETS["folder"], classes=tuple(classes), palette=tuple(colors),
                    label_table=label_table({IGNORED: IGNORED} | pairs))
 
 
 def location_of(data: Data) -> str:
-    """Return where a data config's data set lies: a local path, or an address that tf.io.gfile knows (gs://...)."""
+    """Return the local path or the address (gs://...) of a config's data set."""
     location = data.directory or posixpath.join(os.environ.get("KSEG_DATA", "data"), data.name)
     return location.rstrip("/") if is_address(location) else str(Path(location).expanduser())
 
 
 def is_address(location: str) -> bool:
-    """Return whether a location is no local path."""
+    """Return whether a location is an address such as gs://..., not a local path."""
     return "://" in location
 
 
 def directory_of(data: Data) -> Path:
-    """Return the local directory that a data config means; raises DataError where it is an address."""
+    """Return the local directory of a config's data set; raises DataError for an address."""
     location = location_of(data)
     if is_address(location):
-        raise DataError(f"{location} is not on this machine: only prepared data sets are read from there, and they are "
-                        "prepared in a local directory and then copied")
+        raise DataError(f"{location} is not a local directory: prepare the data set locally and copy it there")
     return Path(location)
 
 
 def find_dataset(data: Data) -> Dataset:
-    """Return the record of a data config's data set; reads files only where they name the classes (`folder`).
+    """Return the definition of a config's data set.
 
-    Raises DataError for an unknown name and for what `read_classes` refuses.
+    Only a `folder` data set requires files: its classes.txt.
+
+    Raises:
+        DataError: The name is unknown, or `read_classes` fails.
     """
     _require_known(data)
     if data.name == "folder":
-        location, place = _locate(data)
-        return read_classes(place or location)
+        location, prepared_path = _locate(data)
+        return read_classes(prepared_path or location)
     return DATASETS[data.name]
 
 
@@ -153,29 +171,37 @@ def _require_known(data: Data) -> None:
 
 
 def _locate(data: Data) -> tuple[str, str]:
-    """Return where a data set lies and where its prepared form lies below it, or ""; raises DataError for neither."""
+    """Return the locations of a data set and of its prepared form.
+
+    The latter is "" for an unprepared data set.
+
+    Raises DataError with instructions for getting the data if there is nothing to read.
+    """
     location = location_of(data)
     if not tf.io.gfile.isdir(location) and data.name != "shapes":
         raise DataError(f"{data.name}: no directory {location}. {_how_to_get(data)}")
-    place = prepared.find_prepared(location, data.name)
-    if is_address(location) and not place:
-        raise DataError(f"{location} holds no prepared {data.name}, and only such are read from there. "
+    prepared_path = prepared.find_prepared(location, data.name)
+    if is_address(location) and not prepared_path:
+        raise DataError(f"{location} holds no prepared {data.name}, and an address must hold a prepared set. "
                         f"{_how_to_get(data)}")
-    return location, place
+    return location, prepared_path
 
 
 def split_names(data: Data) -> tuple[str, ...]:
-    """Return the names of a data set's splits; for `folder`, those of its directories that contain images.
+    """Return the names of the available splits of a config's data set.
 
-    Of a prepared set, those that were prepared. Raises DataError where the data set or every split of it is missing.
+    For a prepared set these are the prepared splits, for a `folder` data set the directories that contain images.
+
+    Raises:
+        DataError: The data set is unknown or missing, or has no split.
     """
     _require_known(data)
-    location, place = _locate(data)
-    if place:
-        return prepared.prepared_split_names(place, data.name)
+    location, prepared_path = _locate(data)
+    if prepared_path:
+        return prepared.prepared_split_names(prepared_path, data.name)
     names = DATASETS[data.name].splits or layouts.folder_splits(Path(location))
     if not names:
-        raise DataError(f"{data.name}: no split in {location_of(data)}\n{_how_to_get(data)}")
+        raise DataError(f"{data.name}: no split in {location}\n{_how_to_get(data)}")
     return names
 
 
@@ -184,72 +210,76 @@ def _how_to_get(data: Data) -> str:
 
 
 def open_split(data: Data, name: str) -> Split:
-    """Open the split of that name, of a prepared set where the directory holds one.
+    """Return an opened split of a config's data set, prepared or not.
 
-    Raises DataError for unknown splits, missing files and files without a partner.
+    Raises:
+        DataError: The split is unknown, files are missing, or an image or label has no counterpart.
     """
     _require_known(data)
     dataset = DATASETS[data.name]
     if dataset.splits and name not in dataset.splits:
         raise DataError(unknown(f"split of {data.name}", name, dataset.splits))
-    location, place = _locate(data)
+    location, prepared_path = _locate(data)
     if data.name == "folder":
-        dataset = read_classes(place or location)
-    examples = layouts.open_prepared_split(place, data.name, name) if place else \
-        dataset.open_split(Path(location), name)
+        dataset = read_classes(prepared_path or location)
+    if prepared_path:
+        examples = layouts.prepared_examples(prepared_path, data.name, name)
+    else:
+        examples = dataset.open_examples(Path(location), name)
     return Split(name=name, dataset=dataset, location=location, names=examples.names,
                  label_names=examples.label_names, read=examples.read, records=examples.records,
                  is_pixels=examples.is_pixels)
 
 
-# Ends each hint on how to get a data set.
-ELSEWHERE = ("or write archives or a tree into record files: python -m kseg.data prepare {name} --source DIR,\n"
-             "or say where they lie: --set data.directory=DIR (kseg.data: --directory DIR)")
+# Common end of all `how_to_get` instructions.
+ELSEWHERE = ("or convert archives or a tree to record files: python -m kseg.data prepare {name} --source DIR,\n"
+             "or set another directory: --set data.directory=DIR (kseg.data: --directory DIR)")
 
 DATASETS = {
     "shapes": Dataset(
         name="shapes", classes=shapes.CLASSES, palette=shapes.PALETTE,
         label_table=label_table({index: index for index in range(len(shapes.CLASSES))} | {IGNORED: IGNORED}),
-        splits=("train", "val"), open_split=layouts.open_shapes_split,
-        how_to_get="drawn at first use into {directory}"),
+        splits=("train", "val"), open_examples=layouts.shapes_examples,
+        how_to_get="drawn into {directory} on first use"),
     "camvid": Dataset(
         name="camvid", classes=tuple(class_names.CAMVID), palette=tuple(class_names.CAMVID.values()),
-        # 11 is void.
+        # Raw value 11 is void.
         label_table=label_table({index: index for index in range(11)} | {11: IGNORED, IGNORED: IGNORED}),
-        splits=("train", "val", "test"), open_split=layouts.open_folder_split,
-        how_to_get="Get CamVid in SegNet's split (480x360, 367/101/233 pairs) from the SegNet tutorial's repository,\n"
-                   "and lay it out as {directory}/{{train,val,test}}/images/NAME and .../labels/NAME.png,\n"
+        splits=("train", "val", "test"), open_examples=layouts.folder_examples,
+        how_to_get="Get CamVid in SegNet's split (480x360, 367/101/233 pairs) from the SegNet tutorial's repository\n"
+                   "and arrange it as {directory}/{{train,val,test}}/images/NAME and .../labels/NAME.png,\n"
                    + ELSEWHERE,
         published={"train": 367, "val": 101, "test": 233}),
     "cityscapes": Dataset(
         name="cityscapes", classes=tuple(class_names.CITYSCAPES), palette=tuple(class_names.CITYSCAPES.values()),
-        # labelIds 0..33; whatever is not one of the 19 classes is void.
+        # Raw values are labelIds 0..33; those outside the 19 classes are void.
         label_table=label_table({value: IGNORED for value in range(34)} | {IGNORED: IGNORED}
                                 | {value: index for index, value in enumerate(class_names.CITYSCAPES_LABEL_IDS)}),
-        splits=("train", "val", "test"), open_split=layouts.open_cityscapes_split,
+        splits=("train", "val", "test"), open_examples=layouts.cityscapes_examples,
         how_to_get="Register at cityscapes-dataset.com\n"
                    "and download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; extract both so that\n"
                    "{directory}/leftImg8bit and {directory}/gtFine exist,\n" + ELSEWHERE,
         published={"train": 2975, "val": 500, "test": 1525}),
     "ade20k": Dataset(
         name="ade20k", classes=tuple(class_names.ADE20K), palette=tuple(class_names.ADE20K.values()),
-        # 0 is what has none of the 150 classes.
+        # Raw value 0 marks pixels of none of the 150 classes.
         label_table=label_table({0: IGNORED, IGNORED: IGNORED} | {index + 1: index for index in range(150)}),
-        splits=("train", "val"), open_split=layouts.open_ade20k_split,
+        splits=("train", "val"), open_examples=layouts.ade20k_examples,
         how_to_get="Get data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and extract it so that\n"
                    "{directory}/ADEChallengeData2016 exists, with images and annotations,\n" + ELSEWHERE,
         published={"train": 20210, "val": 2000}),
     "voc2012": Dataset(
         name="voc2012", classes=tuple(class_names.VOC2012), palette=tuple(class_names.VOC2012.values()),
         label_table=label_table({index: index for index in range(21)} | {IGNORED: IGNORED}),
-        splits=("train", "trainaug", "val"), open_split=layouts.open_voc2012_split,
+        splits=("train", "trainaug", "val"), open_examples=layouts.voc2012_examples,
         how_to_get="Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012 and extract it so\n"
                    "that {directory}/VOCdevkit/VOC2012 exists. For trainaug add SegmentationClassAug/NAME.png, the\n"
                    "masks of Hariharan et al. 2011 (SBD) as ids, and ImageSets/Segmentation/trainaug.txt, its names,\n"
                    + ELSEWHERE,
         published={"train": 1464, "trainaug": 10582, "val": 1449}),
     "folder": Dataset(
-        name="folder", classes=(), palette=(), label_table=(), splits=(), open_split=layouts.open_folder_split,
-        how_to_get="Lay your pictures out as {directory}/SPLIT/images/NAME.jpg and {directory}/SPLIT/labels/NAME.png,\n"
-                   "with one class a line in {directory}/classes.txt,\n" + ELSEWHERE),
+        name="folder", classes=(), palette=(), label_table=(), splits=(), open_examples=layouts.folder_examples,
+        how_to_get="Arrange your images as {directory}/SPLIT/images/NAME.jpg with labels in\n"
+                   "{directory}/SPLIT/labels/NAME.png, and list one class per line in {directory}/classes.txt,\n"
+                   + ELSEWHERE),
 }

@@ -1,7 +1,7 @@
-"""`shapes`, a synthetic data set: textured figures on textured ground, drawn at first use, with nothing to download.
+"""Draw `shapes`, a synthetic data set of textured figures.
 
-A picture is a pure function of its split and index. Hue and texture hint at the class of a figure but do not settle
-it; only the outline does.
+An image is a pure function of its split and index. Hue and texture correlate with a figure's class, but only the
+outline determines it.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ COUNTS = {"train": 64, "val": 16}
 
 FIGURES_PER_IMAGE = (7, 11)
 RADIUS = (8.0, 45.0)
-# How strongly colour and texture give the class away: loosely enough that a net has to look at outlines as well, and
-# closely enough that a small one gets far in a few hundred steps.
+# Correlation of color and texture with the class: loose enough that a network has to use outlines as well, and close
+# enough that a small network makes progress in a few hundred steps.
 HUE_SPREAD = 0.035
 FREE_HUE = 0.03
 FREE_TEXTURE = 0.2
@@ -49,7 +49,10 @@ def _triangle(x: Grid, y: Grid) -> Grid:
 
 
 def _star(x: Grid, y: Grid) -> Grid:
-    """Fold the plane onto one tenth of the star, where its outline is a single line from tip to notch."""
+    """Return the distance to a five-pointed star.
+
+    The plane is folded onto a tenth of the star, whose outline is one line from tip to notch.
+    """
     sector, notch = np.pi / 5.0, 0.5
     angle = np.abs((np.arctan2(y, x) + sector) % (2.0 * sector) - sector)
     radius = np.hypot(x, y)
@@ -67,7 +70,8 @@ def _cross(x: Grid, y: Grid) -> Grid:
     return np.maximum(long - 1.0, short - 0.34)
 
 
-# In the order of CLASSES[1:]: signed distance to the outline, negative inside, in units of the figure's radius.
+# One function per class of CLASSES[1:]: the signed distance to the outline in units of the figure's radius, negative
+# inside.
 OUTLINES = (_disc, _square, _triangle, _star, _ring, _cross)
 
 
@@ -95,7 +99,7 @@ def _ripples(x: Grid, y: Grid, period: float, generator: np.random.Generator) ->
 
 
 def _clouds(x: Grid, y: Grid, period: float, generator: np.random.Generator) -> Grid:
-    """Sum waves of random heading and length: smooth noise that needs no grid of its own."""
+    """Return smooth noise: a sum of waves of random direction and length."""
     total = np.zeros_like(x)
     for _ in range(10):
         heading, phase = generator.uniform(0.0, 2.0 * np.pi, 2)
@@ -104,89 +108,102 @@ def _clouds(x: Grid, y: Grid, period: float, generator: np.random.Generator) -> 
     return np.clip(0.5 + total / 9.0, 0.0, 1.0)
 
 
-# In the order of CLASSES[1:]: the texture that a figure of this class has unless FREE_TEXTURE strikes.
-# Each takes x, y and a period in pixels and gives values in 0..1.
+# One texture per class of CLASSES[1:]. With probability FREE_TEXTURE, a figure takes the texture of a random class.
+# Each function takes x, y and a period in pixels and returns values in 0..1.
 TEXTURES: tuple[Callable[[Grid, Grid, float, np.random.Generator], Grid], ...] = (
     _ripples, _checks, _stripes, _gradient, _dots, _clouds)
 
 
-def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
-    """Return the RGB colour in 0..1 of a hue, saturation and value in 0..1 (the hue wraps around)."""
+def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
+    """Return the RGB color in 0..1 of an HSV color in 0..1.
+
+    The hue wraps around.
+    """
     around = np.abs((hue + np.array([0.0, 2.0, 1.0]) / 3.0) % 1.0 * 6.0 - 3.0) - 1.0
     return value * (1.0 - saturation * (1.0 - np.clip(around, 0.0, 1.0)))
 
 
-def _turned(x: Grid, y: Grid, angle: float) -> tuple[Grid, Grid]:
+def _rotate(x: Grid, y: Grid, angle: float) -> tuple[Grid, Grid]:
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
 def _ground(x: Grid, y: Grid, generator: np.random.Generator) -> Grid:
-    """Return a background: two dull colours mixed by clouds, under a fainter regular or irregular texture."""
+    """Return a background (H, W, 3) of two dull colors under a faint texture."""
     hue = generator.random()
     dark, light = sorted(generator.uniform(0.2, 0.85, 2))
-    first = _colour(hue, generator.uniform(0.05, 0.3), dark)
-    second = _colour(hue + generator.uniform(-0.2, 0.2), generator.uniform(0.05, 0.3), light)
+    first = _rgb(hue, generator.uniform(0.05, 0.3), dark)
+    second = _rgb(hue + generator.uniform(-0.2, 0.2), generator.uniform(0.05, 0.3), light)
     mixture = _clouds(x, y, generator.uniform(40.0, 120.0), generator)[..., None]
     texture = TEXTURES[generator.integers(len(TEXTURES))]
-    fine = texture(*_turned(x, y, generator.uniform(0.0, np.pi)), generator.uniform(8.0, 28.0), generator)[..., None]
+    fine = texture(*_rotate(x, y, generator.uniform(0.0, np.pi)), generator.uniform(8.0, 28.0), generator)[..., None]
     return first + (second - first) * mixture + generator.uniform(0.03, 0.14) * (fine - 0.5)
 
 
-def _figure_colours(x: Grid, y: Grid, kind: int, generator: np.random.Generator) -> Grid:
-    """Return the colours of a figure of class `kind` (1 is the first figure) everywhere, to be cut out afterwards."""
+def _figure_colors(x: Grid, y: Grid, kind: int, generator: np.random.Generator) -> Grid:
+    """Return the colors (H, W, 3) of a figure at all pixels.
+
+    `kind` is its class, 1 or more.
+    """
     free = generator.random() < FREE_HUE
     hue = generator.random() if free else (kind - 1) / len(OUTLINES) + generator.normal(0.0, HUE_SPREAD)
-    first = _colour(hue, generator.uniform(0.6, 0.95), generator.uniform(0.65, 1.0))
-    second = _colour(hue + generator.normal(0.0, 0.02), generator.uniform(0.45, 0.9), generator.uniform(0.3, 0.6))
+    first = _rgb(hue, generator.uniform(0.6, 0.95), generator.uniform(0.65, 1.0))
+    second = _rgb(hue + generator.normal(0.0, 0.02), generator.uniform(0.45, 0.9), generator.uniform(0.3, 0.6))
     chosen = generator.integers(len(TEXTURES)) if generator.random() < FREE_TEXTURE else kind - 1
-    weave = TEXTURES[chosen](*_turned(x, y, generator.uniform(0.0, np.pi)), generator.uniform(5.0, 12.0), generator)
+    weave = TEXTURES[chosen](*_rotate(x, y, generator.uniform(0.0, np.pi)), generator.uniform(5.0, 12.0), generator)
     return first + (second - first) * weave[..., None]
 
 
-def _centre(taken: list[tuple[float, float, float]], radius: float,
-            generator: np.random.Generator) -> tuple[float, float]:
-    """Return the roomiest of a few random centres (row, column), so that figures overlap but seldom vanish."""
-    places = generator.uniform((4.0, 4.0), (HEIGHT - 4.0, WIDTH - 4.0), (3, 2))
-    room = [min((np.hypot(row - r, column - c) - radius - other for r, c, other in taken), default=0.0)
-            for row, column in places]
-    row, column = places[int(np.argmax(room))]
+def _choose_center(figures: list[tuple[float, float, float]], radius: float,
+                   generator: np.random.Generator) -> tuple[float, float]:
+    """Return the most isolated of three random centers (row, column).
+
+    Figures may overlap but seldom hide each other. `figures` are the (row, column, radius) drawn so far.
+    """
+    candidates = generator.uniform((4.0, 4.0), (HEIGHT - 4.0, WIDTH - 4.0), (3, 2))
+    distances = [min((np.hypot(row - r, column - c) - radius - other for r, c, other in figures), default=0.0)
+                 for row, column in candidates]
+    row, column = candidates[int(np.argmax(distances))]
     return float(row), float(column)
 
 
 def draw_example(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picture, uint8 (128, 256, 3), and its labels, uint8 (128, 256), with 255 along every visible outline.
+    """Draw the example of a split and index, always with the same pixels.
 
-    The same split and index always give the same pixels.
+    Returns:
+        The image, uint8 (128, 256, 3), and its label, uint8 (128, 256), which is 255 along every visible outline.
     """
     generator = np.random.Generator(np.random.PCG64([list(COUNTS).index(split), index]))
     rows, columns = np.mgrid[0.5:HEIGHT, 0.5:WIDTH]
-    picture = _ground(columns, rows, generator)
+    image = _ground(columns, rows, generator)
     owners = np.zeros((HEIGHT, WIDTH), np.int64)
     count = generator.integers(FIGURES_PER_IMAGE[0], FIGURES_PER_IMAGE[1], endpoint=True)
-    # Shuffled rounds through all classes: none is rare, in a picture or in the set.
+    # Shuffled rounds over all classes keep every class frequent, in each image and in the set.
     kinds = np.concatenate([generator.permutation(len(OUTLINES)) + 1 for _ in range(2)])[:count]
-    taken = []
+    figures = []
     for owner, kind in enumerate(kinds, 1):
         radius = float(np.exp(generator.uniform(*np.log(RADIUS))))
-        row, column = _centre(taken, radius, generator)
-        taken.append((row, column, radius))
-        x, y = _turned(columns - column, rows - row, generator.uniform(0.0, 2.0 * np.pi))
+        row, column = _choose_center(figures, radius, generator)
+        figures.append((row, column, radius))
+        x, y = _rotate(columns - column, rows - row, generator.uniform(0.0, 2.0 * np.pi))
         distance = radius * OUTLINES[kind - 1](x / radius, y / radius)
         cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-        picture += cover * (_figure_colours(x, y, kind, generator) - picture)
+        image += cover * (_figure_colors(x, y, kind, generator) - image)
         owners[distance < 0.0] = owner
-    # Light falls off across the picture, and the sensor adds noise.
+    # The light falls off across the image, and the sensor adds noise.
     heading = generator.uniform(0.0, 2.0 * np.pi)
     slope = (columns / WIDTH - 0.5) * np.cos(heading) + (rows / HEIGHT - 0.5) * np.sin(heading)
     light = generator.uniform(0.7, 1.15) * (1.0 + generator.uniform(0.0, 0.4) * slope)
-    picture = picture * light[..., None] + generator.normal(0.0, 0.02, picture.shape)
+    image = image * light[..., None] + generator.normal(0.0, 0.02, image.shape)
     labels = np.append(0, kinds)[owners].astype(np.uint8)
     labels[_outlines(owners)] = IGNORED
-    return np.rint(255.0 * np.clip(picture, 0.0, 1.0)).astype(np.uint8), labels
+    return np.rint(255.0 * np.clip(image, 0.0, 1.0)).astype(np.uint8), labels
 
 
 def _outlines(owners: np.ndarray) -> np.ndarray:
-    """Return a mask of the bands 2 px wide, one to either side, where one owner meets another."""
+    """Return a bool mask (H, W) of the pixels next to another owner.
+
+    The resulting bands are 2 pixels wide.
+    """
     band = np.zeros(owners.shape, bool)
     across, down = owners[:, 1:] != owners[:, :-1], owners[1:] != owners[:-1]
     band[:, 1:] |= across
@@ -197,16 +214,19 @@ def _outlines(owners: np.ndarray) -> np.ndarray:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """Return the PNG file: encoding it here spares the builder a TensorFlow session, and with it a hold on any GPU."""
+    """Return pixels encoded as PNG.
+
+    Encoding here spares the builder a TensorFlow session that would claim a GPU.
+    """
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """The synthetic set: 64 training and 16 validation pictures of 128x256 px, seven classes, 255 ignored."""
+    """Draws 64 training and 16 validation images of 128x256 pixels and seven classes."""
 
-    # Whatever changes what is stored needs a new version: sets that were drawn before are found by theirs.
+    # A change of the stored contents requires a new version, so that sets of the old version are not found.
     VERSION = tfds.core.Version("1.1.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -219,7 +239,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
                 "name": tfds.features.Text(),
             }),
             supervised_keys=("image", "segmentation_mask"),
-            # Example i of the files is then example i of the drawing.
+            # Keeps the order, so that example i of the files is drawn with index i.
             disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
@@ -232,10 +252,12 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_shapes(directory: Path, split: str) -> Records:
-    """Return where the examples of a split are, drawing the whole set into `directory` at first use.
+    """Return the locations of a split's examples, drawn on first use.
 
-    An example holds "image", a PNG of (128, 256, 3), and "segmentation_mask", a PNG of (128, 256). Raises DataError for
-    an unknown split and where `directory` cannot be written or holds a damaged set.
+    A record holds "image", a PNG of (128, 256, 3), and "segmentation_mask", a PNG of (128, 256).
+
+    Raises:
+        DataError: The split is unknown, `directory` cannot be written, or it holds a damaged set.
     """
     if split not in COUNTS:
         raise DataError(unknown("split of shapes", split, COUNTS))
@@ -247,27 +269,28 @@ def prepare_shapes(directory: Path, split: str) -> Records:
     except OSError as error:
         raise DataError(f"cannot draw the data set shapes into {directory}: {error.strerror or error}") from error
     files = tuple(sorted(map(str, Path(builder.data_dir).glob(f"*-{split}.tfrecord-*"))))
-    places = [(shard, offset) for shard, file in enumerate(files) for offset in record_offsets(file)]
-    if len(places) != COUNTS[split]:
-        raise DataError(f"the data set in {builder.data_dir} is damaged; delete that directory to have it drawn "
-                        f"again: {len(places)} of {COUNTS[split]} examples of {split}")
-    names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(places)))
-    return Records(files, tuple(shard for shard, _ in places), tuple(offset for _, offset in places), names)
+    locations = [(shard, offset) for shard, file in enumerate(files) for offset in record_offsets(file)]
+    if len(locations) != COUNTS[split]:
+        raise DataError(f"the data set in {builder.data_dir} is damaged; delete that directory, and the next use draws "
+                        f"it again: {len(locations)} of {COUNTS[split]} examples of {split}")
+    names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(locations)))
+    return Records(files, tuple(shard for shard, _ in locations), tuple(offset for _, offset in locations), names)
 
 
 def _build(builder: Shapes) -> None:
-    """Draw the set into a temporary directory beside its final place, which it takes once everything is written."""
+    """Draw the set into a temporary directory, which the builder renames once everything is written."""
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    # The builder draws names at random; what follows, such as a model's first weights, shall not depend on it.
+    # The builder draws random names, which must not influence later draws such as a model's initial weights.
     state = random.getstate()
     try:
-        # One line says it all; the builder would announce a download. It also wants a place for what it downloads,
-        # and leaves that behind even when empty.
+        # The builder announces a download even without one. It also requires a download directory, which it leaves
+        # behind even if empty.
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
             builder.download_and_prepare(download_dir=downloads, file_format="tfrecord", download_config=config)
     except OSError:
-        # Of two processes that draw at once the first to end takes the place, with the same pictures.
+        # If two processes draw at the same time, the second cannot rename its copy, and the first has written the same
+        # images.
         if not Path(builder.data_dir).is_dir():
             raise
     finally:

@@ -1,4 +1,4 @@
-"""The pairs of picture and label in the sources users have: extracted trees, or the archives as published."""
+"""Find the (image, label) pairs in published archives or extracted trees."""
 
 import io
 import tarfile
@@ -22,68 +22,80 @@ SBD_TGZ = "benchmark.tgz"
 CITYSCAPES_ZIPS = ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip")
 LISTS = "ImageSets/Segmentation"
 
-# Where benchmark.tgz holds them.
+# Directory of the masks in benchmark.tgz.
 MASKS = "benchmark_RELEASE/dataset/cls"
 
 
-def read_archive(path: Path, update: Callable[[int], None]) -> dict[str, File]:
-    """Return SBD's masks by the names of their pictures, as PNG files in memory (60 MB), from benchmark.tgz.
+def read_sbd_archive(path: Path, update: Callable[[int], None]) -> dict[str, File]:
+    """Return SBD's masks in benchmark.tgz by image name, as PNG files in memory (60 MB).
 
-    A compressed archive is read from its beginning only, so all are converted in one pass; `update` is told how many
-    bytes are behind. Raises DataError for an archive that is damaged or holds no masks.
+    A compressed archive can only be read from its beginning, so all masks are converted in one pass.
+
+    Args:
+        path: The archive.
+        update: Receives the number of bytes read so far.
+
+    Raises:
+        DataError: The archive is damaged or holds no masks.
     """
     masks = {}
     try:
         with path.open("rb") as stored, tarfile.open(fileobj=stored, mode="r|gz") as archive:
             for member in archive:
-                place = PurePosixPath(member.name)
-                if member.isfile() and place.suffix == ".mat" and str(place.parent) == MASKS:
-                    masks[place.stem] = png_file(f"{path}: {member.name}", archive.extractfile(member).read())
+                member_path = PurePosixPath(member.name)
+                if member.isfile() and member_path.suffix == ".mat" and str(member_path.parent) == MASKS:
+                    data = archive.extractfile(member).read()
+                    masks[member_path.stem] = sbd_mask_file(f"{path}: {member.name}", data)
                 update(stored.tell())
-    except archive_files.FAULTS as error:
+    except archive_files.READ_ERRORS as error:
         raise archive_files.damaged_archive(path, error) from None
     if not masks:
-        raise DataError(f"{path} holds no {MASKS}/NAME.mat; benchmark.tgz of SBD does")
+        raise DataError(f"{path} holds no {MASKS}/NAME.mat; the published benchmark.tgz of SBD does")
     return masks
 
 
-def read_tree(root: Path) -> dict[str, File]:
-    """Return the same from an extracted benchmark_RELEASE/dataset, whose masks are converted when they are read."""
+def read_sbd_tree(root: Path) -> dict[str, File]:
+    """Return SBD's masks in an extracted benchmark_RELEASE/dataset by image name, converted on reading."""
     def file(path: Path) -> File:
-        return File(str(path), path.stat().st_size, lambda: png_file(str(path), path.read_bytes()).read())
+        return File(str(path), path.stat().st_size, lambda: sbd_mask_file(str(path), path.read_bytes()).read())
 
     return {path.stem: file(path) for path in sorted((root / "cls").glob("*.mat"))}
 
 
-def png_file(where: str, matlab: bytes) -> File:
-    """Return a mask's PNG file from the bytes of its MATLAB file; raises DataError where that holds no mask."""
-    png = tfds_builder.png(Image.fromarray(segmentation(where, matlab)))
-    return File(where, len(png), lambda: png)
+def sbd_mask_file(name: str, matlab: bytes) -> File:
+    """Return the PNG file of a mask in MATLAB format.
 
-
-def segmentation(where: str, matlab: bytes) -> np.ndarray:
-    """Return the uint8 (H, W) class ids that a MATLAB file of SBD holds as GTcls.Segmentation.
-
-    Raises DataError naming `where` if there are none, and where SciPy is missing.
+    Raises DataError if there is no mask.
     """
-    # Only these files need it.
+    png = tfds_builder.png(Image.fromarray(sbd_mask(name, matlab)))
+    return File(name, len(png), lambda: png)
+
+
+def sbd_mask(name: str, matlab: bytes) -> np.ndarray:
+    """Return the class ids, uint8 (H, W), in an SBD file.
+
+    They are GTcls.Segmentation of the file, which is in MATLAB format.
+
+    Raises DataError with `name` if there are none, or if SciPy is missing.
+    """
+    # Only SBD's files need SciPy.
     try:
         import scipy.io
     except ImportError:
-        raise DataError(f"{where}: reading SBD's MATLAB files needs SciPy; pip install scipy") from None
+        raise DataError(f"{name}: reading SBD's MATLAB files needs SciPy; pip install scipy") from None
     try:
         mask = scipy.io.loadmat(io.BytesIO(matlab))["GTcls"]["Segmentation"][0, 0]
-    # A damaged file makes the reader stumble over anything.
+    # The reader raises arbitrary exceptions for a damaged file.
     except Exception as error:
-        raise DataError(f"{where}: no mask GTcls.Segmentation in it ({archive_files.error_text(error)})") from None
+        raise DataError(f"{name}: no mask GTcls.Segmentation ({archive_files.error_text(error)})") from None
     if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise DataError(f"{where}: GTcls.Segmentation is {mask.dtype} {mask.shape}, not uint8 (height, width)")
+        raise DataError(f"{name}: GTcls.Segmentation is {mask.dtype} {mask.shape}, not uint8 (height, width)")
     return mask
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its label; `name` is the picture's file name."""
+    """An image and its label; `name` is the image's file name."""
 
     name: str
     image: File
@@ -95,44 +107,47 @@ Pairs = dict[str, list[Pair]]
 
 
 def open_folder(source: Path, splits: Sequence[str], report: Callable[[str], None]) -> Pairs:
-    """Return the pairs of a tree `SPLIT/images` beside `SPLIT/labels`."""
+    """Return the pairs of a tree with `SPLIT/images` and `SPLIT/labels`."""
     def file(path: str) -> File:
         return File(path, Path(path).stat().st_size, Path(path).read_bytes)
 
-    found = {}
+    pairs = {}
     for split in splits:
-        pairs = layouts.open_folder_split(source, split)
-        found[split] = [Pair(Path(image).name, file(image), file(label))
-                        for image, label in zip(pairs.names, pairs.label_names, strict=True)]
-    return found
+        examples = layouts.folder_examples(source, split)
+        pairs[split] = [Pair(Path(image).name, file(image), file(label))
+                        for image, label in zip(examples.names, examples.label_names, strict=True)]
+    return pairs
 
 
 def open_ade20k(source: Path, splits: Sequence[str], report: Callable[[str], None]) -> Pairs:
-    """Return the pairs of an extracted ADEChallengeData2016 tree, or of the directory around it, or of its archive."""
+    """Return the pairs of an extracted ADEChallengeData2016 tree, its parent directory, or its archive."""
     root = _tree(source, ("ADEChallengeData2016",), "images")
     if root:
-        found = archive_files.tree_files(root, ("images", "annotations"))
+        files = archive_files.tree_files(root, ("images", "annotations"))
     else:
         root = _archive(source, ADE20K_ZIP, "images in it or in ADEChallengeData2016")
         report(f"reading {root}")
-        found = archive_files.zip_files(root, "ADEChallengeData2016/")
+        files = archive_files.zip_files(root, "ADEChallengeData2016/")
     parts = {"train": "training", "val": "validation"}
     return {split: _paired(root, split, ".jpg",
-                           _below(root, found, f"images/{parts[split]}", ".jpg"),
-                           _below(root, found, f"annotations/{parts[split]}", ".png")) for split in splits}
+                           _require_files(root, files, f"images/{parts[split]}", ".jpg"),
+                           _require_files(root, files, f"annotations/{parts[split]}", ".png")) for split in splits}
 
 
 def open_cityscapes(source: Path, splits: Sequence[str], report: Callable[[str], None]) -> Pairs:
-    """Return the pairs of an extracted Cityscapes tree, or of its two archives; labels are labelIds."""
+    """Return the pairs of an extracted Cityscapes tree or its two archives.
+
+    Labels are labelIds.
+    """
     roots = cityscapes_roots(source)
     if len(set(roots)) == 1:
-        found = archive_files.tree_files(source, ("leftImg8bit", "gtFine"))
+        files = archive_files.tree_files(source, ("leftImg8bit", "gtFine"))
     else:
         report(f"reading {roots[0]} and {roots[1]}")
-        found = archive_files.zip_files(roots[0]) | archive_files.zip_files(roots[1])
+        files = archive_files.zip_files(roots[0]) | archive_files.zip_files(roots[1])
 
     def by_frame(root: Path, part: str, split: str, suffix: str) -> dict[str, File]:
-        frames = {path.rsplit("/", 1)[1].removesuffix(suffix): file for path, file in found.items()
+        frames = {path.rsplit("/", 1)[1].removesuffix(suffix): file for path, file in files.items()
                   if path.startswith(f"{part}/{split}/") and path.endswith(suffix) and path.count("/") == 3}
         if not frames:
             raise DataError(f"no {part}/{split}/CITY/FRAME{suffix} in {root}")
@@ -144,90 +159,101 @@ def open_cityscapes(source: Path, splits: Sequence[str], report: Callable[[str],
 
 
 def cityscapes_roots(source: Path) -> tuple[Path, Path]:
-    """Return twice the extracted tree that `source` is, or the paths of its archives of pictures and of labels."""
+    """Return the locations of the images and of the labels.
+
+    They are twice the extracted tree, or the two archives.
+    """
     if all((source / part).is_dir() for part in ("leftImg8bit", "gtFine")):
         return source, source
-    first, second = (_archive(source, name, "leftImg8bit and gtFine in it") for name in CITYSCAPES_ZIPS)
-    return first, second
+    images, labels = (_archive(source, name, "leftImg8bit and gtFine in it") for name in CITYSCAPES_ZIPS)
+    return images, labels
 
 
 def open_voc2012(source: Path, splits: Sequence[str], report: Callable[[str], None]) -> Pairs:
-    """Return the pairs of VOC 2012 from an extracted tree, or the directories around it, or its archive.
+    """Return the pairs of VOC 2012's extracted tree or archive.
 
-    The split trainaug adds, for names without an official label, the masks of SegmentationClassAug or of SBD, see
-    `_augmented`. Its names are those of trainaug.txt where the tree has one; else, as everybody derives them, all that
-    have a mask or stand in train.txt, without those of val.txt.
+    For names without an official label, the split trainaug takes the masks of SegmentationClassAug or of SBD, see
+    `_augmented_masks`. Its names are those of trainaug.txt if the tree has one. Otherwise they are derived as usual:
+    all names that have a mask or occur in train.txt, without those in val.txt.
     """
     tree = _tree(source, ("VOC2012", "VOCdevkit/VOC2012"), LISTS)
     if tree:
-        root, found = tree, archive_files.tree_files(
+        root, files = tree, archive_files.tree_files(
             tree, ("JPEGImages", "SegmentationClass", "SegmentationClassAug", LISTS))
     else:
         root = _archive(source, VOC_TAR, f"{LISTS} in it, in VOC2012 or in VOCdevkit/VOC2012")
         report(f"reading {root}")
-        found = archive_files.tar_files(root, "VOCdevkit/VOC2012/")
-    images = _below(root, found, "JPEGImages", ".jpg")
-    official = _below(root, found, "SegmentationClass", ".png")
-    lists = {name: _names(root, found, name) for name in ("train", "val", "trainaug")
-             if name != "trainaug" or f"{LISTS}/trainaug.txt" in found}
+        files = archive_files.tar_files(root, "VOCdevkit/VOC2012/")
+    images = _require_files(root, files, "JPEGImages", ".jpg")
+    official = _require_files(root, files, "SegmentationClass", ".png")
+    lists = {name: _read_list(root, files, name) for name in ("train", "val", "trainaug")
+             if name != "trainaug" or f"{LISTS}/trainaug.txt" in files}
     pairs = {}
     for split in splits:
         labels = official
         if split == "trainaug":
-            labels = _augmented(source, found, report) | official
+            labels = _augmented_masks(source, files, report) | official
             derived = (labels.keys() - official.keys() | set(lists["train"])) - set(lists["val"])
             lists.setdefault("trainaug", sorted(derived))
         missing = [f"without {kind}: {layouts.first_three(absent)}" for kind, absent in (
             ("image", set(lists[split]) - images.keys()), ("label", set(lists[split]) - labels.keys())) if absent]
         if missing:
-            raise DataError(f"{root}: {split}.txt names examples {'; '.join(missing)}")
+            raise DataError(f"{root}: {split}.txt lists examples {'; '.join(missing)}")
         pairs[split] = [Pair(f"{name}.jpg", images[name], labels[name]) for name in sorted(lists[split])]
     return pairs
 
 
-def _augmented(source: Path, found: dict[str, File], report: Callable[[str], None]) -> dict[str, File]:
-    """Return the first masks there are: of SegmentationClassAug in the tree, beside it or as .zip; of SBD.
+def _augmented_masks(source: Path, files: dict[str, File], report: Callable[[str], None]) -> dict[str, File]:
+    """Return the additional masks of the split trainaug by name, from the first available source.
 
-    SBD is its archive or its extracted tree.
+    Sources in order: SegmentationClassAug in the VOC tree, beside the tree, or as .zip; SBD's archive; SBD's extracted
+    tree.
     """
-    masks = archive_files.files_in(found, "SegmentationClassAug", ".png") or archive_files.files_in(
+    masks = archive_files.files_in(files, "SegmentationClassAug", ".png") or archive_files.files_in(
         archive_files.tree_files(source, ("SegmentationClassAug",)), "SegmentationClassAug", ".png")
     if masks:
         return masks
     if (source / AUG_ZIP).is_file():
         report(f"reading {source / AUG_ZIP}")
-        return _below(source / AUG_ZIP, archive_files.zip_files(source / AUG_ZIP), "SegmentationClassAug", ".png")
+        return _require_files(source / AUG_ZIP, archive_files.zip_files(source / AUG_ZIP), "SegmentationClassAug",
+                              ".png")
     if (source / SBD_TGZ).is_file():
         path = source / SBD_TGZ
         report(f"reading {path}")
-        # One more than whole ones: the last is told when all is read.
+        # The extra MiB keeps the progress below its total until all masks are converted.
         total = (path.stat().st_size >> 20) + 1
         progress = Progress(total, f"MiB of {path.name}", report)
-        masks = read_archive(path, lambda done: progress.update(done >> 20))
+        masks = read_sbd_archive(path, lambda done: progress.update(done >> 20))
         progress.update(total)
         return masks
-    masks = read_tree(source / Path(MASKS).parent)
+    masks = read_sbd_tree(source / Path(MASKS).parent)
     if masks:
         return masks
     raise DataError(f"no masks for trainaug: neither a directory SegmentationClassAug beside SegmentationClass or in "
-                    f"{source}, nor {AUG_ZIP}, {SBD_TGZ} or {MASKS} in {source}; without them prepare "
+                    f"{source}, nor {AUG_ZIP}, {SBD_TGZ} or {MASKS} in {source}; without them, use "
                     "--split train val")
 
 
-def _names(root: Path, found: dict[str, File], split: str) -> list[str]:
-    """Return the names that a list of VOC holds; raises DataError where it is missing, empty or repeats itself."""
-    file = found.get(f"{LISTS}/{split}.txt")
+def _read_list(root: Path, files: dict[str, File], split: str) -> list[str]:
+    """Return the names in a list of VOC.
+
+    Raises DataError if it is missing or empty or repeats a name.
+    """
+    file = files.get(f"{LISTS}/{split}.txt")
     if file is None:
         raise DataError(f"no {LISTS}/{split}.txt in {root}")
     names = file.read().decode(errors="replace").split()
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated or not names:
-        raise DataError(f"{file} names {layouts.first_three(repeated)} twice" if names else f"{file} is empty")
+        raise DataError(f"{file} repeats {layouts.first_three(repeated)}" if names else f"{file} is empty")
     return names
 
 
 def _paired(root: Path, split: str, suffix: str, images: dict[str, File], labels: dict[str, File]) -> list[Pair]:
-    """Return the pairs of files of one name; raises DataError naming what has no partner."""
+    """Return the pairs of files with the same key.
+
+    Raises DataError naming the files without a counterpart.
+    """
     try:
         layouts.pair_up(split, images, labels)
     except DataError as error:
@@ -235,22 +261,25 @@ def _paired(root: Path, split: str, suffix: str, images: dict[str, File], labels
     return [Pair(name + suffix, images[name], labels[name]) for name in sorted(images)]
 
 
-def _below(root: Path, found: dict[str, File], directory: str, suffix: str) -> dict[str, File]:
-    """Return `archive_files.below`, whose emptiness means another source than the one awaited: a DataError."""
-    chosen = archive_files.files_in(found, directory, suffix)
+def _require_files(root: Path, files: dict[str, File], directory: str, suffix: str) -> dict[str, File]:
+    """Return the files of a directory by name; raises DataError if there are none."""
+    chosen = archive_files.files_in(files, directory, suffix)
     if not chosen:
-        raise DataError(f"no {directory}/NAME{suffix} in {root}; {len(found)} other files are there")
+        raise DataError(f"no {directory}/NAME{suffix} in {root}, which holds {len(files)} other files")
     return chosen
 
 
-def _tree(source: Path, names: tuple[str, ...], holds: str) -> Path | None:
-    """Return the first of a directory and the names below it in which `holds` is a directory."""
-    places = (source, *(source / name for name in names))
-    return next((place for place in places if (place / holds).is_dir()), None)
+def _tree(source: Path, names: tuple[str, ...], subdirectory: str) -> Path | None:
+    """Return the first of `source` and `source/NAME` that contains a subdirectory."""
+    candidates = (source, *(source / name for name in names))
+    return next((candidate for candidate in candidates if (candidate / subdirectory).is_dir()), None)
 
 
 def _archive(source: Path, name: str, tree: str) -> Path:
-    """Return the path of an archive in `source`; raises DataError where neither it nor an extracted tree is there."""
+    """Return the path of an archive in `source`; raises DataError if it is missing.
+
+    `tree` describes the extracted tree that was not found either.
+    """
     if not (source / name).is_file():
         raise DataError(f"no {name} in {source}, nor an extracted tree ({tree})")
     return source / name

@@ -1,4 +1,4 @@
-"""What a split holds, in numbers and in words: sizes of its pictures, pixels of its label values and classes."""
+"""Summarize a split: image sizes, and the pixels of its label values and classes."""
 
 import collections
 import math
@@ -15,43 +15,59 @@ SIZES_LISTED = 4
 
 
 @dataclass(frozen=True)
-class Example:
-    """What one example adds: its picture's name, the (height, width) of its label, int64 (256,) pixels of each raw
-    value, and whether the picture carries an EXIF orientation."""
+class ExampleCounts:
+    """The contribution of one example to the statistics.
+
+    Attributes:
+        name: Name of the image.
+        size: (height, width) of the label.
+        counts: int64 (256,), pixels of each raw label value.
+        has_orientation: Whether the image has an EXIF orientation other than upright.
+    """
 
     name: str
     size: tuple[int, int]
     counts: np.ndarray
-    turned: bool
+    has_orientation: bool
 
 
 def value_counts(label: np.ndarray) -> np.ndarray:
-    """Return int64 (256,): how many pixels of a uint8 (H, W) label have each value."""
-    # numpy.bincount would first make every pixel an int64, which is a gigabyte for a satellite picture.
+    """Return the number of pixels of each value, int64 (256,).
+
+    The label is uint8 (H, W).
+    """
+    # numpy.bincount converts every pixel to int64 first, a gigabyte for a satellite image.
     return np.array(Image.fromarray(label).histogram(), np.int64)
 
 
 def counts_by_class(table: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
-    """Return int64 (C,): counts (256,) of raw values summed by train id."""
+    """Return int64 (C,): the sum of counts (256,) of raw values by train id."""
     return np.bincount(table, weights=counts, minlength=256)[:classes].astype(np.int64)
 
 
-def summarize_split(dataset: Dataset, examples: Iterable[Example]) -> dict:
-    """Return what a split's examples hold together.
+def summarize_split(dataset: Dataset, examples: Iterable[ExampleCounts]) -> dict:
+    """Summarize the examples of a split.
 
-    "images": how many; "sizes": {(height, width): images}; "smallest" and "largest": ((height, width), picture's name)
-    by area, None without an example; "pixels" and "images_with": int64 (256,), pixels of each raw value and images in
-    which it occurs; "class_pixels" and "class_images": the same by class, int64 (C,); "fill": float64 (C,), share of a
-    class in all pixels of the images in which it occurs, nan where unseen; "void_share": ignored pixels' share of all;
-    "void_images": images without any labelled pixel; "turned": pictures with an EXIF orientation; "unseen": names of
-    classes without a pixel; "weights": float64 (C,), see `class_weights`.
+    Returns:
+        A dict of
+            "images": number of examples
+            "sizes": {(height, width): number of images}
+            "smallest", "largest": ((height, width), image name) by area, None without examples
+            "pixels", "images_with": int64 (256,), pixels of each raw value, and images in which it occurs
+            "class_pixels", "class_images": int64 (C,), the same for each class
+            "fill": float64 (C,), each class's fraction of all pixels of the images in which it occurs, nan if unseen
+            "void_share": fraction of ignored pixels
+            "void_images": number of images without a labeled pixel
+            "turned": number of images with an EXIF orientation
+            "unseen": names of the classes without a pixel
+            "weights": float64 (C,), see `class_weights`
     """
     classes, table = len(dataset.classes), np.array(dataset.label_table)
     sizes: collections.Counter = collections.Counter()
     pixels, images_with = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    # Of each class: the images in which it occurs, and all their pixels.
-    class_images, pixels_beside = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
-    turned = void_images = 0
+    # Number of images in which each class occurs, and the number of all pixels of these images.
+    class_images, containing_pixels = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    oriented = void_images = 0
     smallest = largest = None
     for example in examples:
         sizes[example.size] += 1
@@ -59,45 +75,50 @@ def summarize_split(dataset: Dataset, examples: Iterable[Example]) -> dict:
         images_with += example.counts > 0
         present = counts_by_class(table, example.counts, classes) > 0
         class_images += present
-        pixels_beside += present * example.counts.sum()
+        containing_pixels += present * example.counts.sum()
         void_images += not present.any()
-        turned += example.turned
+        oriented += example.has_orientation
         if smallest is None or math.prod(example.size) < math.prod(smallest[0]):
             smallest = example.size, example.name
         if largest is None or math.prod(example.size) > math.prod(largest[0]):
             largest = example.size, example.name
     class_pixels, total = counts_by_class(table, pixels, classes), pixels.sum()
     fill = np.full(classes, np.nan)
-    np.divide(class_pixels, pixels_beside, out=fill, where=class_pixels > 0)
+    np.divide(class_pixels, containing_pixels, out=fill, where=class_pixels > 0)
     return {
         "images": sum(sizes.values()), "sizes": dict(sizes), "smallest": smallest, "largest": largest,
         "pixels": pixels, "images_with": images_with, "class_pixels": class_pixels, "class_images": class_images,
         "fill": fill, "void_share": float(pixels[table == IGNORED].sum() / total) if total else math.nan,
-        "void_images": void_images, "turned": turned,
+        "void_images": void_images, "turned": oriented,
         "unseen": [name for name, count in zip(dataset.classes, class_pixels) if not count],
         "weights": class_weights(fill),
     }
 
 
 def class_weights(fill: np.ndarray) -> np.ndarray:
-    """Return SegNet's median-frequency weights, float64 (C,): median of freq / freq of the class, nan where unseen.
+    """Return SegNet's median-frequency weights of the classes (Badrinarayanan et al., PAMI 2017, section 4.1).
 
-    A class's freq is `fill` of `summarise`: its pixels divided by all pixels, ignored ones too, of the images in which
-    it occurs. The median is over the classes seen, and of two middle ones their mean. (Badrinarayanan, Kendall,
-    Cipolla, PAMI 2017, section 4.1.)
+    The weight of a class is median(frequencies) / frequency. A class's frequency is its number of pixels divided by
+    the number of all pixels, ignored ones included, of the images in which it occurs.
+
+    Args:
+        fill: float64 (C,), the frequencies, nan for unseen classes.
+
+    Returns:
+        float64 (C,), nan for unseen classes, which the median excludes.
     """
     seen = ~np.isnan(fill)
     return np.median(fill[seen]) / fill if seen.any() else fill.copy()
 
 
 def describe_values(dataset: Dataset, name: str, result: dict) -> str:
-    """Return a split's summary as text: sizes, a table of label values, unseen classes, void share and weights."""
+    """Return a split's summary as text, with a table of label values."""
     pixels, total = result["pixels"], result["pixels"].sum()
     if not total:
         return f"{name}: no readable example\n"
     lines = [f"{images_line(dataset, name, result)}, {sizes_line(result['sizes'])}"]
     width = max(map(len, (*dataset.classes, "not a label value")))
-    lines.append(f"  {'value':>5}  {'train id':>8}  {'class':<{width}}  {'pixels':>15}  {'share':>7}  {'images':>7}")
+    lines.append(f"  {'value':>5}  {'train id':>8}  {'class':<{width}}  {'pixels':>15}  {'percent':>7}  {'images':>7}")
     for value, train_id in enumerate(dataset.label_table):
         if train_id >= UNMAPPED and not pixels[value]:
             continue
@@ -106,45 +127,48 @@ def describe_values(dataset: Dataset, name: str, result: dict) -> str:
         lines.append(f"  {value:>5}  {number:>8}  {title:<{width}}  {pixels[value]:>15,}  "
                      f"{100 * pixels[value] / total:>6.2f}%  {result['images_with'][value]:>7}")
     lines += [f"  never seen: {', '.join(result['unseen']) or 'none'}",
-              f"  void: {100 * result['void_share']:.2f}% of all pixels", *_turned_lines(result),
+              f"  void: {100 * result['void_share']:.2f}% of all pixels", *_orientation_lines(result),
               "  median-frequency weights: " + " ".join(f"{weight:.4f}" for weight in result["weights"])]
     return "\n".join(lines) + "\n"
 
 
 def describe_classes(dataset: Dataset, name: str, result: dict) -> str:
-    """Return a split's summary as text: sizes in full, a table of the classes, the commonest first, and void share."""
+    """Return a split's summary as text, with a table of classes by frequency."""
     if not result["images"]:
         return f"{name}: no readable example\n"
-    labelled = result["class_pixels"].sum()
+    labeled = result["class_pixels"].sum()
     lines = [images_line(dataset, name, result), *_size_lines(result)]
     width = max(map(len, (*dataset.classes, "class")))
-    if labelled:
-        lines.append(f"  {'class':<{width}}  {'train id':>8}  {'pixels':>15}  {'share':>7}  {'images':>7}  "
+    if labeled:
+        lines.append(f"  {'class':<{width}}  {'train id':>8}  {'pixels':>15}  {'percent':>7}  {'images':>7}  "
                      f"{'of all':>7}  {'fills there':>11}")
     for train_id in np.argsort(-result["class_pixels"], kind="stable"):
         count, images = result["class_pixels"][train_id], result["class_images"][train_id]
         if count:
             lines.append(
-                f"  {dataset.classes[train_id]:<{width}}  {train_id:>8}  {count:>15,}  {100 * count / labelled:>6.2f}%"
+                f"  {dataset.classes[train_id]:<{width}}  {train_id:>8}  {count:>15,}  {100 * count / labeled:>6.2f}%"
                 f"  {images:>7}  {100 * images / result['images']:>6.2f}%  {100 * result['fill'][train_id]:>10.2f}%")
     unseen = result["unseen"]
     lines.append(f"  never seen: {', '.join(unseen) or 'none'}" + f" ({len(unseen)} classes)" * (len(unseen) > 1))
     void = f"  void: {100 * result['void_share']:.2f}% of all {result['pixels'].sum():,} pixels"
     if result["void_images"]:
-        void += f"; {_plural(result['void_images'], 'image has', 'images have')} no labelled pixel"
-    return "\n".join([*lines, void, *_turned_lines(result)]) + "\n"
+        void += f"; {_plural(result['void_images'], 'image has', 'images have')} no labeled pixel"
+    return "\n".join([*lines, void, *_orientation_lines(result)]) + "\n"
 
 
 def images_line(dataset: Dataset, name: str, result: dict) -> str:
-    """Return the name of a split and how many images it has, and of how many where it is a part of the published."""
+    """Return a split's name and number of images, and the published number if that differs."""
     published = dataset.published.get(name, result["images"])
-    # A part of a split is as good to train on, but what it gives is no published number.
+    # Results of a partial split are not comparable to published ones.
     images = f"{result['images']} of {published}" if result["images"] != published else f"{published}"
     return f"{name}: {images} image{'s' * (published > 1)}"
 
 
 def sizes_line(sizes: dict[tuple[int, int], int]) -> str:
-    """Return {(height, width): images} as text, width before height: each size if they are few, else the extent."""
+    """Return {(height, width): images} as text, width before height.
+
+    Many sizes are summarized by their quantiles.
+    """
     if len(sizes) == 1:
         ((height, width),) = sizes
         return f"all {width}x{height}"
@@ -156,9 +180,12 @@ def sizes_line(sizes: dict[tuple[int, int], int]) -> str:
 
 
 def side_quantiles(sizes: dict[tuple[int, int], int]) -> list[list[int]]:
-    """Return [least, median, largest] of the heights and of the widths; of two middle ones the lower."""
-    every = np.repeat(list(sizes), list(sizes.values()), axis=0)
-    return np.quantile(every, (0, 0.5, 1), axis=0, method="lower").T.tolist()
+    """Return [minimum, median, maximum] of the heights and of the widths.
+
+    An even number of sizes takes the lower median.
+    """
+    sides = np.repeat(list(sizes), list(sizes.values()), axis=0)
+    return np.quantile(sides, (0, 0.5, 1), axis=0, method="lower").T.tolist()
 
 
 def _size_lines(result: dict) -> list[str]:
@@ -169,47 +196,47 @@ def _size_lines(result: dict) -> list[str]:
     common = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:SIZES_LISTED]
     lines = [f"  sizes: {len(sizes)}, width {width[0]} to {width[2]}, median {width[1]}; "
              f"height {height[0]} to {height[2]}, median {height[1]}",
-             "  commonest: " + ", ".join(f"{across}x{down} ({count})" for (down, across), count in common)]
+             "  most common: " + ", ".join(f"{across}x{down} ({count})" for (down, across), count in common)]
     for kind in ("smallest", "largest"):
         (down, across), name = result[kind]
         lines.append(f"  {kind}: {across}x{down}, {name}")
     return lines
 
 
-def _turned_lines(result: dict) -> list[str]:
+def _orientation_lines(result: dict) -> list[str]:
     if not result["turned"]:
         return []
-    return [f"  {_plural(result['turned'], 'picture carries', 'pictures carry')} an EXIF orientation, which training "
-            "and evaluation leave alone and prediction applies: turn the pixels themselves"]
+    return [f"  {_plural(result['turned'], 'image has', 'images have')} an EXIF orientation, which prediction applies "
+            "but training and evaluation do not: rotate the pixels"]
 
 
-def _plural(count: int, one: str, more: str) -> str:
-    return f"{count} {one if count == 1 else more}"
+def _plural(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"
 
 
 def plain_summary(dataset: Dataset, name: str, result: dict) -> dict:
-    """Return a split's summary as plain values for JSON, its classes and sizes the commonest first.
+    """Return a split's summary as JSON values, with classes and sizes sorted by frequency.
 
-    Shares of nothing are None.
+    Undefined fractions are None.
     """
-    labelled = int(result["class_pixels"].sum())
-    least_median_largest = ("least", "median", "largest")
+    labeled = int(result["class_pixels"].sum())
+    quantile_names = ("least", "median", "largest")
     height, width = side_quantiles(result["sizes"])
     order = np.argsort(-result["class_pixels"], kind="stable").tolist()
     common = sorted(result["sizes"].items(), key=lambda item: (-item[1], item[0]))
     return {
         "images": result["images"], "published": dataset.published.get(name),
-        "width": dict(zip(least_median_largest, width)), "height": dict(zip(least_median_largest, height)),
+        "width": dict(zip(quantile_names, width)), "height": dict(zip(quantile_names, height)),
         "sizes": [{"width": across, "height": down, "images": count} for (down, across), count in common],
-        "pixels": int(result["pixels"].sum()), "labelled_pixels": labelled, "void_share": result["void_share"],
+        "pixels": int(result["pixels"].sum()), "labelled_pixels": labeled, "void_share": result["void_share"],
         "void_images": result["void_images"], "turned": result["turned"],
         "classes": [{
             "name": dataset.classes[index], "train_id": index, "pixels": int(result["class_pixels"][index]),
-            "share": int(result["class_pixels"][index]) / labelled if labelled else None,
-            "images": int(result["class_images"][index]), "fill": _number(result["fill"][index]),
-            "weight": _number(result["weights"][index])} for index in order],
+            "share": int(result["class_pixels"][index]) / labeled if labeled else None,
+            "images": int(result["class_images"][index]), "fill": _finite_or_none(result["fill"][index]),
+            "weight": _finite_or_none(result["weights"][index])} for index in order],
     }
 
 
-def _number(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return None if math.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""tensorflow-datasets builders of pairs of picture and label, one split at a time."""
+"""Write (image, label) pairs as record files with tensorflow-datasets, one split at a time."""
 
 import contextlib
 import io
@@ -11,13 +11,16 @@ from PIL import Image
 
 from kseg.datasets.prepared import VERSION
 
-# Of as many different keys tensorflow-datasets can tell the order.
+# Number of distinct keys that tensorflow-datasets can sort.
 KEYS = 2 ** 128
 
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Stores the pairs of one split as they are encoded: "image" JPEG, PNG or BMP, "segmentation_mask" PNG of raw ids,
-    "name" the picture's file name."""
+    """Stores the encoded pairs of one split.
+
+    A record has the features "image" (JPEG, PNG or BMP), "segmentation_mask" (PNG of raw ids) and "name" (the image's
+    file name).
+    """
 
     VERSION = tfds.core.Version(VERSION)
 
@@ -35,26 +38,32 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 "name": tfds.features.Text(),
             }),
             supervised_keys=("image", "segmentation_mask"),
-            # Example i of the files is then pair i of the source.
+            # Keeps the order of the source, so that example i of the files is pair i.
             disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         return {self.split: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, bytes | str]]]:
-        # Far apart, over all the room keys have: examples are then collected in many small files, by their keys, of
-        # which one at a time is read to be sorted. Keys of small numbers would share one.
+        # The builder collects examples in temporary files by key range and reads one file at a time to sort it. Keys
+        # spread over the whole range keep these files small; small consecutive keys would all go to one file.
         step = KEYS // self.count
         for index, example in enumerate(self.examples):
             yield index * step, example
 
 
 class Ade20k(PairsBuilder, skip_registration=True):
-    """ADE20K's 150 classes of scene parsing (Zhou et al. 2017); 0 is what has none of them."""
+    """ADE20K's 150 classes of scene parsing (Zhou et al. 2017).
+
+    0 marks pixels of none of the classes.
+    """
 
 
 class Voc2012(PairsBuilder, skip_registration=True):
-    """Pascal VOC 2012 (Everingham et al. 2012), with the masks of Hariharan et al. 2011 in its split trainaug."""
+    """Pascal VOC 2012 (Everingham et al. 2012).
+
+    The split trainaug contains the masks of Hariharan et al. 2011.
+    """
 
 
 class Camvid(PairsBuilder, skip_registration=True):
@@ -62,13 +71,13 @@ class Camvid(PairsBuilder, skip_registration=True):
 
 
 class Folder(PairsBuilder, skip_registration=True):
-    """A data set of one's own."""
+    """A user's data set."""
 
 
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as a PNG file."""
+def png(image: Image.Image) -> bytes:
+    """Return an image encoded as PNG."""
     file = io.BytesIO()
-    picture.save(file, format="PNG")
+    image.save(file, format="PNG")
     return file.getvalue()
 
 
@@ -76,17 +85,17 @@ BUILDERS = {"ade20k": Ade20k, "voc2012": Voc2012, "camvid": Camvid, "folder": Fo
 
 
 def write_split(builder: tfds.core.DatasetBuilder, downloads: Path | None = None, manual: Path | None = None) -> None:
-    """Let a builder write what it is to write, in TFRecord files, without a word of its own.
+    """Run a builder, which writes TFRecord files, and suppress its output.
 
-    It reads archives in `manual` and extracts them below `downloads`. Raises OSError where it cannot write.
+    It reads archives in `manual` and extracts them below `downloads`. Raises OSError if it cannot write.
     """
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=manual)
-    # The builder would announce a download, and wants a place for it.
-    with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
+    # The builder announces a download even without one, and requires a directory for it.
+    with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
         try:
-            builder.download_and_prepare(download_dir=downloads or nothing, file_format="tfrecord",
+            builder.download_and_prepare(download_dir=downloads or unused, file_format="tfrecord",
                                          download_config=config)
-        # What the writer of records raises, such as on a full disk.
+        # The record writer raises RuntimeError, for example on a full disk.
         except RuntimeError as error:
             raise OSError(str(error)) from error

@@ -1,6 +1,8 @@
-"""TFRecord files whose records are read one at a time and in any order, at any place tf.io.gfile knows, in a graph.
+"""Read single records of TFRecord files in any order, in a graph.
 
-A record is an 8-byte length, the checksum of that, the bytes, and their checksum.
+Files may be at any path that tf.io.gfile supports.
+
+A record is an 8-byte length, a checksum of the length, the data, and a checksum of the data.
 """
 
 from collections.abc import Iterator
@@ -9,13 +11,16 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 HEADER, FOOTER = 12, 4
-# Bytes read ahead: a record is most often larger.
+# Read-ahead buffer in bytes; most records are larger.
 BUFFER = 1 << 18
 
 
 @dataclass(frozen=True)
 class Records:
-    """The examples of a split in order: the number of each one's file in `files`, its place there, and its name."""
+    """The locations of a split's examples, in order.
+
+    Example i begins at byte `offsets[i]` of `files[shards[i]]` and is named `names[i]`.
+    """
 
     files: tuple[str, ...]
     shards: tuple[int, ...]
@@ -24,9 +29,14 @@ class Records:
 
 
 def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """Return the bytes of the record that begins at a place (int64) of a file, both of which may be tensors.
+    """Return the bytes of the record at an offset of a file.
 
-    Fails with an OpError where the file is missing and where the checksums do not agree.
+    Args:
+        path: String scalar.
+        offset: int64 scalar, where the record's length field begins.
+
+    Returns:
+        String scalar. Evaluating it fails with an OpError if the file is missing or a checksum is wrong.
     """
     variant = tf.raw_ops.TFRecordDatasetV2(
         filenames=tf.reshape(path, [1]), compression_type=tf.constant(""), buffer_size=tf.constant(BUFFER, tf.int64),
@@ -37,7 +47,7 @@ def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
 
 
 def record_offsets(path: str) -> Iterator[int]:
-    """Yield where the whole records of a file begin."""
+    """Yield the byte offset of each complete record of a file."""
     size, offset = tf.io.gfile.stat(path).length, 0
     with tf.io.gfile.GFile(path, "rb") as file:
         while offset < size:

@@ -1,8 +1,7 @@
-"""Training augmentation as pure functions of tensors and a seed, after MMSegmentation's pipeline and its ranges.
+"""Augment training examples with pure functions of tensors and a seed, following MMSegmentation's pipeline.
 
-Images are RGB (H, W, 3) holding whole numbers 0..255, of any number type before they are resized and float32 from
-there on; labels are uint8 (H, W), 255 ignored. A seed is an int32 pair; the same seed gives the same draws on any
-machine and at any time.
+Images are RGB (H, W, 3) with whole numbers 0..255, of any number type before resizing and float32 afterwards. Labels
+are uint8 (H, W), 255 ignored. A seed is an int32 pair; the same seed gives the same draws on any machine.
 """
 
 from collections.abc import Callable
@@ -12,19 +11,27 @@ import tensorflow as tf
 from kseg.config.sections import IGNORED, Augment
 from kseg.images.resizing import fit_size
 
-# One stream of random numbers for each decision, so that adding a decision leaves the others' draws alone.
+# Each decision has its own stream of random numbers, so that a new decision does not change the others' draws.
 SCALE, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = range(8)
-# Pixels of a picture for each of the crop, from which on they stay bytes.
-SHRUNK = 6
+# Above this ratio of source pixels to crop pixels, an image is resized from bytes, not from float32.
+MAX_FLOAT_RATIO = 6
 
 
 def augment(read: Callable[[tuple], tf.Tensor], label: tf.Tensor, table: tf.Tensor, seed: tf.Tensor,
             config: Augment) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the float32 image and the label scaled, cropped (at most to config.crop), flipped and distorted.
+    """Scale, crop, flip and distort an example.
 
-    `read` gives the part (top, left, bottom, right) of the picture whose label is `label`, so that nothing is decoded
-    or resized but what the crop shows. Labels are raw ids before and after; `table`, uint8 (256,), says which classes
-    they stand for.
+    Only the part of the image under the crop is decoded and resized.
+
+    Args:
+        read: Returns the part (top, left, bottom, right) of the image, uint8 (h, w, 3).
+        label: Raw label values, uint8 (H, W).
+        table: Train id of each raw value, uint8 (256,).
+        seed: int32 (2,).
+        config: Ranges and probabilities.
+
+    Returns:
+        The image, float32 (h, w, 3), and the raw label, uint8 (h, w), at most as large as config.crop.
     """
     size = scaled_size(tf.shape(label), seed, config)
     window, values = crop(label, size, table, seed, config)
@@ -34,7 +41,7 @@ def augment(read: Callable[[tuple], tf.Tensor], label: tf.Tensor, table: tf.Tens
         image, values = tf.cond(flipped, lambda: (tf.reverse(image, [1]), tf.reverse(values, [1])),
                                 lambda: (image, values))
     if config.photometric:
-        # One shape for all pictures, for which the colours' arithmetic is compiled.
+        # One static shape for all images, for which XLA compiles the color arithmetic.
         height, width = tf.shape(image)[0], tf.shape(image)[1]
         image = tf.pad(image, [[0, config.crop[0] - height], [0, config.crop[1] - width], [0, 0]])
         image = distort(tf.ensure_shape(image, (*config.crop, 3)), seed)[:height, :width]
@@ -42,17 +49,20 @@ def augment(read: Callable[[tuple], tf.Tensor], label: tf.Tensor, table: tf.Tens
 
 
 def stream(seed: tf.Tensor, purpose: int) -> tf.Tensor:
-    """Return the seed of one purpose's random numbers."""
+    """Return the seed, int32 (2,), of one purpose's random numbers."""
     return tf.random.experimental.stateless_fold_in(seed, purpose)
 
 
 def uniform(seed: tf.Tensor, purpose: int, low: float = 0.0, high: float = 1.0, shape: tuple = ()) -> tf.Tensor:
-    """Return float32 numbers from [low, high)."""
+    """Return float32 random numbers in [low, high)."""
     return tf.random.stateless_uniform(shape, stream(seed, purpose), low, high, alg="philox")
 
 
 def scaled_size(shape: tf.Tensor, seed: tf.Tensor, config: Augment) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the (height, width) of a picture fitted into the config's box times a random factor, ratio kept."""
+    """Return the (height, width) of a randomly scaled image.
+
+    The image, of int32 shape (H, W), fits the config's box times a random factor.
+    """
     factor = uniform(seed, SCALE, *config.scale_range)
     box = tf.constant(config.scale, tf.int32) if config.scale else shape[:2]
     box = tf.cast(tf.cast(box, tf.float32) * factor, tf.int32)
@@ -60,9 +70,9 @@ def scaled_size(shape: tf.Tensor, seed: tf.Tensor, config: Augment) -> tuple[tf.
 
 
 def nearest_positions(length: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Return for each of `target` positions the source position floor(position / (target / length)).
+    """Return int32 (target,): the source position floor(position / (target / length)) of each target position.
 
-    Written as OpenCV computes it, in float64 through the inverse of the factor, to round where it rounds.
+    Computed in float64 through the inverse of the factor, to round where OpenCV rounds.
     """
     inverse = 1 / (tf.cast(target, tf.float64) / tf.cast(length, tf.float64))
     positions = tf.cast(tf.floor(tf.cast(tf.range(target), tf.float64) * inverse), tf.int32)
@@ -70,33 +80,47 @@ def nearest_positions(length: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 
 def nearest_window(label: tf.Tensor, size: tuple, window: tuple) -> tf.Tensor:
-    """Return the window (top, left, height, width) of a label (H, W) that is resized to `size` by nearest positions."""
+    """Return a window of a label (H, W) resized with nearest neighbors.
+
+    `window` is (top, left, height, width) in the label of `size`.
+    """
     rows, columns = (nearest_positions(tf.shape(label)[axis], size[axis])[window[axis]:window[axis] + window[axis + 2]]
                      for axis in (0, 1))
     first = columns[0]
     part = tf.gather(label, rows)[:, first:columns[-1] + 1]
-    # Whole rows are copied several times faster than single numbers.
+    # Gathering rows is several times faster than gathering single values, hence the transpose.
     return tf.transpose(tf.gather(tf.transpose(part), columns - first))
 
 
 def crop(label: tf.Tensor, size: tuple, table: tf.Tensor, seed: tf.Tensor, config: Augment) -> tuple:
-    """Return a random window (top, left, height, width) in which no class fills cat_max_ratio or more, and its label.
+    """Return a random window that no class dominates.
 
-    The window lies in the raw label (H, W) as resized to `size`, of which only windows are made. Up to `crop_tries`
-    boxes are looked at; the one after them is taken as it is. A picture smaller than the crop is kept whole on that
-    side.
+    A class dominates if it fills cat_max_ratio or more of the labeled pixels.
+
+    Up to `crop_tries` windows are tested; if all are rejected, the next one is taken untested. A side of the image that
+    is shorter than the crop is kept completely.
+
+    Args:
+        label: Raw label values, uint8 (H, W).
+        size: (height, width) to which the label is resized; only windows of it are computed.
+        table: Train id of each raw value, uint8 (256,).
+        seed: int32 (2,).
+        config: The crop, cat_max_ratio and crop_tries.
+
+    Returns:
+        The window (top, left, height, width) and its raw label, uint8 (height, width).
     """
     height, width = (tf.minimum(size[axis], config.crop[axis]) for axis in (0, 1))
     tries = config.crop_tries if config.cat_max_ratio < 1 else 0
     draws = uniform(seed, CROP, shape=(tries + 1, 2))
     room = tf.cast(tf.stack([size[0] - height + 1, size[1] - width + 1]), tf.float32)
-    # A float32 draw close to 1 may round up to the bound itself.
+    # A float32 draw close to 1 may round up to the bound.
     corners = tf.minimum(tf.cast(draws * room, tf.int32), tf.cast(room, tf.int32) - 1)
 
     def window(attempt: tf.Tensor) -> tuple:
         return corners[attempt, 0], corners[attempt, 1], height, width
 
-    def one_sided(values: tf.Tensor) -> tf.Tensor:
+    def dominated(values: tf.Tensor) -> tf.Tensor:
         counts = tf.math.bincount(tf.cast(tf.reshape(values, [-1]), tf.int32), minlength=256, maxlength=256)
         counts = tf.math.unsorted_segment_sum(counts, tf.cast(table, tf.int32), 256)[:IGNORED]
         several = tf.math.count_nonzero(counts) > 1
@@ -107,24 +131,31 @@ def crop(label: tf.Tensor, size: tuple, table: tf.Tensor, seed: tf.Tensor, confi
     values = nearest_window(label, size, window(attempt))
     if tries:
         attempt, values = tf.while_loop(
-            lambda index, values: (index < tries) & one_sided(values),
+            lambda index, values: (index < tries) & dominated(values),
             lambda index, values: (index + 1, nearest_window(label, size, window(index + 1))),
             (attempt, values), shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None])))
     return window(attempt), values
 
 
 def resize_window(read: Callable[[tuple], tf.Tensor], shape: tf.Tensor, size: tuple, window: tuple) -> tf.Tensor:
-    """Return the window (top, left, height, width) of a picture resized bilinearly to `size`, in whole numbers.
+    """Return a window of an image resized bilinearly to `size`.
 
-    `read` gives the part (top, left, bottom, right) of the picture of `shape`, int32 (height, width), in any number
-    type; the result is float32. Only the window is computed, from the part that lies under it, which is most of the
-    work saved when the picture is larger than the crop. At most one grey level from OpenCV's INTER_LINEAR of uint8,
-    which computes in fixed point.
+    Only the window is computed, from the part of the image under it. The result differs by at most one gray level from
+    OpenCV's INTER_LINEAR of uint8, which uses fixed-point arithmetic.
+
+    Args:
+        read: Returns the part (top, left, bottom, right) of the image, of any number type.
+        shape: int32 (height, width) of the image.
+        size: (height, width) of the resized image.
+        window: (top, left, height, width) in the resized image.
+
+    Returns:
+        float32 (height, width, 3) with whole numbers 0..255.
     """
     (top, below, first_row, last_row), (left, right, first_column, last_column) = (
         covered(shape[axis], size[axis], window[axis], window[axis + 2]) for axis in (0, 1))
     part = read((top, left, below, right))
-    # One repeated pixel around it clamps the positions that fall outside the picture.
+    # A border of repeated pixels clamps positions outside the image.
     part = tf.concat([part[:1], part, part[-1:]], axis=0)
     part = tf.concat([part[:, :1], part, part[:, -1:]], axis=1)
     box = tf.stack([first_row, first_column, last_row, last_column])
@@ -132,16 +163,19 @@ def resize_window(read: Callable[[tuple], tf.Tensor], shape: tf.Tensor, size: tu
     def resized(pixels: tf.Tensor) -> tf.Tensor:
         return tf.round(tf.image.crop_and_resize(pixels[None], box[None], [0], tf.stack(window[2:]))[0])
 
-    # Faster from float32, but of a very large picture that would fill the memory.
-    large = tf.size(part, tf.int64) // 3 > SHRUNK * tf.cast(window[2] * window[3], tf.int64)
+    # Resizing is faster from float32, but a very large image would fill the memory.
+    large = tf.size(part, tf.int64) // 3 > MAX_FLOAT_RATIO * tf.cast(window[2] * window[3], tf.int64)
     return tf.cond(large, lambda: resized(part), lambda: resized(tf.cast(part, tf.float32)))
 
 
 def covered(length: tf.Tensor, target: tf.Tensor, start: tf.Tensor, extent: tf.Tensor) -> tuple:
-    """Return where `extent` positions from `start` on, of a side resized from `length` to `target`, get their pixels.
+    """Return the source range of a window along a resized side.
 
-    That is the first source position and the one after the last, and then where the first and the last of the
-    positions fall in that part with one pixel added at both ends, in units of its last position.
+    The window has `extent` positions from `start` on; the side is resized from `length` to `target`.
+
+    Returns:
+        The first source position, the end of the range, and the first and the last of the `extent` positions as
+        fractions of the range with one pixel added at both ends.
     """
     step = tf.cast(length, tf.float32) / tf.cast(target, tf.float32)
     first = (tf.cast(start, tf.float32) + 0.5) * step - 0.5
@@ -154,72 +188,99 @@ def covered(length: tf.Tensor, target: tf.Tensor, start: tf.Tensor, extent: tf.T
 
 
 def distort(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Return the image (H, W, 3) with brightness, contrast, saturation and hue each changed with probability one half.
+    """Change brightness, contrast, saturation and hue of an image, each with probability one half.
 
-    Contrast comes either before saturation and hue or after them. Every step ends in whole numbers 0..255, cut off as
-    a cast to uint8 cuts them.
+    Contrast comes either before or after saturation and hue. Each step rounds its result like a cast to uint8.
+
+    Args:
+        image: float32 (H, W, 3) with whole numbers 0..255.
+        seed: int32 (2,).
+
+    Returns:
+        float32 (H, W, 3) with whole numbers 0..255.
     """
-    def maybe(purpose, changed):
-        def apply(picture):
-            return tf.cond(uniform(seed, purpose + 16) < 0.5, lambda: changed(picture), lambda: picture)
+    def maybe(purpose: int, change: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+        def apply(pixels: tf.Tensor) -> tf.Tensor:
+            return tf.cond(uniform(seed, purpose + 16) < 0.5, lambda: change(pixels), lambda: pixels)
         return apply
 
-    contrast = maybe(CONTRAST, lambda picture: as_bytes(picture * uniform(seed, CONTRAST, 0.5, 1.5)))
+    contrast = maybe(CONTRAST, lambda pixels: as_bytes(pixels * uniform(seed, CONTRAST, 0.5, 1.5)))
     contrast_first = uniform(seed, ORDER) < 0.5
-    image = maybe(BRIGHTNESS, lambda picture: as_bytes(picture + uniform(seed, BRIGHTNESS, -32, 32)))(image)
+    image = maybe(BRIGHTNESS, lambda pixels: as_bytes(pixels + uniform(seed, BRIGHTNESS, -32, 32)))(image)
     image = tf.cond(contrast_first, lambda: contrast(image), lambda: image)
-    image = maybe(SATURATION, lambda picture: saturate(picture, uniform(seed, SATURATION, 0.5, 1.5)))(image)
+    image = maybe(SATURATION, lambda pixels: saturate(pixels, uniform(seed, SATURATION, 0.5, 1.5)))(image)
     shift = tf.floor(uniform(seed, HUE, -18, 18))
-    image = maybe(HUE, lambda picture: shift_hue(picture, shift))(image)
+    image = maybe(HUE, lambda pixels: shift_hue(pixels, shift))(image)
     return tf.cond(contrast_first, lambda: image, lambda: contrast(image))
 
 
 def as_bytes(image: tf.Tensor) -> tf.Tensor:
-    """Return the image cut off to whole numbers 0..255."""
+    """Return the image clipped to 0..255 and rounded down."""
     return tf.floor(tf.clip_by_value(image, 0, 255))
 
 
-# Compiled, some fifty passes over the picture become one, in a seventh of the time. A product may then be added to
-# before it is rounded, which moves one value in ten thousand by one.
+# XLA fuses some fifty passes over the image into one, in a seventh of the time. It may also fuse a multiplication and
+# an addition without intermediate rounding, which changes one value in ten thousand by one.
 @tf.function(jit_compile=True, reduce_retracing=True)
 def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Return the image with its HSV saturation multiplied by a factor, as OpenCV's 8-bit HSV computes it."""
+    """Return the image with its saturation multiplied by a factor.
+
+    The arithmetic is that of OpenCV's 8-bit HSV.
+    """
     hue, saturation, value = hue_saturation_value(image)
     return red_green_blue(hue, tf.floor(tf.minimum(saturation * factor, 255)), value)
 
 
 @tf.function(jit_compile=True, reduce_retracing=True)
 def shift_hue(image: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    """Return the image with its HSV hue moved by at most 30 of the 180 units of OpenCV's 8-bit HSV."""
+    """Return the image with its hue shifted.
+
+    The shift is at most 30 of the 180 units of OpenCV's 8-bit HSV.
+    """
     hue, saturation, value = hue_saturation_value(image)
     return red_green_blue(hue + shift, saturation, value)
 
 
 def hue_saturation_value(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return the whole numbers of OpenCV's 8-bit HSV, float32 (H, W): hue -30..150, saturation and value 0..255.
+    """Convert an RGB image to the whole numbers of OpenCV's 8-bit HSV.
 
-    A hue below 0 stands for the one 180 above it. OpenCV divides by tables of 12-bit fractions; all of its whole
-    numbers stay below 2^24, so float32 holds them exactly.
+    OpenCV divides with tables of 12-bit fractions. All its whole numbers are below 2^24, so float32 represents them
+    exactly.
+
+    Args:
+        image: float32 (H, W, 3) with whole numbers 0..255.
+
+    Returns:
+        Hue -30..150, saturation and value 0..255, float32 (H, W) each. A hue below 0 is equivalent to the one 180
+        above it.
     """
     red, green, blue = tf.unstack(tf.transpose(image, [2, 0, 1]))
     value = tf.maximum(tf.maximum(red, green), blue)
     spread = value - tf.minimum(tf.minimum(red, green), blue)
     hue = tf.where(tf.equal(value, red), green - blue, tf.where(
         tf.equal(value, green), blue - red + 2 * spread, red - green + 4 * spread))
-    # Where a divisor is 0, so is the dividend.
+    # A zero divisor has a zero dividend, so any divisor gives 0.
     hue = tf.floor(hue * tf.round((180 << 12) / 6 / tf.maximum(spread, 1)) * 2**-12 + 0.5)
     saturation = tf.floor(spread * tf.round((255 << 12) / tf.maximum(value, 1)) * 2**-12 + 0.5)
     return hue, saturation, value
 
 
 def red_green_blue(hue: tf.Tensor, saturation: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """Return the RGB image, whole numbers as float32 (H, W, 3), of hues -60..180 and what else OpenCV's 8-bit HSV has.
+    """Convert OpenCV's 8-bit HSV to RGB.
 
-    In OpenCV's order of float32 operations: it drops the fraction of the results, and what should be a whole number
-    falls to the next lower one where OpenCV lets it fall.
+    The float32 operations are in OpenCV's order. OpenCV drops fractions, so results that are whole numbers up to
+    rounding errors must fall to the same side.
+
+    Args:
+        hue: float32 (H, W), -60..180.
+        saturation, value: float32 (H, W), 0..255.
+
+    Returns:
+        float32 (H, W, 3) with whole numbers 0..255.
     """
     sector = tf.where(hue < 0, hue + 180, hue) * (6 / 180)
     saturation, value = saturation * (1 / 255), value * (1 / 255)
-    losses = (2 - tf.abs(sector - 3), tf.abs(sector - 2) - 1, tf.abs(sector - 4) - 1)
-    planes = [tf.floor(value * (1 - saturation * tf.clip_by_value(loss, 0, 1)) * 255) for loss in losses]
+    reductions = (2 - tf.abs(sector - 3), tf.abs(sector - 2) - 1, tf.abs(sector - 4) - 1)
+    planes = [tf.floor(value * (1 - saturation * tf.clip_by_value(reduction, 0, 1)) * 255)
+              for reduction in reductions]
     return tf.transpose(tf.stack(planes), [1, 2, 0])

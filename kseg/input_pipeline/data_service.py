@@ -1,10 +1,10 @@
-"""Reading for training in other processes, by a tf.data service: its dispatcher, its workers, and its batches in order.
+"""Read training batches in other processes with a tf.data service.
 
     python -m kseg.data serve --port 5050
     python -m kseg.data serve --dispatcher grpc://localhost:5050
 
-A worker takes the next step that none has taken, so batches come in any order, and those that a worker had in hand when
-it died never come. They carry their steps' numbers, are put in order here, and are asked for again where one is missed.
+A worker takes the next free step, so batches arrive in any order, and the batches of a worker that dies never arrive.
+Batches carry their step, are sorted here, and are requested again if one is missing.
 """
 
 import logging
@@ -18,44 +18,52 @@ from collections.abc import Callable, Iterable, Iterator
 import tensorflow as tf
 
 from kseg.config.checks import host_and_port
-from kseg.datasets.diagnosis import fault_text
+from kseg.datasets.diagnosis import error_summary
 from kseg.errors import UserError
 from kseg.system.signals import Signals
 
 Batches = Callable[[tf.Tensor], tf.data.Dataset]
-# Seconds in which something has to come from the service; a worker starts slowly where pictures are large.
-PATIENCE = 300
-# Seconds in which a server has to answer at all.
-ANSWER = 10
-# Milliseconds between a worker's signs of life, and those after which one that gave none counts as gone.
+# Seconds to wait for the next batch; a worker needs long for its first one if images are large.
+BATCH_TIMEOUT = 300
+# Seconds to wait for a server's answer.
+ANSWER_TIMEOUT = 10
+# Milliseconds between a worker's heartbeats, and until a silent worker counts as lost.
 HEARTBEAT = 5_000
 WORKER_TIMEOUT = 20_000
-# How many batches a worker works at, so that it is never idle while one waits for its last picture.
-AT_ONCE = 2
-# How many batches training asks for at once, of as many workers.
+# Batches that a worker prepares in parallel, so that it is not idle while one of them waits for its last image.
+PARALLEL_BATCHES = 2
+# Batches that training requests in parallel, from as many workers.
 REQUESTS = 4
-# Batches that training holds besides those that wait for an earlier one: asked for, handed over, and prefetched.
-IN_HAND = REQUESTS + 4
-# That many may wait even if memory is short, or two workers would not do.
-FEWEST_WAITING = 4
+# Batches in memory besides those that wait for a previous one: requested, handed over, and prefetched.
+IN_FLIGHT = REQUESTS + 4
+# Minimum number of waiting batches, whatever the memory limit; two workers need them.
+MIN_WAITING = 4
 
 
 class ServiceError(UserError):
-    """A tf.data service does not answer, cannot be started, or does not give what it was asked for."""
+    """A tf.data service cannot be started or does not answer."""
 
 
 def batches_in_order(address: str, memory: float, batch_of: Batches, start_step: int,
                      steps: int) -> tf.data.Dataset:
-    """Return the batches that the service at an address makes, from `start_step` to before `steps` in order.
+    """Return the batches of the steps [start_step, steps), read by a service.
 
-    `batch_of` gives for a step, int64, a data set of its one batch; its graph is sent to the workers. Batches that wait
-    for an earlier one take no more than `memory` GiB. Reading fails where a worker could not make a batch, and where one
-    does not come though it was asked for twice. Raises ServiceError where the service does not answer.
+    Reading fails if a worker cannot make a batch, or if a batch is missing twice.
+
+    Args:
+        address: Address of the service, grpc://host:port.
+        memory: Limit in GiB of the batches that wait for a previous one.
+        batch_of: Returns a dataset of the one batch of a step (int64 scalar). Its graph is sent to the workers.
+        start_step: First step.
+        steps: End of the steps.
+
+    Raises:
+        ServiceError: The service does not answer.
     """
     require_answer(address)
     element = batch_of(tf.constant(0, tf.int64)).element_spec
     size = sum(math.prod(spec.shape) * spec.dtype.size for spec in element.values())
-    most_waiting = max(FEWEST_WAITING, int(memory * 2**30 / size) - IN_HAND)
+    most_waiting = max(MIN_WAITING, int(memory * 2**30 / size) - IN_FLIGHT)
 
     def generate() -> Iterator[tuple[dict, str]]:
         def received(step: int) -> Iterator[tuple]:
@@ -64,16 +72,16 @@ def batches_in_order(address: str, memory: float, batch_of: Batches, start_step:
         try:
             for batch in _ordered(received, start_step, steps, most_waiting):
                 yield batch, ""
-        # Raised here, it would be told with all of its traceback.
+        # An exception raised in the generator would be reported with its whole traceback.
         except (ServiceError, tf.errors.OpError) as error:
-            yield _blank(element), f"tf.data service at {address}: {fault_text(error)}"
+            yield _blank(element), f"tf.data service at {address}: {error_summary(error)}"
 
     def checked(batch: dict, fault: tf.Tensor) -> dict:
         with tf.control_dependencies([tf.debugging.Assert(tf.equal(fault, ""), [fault])]):
             return tf.nest.map_structure(tf.identity, batch)
 
     options = tf.data.Options()
-    # Checking is nothing to do several batches ahead, each of which takes memory.
+    # A parallel map would check several batches ahead and hold them in memory.
     options.experimental_optimization.map_parallelization = False
     signature = element, tf.TensorSpec((), tf.string)
     return tf.data.Dataset.from_generator(generate, output_signature=signature).map(checked).with_options(options)
@@ -81,14 +89,21 @@ def batches_in_order(address: str, memory: float, batch_of: Batches, start_step:
 
 def _ordered(received: Callable[[int], Iterable[tuple[int, bool, dict]]], start_step: int, steps: int,
              most_waiting: int) -> Iterator[dict]:
-    """Yield the batches of the steps `start_step` to `steps`, of which `received(step)` gives those from a step on.
+    """Yield the batches of the steps [start_step, steps) in order.
 
-    That gives (step, whether it could be made, batch) in any order. Where a batch is still missing when `most_waiting`
-    later ones wait for it, or at the end, it is asked for again with what follows it, once. Raises ServiceError where
-    it is missing then too, or could not be made.
+    A batch counts as missing if `most_waiting` later ones wait for it, or at the end. Then it and the following batches
+    are requested once more.
+
+    Args:
+        received: Returns the batches from a step on, as (step, whether the batch could be made, batch), in any order.
+        start_step, steps: The range of steps.
+        most_waiting: Maximum number of waiting batches.
+
+    Raises:
+        ServiceError: A batch is missing twice, or could not be made.
     """
     step, missed = start_step, -1
-    # Ends where the last batch has come, and not where the service says so, which takes it some seconds.
+    # Stops after the last batch: the service itself takes some seconds to report its end.
     while step < steps:
         waiting: dict[int, tuple[bool, dict]] = {}
         for number, made, batch in received(step):
@@ -96,19 +111,20 @@ def _ordered(received: Callable[[int], Iterable[tuple[int, bool, dict]]], start_
             while step in waiting:
                 made, batch = waiting.pop(step)
                 if not made:
-                    raise ServiceError(f"a worker could not make the batch of step {step + 1}; its output says why. "
-                                       "Do all workers see the data?")
+                    raise ServiceError(f"a worker could not make the batch of step {step + 1}; see its output. "
+                                       "Do all workers have access to the data?")
                 yield batch
                 step += 1
             if step == steps:
                 return
             if len(waiting) >= most_waiting:
                 break
-        lost = f"the batch of step {step + 1} did not come, but {len(waiting)} later ones"
+        lost = f"the batch of step {step + 1} is missing, {len(waiting)} later ones have arrived"
         if step == missed:
-            raise ServiceError(f"{lost}, twice: a worker is too slow, or data.memory too small for so many workers")
+            raise ServiceError(f"{lost}, for the second time: a worker is too slow, or data.memory is too small for "
+                               "the number of workers")
         missed = step
-        logging.getLogger(__name__).warning("tf.data service: %s; asking for it again", lost)
+        logging.getLogger(__name__).warning("tf.data service: %s; requesting it again", lost)
 
 
 def _blank(element: dict) -> dict:
@@ -117,18 +133,22 @@ def _blank(element: dict) -> dict:
 
 def _job(address: str, memory: float, batch_of: Batches, element: dict, start_step: int,
          steps: int) -> tf.data.Dataset:
-    """Return (step, whether it could be made, batch) from `start_step` on in any order, by all of the workers."""
+    """Return the workers' batches from `start_step` on, in any order.
+
+    An element is (step, whether the batch could be made, batch).
+    """
     def numbered(step: tf.Tensor) -> tf.data.Dataset:
-        # What fails would end the whole job, at no step in particular.
+        # An error would end the whole job without naming the step.
         made = batch_of(step).map(lambda batch: (step, True, batch)).ignore_errors(log_warning=True)
         blank = tf.data.Dataset.from_tensors(step).map(lambda step: (step, False, _blank(element)))
         return made.concatenate(blank).take(1)
 
     numbers = tf.data.Dataset.range(start_step, steps)
-    batches = numbers.interleave(numbered, cycle_length=AT_ONCE, num_parallel_calls=AT_ONCE, deterministic=False)
+    batches = numbers.interleave(numbered, cycle_length=PARALLEL_BATCHES, num_parallel_calls=PARALLEL_BATCHES,
+                                 deterministic=False)
     options = tf.data.Options()
     options.autotune.ram_budget = int(memory * 2**30)
-    # What a worker has made in advance keeps the others' batches waiting here.
+    # Batches that a worker prefetches are delayed, and all later batches of other workers wait for them.
     options.experimental_optimization.inject_prefetch = False
     service = tf.data.experimental.service
     return batches.with_options(options).apply(service.distribute(
@@ -137,14 +157,14 @@ def _job(address: str, memory: float, batch_of: Batches, element: dict, start_st
 
 
 def _received(job: tf.data.Dataset) -> Iterator[tuple[int, bool, dict]]:
-    """Yield a job's elements; raises ServiceError where none comes for PATIENCE seconds."""
-    came: queue.Queue = queue.Queue(1)
-    ended = threading.Event()
+    """Yield a job's elements; raises ServiceError if none arrives for BATCH_TIMEOUT seconds."""
+    elements: queue.Queue = queue.Queue(1)
+    closed = threading.Event()
 
     def hand_over(element: tuple | Exception | None) -> None:
-        while not ended.is_set():
+        while not closed.is_set():
             try:
-                came.put(element, timeout=1)
+                elements.put(element, timeout=1)
                 return
             except queue.Full:
                 continue
@@ -153,20 +173,20 @@ def _received(job: tf.data.Dataset) -> Iterator[tuple[int, bool, dict]]:
         try:
             for element in job:
                 hand_over(element)
-                if ended.is_set():
+                if closed.is_set():
                     return
             hand_over(None)
         except tf.errors.OpError as error:
             hand_over(error)
 
-    # Waiting for a service is nothing that can be interrupted, so it is left to a thread that need not end.
+    # Waiting for a service cannot be interrupted, so a daemon thread waits.
     threading.Thread(target=read, daemon=True).start()
     try:
         while True:
             try:
-                element = came.get(timeout=PATIENCE)
+                element = elements.get(timeout=BATCH_TIMEOUT)
             except queue.Empty:
-                raise ServiceError(f"nothing came for {PATIENCE} s: has it workers?") from None
+                raise ServiceError(f"no batch for {BATCH_TIMEOUT} s: does the service have workers?") from None
             if element is None:
                 return
             if isinstance(element, Exception):
@@ -174,50 +194,60 @@ def _received(job: tf.data.Dataset) -> Iterator[tuple[int, bool, dict]]:
             number, made, batch = element
             yield int(number), bool(made), batch
     finally:
-        ended.set()
+        closed.set()
 
 
 def require_answer(address: str) -> None:
-    """Raise ServiceError where nothing listens at an address like grpc://host:port."""
+    """Raise ServiceError unless a server listens at an address grpc://host:port."""
     try:
-        socket.create_connection(host_and_port(address), timeout=ANSWER).close()
+        socket.create_connection(host_and_port(address), timeout=ANSWER_TIMEOUT).close()
     except OSError as error:
         raise ServiceError(f"no tf.data service answers at {address}: {error.strerror or error}; start its dispatcher "
                            "with python -m kseg.data serve") from None
 
 
 def require_free(port: int) -> None:
-    """Raise ServiceError where another process listens at a port; a second server would share it in silence."""
+    """Raise ServiceError if another process listens at a port.
+
+    A second server would silently share the port.
+    """
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
     except (OSError, OverflowError) as error:
-        raise ServiceError(f"port {port} cannot be taken: {getattr(error, 'strerror', None) or error}; "
-                           "--port 0 takes a free one") from None
+        raise ServiceError(f"port {port} is not available: {getattr(error, 'strerror', None) or error}; "
+                           "--port 0 chooses a free one") from None
 
 
 def serve_data(port: int, host: str, dispatcher: str, report: Callable[[str], None] = print) -> None:
-    """Run a dispatcher, or a worker of the one at the address `dispatcher`, until SIGTERM or SIGINT.
+    """Run a dispatcher or a worker until SIGTERM or SIGINT.
 
-    Others reach it as `host`; port 0 is a free one. Raises ConfigError for a malformed address, ServiceError where the
-    port is taken or the dispatcher does not answer.
+    Args:
+        port: Port to listen at; 0 chooses a free one.
+        host: Name under which other machines reach this one.
+        dispatcher: Address of the worker's dispatcher; empty to run a dispatcher.
+        report: Receives the address and the end of the server.
+
+    Raises:
+        ConfigError: The address is malformed.
+        ServiceError: The port is not available, or the dispatcher does not answer.
     """
     if dispatcher:
         require_answer(dispatcher)
     require_free(port)
     with Signals() as signals:
         try:
-            server, place = _start_worker(port, host, dispatcher) if dispatcher else _start_dispatcher(port, host)
+            server, address = _start_worker(port, host, dispatcher) if dispatcher else _start_dispatcher(port, host)
         except tf.errors.OpError as error:
-            raise ServiceError(f"the server could not start: {fault_text(error)}") from None
-        report(f"worker at {place} of the tf.data service {dispatcher}" if dispatcher else
-               f"tf.data service at {place}; its workers: python -m kseg.data serve --dispatcher {place}; "
-               f"training: --set data.service={place}")
+            raise ServiceError(f"the server could not start: {error_summary(error)}") from None
+        report(f"worker at {address} of the tf.data service {dispatcher}" if dispatcher else
+               f"tf.data service at {address}; start workers: python -m kseg.data serve --dispatcher {address}; "
+               f"training: --set data.service={address}")
         while signals.received is None:
             time.sleep(0.1)
         server.stop()
-        report("ended")
+        report("stopped")
 
 
 def _start_dispatcher(port: int, host: str) -> tuple:
@@ -234,5 +264,5 @@ def _start_worker(port: int, host: str, dispatcher: str) -> tuple:
             port = probe.getsockname()[1]
     server = service.WorkerServer(service.WorkerConfig(
         dispatcher_address=dispatcher.removeprefix("grpc://"), worker_address=f"{host}:{port}", port=port,
-        heartbeat_interval_ms=HEARTBEAT, dispatcher_timeout_ms=1000 * ANSWER))
+        heartbeat_interval_ms=HEARTBEAT, dispatcher_timeout_ms=1000 * ANSWER_TIMEOUT))
     return server, f"{host}:{port}"

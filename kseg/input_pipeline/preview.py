@@ -1,4 +1,4 @@
-"""Draw the samples that training would get, for `python -m kseg.data show`."""
+"""Draw augmented training samples, for `python -m kseg.data show`."""
 
 import dataclasses
 import functools
@@ -19,23 +19,28 @@ from kseg.images import drawing, image_files
 from kseg.input_pipeline import batching
 
 LARGEST_CROP = (512, 1024)
-# Width to height that the sheet of samples comes closest to.
+# Preferred ratio of width to height of the sheet.
 SHEET_RATIO = 1.6
 TITLES = ("image", "label", "overlay")
 STRIPE = 4
-STRIPE_GREYS = (60, 200)
+STRIPE_GRAYS = (60, 200)
 
 
 def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
-    """Return the default config with `data` and `a.b=c` overrides, its crop as large as the first picture.
+    """Return the default config of a data set with `a.b=c` overrides.
 
-    The crop is at most 512 high and 1024 wide. Raises ConfigError for a wrong override, DataError where the first
-    training example cannot be read.
+    The crop is the size of the first image.
+
+    The crop is at most 512 high and 1024 wide.
+
+    Raises:
+        ConfigError: An override is wrong.
+        DataError: The first training example cannot be read.
     """
     def overridden(config: Config) -> Config:
         return functools.reduce(values.set_value, overrides, config)
 
-    # Twice, for an override may say where the first picture lies, and another how large the crop is.
+    # Overrides apply twice, because they may set both the location of the data and the crop.
     config = overridden(Config(data=data))
     image, _ = diagnosis.decode_example(registry.open_split(config.data, config.data.train_split), 0)
     crop = tuple(min(side, largest) for side, largest in zip(image.shape, LARGEST_CROP))
@@ -44,36 +49,46 @@ def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
 
 
 def show(config: Config, count: int, step: int, out: Path, report: Callable[[str], None] = print) -> None:
-    """Write a PNG of the first `count` training samples from a step on: image, label and overlay, beside the legend.
+    """Write a PNG of training samples, each as image, label and overlay, with a legend.
 
-    They are what training gets, only with the normalisation undone; ignored pixels, padding among them, are striped.
-    One line for each sample names its file, row by row. Raises ConfigError for a count below 1 or a step below 0,
-    DataError naming an unreadable file, UserError where `out` cannot be written.
+    The samples are those of training, with the normalization reversed. Ignored pixels and padding are striped.
+
+    Args:
+        config: The config; its training split is shown.
+        count: Number of samples.
+        step: Step of the first sample.
+        out: The PNG file.
+        report: Receives the file name of each sample.
+
+    Raises:
+        ConfigError: `count` is below 1 or `step` below 0.
+        DataError: A file cannot be read; the message names it.
+        UserError: `out` cannot be written.
     """
     if count < 1 or step < 0:
-        raise ConfigError(f"count must be above 0 and step not below 0, got {count} and {step}")
+        raise ConfigError(f"count must be at least 1 and step at least 0, got {count} and {step}")
     split = registry.open_split(config.data, config.data.train_split)
     dataset, samples = split.dataset, _samples(config, split, count, step)
     cells = []
     for number, (image, label, index) in enumerate(samples, 1):
         report(f"{number}: {split.names[index]}")
-        picture = np.rint(np.clip(image * np.float32(config.data.std) + np.float32(config.data.mean), 0, 255))
-        cells.append(sample_cells(picture.astype(np.uint8), label, dataset))
+        pixels = np.rint(np.clip(image * np.float32(config.data.std) + np.float32(config.data.mean), 0, 255))
+        cells.append(sample_cells(pixels.astype(np.uint8), label, dataset))
     height, width = config.augment.crop
     columns = min(range(1, count + 1),
                   key=lambda number: abs(math.log(3 * width * number / (height * -(-count // number)) / SHEET_RATIO)))
-    # A white column sets one sample off from the next.
+    # A white column separates neighboring samples.
     gap = np.full((height, drawing.MARGIN, 3), 255, np.uint8)
-    rows = [sum(([*three, gap] for three in cells[first:first + columns]), []) for first in range(0, count, columns)]
+    rows = [sum(([*sample, gap] for sample in cells[first:first + columns]), []) for first in range(0, count, columns)]
     image_files.save_image(_beside(drawing.grid(rows, (*TITLES, "") * columns), _legend(dataset)), out)
     report(f"wrote {out}: {count} sample{'s' * (count > 1)} of {dataset.name} {split.name} "
            f"from step {step}, crop {width}x{height}")
 
 
 def _samples(config: Config, split: Split, count: int, step: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """Return (normalised image, label, index) of the first `count` training samples from `step` on."""
+    """Return (normalized image, label, index) of the first `count` training samples from `step` on."""
     end = step + -(-count // config.train.global_batch)
-    # What a step trains on does not depend on how many follow; one may look beyond the last.
+    # A step's batch does not depend on the number of steps, so steps beyond the last one can be shown.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=end))
     iterator = iter(batching.train_batches(split, config, step))
     samples: list[tuple] = []
@@ -88,24 +103,27 @@ def _samples(config: Config, split: Split, count: int, step: int) -> list[tuple[
 
 
 def stripes(height: int, width: int) -> np.ndarray:
-    """Return the uint8 (height, width, 3) diagonal stripes in two greys that stand for ignored pixels."""
+    """Return gray diagonal stripes, uint8 (height, width, 3), which mark ignored pixels."""
     rows, columns = np.mgrid[:height, :width]
-    greys = np.array(STRIPE_GREYS, np.uint8)[(rows + columns) // STRIPE % 2]
-    return np.repeat(greys[..., None], 3, axis=2)
+    grays = np.array(STRIPE_GRAYS, np.uint8)[(rows + columns) // STRIPE % 2]
+    return np.repeat(grays[..., None], 3, axis=2)
 
 
 def sample_cells(image: np.ndarray, label: np.ndarray, dataset: Dataset) -> list[np.ndarray]:
-    """Return [image, label, overlay], uint8 (H, W, 3), for a uint8 image and uint8 (H, W) train ids."""
+    """Return [image, label, overlay], uint8 (H, W, 3) each.
+
+    The image is uint8 (H, W, 3), the label uint8 train ids (H, W).
+    """
     ignored = label == IGNORED
     striped = stripes(*label.shape)
-    coloured, mixed = drawing.colorize(label, dataset.palette), drawing.overlay(image, label, dataset.palette)
-    coloured[ignored] = striped[ignored]
-    mixed[ignored] = image[ignored] // 2 + striped[ignored] // 2
-    return [image, coloured, mixed]
+    colored, blended = drawing.colorize(label, dataset.palette), drawing.overlay(image, label, dataset.palette)
+    colored[ignored] = striped[ignored]
+    blended[ignored] = image[ignored] // 2 + striped[ignored] // 2
+    return [image, colored, blended]
 
 
 def _legend(dataset: Dataset) -> Image.Image:
-    """Return the classes' legend with a line for ignored pixels below, its text in line with the classes' names."""
+    """Return the legend of the classes with an additional line for ignored pixels."""
     upper = drawing.legend(dataset.classes, dataset.palette)
     font = ImageFont.load_default(drawing.FONT_SIZE)
     margin, gap, height, line = drawing.MARGIN, drawing.GAP, 18, 24
@@ -121,7 +139,7 @@ def _legend(dataset: Dataset) -> Image.Image:
 
 
 def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Return both pictures side by side on white, their upper edges in line."""
+    """Return two images side by side on white, aligned at the top."""
     sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
     sheet.paste(left, (0, 0))
     sheet.paste(right, (left.width, 0))

@@ -138,7 +138,7 @@ def _build_training(config: Config, split: Split, strategy: tf.distribute.Strate
         except tf.errors.OpError as error:
             if "GetNext" not in str(error):
                 raise
-            reader.note(int(optimizer.iterations.numpy()), error)
+            reader.handle_failure(int(optimizer.iterations.numpy()), error)
             take_steps()
 
     return model, optimizer.name, take_steps

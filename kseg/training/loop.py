@@ -108,7 +108,7 @@ class Loop:
         if logging or saving:
             self._settle()
         if logging and self.log.count:
-            self.run.log(self.step, self.log.flush(self.step) | self.reader.counts() | memory.memory_in_use()
+            self.run.log(self.step, self.log.flush(self.step) | self.reader.log_values() | memory.memory_in_use()
                          | {"learning_rate": float(self.rate(self.step - 1))})
             memory.reset_peak_memory()
         if hosts.num_hosts(self.strategy) == 1:
@@ -149,7 +149,7 @@ class Loop:
         ends = [(self.step // every + 1) * every for every in (
             self.settings.log_every, self.settings.validate_every, self.settings.checkpoint_every)]
         ends += [each["step"] for each in self.skipped if each["step"] > self.step]
-        ends += [self.reader.changes(self.step), self.profile.boundary(self.step), self.settings.steps]
+        ends += [self.reader.next_skip(self.step), self.profile.boundary(self.step), self.settings.steps]
         most = self.settings.steps_per_call
         if hosts.num_hosts(self.strategy) == 1 and self.log.seconds_per_step:
             # A signal is heard after a call.
@@ -173,7 +173,7 @@ class Loop:
         self._settle()
         self.step = int(self.optimizer.iterations.numpy())
         try:
-            self.reader.note(self.step, error)
+            self.reader.handle_failure(self.step, error)
         except DataError:
             # The steps so far are sound.
             if self.step:
@@ -229,7 +229,7 @@ class Loop:
     def _go_back(self, found: NotFinite) -> None:
         """Continue at the newest checkpoint without the batch of a step; raises NonFiniteLoss if that is not to be."""
         settings, workdir = self.settings, self.run.workdir
-        files = self.reader.files(found.step)
+        files = self.reader.example_names(found.step)
         parts = ", ".join(f"{name} {value:g}" for name, value in found.losses.items())
         fault = (f"the loss or its update is not finite at step {found.step + 1} ({parts}), "
                  f"learning rate {float(self.rate(found.step)):g}")

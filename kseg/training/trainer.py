@@ -112,8 +112,8 @@ def finish_run(run: Recorder, loop: Loop, reader: batch_reader.BatchReader) -> d
     best, settings = run.best, run.config.train
     early = f", {settings.patience} validations after the best one (train.patience)" \
         if loop.step < settings.steps else ""
-    left_out = f"; left out {len(reader.left_out)} of {len(reader.names)} training examples as unreadable: " \
-        f"{reader.path}" if reader.left_out else ""
+    left_out = f"; left out {len(reader.skipped)} of {len(reader.names)} training examples as unreadable: " \
+        f"{reader.path}" if reader.skipped else ""
     skipped = f"; left out {len(loop.skipped)} batches whose loss was not finite" if loop.skipped else ""
     run.report(f"finished {loop.step} steps{early}; best validation mIoU {100 * best['mIoU']:.2f} at step "
                f"{best['step']}: {run.workdir / 'best.weights.h5'}{left_out}{skipped}")

@@ -1,4 +1,4 @@
-"""kseg.datasets.checks and the command python -m kseg.data: counts and weights by hand, faults gathered, samples drawn."""
+"""The commands check, stats and show of python -m kseg.data: counts, collected faults, drawn samples."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ def silent(text):
     pass
 
 
-def test_counts_by_hand(tmp_path):
+def test_counts_equal_numbers_computed_by_hand(tmp_path):
     results = checks.check_dataset(counted(tmp_path), report=silent)
     assert list(results) == ["train"]
     result = results["train"]
@@ -41,13 +41,13 @@ def test_counts_by_hand(tmp_path):
     assert result["void_share"] == 1 / 12 and result["unseen"] == ["unseen"]
 
 
-def test_weights_by_hand(tmp_path):
-    # freq: background 6/12, object 4/12, rare 1/4 of the one image that has it; the median is 1/3.
+def test_weights_equal_numbers_computed_by_hand(tmp_path):
+    # Frequencies: background 6/12, object 4/12, rare 1/4 of the one image with it. The median is 1/3.
     weights = checks.check_dataset(counted(tmp_path), report=silent)["train"]["weights"]
     assert weights[:3] == pytest.approx([2 / 3, 1, 4 / 3]) and math.isnan(weights[3])
 
 
-def test_report(tmp_path):
+def test_report_lists_values_and_weights(tmp_path):
     lines = []
     checks.check_dataset(counted(tmp_path), report=lines.append)
     words = [line.split() for line in "\n".join(lines).splitlines()]
@@ -60,7 +60,7 @@ def test_report(tmp_path):
     assert "median-frequency weights: 0.6667 1.0000 1.3333 nan\n" in text
 
 
-def test_all_faults_are_gathered(tmp_path):
+def test_all_faults_are_collected(tmp_path):
     good = np.zeros((2, 3), np.uint8)
     source = folder(tmp_path, {"train": [good] * 13, "val": [good] * 3, "test": [good]})
     for index in range(11):
@@ -72,11 +72,11 @@ def test_all_faults_are_gathered(tmp_path):
     with pytest.raises(DataError) as error:
         checks.check_dataset(source, report=lines.append)
     message = str(error.value).splitlines()
-    # One split that cannot be opened, eleven labels of train, two examples of val.
+    # One unopenable split, eleven labels of train, two examples of val.
     assert message[0] == "folder has 14 faults:" and len(message) == 12 and message[11] == "  and 4 more"
     assert "image without label" in message[1] and "test/images/e00.png" in message[1]
-    assert "train/labels/e08.png: value 108 (6 pixels) is no label value of folder; those are 0-2, 255" in message[10]
-    # What could be read is shown all the same, the unknown values among it.
+    assert "train/labels/e08.png: value 108 (6 pixels) " in message[10] and "0-2, 255" in message[10]
+    # Readable examples are still reported, including their undefined values.
     assert any("  108         -  not a label value" in line for line in lines)
     with pytest.raises(DataError) as error:
         checks.check_dataset(source, ["val"], silent)
@@ -85,7 +85,7 @@ def test_all_faults_are_gathered(tmp_path):
     assert "labels/e02.png is 5x5, its image" in message[2]
 
 
-def test_one_unreadable_example_leaves_nothing_to_count(tmp_path):
+def test_split_without_readable_examples(tmp_path):
     source = folder(tmp_path, {"train": [np.zeros((2, 2), np.uint8)]})
     (tmp_path / "train/labels/e00.png").write_bytes(b"")
     lines = []
@@ -102,7 +102,7 @@ def test_empty_split_is_a_fault(tmp_path):
         checks.check_dataset(source, report=silent)
 
 
-def test_wrong_names_are_told_at_once(tmp_path):
+def test_wrong_names_are_reported_at_once(tmp_path):
     source = counted(tmp_path)
     with pytest.raises(DataError, match="unknown split of folder 'trian'. Did you mean train"):
         checks.check_dataset(source, ["trian"], silent)
@@ -120,8 +120,8 @@ def test_palette_labels_are_counted_by_index(tmp_path):
     assert checks.check_dataset(source, report=silent)["train"]["pixels"][3] == 4
 
 
-def turned_set(directory):
-    """A set of one upright picture and two that say that they are not."""
+def rotated_set(directory):
+    """Return a set of one upright image and two with another EXIF orientation."""
     source = folder(directory, {"train": [np.zeros((20, 30), np.uint8)] * 3})
     for number, orientation in ((0, 1), (1, 6), (2, 8)):
         exif = Image.Exif()
@@ -133,13 +133,13 @@ def turned_set(directory):
 
 @pytest.mark.parametrize("count", [checks.check_dataset, checks.dataset_stats])
 @pytest.mark.parametrize("form", ["tree", "prepared"])
-def test_turned_pictures_are_told_of(tmp_path, form, count):
-    source, lines = turned_set(tmp_path / "set"), []
+def test_images_with_an_exif_orientation_are_reported(tmp_path, form, count):
+    source, lines = rotated_set(tmp_path / "set"), []
     if form == "prepared":
         source, _ = run("folder", tmp_path / "set", tmp_path / "out")
         shutil.rmtree(tmp_path / "set")
     assert count(source, report=lines.append)["train"]["turned"] == 2
-    assert any("  2 pictures carry an EXIF orientation, which training" in line for line in lines)
+    assert any("  2 images have an EXIF orientation" in line for line in lines)
 
 
 @needs_camvid
@@ -152,16 +152,16 @@ def test_camvid_weights():
         0.2793, 0.2017, 4.7865, 0.1490, 1.0, 0.4217, 3.8467, 1.9736, 0.7889, 6.3747, 8.8587]
 
 
-def test_cells_by_hand():
+def test_sample_cells_equal_pixels_computed_by_hand():
     record = dataclasses.replace(registry.DATASETS["camvid"], palette=((0, 100, 200),) * 11)
     image = np.full((1, 2, 3), 50, np.uint8)
-    plain, coloured, mixed = preview.sample_cells(image, np.array([[0, 255]], np.uint8), record)
+    plain, colored, blended = preview.sample_cells(image, np.array([[0, 255]], np.uint8), record)
     assert plain is image
-    assert coloured.tolist() == [[[0, 100, 200], [60] * 3]]
-    assert mixed.tolist() == [[[25, 75, 125], [55] * 3]]
+    assert colored.tolist() == [[[0, 100, 200], [60] * 3]]
+    assert blended.tolist() == [[[25, 75, 125], [55] * 3]]
 
 
-def test_ignored_pixels_have_two_greys():
+def test_stripes_alternate_between_two_grays():
     assert preview.stripes(1, 9)[0, :, 0].tolist() == [60] * 4 + [200] * 4 + [60]
     assert preview.stripes(5, 1)[:, 0, 0].tolist() == [60] * 4 + [200]
 
@@ -172,24 +172,24 @@ def test_sheet_holds_the_training_samples(tmp_path):
     lines = []
     preview.show(settings, 3, 4, tmp_path / "grid.png", lines.append)
     longer = dataclasses.replace(settings, train=Train(global_batch=2, steps=6))
-    wanted = [int(index) for step in (4, 5) for index in step_indices(longer, step)][:3]
-    assert [line.rsplit("/", 1)[1] for line in lines[:3]] == [f"e{index:02d}.png" for index in wanted]
+    expected = [int(index) for step in (4, 5) for index in step_indices(longer, step)][:3]
+    assert [line.rsplit("/", 1)[1] for line in lines[:3]] == [f"e{index:02d}.png" for index in expected]
     assert lines[3].startswith(f"wrote {tmp_path / 'grid.png'}: 3 samples of folder train from step 4, crop 40x32")
     sheet = image_files.read_image(tmp_path / "grid.png")
     left, top = drawing.GAP, drawing.FONT_SIZE + 3 * drawing.GAP
     first = sheet[top:top + 32, left:left + 40]
-    assert (first[:20, :30] == wanted[0]).all()
-    # Padding is the mean colour, which the network sees as zero.
+    assert (first[:20, :30] == expected[0]).all()
+    # Padding has the mean color, which is zero after normalization.
     assert (first[20:] == (124, 116, 104)).all() and (first[:, 30:] == (124, 116, 104)).all()
     second = sheet[top:top + 32, left + 40 + drawing.GAP:][:, :40]
-    assert (second[:20, :30] == registry.find_dataset(settings.data).palette[wanted[0] % 3]).all()
+    assert (second[:20, :30] == registry.find_dataset(settings.data).palette[expected[0] % 3]).all()
     assert set(second[20:].ravel().tolist()) == {60, 200}
 
 
 def test_show_names_the_unreadable_file(tmp_path):
     settings = config(folder(tmp_path / "set", {"train": [np.zeros((8, 8), np.uint8)] * 2}))
     write(tmp_path / "set/train/labels/e01.png", np.full((8, 8), 99, np.uint8))
-    with pytest.raises(DataError, match="e01.png: value 99 .64 pixels. is no label value"):
+    with pytest.raises(DataError, match="e01.png: value 99 .64 pixels. "):
         preview.show(settings, 2, 0, tmp_path / "grid.png", silent)
     for count, step in ((0, 0), (1, -1)):
         with pytest.raises(ConfigError, match=f"got {count} and {step}"):
@@ -198,11 +198,11 @@ def test_show_names_the_unreadable_file(tmp_path):
 
 
 @pytest.mark.parametrize("size, crop", [((20, 30), (20, 30)), ((600, 40), (512, 40)), ((30, 1100), (30, 1024))])
-def test_plain_config_takes_the_first_size(tmp_path, size, crop):
+def test_plain_config_takes_the_size_of_the_first_image(tmp_path, size, crop):
     source = folder(tmp_path, {"train": [np.zeros(size, np.uint8), np.zeros((9, 9), np.uint8)]})
     settings = preview.plain_config(source, ["augment.flip=0"])
     assert settings.augment == dataclasses.replace(Augment(), crop=crop, flip=0.0)
-    # An override counts more, and may also say where the data lies.
+    # An override takes precedence, and may also set the location of the data.
     overrides = ["augment.crop=8,16", f"data.directory={tmp_path}"]
     assert preview.plain_config(Data(name="folder"), overrides).augment.crop == (8, 16)
     with pytest.raises(ConfigError, match="augment.crop must be above 0"):
@@ -251,7 +251,7 @@ def test_exit_status_of_a_faulty_set(tmp_path):
     assert "not a label value" in done.stdout
 
 
-def test_defaults_are_whole_configs(tmp_path):
+def test_plain_config_is_a_complete_config(tmp_path):
     source = folder(tmp_path, {"train": [np.zeros((4, 4), np.uint8)]})
     settings = preview.plain_config(source)
     assert configs.from_json(configs.to_json(settings)) == settings

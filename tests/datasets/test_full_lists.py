@@ -1,4 +1,4 @@
-"""VOC's trainaug derived from the whole lists gives the published splits, on pictures and masks without bytes."""
+"""Deriving VOC's trainaug from the complete lists gives the published splits; images and masks are empty files."""
 
 import re
 
@@ -10,7 +10,7 @@ from tests.helpers.shared_files import VOC2012, needs_voc2012
 
 LISTS = VOC2012 / "full_lists"
 ROOT = "VOCdevkit/VOC2012"
-# Where the masks beyond the official labels may lie.
+# Possible locations of the additional masks.
 FORMS = ("SegmentationClassAug", "SegmentationClassAug.zip", "benchmark_RELEASE/dataset/cls")
 
 
@@ -19,7 +19,7 @@ def names(split):
 
 
 def archive(lists):
-    """VOC's archive with all its names, and pictures that belong to no split of segmentation."""
+    """Return the files of VOC's archive, including images that belong to no segmentation split."""
     official = {*names("train"), *names("val")}
     others = {f"2012_{number:06d}" for number in range(900_000, 900_100)}
     members = {f"{ROOT}/ImageSets/Segmentation/{split}.txt": "\n".join([*listed, ""]).encode()
@@ -29,18 +29,18 @@ def archive(lists):
 
 
 def masks(form):
-    """Masks for all of trainaug and val, as SegmentationClassAug holds them; SBD's lie in other files."""
-    every = sorted({*names("trainaug"), *names("val")})
+    """Return the files of the masks of trainaug and val in SegmentationClassAug or SBD."""
+    masked = sorted({*names("trainaug"), *names("val")})
     if form.endswith("cls"):
-        # SBD has no masks of many official names; every fourth stands for those that it has.
+        # SBD has masks of some official names only; every fourth name represents them.
         official = sorted({*names("train"), *names("val")})
-        every = sorted({*every} - {*official} | {*official[::4]})
-        return {f"{form}/{name}.mat": b"" for name in every}
-    return {f"SegmentationClassAug/{name}.png": b"" for name in every}
+        masked = sorted({*masked} - {*official} | {*official[::4]})
+        return {f"{form}/{name}.mat": b"" for name in masked}
+    return {f"SegmentationClassAug/{name}.png": b"" for name in masked}
 
 
 @needs_voc2012
-def test_the_lists_are_those_that_are_published():
+def test_lists_have_the_published_sizes():
     sizes = {split: len(set(names(split))) for split in ("train", "trainaug", "val")}
     assert sizes == {"train": 1464, "trainaug": 10582, "val": 1449} == registry.DATASETS["voc2012"].published
     assert set(names("train")) < set(names("trainaug")) and not set(names("val")) & set(names("trainaug"))
@@ -60,14 +60,14 @@ def test_trainaug_is_derived_from_all_lists(tmp_path, form):
     assert {split: len(found) for split, found in pairs.items()} == registry.DATASETS["voc2012"].published
     for split, found in pairs.items():
         assert [pair.name for pair in found] == [f"{name}.jpg" for name in sorted(names(split))]
-    # Where there is an official label, it is the one.
+    # An official label takes precedence.
     official = set(names("train"))
     for pair in pairs["trainaug"]:
-        assert ("/SegmentationClass/" in pair.label.where) == (pair.name[:-4] in official)
+        assert ("/SegmentationClass/" in pair.label.name) == (pair.name[:-4] in official)
 
 
 @needs_voc2012
-def test_a_list_of_trainaug_counts_more_than_masks(tmp_path):
+def test_list_of_trainaug_takes_precedence_over_masks(tmp_path):
     chosen = names("trainaug")[:5000]
     lists = {"train": names("train"), "val": names("val"), "trainaug": chosen}
     original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar", archive(lists))

@@ -1,4 +1,4 @@
-"""kseg.datasets.layouts: how examples are found and paired in each layout, and what is said of files that are missing."""
+"""How each layout finds and pairs examples, and which missing files it names."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ from kseg.input_pipeline import batching
 from tests.helpers.shared_files import ADE20K, CAMVID, VOC2012, needs_ade20k, needs_camvid, needs_voc2012
 from tests.helpers.small_sets import example, folder, write
 
-GREY = np.full((2, 3), 1, np.uint8)
+GRAY = np.full((2, 3), 1, np.uint8)
 
 
-def test_files_without_partner_are_all_named(tmp_path):
-    data = folder(tmp_path, {"train": [GREY] * 6})
+def test_unpaired_files_are_named(tmp_path):
+    data = folder(tmp_path, {"train": [GRAY] * 6})
     for index in range(4):
         (tmp_path / f"train/labels/e0{index}.png").unlink()
     (tmp_path / "train/images/e05.png").unlink()
@@ -32,12 +32,12 @@ def test_folder_pairs_by_stem_in_order(tmp_path):
     for name in ("b.jpg", "a.PNG", "c.bmp", ".hidden.png", "notes.txt"):
         write(tmp_path / "train/images" / name, np.zeros((2, 3, 3), np.uint8), format="PNG")
     for name in ("c.png", "a.png", "b.png"):
-        write(tmp_path / "train/labels" / name, GREY)
+        write(tmp_path / "train/labels" / name, GRAY)
     split = registry.open_split(data, "train")
     assert [name.rsplit("/", 1)[1] for name in split.names] == ["a.PNG", "b.jpg", "c.bmp"]
     assert [name.rsplit("/", 1)[1] for name in split.label_names] == ["a.png", "b.png", "c.png"]
     write(tmp_path / "train/images/a.jpg", np.zeros((2, 3, 3), np.uint8))
-    with pytest.raises(DataError, match="two files of one name: .*a.PNG and .*a.jpg"):
+    with pytest.raises(DataError, match=".*a.PNG and .*a.jpg"):
         registry.open_split(data, "train")
 
 
@@ -46,9 +46,9 @@ def test_cityscapes_tree(tmp_path):
     for number, (city, frame) in enumerate(frames):
         write(tmp_path / f"leftImg8bit/train/{city}/{frame}_leftImg8bit.png", np.full((2, 4, 3), number, np.uint8))
         write(tmp_path / f"gtFine/train/{city}/{frame}_gtFine_labelIds.png", np.full((2, 4), 7 + number, np.uint8))
-        # What else the archive holds.
+        # Other files of the archive, which must be ignored.
         for other in ("color", "instanceIds", "labelTrainIds"):
-            write(tmp_path / f"gtFine/train/{city}/{frame}_gtFine_{other}.png", GREY)
+            write(tmp_path / f"gtFine/train/{city}/{frame}_gtFine_{other}.png", GRAY)
         (tmp_path / f"gtFine/train/{city}/{frame}_gtFine_polygons.json").write_text("{}")
     data = Data(name="cityscapes", directory=str(tmp_path))
     split = registry.open_split(data, "train")
@@ -91,13 +91,13 @@ def test_ade20k_tree(tmp_path, around):
         registry.open_split(data, "val")
 
 
-def test_ade20k_elsewhere_is_told(tmp_path):
+def test_missing_ade20k_tree_is_reported(tmp_path):
     with pytest.raises(DataError, match="no directory images in any of .*ADEChallengeData2016"):
         registry.open_split(Data(name="ade20k", directory=str(tmp_path)), "train")
 
 
 def voc_tree(root, lists, official, augmented):
-    """Write a VOC2012 tree; official labels are palette files of class 3, augmented ones plain files of class 4."""
+    """Write a VOC2012 tree with official labels of class 3 (palette files) and augmented ones of class 4 (gray)."""
     for split, names in lists.items():
         path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def test_voc2012_tree(tmp_path, around):
         return {name[:-4]: int(label[0, 0]) for name, label in zip(last(found.names), labels, strict=True)}
 
     assert ids("train") == {"2007_1": 3, "2007_2": 3} and ids("val") == {"2007_3": 3}
-    # The official label where there is one, as MMSegmentation joins the two lists.
+    # An official label takes precedence, as in MMSegmentation.
     assert ids("trainaug") == {"2007_1": 3, "2007_2": 3, "2008_1": 4}
 
 
@@ -138,10 +138,10 @@ def test_voc2012_faults(tmp_path):
     data = Data(name="voc2012", directory=str(tmp_path))
     with pytest.raises(DataError) as error:
         registry.open_split(data, "train")
-    assert f"{tmp_path}/ImageSets/Segmentation/train.txt names examples " in str(error.value)
+    assert f"{tmp_path}/ImageSets/Segmentation/train.txt lists examples " in str(error.value)
     assert "without image JPEGImages/NAME.jpg: e;" in str(error.value)
     assert "without label SegmentationClass/NAME.png: b, c, d and 1 more" in str(error.value)
-    with pytest.raises(DataError, match="val.txt names a twice"):
+    with pytest.raises(DataError, match="val.txt repeats a"):
         registry.open_split(data, "val")
     with pytest.raises(DataError, match="no directory .*/SegmentationClassAug"):
         registry.open_split(data, "trainaug")
@@ -156,9 +156,9 @@ def test_voc2012_faults(tmp_path):
         registry.open_split(data, "val")
 
 
-def test_names_beyond_ascii(tmp_path):
+def test_names_with_non_ascii_characters(tmp_path):
     data = folder(tmp_path / "Straße", {})
-    example(tmp_path / "Straße", "train", "über 07", GREY)
+    example(tmp_path / "Straße", "train", "über 07", GRAY)
     image, _ = registry.open_split(data, "train").read(tf.constant(0, tf.int64))
     assert tf.io.decode_png(image)[0, 0, 0] == 7
 
@@ -193,8 +193,8 @@ def test_voc2012_samples():
     for index in (0, 65, 129):
         label = Image.open(split.label_names[index])
         assert label.mode == "P" and np.array(label.getpalette()[:63]).reshape(21, 3).tolist() == [
-            list(colour) for colour in record.palette]
+            list(color) for color in record.palette]
         _, found = batching.read_example(split, tf.constant(index, tf.int64))
         assert np.array_equal(found, np.array(label))
-        # The other file of the same label, without a palette.
+        # SegmentationClassAug stores the same label without a palette.
         assert np.array_equal(found, Image.open(split.label_names[index].replace("Class/", "ClassAug/")))

@@ -1,4 +1,4 @@
-"""Prepared sets wherever and however they lie give the same examples as the files they were made of."""
+"""Prepared sets of any format and location give the examples of their source."""
 
 import numpy as np
 import pytest
@@ -20,20 +20,20 @@ LABELS = {"train": [RANDOM.integers(0, 3, (9, 11)).astype(np.uint8) for _ in ran
           "val": [np.ones((1, 3), np.uint8), np.zeros((30, 7), np.uint8)]}
 
 
-def same_batches(one, other):
-    pairs = list(zip(train_batches(config(one)).take(4), train_batches(config(other)).take(4)))
+def require_same_batches(first, second):
+    pairs = list(zip(train_batches(config(first)).take(4), train_batches(config(second)).take(4)))
     assert len(pairs) == 4
-    for first, second in pairs:
-        assert all(np.array_equal(first[key], second[key]) for key in ("image", "label", "index"))
+    for batch, expected in pairs:
+        assert all(np.array_equal(batch[key], expected[key]) for key in ("image", "label", "index"))
 
 
-def test_pixels_are_those_of_the_files(tmp_path):
+def test_pixels_equal_the_decoded_files(tmp_path):
     source = folder(tmp_path / "source", LABELS)
     data, lines = run("folder", tmp_path / "source", tmp_path / "out", fast=True)
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.p?m")) == [
         f"folder_pixels/{prepared.VERSION}/{split}/{number:08d}.{kind}"
         for split, labels in LABELS.items() for number in range(len(labels)) for kind in ("pgm", "ppm")]
-    # Three colours and an id for each pixel, and a little more.
+    # Slightly more than four bytes per pixel: three colors and an id.
     assert any(line.startswith("needs 3.") and "e-06 GB" in line for line in lines)
     for split in LABELS:
         assert registry.split_names(data) == ("train", "val")
@@ -41,10 +41,10 @@ def test_pixels_are_those_of_the_files(tmp_path):
         assert list(found) == list(files)
         for name, (image, label) in files.items():
             assert np.array_equal(found[name][0], image) and np.array_equal(found[name][1], label)
-    same_batches(data, source)
+    require_same_batches(data, source)
 
 
-def test_pixels_are_read_before_records(tmp_path):
+def test_pixels_take_precedence_over_records(tmp_path):
     folder(tmp_path / "source", LABELS)
     data, _ = run("folder", tmp_path / "source", tmp_path / "out")
     records = registry.open_split(data, "train")
@@ -57,7 +57,7 @@ def test_pixels_are_read_before_records(tmp_path):
 
 @pytest.mark.parametrize("form", ["zip", "tree"])
 def test_pixels_of_cityscapes(tmp_path, form):
-    pairs = {split: [(original_archives.picture(number), RANDOM.integers(0, 34, (8, 12)).astype(np.uint8))
+    pairs = {split: [(original_archives.noise(number), RANDOM.integers(0, 34, (8, 12)).astype(np.uint8))
                      for number in range(len(original_archives.CITYSCAPES[split]))] for split in ("train", "val")}
     images, labels = original_archives.cityscapes(pairs)
     if form == "zip":
@@ -66,10 +66,10 @@ def test_pixels_of_cityscapes(tmp_path, form):
     else:
         original_archives.write_tree(tmp_path, images | labels)
     data, _ = run("cityscapes", tmp_path, tmp_path / "out", ("train", "val"), fast=True)
-    for split, some in pairs.items():
+    for split, examples in pairs.items():
         found = contents(data, split)
-        assert len(found) == len(some)
-        for number, (image, label) in enumerate(some):
+        assert len(found) == len(examples)
+        for number, (image, label) in enumerate(examples):
             name = f"{original_archives.CITYSCAPES[split][number]}_{number:06d}_000019_leftImg8bit.png"
             assert np.array_equal(found[name][0], image) and np.array_equal(found[name][1], label)
 
@@ -94,8 +94,8 @@ def copy(source, target):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_prepared_set_is_read_at_an_address(tmp_path, fast):
-    """At one that no other library but TensorFlow's files could read."""
+def test_prepared_set_is_read_from_an_address(tmp_path, fast):
+    """ram:// is an address that only TensorFlow's file system can read."""
     folder(tmp_path / "source", LABELS)
     local, _ = run("folder", tmp_path / "source", tmp_path / "out", fast=fast)
     address = f"ram://bucket/{tmp_path.name}"
@@ -103,21 +103,21 @@ def test_a_prepared_set_is_read_at_an_address(tmp_path, fast):
     remote = Data(name="folder", directory=address)
     assert registry.find_dataset(remote) == registry.find_dataset(local)
     assert registry.open_split(remote, "train").names[0].startswith("ram://")
-    same_batches(remote, local)
+    require_same_batches(remote, local)
     assert len(list(batching.eval_examples(registry.open_split(remote, "val")))) == 2
 
 
 @pytest.mark.parametrize("address, message", [
     ("ram://nowhere", "camvid: no directory ram://nowhere. Get CamVid"),
-    ("ram://there", "ram://there holds no prepared camvid, and only such are read from there"),
+    ("ram://there", "ram://there holds no prepared camvid"),
     ("unheard://of", "camvid: no directory unheard://of")])
-def test_an_address_without_a_prepared_set(address, message):
+def test_address_without_a_prepared_set(address, message):
     tf.io.gfile.makedirs("ram://there")
     with pytest.raises(DataError, match=message):
         registry.open_split(Data(name="camvid", directory=address), "train")
 
 
-def test_records_are_found_in_any_order(tmp_path):
+def test_records_are_read_in_any_order(tmp_path):
     values = [bytes([number]) * length for number, length in enumerate((0, 1, 300_000, 7))]
     path = str(tmp_path / "a.tfrecord")
     with tf.io.TFRecordWriter(path) as writer:
@@ -128,7 +128,7 @@ def test_records_are_found_in_any_order(tmp_path):
         assert read_record(tf.constant(path), tf.constant(offsets[number], tf.int64)).numpy() == values[number]
 
 
-def test_a_changed_byte_in_a_record_is_seen(tmp_path):
+def test_changed_byte_of_a_record_is_detected(tmp_path):
     source = folder(tmp_path / "source", LABELS)
     data, _ = run("folder", tmp_path / "source", tmp_path / "out")
     [path] = (tmp_path / "out").rglob("*train.tfrecord*")

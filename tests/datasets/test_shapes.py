@@ -1,4 +1,4 @@
-"""Tests of the synthetic data set: what is drawn, that it is always the same, and how it comes to lie on the disk."""
+"""The synthetic data set: its contents, reproducibility, and storage."""
 
 import hashlib
 import io
@@ -22,12 +22,12 @@ VERSION = str(shapes.Shapes.VERSION)
 
 
 def examples(directory: Path, split: str) -> list[dict[str, bytes]]:
-    """Return what is stored of a split, in order."""
-    found = shapes.prepare_shapes(directory, split)
+    """Return the stored examples of a split, in order."""
+    records = shapes.prepare_shapes(directory, split)
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in (*KEYS, "name")}
     return [{key: value.numpy() for key, value in tf.io.parse_single_example(
-        read_record(tf.constant(found.files[shard]), tf.constant(offset, tf.int64)), features).items()}
-        for shard, offset in zip(found.shards, found.offsets, strict=True)]
+        read_record(tf.constant(records.files[shard]), tf.constant(offset, tf.int64)), features).items()}
+        for shard, offset in zip(records.shards, records.offsets, strict=True)]
 
 
 def pixels(example: dict[str, bytes], key: str) -> np.ndarray:
@@ -47,11 +47,11 @@ def labels(directory: Path) -> dict[str, np.ndarray]:
             for split in shapes.COUNTS}
 
 
-def test_classes_and_colours_match():
+def test_classes_and_colors_match():
     assert shapes.CLASSES[0] == "background" and len(shapes.CLASSES) == len(shapes.OUTLINES) + 1 == 7
     assert len(shapes.TEXTURES) == len(shapes.OUTLINES)
     assert len(set(shapes.CLASSES)) == len(set(shapes.PALETTE)) == len(shapes.PALETTE) == len(shapes.CLASSES)
-    assert all(len(colour) == 3 and all(0 <= value <= 255 for value in colour) for colour in shapes.PALETTE)
+    assert all(len(color) == 3 and all(0 <= value <= 255 for value in color) for color in shapes.PALETTE)
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 64), ("val", 16)])
@@ -68,15 +68,16 @@ def test_examples_are_png_files_in_order(directory: Path, split: str, count: int
             np.testing.assert_array_equal(decoded, drawn)
 
 
-def test_pictures_differ_from_one_another(directory: Path):
+def test_images_differ_from_each_other(directory: Path):
     digests = {hashlib.sha256(pixels(example, "image").tobytes()).hexdigest()
                for split in shapes.COUNTS for example in examples(directory, split)}
     assert len(digests) == 80
 
 
-def test_another_process_draws_the_same(directory: Path, tmp_path: Path):
-    """Another process, so that nothing left over in this one (hash seeds, random state) can help."""
-    program = "import pathlib, sys; from kseg.builders import shapes; shapes.prepare(pathlib.Path(sys.argv[1]), 'val')"
+def test_another_process_draws_the_same_images(directory: Path, tmp_path: Path):
+    """A separate process shares no hash seed and no random state with this one."""
+    program = ("import pathlib, sys; from kseg.datasets import shapes; "
+               "shapes.prepare_shapes(pathlib.Path(sys.argv[1]), 'val')")
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True,
                           cwd=Path(shapes.__file__).parents[2])
     assert done.stdout == f"drawing the synthetic set shapes into {tmp_path}\n"
@@ -86,25 +87,25 @@ def test_another_process_draws_the_same(directory: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_labels_hold_every_class_often(labels: dict[str, np.ndarray], split: str):
+def test_every_class_is_frequent(labels: dict[str, np.ndarray], split: str):
     values, counts = np.unique(labels[split], return_counts=True)
     assert values.tolist() == [*range(len(shapes.CLASSES)), sections.IGNORED]
-    share = dict(zip(values.tolist(), counts / labels[split].size))
-    assert 0.5 < share[0] < 0.8
-    assert all(0.02 < share[kind] < 0.12 for kind in range(1, len(shapes.CLASSES)))
-    assert 0.02 < share[sections.IGNORED] < 0.12
+    fraction = dict(zip(values.tolist(), counts / labels[split].size))
+    assert 0.5 < fraction[0] < 0.8
+    assert all(0.02 < fraction[kind] < 0.12 for kind in range(1, len(shapes.CLASSES)))
+    assert 0.02 < fraction[sections.IGNORED] < 0.12
     for kind in range(1, len(shapes.CLASSES)):
         assert np.mean((labels[split] == kind).sum(axis=(1, 2)) >= 30) > 0.8
 
 
-def test_an_ignored_band_parts_all_regions(labels: dict[str, np.ndarray]):
-    every = np.concatenate([labels["train"], labels["val"]]).astype(int)
-    for first, second in ((every[:, 1:], every[:, :-1]), (every[:, :, 1:], every[:, :, :-1])):
+def test_ignored_band_separates_all_regions(labels: dict[str, np.ndarray]):
+    stack = np.concatenate([labels["train"], labels["val"]]).astype(int)
+    for first, second in ((stack[:, 1:], stack[:, :-1]), (stack[:, :, 1:], stack[:, :, :-1])):
         touching = (first != second) & (first != sections.IGNORED) & (second != sections.IGNORED)
         assert not touching.any()
 
 
-def test_the_band_is_two_pixels_wide_and_follows_what_is_visible():
+def test_ignored_band_is_two_pixels_wide_and_follows_visible_outlines():
     owners = np.zeros((6, 8), int)
     owners[:, 3:] = 1
     owners[3:, 3:] = 2
@@ -121,7 +122,7 @@ def test_outlines_are_negative_inside(outline, inside: tuple[float, float], outs
     assert outline(*map(np.array, inside)) < 0 < outline(*map(np.array, outside))
 
 
-def test_drawing_leaves_random_numbers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_drawing_keeps_the_random_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     blank = np.zeros((128, 256, 3), np.uint8), np.zeros((128, 256), np.uint8)
     monkeypatch.setattr(shapes, "draw_example", lambda split, index: blank)
     random.seed(5)
@@ -131,13 +132,13 @@ def test_drawing_leaves_random_numbers_alone(tmp_path: Path, monkeypatch: pytest
     assert random.random() == expected
 
 
-def test_unfinished_drawings_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unfinished_drawings_are_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         if split == "val":
             raise KeyboardInterrupt
-        return pictures(split, index)
+        return draw_example(split, index)
 
-    pictures = shapes.draw_example
+    draw_example = shapes.draw_example
     monkeypatch.setattr(shapes, "draw_example", fail)
     with pytest.raises(KeyboardInterrupt):
         shapes.prepare_shapes(tmp_path, "train")
@@ -146,7 +147,8 @@ def test_unfinished_drawings_do_not_count(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(examples(tmp_path, "train")) == 64
 
 
-def test_the_slower_of_two_takes_what_the_faster_drew(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_slower_of_two_processes_uses_the_images_of_the_faster(directory: Path, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch):
     def overtaken(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         target = tmp_path / "shapes" / VERSION
         if not target.exists():
@@ -159,7 +161,7 @@ def test_the_slower_of_two_takes_what_the_faster_drew(directory: Path, tmp_path:
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == [VERSION]
 
 
-def test_errors_name_what_is_wrong(tmp_path: Path, directory: Path):
+def test_errors_name_the_split_and_the_directory(tmp_path: Path, directory: Path):
     with pytest.raises(DataError, match="'trian'.*train"):
         shapes.prepare_shapes(directory, "trian")
     blocked = tmp_path / "file"
@@ -168,7 +170,7 @@ def test_errors_name_what_is_wrong(tmp_path: Path, directory: Path):
         shapes.prepare_shapes(blocked / "shapes", "train")
 
 
-def test_a_damaged_set_says_what_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_error_of_a_damaged_set_names_the_directory_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     blank = np.zeros((128, 256, 3), np.uint8), np.zeros((128, 256), np.uint8)
     monkeypatch.setattr(shapes, "draw_example", lambda split, index: blank)
     shapes.prepare_shapes(tmp_path, "train")

@@ -1,4 +1,4 @@
-"""Samples of what a seed decides, their distance, and mistakes planted in the draws."""
+"""Sample functions of a seed, compare samples, and plant mistakes in the draws."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,7 +9,7 @@ COUNT = 3000
 
 
 def samples(function, count=COUNT):
-    """What a function of a seed returns for many seeds, as arrays."""
+    """Return the results of a function for many seeds, as arrays."""
     seeds = tf.data.Dataset.range(count).map(lambda index: tf.stack([11, tf.cast(index, tf.int32)]))
     batches = seeds.map(function, num_parallel_calls=2, deterministic=True).batch(count)
     (found,) = batches.as_numpy_iterator()
@@ -17,9 +17,9 @@ def samples(function, count=COUNT):
 
 
 def distance(first, second, slack=0):
-    """Kolmogorov and Smirnov's: the largest difference of two samples' cumulative distributions.
+    """Return the Kolmogorov-Smirnov distance of two samples.
 
-    Values that differ by no more than `slack` count as equal, as in Levy's distance.
+    Values that differ by at most `slack` count as equal, as in the Levy distance.
     """
     first, second = np.sort(np.ravel(first)), np.sort(np.ravel(second))
 
@@ -31,13 +31,13 @@ def distance(first, second, slack=0):
 
 
 def plant(monkeypatch, purpose, change):
-    """Change what one purpose draws: change(draw, low, high)."""
-    honest = augmentations.uniform
+    """Replace the draws of one purpose by change(draw, low, high)."""
+    original = augmentations.uniform
 
-    def drawn(seed, asked, low=0.0, high=1.0, shape=()):
-        if asked != purpose:
-            return honest(seed, asked, low, high, shape)
-        return change(lambda low, high: honest(seed, asked, low, high, shape), low, high)
+    def drawn(seed, drawn_purpose, low=0.0, high=1.0, shape=()):
+        if drawn_purpose != purpose:
+            return original(seed, drawn_purpose, low, high, shape)
+        return change(lambda low, high: original(seed, drawn_purpose, low, high, shape), low, high)
 
     monkeypatch.setattr(augmentations, "uniform", drawn)
 

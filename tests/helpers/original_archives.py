@@ -1,4 +1,4 @@
-"""Archives and trees of the benchmark data sets with their own names, made from other pictures."""
+"""Make archives and trees of the benchmark data sets, with their file names and synthetic images."""
 
 import io
 import tarfile
@@ -13,19 +13,19 @@ CITYSCAPES = {"train": ("aachen", "ulm", "aachen"), "val": ("munster",), "test":
 
 
 def encoded(array, form="PNG", **options):
-    """Return an array as a picture file."""
+    """Return an array or PIL image as an image file."""
     file = io.BytesIO()
     (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(file, format=form, **options)
     return file.getvalue()
 
 
-def picture(number, height=8, width=12):
-    """Return noise of its own for each number, uint8 (height, width, 3)."""
-    return np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+def noise(seed, height=8, width=12):
+    """Return noise, uint8 (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def palette(label):
-    """Return a label as a palette picture whose colours' luminances are nothing like its ids."""
+    """Return a label as a palette image whose luminances differ from its ids."""
     image = Image.fromarray(label).convert("P")
     image.putdata(label.ravel().tolist())
     image.putpalette([(250 - 7 * value) % 256 for value in range(256) for _ in range(3)])
@@ -42,7 +42,7 @@ def write_tree(root, members):
 
 
 def write_zip(path, members):
-    """Write {path: bytes} as a .zip, with an entry for each directory as the published ones have."""
+    """Write {path: bytes} as a .zip with entries for directories, like the published archives."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for directory in sorted({f"{parent}/" for name in members for parent in Path(name).parents} - {"./"}):
             archive.writestr(directory, b"")
@@ -52,7 +52,7 @@ def write_zip(path, members):
 
 
 def write_tar(path, members, mode="w"):
-    """Write {path: bytes} as a .tar, or with mode "w:gz" as a .tgz."""
+    """Write {path: bytes} as a .tar, or as a .tgz with mode "w:gz"."""
     with tarfile.open(path, mode) as archive:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
@@ -67,19 +67,22 @@ def ade20k(labels):
     for split, part, start in (("train", "training", "ADE_train_"), ("val", "validation", "ADE_val_")):
         for number, label in enumerate(labels.get(split, []), 1):
             name = f"{start}{number:08d}"
-            members[f"ADEChallengeData2016/images/{part}/{name}.jpg"] = encoded(picture(number, *label.shape), "JPEG")
+            members[f"ADEChallengeData2016/images/{part}/{name}.jpg"] = encoded(noise(number, *label.shape), "JPEG")
             members[f"ADEChallengeData2016/annotations/{part}/{name}.png"] = encoded(label)
     return members
 
 
 def voc2012(lists, labels):
-    """Return the files of VOC's archive for {split: [name, ...]} and {name: uint8 label}, and a picture without one."""
+    """Return the files of VOC's archive for {split: [name, ...]} and {name: uint8 label}.
+
+    The image 2009_000001 has no official label.
+    """
     root = "VOCdevkit/VOC2012"
     members = {f"{root}/ImageSets/Segmentation/{split}.txt": "\n".join([*names, ""]).encode()
                for split, names in lists.items()}
     for number, name in enumerate(sorted({*labels, "2009_000001"})):
         height, width = labels[name].shape if name in labels else (8, 12)
-        members[f"{root}/JPEGImages/{name}.jpg"] = encoded(picture(number, height, width), "JPEG")
+        members[f"{root}/JPEGImages/{name}.jpg"] = encoded(noise(number, height, width), "JPEG")
         members[f"{root}/Annotations/{name}.xml"] = b"<annotation/>"
     for name, label in labels.items():
         members[f"{root}/SegmentationClass/{name}.png"] = encoded(palette(label))
@@ -88,7 +91,7 @@ def voc2012(lists, labels):
 
 
 def matlab(mask):
-    """Return the MATLAB file in which SBD holds a mask."""
+    """Return a mask as one of SBD's MATLAB files."""
     file = io.BytesIO()
     scipy.io.savemat(file, {"GTcls": {"Boundaries": np.zeros((20, 1), object), "Segmentation": mask,
                                       "CategoriesPresent": np.unique(mask)}}, do_compression=True)
@@ -100,17 +103,17 @@ def sbd(masks):
     root = "benchmark_RELEASE/dataset"
     members = {f"{root}/train.txt": "\n".join(masks).encode(), "benchmark_RELEASE/README": b"Semantic boundaries"}
     for name, mask in masks.items():
-        members[f"{root}/img/{name}.jpg"] = encoded(picture(1, *mask.shape), "JPEG")
+        members[f"{root}/img/{name}.jpg"] = encoded(noise(1, *mask.shape), "JPEG")
         members[f"{root}/cls/{name}.mat"] = matlab(mask)
-        # Instances, in files of the same names.
+        # Instance masks have the same file names.
         members[f"{root}/inst/{name}.mat"] = b"MATLAB 5.0 MAT-file"
     return members
 
 
-def cityscapes(pictures):
-    """Return the files of Cityscapes' two archives for {split: [(uint8 picture, uint8 labelIds), ...]}."""
+def cityscapes(examples):
+    """Return the files of Cityscapes' two archives for {split: [(uint8 image, uint8 labelIds), ...]}."""
     images, labels = {"README": b"", "license.txt": b""}, {"README": b"", "license.txt": b""}
-    for split, pairs in pictures.items():
+    for split, pairs in examples.items():
         for number, (image, label) in enumerate(pairs):
             city = CITYSCAPES[split][number]
             frame = f"{city}_{number:06d}_000019"

@@ -1,4 +1,4 @@
-"""kseg.train, which says how many images of a split its host decodes to validate."""
+"""Run kseg.train, and print the number of images that this host decodes in each validation."""
 
 import sys
 
@@ -9,11 +9,11 @@ from kseg.input_pipeline import batching
 def main(arguments):
     examples = batching.eval_examples
 
-    def told(split, indices):
+    def recording(split, indices):
         print(f"validates {sum(index >= 0 for index in indices)} of {split.name}", flush=True)
         return examples(split, indices)
 
-    batching.eval_examples = told
+    batching.eval_examples = recording
     return train.main(arguments)
 
 

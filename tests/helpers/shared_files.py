@@ -1,4 +1,4 @@
-"""Where reference data lies that is not part of the project; tests that need it skip where it is absent."""
+"""Locate reference data outside of the project; tests that need it are skipped if it is missing."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ ADE20K = SHARED / "data" / "ade20k"
 VOC2012 = SHARED / "data" / "voc2012"
 
 needs_fixtures = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason="the reference systems' fixtures are not there (../shared/fixtures)")
-needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not there (../shared/data/camvid)")
-needs_ade20k = pytest.mark.skipif(not ADE20K.is_dir(), reason="ADE20K's samples are not there (../shared/data/ade20k)")
-needs_voc2012 = pytest.mark.skipif(not VOC2012.is_dir(), reason="VOC's samples are not there (../shared/data/voc2012)")
+    not FIXTURES.is_dir(), reason="the reference systems' fixtures are missing (../shared/fixtures)")
+needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is missing (../shared/data/camvid)")
+needs_ade20k = pytest.mark.skipif(not ADE20K.is_dir(), reason="the samples of ADE20K are missing (../shared/data/ade20k)")
+needs_voc2012 = pytest.mark.skipif(not VOC2012.is_dir(), reason="the samples of VOC are missing (../shared/data/voc2012)")
 
 
 def read_keys(path):
-    """Return the shapes of a key list by name, without the step counters."""
+    """Return the shape of each tensor in a key list by name, without step counters."""
     lines = [line.split("\t") for line in path.read_text().splitlines() if not line.startswith("#")]
     shapes = {name: tuple(int(number) for number in shape.strip("()").split(",") if number.strip())
               for name, shape, _ in lines}

@@ -90,7 +90,7 @@ def _exported(shift: int) -> Path:
     config = Config(data=Data(name="folder", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), export=Export(
         size=SIZE, max_pixels=MAX_PIXELS, warmup_batches=(1, 2)))
     dataset = Dataset(name="folder", classes=CLASSES, palette=PALETTE, label_table=tuple(range(256)),
-                      splits=("val",), open_split=_no_split, how_to_get="")
+                      splits=("val",), open_examples=_no_split, how_to_get="")
     images = keras.Input((None, None, 3))
     model = keras.Model(images, {"main": Bands(shift)(images)})
     # The directory is kept for the whole process and removed at its end.

@@ -1,6 +1,6 @@
-"""The distribution of distorted colours against the slow reference's, and that planted mistakes would be seen.
+"""The distribution of distorted colors equals that of the slow reference, and planted mistakes are detected.
 
-Every check is a distance with a bound: the program stays below it, each mistake goes above. All seeds are fixed.
+Each check bounds a distance, which the program keeps and every planted mistake exceeds. All seeds are fixed.
 """
 
 import functools
@@ -15,28 +15,28 @@ from kseg.input_pipeline.augmentations import BRIGHTNESS, CONTRAST, HUE, ORDER, 
 from tests.helpers import slow_augmentations
 from tests.helpers.distributions import COUNT, constant, distance, plant, ranged, samples
 
-# Grey, saturated and pale colours, bright and dark, so that every step shows and order does too.
-COLOURS = np.array([[[110, 110, 110], [230, 40, 60], [40, 160, 90], [100, 90, 200], [250, 200, 150], [60, 70, 20],
+# Gray, saturated and pale colors, bright and dark, which reveal every step and the order of the steps.
+COLORS = np.array([[[110, 110, 110], [230, 40, 60], [40, 160, 90], [100, 90, 200], [250, 200, 150], [60, 70, 20],
                      [200, 180, 60], [130, 90, 110]]], np.uint8)
 
 
 def distorted(count=2000):
-    """Each channel of each colour after distortion, (samples, statistics)."""
-    found = samples(lambda seed: augmentations.distort(tf.constant(COLOURS, tf.float32), seed), count)
+    """Return the channels of all colors after distortion, (samples, channels)."""
+    found = samples(lambda seed: augmentations.distort(tf.constant(COLORS, tf.float32), seed), count)
     return found.reshape(count, -1).astype(float)
 
 
 @functools.cache
-def expected_colours(step):
+def expected_colors(step):
     random = np.random.default_rng(5)
-    # Wide enough for OpenCV's vector instructions, which round otherwise than its remaining columns.
-    wide = np.tile(COLOURS[..., ::-1], (1, 4, 1))
-    found = [step(wide, random)[:, :COLOURS.shape[1], ::-1] for _ in range(2 * COUNT)]
+    # Wide enough for OpenCV's vector code, which rounds differently from its code for the remaining columns.
+    wide = np.tile(COLORS[..., ::-1], (1, 4, 1))
+    found = [step(wide, random)[:, :COLORS.shape[1], ::-1] for _ in range(2 * COUNT)]
     return np.array(found, float).reshape(len(found), -1)
 
 
 def largest_distance(found, expected):
-    # One grey level is what roundings may differ by.
+    # Rounding may differ by one gray level.
     return max(distance(*pair, slack=1) for pair in zip(found.T, expected.T))
 
 
@@ -46,19 +46,19 @@ STEPS = {BRIGHTNESS: slow_augmentations.brightness, CONTRAST: slow_augmentations
 
 
 def step_faults(monkeypatch, purpose):
-    """With this step alone: how far its share of pictures is from a half, and its results' distance."""
+    """Return the error of the frequency of a step applied alone, and the distance of its results."""
     for other in STEPS.keys() - {purpose}:
         plant(monkeypatch, other + COIN, constant(1.0))
     found = distorted()
-    changed = (found != COLOURS.ravel()).any(1)
-    return abs(changed.mean() - 0.5), largest_distance(found[changed], expected_colours(STEPS[purpose]))
+    changed = (found != COLORS.ravel()).any(1)
+    return abs(changed.mean() - 0.5), largest_distance(found[changed], expected_colors(STEPS[purpose]))
 
 
 STEP_BOUNDS = (0.04, 0.08)
 
 
 @pytest.mark.parametrize("purpose", STEPS)
-def test_each_step_of_the_distortion(monkeypatch, purpose):
+def test_distribution_of_each_step(monkeypatch, purpose):
     assert all(fault < bound for fault, bound in zip(step_faults(monkeypatch, purpose), STEP_BOUNDS))
 
 
@@ -74,49 +74,49 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_in_a_step_is_seen(monkeypatch, name):
+def test_mistake_in_a_step_is_detected(monkeypatch, name):
     purpose, coin, change = MISTAKES[name]
     plant(monkeypatch, purpose + coin, change)
     assert any(fault > bound for fault, bound in zip(step_faults(monkeypatch, purpose), STEP_BOUNDS))
 
 
-COLOUR_BOUND = 0.05
+COLOR_BOUND = 0.05
 
 
-def test_all_steps_together():
-    assert largest_distance(distorted(), expected_colours(slow_augmentations.photometric)) < COLOUR_BOUND
+def test_distribution_of_all_steps_together():
+    assert largest_distance(distorted(), expected_colors(slow_augmentations.photometric)) < COLOR_BOUND
 
 
-def test_steps_that_happen_together_are_seen(monkeypatch):
-    honest = augmentations.uniform
-    monkeypatch.setattr(augmentations, "uniform", lambda seed, purpose, *rest, **more: honest(
+def test_dependent_steps_are_detected(monkeypatch):
+    original = augmentations.uniform
+    monkeypatch.setattr(augmentations, "uniform", lambda seed, purpose, *rest, **more: original(
         seed, BRIGHTNESS + COIN if purpose == CONTRAST + COIN else purpose, *rest, **more))
-    assert largest_distance(distorted(), expected_colours(slow_augmentations.photometric)) > COLOUR_BOUND
+    assert largest_distance(distorted(), expected_colors(slow_augmentations.photometric)) > COLOR_BOUND
 
 
-def share_of_contrast_first(monkeypatch):
-    """How often strong contrast comes before strong saturation, told from what is cut off between them."""
+def frequency_of_contrast_first(monkeypatch):
+    """Return how often strong contrast precedes strong saturation, detected by the clipping between them."""
     for purpose, value in {BRIGHTNESS: 0, CONTRAST: 1.5, SATURATION: 1.5, HUE: 0}.items():
         plant(monkeypatch, purpose, constant(value))
         plant(monkeypatch, purpose + COIN, constant(0.0))
-    wide = np.tile(COLOURS[..., ::-1], (1, 4, 1))
+    wide = np.tile(COLORS[..., ::-1], (1, 4, 1))
     saturated, first = (cv2.cvtColor(image, cv2.COLOR_BGR2HSV) for image in (
         wide, slow_augmentations.as_bytes(wide * 1.5)))
     for hsv in (saturated, first):
         hsv[..., 1] = slow_augmentations.as_bytes(hsv[..., 1] * 1.5)
-    saturated, first = (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[:, :COLOURS.shape[1]] for hsv in (saturated, first))
+    saturated, first = (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[:, :COLORS.shape[1]] for hsv in (saturated, first))
     last = slow_augmentations.as_bytes(saturated * 1.5)
     found = distorted(1000)
-    # A hue step that shifts by 0 comes between and rounds once more.
+    # A hue step with a shift of 0 comes in between and rounds once more.
     errors = np.array([np.abs(found - expected.ravel().astype(float)).mean(1) for expected in (first, last)])
     assert errors.min(0).max() < 1 and errors.max(0).min() > 4
     return np.mean(errors[0] < errors[1])
 
 
-def test_contrast_comes_first_in_every_second_picture(monkeypatch):
-    assert abs(share_of_contrast_first(monkeypatch) - 0.5) < 0.06
+def test_contrast_comes_first_for_half_of_the_images(monkeypatch):
+    assert abs(frequency_of_contrast_first(monkeypatch) - 0.5) < 0.06
 
 
-def test_another_share_of_contrast_first_is_seen(monkeypatch):
+def test_wrong_frequency_of_contrast_first_is_detected(monkeypatch):
     plant(monkeypatch, ORDER, ranged(0.15, 1.15))
-    assert abs(share_of_contrast_first(monkeypatch) - 0.5) > 0.06
+    assert abs(frequency_of_contrast_first(monkeypatch) - 0.5) > 0.06

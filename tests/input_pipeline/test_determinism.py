@@ -1,4 +1,4 @@
-"""The i-th batch depends on the seed and on i alone: not on restarts, threads, or on how many workers read."""
+"""Batch i depends only on the seed and on i, not on restarts, threads or the number of workers."""
 
 import dataclasses
 import hashlib
@@ -13,23 +13,23 @@ from kseg.datasets import layouts
 from tests.helpers.small_sets import config, example, folder
 from tests.helpers.splits import step_indices, train_batches
 
-STEPS, BATCH, PICTURES = 8, 4, 7
+STEPS, BATCH, IMAGES = 8, 4, 7
 
 
 @pytest.fixture
 def settings(tmp_path):
     random = np.random.default_rng(8)
     source = folder(tmp_path, {"train": []})
-    for index in range(PICTURES):
+    for index in range(IMAGES):
         label = random.integers(0, 3, (20 + index, 31)).astype(np.uint8)
         example(tmp_path, "train", f"e{index:02d}", label, random.integers(0, 256, (*label.shape, 3)).astype(np.uint8))
     return dataclasses.replace(config(source, steps=STEPS, batch=BATCH), augment=Augment(crop=(16, 24)))
 
 
 def digests(batches):
-    """One digest for each example of each batch, in order."""
-    return [[hashlib.sha256(b"".join(batch[key][place].numpy().tobytes() for key in ("image", "label", "index")))
-             .hexdigest() for place in range(len(batch["index"]))] for batch in batches]
+    """Return the digest of each example of each batch."""
+    return [[hashlib.sha256(b"".join(batch[key][row].numpy().tobytes() for key in ("image", "label", "index")))
+             .hexdigest() for row in range(len(batch["index"]))] for batch in batches]
 
 
 def with_options(batches, threads, autotune, budget=0):
@@ -42,12 +42,12 @@ def with_options(batches, threads, autotune, budget=0):
     return batches.with_options(options)
 
 
-def test_restarts_threads_and_tuning_change_nothing(settings):
+def test_batches_do_not_depend_on_restarts_threads_and_tuning(settings):
     whole = digests(with_options(train_batches(settings), 1, False))
     assert len(whole) == STEPS and len({digest for batch in whole for digest in batch}) == STEPS * BATCH
     for start, threads, autotune, budget in ((0, 4, True, 0), (3, 2, True, 1 << 20), (7, 1, True, 0), (5, 8, False, 0)):
-        assert digests(with_options(train_batches(settings, start),
-                       threads, autotune, budget)) == whole[start:]
+        batches = with_options(train_batches(settings, start), threads, autotune, budget)
+        assert digests(batches) == whole[start:]
 
 
 def test_another_seed_gives_other_batches(settings):
@@ -56,33 +56,33 @@ def test_another_seed_gives_other_batches(settings):
     assert not {digest for batch in first for digest in batch} & {digest for batch in second for digest in batch}
 
 
-def test_two_replicas_get_the_parts_of_the_same_batches(settings):
+def test_two_replicas_receive_the_parts_of_each_batch(settings):
     whole = digests(train_batches(settings, 2))
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     parts = []
     for batch in strategy.experimental_distribute_dataset(train_batches(settings, 2)):
-        shares = {key: strategy.experimental_local_results(value) for key, value in batch.items()}
-        replicas = [{key: values[replica] for key, values in shares.items()} for replica in range(2)]
+        local = {key: strategy.experimental_local_results(value) for key, value in batch.items()}
+        replicas = [{key: values[replica] for key, values in local.items()} for replica in range(2)]
         parts.append([digest for replica in digests(replicas) for digest in replica])
     assert parts == whole
 
 
-def reading(monkeypatch):
-    """Note the index of every example that is read."""
-    noted = []
-    honest = layouts.file_examples
+def record_reads(monkeypatch):
+    """Return a list that receives the index of every example that is read."""
+    indices = []
+    original = layouts.file_examples
 
-    def watched(pairs):
-        split = honest(pairs)
+    def recording(pairs):
+        examples = original(pairs)
 
         def read(index):
-            tf.numpy_function(lambda value: noted.append(int(value)), [index], [], stateful=True)
-            return split.read(index)
+            tf.numpy_function(lambda value: indices.append(int(value)), [index], [], stateful=True)
+            return examples.read(index)
 
-        return dataclasses.replace(split, read=read)
+        return dataclasses.replace(examples, read=read)
 
-    monkeypatch.setattr(layouts, "file_examples", watched)
-    return noted
+    monkeypatch.setattr(layouts, "file_examples", recording)
+    return indices
 
 
 def worker(workers, which):
@@ -91,20 +91,20 @@ def worker(workers, which):
 
 @pytest.mark.parametrize("start", [0, 3, 6])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_each_worker_reads_its_share_of_each_batch_alone(monkeypatch, settings, workers, start):
+def test_each_worker_reads_only_its_part_of_each_batch(monkeypatch, settings, workers, start):
     whole = digests(train_batches(settings, start))
-    read = reading(monkeypatch)
-    shares = []
+    read = record_reads(monkeypatch)
+    parts = []
     for which in range(workers):
         read.clear()
-        shares.append(digests(train_batches(settings, start, worker(workers, which))))
+        parts.append(digests(train_batches(settings, start, worker(workers, which))))
         size = BATCH // workers
         expected = [index for step in range(start, STEPS)
                     for index in step_indices(settings, step)[which * size:(which + 1) * size]]
         assert sorted(read) == sorted(expected)
-    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
+    assert [sum(batch, []) for batch in zip(*parts, strict=True)] == whole
 
 
-def test_a_batch_that_workers_cannot_share_evenly_is_refused(settings):
-    with pytest.raises(errors.ConfigError, match="train.global_batch 4 .* 3 workers"):
+def test_batch_not_divisible_by_the_workers_is_refused(settings):
+    with pytest.raises(errors.ConfigError, match="train.global_batch=4 .* 3 workers"):
         train_batches(settings, 0, worker(3, 0))

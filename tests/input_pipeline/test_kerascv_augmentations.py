@@ -1,4 +1,4 @@
-"""Extra layers: what they do to colours, that they leave the label alone, and that their draws are the step's."""
+"""KerasCV layers change colors but not labels, and their draws depend on the seed only."""
 
 import builtins
 import dataclasses
@@ -17,25 +17,25 @@ from tests.helpers.splits import train_batches
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3)).astype(np.float32)
 
 
-def changed(name, count=6, start=0, threads=1):
+def augmented(name, count=6, start=0, threads=1):
     change = kerascv_augmentations.build_extra_augmentations((name,))
     seeds = tf.data.Dataset.range(start, count).map(lambda step: tf.stack([3, tf.cast(step, tf.int32)]))
     return [image.numpy() for image in seeds.map(lambda seed: change(IMAGE, seed), num_parallel_calls=threads)]
 
 
-def test_layers_draw_by_step_alone_and_smooth():
+def test_draws_depend_on_the_step_only_and_images_become_smoother():
     pytest.importorskip("keras_cv")
     for name in kerascv_augmentations.LAYERS:
-        images = changed(name)
+        images = augmented(name)
         assert len({image.tobytes() for image in images}) > 3
-        assert all((image == again).all() for image, again in zip(images[2:], changed(name, 6, 2, 4), strict=True))
+        assert all((image == again).all() for image, again in zip(images[2:], augmented(name, 6, 2, 4), strict=True))
         for image in images:
             assert image.shape == IMAGE.shape and (image == np.round(image)).all()
             assert 0 <= image.min() and image.max() <= 255 and image[1:-1, 1:-1].std() <= IMAGE[1:-1, 1:-1].std() + 0.5
         assert min(image.std() for image in images) < 0.9 * IMAGE.std()
 
 
-def test_batches_get_them_and_labels_stay(tmp_path):
+def test_batches_are_augmented_and_labels_unchanged(tmp_path):
     pytest.importorskip("keras_cv")
     label = np.random.default_rng(1).integers(0, 3, (8, 8))
     settings = config(folder(tmp_path, {"train": [label] * 2}))
@@ -48,14 +48,14 @@ def test_batches_get_them_and_labels_stay(tmp_path):
     assert (plain["image"].numpy() != blurred["image"].numpy()).mean() > 0.2
 
 
-def test_they_can_be_built_where_training_is_deterministic():
+def test_layers_work_with_deterministic_training():
     pytest.importorskip("keras_cv")
-    # In a process of its own: TensorFlow has no way back from this setting.
+    # In a separate process, because TensorFlow cannot revert this setting.
     subprocess.run([
         sys.executable, "-c", "import tensorflow as tf\n"
         "tf.config.experimental.enable_op_determinism()\n"
-        "from kseg import extra_augmentations\n"
-        "change = extra_augmentations.build(tuple(extra_augmentations.LAYERS))\n"
+        "from kseg.input_pipeline import kerascv_augmentations\n"
+        "change = kerascv_augmentations.build_extra_augmentations(tuple(kerascv_augmentations.LAYERS))\n"
         "assert change(tf.zeros((4, 5, 3)), tf.constant([0, 1])).shape == (4, 5, 3)"],
         check=True)
 
@@ -65,15 +65,15 @@ def test_unknown_layers_are_refused():
         kerascv_augmentations.build_extra_augmentations(("gausian_blur",))
 
 
-def test_without_keras_cv_the_extra_is_named(monkeypatch):
-    honest = builtins.__import__
+def test_missing_keras_cv_names_the_extra_to_install(monkeypatch):
+    original = builtins.__import__
 
     def without(name, *rest, **more):
         if name == "keras_cv":
             raise ImportError("No module named 'keras_cv'")
-        return honest(name, *rest, **more)
+        return original(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match=r"augment.extra needs KerasCV, which the extra \[dev\] installs"):
+    with pytest.raises(ConfigError, match=r"augment.extra needs KerasCV.*\[dev\]"):
         kerascv_augmentations.build_extra_augmentations(("sharpness",))
     assert kerascv_augmentations.build_extra_augmentations(()) is not None
