@@ -1,75 +1,98 @@
 """Convert a checkpoint of an original system to a .weights.h5 file with its provenance."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from kseg import config as configs
 from kseg import __version__
+from kseg import config as configs
 from kseg.config import Config, files
 from kseg.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    import keras
 
 SUFFIXES = (".pth", ".pt", ".npz")
 BACKBONE_SUFFIXES = (*SUFFIXES, ".h5")
 OUT_SUFFIX = ".weights.h5"
-# How names begin in a file that holds a backbone alone.
+# Prefixes of the names in a backbone file.
 BACKBONE_FILE_NAMES = ("stem.", "conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "fc.", "head.fc.")
-# Longer texts in a checkpoint are listings of its environment and config.
-LONGEST_TEXT = 200
+# Longer texts in a checkpoint's metadata are listings of its environment and config.
+MAX_TEXT_LENGTH = 200
 MEBIBYTE = 2**20
 
 
 def split_skip_patterns(skip: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the names of init.skip that concern a whole model, and a note on those of a backbone file."""
+    """Return the patterns of init.skip for a whole model, and a note on the ignored ones for a backbone file."""
     backbone = tuple(name for name in skip if name.startswith(BACKBONE_FILE_NAMES))
-    notes = [f"init.skip speaks of a backbone file, which this is not: {', '.join(backbone)}"] if backbone else []
-    return tuple(name for name in skip if name not in backbone), notes
+    whole = tuple(name for name in skip if name not in backbone)
+    if not backbone:
+        return whole, []
+    return whole, [f"init.skip patterns for backbone files were ignored: {', '.join(backbone)}"]
 
 
 def published_address(name: str) -> str:
-    """Return the published address of the variant that --config names; raises ConfigError where there is none."""
+    """Return the address of a variant's published checkpoint.
+
+    `name` is CONFIG:VARIANT. Raises ConfigError if no checkpoint is published for it.
+    """
     base, variant = files.split_name(name)
     file = files.read_config_file(base)
     if variant is None:
-        rows = [row for row, value in file.variants.items() if value.weights]
-        which = f", or one of these variants of {base}: {', '.join(rows)}" if rows else ""
-        raise ConfigError(f"name a CHECKPOINT{which}")
+        published = [row for row, value in file.variants.items() if value.weights]
+        choices = f", or one of these variants of {base}: {', '.join(published)}" if published else ""
+        raise ConfigError(f"name a CHECKPOINT{choices}")
     address = files.find_variant(file, variant).weights
     if not address:
         raise ConfigError(f"no weights are published for {name}; name a CHECKPOINT")
     return address
 
 
-def load_original_weights(model: Any, checkpoint: Path, config: Config, average: bool, backbone: bool) -> tuple[str, list[str]]:
-    """Load a checkpoint, or a backbone alone, and return the system that wrote it and sentences on what was done.
+def load_original_weights(model: "keras.Model", checkpoint: Path, config: Config, average: bool,
+                          backbone: bool) -> tuple[str, list[str]]:
+    """Load a checkpoint, or only a backbone, into a model.
 
-    Raises WeightsError where it does not fit, or is of another kind.
+    Returns the system that wrote the file, and notes on the loaded weights. Raises WeightsError if the file does not
+    fit the model or is of another kind.
     """
     from kseg.weights import foreign_files, loading
 
     kind, suffixes = ("backbone", BACKBONE_SUFFIXES) if backbone else ("whole model", SUFFIXES)
     if checkpoint.suffix not in suffixes:
-        raise WeightsError(f"{checkpoint} is no checkpoint of a {kind}; choices: {', '.join(suffixes)}")
+        raise WeightsError(f"{checkpoint} is not a checkpoint of a {kind}; choices: {', '.join(suffixes)}")
     channels = config.init.channels
     system = foreign_files.read_foreign_checkpoint(checkpoint, channels, average).system
     if backbone:
         notes = loading.load_backbone(model, checkpoint, config.init.skip, channels, config.data.std)
-        return system, [*notes, f"the heads have their first weights, drawn with train.seed {config.train.seed}"]
+        return system, [*notes, f"the heads have random initial weights, drawn with train.seed {config.train.seed}"]
     skip, notes = split_skip_patterns(config.init.skip)
     return system, notes + loading.load_checkpoint(model, checkpoint, config.model.head, skip, channels, average)
 
 
 def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", average: bool = False,
             backbone: bool = False) -> dict[str, Any]:
-    """Write the checkpoint's weights to `out`, and their provenance beside it, which is returned.
+    """Convert a checkpoint to a .weights.h5 file, with its provenance in a file next to it.
 
-    `origin` is the address it was fetched from, if it was. `average` takes the moving average of the weights where the
-    file holds both; `backbone` says that it holds no heads, which then begin anew. Raises WeightsError, and writes
-    nothing, where the checkpoint does not fit the config's model, and where what was written does not read back as it
-    was; WorkdirError where it cannot be written.
+    The written file is read back and compared before it gets its name.
+
+    Args:
+        checkpoint: A file of MMSegmentation or SSSegmentation, or of a backbone.
+        config: The config whose model the checkpoint has to fit.
+        out: Path of the .weights.h5 file.
+        origin: Address from which the checkpoint was downloaded, if any.
+        average: Whether to load the EMA weights of a file that has two sets of weights.
+        backbone: Whether the file has only a backbone; the heads then keep random initial weights.
+
+    Returns:
+        The provenance.
+
+    Raises:
+        WeightsError: The checkpoint does not fit the model, or the written file differs from the model. Nothing is
+            written.
+        WorkdirError: The file cannot be written.
     """
     import keras
 
@@ -95,13 +118,13 @@ def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", avera
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WeightsError(f"cannot make the directory {out.parent}: {error.strerror}") from None
-    # Not under its name before it has been read back. What a killed conversion left behind is written over.
+        raise WeightsError(f"cannot create the directory {out.parent}: {error.strerror}") from None
+    # The file gets its final name only after it has been verified. A killed conversion's file is overwritten.
     unchecked = out.with_name(f".unchecked.{out.name}")
     try:
         keras_files.save_weights(model, unchecked)
         require_equal(model, unchecked, config, len(dataset.classes))
-        # Weights never stand beside the provenance of others.
+        # An old provenance must never describe new weights.
         provenance_path(out).unlink(missing_ok=True)
         os.replace(unchecked, out)
     except OSError as error:
@@ -113,24 +136,24 @@ def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", avera
     return record
 
 
-def require_equal(model: Any, path: Path, config: Config, classes: int) -> None:
-    """Raise WeightsError unless a fresh model that reads the file has the model's weights, bit for bit."""
+def require_equal(model: "keras.Model", path: Path, config: Config, classes: int) -> None:
+    """Raise WeightsError unless a new model that loads the file equals the given model bit for bit."""
     import numpy as np
 
     from kseg import models
     from kseg.weights import loading
 
-    fresh = models.build(config.model, classes)
-    loading.load_keras(fresh, path)
-    written, found = loading.mmseg_names(model), loading.mmseg_names(fresh)
-    different = [name for name in written
-                 if not np.array_equal(np.asarray(written[name].value), np.asarray(found[name].value))]
+    loaded = models.build(config.model, classes)
+    loading.load_keras(loaded, path)
+    expected, actual = loading.mmseg_names(model), loading.mmseg_names(loaded)
+    different = [name for name in expected
+                 if not np.array_equal(np.asarray(expected[name].value), np.asarray(actual[name].value))]
     if different:
-        raise WeightsError(f"{path} does not hold what was written: {len(different)} of {len(written)} weights differ, "
-                           f"the first is {different[0]}; is the disk sound?")
+        raise WeightsError(f"{path} differs from what was written in {len(different)} of {len(expected)} weights, "
+                           f"first in {different[0]}; check the disk")
 
 
-def _size(variable: Any) -> int:
+def _size(variable: "keras.Variable") -> int:
     size = 1
     for side in variable.shape:
         size *= side
@@ -148,7 +171,7 @@ def provenance_path(out: Path) -> Path:
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """Return what a .pth file tells of itself in plain short values: versions, dates, steps, the number of classes."""
+    """Return the short metadata of a .pth file: versions, dates, steps and the number of classes."""
     from kseg.weights import torch_files
 
     contents = torch_files.read_torch_file(checkpoint) if checkpoint.suffix in (".pth", ".pt") else None
@@ -156,14 +179,14 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
         return {}
     meta = contents.get("meta")
     if not isinstance(meta, Mapping):
-        # SSSegmentation's training checkpoints keep them at the top.
+        # Training checkpoints of SSSegmentation have these entries at the top.
         meta = {key: contents.get(key) for key in ("cur_epoch", "cur_iter")}
     values = {str(key): value for key, value in meta.items() if _is_short(value)}
     groups = [meta, *(value for value in meta.values() if isinstance(value, Mapping))]
-    found = [group.get(key) for group in groups for key in ("CLASSES", "classes")]
-    names = next((names for names in found if isinstance(names, (list, tuple))), None)
+    candidates = [group.get(key) for group in groups for key in ("CLASSES", "classes")]
+    names = next((names for names in candidates if isinstance(names, (list, tuple))), None)
     return values | ({} if names is None else {"classes": len(names)})
 
 
 def _is_short(value: Any) -> bool:
-    return isinstance(value, (bool, int, float)) or isinstance(value, str) and len(value) <= LONGEST_TEXT
+    return isinstance(value, (bool, int, float)) or isinstance(value, str) and len(value) <= MAX_TEXT_LENGTH

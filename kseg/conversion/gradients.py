@@ -1,4 +1,4 @@
-"""The numbers of one training step, on any Keras backend: loss terms, gradients, new running statistics."""
+"""Compute loss terms, gradients and running statistics of one training step on any Keras backend."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,17 +13,29 @@ from kseg.weights import loading
 
 
 class TrainStep(NamedTuple):
-    """One training step's numbers in MMSegmentation's names; `gradients` is None where they cannot be taken."""
+    """Results of one training step by MMSegmentation's names.
+
+    `gradients` is None on a backend without support for them.
+    """
 
     terms: dict[str, float]
     gradients: dict[str, np.ndarray] | None
     statistics: dict[str, np.ndarray]
 
 
-def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss: Loss, align_corners: bool) -> TrainStep:
-    """Return the weighted loss terms and their "total", the gradients and the new statistics of one step.
+def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss: Loss,
+               align_corners: bool) -> TrainStep:
+    """Compute one training step without changing the model.
 
-    `images` float32 NHWC, `labels` int32 (N, H, W) with 255 ignored. The model stays as it is.
+    Args:
+        model: A model of `kseg.models.build`.
+        images: Normalized float32 images (N, H, W, 3).
+        labels: Int32 class ids (N, H, W); 255 is ignored.
+        loss: The `loss` section of a config.
+        align_corners: Whether logits are resized with aligned corners.
+
+    Returns:
+        The weighted loss terms with their "total", the gradients and the updated running statistics.
     """
     images, labels = ops.convert_to_tensor(images), ops.convert_to_tensor(labels)
     fixed = [variable.value for variable in model.non_trainable_variables]
@@ -59,11 +71,11 @@ def _differentiate_on_jax(function: Callable, values: list) -> tuple[Any, list]:
     return jax.jit(jax.value_and_grad(function, has_aux=True))(values)
 
 
-# Backend -> function (values -> (loss, other results)), values -> that function's result, gradients of the loss.
+# Backend -> function that maps a function of values and the values to its result and the gradients of its first output.
 DIFFERENTIATE = {"tensorflow": _differentiate_on_tensorflow, "jax": _differentiate_on_jax}
 
 
 def _named(names: Mapping[int, str], variables: list, values: list) -> dict[str, np.ndarray]:
-    """Return the values by name; states of random generators, which have none, are left out."""
+    """Return float64 values by name. States of random generators have no name and are skipped."""
     return {names[id(variable)]: ops.convert_to_numpy(value).astype(np.float64)
             for variable, value in zip(variables, values) if id(variable) in names}

@@ -1,11 +1,14 @@
-"""Reading the original systems' configurations strictly: an option is read, or checked, or an error that names it."""
+"""Read configurations of the original systems strictly.
+
+Every option is read or checked. An unknown option or an unsupported value is an error.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from kseg.errors import ConfigError, unknown
 
-# Options that are not values of ours, and the values that are built here.
+# Options without a counterpart in kseg's config, and their supported values.
 MMSEG_FIXED = {
     "model": {"type": ("EncoderDecoder",), "neck": (None,)},
     "backbone": {
@@ -34,7 +37,7 @@ SSS_FIXED = {
                 "use_sigmoid": (True,), "class_weight": (None,), "label_smoothing": (None,),
                 "lowest_loss_value": (None,)},
 }
-# Options that change no number of the network or its losses: the data, initial files, memory, the test protocol.
+# Options that affect neither the network nor its losses: the data, initial files, memory, the test protocol.
 WITHOUT_EFFECT = {
     "mmseg model": ("data_preprocessor", "pretrained", "init_cfg", "train_cfg", "test_cfg"),
     "mmseg backbone": ("with_cp", "pretrained", "init_cfg"),
@@ -47,11 +50,11 @@ REQUIRED = object()
 
 
 class Options:
-    """A group of an original's options that keeps account of those which have been read; tuples count as lists."""
+    """A group of options of an original configuration, which records the options read. Tuples count as lists."""
 
     def __init__(self, values: Any, where: str = ""):
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{where or 'a model configuration'} is a group of options, got {values!r}")
+            raise ConfigError(f"{where or 'a model configuration'} must be a group of options, got {values!r}")
         self.values = {key: _as_list(value) for key, value in values.items()}
         self.where, self.read = where, set()
 
@@ -60,56 +63,62 @@ class Options:
         return f"{self.where}.{key}" if self.where else key
 
     def take(self, key: str, default: Any = REQUIRED, kind: type | tuple = object) -> Any:
-        """Return an option's value, or the original system's default; raises ConfigError for another type of value."""
+        """Return an option's value, or the original system's default.
+
+        Raises ConfigError if the value is missing without a default or has another type than `kind`.
+        """
         self.read.add(key)
         value = self.values.get(key, default)
         if value is REQUIRED:
             raise ConfigError(f"{self.name(key)} is missing")
-        # True is an int to Python, but not to the one who wrote it.
+        # A bool is an int in Python, but a bool where a number belongs is a mistake.
         if not isinstance(value, kind) or isinstance(value, bool) and kind not in (object, bool):
-            raise self.no_equal(key, value)
+            raise self.unsupported(key, value)
         return value
 
     def group(self, key: str, default: Any = REQUIRED) -> "Options":
-        """Return an option that is a group itself; a list of one group counts as the group."""
+        """Return an option that is a group; a list of one group counts as that group."""
         value = self.take(key, default)
         return Options(value[0] if isinstance(value, list) and len(value) == 1 else value, self.name(key))
 
     def choice(self, key: str, choices: Mapping[str, Any]) -> Any:
-        """Return what `choices` holds under an option's value."""
+        """Return the entry of `choices` for an option's value; raises ConfigError for other values."""
         value = self.take(key)
         if not isinstance(value, (str, int)) or value not in choices:
             raise ConfigError(unknown(self.name(key), str(value), map(str, choices)))
         return choices[value]
 
     def numbers(self, key: str, default: Any = REQUIRED, kind: type | tuple = int) -> tuple:
-        """Return a list of numbers as a tuple; None counts as an empty one."""
+        """Return a list of numbers as a tuple; None counts as an empty list."""
         value = self.take(key, default)
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-            raise self.no_equal(key, value, "a list of numbers")
+            raise self.unsupported(key, value, "a list of numbers")
         return tuple(value)
 
     def expect(self, key: str, *choices: Any, default: Any = REQUIRED) -> None:
-        """Raise ConfigError unless an option has one of the values that are built here."""
+        """Raise ConfigError unless an option has a supported value."""
         value = self.take(key, default)
         if not any(_same(value, choice) for choice in choices):
-            raise self.no_equal(key, value, ", ".join(map(repr, choices)))
+            raise self.unsupported(key, value, ", ".join(map(repr, choices)))
 
-    def no_equal(self, key: str, value: Any, choices: str = "") -> ConfigError:
-        """Return the error for a value that cannot be had here."""
+    def unsupported(self, key: str, value: Any, choices: str = "") -> ConfigError:
+        """Return the error for an unsupported value."""
         choices = f"; choices: {choices}" if choices else ""
-        return ConfigError(f"{self.name(key)} = {value!r} has no equal here{choices}")
+        return ConfigError(f"{self.name(key)} = {value!r} is not supported{choices}")
 
     def finish(self, fixed: Mapping[str, tuple], without_effect: tuple = ()) -> None:
-        """Check the options that can have only certain values here; raises ConfigError for one that is unknown."""
+        """Check the options that have not been read; raises ConfigError for unknown options and unsupported values.
+
+        `fixed` has the supported values by option. Options in `without_effect` may have any value.
+        """
         for key, choices in fixed.items():
             if key in self.values and key not in self.read:
                 self.expect(key, *choices)
         for key in self.values.keys() - self.read - set(without_effect):
             known = ", ".join(sorted({*self.read, *fixed, *without_effect}))
-            raise ConfigError(f"{self.name(key)} = {self.values[key]!r} has no equal here; known options: {known}")
+            raise ConfigError(f"{self.name(key)} = {self.values[key]!r} is not supported; known options: {known}")
 
 
 def _as_list(value: Any) -> Any:

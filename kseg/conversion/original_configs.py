@@ -1,7 +1,7 @@
-"""Model configurations of MMSegmentation and SSSegmentation, read as values of ours.
+"""Translate model configurations of MMSegmentation and SSSegmentation to kseg's config values.
 
-Nothing is passed over: an option is read, or changes no number, or has a value that is built here; everything else is
-an error that names it. Defaults are those of the original systems, not ours.
+No option is ignored: it is translated, has no effect on the network and its losses, or must have a supported value.
+Anything else is an error that names the option. Missing options have the defaults of the original systems.
 """
 
 from collections.abc import Mapping
@@ -37,20 +37,27 @@ class Term(NamedTuple):
 
 
 def translate(cfg: Mapping[str, Any]) -> Original:
-    """Return the Model, the Loss and the number of classes of either system's resolved model configuration.
+    """Translate a resolved model configuration of MMSegmentation or SSSegmentation.
 
-    Raises ConfigError for what is neither, and for an option that has no equal here, naming it and its value.
+    Args:
+        cfg: The `model` of an MMSegmentation 1.x config, or the model part of an SSSegmentation 1.7 config.
+
+    Returns:
+        The model section, the loss section and the number of classes.
+
+    Raises:
+        ConfigError: It is neither, or an option is unknown or has an unsupported value.
     """
     keys = cfg.keys() if isinstance(cfg, Mapping) else set()
     if "decode_head" in keys:
         return from_mmseg(cfg)
     if "head" in keys:
         return from_sss(cfg)
-    raise ConfigError("this is no model configuration: MMSegmentation's has a decode_head, SSSegmentation's a head")
+    raise ConfigError("this is not a model configuration: MMSegmentation's has a decode_head, SSSegmentation's a head")
 
 
 def from_mmseg(cfg: Mapping[str, Any]) -> Original:
-    """Return what the `model` of a resolved MMSegmentation 1.x config means here; raises ConfigError as `translate`."""
+    """Translate the `model` of a resolved MMSegmentation 1.x config (see `translate`)."""
     root = Options(cfg)
     head = root.group("decode_head")
     kind = head.choice("type", MMSEG_HEADS)
@@ -63,10 +70,10 @@ def from_mmseg(cfg: Mapping[str, Any]) -> Original:
         loss["se"] = _mmseg_se_weight(head)
     if head.values.get("sampler") is not None:
         sampler = head.group("sampler")
-        # A threshold of 0 would be one in MMSegmentation, where None is the word for none.
+        # MMSegmentation writes "no threshold" as None and treats 0 as a threshold; kseg writes it as 0.
         threshold = sampler.take("thresh", None, (int, float, type(None)))
         if threshold == 0:
-            raise sampler.no_equal("thresh", threshold, "None, or above 0")
+            raise sampler.unsupported("thresh", threshold, "None, or above 0")
         loss |= {"ohem_kept": sampler.take("min_kept", 100_000, int), "ohem_threshold": float(threshold or 0)}
         sampler.finish(MMSEG_FIXED["sampler"])
     head.finish(MMSEG_FIXED["head"] | (MMSEG_FIXED["fcn"] if kind == "fcn" else {}), WITHOUT_EFFECT["mmseg head"])
@@ -78,10 +85,10 @@ def from_mmseg(cfg: Mapping[str, Any]) -> Original:
         side.expect("in_index", 2)
         side.expect("num_convs", 1, default=2)
         side.expect("concat_input", False, default=True)
-        auxiliary, *same, side_term = _mmseg_head(side)
-        _require_alike(head, side, {"num_classes": classes, "dropout_ratio": dropout, "align_corners": align_corners},
-                       same)
-        _require_alike(head.group("loss_decode"), side.group("loss_decode"),
+        auxiliary, *shared, side_term = _mmseg_head(side)
+        _require_equal(head, side, {"num_classes": classes, "dropout_ratio": dropout, "align_corners": align_corners},
+                       shared)
+        _require_equal(head.group("loss_decode"), side.group("loss_decode"),
                        {"class_weight": term.class_weights, "avg_non_ignore": term.labelled_only}, side_term[1:])
         loss["auxiliary"] = side_term.weight
         side.finish(MMSEG_FIXED["head"] | MMSEG_FIXED["fcn"], WITHOUT_EFFECT["mmseg head"])
@@ -91,16 +98,16 @@ def from_mmseg(cfg: Mapping[str, Any]) -> Original:
     return _checked(model, Loss(**loss), classes)
 
 
-def _require_alike(head: Options, side: Options, main: Mapping[str, Any], other: list) -> None:
-    """Raise ConfigError where the auxiliary head has another value than the main one; there is one for both here."""
-    for (key, value), found in zip(main.items(), other):
-        if value != found:
-            raise ConfigError(f"{side.name(key)} = {found!r} has no equal here beside {head.name(key)} = {value!r}; "
+def _require_equal(head: Options, side: Options, main: Mapping[str, Any], auxiliary: list) -> None:
+    """Raise ConfigError if the auxiliary head differs from the main one in a value that kseg's heads share."""
+    for (key, value), side_value in zip(main.items(), auxiliary):
+        if value != side_value:
+            raise ConfigError(f"{side.name(key)} = {side_value!r} is not supported with {head.name(key)} = {value!r}; "
                               "both heads share one value")
 
 
 def _mmseg_backbone(options: Options) -> tuple[dict[str, Any], list[int]]:
-    """Return the backbone's values and the channels of the four stages."""
+    """Return the backbone's values for the model section, and the channels of the four stages."""
     kind = options.take("type")
     options.expect("type", "ResNet", "ResNetV1c", "ResNetV1d")
     deep, averaged = kind != "ResNet", kind == "ResNetV1d"
@@ -110,7 +117,7 @@ def _mmseg_backbone(options: Options) -> tuple[dict[str, Any], list[int]]:
     output_stride = next((stride for stride, stages in STAGES.items() if stages == (strides, dilations)), None)
     if output_stride is None:
         choices = " or ".join(f"{first} with {second}" for first, second in STAGES.values())
-        raise options.no_equal("strides", f"{strides} with dilations {dilations}", choices)
+        raise options.unsupported("strides", f"{strides} with dilations {dilations}", choices)
     options.expect("style", "pytorch", "caffe", default="pytorch")
     _norm(options, MMSEG_FIXED, {"type": "BN"})
     values = {"stem": "deep" if deep else "7x7", "downsample": "average" if averaged else "convolution",
@@ -122,7 +129,7 @@ def _mmseg_backbone(options: Options) -> tuple[dict[str, Any], list[int]]:
 
 
 def _with_stages(options: Options, values: dict[str, Any], *known: Any) -> tuple[dict[str, Any], list[int]]:
-    """Add depth and width to the backbone's values; return them and the channels of the four stages."""
+    """Add depth and width to the backbone's values, and return them with the channels of the four stages."""
     name = options.choice("depth", {int(name.removeprefix("resnet")): name for name in BACKBONES})
     width = options.take("base_channels", 64, int)
     options.finish(*known)
@@ -133,7 +140,7 @@ def _with_stages(options: Options, values: dict[str, Any], *known: Any) -> tuple
 def _norm(options: Options, fixed: Mapping[str, Mapping[str, tuple]], default: Any) -> None:
     norm = options.take("norm_cfg", default)
     if norm is None:
-        raise options.no_equal("norm_cfg", norm, "batch normalisation")
+        raise options.unsupported("norm_cfg", norm, "batch normalization")
     options.group("norm_cfg", default).finish(fixed["norm"])
 
 
@@ -145,7 +152,7 @@ def _mmseg_head(head: Options) -> tuple[int, int, float, bool, Term]:
     options = head.group("loss_decode", {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0})
     name = options.take("loss_name", "loss_ce", str)
     if not name.startswith("loss_"):
-        raise options.no_equal("loss_name", name, "names that begin with loss_, since others are only logged")
+        raise options.unsupported("loss_name", name, "names that start with loss_, since others are only logged")
     term = Term(float(options.take("loss_weight", 1.0, (int, float))),
                 tuple(map(float, options.numbers("class_weight", None, (int, float)))),
                 options.take("avg_non_ignore", False, bool))
@@ -155,7 +162,7 @@ def _mmseg_head(head: Options) -> tuple[int, int, float, bool, Term]:
 
 
 def _mmseg_head_values(kind: str, head: Options, widths: list[int]) -> dict[str, Any]:
-    """Return the main head's own group of values, after checking where it takes its inputs from."""
+    """Return the values of the main head's section, after checking its inputs."""
     if kind == "encnet":
         lateral = head.take("add_lateral", False, bool)
         inputs = [3] if head.values.get("in_index") == [3] and not lateral else [1, 2, 3]
@@ -184,14 +191,14 @@ def _mmseg_se_weight(head: Options) -> float:
     options = head.group("loss_se_decode", {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 0.2})
     weight = float(options.take("loss_weight", 1.0, (int, float)))
     options.take("loss_name", "loss_ce", str)
-    # Left out it would be a softmax, which is no presence of classes.
+    # MMSegmentation's default is a softmax, which does not model the presence of classes.
     options.expect("use_sigmoid", True, default=False)
     options.finish(MMSEG_FIXED["se loss"])
     return weight
 
 
 def from_sss(cfg: Mapping[str, Any]) -> Original:
-    """Return what the model part of an SSSegmentation 1.7 config means here; raises ConfigError as `translate`."""
+    """Translate the model part of an SSSegmentation 1.7 config (see `translate`)."""
     root = Options(cfg)
     kind = root.choice("type", SSS_HEADS)
     _norm(root, SSS_FIXED, None)
@@ -209,14 +216,14 @@ def from_sss(cfg: Mapping[str, Any]) -> Original:
         side = root.group("auxiliary")
         side.expect("in_channels", widths[2])
         auxiliary = side.take("out_channels", kind=int)
-        _require_alike(head, side, {"dropout": dropout}, [float(side.take("dropout", kind=(int, float)))])
+        _require_equal(head, side, {"dropout": dropout}, [float(side.take("dropout", kind=(int, float)))])
         side.finish(SSS_FIXED["auxiliary"])
         side_term = _sss_term(losses, "loss_aux", "loss")
-        _require_alike(losses.group("loss_cls"), losses.group("loss_aux"), {"class_weight": term.class_weights},
+        _require_equal(losses.group("loss_cls"), losses.group("loss_aux"), {"class_weight": term.class_weights},
                        [side_term.class_weights])
         loss["auxiliary"] = side_term.weight
     if kind == "encnet":
-        # Without presence logits the term stands in the config and is never computed.
+        # Without presence logits SSSegmentation never computes this term, although its config may contain it.
         if values["encnet"].se or "loss_se" in losses.values:
             loss["se"] = _sss_term(losses, "loss_se", "se loss").weight
     losses.finish({})
@@ -228,14 +235,14 @@ def from_sss(cfg: Mapping[str, Any]) -> Original:
 
 
 def _sss_backbone(options: Options, kind: str, norm: Any) -> tuple[dict[str, Any], list[int]]:
-    """Return the backbone's values and the channels of the four stages."""
+    """Return the backbone's values for the model section, and the channels of the four stages."""
     _norm(options, SSS_FIXED, norm)
-    # Which stages the model sees; the auxiliary decoder takes the last but one of them.
+    # These are the stages that the model uses. The auxiliary decoder uses the second to last of them.
     stages = {"encnet": [1, 2, 3], "deeplabv3plus": [0, 1, 2, 3]}.get(kind, [2, 3])
     options.expect("selected_indices", stages, [0, 1, 2, 3], default=[0, 1, 2, 3])
     output_stride = options.take("outstride", 8, int)
     if output_stride not in STAGES:
-        raise options.no_equal("outstride", output_stride, ", ".join(map(str, STAGES)))
+        raise options.unsupported("outstride", output_stride, ", ".join(map(str, STAGES)))
     averaged = options.take("use_avg_for_downsample", False, bool)
     options.expect("style", "pytorch", "caffe", default="pytorch")
     values = {"stem": "deep" if options.take("use_conv3x3_stem", True, bool) else "7x7",
@@ -247,12 +254,12 @@ def _sss_backbone(options: Options, kind: str, norm: Any) -> tuple[dict[str, Any
 
 
 def _sss_head_values(kind: str, head: Options, widths: list[int]) -> dict[str, Any]:
-    """Return the head's own group of values, after checking its inputs' channels."""
+    """Return the values of the head's section, after checking the channels of its inputs."""
     if kind == "encnet":
         head.expect("in_channels_list", widths[1:])
         extra = head.group("extra")
         se = extra.take("use_se_loss", kind=bool)
-        # SSSegmentation's own constructor of the lateral connections fails.
+        # SSSegmentation fails to build its lateral connections.
         extra.finish({"add_lateral": (False,)})
         return {"encnet": Encnet(codewords=head.take("num_codes", kind=int), se=se)}
     if kind == "deeplabv3plus":
@@ -278,8 +285,8 @@ def _sss_term(losses: Options, key: str, fixed: str) -> Term:
 
 
 def _checked(model: Model, loss: Loss, classes: int) -> Original:
-    """Return the values if a config of ours may hold them."""
+    """Return the values if they are valid in a config; raises ConfigError otherwise."""
     if loss.class_weights and len(loss.class_weights) != classes:
-        raise ConfigError(f"there are {len(loss.class_weights)} class weights for {classes} classes")
+        raise ConfigError(f"{len(loss.class_weights)} class weights for {classes} classes")
     check_config(Config(model=model, loss=loss))
     return Original(model, loss, classes)

@@ -1,4 +1,4 @@
-"""Published checkpoints become Keras weights that give the original's numbers, with provenance, or nothing at all."""
+"""Converted checkpoints give the original's results and have a provenance; failed conversions write nothing."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from kseg.weights import downloads, keras_files, loading
 from tests.helpers.original_files import mmseg_encnet, randomize, state_of, write_checkpoint
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
-# Both containers and both systems, a pyramid that is turned, and one that is not.
+# The cases cover both containers and both systems, and pyramids with and without a reordered bottleneck.
 CASES = ["mmseg/deeplabv3_r101_d16_mg124_ohem", "mmseg/encnet_r50_d8", "sss/apcnet_r50_d8", "sss/deeplabv3plus_r18_d16"]
 CONFIG = """
 from kseg.config import *
@@ -29,7 +29,7 @@ def config():
 
 
 def write_config(directory, values, classes=0, variants="{}", skip=()):
-    """Write a config file of that model on a folder of so many classes, and return its path."""
+    """Write a config file of a model and a folder data set with that many classes, and return its path."""
     names = "".join(f"class{index}\n" for index in range(classes or values.classes))
     (directory / "classes.txt").write_text(names)
     path = directory / "given.py"
@@ -44,7 +44,7 @@ def values():
 
 @pytest.fixture(scope="module")
 def trained(values):
-    """A model whose weights are all different numbers."""
+    """Return a model with random weights."""
     model = models.build(values.model, values.classes)
     randomize(model)
     return model
@@ -65,7 +65,7 @@ def read_back(path, values):
 
 @needs_fixtures
 @pytest.mark.parametrize("name", CASES)
-def test_fixtures_give_the_original_s_logits(name, tmp_path):
+def test_converted_fixtures_give_the_original_logits(name, tmp_path):
     directory = FIXTURES / name
     description = json.loads((directory / "config.json").read_text())
     values = original_configs.translate(description["cfg"])
@@ -73,8 +73,8 @@ def test_fixtures_give_the_original_s_logits(name, tmp_path):
     arguments = [str(directory / "model.pth"), "--config", str(write_config(tmp_path, values)), "--out", str(out)]
     assert convert.main(arguments) == 0
     outputs = read_back(out, values)(np.load(directory / "input.npy").astype(np.float32), training=False)
-    truth = np.load(directory / "logits.npy")
-    assert np.max(np.abs(outputs["main"] - truth) / np.maximum(np.abs(truth), 1)) <= 1e-4
+    expected = np.load(directory / "logits.npy")
+    assert np.max(np.abs(outputs["main"] - expected) / np.maximum(np.abs(expected), 1)) <= 1e-4
     record = json.loads((out.parent / "net.provenance.json").read_text())
     assert record["parameters"] == description["params"]
     assert record["source"]["system"] == name.split("/")[0]
@@ -101,12 +101,12 @@ def test_provenance(checkpoint, values, trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{checkpoint}: mmseg, {record['tensors']} tensors, {record['parameters']:,} parameters" in printed
     assert f"wrote {out}" in printed and "net.provenance.json" in printed
-    # But for what Python makes of the config file.
+    # Python compiles the config file into __pycache__.
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
         "classes.txt", "given.py", "net.provenance.json", "net.weights.h5", "trained.pth"]
 
 
-def test_a_published_variant_is_fetched(checkpoint, values, tmp_path, monkeypatch, capsys):
+def test_a_published_variant_is_downloaded(checkpoint, values, tmp_path, monkeypatch, capsys):
     store = tmp_path / "store"
     monkeypatch.setenv("KSEG_WEIGHTS", str(store))
     rows = f'{{"here": Variant({{"train.steps": 7}}, weights={checkpoint.as_uri()!r}), "unpublished": Variant({{}}), ' \
@@ -120,34 +120,34 @@ def test_a_published_variant_is_fetched(checkpoint, values, tmp_path, monkeypatc
     with pytest.raises(WeightsError) as error:
         convert.main(["--config", f"{config}:far", "--out", str(out)])
     assert "http://127.0.0.1:9/net-01234567.pth" in str(error.value) and str(store) in str(error.value)
-    with pytest.raises(ConfigError, match=f"no weights are published for {config}:unpublished; name a CHECKPOINT"):
+    with pytest.raises(ConfigError, match=f"no weights are published for {config}:unpublished"):
         convert.main(["--config", f"{config}:unpublished", "--out", str(out)])
-    with pytest.raises(ConfigError, match="name a CHECKPOINT, or one of these variants of .*given.py: here, far"):
+    with pytest.raises(ConfigError, match="CHECKPOINT.*given.py: here, far"):
         convert.main(["--config", str(config), "--out", str(out)])
 
 
-def test_bgr_turns_the_first_kernel(checkpoint, values, trained, tmp_path):
+def test_bgr_reverses_the_first_kernel(checkpoint, values, trained, tmp_path):
     out = tmp_path / "net.weights.h5"
     convert.main([str(checkpoint), "--config", str(write_config(tmp_path, values)), "--out", str(out),
                   "--set", "init.channels=BGR"])
-    pictures = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
-    expected = trained(pictures, training=False)["main"]
-    found = read_back(out, values)(pictures[..., ::-1], training=False)["main"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    images = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+    expected = trained(images, training=False)["main"]
+    actual = read_back(out, values)(images[..., ::-1], training=False)["main"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_backbone_alone_becomes_a_model_to_start_from(values, trained, tmp_path, capsys):
+def test_a_backbone_becomes_the_initial_weights_of_a_model(values, trained, tmp_path, capsys):
     state = {name.removeprefix("backbone."): array for name, array in state_of(trained).items()
              if name.startswith("backbone.")}
     np.savez(tmp_path / "resnet.npz", **state, **{"fc.weight": np.zeros((5, 8), np.float32)})
     out, config = tmp_path / "start.weights.h5", str(write_config(tmp_path, values))
     arguments = [str(tmp_path / "resnet.npz"), "--config", config, "--out", str(out)]
-    # The heads are missing, unless it is said that they are.
+    # Without --backbone the missing heads are an error.
     with pytest.raises(WeightsError, match="decode_head.conv_seg.weight"):
         convert.main(arguments)
     assert not out.exists()
     assert convert.main([*arguments, "--backbone"]) == 0
-    assert "the heads have their first weights, drawn with train.seed 0" in capsys.readouterr().out
+    assert "train.seed 0" in capsys.readouterr().out
     first = read_back(out, values)
     for name, array in state_of(first).items():
         if name.startswith("backbone."):
@@ -160,44 +160,44 @@ def test_a_backbone_alone_becomes_a_model_to_start_from(values, trained, tmp_pat
         np.testing.assert_array_equal(array, state_of(first)[name])
 
 
-def test_npz_and_what_init_skip_leaves_out(values, trained, tmp_path, capsys):
+def test_npz_files_and_init_skip(values, trained, tmp_path, capsys):
     state = {name: array for name, array in state_of(trained).items() if not name.startswith("auxiliary_head.")}
     np.savez(tmp_path / "part.npz", **state, extra=np.zeros(3, np.float32))
     config, out = write_config(tmp_path, values), tmp_path / "net.weights.h5"
     arguments = [str(tmp_path / "part.npz"), "--config", str(config), "--out", str(out), "--set"]
     with pytest.raises(WeightsError) as error:
         convert.main([*arguments, "init.skip="])
-    # Both sides, and all of each.
+    # The error lists all unmatched weights of both sides.
     for name in ("extra", "auxiliary_head.convs.0.conv.weight", "auxiliary_head.conv_seg.bias"):
         assert name in str(error.value)
     assert not out.exists() and not (tmp_path / "net.provenance.json").exists()
     assert convert.main([*arguments, "init.skip=auxiliary_head.*,extra,fc.*,layer1.0.conv1.weight"]) == 0
     notes = json.loads((tmp_path / "net.provenance.json").read_text())["notes"]
-    assert "init.skip speaks of a backbone file, which this is not: fc.*, layer1.0.conv1.weight" in notes
+    assert "init.skip patterns for backbone files were ignored: fc.*, layer1.0.conv1.weight" in notes
     assert any("auxiliary_head.conv_seg.bias" in note and "extra" in note for note in notes)
-    assert "note: init.skip speaks of a backbone file" in capsys.readouterr().out
+    assert "note: init.skip patterns for backbone files were ignored" in capsys.readouterr().out
 
 
-def test_what_does_not_read_back_is_an_error(checkpoint, values, tmp_path, monkeypatch):
+def test_a_file_that_differs_when_read_back_is_an_error(checkpoint, values, tmp_path, monkeypatch):
     save = keras_files.save_weights
 
     def damage(model, path):
         kernel = loading.mmseg_names(model)["decode_head.conv_seg.bias"]
-        right = kernel.numpy()
-        kernel.assign(right + np.float32(1e-6))
+        original = kernel.numpy()
+        kernel.assign(original + np.float32(1e-6))
         save(model, path)
-        kernel.assign(right)
+        kernel.assign(original)
 
     monkeypatch.setattr(keras_files, "save_weights", damage)
     out = tmp_path / "net.weights.h5"
     out.write_text("an older file")
-    with pytest.raises(WeightsError, match="1 of .* weights differ, the first is decode_head.conv_seg.bias"):
+    with pytest.raises(WeightsError, match="in 1 of .* weights, first in decode_head.conv_seg.bias"):
         convert.main([str(checkpoint), "--config", str(write_config(tmp_path, values)), "--out", str(out)])
     assert out.read_text() == "an older file"
     assert not [path for path in tmp_path.iterdir() if "provenance" in path.name or path.name.startswith(".")]
 
 
-def test_another_number_of_classes(checkpoint, values, tmp_path):
+def test_a_different_number_of_classes(checkpoint, values, tmp_path):
     out = tmp_path / "net.weights.h5"
     with pytest.raises(WeightsError, match="conv_seg"):
         convert.main([str(checkpoint), "--config", str(write_config(tmp_path, values, 4)), "--out", str(out)])
@@ -211,7 +211,7 @@ def test_another_number_of_classes(checkpoint, values, tmp_path):
     (["a.pth", "--out", "a.weights.h5"], "--config is needed"),
     (["a.pth", "--config", "encnet_shapes", "--out", "a.weights.h5"], "a.pth does not exist"),
     (["a.pth", "--config", "encnet_shape", "--out", "a.weights.h5"], "unknown config"),
-    (["given.py", "--config", "encnet_shapes", "--out", "a.weights.h5"], "no checkpoint of a whole model"),
+    (["given.py", "--config", "encnet_shapes", "--out", "a.weights.h5"], "not a checkpoint of a whole model"),
     (["half.pth", "--config", "encnet_shapes", "--out", "a.weights.h5"], "half.pth"),
     (["--verify", "nowhere"], "--verify takes a directory, and nowhere is not one"),
     (["a.pth", "--verify", "."], "omit CHECKPOINT, --out, --backbone and --average"),
@@ -219,7 +219,7 @@ def test_another_number_of_classes(checkpoint, values, tmp_path):
     (["--verify", ".", "--average"], "omit CHECKPOINT, --out, --backbone and --average"),
     (["--config", "encnet_shapes", "--out", "a.weights.h5", "--backbone"], "--backbone takes a CHECKPOINT"),
     (["--verify", ".", "--set", "train.steps=1"], "--set changes a config; name it with --config"),
-    (["--verify", "."], "input.npy does not exist; model.pth, input.npy and logits.npy have to be there"),
+    (["--verify", "."], "input.npy does not exist"),
 ])
 def test_bad_command_lines(arguments, message, checkpoint, values, tmp_path, monkeypatch):
     write_config(tmp_path, values)
@@ -237,5 +237,5 @@ def test_every_published_address_ends_in_a_file_name():
     addresses = [row.weights for name in files.config_names()
                  for row in files.read_config_file(name).variants.values() if row.weights]
     assert all(downloads.download_path(address).suffix == ".pth" for address in addresses)
-    # Two files of one name would be taken for each other.
+    # Files with the same name would overwrite one another.
     assert len({downloads.download_path(address).name for address in addresses}) == len(set(addresses))
