@@ -59,7 +59,7 @@ def choose_samples(counts: Counts) -> list[tuple[str, int]]:
     mious = results.image_mious(counts)
     order = [index for index in results.worst_first(counts) if not np.isnan(mious[index])]
     worst, rest = order[:SAMPLES], order[SAMPLES:]
-    # Centered on the median of all images, but shifted where that would overlap the worst ones.
+    # The range is centered on the median of all images, and shifted if it would overlap the worst ones.
     first = max(0, min((len(order) - SAMPLES) // 2 - len(worst), len(rest) - SAMPLES))
     return [("worst", index) for index in worst] + [("typical", index) for index in rest[first:first + SAMPLES]]
 

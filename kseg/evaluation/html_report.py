@@ -162,7 +162,7 @@ def _confusion(matrix: np.ndarray, classes: Sequence[str]) -> dict:
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, matrix)
     shown = np.arange(len(classes))
     if len(classes) > MOST_CLASSES:
-        # By pixels: by fractions, rare classes without a correct pixel would fill the map with empty columns.
+        # They are ranked by pixels: a ranking by fractions would fill the map with rare classes that are never correct.
         shown = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CONFUSED_CLASSES])
     errors = np.where(wrong > 0, fractions, 0)
     largest = [np.unravel_index(index, errors.shape)

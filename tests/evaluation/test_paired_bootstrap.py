@@ -40,7 +40,7 @@ def test_bootstrap_against_a_loop():
 
 def test_draws_are_uniform():
     weights = paired_bootstrap.draw_resamples(5, 20_000, np.random.default_rng(0))
-    # Multinomial counts of 5 draws from 5 images: mean 1, variance 0.8, covariance -0.2.
+    # Multinomial counts of 5 draws from 5 images have mean 1, variance 0.8 and covariance -0.2.
     assert weights.mean(0) == pytest.approx(np.ones(5), abs=0.03)
     assert np.cov(weights.T) == pytest.approx(np.eye(5) - 0.2, abs=0.05)
 

@@ -32,7 +32,7 @@ def test_a_user_config_has_no_published_scores(tmp_path):
     assert zoo.published(configs.load(str(path)), "val") is None
 
 
-# Two classes; the last image has no labeled pixels.
+# The images have two classes; the last one has no labeled pixels.
 COUNTS = Counts(
     np.zeros((6, 2, 2), np.int64), ("good", "a, \"b\"", "void"), np.array([[9, 0], [1, 2], [0, 0]]),
     np.array([[10, 0], [4, 4], [0, 0]]), np.array([[9, 1], [3, 5], [0, 0]]))
