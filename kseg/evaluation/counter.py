@@ -79,8 +79,8 @@ class Counter:
             WeightsError: The model's scores are not finite; the message lists the images.
         """
         names = split.names
-        # The columns are hits, labels and predictions of each class, labeled pixels, pixels without finite scores, and how
-        # often the image was counted.
+        # The columns are hits, labels and predictions of each class, labeled pixels, pixels without finite scores, and
+        # how often the image was counted.
         table = np.zeros((len(names), 3 * self.classes + 3), np.int64)
         self._reset()
         seen = 0
