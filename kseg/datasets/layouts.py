@@ -205,7 +205,7 @@ def record_reader(records: Records, image_key: str,
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in (image_key, label_key)}
 
     # Callers outside of a graph need a compiled function.
-    @tf.function(input_signature=[tf.TensorSpec((), tf.int64)])
+    @tf.function(input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         record = read_record(tf.gather(files, tf.gather(shards, index)), tf.gather(offsets, index))
         example = tf.io.parse_single_example(record, features)

@@ -153,9 +153,11 @@ class Counter:
             return tf.concat([tf.linalg.diag_part(matrix), tf.reduce_sum(matrix, 1), tf.reduce_sum(matrix, 0),
                               labeled[None], tf.cast(nonfinite, tf.int64), [1]], axis=0)
 
-        return tf.function(lambda example: self.strategy.run(count, args=(example,)), input_signature=[element_spec])
+        # Nothing in it needs AutoGraph, whose conversion takes seconds.
+        return tf.function(lambda example: self.strategy.run(count, args=(example,)), input_signature=[element_spec],
+                           autograph=False)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _reset(self) -> None:
         self.strategy.run(lambda: self.bands.assign(tf.zeros_like(self.bands)))
 

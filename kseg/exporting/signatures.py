@@ -34,7 +34,7 @@ class Served(tf.Module):
         self.network, self.protocol, self.size, self.max_pixels = network, protocol, size, max_pixels
         images = tf.TensorSpec((None, None, None, 3), tf.uint8)
         # Shared by all signatures, so that the graph is in the file once.
-        self.ids = tf.function(self._ids, input_signature=[images])
+        self.ids = tf.function(self._ids, input_signature=[images], autograph=False)
         strings = tf.TensorSpec((None,), tf.string, name="image_bytes")
         pixels = tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")
         examples = tf.TensorSpec((None,), tf.string, name="examples")
@@ -45,7 +45,8 @@ class Served(tf.Module):
         if all_scores:
             made["predict_all_scores"] = (self.predict_all_scores, pixels)
         # Not `signatures`, which tf.saved_model keeps for itself.
-        self.answers = {name: tf.function(function, input_signature=[spec]) for name, (function, spec) in made.items()}
+        self.answers = {name: tf.function(function, input_signature=[spec], autograph=False)
+                        for name, (function, spec) in made.items()}
 
     def _ids(self, images: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(images)

@@ -331,7 +331,7 @@ def predictor(model: keras.Model, protocol: Protocol) -> Callable[[np.ndarray], 
         DataError if the image is too large for the network, or if scores are not finite.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)], autograph=False)
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         size = tf.shape(images)
         ids, non_finite = predict_checked(model, images, (size[1], size[2]), protocol)

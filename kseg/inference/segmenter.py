@@ -36,7 +36,7 @@ def probability_predictor(model: keras.Model,
         test-time augmentation that averages probabilities. The function raises DataError if the image is too large for
         the network, or if scores are not finite.
     """
-    @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)], autograph=False)
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         size = tf.shape(images)
         scores = predict_scores(model, images, (size[1], size[2]), protocol)

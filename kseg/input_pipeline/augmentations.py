@@ -221,7 +221,7 @@ def as_bytes(image: tf.Tensor) -> tf.Tensor:
 
 # XLA fuses some fifty passes over the image into one, in a seventh of the time. It may also fuse a multiplication and
 # an addition without intermediate rounding, which changes one value in ten thousand by one.
-@tf.function(jit_compile=True, reduce_retracing=True)
+@tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
 def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Return the image with its saturation multiplied by a factor.
 
@@ -231,7 +231,7 @@ def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return red_green_blue(hue, tf.floor(tf.minimum(saturation * factor, 255)), value)
 
 
-@tf.function(jit_compile=True, reduce_retracing=True)
+@tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
 def shift_hue(image: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     """Return the image with its hue shifted.
 

@@ -49,6 +49,8 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
     replicas = max(worker.num_replicas_in_sync // workers, 1) if worker else 1
     substitutes = tf.constant(_substitutes(len(split.names), skipped), tf.int64)
 
+    # AutoGraph would convert all the functions below, which takes seconds at each start; none of them needs it.
+    @tf.autograph.experimental.do_not_convert
     def example(position: tf.Tensor) -> dict:
         index = tf.gather(substitutes, shuffled_index(position, len(split.names), config.train.seed))
         seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
@@ -136,7 +138,7 @@ def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...], a
 
 
 # XLA fuses the operations on a pixel into one pass.
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _finish(image: tf.Tensor, label: tf.Tensor, first: tf.Tensor, size: tf.Tensor, table: tuple[int, ...],
             augment: Augment, mean: tuple[float, ...],
             std: tuple[float, ...]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -164,6 +166,7 @@ def eval_examples(split: Split, indices: np.ndarray | None = None) -> tf.data.Da
     """
     indices = np.arange(len(split.names)) if indices is None else indices
 
+    @tf.autograph.experimental.do_not_convert
     def example(index: tf.Tensor) -> dict:
         image, label = tf.cond(
             index < 0, lambda: (tf.zeros((1, 1, 3), tf.uint8), tf.fill((1, 1), tf.constant(IGNORED, tf.uint8))),

@@ -117,6 +117,8 @@ class Steps:
         skipped = self.strategy.reduce("sum", self.strategy.run(self._apply_accumulated), axis=None)
         return tf.concat([values, skipped], 0)
 
+    # Nothing below depends on AutoGraph, whose conversion of Keras' layers takes 40 % of the first step.
+    @tf.autograph.experimental.do_not_convert
     def _replica_step(self, batch: dict) -> tf.Tensor:
         """Take the step on the batch of one replica and return its summand of each loss, (names,)."""
         values, gradients = self._differentiate(batch, None)
@@ -127,6 +129,7 @@ class Steps:
         counts = losses.denominators(batch["label"], self.terms, self.model.output["main"].shape[-1], self.config.loss)
         return sum_over_replicas(tf.stack(counts))
 
+    @tf.autograph.experimental.do_not_convert
     def _accumulate_part(self, batch: dict, part: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
         """Accumulate the gradients of one part of a replica's batch and return its losses, (1 + terms,)."""
         def select_part(values: tf.Tensor) -> tf.Tensor:
