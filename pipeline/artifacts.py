@@ -80,8 +80,8 @@ def write_artifact_index(uri: str, dataset: Dataset, records: dict[str, list[tup
     """
     name = stored_name(dataset.name)
     form = prepared.FORMATS[name]
-    directory = posixpath.join(uri, form.place)
-    to_root = "../" * len(Path(form.place).parts)
+    directory = posixpath.join(uri, form.records_directory)
+    to_root = "../" * len(Path(form.records_directory).parts)
     tf.io.gfile.makedirs(directory)
     splits = []
     for split, examples in records.items():
@@ -109,7 +109,7 @@ def part_config(data: Data, split: str, start: int, end: int, directory: Path) -
     """
     stored = Path(prepared.find_prepared(data.directory, data.name))
     form = prepared.FORMATS[data.name]
-    part = directory / form.place
+    part = directory / form.records_directory
     part.mkdir(parents=True)
     index = prepared.INDEX.format(split=form.stored_split(split))
     lines = []

@@ -184,12 +184,12 @@ def shapes_examples(directory: Path, split: str) -> Examples:
     return Examples(records.names, records.names, record_reader(records, "image", "segmentation_mask"))
 
 
-def prepared_examples(place: str, name: str, split: str) -> Examples:
-    """Return the examples of the prepared data set `name` stored at `place`."""
-    if prepared.is_pixels(place):
-        return pixels_examples(place, split, prepared.open_pixels(place, name, split))
-    records, layout = prepared.open_records(place, name, split), prepared.FORMATS[name]
-    names = tuple(f"{place}/{split}/{image_name}" for image_name in records.names)
+def prepared_examples(location: str, name: str, split: str) -> Examples:
+    """Return the examples of the prepared data set `name` stored at `location`."""
+    if prepared.is_pixels(location):
+        return pixels_examples(location, split, prepared.open_pixels(location, name, split))
+    records, layout = prepared.open_records(location, name, split), prepared.FORMATS[name]
+    names = tuple(f"{location}/{split}/{image_name}" for image_name in records.names)
     return Examples(names, tuple(f"label of {image_name}" for image_name in names),
                     record_reader(records, layout.image, layout.label), records)
 
@@ -214,13 +214,13 @@ def record_reader(records: Records, image_key: str,
     return read
 
 
-def pixels_examples(place: str, split: str, image_names: tuple[str, ...]) -> Examples:
+def pixels_examples(location: str, split: str, image_names: tuple[str, ...]) -> Examples:
     """Return the examples of a prepared set of decoded pixels, whose files are numbered."""
-    names = tuple(f"{place}/{split}/{image_name}" for image_name in image_names)
+    names = tuple(f"{location}/{split}/{image_name}" for image_name in image_names)
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         number = tf.strings.as_string(index, width=prepared.DIGITS, fill="0")
-        return tuple(tf.io.read_file(tf.strings.join([f"{place}/{split}/", number, f".{kind}"]))
+        return tuple(tf.io.read_file(tf.strings.join([f"{location}/{split}/", number, f".{kind}"]))
                      for kind in prepared.KINDS)
 
     return Examples(names, tuple(f"label of {image_name}" for image_name in names), read, is_pixels=True)

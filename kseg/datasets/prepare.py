@@ -65,7 +65,7 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
     dataset, chosen = _choose(data, source, splits)
     directory = registry.directory_of(data)
     layout = prepared.FORMATS[data.name]
-    final = directory / (layout.pixels if fast else layout.place)
+    final = directory / (layout.pixels_directory if fast else layout.records_directory)
     if final.is_dir():
         existing = prepared.prepared_split_names(str(final), data.name)
         if not set(splits) <= set(existing):
@@ -267,7 +267,7 @@ def _join_records(name: str, parts: dict[str, Path], finished: Path) -> None:
     """Move the builders' splits into one directory with a joint description."""
     layout, descriptions = prepared.FORMATS[name], []
     for part in parts.values():
-        for path in (part / layout.place).iterdir():
+        for path in (part / layout.records_directory).iterdir():
             if path.name == prepared.DESCRIPTION:
                 descriptions.append(json.loads(path.read_text(encoding="utf-8")))
             else:

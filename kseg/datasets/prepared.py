@@ -33,16 +33,16 @@ class Format:
     """Where a prepared set lies below its directory, and the names its builder uses.
 
     Attributes:
-        place: Subdirectory of record files.
-        pixels: Subdirectory of pixel files.
+        records_directory: Subdirectory of record files.
+        pixels_directory: Subdirectory of pixel files.
         image: Feature of a record that holds the encoded image.
         label: Feature that holds the encoded label.
         name: Feature that holds the image's name.
         splits: The builder's names of those kseg splits that it names differently.
     """
 
-    place: str
-    pixels: str
+    records_directory: str
+    pixels_directory: str
     image: str = "image"
     label: str = "segmentation_mask"
     name: str = "name"
@@ -53,12 +53,12 @@ class Format:
         return self.splits.get(split, split)
 
 
-FORMATS = {name: Format(place=f"{name}/{VERSION}", pixels=f"{name}_pixels/{VERSION}")
+FORMATS = {name: Format(records_directory=f"{name}/{VERSION}", pixels_directory=f"{name}_pixels/{VERSION}")
            for name in ("ade20k", "voc2012", "camvid", "folder")} | {
     # The format of the tensorflow-datasets builder cityscapes/semantic_segmentation.
-    "cityscapes": Format(place="cityscapes/semantic_segmentation/1.0.0", pixels=f"cityscapes_pixels/{VERSION}",
-                         image="image_left", label="segmentation_label", name="image_id",
-                         splits={"val": "validation"})}
+    "cityscapes": Format(records_directory="cityscapes/semantic_segmentation/1.0.0",
+                         pixels_directory=f"cityscapes_pixels/{VERSION}", image="image_left",
+                         label="segmentation_label", name="image_id", splits={"val": "validation"})}
 
 
 def find_prepared(directory: str, name: str) -> str:
@@ -66,39 +66,40 @@ def find_prepared(directory: str, name: str) -> str:
 
     Pixels take precedence over records.
     """
-    subdirectories = (FORMATS[name].pixels, FORMATS[name].place) if name in FORMATS else ()
-    places = (posixpath.join(directory, subdirectory) for subdirectory in subdirectories)
-    return next((place for place in places if tf.io.gfile.isdir(place)), "")
+    layout = FORMATS.get(name)
+    subdirectories = (layout.pixels_directory, layout.records_directory) if layout else ()
+    locations = (posixpath.join(directory, subdirectory) for subdirectory in subdirectories)
+    return next((location for location in locations if tf.io.gfile.isdir(location)), "")
 
 
-def is_pixels(place: str) -> bool:
+def is_pixels(location: str) -> bool:
     """Return whether a prepared set holds pixels."""
-    return _read_description(place)[PIXELS]
+    return _read_description(location)[PIXELS]
 
 
-def prepared_split_names(place: str, name: str) -> tuple[str, ...]:
+def prepared_split_names(location: str, name: str) -> tuple[str, ...]:
     """Return the split names of a prepared set in order of preparation."""
     kseg_names = {stored: split for split, stored in FORMATS[name].splits.items()}
-    return tuple(kseg_names.get(split["name"], split["name"]) for split in _read_description(place)["splits"])
+    return tuple(kseg_names.get(split["name"], split["name"]) for split in _read_description(location)["splits"])
 
 
-def open_records(place: str, name: str, split: str) -> Records:
+def open_records(location: str, name: str, split: str) -> Records:
     """Return the locations of a split's examples.
 
     Raises DataError for an unknown split or a damaged set.
     """
-    lines = [line.split("\t", 2) for line in _read_index(place, name, split)]
+    lines = [line.split("\t", 2) for line in _read_index(location, name, split)]
     try:
         files = sorted({file for _, file, _ in lines})
         shard_of = {file: shard for shard, file in enumerate(files)}
-        paths = tuple(posixpath.join(place, file) for file in files)
+        paths = tuple(posixpath.join(location, file) for file in files)
         records = Records(paths, tuple(shard_of[file] for _, file, _ in lines),
                           tuple(int(offset) for offset, _, _ in lines), tuple(name for _, _, name in lines))
         # Record files are opened on demand; a missing file must be reported now, not in the middle of training.
         for path in paths:
             tf.io.gfile.stat(path)
     except READ_ERRORS as error:
-        raise _damaged(place, error) from error
+        raise _damaged(location, error) from error
     return records
 
 
@@ -107,20 +108,20 @@ def pixels_file(number: int, kind: str) -> str:
     return f"{number:0{DIGITS}d}.{kind}"
 
 
-def open_pixels(place: str, name: str, split: str) -> tuple[str, ...]:
+def open_pixels(location: str, name: str, split: str) -> tuple[str, ...]:
     """Return the names of a split's examples.
 
     Raises DataError for an unknown split or a damaged set.
     """
-    names = tuple(_read_index(place, name, split))
+    names = tuple(_read_index(location, name, split))
     for kind in KINDS:
-        last = posixpath.join(place, split, pixels_file(len(names) - 1, kind))
+        last = posixpath.join(location, split, pixels_file(len(names) - 1, kind))
         if not tf.io.gfile.exists(last):
-            raise _damaged(place, f"no file {last}")
+            raise _damaged(location, f"no file {last}")
     return names
 
 
-def write_prepared_index(place: str, name: str, split: str) -> None:
+def write_prepared_index(location: str, name: str, split: str) -> None:
     """Write the index of a split's record files.
 
     Raises DataError if a record cannot be read.
@@ -130,49 +131,49 @@ def write_prepared_index(place: str, name: str, split: str) -> None:
     stored_split = layout.stored_split(split)
     lines = []
     try:
-        for path in sorted(tf.io.gfile.glob(posixpath.join(place, f"*-{stored_split}.tfrecord-*"))):
+        for path in sorted(tf.io.gfile.glob(posixpath.join(location, f"*-{stored_split}.tfrecord-*"))):
             examples = tf.data.TFRecordDataset(path).map(lambda record: tf.io.parse_single_example(record, features))
             for offset, example in zip(record_offsets(path), examples, strict=True):
                 lines.append(f"{offset}\t{posixpath.basename(path)}\t{example[layout.name].numpy().decode()}\n")
-        with tf.io.gfile.GFile(posixpath.join(place, INDEX.format(split=stored_split)), "w") as file:
+        with tf.io.gfile.GFile(posixpath.join(location, INDEX.format(split=stored_split)), "w") as file:
             file.write("".join(lines))
     except READ_ERRORS as error:
-        raise _damaged(place, error) from error
+        raise _damaged(location, error) from error
 
 
-def _read_index(place: str, name: str, split: str) -> list[str]:
+def _read_index(location: str, name: str, split: str) -> list[str]:
     """Return the lines of a split's index.
 
     Raises DataError unless their number matches the set's description.
     """
-    if split not in prepared_split_names(place, name):
-        raise DataError(unknown(f"split of the prepared set {place}", split, prepared_split_names(place, name)))
+    if split not in prepared_split_names(location, name):
+        raise DataError(unknown(f"split of the prepared set {location}", split, prepared_split_names(location, name)))
     stored_split = FORMATS[name].stored_split(split)
     try:
-        with tf.io.gfile.GFile(posixpath.join(place, INDEX.format(split=stored_split)), "r") as file:
+        with tf.io.gfile.GFile(posixpath.join(location, INDEX.format(split=stored_split)), "r") as file:
             lines = file.read().splitlines()
-        entry = next(entry for entry in _read_description(place)["splits"] if entry["name"] == stored_split)
+        entry = next(entry for entry in _read_description(location)["splits"] if entry["name"] == stored_split)
         count = sum(map(int, entry["shardLengths"]))
     except READ_ERRORS as error:
-        raise _damaged(place, error) from error
+        raise _damaged(location, error) from error
     if len(lines) != count:
-        raise _damaged(place, f"{count} examples of {split}, but {len(lines)} lines in its index")
+        raise _damaged(location, f"{count} examples of {split}, but {len(lines)} lines in its index")
     return lines
 
 
-def _read_description(place: str) -> dict:
+def _read_description(location: str) -> dict:
     """Return the entries of DESCRIPTION that kseg uses."""
     try:
-        with tf.io.gfile.GFile(posixpath.join(place, DESCRIPTION), "r") as file:
+        with tf.io.gfile.GFile(posixpath.join(location, DESCRIPTION), "r") as file:
             description = json.load(file)
         return {PIXELS: description.get(PIXELS, False),
                 "splits": [{"name": split["name"], "shardLengths": split["shardLengths"]}
                            for split in description["splits"]]}
     except READ_ERRORS as error:
-        raise _damaged(place, error) from error
+        raise _damaged(location, error) from error
 
 
-def _damaged(place: str, reason: Exception | str) -> DataError:
+def _damaged(location: str, reason: Exception | str) -> DataError:
     reason = getattr(reason, "message", reason)
-    return DataError(f"the prepared set in {place} is damaged; delete that directory and prepare the set again: "
+    return DataError(f"the prepared set in {location} is damaged; delete that directory and prepare the set again: "
                      f"{reason}")

@@ -254,17 +254,17 @@ def test_error_of_a_damaged_set_names_the_directory_to_delete(tmp_path, damage):
     labels = [np.zeros((4, 4), np.uint8)] * 2
     folder(tmp_path / "source", {"val": labels})
     data, _ = run("folder", tmp_path / "source", tmp_path / "out")
-    place = Path(prepared.find_prepared(tmp_path / "out", "folder"))
-    index = place / "index-val.txt"
+    location = Path(prepared.find_prepared(tmp_path / "out", "folder"))
+    index = location / "index-val.txt"
     if damage == "a line":
         index.write_text(index.read_text().splitlines()[0] + "\n")
     elif damage == "a number":
         index.write_text(index.read_text().replace("0\t", "zero\t", 1))
     elif damage == "records":
-        next(place.glob("*tfrecord*")).unlink()
+        next(location.glob("*tfrecord*")).unlink()
     else:
-        (place / damage).unlink()
-    with pytest.raises(DataError, match=f"{place} is damaged; delete that directory"):
+        (location / damage).unlink()
+    with pytest.raises(DataError, match=f"{location} is damaged; delete that directory"):
         registry.open_split(data, "val")
 
 
@@ -273,8 +273,8 @@ def test_faults_name_prepared_examples(tmp_path):
     write(tmp_path / "source/train/labels/e00.png", np.ones((8, 12), np.uint8))
     (tmp_path / "source/classes.txt").write_text("sky\nground\n")
     data, _ = run("folder", tmp_path / "source", tmp_path / "out")
-    place = Path(prepared.find_prepared(tmp_path / "out", "folder"))
-    (place / "classes.txt").write_text("0 sky\n7 ground\n")
+    location = Path(prepared.find_prepared(tmp_path / "out", "folder"))
+    (location / "classes.txt").write_text("0 sky\n7 ground\n")
     with pytest.raises(DataError, match="label of .*out/folder/[0-9.]*/train/e00.png: value 1 "):
         contents(data, "train")
-    assert json.loads((place / "dataset_info.json").read_text())["name"] == "folder"
+    assert json.loads((location / "dataset_info.json").read_text())["name"] == "folder"

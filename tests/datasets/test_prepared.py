@@ -87,9 +87,9 @@ def test_pixels_of_voc2012_hold_ids(tmp_path):
 def copy(source, target):
     for path in source.rglob("*"):
         if path.is_file():
-            place = f"{target}/{path.relative_to(source).as_posix()}"
-            tf.io.gfile.makedirs(place.rsplit("/", 1)[0])
-            with tf.io.gfile.GFile(place, "wb") as file:
+            address = f"{target}/{path.relative_to(source).as_posix()}"
+            tf.io.gfile.makedirs(address.rsplit("/", 1)[0])
+            with tf.io.gfile.GFile(address, "wb") as file:
                 file.write(path.read_bytes())
 
 

@@ -50,11 +50,11 @@ def test_voc2012_samples(tmp_path):
             # SegmentationClassAug stores the same label without a palette.
             assert np.array_equal(label, Image.open(root / "SegmentationClassAug" / name.replace(".jpg", ".png")))
     # Stored labels are gray, so that no reader can mistake colors for ids.
-    place = prepared.find_prepared(tmp_path / "out", "voc2012")
+    location = prepared.find_prepared(tmp_path / "out", "voc2012")
     _, stored = registry.open_split(data, "val").read(tf.constant(7, tf.int64))
     assert Image.open(io.BytesIO(stored.numpy())).mode == "L"
     # tensorflow-datasets reads the same label.
-    [example] = tfds.builder_from_directory(place).as_dataset(split="val[7:8]")
+    [example] = tfds.builder_from_directory(location).as_dataset(split="val[7:8]")
     name = example["name"].numpy().decode()
     assert np.array_equal(example["segmentation_mask"][..., 0], found["val"][name][1])
 
