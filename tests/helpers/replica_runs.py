@@ -68,9 +68,9 @@ def losses(strategy, loss, build):
     step = Steps(model, optimizer, config, strategy).one
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    data = tf.data.Dataset.from_tensor_slices(
-        {name: np.concatenate([batch_of(step)[name] for step in range(STEPS)]) for name in ("image", "label", "index")}
-    ).batch(BATCH).with_options(options)
+    batches = [batch_of(index) for index in range(STEPS)]
+    images = {name: np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "index")}
+    data = tf.data.Dataset.from_tensor_slices(images).batch(BATCH).with_options(options)
     return [float(step(batch)["loss"]) for batch in strategy.experimental_distribute_dataset(data)]
 
 
