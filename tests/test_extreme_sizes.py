@@ -1,4 +1,4 @@
-"""Pictures of 1x1 and of 12000x12000 pixels: counted, checked, trained on and evaluated like any other."""
+"""Images of 1x1 and of 12000x12000 pixels in checks, statistics, training and evaluation."""
 
 import dataclasses
 import struct
@@ -16,29 +16,29 @@ from tests.helpers.small_sets import config, example, folder
 from tests.helpers.splits import train_batches
 
 SIDE = 12_000
-GREY, RGB, PALETTE = 0, 2, 3
+GRAY, RGB, PALETTE = 0, 2, 3
 
 
 def flat_png(side, kind, first, second):
-    """A PNG whose upper half consists of `first` pixels and its lower half of `second`, without a picture in memory."""
+    """Return a PNG with an upper half of `first` and a lower half of `second` pixels without a full image in memory."""
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     packer, rows = zlib.compressobj(1), []
     for pixel in (first, second):
-        # Before each row stands its filter: 0 is none.
+        # The first byte of each row is its filter; 0 means none.
         row = b"\0" + pixel * side
         rows += [packer.compress(row) for _ in range(side // 2)]
     header = struct.pack(">IIBBBBB", side, side, 8, kind, 0, 0, 0)
-    # A palette of one grey for all, whose indices nobody can guess from its colours.
+    # All entries of the palette are equal, so indices cannot be derived from colors.
     palette = chunk(b"PLTE", bytes([90] * 768)) if kind == PALETTE else b""
     return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette
             + chunk(b"IDAT", b"".join([*rows, packer.flush()])) + chunk(b"IEND", b""))
 
 
-@pytest.fixture(scope="module", params=[GREY, PALETTE], ids=["grey", "palette"])
+@pytest.fixture(scope="module", params=[GRAY, PALETTE], ids=["gray", "palette"])
 def huge(request, tmp_path_factory):
-    """One pair of 144 megapixels: black above with label 0, (250, 120, 30) below with label 2."""
+    """Return a set with one pair of 144 megapixels: black with label 0 above (250, 120, 30) with label 2."""
     directory = tmp_path_factory.mktemp("huge")
     source = folder(directory, {})
     for part, content in (("images", flat_png(SIDE, RGB, bytes(3), bytes([250, 120, 30]))),
@@ -49,9 +49,9 @@ def huge(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [checks.check_dataset, checks.dataset_stats])
-def test_huge_pair_is_counted(huge, count):
+def test_checks_and_statistics_of_a_huge_pair(huge, count):
     with warnings.catch_warnings():
-        # Pillow warns of pictures above 89 megapixels, and refuses them above 179.
+        # Pillow warns about images above 89 megapixels and refuses them above 179.
         warnings.simplefilter("error")
         result = count(huge, report=lambda line: None)["train"]
     assert result["sizes"] == {(SIDE, SIDE): 1}
@@ -59,7 +59,7 @@ def test_huge_pair_is_counted(huge, count):
 
 
 @pytest.mark.parametrize("scale", [(), (512, 2048)], ids=["own size", "fitted"])
-def test_huge_pair_is_trained_on(huge, scale):
+def test_training_on_a_huge_pair(huge, scale):
     settings = config(huge, crop=(64, 96), batch=1, steps=2)
     augment = Augment(scale=scale, scale_range=(0.5, 1.0), crop=(64, 96), flip=0.5, photometric=False)
     settings = dataclasses.replace(settings, augment=augment)
@@ -69,7 +69,7 @@ def test_huge_pair_is_trained_on(huge, scale):
         assert image.shape == (64, 96, 3) and label.shape == (64, 96)
         rows = {tuple(np.unique(row)) for row in label}
         assert rows <= {(0,), (2,)}
-        # Away from the border between the halves, which a resize may blend.
+        # Resizing may blend rows near the border between the halves, so these are excluded.
         upper = np.flatnonzero((label[:, 0] == 0) & (np.roll(label[:, 0], -2) == 0))[:-2]
         lower = np.flatnonzero((label[:, 0] == 2) & (np.roll(label[:, 0], 2) == 2))[2:]
         assert np.allclose(image[upper], 0, atol=1e-3) and np.allclose(image[lower], [250, 120, 30], atol=1e-3)
@@ -77,14 +77,14 @@ def test_huge_pair_is_trained_on(huge, scale):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Two pairs of one pixel, one of them ignored, and one that is one pixel high."""
+    """Return a set with two pairs of one pixel, one of them ignored, and a pair that is one pixel high."""
     source = folder(tmp_path, {"train": [np.array([[1]]), np.array([[255]]), np.array([[0, 1, 2, 2, 1, 0, 0]])]})
     example(tmp_path, "val", "e00", np.array([[2]]))
     return source
 
 
 @pytest.mark.parametrize("count", [checks.check_dataset, checks.dataset_stats])
-def test_one_pixel_is_counted(tiny, count):
+def test_checks_and_statistics_of_one_pixel(tiny, count):
     lines = []
     results = count(tiny, report=lines.append)
     assert results["train"]["sizes"] == {(1, 1): 2, (1, 7): 1}
@@ -94,7 +94,7 @@ def test_one_pixel_is_counted(tiny, count):
 
 @pytest.mark.parametrize("scale", [(), (8, 20)], ids=["own size", "fitted"])
 @pytest.mark.parametrize("scale_range", [(0.5, 2.0), (1.0, 1.0), (0.1, 0.2)])
-def test_one_pixel_is_trained_on(tiny, scale, scale_range):
+def test_training_on_one_pixel(tiny, scale, scale_range):
     settings = config(tiny, crop=(16, 24))
     settings = dataclasses.replace(settings, augment=Augment(scale=scale, scale_range=scale_range, crop=(16, 24)),
                                    train=Train(global_batch=3, steps=8))
@@ -102,21 +102,21 @@ def test_one_pixel_is_trained_on(tiny, scale, scale_range):
     for batch in train_batches(settings):
         image, label, index = (batch[key].numpy() for key in ("image", "label", "index"))
         assert image.shape == (3, 16, 24, 3) and np.isfinite(image).all() and sorted(index) == [0, 1, 2]
-        for place, labels in zip(index, label, strict=True):
-            assert set(np.unique(labels)) <= ({1, 255}, {255}, {0, 1, 2, 255})[place]
-        # Something of the picture is always left.
+        for position, labels in zip(index, label, strict=True):
+            assert set(np.unique(labels)) <= ({1, 255}, {255}, {0, 1, 2, 255})[position]
+        # The crop always contains a part of the image.
         assert (label[list(index).index(0)] == 1).any()
         steps += 1
     assert steps == 8
 
 
-def test_one_pixel_shows_as_itself(tiny):
+def test_batch_contains_the_single_pixel(tiny):
     settings = config(tiny, crop=(2, 3), batch=3, steps=1)
     (batch,) = train_batches(settings)
     index = batch["index"].numpy().tolist()
     assert batch["label"][index.index(0)].numpy().tolist() == [[1, 255, 255], [255] * 3]
 
 
-def test_extremes_are_evaluated_whole(tiny):
-    (found,) = batching.eval_examples(registry.open_split(tiny, "val"))
-    assert found["image"].shape == (1, 1, 3) and found["label"].numpy().tolist() == [[2]]
+def test_evaluation_example_of_one_pixel(tiny):
+    (evaluated,) = batching.eval_examples(registry.open_split(tiny, "val"))
+    assert evaluated["image"].shape == (1, 1, 3) and evaluated["label"].numpy().tolist() == [[2]]

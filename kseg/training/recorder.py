@@ -1,4 +1,4 @@
-"""What a training run writes while it goes: progress lines, metrics.jsonl, TensorBoard, the best weights."""
+"""Record a training run: progress lines, metrics.jsonl, TensorBoard, validation and the best weights."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ FIXED_IMAGES = 4
 
 
 class StepLog:
-    """Means over the steps since the last line, how long they took, and how long they waited for batches."""
+    """Accumulate the losses, the duration and the waiting time of the steps since the last line of the log."""
 
     def __init__(self, settings: Train):
         self.settings = settings
@@ -46,9 +46,17 @@ class StepLog:
         self.count += 1
 
     def flush(self, step: int) -> dict:
-        """Return what was measured since the last call, and start over."""
+        """Return the means and the speed since the last call, and start over.
+
+        Args:
+            step: the number of steps taken in the run.
+
+        Returns:
+            The mean of each loss, "images_per_second", "input_share", the fraction of time without a batch, and
+            "eta_seconds".
+        """
         seconds = time.monotonic() - self.started
-        # The first stretch holds the compilation, so the estimate forgets quickly.
+        # The first interval includes the compilation, so the estimate gives recent intervals a large weight.
         latest = seconds / self.count
         self.seconds_per_step = latest if not self.seconds_per_step else 0.5 * (self.seconds_per_step + latest)
         values = {name: total / self.count for name, total in self.sums.items()}
@@ -60,41 +68,42 @@ class StepLog:
 
 
 class Recorder:
-    """What a run writes while it trains: progress lines, metrics.jsonl, TensorBoard, the best weights.
+    """Write the log and the best weights of a run, and validate it.
 
-    Of several hosts the chief alone writes; all count. With an average of the weights, that is what is validated and
-    kept.
+    With several hosts all of them validate, and only the chief writes. With an EMA, its weights are validated and
+    saved. `best` is {"step", "mIoU"} of the best validation.
     """
 
     def __init__(self, config: Config, workdir: Path, split: Split, model: keras.Model,
-                 average: ExponentialMovingAverage | None, strategy: tf.distribute.Strategy,
+                 ema: ExponentialMovingAverage | None, strategy: tf.distribute.Strategy,
                  report: Callable[[str], None]):
+        """Read the best validation so far; `split` is the validation split."""
         self.config, self.workdir, self.split, self.model, self.report = config, workdir, split, model, report
-        self.average, self.writes = average, hosts.is_chief(strategy)
-        # Counted on all hosts alike, and so known to all.
+        self.ema, self.is_chief = ema, hosts.is_chief(strategy)
+        # All hosts know it, because they count the same pixels.
         self.best = read_best(workdir)
         self.counter = Counter(model, protocol_of(config), len(split.dataset.classes), strategy)
         self.predict = predictor(model, protocol_of(config))
 
     def __enter__(self) -> "Recorder":
-        if self.writes:
+        if self.is_chief:
             self.board = tf.summary.create_file_writer(str(self.workdir / "tensorboard"))
         return self
 
     def __exit__(self, *exception) -> None:
-        if self.writes:
+        if self.is_chief:
             self.board.close()
 
-    def go_back(self, step: int) -> None:
-        """Forget what was written of the steps after one; TensorBoard shows both."""
-        if self.writes:
+    def discard_after(self, step: int) -> None:
+        """Remove the metrics of later steps; TensorBoard keeps them and shows both versions."""
+        if self.is_chief:
             working_directory.trim_metrics(self.workdir, step)
 
     def write(self, step: int, values: dict) -> None:
-        """Append a line to metrics.jsonl and the same numbers to TensorBoard."""
-        if not self.writes:
+        """Append a line to metrics.jsonl and write the same values to TensorBoard."""
+        if not self.is_chief:
             return
-        # JSON has no nan; an absent class can leave a mean without a value.
+        # JSON has no nan. An absent class can leave a mean undefined.
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         append_text(self.workdir / "metrics.jsonl", json.dumps({"step": step, **plain}) + "\n", self.report)
         with self.board.as_default(step=step):
@@ -102,7 +111,7 @@ class Recorder:
                 tf.summary.scalar(name, value)
 
     def log(self, step: int, values: dict) -> None:
-        """Report the progress line of a step."""
+        """Write the values of a step and report its progress line."""
         eta = values.pop("eta_seconds")
         self.write(step, values)
         parts = " ".join(f"{name} {values[name]:.4f}" for name in ("main", "aux", "se") if name in values)
@@ -112,26 +121,26 @@ class Recorder:
                     + (f"memory {values['memory_mib'] / 1024:.1f} GiB  " if "memory_mib" in values else "")
                     + f"eta {duration(eta)}")
 
-    def validated(self, step: int) -> bool:
-        """Return whether metrics.jsonl holds the validation of a step."""
+    def has_validation(self, step: int) -> bool:
+        """Return whether metrics.jsonl contains the validation of a step."""
         path = self.workdir / "metrics.jsonl"
         lines = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else ())
         return any(line["step"] == step and "val/mIoU" in line for line in lines)
 
     def validate(self, step: int) -> None:
-        """Count the validation split, keep the weights if they are the best, and draw the fixed images."""
-        with self.average.swapped() if self.average else contextlib.nullcontext():
+        """Evaluate the validation split, log the results, and save the weights if they are the best so far."""
+        with self.ema.swapped() if self.ema else contextlib.nullcontext():
             counts = self.counter.count(self.split)
             results = metrics.summarize(counts.matrix, self.split.dataset.classes)
             better = not results["mIoU"] <= self.best["mIoU"]
             if better:
                 self.best = {"step": step, "mIoU": results["mIoU"]}
-            if self.writes:
-                self._keep(step, results, better)
+            if self.is_chief:
+                self._write_validation(step, results, better)
         self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f} "
                     f"on {len(counts.names)} images" + ("  (best so far)" if better else ""))
 
-    def _keep(self, step: int, results: dict, better: bool) -> None:
+    def _write_validation(self, step: int, results: dict, better: bool) -> None:
         if better:
             keras_files.save_weights(self.model, self.workdir / "best.weights.h5", self.report)
             write_text(self.workdir / "best.json", json.dumps(self.best) + "\n", self.report)
@@ -141,18 +150,22 @@ class Recorder:
         self.board.flush()
 
     def fixed_images(self) -> tf.Tensor:
-        """Return image, truth and prediction side by side, uint8 (N, H, 3 W, 3), for images that never change."""
+        """Draw the same few images at each validation.
+
+        Returns:
+            Image, ground truth and prediction side by side, uint8 (N, H, 3 W, 3).
+        """
         rows = [np.concatenate(row, axis=1) for row in evaluator.sample_rows(
             self.predict, self.split, self.split.dataset.palette, FIXED_IMAGES)]
-        # TensorBoard wants one size.
+        # TensorBoard requires images of equal size.
         smallest = min((row.shape[:2] for row in rows), key=lambda size: size[0] * size[1])
         return tf.stack([tf.image.resize(row, smallest, method="nearest") for row in rows])
 
 
 def read_best(workdir: Path) -> dict:
-    """Return {"step", "mIoU"} of a run's best validation; before the first one that is step 0 and -1."""
+    """Read {"step", "mIoU"} of the best validation of a run; without a validation they are 0 and -1."""
     path = workdir / "best.json"
     try:
         return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
     except ValueError:
-        raise WorkdirError(f"{path} is damaged; remove it, and the next validation counts as the best") from None
+        raise WorkdirError(f"{path} is damaged; remove it, and the next validation counts as the best one") from None

@@ -26,9 +26,17 @@ from kseg.weights import downloads, keras_files, loading
 
 
 def prepare_strategy(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strategy:
-    """Seed everything, claim hosts and devices and return the strategy to train under, as `kseg.distributed.hosts.claim_hosts` does.
+    """Seed all random generators, claim the devices and return the strategy to train under.
 
-    Raises ConfigError where the global batch cannot be shared out evenly, and what `kseg.distributed.hosts.claim_hosts` raises.
+    Call it before any other operation of TensorFlow. With several hosts it waits for all of them.
+
+    Args:
+        train: the section `train` of a config.
+        cpu_replicas: number of virtual devices into which a CPU is split if there is no GPU.
+
+    Raises:
+        ConfigError: The global batch cannot be divided evenly, or `cpu_replicas` or TF_CONFIG is invalid.
+        HostLost: Another host did not start.
     """
     devices.require_tensorflow()
     keras.utils.set_random_seed(train.seed)
@@ -36,92 +44,130 @@ def prepare_strategy(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strat
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = hosts.claim_hosts(cpu_replicas)
-    require_even_shares(train, strategy)
+    require_divisible_batch(train, strategy)
     return strategy
 
 
-def require_even_shares(train: Train, strategy: tf.distribute.Strategy) -> None:
-    """Raise ConfigError where replicas, or the parts that each takes its share in, cannot share the batch evenly."""
+def require_divisible_batch(train: Train, strategy: tf.distribute.Strategy) -> None:
+    """Raise ConfigError unless the global batch is divisible by replicas * train.accumulate."""
     replicas, parts = strategy.num_replicas_in_sync, train.accumulate
     if train.global_batch % (replicas * parts):
-        by = f"{replicas} replica{'s' * (replicas > 1)}"
-        by += f" in {parts} parts each (train.accumulate)" if parts > 1 else ""
-        raise ConfigError(f"train.global_batch={train.global_batch} cannot be shared evenly by {by}; set a multiple of "
-                          f"{replicas * parts}")
+        divisor = f"{replicas} replica{'s' * (replicas > 1)}"
+        divisor += f" with {parts} parts each (train.accumulate)" if parts > 1 else ""
+        raise ConfigError(f"train.global_batch={train.global_batch} cannot be divided among {divisor}; set a multiple "
+                          f"of {replicas * parts}")
 
 
 def batch_line(train: Train, replicas: int) -> str:
-    """Return how the global batch is shared."""
-    share = train.global_batch // replicas
-    return f"global batch {train.global_batch} = {replicas} replica{'s' * (replicas > 1)} x {share}"
+    """Return a sentence about the size of the batch of each replica."""
+    size = train.global_batch // replicas
+    return f"global batch {train.global_batch} = {replicas} replica{'s' * (replicas > 1)} x {size}"
 
 
 def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
           report: Callable[[str], None] = print, profiled: tuple[int, int] | None = None) -> dict:
-    """Train to the last step and return {"step", "best_mIoU", "best_step"}.
+    """Train a model to the last step, resuming from the newest checkpoint if there is one.
 
-    `strategy` comes from `runtime.prepare`, on each of several hosts. Everything is written to `workdir`, which all
-    hosts see and from which a run that was cut off is continued, on as many hosts or others. `profiled` is the first
-    and the last step, counted from 1, that TensorBoard's profiler records. Raises the UserErrors of its parts,
-    NonFiniteLoss, HostLost, and Stopped after SIGTERM or SIGINT.
+    Args:
+        config: the config of the run.
+        workdir: the directory for everything that the run writes; created if it does not exist. All hosts must see it.
+            A run can be resumed on another number of hosts or devices.
+        strategy: the result of `prepare_strategy`. With several hosts all of them must call `train`.
+        report: receives the lines of the log; with several hosts only the first one reports.
+        profiled: the first and the last step, counted from 1, to record for TensorBoard's profiler.
+
+    Returns:
+        {"step": number of steps taken, "best_mIoU": fraction, "best_step": step of the best validation}.
+
+    Raises:
+        UserError: The config, the data or the working directory is unusable.
+        NonFiniteLoss: The loss was not finite more than train.nonfinite_batches times.
+        HostLost: Another host was lost.
+        Stopped: The process received SIGTERM or SIGINT; the state has been saved.
+
+    Example:
+        >>> from kseg import config as configs
+        >>> settings = configs.load("encnet_shapes", [
+        ...     f"data.directory={data}", "model.width=4", "model.channels=8", "model.auxiliary_channels=4",
+        ...     "augment.crop=64,64", "train.global_batch=2", "train.steps=2"])
+        >>> strategy = prepare_strategy(settings.train)
+        >>> result = train(settings, workdir.with_name("new run"), strategy, report=lambda line: None)
+        >>> result["step"], result["best_step"]
+        (2, 2)
     """
     chief = hosts.is_chief(strategy)
-    say = report if chief else discard
+    if not chief:
+        report = discard_line
     train_split = registry.open_split(config.data, config.data.train_split)
     val_split = registry.open_split(config.data, config.data.val_split)
     dataset = train_split.dataset
     if hosts.num_hosts(strategy) > 1:
         if config.data.unreadable == "skip":
-            # One host's list would change the others' batches.
-            raise ConfigError('data.unreadable=skip is for one host; `python -m kseg.data check` finds what cannot be '
-                              'read')
+            # Every host keeps its own list of unreadable examples, and they would train on parts of different batches.
+            raise ConfigError("data.unreadable=skip works on a single host only; `python -m kseg.data check` lists "
+                              "unreadable examples")
         hosts.require_agreement(strategy, fingerprint.run_facts(config, (train_split, val_split)))
-    with contextlib.ExitStack() as held:
-        # Let go before the program ends, which a caller may outlive.
-        hosts.on_chief(strategy, lambda: held.enter_context(working_directory.open_workdir(workdir, config, dataset)))
-        say(devices.device_line())
-        say(batch_line(config.train, strategy.num_replicas_in_sync))
+    with contextlib.ExitStack() as stack:
+        # The lock is released on exit because the process may continue after this function.
+        hosts.on_chief(strategy, lambda: stack.enter_context(working_directory.open_workdir(workdir, config, dataset)))
+        report(devices.device_line())
+        report(batch_line(config.train, strategy.num_replicas_in_sync))
         with strategy.scope():
-            model, optimizer, average = build_training(config, len(dataset.classes), say)
-        steps = Steps(model, optimizer, config, strategy, average)
-        checkpoint = checkpoints.tracked_checkpoint(model, optimizer, average, steps.variables)
-        step = checkpoints.restore_newest(workdir, checkpoint, say)
-        hosts.require_agreement(strategy, {"the checkpoint that is continued": f"step {step}"})
+            model, optimizer, ema = build_training(config, len(dataset.classes), report)
+        steps = Steps(model, optimizer, config, strategy, ema)
+        checkpoint = checkpoints.tracked_checkpoint(model, optimizer, ema, steps.variables)
+        step = checkpoints.restore_newest(workdir, checkpoint, report)
+        hosts.require_agreement(strategy, {"checkpoint to resume from": f"step {step}"})
         if step:
-            say(f"continuing at step {step} of {config.train.steps}")
+            report(f"resuming after step {step} of {config.train.steps}")
         hosts.on_chief(strategy, lambda: working_directory.trim_metrics(workdir, step))
-        run = held.enter_context(Recorder(config, workdir, val_split, model, average, strategy, say))
-        profile = held.enter_context(profiler.Profile(profiled, workdir if chief else None, say))
-        reader = batch_reader.BatchReader(config, train_split, workdir, strategy, say)
-        # Until here a signal ends the process, which has nothing to save.
-        signals = held.enter_context(Signals())
-        loop = Loop(run, reader, steps, checkpoint, signals, profile)
-        step = loop.take_all(step)
-        if run.writes:
-            with average.swapped() if average else contextlib.nullcontext():
-                keras_files.save_weights(model, workdir / "final.weights.h5", say)
-    return finish_run(run, loop, reader)
+        recorder = stack.enter_context(Recorder(config, workdir, val_split, model, ema, strategy, report))
+        profile = stack.enter_context(profiler.Profile(profiled, workdir if chief else None, report))
+        reader = batch_reader.BatchReader(config, train_split, workdir, strategy, report)
+        # Before this point a signal terminates the process, because there is nothing to save.
+        signals = stack.enter_context(Signals())
+        loop = Loop(recorder, reader, steps, checkpoint, signals, profile)
+        loop.run(step)
+        if recorder.is_chief:
+            with ema.swapped() if ema else contextlib.nullcontext():
+                keras_files.save_weights(model, workdir / "final.weights.h5", report)
+    return finish_run(recorder, loop, reader)
 
 
-def discard(line: str) -> None:
-    """Say nothing: of several hosts one reports."""
+def discard_line(line: str) -> None:
+    """Discard a line of the log; used on all hosts but the first."""
 
 
-def finish_run(run: Recorder, loop: Loop, reader: batch_reader.BatchReader) -> dict:
-    """Report how a run ended and return what `train` does."""
-    best, settings = run.best, run.config.train
-    early = f", {settings.patience} validations after the best one (train.patience)" \
+def finish_run(recorder: Recorder, loop: Loop, reader: batch_reader.BatchReader) -> dict:
+    """Report the end of a run and return the results of `train`."""
+    best, settings = recorder.best, recorder.config.train
+    early = f" ({settings.patience} validations without a better one, train.patience)" \
         if loop.step < settings.steps else ""
-    left_out = f"; left out {len(reader.skipped)} of {len(reader.names)} training examples as unreadable: " \
+    unreadable = f"; skipped {len(reader.skipped)} of {len(reader.names)} training examples as unreadable: " \
         f"{reader.path}" if reader.skipped else ""
-    skipped = f"; left out {len(loop.skipped)} batches whose loss was not finite" if loop.skipped else ""
-    run.report(f"finished {loop.step} steps{early}; best validation mIoU {100 * best['mIoU']:.2f} at step "
-               f"{best['step']}: {run.workdir / 'best.weights.h5'}{left_out}{skipped}")
+    nonfinite = f"; skipped {len(loop.skipped)} batches because of non-finite losses" if loop.skipped else ""
+    recorder.report(f"finished {loop.step} steps{early}; best validation mIoU {100 * best['mIoU']:.2f} at step "
+                    f"{best['step']}: {recorder.workdir / 'best.weights.h5'}{unreadable}{nonfinite}")
     return {"step": loop.step, "best_mIoU": best["mIoU"], "best_step": best["step"]}
 
 
 def build_training(config: Config, classes: int, report: Callable[[str], None]) -> tuple:
-    """Return (model, optimizer, average or None) with all their variables, and the weights that config.init names."""
+    """Build the model, with the weights that config.init names, its optimizer and its EMA.
+
+    Call it under the scope of the strategy.
+
+    Args:
+        config: the config of the run.
+        classes: number of classes.
+        report: receives notes about the loaded weights.
+
+    Returns:
+        (model, optimizer, ema) with all their variables; ema is None without train.average_decay.
+
+    Raises:
+        ConfigError: loss.class_weights or train.freeze does not fit the model.
+        WeightsError: The initial weights do not fit the model.
+    """
     losses.require_class_weights(config.loss, classes)
     settings = config.train
     model = models.build(config.model, classes, precision=settings.precision, recompute=settings.recompute)
@@ -129,11 +175,15 @@ def build_training(config: Config, classes: int, report: Callable[[str], None]) 
         report(note)
     optimizers.freeze_layers(model, settings.freeze)
     optimizer = optimizers.build_optimizer(settings, model)
-    return model, optimizer, ExponentialMovingAverage(model, settings.average_decay) if settings.average_decay else None
+    ema = ExponentialMovingAverage(model, settings.average_decay) if settings.average_decay else None
+    return model, optimizer, ema
 
 
 def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print) -> None:
-    """Report the resolved config, parameter counts, the first batch's shapes and the device, and train nothing."""
+    """Report the resolved config, the parameter counts, the first batch's shapes and the device without training.
+
+    If the data set is known but not downloaded, the shapes are those of the config.
+    """
     report(configs.to_json(config).rstrip())
     report(devices.device_line())
     report(batch_line(config.train, strategy.num_replicas_in_sync))
@@ -154,7 +204,7 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
         shapes = {"image": f"{(*size, 3)} float32", "label": f"{size} uint8", "index": f"{size[:1]} int64"}
     with strategy.scope():
         model, _, _ = build_training(downloads.without_download(config, report), classes, report)
-    report(f"{'first batch' if missing is None else 'batches, by the config'}: "
+    report(f"{'first batch' if missing is None else 'batches according to the config'}: "
            + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
     counts: dict[str, int] = {}
     for variable in model.trainable_variables:
@@ -165,4 +215,4 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     report(f"{config.model.head} on {config.model.backbone}, output stride {config.model.output_stride}, "
            f"{classes} classes, {config.train.steps} steps")
     if missing is not None:
-        report(f"the data is not there yet: {missing}")
+        report(f"the data set is missing: {missing}")

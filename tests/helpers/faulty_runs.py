@@ -1,11 +1,11 @@
-"""Runs of the training command that are killed, signalled or left without storage at chosen moments.
+"""Kill, signal or deprive of storage runs of the training command at chosen moments.
 
     python -m tests.helpers.faulty_runs DATA DIRECTORY
 
-A run that nothing disturbs is written to DIRECTORY/whole, and one that meets each of FAULTS in turn, started again
-after it, to DIRECTORY/faulty. Each start is a process of its own, forked where TensorFlow is imported. A network of
-three layers on random pictures stands in for the real ones, whose compilation would take most of the time. Printed is
-[[name of the fault, status, output], ...] as JSON.
+An undisturbed run is written to DIRECTORY/whole. A second run meets the faults of FAULTS one after the other, is
+restarted after each, and is written to DIRECTORY/faulty. Each start is a process forked from this one, which has
+imported TensorFlow. A network of three layers on random images replaces the real model, whose compilation would take
+most of the time. The output is [[name of the fault, status, output of the process], ...] as JSON.
 """
 
 import contextlib
@@ -67,71 +67,71 @@ def terminate():
 
 
 def before(module, name, act, chosen=lambda *arguments: True):
-    """Act once before the first chosen call of a function."""
-    function, left = getattr(module, name), [act]
+    """Call `act` once, before the first call of a function whose arguments satisfy `chosen`."""
+    function, pending = getattr(module, name), [act]
 
     def call(*arguments, **keywords):
-        if left and chosen(*arguments):
-            left.pop()()
+        if pending and chosen(*arguments):
+            pending.pop()()
         return function(*arguments, **keywords)
 
     setattr(module, name, call)
 
 
-def when_said(text, act):
-    """Act before a line that begins with that text is printed."""
-    before(sys.stdout, "write", act, lambda said: said.startswith(text))
+def before_line(prefix, act):
+    """Call `act` once, before the first line with a prefix is printed."""
+    before(sys.stdout, "write", act, lambda line: line.startswith(prefix))
 
 
 def named(ending):
-    """Choose the call of os.replace that gives a file this name."""
+    """Return a condition for the call of os.replace that gives a file a name with this ending."""
     return lambda old, new: str(new).endswith(ending)
 
 
-def failing_storage(times):
-    """Let the storage fail so often when a checkpoint is to be kept, without waits."""
-    left = list(range(times))
+def fail_storage(times):
+    """Make the first `times` syncs of files of checkpoints fail, without waits between attempts."""
+    remaining = list(range(times))
 
     def fail(path):
-        if left:
-            left.pop()
+        if remaining:
+            remaining.pop()
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     checkpoints.sync_file, retries.time.sleep = fail, lambda seconds: None
 
 
-def half_a_line(directory):
+def write_half_a_line(directory):
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     kill()
 
 
-# In the order in which one run meets them. It stores the steps 2, 4, 6 and 8, and validates the last one.
+# The order is that in which the run meets the faults. It saves steps 2, 4, 6 and 8, and validates the last one.
 FAULTS = {
-    "told to stop while compiling": lambda directory: before(losses, "loss_terms", terminate),
-    "killed while the first checkpoint is written": lambda directory: before(checkpoints, "sync_file", kill),
-    "told to stop while a checkpoint is written": lambda directory: before(checkpoints, "sync_file", terminate),
-    "killed when half of a checkpoint has its name": lambda directory: before(
+    "SIGTERM during compilation": lambda directory: before(losses, "loss_terms", terminate),
+    "killed while writing the first checkpoint": lambda directory: before(checkpoints, "sync_file", kill),
+    "SIGTERM while writing a checkpoint": lambda directory: before(checkpoints, "sync_file", terminate),
+    "killed after renaming half of a checkpoint": lambda directory: before(
         os, "replace", kill, named("step-00000004.index")),
-    "left without storage": lambda directory: failing_storage(99),
-    "killed before the old checkpoint is removed": lambda directory: before(
+    "permanent storage failure": lambda directory: fail_storage(99),
+    "killed before removing the old checkpoint": lambda directory: before(
         checkpoints, "remove_checkpoint", kill, lambda prefix: prefix.name == "step-00000002"),
-    # Before it has stored step 6, however fast the machine is.
-    "killed at any time": lambda directory: (
-        when_said("step 6/", lambda: threading.Event().wait(60)),
-        when_said("step 5/", threading.Timer(random.uniform(0, 0.1), kill).start)),
-    "left without storage twice, and killed in a line of its log": lambda directory: (
-        failing_storage(2), when_said("step 8/", lambda: half_a_line(directory))),
-    "killed between the best weights and their record": lambda directory: before(
+    # The wait before step 6 is reported keeps a fast machine from saving it before the kill.
+    "killed at a random time": lambda directory: (
+        before_line("step 6/", lambda: threading.Event().wait(60)),
+        before_line("step 5/", threading.Timer(random.uniform(0, 0.1), kill).start)),
+    "two storage failures, and killed in a line of the log": lambda directory: (
+        fail_storage(2), before_line("step 8/", lambda: write_half_a_line(directory))),
+    "killed between best.weights.h5 and best.json": lambda directory: before(
         os, "replace", kill, named("best.json")),
     "no fault": lambda directory: None}
 
 
-def started(directory, fault):
-    """Run the command in a process of its own, with that fault; return its status and what it said."""
+def run_with_fault(directory, fault):
+    """Run the command in a forked process with a fault; return its exit status and its output."""
     log = directory.with_suffix(".log")
     if not (process := os.fork()):
-        # What a signal ends at once must have been written.
+        # Line buffering preserves the output of a killed process.
         with log.open("w", buffering=1) as sys.stdout:
             os.dup2(sys.stdout.fileno(), 2)
             fault(directory)
@@ -151,11 +151,11 @@ def finish(directory):
 def main(data_directory, directory):
     ARGUMENTS.append(f"data.directory={data_directory}")
     models.build, batching.train_batches, batching.eval_examples = network, random_batches, random_examples
-    recorder.Recorder.fixed_images = lambda run: tf.zeros((1, 8, 8, 3), tf.uint8)
-    found = [("undisturbed", *started(Path(directory) / "whole", lambda directory: None))]
+    recorder.Recorder.fixed_images = lambda self: tf.zeros((1, 8, 8, 3), tf.uint8)
+    outcomes = [("undisturbed", *run_with_fault(Path(directory) / "whole", lambda directory: None))]
     for name, fault in FAULTS.items():
-        found.append((name, *started(Path(directory) / "faulty", fault)))
-    print(json.dumps(found))
+        outcomes.append((name, *run_with_fault(Path(directory) / "faulty", fault)))
+    print(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

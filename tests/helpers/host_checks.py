@@ -1,6 +1,6 @@
-"""What one of several hosts finds out about the others, printed as JSON; then one of them falls silent.
+"""Print as JSON what a host learns about the others; then the second host stops responding.
 
-python -m host_checks CONFIG_JSON WORKDIR
+python -m tests.helpers.host_checks CONFIG_JSON WORKDIR
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from kseg.errors import DataError, UserError
 from kseg.training import trainer
 
 
-def said(action):
-    """Return what a UserError says that all hosts have to raise."""
+def error_of(action):
+    """Return the type and message of the UserError that an action raises, or ""."""
     try:
         action()
     except UserError as error:
@@ -33,22 +33,23 @@ def fail():
 
 
 def main(config_path, workdir):
-    # Seconds without a sign of life.
+    # A host counts as lost after this many seconds without a heartbeat.
     hosts.HEARTBEAT = 3
     config = configs.from_json(Path(config_path).read_text())
     with hosts.exit_on_host_loss():
         strategy = trainer.prepare_strategy(config.train)
-        own = hosts.host_index(strategy)
-        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=own))
+        index = hosts.host_index(strategy)
+        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=index))
         print(json.dumps({
-            "place": own, "count": hosts.num_hosts(strategy), "chief": hosts.is_chief(strategy),
-            "alike": said(lambda: hosts.require_agreement(strategy, {"a": "1", "b": "2"})),
-            "unlike": said(lambda: hosts.require_agreement(strategy, {"a": "1", "b": str(own)})),
-            "done": hosts.on_chief(strategy, lambda: own),
-            "training": said(lambda: trainer.train(changed, Path(workdir), strategy)),
-            "failed": said(lambda: hosts.on_chief(strategy, fail)),
-            "uneven": said(lambda: trainer.require_even_shares(Train(global_batch=3), strategy))}), flush=True)
-        if own == 1:
+            "index": index, "count": hosts.num_hosts(strategy), "chief": hosts.is_chief(strategy),
+            "equal facts": error_of(lambda: hosts.require_agreement(strategy, {"a": "1", "b": "2"})),
+            "different facts": error_of(lambda: hosts.require_agreement(strategy, {"a": "1", "b": str(index)})),
+            "done": hosts.on_chief(strategy, lambda: index),
+            "training": error_of(lambda: trainer.train(changed, Path(workdir), strategy)),
+            "failed": error_of(lambda: hosts.on_chief(strategy, fail)),
+            "indivisible": error_of(
+                lambda: trainer.require_divisible_batch(Train(global_batch=3), strategy))}), flush=True)
+        if index == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
         strategy.reduce("sum", strategy.run(lambda: tf.constant(1.0)), axis=None)
 

@@ -1,7 +1,7 @@
-"""Trains on two virtual devices, by the command and step by step, and prints what it found as JSON.
+"""Train on two virtual devices, by the command and step by step, and print the results as JSON.
 
-Run in a process of its own, since virtual devices have to be made before the first tensor; the arguments are those of
-kseg.train:
+This needs a separate process, because virtual devices must be configured before TensorFlow starts. The arguments are
+those of kseg.train:
 python -m tests.helpers.replica_runs --config encnet_shapes --workdir DIR
 """
 
@@ -25,8 +25,7 @@ from kseg.training.schedule import schedule
 from kseg.training.step import Steps, finite_or_nan
 
 STEPS, BATCH, CLASSES = 20, 4, 5
-# About half of the 4 * 64 * 64 pixels are labelled at most, nearly all of them on one replica; 4 * 300 are the fewest
-# that mining keeps.
+# At most half of the 4 * 64 * 64 pixels are labeled, nearly all of them on one replica. Mining keeps at least 4 * 300.
 LOSSES = {
     "valid": Loss(average="valid"),
     "all, mined below a threshold": Loss(average="all", ohem_kept=300, ohem_threshold=0.3),
@@ -34,8 +33,8 @@ LOSSES = {
 }
 
 
-def batches(step):
-    """A batch whose second half is mostly void, at odd steps wholly: means over each half are not the mean over all."""
+def batch_of(step):
+    """Return a batch whose second half is mostly ignored, and completely at odd steps."""
     generator = np.random.default_rng(step)
     labels = generator.integers(0, CLASSES, (BATCH, 8, 8)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
     images = generator.normal(0, 0.3, (BATCH, 64, 64, 3)) + labels[..., None] - 2
@@ -49,7 +48,7 @@ def encnet(config):
 
 
 def shallow(config):
-    """All outputs of EncNet, from one layer each: every loss is a graph of its own, and this one is made quickly."""
+    """Return a model with EncNet's outputs that is traced quickly, because each loss needs a separate graph."""
     images = keras.Input((None, None, 3))
     features = keras.layers.Conv2D(8, 9, strides=8, padding="same", activation="relu", name="features")(images)
     outputs = {name: keras.layers.Conv2D(CLASSES, 1, name=name)(features) for name in ("main", "aux")}
@@ -69,55 +68,55 @@ def losses(strategy, loss, build):
     step = Steps(model, optimizer, config, strategy).one
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    data = tf.data.Dataset.from_tensor_slices(
-        {name: np.concatenate([batches(index)[name] for index in range(STEPS)]) for name in ("image", "label", "index")}
-    ).batch(BATCH).with_options(options)
+    batches = [batch_of(index) for index in range(STEPS)]
+    images = {name: np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "index")}
+    data = tf.data.Dataset.from_tensor_slices(images).batch(BATCH).with_options(options)
     return [float(step(batch)["loss"]) for batch in strategy.experimental_distribute_dataset(data)]
 
 
 def skips(strategy):
-    """Apply gradients one of which may not be finite, and return every replica's state."""
+    """Apply gradients with and without non-finite values and return the state of every replica."""
     with strategy.scope():
         variables = [keras.Variable(np.ones(2, np.float32), name="first"), keras.Variable(2.0, name="second")]
         optimizer = MomentumSGD(0.1, skip_nonfinite=True)
         optimizer.build(variables)
 
     @tf.function
-    def step(odd):
+    def step(value):
         def replica_step():
             context = tf.distribute.get_replica_context()
-            # The second replica's gradient of the first variable alone.
-            first = tf.where(tf.equal(context.replica_id_in_sync_group, 1), tf.stack([1.0, odd]), tf.ones(2))
+            # Only one element on the second replica has this value.
+            first = tf.where(tf.equal(context.replica_id_in_sync_group, 1), tf.stack([1.0, value]), tf.ones(2))
             gradients, skipped = finite_or_nan([first, tf.constant(1.0)])
             optimizer.apply(gradients, variables)
             return skipped
 
         return strategy.reduce("mean", strategy.run(replica_step), axis=None)
 
-    found = {}
-    for name, odd in (("infinite", np.inf), ("nan", np.nan), ("finite", 1.0)):
-        skipped = float(step(tf.constant(odd, tf.float32)))
+    states = {}
+    for name, value in (("infinite", np.inf), ("nan", np.nan), ("finite", 1.0)):
+        skipped = float(step(tf.constant(value, tf.float32)))
         state = {"first": variables[0], "second": variables[1], "first velocity": optimizer.velocities[0],
                  "second velocity": optimizer.velocities[1]}
-        found[name] = {key: [value.numpy().tolist() for value in strategy.experimental_local_results(variable.value)]
-                       for key, variable in state.items()} | {"skipped": skipped}
-    return found
+        states[name] = {key: [copy.numpy().tolist() for copy in strategy.experimental_local_results(variable.value)]
+                        for key, variable in state.items()} | {"skipped": skipped}
+    return states
 
 
-def normalised(strategy):
-    """Return what each kind of norm makes of a batch whose halves differ, how, and the messages that it took."""
+def norm_results(strategy):
+    """Return the outputs and gradients of each kind of norm on a batch whose halves differ, and its messages."""
     inputs, upstream, gamma, beta = norm_case()
 
-    def replica_step(normalise):
+    def replica_step(normalize):
         context = tf.distribute.get_replica_context()
         half = len(inputs) // 2 * context.replica_id_in_sync_group
-        share, above = (tf.constant(values)[half:half + len(inputs) // 2] for values in (inputs, upstream))
+        local, weights = (tf.constant(values)[half:half + len(inputs) // 2] for values in (inputs, upstream))
         scale, offset = tf.constant(gamma), tf.constant(beta)
         with tf.GradientTape() as tape:
-            tape.watch((share, scale, offset))
-            outputs, mean, variance = normalise(share, scale, offset, 1e-5, context)
-            loss = tf.reduce_sum(outputs * above)
-        return outputs, mean, variance, *tape.gradient(loss, (share, scale, offset))
+            tape.watch((local, scale, offset))
+            outputs, mean, variance = normalize(local, scale, offset, 1e-5, context)
+            loss = tf.reduce_sum(outputs * weights)
+        return outputs, mean, variance, *tape.gradient(loss, (local, scale, offset))
 
     found = {}
     for form in (norms.fused_training, norms.normalize_training, norms.exact_training):
@@ -132,7 +131,7 @@ def normalised(strategy):
 
 
 def norm_case():
-    """Return inputs far from zero, whose halves have other means, upstream gradients, gamma and beta."""
+    """Return inputs far from zero, whose halves have different means, and upstream gradients, gamma and beta."""
     generator = np.random.default_rng(3)
     inputs = generator.normal(3, 2, (4, 10, 12, 8))
     inputs[2:] += 5
@@ -141,7 +140,7 @@ def norm_case():
 
 
 def uneven():
-    """Return what is said of three pictures for two devices."""
+    """Return the error message for three images on two devices."""
     try:
         trainer.prepare_strategy(Train(global_batch=3))
     except ConfigError as error:
@@ -150,23 +149,23 @@ def uneven():
 
 
 def main(arguments):
-    made, prepare = [], trainer.prepare_strategy
+    strategies, prepare = [], trainer.prepare_strategy
 
     def prepare_and_keep(*values):
-        made.append(prepare(*values))
-        return made[0]
+        strategies.append(prepare(*values))
+        return strategies[0]
 
-    # All that follows shares the command's strategy: a second one would number its collective operations as the first.
+    # Everything below uses the command's strategy: a second one would reuse the numbers of its collective operations.
     trainer.prepare_strategy = prepare_and_keep
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         status = train.main([*arguments, "--cpu-replicas", "2"])
     trainer.prepare_strategy = prepare
-    strategies = {"one": tf.distribute.get_strategy(), "two": made[0]}
+    by_name = {"one": tf.distribute.get_strategy(), "two": strategies[0]}
     cases = {"encnet": (encnet, LOSSES["valid"])} | {name: (shallow, loss) for name, loss in LOSSES.items()}
     print(json.dumps({
-        "status": status, "printed": printed.getvalue(), "uneven": uneven(), "skips": skips(made[0]),
-        "norms": normalised(made[0]),
-        "losses": {title: {name: losses(strategy, loss, build) for name, strategy in strategies.items()}
+        "status": status, "printed": printed.getvalue(), "uneven": uneven(), "skips": skips(strategies[0]),
+        "norms": norm_results(strategies[0]),
+        "losses": {title: {name: losses(strategy, loss, build) for name, strategy in by_name.items()}
                    for title, (build, loss) in cases.items()}}))
 
 

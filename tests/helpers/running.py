@@ -1,4 +1,4 @@
-"""Running kseg's commands as a user does, on a model small enough for a test."""
+"""Run kseg's commands as a user does, on a model small enough for a test."""
 
 import os
 import subprocess
@@ -11,12 +11,11 @@ from kseg import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Environment in which Keras runs on JAX. Each operation is compiled once for a handful of numbers, where optimising
-# takes longer than it saves.
+# Environment in which Keras runs on JAX. Optimization is off because operations are compiled for a few numbers only.
 ON_JAX = {"KERAS_BACKEND": "jax",
           "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 
-# A real model of a few thousand weights on small crops of the synthetic set.
+# Overrides for a real model with a few thousand weights on small crops of the synthetic set.
 TINY = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "model.output_stride=16",
         "augment.crop=64,64", "train.global_batch=2", "train.steps=12", "train.warmup_steps=0", "train.log_every=1",
         "train.validate_every=12", "train.checkpoint_every=3", "train.deterministic=true"]
@@ -28,14 +27,14 @@ def tiny(shapes_directory, *more):
 
 
 def start(module, *arguments, directory=ROOT):
-    """Start `python -m MODULE ARGUMENTS` and return the process, its output one stream of text."""
+    """Start `python -m MODULE ARGUMENTS` and return the process, with stdout and stderr in one text stream."""
     return subprocess.Popen([sys.executable, "-u", "-m", module, *map(str, arguments)], cwd=directory, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
 
 
 def run(module, *arguments, status=0, directory=ROOT):
-    """Run a command to its end, check its exit status and return what it printed."""
+    """Run a command, check its exit status and return its output."""
     process = start(module, *arguments, directory=directory)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == status, output
@@ -43,9 +42,9 @@ def run(module, *arguments, status=0, directory=ROOT):
 
 
 def run_here(main, arguments, capsys, status=0):
-    """Run a command's main in this process, which saves the start-up; otherwise as `run`."""
+    """Run a command's main in this process, check its exit status and return its output."""
     with pytest.raises(SystemExit) as stopped:
         cli.run(lambda: main([str(argument) for argument in arguments]))
-    printed = capsys.readouterr()
-    assert stopped.value.code == status, printed.out + printed.err
-    return printed.out + printed.err
+    captured = capsys.readouterr()
+    assert stopped.value.code == status, captured.out + captured.err
+    return captured.out + captured.err

@@ -1,4 +1,4 @@
-"""Starts a command as several hosts on this machine, each a process of its own, and waits for them."""
+"""Start a command as several hosts on this machine, one process for each, and wait for them."""
 
 import contextlib
 import os
@@ -14,37 +14,37 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Hosts:
-    """Some hosts that have been started; `outputs` are the files that they print to."""
+    """Control the processes of some hosts; `outputs` are the files with their output."""
 
     def __init__(self, module, arguments, directory):
-        """Start `python -m MODULE ARGUMENTS`, a list of arguments for each host, with outputs in a new directory."""
+        """Start `python -m MODULE` with a list of arguments for each host and with outputs in a new directory."""
         directory.mkdir()
         addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(len(arguments)))
         self.outputs = [directory / f"host {index}.txt" for index in range(len(arguments))]
         self.processes = []
-        for index, each in enumerate(arguments):
+        for index, host_arguments in enumerate(arguments):
             with self.outputs[index].open("wb") as output:
                 self.processes.append(subprocess.Popen(
-                    [sys.executable, "-m", module, *map(str, each)], stdout=output, stderr=subprocess.STDOUT,
+                    [sys.executable, "-m", module, *map(str, host_arguments)], stdout=output, stderr=subprocess.STDOUT,
                     env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
                                       "TF_CONFIG": tf_config_text(addresses, index)}))
 
     def wait(self, seconds=300):
-        """Return (exit statuses, outputs, times of ending) as soon as all have ended."""
-        ends = {}
+        """Wait until all processes have exited; return (exit statuses, outputs, times of the exits)."""
+        exits = {}
 
-        def ended():
+        def all_exited():
             for index, process in enumerate(self.processes):
                 if process.poll() is not None:
-                    ends.setdefault(index, time.monotonic())
-            return len(ends) == len(self.processes)
+                    exits.setdefault(index, time.monotonic())
+            return len(exits) == len(self.processes)
 
-        self._until(ended, "end", seconds)
+        self._until(all_exited, "exit", seconds)
         return ([process.returncode for process in self.processes], [output.read_text() for output in self.outputs],
-                [ends[index] for index in range(len(ends))])
+                [exits[index] for index in range(len(exits))])
 
     def wait_for(self, condition, what, seconds=300):
-        """Wait until a condition is true, while all hosts run."""
+        """Wait until a condition is true; fails if a host exits before."""
         self._until(lambda: condition() or any(process.poll() is not None for process in self.processes), what, seconds)
         if not condition():
             self._give_up(what)
@@ -61,7 +61,7 @@ class Hosts:
         raise AssertionError("\n".join([f"no {what}", *(output.read_text() for output in self.outputs)]))
 
     def close(self):
-        """Kill those that still run."""
+        """Kill the processes that still run."""
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

@@ -103,7 +103,7 @@ def trained(root):
 def test_a_killed_run_is_resumed(finished):
     root, output = finished
     assert states(output) == dict.fromkeys(NODES, "done") | {"Ingest": "cached", "Examiner": "cached"}
-    assert re.search(r"continuing at step [2468] of 8", output)
+    assert re.search(r"resuming after step [2468] of 8", output)
     assert re.search(r"Trainer .* interrupted in the previous run", output)
     (version,) = versions(root)
     assert f"pushed: {root / 'serving' / str(version)}" in output

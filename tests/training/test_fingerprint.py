@@ -1,4 +1,4 @@
-"""Fingerprints: alike for copies, different for whatever makes training different."""
+"""Fingerprints: equal for copies, different for everything that changes training."""
 
 import shutil
 from dataclasses import replace
@@ -26,7 +26,7 @@ def digest(data, split="train"):
     return fingerprint.data_digest(registry.open_split(data, split))
 
 
-def test_a_copy_elsewhere_is_alike(data, tmp_path):
+def test_copy_in_another_directory_has_the_same_digest(data, tmp_path):
     shutil.copytree(data.directory, tmp_path / "elsewhere")
     copy = replace(data, directory=f"{tmp_path}/elsewhere/")
     assert digest(data) == digest(copy)
@@ -43,34 +43,34 @@ def test_a_copy_elsewhere_is_alike(data, tmp_path):
     lambda root: (root / "classes.txt").write_text("sky\nhouse\nground\n"),
     lambda root: (root / "classes.txt").write_text("sky\n2 ground\n1 house\n"),
 ], ids=["image", "label", "name", "number", "classes", "label values"])
-def test_what_trains_otherwise_is_told_apart(data, change):
+def test_changed_data_has_another_digest(data, change):
     before = digest(data)
     change(Path(data.directory))
     assert digest(data) != before
 
 
-def test_records_and_pixels_are_told_apart_by_what_they_hold(data, tmp_path):
+def test_digests_of_records_and_pixels(data, tmp_path):
     from tests.helpers.prepared_sets import run
 
-    found = {}
+    prepared = {}
     for name, fast in (("records", False), ("pixels", True)):
-        found[name], _ = run("folder", Path(data.directory), tmp_path / name, fast=fast, subset=False)
+        prepared[name], _ = run("folder", Path(data.directory), tmp_path / name, fast=fast, subset=False)
         shutil.copytree(tmp_path / name, tmp_path / f"copy of {name}")
-        copy = replace(found[name], directory=str(tmp_path / f"copy of {name}"))
-        assert digest(found[name]) == digest(copy)
-    assert digest(found["records"]) != digest(found["pixels"])
+        copy = replace(prepared[name], directory=str(tmp_path / f"copy of {name}"))
+        assert digest(prepared[name]) == digest(copy)
+    assert digest(prepared["records"]) != digest(prepared["pixels"])
     (shard,) = (tmp_path / "records").rglob("*-train.tfrecord-*")
-    before = digest(found["records"])
+    before = digest(prepared["records"])
     shard.write_bytes(shard.read_bytes() + b"more")
-    assert digest(found["records"]) != before
+    assert digest(prepared["records"]) != before
 
 
-def test_the_synthetic_set_has_one(shapes_directory):
+def test_digest_of_the_synthetic_set(shapes_directory):
     data = sections.Data(name="shapes", directory=str(shapes_directory))
     assert digest(data).startswith("64 examples ")
 
 
-def test_facts_hold_every_value_but_a_hosts_own(data):
+def test_facts_include_all_values_but_host_specific_ones(data):
     config = small_sets.config(data)
     splits = train_split(config), val_split(config)
     facts = fingerprint.run_facts(config, splits)
@@ -81,7 +81,7 @@ def test_facts_hold_every_value_but_a_hosts_own(data):
     assert {key for key in facts if facts[key] != changed[key]} == {"train.seed"}
 
 
-def test_the_code_counts_by_its_contents(tmp_path, monkeypatch):
+def test_code_digest_depends_on_contents_only(tmp_path, monkeypatch):
     package = tmp_path / "kseg"
     shutil.copytree(Path(kseg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -89,10 +89,10 @@ def test_the_code_counts_by_its_contents(tmp_path, monkeypatch):
         fingerprint.code_digest.cache_clear()
         return fingerprint.code_digest()
 
-    here = code_digest()
+    original = code_digest()
     monkeypatch.setattr(kseg, "__file__", str(package / "__init__.py"))
-    assert code_digest() == here
+    assert code_digest() == original
     with (package / "training" / "losses.py").open("a") as file:
         file.write("\n")
-    assert code_digest() != here
+    assert code_digest() != original
     fingerprint.code_digest.cache_clear()

@@ -420,9 +420,9 @@ SKIPPED = [{"step": 3, "losses": {"loss": "nan", "main": "1.5"}, "files": ["a", 
 
 
 def test_list_of_skipped_batches_is_stored(tmp_path):
-    assert working_directory.read_skipped(tmp_path) == []
-    working_directory.write_skipped(tmp_path, SKIPPED)
-    assert working_directory.read_skipped(tmp_path) == SKIPPED
+    assert working_directory.read_skipped_steps(tmp_path) == []
+    working_directory.write_skipped_steps(tmp_path, SKIPPED)
+    assert working_directory.read_skipped_steps(tmp_path) == SKIPPED
 
 
 @pytest.mark.parametrize("content", [
@@ -430,4 +430,4 @@ def test_list_of_skipped_batches_is_stored(tmp_path):
 def test_damaged_list_of_skipped_batches_is_an_error(tmp_path, content):
     (tmp_path / "skipped.json").write_text(content)
     with pytest.raises(WorkdirError, match="skipped.json"):
-        working_directory.read_skipped(tmp_path)
+        working_directory.read_skipped_steps(tmp_path)
