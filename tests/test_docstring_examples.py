@@ -9,14 +9,17 @@ from PIL import Image
 
 from tests.helpers.running import ROOT, TINY
 
-# What users import: each of these shows its use.
+# The names that users import have to show their use.
 SHOWN = [
     "kseg.load", "kseg.training.trainer.train", "kseg.evaluation.evaluator.evaluate",
     "kseg.inference.file_prediction.predict_files", "kseg.exporting.exporter.export", "kseg.models.build",
     "kseg.models.resnet.resnet", "kseg.models.heads.encnet.encnet", "kseg.models.heads.deeplab.deeplabv3",
     "kseg.models.heads.deeplab.deeplabv3plus", "kseg.models.heads.apcnet.apcnet", "kseg.models.heads.pspnet.pspnet",
     "kseg.models.heads.fcn.fcn", "kseg.training.losses.cross_entropy", "kseg.training.losses.loss_terms",
-    "kseg.evaluation.metrics.summarize", "kseg.evaluation.confusion.confusion", "serving.clients.client.Client"]
+    "kseg.training.schedule.schedule",
+    "kseg.evaluation.metrics.summarize", "kseg.evaluation.metrics.iou_and_accuracy",
+    "kseg.evaluation.confusion.confusion", "kseg.evaluation.confusion.banded_confusion",
+    "kseg.inference.segmenter.Segmenter", "serving.clients.client.Client"]
 
 MODULES = sorted({path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__").replace("/", ".")
                   for top in ("kseg", "serving", "pipeline") for path in (ROOT / top).rglob("*.py")

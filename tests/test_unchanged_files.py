@@ -1,4 +1,4 @@
-"""What kseg 0.1.0 wrote is read, continued, evaluated, exported and served as it was then."""
+"""Check that files of kseg 0.1.0 are resumed, evaluated, exported and answered exactly as they were then."""
 
 import json
 import os

@@ -120,7 +120,7 @@ def training_facts(workdir):
 def differences(found, expected, exact, tolerance, place=""):
     """Yield where facts differ: floats by more than a relative tolerance, or at all where bits have to agree.
 
-    What stands under "bits" is compared where bits have to agree alone; all else always is.
+    Values under "bits" are compared only if `exact`; all other values are always compared.
     """
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in sorted(expected.keys() | found.keys()):

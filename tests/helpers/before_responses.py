@@ -1,4 +1,4 @@
-"""What a SavedModel answers, as facts in JSON, from TensorFlow alone.
+"""Print the answers of a SavedModel as facts in JSON, with TensorFlow alone.
 
     python -m tests.helpers.before_responses DIRECTORY IMAGE ...
 """
