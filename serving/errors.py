@@ -1,9 +1,13 @@
 """Errors with a gRPC status, and the conversion of every exception to one."""
 
+from typing import TYPE_CHECKING
+
 import grpc
-import tensorflow as tf
 
 from kseg.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 # TensorFlow Serving cuts longer messages.
 MAX_MESSAGE_BYTES = 1024
@@ -49,7 +53,7 @@ def not_found(message: str) -> ServingError:
     return ServingError(grpc.StatusCode.NOT_FOUND, message)
 
 
-def from_tensorflow(error: tf.errors.OpError) -> ServingError:
+def from_tensorflow(error: "tf.errors.OpError") -> ServingError:
     """Return a ServingError with TensorFlow's code and message."""
     return ServingError(CODES[error.error_code], error.message)
 
@@ -59,6 +63,9 @@ def from_exception(error: Exception) -> ServingError:
 
     gRPC, REST and the loading of versions all convert their exceptions here.
     """
+    # Imported here, because this module is used before the server imports TensorFlow.
+    import tensorflow as tf
+
     match error:
         case ServingError():
             return error

@@ -1,6 +1,6 @@
 """Assemble the server: models, batching, admission control, monitoring and the listeners.
 
-TensorFlow is imported when a Server is created, so that importing this module is cheap.
+TensorFlow is imported when a Server has read its configuration files, so that their mistakes are reported at once.
 """
 
 import logging
@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kseg.errors import UserError
+from kseg.system import quiet_start
 from serving.config.flags import Options
 from serving.telemetry import logs
 
@@ -36,17 +37,20 @@ class Server:
         Raises UserError for a file that cannot be read, ServingError for contradicting options.
         """
         from serving.config import files
+
+        files.check_options(options)
+        self.options = options
+        self._config = files.read_model_config(options)
+        batching = files.read_batching(options)
+        # At its default log level TensorFlow reports every failed request, which the server's log does itself.
+        quiet_start.import_tensorflow()
         from serving.core import loading, manager, versions
         from serving.core.admission import AdmissionControl
         from serving.core.batching import Scheduler
         from serving.grpc_api.services import Backend
         from serving.telemetry.monitoring import Monitor
 
-        files.check_options(options)
-        self.options = options
-        self._config = files.read_model_config(options)
         self._monitor = Monitor()
-        batching = files.read_batching(options)
         self._scheduler = None if batching is None else Scheduler(batching, self._monitor)
         self.models = manager.ModelManager(
             versions.VersionSettings(

@@ -40,8 +40,6 @@ def main(argv: list[str]) -> int:
     from serving.errors import ServingError
 
     try:
-        # At its default log level TensorFlow reports every failed request, which the server's log does itself.
-        quiet_start.import_tensorflow()
         server = model_server.Server(options)
         server.start()
     except UserError as error:

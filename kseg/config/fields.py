@@ -6,6 +6,7 @@ import typing
 from typing import Any, NamedTuple
 
 from kseg.config.checks import limited_values
+from kseg.config.values import field_types
 
 FIELD = re.compile(r"    (\w+): ")
 COMMENT = re.compile(r"    # ?(.*)")
@@ -29,7 +30,7 @@ def describe_fields(config: Any) -> list[FieldDescription]:
         section = config
         for group in groups:
             section = getattr(section, group)
-        kind = typing.get_type_hints(type(section))[name]
+        kind = field_types(type(section))[name]
         descriptions.append(FieldDescription(key, type_text(kind), default, ", ".join(map(str, limits)),
                                              field_comments(type(section)).get(name, "")))
     return descriptions

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import typing
 from typing import Any, Literal
 
@@ -57,14 +58,20 @@ def type_of(node: Any, key: str) -> Any:
     for depth, name in enumerate(names):
         if not dataclasses.is_dataclass(kind):
             raise ConfigError(f"{key}: {'.'.join(names[:depth])} is a value, not a group")
-        types = typing.get_type_hints(kind)
+        types = field_types(kind)
         if name not in types:
             raise ConfigError(unknown("config key", name, types, prefix="".join(f"{part}." for part in names[:depth])))
         kind = types[name]
     if dataclasses.is_dataclass(kind):
-        choices = (f"{key}.{choice}" for choice in typing.get_type_hints(kind))
+        choices = (f"{key}.{choice}" for choice in field_types(kind))
         raise ConfigError(f"{key} is a group; set one of its values: {', '.join(choices)}")
     return kind
+
+
+@functools.cache
+def field_types(kind: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name, without their limits."""
+    return typing.get_type_hints(kind)
 
 
 def parse_value(text: str, wanted: Any) -> Any:
@@ -107,7 +114,7 @@ def read_dict(kind: type, values: dict, prefix: str = "") -> Any:
     """Return the dataclass `kind` from nested plain dicts; raises ConfigError for unknown keys and wrong types."""
     if not isinstance(values, dict):
         raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a group of values, got {values!r}")
-    types = typing.get_type_hints(kind)
+    types = field_types(kind)
     arguments = {}
     for name, value in values.items():
         key = renames.current_key(prefix + name)
