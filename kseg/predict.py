@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     protocol = prediction.protocol_of(config)
     failures = file_prediction.predict_files(
         prediction.predictor(model, protocol), values.inputs, values.out, dataset, kinds=kinds,
-        probability_predictor=segmenter.probability_predictor(model, protocol) if "scores" in kinds else None)
+        probability_predictor=(segmenter.probability_predictor(model, protocol)
+                               if output_kinds.need_probabilities(kinds) else None))
     return 1 if failures else 0
 
 

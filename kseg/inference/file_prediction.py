@@ -55,8 +55,8 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
         report: Receives progress lines.
         kinds: Names of kseg.inference.output_kinds.KINDS. By default images get ids and overlays, and videos overlays.
         probability_predictor: Maps an RGB image to its class ids and class probabilities, floating point of shape
-            (H, W, C), as kseg.inference.segmenter.probability_predictor returns it. Needed if `kinds` includes
-            "scores", and called instead of `predictor` then.
+            (H, W, C), as kseg.inference.segmenter.probability_predictor returns it. Needed if one of
+            `kinds` is made from probabilities, and called instead of `predictor` then.
 
     Returns:
         The files that could not be read completely.
@@ -75,7 +75,7 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
         ['ids/street.png', 'legend.png', 'overlay/street.png']
     """
     def predict(image: np.ndarray) -> Prediction:
-        if "scores" in kinds:
+        if output_kinds.need_probabilities(kinds):
             return Prediction(image, *probability_predictor(image))
         return Prediction(image, predictor(image))
 

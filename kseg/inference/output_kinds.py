@@ -42,6 +42,7 @@ class Kind(NamedTuple):
         array: Maps (prediction, palette) to the array that a file contains: uint8 for .png, any type for .npy.
         classes: Class names that the model must have, in this order; None for any.
         is_video: Whether the result of a video is one video; otherwise it is one file per frame.
+        needs_probabilities: Whether `array` reads the class probabilities, which are computed only then.
     """
 
     description: str
@@ -49,6 +50,7 @@ class Kind(NamedTuple):
     array: Callable[[Prediction, Sequence[tuple[int, int, int]]], np.ndarray]
     classes: tuple[str, ...] | None = None
     is_video: bool = False
+    needs_probabilities: bool = False
 
 
 def _lookup_table(values: Iterable[int]) -> np.ndarray:
@@ -70,7 +72,7 @@ KINDS = {
                     is_video=True),
     "scores": Kind("the probability of each class (NumPy .npy, float16 of height x width x classes: 80 MB for a "
                    "Cityscapes image of 1024 x 2048 and 19 classes)", ".npy",
-                   lambda prediction, palette: prediction.probabilities.astype(np.float16)),
+                   lambda prediction, palette: prediction.probabilities.astype(np.float16), needs_probabilities=True),
     "cityscapes-labelids": Kind("Cityscapes' label ids 7 to 33 instead of class ids 0 to 18, for its test server "
                                 "(8-bit grayscale PNG)", ".png", lambda prediction, palette: LABEL_IDS[prediction.ids],
                                 tuple(class_names.CITYSCAPES)),
@@ -95,6 +97,11 @@ def parse_kinds(values: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise UserError(f"--save is empty; choices: {', '.join(KINDS)}")
     return tuple(kind for kind in KINDS if kind in names)
+
+
+def need_probabilities(kinds: Sequence[str]) -> bool:
+    """Return whether one of some names of KINDS is made from class probabilities."""
+    return any(KINDS[kind].needs_probabilities for kind in kinds)
 
 
 def require_classes(kinds: Sequence[str], dataset: "Dataset") -> None:

@@ -146,7 +146,7 @@ def test_a_config_file_that_holds_none(tmp_path, text, words):
 
 VARIANTS_OF_MINE = """
 from kseg.config import Config, Train
-from kseg.config.variants import Variant
+from kseg.variants import Variant
 def config(): return Config(train=Train(steps=12))
 VARIANTS = {"long": Variant({"train.steps": 90, "augment.crop": (64, 96)}), "odd": Variant({"train.steps": "90"}),
             "unknown": Variant({"train.step": 90}), "group": Variant({"train": 90}),
