@@ -1,1 +1,1 @@
-"""Measure kseg beside named peers; run as `python -m benchmarks.NAME`."""
+"""Measure kseg and other systems; run as `python -m benchmarks.NAME`."""

@@ -1,9 +1,10 @@
-"""One way of counting in TensorFlow, for counting.py: kseg's confusion matrix, that of its boundary bands, or Keras'.
+"""Count pixels in TensorFlow for benchmarks.counting: kseg's confusion matrix, boundary bands, or Keras' metric.
 
-    python kseg_counting.py MAPS confusion|counts|keras
+    PYTHON -m benchmarks.kseg_counting MAPS confusion|counts|keras
 """
 
 import importlib.metadata
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -14,8 +15,8 @@ import numpy as np
 from benchmarks import measured_process
 
 
-def counter(kind: str, classes: int):
-    """Return what counts a label and a prediction (H, W), and what gives the matrix of all so far."""
+def counter(kind: str, classes: int) -> tuple[Callable, Callable]:
+    """Return a function that counts a label and a prediction (H, W), and one that returns the total matrix."""
     import keras
     import tensorflow as tf
 
@@ -32,7 +33,7 @@ def counter(kind: str, classes: int):
 
 
 def build(path: Path, kind: str) -> tuple[dict, Callable[[], int]]:
-    """Return what this way finds in all maps, and a function that counts one map more and returns 1."""
+    """Return the description with the counts of all maps, and a step that counts one map."""
     import tensorflow as tf
 
     with np.load(path) as file:
@@ -43,15 +44,15 @@ def build(path: Path, kind: str) -> tuple[dict, Callable[[], int]]:
         tf.TensorSpec((None, None), tf.uint8), tf.TensorSpec((None, None), tf.int32)])
     for pair in pairs:
         compiled(*pair)
-    found = matrix()
-    turn = iter(range(10 ** 9))
+    total = matrix()
+    endless = itertools.cycle(pairs)
 
     def step() -> int:
-        compiled(*pairs[next(turn) % len(pairs)])
+        compiled(*next(endless))
         return 1
 
     return {"versions": {package: importlib.metadata.version(package) for package in ("tensorflow", "keras")},
-            "hits": np.diag(found).tolist(), "truth": found.sum(1).tolist(), "predicted": found.sum(0).tolist()}, step
+            "hits": np.diag(total).tolist(), "truth": total.sum(1).tolist(), "predicted": total.sum(0).tolist()}, step
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One of kseg's heads, for heads.py: a compiled model with random weights, from a picture to its class ids.
+"""Run one of kseg's heads for benchmarks.heads: a compiled model with random weights, from an image to class ids.
 
     PYTHON -m benchmarks.kseg_heads THREADS HEAD HEIGHT WIDTH
 """
@@ -14,7 +14,7 @@ CLASSES = 19
 
 
 def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Callable[[], int]]:
-    """Return what this model is and a function that takes one picture through it."""
+    """Return the description of the model and a step that predicts one image."""
     import keras
     import tensorflow as tf
 

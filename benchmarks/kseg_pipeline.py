@@ -1,4 +1,4 @@
-"""kseg's input pipeline, for input_pipeline.py: what kseg.train reads under a config, without the training.
+"""Run kseg's input pipeline for benchmarks.input_pipeline: the batches of kseg.train under a config.
 
     PYTHON -m benchmarks.kseg_pipeline THREADS CONFIG [KEY=VALUE ...]
 """
@@ -11,7 +11,7 @@ from benchmarks import measured_process
 
 
 def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable[[], int]]:
-    """Return what this pipeline is and a function that takes one batch from it and returns its number of pictures."""
+    """Return the description of the pipeline and a step that takes one batch and returns its number of images."""
     import tensorflow as tf
 
     from kseg import config as configs

@@ -1,9 +1,9 @@
-"""kseg's training step with one of its heads, for training.py: forward pass, losses, gradients and update.
+"""Run kseg's training step for benchmarks.training: forward pass, losses, gradients and update.
 
     PYTHON -m benchmarks.kseg_training THREADS HEAD HEIGHT WIDTH BATCH FORM
 
-FORM is plain, as `kseg.train` runs it, xla, the same with train.jit_compile, or replicas, the same with two virtual
-devices that share the batch. Weights and the batch are random.
+FORM is plain (as in `kseg.train`), xla (with train.jit_compile) or replicas (two virtual devices that share the batch).
+Weights and the batch are random.
 """
 
 import sys
@@ -15,12 +15,12 @@ import numpy as np
 from benchmarks import measured_process
 
 CLASSES, IGNORED = 19, 255
-# The share of pixels without a class, about that of street scenes.
+# Fraction of pixels without a class, similar to street scenes.
 VOID = 0.1
 
 
 def example(height: int, width: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return normalised float32 pictures (N, H, W, 3) and uint8 labels (N, H, W), the same for all systems."""
+    """Return normalized float32 images (N, H, W, 3) and uint8 labels (N, H, W), the same for all systems."""
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, (batch, height, width), np.uint8)
     labels[random.random(labels.shape) < VOID] = IGNORED
@@ -28,7 +28,7 @@ def example(height: int, width: int, batch: int) -> tuple[np.ndarray, np.ndarray
 
 
 def stepper(config, replicas: int, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
-    """Return a function that takes one step as `kseg.train` takes it and returns the loss."""
+    """Return a function that runs one step of `kseg.train` and returns the loss."""
     import tensorflow as tf
 
     from kseg.training import trainer
@@ -44,7 +44,7 @@ def stepper(config, replicas: int, images: np.ndarray, labels: np.ndarray) -> Ca
 
 
 def build(threads: int, head: str, height: int, width: int, batch: int, form: str) -> tuple[dict, Callable[[], int]]:
-    """Return what this step is and a function that takes it, once taken."""
+    """Return the description of the step and the step, after a first one."""
     import keras
     import tensorflow as tf
 

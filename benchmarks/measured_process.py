@@ -1,7 +1,7 @@
-"""Processes that work only while they are told to, so that several can be measured in turn; Linux, no dependencies.
+"""Processes that work only on request, so that several can be measured in turn; Linux, no dependencies.
 
-A process says in a first line what it is, or why it cannot be, and then answers each line "WARM_UP COUNT" on its
-standard input by working so many steps, of which only the last COUNT are timed. Lines are JSON.
+A process first prints a line that describes it, or an error. It then answers every line "WARM_UP COUNT" on its standard
+input by WARM_UP untimed and COUNT timed steps. Lines on its standard output are JSON.
 """
 
 import contextlib
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+ROOT = Path(__file__).resolve().parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
-# A process that did next to nothing for so many seconds has filled its buffers.
-QUIET_SECONDS, QUIET_SHARE = 0.5, 0.04
+# A process whose CPU use stays below this fraction for this time has filled its buffers.
+QUIET_SECONDS, QUIET_FRACTION = 0.5, 0.04
 QUIET_DEADLINE = 20.0
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round's work: items a second of wall time, CPU seconds an item, bytes resident in the process tree after it.
+    """Results of a round: items/s of wall time, CPU seconds per item, and bytes resident in the process tree.
 
-    Pages that processes of the tree share are counted once.
+    Pages shared by processes of the tree count once.
     """
 
     rate: float
@@ -36,47 +37,47 @@ class Round:
 
 @dataclass(frozen=True)
 class MeasuredProcess:
-    """A running process and what its first line said of itself."""
+    """A running process and the description it printed."""
 
     process: subprocess.Popen
     errors: IO[str]
     description: dict
 
     def work(self, warm_up: int, count: int) -> Round:
-        """Let it work and return what that took; raises RuntimeError where it ended instead.
+        """Run the given numbers of untimed and timed steps; raises RuntimeError if the process exits.
 
-        Wall time is taken after the warm-up, which empties what was prepared in idle time. CPU time is taken until the
-        process is quiet again, over all items: its buffers are then as full as before.
+        Wall time covers the timed steps, since the warm-up consumes what was buffered while the process was idle. CPU
+        time covers all steps until the process is quiet again and its buffers are as full as before.
         """
-        before = cpu_seconds(self.process.pid)
-        # One that has ended says why below.
+        cpu_before = cpu_seconds(self.process.pid)
+        # If the process has exited, _read_answer reports the reason.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(f"{warm_up} {count}\n")
             self.process.stdin.flush()
-        answer = _answer(self.process, self.errors)
+        answer = _read_answer(self.process, self.errors)
         self.settle()
-        spent = cpu_seconds(self.process.pid) - before
-        return Round(answer["items"] / answer["seconds"], spent / answer["all_items"], resident(self.process.pid))
+        used = cpu_seconds(self.process.pid) - cpu_before
+        return Round(answer["items"] / answer["seconds"], used / answer["all_items"], resident(self.process.pid))
 
     def settle(self) -> None:
-        """Wait until it does nothing, or next to nothing; raises RuntimeError where it goes on working."""
+        """Wait until the process is almost idle; raises RuntimeError if it stays busy."""
         deadline = time.monotonic() + QUIET_DEADLINE
         while time.monotonic() < deadline:
-            before = cpu_seconds(self.process.pid)
+            cpu_before = cpu_seconds(self.process.pid)
             time.sleep(QUIET_SECONDS)
-            if cpu_seconds(self.process.pid) - before < QUIET_SHARE * QUIET_SECONDS:
+            if cpu_seconds(self.process.pid) - cpu_before < QUIET_FRACTION * QUIET_SECONDS:
                 return
-        raise RuntimeError(f"process {self.process.pid} goes on working for {QUIET_DEADLINE:.0f} s though nothing asks")
+        raise RuntimeError(f"process {self.process.pid} is still busy {QUIET_DEADLINE:.0f} s after its last request")
 
     def peak(self) -> int:
-        """Return the most bytes that were ever resident, added up over the process tree as it is now.
+        """Return the sum of the peak resident bytes of the processes in the tree.
 
-        Pages that processes share are counted in each.
+        Pages shared by processes count once per process.
         """
         return sum(_status(pid, "VmHWM") for pid in tree(self.process.pid))
 
     def close(self) -> None:
-        """End it."""
+        """Stop the process."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
@@ -88,80 +89,84 @@ class MeasuredProcess:
 
 
 def start(command: list[str], environment: dict[str, str]) -> MeasuredProcess:
-    """Start a process that calls `serve`; raises RuntimeError with the reason where it cannot work."""
+    """Start a process that calls `serve`; raises RuntimeError with the reason if it cannot work.
+
+    PYTHONPATH is the root of the checkout, so `-m benchmarks.NAME` works under another Python, too.
+    """
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                                   env=os.environ | environment)
+                                   env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
     except OSError as error:
         errors.close()
         raise RuntimeError(f"{command[0]}: {error.strerror}") from None
-    description = _answer(process, errors)
+    description = _read_answer(process, errors)
     if "error" in description:
         process.wait()
         raise RuntimeError(description["error"])
     return MeasuredProcess(process, errors, description)
 
 
-def _answer(process: subprocess.Popen, errors: IO[str]) -> dict:
+def _read_answer(process: subprocess.Popen, errors: IO[str]) -> dict:
     line = process.stdout.readline()
     if line:
         return json.loads(line)
     process.wait()
     errors.seek(0)
-    last = [line.strip() for line in errors if line.strip()][-1:]
-    raise RuntimeError(f"{' '.join(process.args[:2])} ended with status {process.returncode}: {''.join(last)}")
+    last_line = [line.strip() for line in errors if line.strip()][-1:]
+    raise RuntimeError(f"{' '.join(process.args[:3])} exited with status {process.returncode}: {''.join(last_line)}")
 
 
 def serve(build: Callable[[], tuple[dict, Callable[[], int]]]) -> None:
-    """Be such a process: `build` returns its description and a step, which returns how many items it made.
+    """Work on request in this process.
 
-    An ImportError in `build` is told as the reason why this process cannot work.
+    `build` returns the process's description and a step, which returns its number of items. An ImportError in `build`
+    is reported as the reason why the process cannot work.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # Libraries print where they like; the answers stay alone.
+    # Whatever libraries print goes to standard error, so that answers are the only output.
     os.dup2(2, 1)
 
-    def say(answer: dict) -> None:
+    def send(answer: dict) -> None:
         print(json.dumps(answer), file=answers)
 
     try:
         description, step = build()
     except ImportError as error:
-        say({"error": str(error)})
+        send({"error": str(error)})
         return
-    say(description)
+    send(description)
     for line in sys.stdin:
         warm_up, count = map(int, line.split())
-        before = sum(step() for _ in range(warm_up))
+        untimed_items = sum(step() for _ in range(warm_up))
         begin = time.perf_counter()
         items = sum(step() for _ in range(count))
-        say({"items": items, "seconds": time.perf_counter() - begin, "all_items": before + items})
+        send({"items": items, "seconds": time.perf_counter() - begin, "all_items": untimed_items + items})
 
 
 def tree(pid: int) -> list[int]:
-    """Return a process and all that descend from it."""
-    found = [pid]
-    for parent in found:
+    """Return the ids of a process and of all its descendants."""
+    pids = [pid]
+    for parent in pids:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            found.extend(int(child) for child in _read(task).split())
-    return found
+            pids.extend(int(child) for child in _read(task).split())
+    return pids
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process tree has used, that of its ended children included."""
+    """Return the CPU time of a process tree, including that of its exited children."""
     total = 0
-    for each in tree(pid):
-        # The name in parentheses may hold anything; user and system time are the 14th value and the next, and then
-        # those of ended children.
-        values = _read(Path(f"/proc/{each}/stat")).rpartition(")")[2].split()
+    for member in tree(pid):
+        # The name in parentheses may contain anything. The 14th to 17th values are the user and system time of the
+        # process and of its exited children.
+        values = _read(Path(f"/proc/{member}/stat")).rpartition(")")[2].split()
         total += sum(int(value) for value in values[11:15])
     return total / TICKS
 
 
 def resident(pid: int) -> int:
-    """Return the bytes of a process tree in memory, shared pages counted once."""
-    return sum(_status(each, "Pss", "smaps_rollup") for each in tree(pid))
+    """Return the resident bytes of a process tree; shared pages count once."""
+    return sum(_status(member, "Pss", "smaps_rollup") for member in tree(pid))
 
 
 def _status(pid: int, key: str, file: str = "status") -> int:
@@ -172,7 +177,7 @@ def _status(pid: int, key: str, file: str = "status") -> int:
 
 
 def _read(path: Path) -> str:
-    """Return a file's text; of a process that has just ended there is none."""
+    """Return a file's text, or "" if its process has just exited."""
     try:
         return path.read_text()
     except (FileNotFoundError, ProcessLookupError):

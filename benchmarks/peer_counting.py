@@ -1,32 +1,29 @@
-"""MMSegmentation's IoUMetric, for counting.py; runs under the peer's own Python.
+"""Count pixels with MMSegmentation's IoUMetric for benchmarks.counting, under the peer's Python.
 
     PYTHON -m benchmarks.peer_counting MAPS
 
-As its test loop uses it: `process` once a picture with int64 maps, and the areas added up.
+Like MMSegmentation's test loop, it calls `process` once per image with int64 maps and sums the areas.
 """
 
-import importlib.machinery
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import measured_process
+from benchmarks.peer_pipeline import stub_compiled_operators
 
 
 def build(path: Path) -> tuple[dict, Callable[[], int]]:
-    """Return what this way finds in all maps, and a function that counts one map more and returns 1."""
-    from benchmarks.peer_pipeline import CompiledOperators
-
-    stub = CompiledOperators("mmcv._ext")
-    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
-    sys.modules["mmcv._ext"] = stub
+    """Return the description with the counts of all maps, and a step that counts one map."""
+    stub_compiled_operators()
     import mmseg
     import numpy as np
     import torch
     from mmseg.evaluation.metrics import IoUMetric
 
     with np.load(path) as file:
-        # Its maps are int64 both: argmax makes the one, PackSegInputs the other.
+        # Both maps are int64 in MMSegmentation: argmax returns the prediction, and PackSegInputs the label.
         samples = [{"gt_sem_seg": {"data": torch.from_numpy(label.astype(np.int64))[None]},
                     "pred_sem_seg": {"data": torch.from_numpy(prediction.astype(np.int64))[None]}}
                    for label, prediction in zip(file["labels"], file["predictions"])]
@@ -36,11 +33,11 @@ def build(path: Path) -> tuple[dict, Callable[[], int]]:
     for sample in samples:
         metric.process({}, [sample])
     hits, _, predicted, truth = (sum(areas).to(torch.int64).tolist() for areas in zip(*metric.results))
-    turn = iter(range(10 ** 9))
+    endless = itertools.cycle(samples)
 
     def step() -> int:
         metric.results.clear()
-        metric.process({}, [samples[next(turn) % len(samples)]])
+        metric.process({}, [next(endless)])
         return 1
 
     return {"versions": {"mmseg": mmseg.__version__, "torch": torch.__version__},

@@ -1,10 +1,10 @@
-"""A peer's head, for heads.py, from a picture to its class ids; runs under the peers' own Python.
+"""Run a peer's head for benchmarks.heads, from an image to class ids, under the peers' Python.
 
     PYTHON -m benchmarks.peer_heads SYSTEM FORM THREADS HEAD HEIGHT WIDTH
 
-SYSTEM is mmseg or smp. FORM is plain, as their users run them, or best: memory laid out channels last and, of mmseg,
-batch normalisation folded into the convolutions. Weights are random. Multiply-adds are PyTorch's count of convolutions
-and matrix products.
+SYSTEM is mmseg or smp. FORM is plain (as users run it) or best (channels-last memory layout and, for mmseg, batch
+normalization folded into the convolutions). Weights are random. Multiply-adds are PyTorch's count of convolutions and
+matrix products.
 """
 
 import sys
@@ -15,13 +15,13 @@ from benchmarks.peer_models import build_model
 
 CLASSES = 19
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-# Its heads of the same papers; a ResNet of output stride 8 where it offers one.
+# Head -> smp's class for the same paper, with output stride 8 where smp supports it.
 SMP = {"deeplabv3": ("DeepLabV3", {"encoder_output_stride": 8}),
        "deeplabv3plus": ("DeepLabV3Plus", {"encoder_output_stride": 8}), "pspnet": ("PSPNet", {})}
 
 
 def build(system: str, form: str, threads: int, head: str, height: int, width: int) -> tuple[dict, Callable[[], int]]:
-    """Return what this model is and a function that takes one picture through it."""
+    """Return the description of the model and a step that predicts one image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,14 +31,14 @@ def build(system: str, form: str, threads: int, head: str, height: int, width: i
     versions, parameters, predict = {"mmseg": build_mmseg, "smp": build_smp}[system](head, form == "best", image)
 
     def step() -> int:
-        # As their users do; inference_mode would forbid what mmseg does to its results.
+        # Users run it this way. inference_mode would forbid the in-place changes of mmseg's results.
         with torch.no_grad():
             predict()
         return 1
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ids = predict()
-    # It counts a multiplication and an addition as two.
+    # FlopCounterMode counts a multiply-add as two operations.
     return {"versions": versions | {"torch": torch.__version__}, "parameters": parameters,
             "multiply_adds": counter.get_total_flops() // 2, "ids": list(ids.shape)}, step
 
@@ -51,7 +51,7 @@ def build_mmseg(head: str, best: bool, image) -> tuple[dict, int, Callable]:
     from mmseg.structures import SegDataSample
 
     model = model.eval()
-    parameters = sum(each.numel() for name, each in model.named_parameters() if not name.startswith("auxiliary"))
+    parameters = sum(value.numel() for name, value in model.named_parameters() if not name.startswith("auxiliary"))
     if best:
         model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
     shape = tuple(image.shape[1:])
@@ -85,7 +85,7 @@ def build_smp(head: str, best: bool, image) -> tuple[dict, int, Callable]:
         return model(inputs).argmax(1)[0].numpy()
 
     return ({"segmentation_models_pytorch": segmentation_models_pytorch.__version__},
-            sum(each.numel() for each in model.parameters()), predict)
+            sum(value.numel() for value in model.parameters()), predict)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,13 @@
-"""MMSegmentation's models, for heads.py and training.py; runs under the peers' own Python."""
+"""Build MMSegmentation's models for benchmarks.heads and benchmarks.training, under the peers' Python."""
 
-import importlib.machinery
-import sys
 from pathlib import Path
 
-from benchmarks.peer_pipeline import CompiledOperators
+from benchmarks.peer_pipeline import stub_compiled_operators
 
 
 def build_model(head: str, classes: int) -> tuple[dict[str, str], object]:
-    """Return versions and the model of its own description, with random weights."""
-    stub = CompiledOperators("mmcv._ext")
-    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
-    sys.modules["mmcv._ext"] = stub
+    """Return versions, and the model of MMSegmentation's config file with random weights."""
+    stub_compiled_operators()
     import mmcv
     import mmengine
     import mmseg

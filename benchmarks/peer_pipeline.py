@@ -1,10 +1,10 @@
-"""MMSegmentation's input pipeline of its Cityscapes recipes, for input_pipeline.py; runs under the peer's own Python.
+"""Run MMSegmentation's Cityscapes input pipeline for benchmarks.input_pipeline, under the peer's Python.
 
     PYTHON -m benchmarks.peer_pipeline TREE WORKERS BATCH
 
-Its own transforms in its own order, from a torch DataLoader with persistent workers that shuffles without end. What its
-data preprocessor does to a batch (RGB, mean and standard deviation, padding) is done in the workers, not in the one
-process that trains, which is to its advantage.
+MMSegmentation's transforms run in the persistent workers of a torch DataLoader that shuffles endlessly. The work of its
+data preprocessor (RGB, mean and standard deviation, padding) also runs in the workers instead of the training process,
+which is an advantage for MMSegmentation.
 """
 
 import importlib.machinery
@@ -20,9 +20,9 @@ CROP = (512, 1024)
 
 
 class CompiledOperators(types.ModuleType):
-    """Stands in for mmcv's compiled operators, which mmseg imports and of which no transform of pictures uses any.
+    """A stand-in for mmcv's compiled operators, which mmseg imports but none of these benchmarks calls.
 
-    mmcv-lite comes without them, and for new versions of PyTorch there is no mmcv that has them.
+    mmcv-lite lacks them, and no mmcv release has them for recent versions of PyTorch.
     """
 
     def __getattr__(self, name):
@@ -31,8 +31,15 @@ class CompiledOperators(types.ModuleType):
         return MagicMock(name=name)
 
 
+def stub_compiled_operators() -> None:
+    """Make mmcv importable without its compiled operators."""
+    stub = CompiledOperators("mmcv._ext")
+    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+    sys.modules["mmcv._ext"] = stub
+
+
 def pipeline(tree: Path):
-    """Return MMSegmentation's data set of a Cityscapes tree with the transforms of its 512x1024 recipes."""
+    """Return MMSegmentation's data set for a Cityscapes tree with the transforms of its 512x1024 recipes."""
     from mmseg.datasets import CityscapesDataset
     from mmseg.utils import register_all_modules
 
@@ -50,10 +57,8 @@ def pipeline(tree: Path):
 
 
 def build(tree: Path, workers: int, batch: int) -> tuple[dict, Callable[[], int]]:
-    """Return what this pipeline is and a function that takes one batch from it and returns its number of pictures."""
-    stub = CompiledOperators("mmcv._ext")
-    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
-    sys.modules["mmcv._ext"] = stub
+    """Return the description of the pipeline and a step that takes one batch and returns its number of images."""
+    stub_compiled_operators()
     import cv2
     import mmcv
     import mmengine
@@ -67,10 +72,10 @@ def build(tree: Path, workers: int, batch: int) -> tuple[dict, Callable[[], int]
                                      pad_val=0, seg_pad_val=255, size=CROP)
 
     def collate(examples):
-        done = preprocess(pseudo_collate(examples), training=True)
-        return done["inputs"], torch.stack([sample.gt_sem_seg.data[0] for sample in done["data_samples"]])
+        batch = preprocess(pseudo_collate(examples), training=True)
+        return batch["inputs"], torch.stack([sample.gt_sem_seg.data[0] for sample in batch["data_samples"]])
 
-    # As its recipes have it: processes are the parallelism, and OpenCV's threads within them only get in the way.
+    # MMSegmentation's recipes also disable OpenCV's threads, which slow down parallel workers.
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=batch, sampler=InfiniteSampler(dataset, shuffle=True, seed=0), num_workers=workers,
         persistent_workers=True, collate_fn=collate, worker_init_fn=lambda worker: cv2.setNumThreads(0))
@@ -83,7 +88,7 @@ def build(tree: Path, workers: int, batch: int) -> tuple[dict, Callable[[], int]
 
     return {"versions": {"mmseg": mmseg.__version__, "mmcv": mmcv.__version__, "mmengine": mmengine.__version__,
                          "torch": torch.__version__, "OpenCV": cv2.__version__},
-            # Channels last, to compare.
+            # The shape is reported with channels last for the comparison with kseg.
             "image": [str(image.dtype).removeprefix("torch."), *image.permute(0, 2, 3, 1).shape],
             "label": list(label.shape)}, step
 

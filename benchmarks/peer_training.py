@@ -1,9 +1,9 @@
-"""MMSegmentation's training step with one of its heads, for training.py; runs under the peers' own Python.
+"""Run MMSegmentation's training step for benchmarks.training, under the peers' Python.
 
     PYTHON -m benchmarks.peer_training THREADS HEAD HEIGHT WIDTH BATCH FORM
 
-FORM is plain, as its users run it, or best: memory laid out channels last, and PyTorch's fused update. Weights and the
-batch are random.
+FORM is plain (as users run it) or best (channels-last memory layout and PyTorch's fused update). Weights and the batch
+are random.
 """
 
 import sys
@@ -16,25 +16,25 @@ from benchmarks.peer_models import build_model
 
 
 def build(threads: int, head: str, height: int, width: int, batch: int, form: str) -> tuple[dict, Callable[[], int]]:
-    """Return what this step is and a function that takes it, once taken."""
+    """Return the description of the step and the step, after a first one."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     versions, model = build_model(head, CLASSES)
     model.train()
-    pictures, labels = (torch.from_numpy(values) for values in example(height, width, batch))
-    pictures = pictures.permute(0, 3, 1, 2).contiguous()
+    images, labels = (torch.from_numpy(values) for values in example(height, width, batch))
+    images = images.permute(0, 3, 1, 2).contiguous()
     best = form == "best"
     if best:
-        model, pictures = (each.to(memory_format=torch.channels_last) for each in (model, pictures))
-    # Its schedule's settings.
+        model, images = (value.to(memory_format=torch.channels_last) for value in (model, images))
+    # These are the settings of MMSegmentation's schedule.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.0005, fused=best or None)
-    samples = as_samples(labels)
+    samples = data_samples(labels)
 
     def take() -> float:
-        # The order of mmengine's `train_step` and `OptimWrapper.update_params`.
-        loss, _ = model.parse_losses(model(pictures, samples, mode="loss"))
+        # The order is that of mmengine's `train_step` and `OptimWrapper.update_params`.
+        loss, _ = model.parse_losses(model(images, samples, mode="loss"))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -51,8 +51,8 @@ def build(threads: int, head: str, height: int, width: int, batch: int, form: st
             "first_seconds": time.perf_counter() - begin}, step
 
 
-def as_samples(labels) -> list:
-    """Return uint8 labels (N, H, W) as its data samples, int64 as its own pipeline gives them."""
+def data_samples(labels) -> list:
+    """Return uint8 labels (N, H, W) as MMSegmentation's data samples, int64 as in its pipeline."""
     import torch
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample

@@ -1,4 +1,4 @@
-"""python -m serving.server as a process of its own, on free ports; Linux."""
+"""Run python -m serving.server in a process on free ports; Linux."""
 
 import os
 import re
@@ -9,17 +9,21 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-# Until it answers: loading and warming up on a busy machine.
+from benchmarks.measured_process import ROOT
+
+# Loading and warming up may take long on a busy machine.
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
-# What README.md and the manifests give the server on a CPU.
+# Flags of the documentation and the manifests for a server on CPUs.
 CPUS = len(os.sched_getaffinity(0))
 SHIPPED = ("--tensorflow_intra_op_parallelism=1", f"--tensorflow_inter_op_parallelism={CPUS}")
 
 
 class ServedProcess:
-    """A server that answers for the versions below a directory; RuntimeError with its last words where it ends."""
+    """A server of the versions in a directory.
+
+    The constructor raises RuntimeError with the end of the server's output if the server does not start.
+    """
 
     def __init__(self, name: str, base: Path, *flags: str):
         self.name = name
@@ -35,33 +39,33 @@ class ServedProcess:
             raise
 
     def _addresses(self) -> tuple[str, str]:
-        """Return HOST:PORT of gRPC and of REST, once it answers."""
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            text = self.words()
-            found = [re.search(pattern, text) for pattern in (r"gRPC at (\S+:\d+)", r"REST at http://([^/\s]+)/")]
-            if all(found):
-                return tuple(each[1] for each in found)
+        """Wait until the server answers, and return HOST:PORT of gRPC and of REST."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            text = self.output()
+            matches = [re.search(pattern, text) for pattern in (r"gRPC at (\S+:\d+)", r"REST at http://([^/\s]+)/")]
+            if all(matches):
+                return tuple(match[1] for match in matches)
             if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with status {self.process.returncode}:\n{text[-2000:]}")
+                raise RuntimeError(f"the server exited with status {self.process.returncode}:\n{text[-2000:]}")
             time.sleep(0.1)
-        raise RuntimeError(f"the server does not answer after {START_SECONDS:.0f} s:\n{self.words()[-2000:]}")
+        raise RuntimeError(f"the server does not answer after {START_SECONDS:.0f} s:\n{self.output()[-2000:]}")
 
-    def words(self) -> str:
-        """Return what it has printed."""
+    def output(self) -> str:
+        """Return the server's output so far."""
         return Path(self.log.name).read_text(encoding="utf-8", errors="replace")
 
     def resident(self) -> int:
-        """Return its bytes in memory, 0 where it has ended."""
+        """Return the server's resident bytes, or 0 if it has exited."""
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
         except FileNotFoundError:
             return 0
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        return int(found[1]) * 1024 if found else 0
+        match = re.search(r"VmRSS:\s+(\d+) kB", status)
+        return int(match[1]) * 1024 if match else 0
 
     def stop(self) -> int:
-        """End it by SIGTERM, as a container is ended, and return its exit status."""
+        """Stop the server by SIGTERM, as container runtimes do, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:

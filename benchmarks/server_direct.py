@@ -1,7 +1,7 @@
-"""The calls that server.py compares with others in one process, in turn: what each took, as JSON on standard output.
+"""Time calls in turn for benchmarks.server and print their seconds as JSON.
 
-    python server_direct.py overhead MODEL_DIRECTORY NAME HOST:PORT IMAGE PAIRS THREADS
-    python server_direct.py export MODEL_DIRECTORY HEIGHT WIDTH PAIRS
+    python -m benchmarks.server_direct overhead MODEL_DIRECTORY NAME HOST:PORT IMAGE PAIRS THREADS
+    python -m benchmarks.server_direct export MODEL_DIRECTORY HEIGHT WIDTH PAIRS
 """
 
 import json
@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Untimed, before the others.
+# Untimed calls before the timed ones.
 WARM_UP = 3
 
 
 def overhead(directory: str, name: str, server: str, image: str, pairs: int, threads: int) -> dict[str, list[float]]:
-    """Return the seconds of Predict by gRPC and of the same signature called here, in a session with the server's
-    thread settings, and as a function of TensorFlow 2."""
+    """Return the seconds of Predict over gRPC, and of the same signature called in this process.
+
+    It is called in a session with the server's thread settings, and as a function of TensorFlow 2.
+    """
     import grpc
     import numpy as np
     import tensorflow as tf
@@ -35,23 +37,23 @@ def overhead(directory: str, name: str, server: str, image: str, pairs: int, thr
         grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)]))
     outputs = tuple(session.signatures["serving_default"].outputs)
 
-    def ask() -> bytes:
-        # The client's own work counts, as it does for whoever asks.
+    def predict() -> bytes:
+        # The work of the client counts, as for any user.
         request = predict_pb2.PredictRequest()
         request.model_spec.name = name
         request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([data]))
         return stub.Predict(request, timeout=300).outputs["png_bytes"].string_val[0]
 
-    calls = {"gRPC": ask,
+    calls = {"gRPC": predict,
              "session": lambda: session.run("serving_default", {"image_bytes": values}, outputs, None)["png_bytes"][0],
              "function": lambda: function(image_bytes=tf.constant([data]))["png_bytes"].numpy()[0]}
     if len({call() for call in calls.values()}) > 1:
-        raise ValueError("the server and a direct call answer differently")
+        raise ValueError("the server and a direct call give different answers")
     return in_turn(calls, pairs)
 
 
 def export(directory: str, height: int, width: int, pairs: int) -> dict[str, list[float]]:
-    """Return the seconds of the Keras model, compiled, with random weights, and of what was exported of its config."""
+    """Return the seconds of the exported model, and of the compiled Keras model of its config with random weights."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -64,7 +66,7 @@ def export(directory: str, height: int, width: int, pairs: int) -> dict[str, lis
     protocol = prediction.protocol_of(config)
     classes = json.loads(Path(directory, "assets", "classes.json").read_text(encoding="utf-8"))["classes"]
     model = models.build(config.model, len(classes))
-    # Without what serves the loss alone.
+    # The auxiliary outputs only serve the loss.
     main = keras.Model(model.input, {"main": model.output["main"]})
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
@@ -79,19 +81,19 @@ def export(directory: str, height: int, width: int, pairs: int) -> dict[str, lis
 
 
 def in_turn(calls: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each call in each round; the order turns round each time."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    """Return the seconds of all calls in all rounds; the order is reversed in every other round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(WARM_UP + rounds):
         for name in list(calls)[::-1 if number % 2 else 1]:
             begin = time.perf_counter()
             calls[name]()
             if number >= WARM_UP:
-                found[name].append(time.perf_counter() - begin)
-    return found
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
 
 
 if __name__ == "__main__":
-    # What libraries print goes elsewhere; the answer stays alone.
+    # Whatever libraries print goes to standard error, so that the answer is the only output.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     kind, *words = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Bytes and time of each form in which a picture goes to a server and its answer comes back, for server.py."""
+"""Measure bytes and time of all forms of requests and answers for benchmarks.server."""
 
 import http.client
 import io
@@ -16,45 +16,53 @@ from kseg.exporting.signatures import IMAGE_FEATURE
 from serving.clients import load_requests
 from serving.clients.load_generator import PREDICT
 
-# Which picture a signature's input takes.
+# Signature -> name of its input.
 ENCODED, PIXELS, EXAMPLE = "image_bytes", "image", "examples"
 INPUTS = {"serving_default": ENCODED, "predict_map": ENCODED, "serve_tf_examples": EXAMPLE, "predict_tensor": PIXELS,
           "predict_scores": PIXELS, "predict_all_scores": PIXELS}
-# gRPC where answers are lists of numbers, gRPC where they are tensor_content, REST.
-WAYS = ("gRPC, values", "gRPC, content", "REST")
+# gRPC with answers as lists of numbers, gRPC with answers as tensor_content, and REST.
+PROTOCOLS = ("gRPC, values", "gRPC, content", "REST")
 MEGABYTE = 1e6
 
 
-def measure_forms(name: str, directory: Path, picture: Path, servers: dict[str, ServedProcess],
+def measure_forms(name: str, directory: Path, image: Path, servers: dict[str, ServedProcess],
                   rounds: int) -> dict[str, dict]:
-    """Return bytes sent and received and the seconds of each round of each form, which take their turns.
+    """Measure all forms in turn.
 
-    `directory` holds the version that the servers answer for; one of them with `values`, one with `content`.
+    Args:
+        name: The model's name.
+        directory: The exported version that the servers serve.
+        image: The image file to send.
+        servers: A server that answers with `values` and one that answers with `content`.
+        rounds: Number of timed calls of every form.
+
+    Returns:
+        {form: bytes sent and received, and the seconds of all rounds}.
     """
     signatures = [line for line in (directory / "signatures.txt").read_text(encoding="utf-8").splitlines()
                   if not line.startswith(" ")]
     calls = {}
     for signature in sorted(signatures, key=list(INPUTS).index):
-        value = input_value(INPUTS[signature], picture)
+        value = input_value(INPUTS[signature], image)
         message = load_requests.grpc_request(name, signature, INPUTS[signature], value)
         body = load_requests.rest_request(signature, INPUTS[signature], value)
-        for way, call, request in zip(WAYS, (
+        for protocol, call, request in zip(PROTOCOLS, (
                 grpc_call(servers["values"].grpc), grpc_call(servers["content"].grpc),
                 rest_call(servers["values"].rest, f"/v1/models/{name}:predict")), (message, message, body)):
-            calls[f"{signature} | {way}"] = (call, request)
-    found = {form: {"sent": len(request), "received": len(call(request)), "seconds": []}
-             for form, (call, request) in calls.items()}
+            calls[f"{signature} | {protocol}"] = (call, request)
+    results = {form: {"sent": len(request), "received": len(call(request)), "seconds": []}
+               for form, (call, request) in calls.items()}
     for _ in range(rounds):
         for form, (call, request) in calls.items():
             begin = time.perf_counter()
             call(request)
-            found[form]["seconds"].append(time.perf_counter() - begin)
-    return found
+            results[form]["seconds"].append(time.perf_counter() - begin)
+    return results
 
 
-def input_value(name: str, picture: Path) -> bytes | np.ndarray:
-    """Return one row of an input: the file's bytes, its pixels, or a tf.train.Example of the file."""
-    data = picture.read_bytes()
+def input_value(name: str, image: Path) -> bytes | np.ndarray:
+    """Return one row of an input: the file's bytes, its uint8 pixels (H, W, 3), or a tf.train.Example of the file."""
+    data = image.read_bytes()
     if name == PIXELS:
         return np.array(Image.open(io.BytesIO(data)))
     if name == ENCODED:
@@ -66,13 +74,16 @@ def input_value(name: str, picture: Path) -> bytes | np.ndarray:
 
 
 def grpc_call(server: str) -> Callable[[bytes], bytes]:
-    """Return what sends a serialised PredictRequest and returns the answer's bytes."""
+    """Return a function that sends a serialized PredictRequest and returns the answer's bytes."""
     call = grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)]).unary_unary(PREDICT)
     return lambda request: call(request, timeout=300)
 
 
 def rest_call(server: str, path: str) -> Callable[[bytes], bytes]:
-    """Return what posts JSON and returns the answer's body; RuntimeError where it is no answer."""
+    """Return a function that posts JSON and returns the answer's body.
+
+    It raises RuntimeError for another status than 200.
+    """
     connection = http.client.HTTPConnection(server, timeout=300)
 
     def call(request: bytes) -> bytes:
@@ -86,11 +97,11 @@ def rest_call(server: str, path: str) -> Callable[[bytes], bytes]:
     return call
 
 
-def forms_table(found: dict[str, dict]) -> str:
-    """Return the figures as a table in Markdown."""
-    lines = ["| signature | way | MB sent | MB received | p50 ms (min..max) |", "|---|---|--:|--:|--:|"]
-    for form, figures in found.items():
-        median, least, most = (1000 * each(figures["seconds"]) for each in (statistics.median, min, max))
-        lines.append(f"| {form} | {figures['sent'] / MEGABYTE:.3f} | {figures['received'] / MEGABYTE:.3f} "
-                     f"| {median:.0f} ({least:.0f}..{most:.0f}) |")
+def forms_table(results: dict[str, dict]) -> str:
+    """Return the results as a Markdown table."""
+    lines = ["| signature | protocol | MB sent | MB received | p50 ms (min..max) |", "|---|---|--:|--:|--:|"]
+    for form, row in results.items():
+        median, fastest, slowest = (1000 * function(row["seconds"]) for function in (statistics.median, min, max))
+        lines.append(f"| {form} | {row['sent'] / MEGABYTE:.3f} | {row['received'] / MEGABYTE:.3f} "
+                     f"| {median:.0f} ({fastest:.0f}..{slowest:.0f}) |")
     return "\n".join(lines)

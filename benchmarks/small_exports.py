@@ -1,4 +1,4 @@
-"""Exports of a small real model with different weights, requests for them, and what they must be answered."""
+"""Exports of a small model with different weights, requests for them, and their expected answers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """A request: which signature gets what."""
+    """A request: a signature and its inputs."""
 
     signature: str
     inputs: Arrays
 
     def message(self, model: str) -> predict_pb2.PredictRequest:
-        """Return it for gRPC."""
+        """Return the request for gRPC."""
         request = predict_pb2.PredictRequest()
         request.model_spec.name, request.model_spec.signature_name = model, self.signature
         for name, values in self.inputs.items():
@@ -36,7 +36,7 @@ class Case:
 
 
 def export(out: Path, seeds: tuple[int, ...]) -> list[Path]:
-    """Write versions 1, 2, ... of one model with other weights each, whose classes differ from pixel to pixel."""
+    """Write versions 1, 2, ... of a model with different random weights and return their directories."""
     config = configs.load(CONFIG, list(OVERRIDES))
     dataset = registry.find_dataset(config.data)
     model = models.build(config.model, len(dataset.classes))
@@ -51,24 +51,24 @@ def _export(model: keras.Model, config: configs.Config, dataset: registry.Datase
     last = model.get_layer("decode_head.conv_seg")
     kernel, bias = last.get_weights()
     last.set_weights([random.normal(0, 1, kernel.shape), np.zeros_like(bias)])
-    # So that no class wins everywhere.
+    # Without this shift one class could win in all pixels.
     scores = model(random.normal(0, 1, (2, 64, 64, 3)).astype(np.float32))["main"].numpy()
     last.set_weights([last.get_weights()[0], -scores.mean((0, 1, 2))])
     return exporter.export(model, config, dataset, out)
 
 
 def cases(seed: int = 0) -> list[Case]:
-    """Return requests for every signature, of one picture and of several, of different sizes."""
+    """Return requests for all signatures with one and with several images of different sizes."""
     random = np.random.default_rng(seed)
 
-    def picture(height: int, width: int) -> np.ndarray:
+    def random_image(height: int, width: int) -> np.ndarray:
         coarse = random.uniform(0, 255, (1, 6, 8, 3)).astype(np.float32)
         return tf.cast(tf.image.resize(coarse, (height, width), "bicubic", antialias=False), tf.uint8).numpy()[0]
 
     def encoded(*sizes: tuple[int, int]) -> np.ndarray:
-        pictures = [picture(*size) for size in sizes]
-        return np.array([(tf.io.encode_png if number % 2 else tf.io.encode_jpeg)(each).numpy()
-                         for number, each in enumerate(pictures)], object)
+        images = [random_image(*size) for size in sizes]
+        return np.array([(tf.io.encode_png if number % 2 else tf.io.encode_jpeg)(image).numpy()
+                         for number, image in enumerate(images)], object)
 
     def examples(*sizes: tuple[int, int]) -> np.ndarray:
         return np.array([tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: tf.train.Feature(
@@ -77,21 +77,21 @@ def cases(seed: int = 0) -> list[Case]:
     return [Case("serving_default", {"image_bytes": encoded((120, 160))}),
             Case("serving_default", {"image_bytes": encoded((97, 131), (64, 200), (33, 20))}),
             Case("predict_map", {"image_bytes": encoded((150, 100), (60, 80))}),
-            Case("predict_tensor", {"image": picture(96, 128)[None]}),
-            Case("predict_tensor", {"image": np.stack([picture(40, 56) for _ in range(3)])}),
-            Case("predict_scores", {"image": picture(50, 70)[None]}),
+            Case("predict_tensor", {"image": random_image(96, 128)[None]}),
+            Case("predict_tensor", {"image": np.stack([random_image(40, 56) for _ in range(3)])}),
+            Case("predict_scores", {"image": random_image(50, 70)[None]}),
             Case("serve_tf_examples", {"examples": examples((80, 90), (30, 40))})]
 
 
-def answers(directory: Path, asked: list[Case]) -> list[Arrays]:
-    """Return what a version's signatures give when they are called without any server."""
+def answers(directory: Path, requests: list[Case]) -> list[Arrays]:
+    """Return the answers of an exported version to requests, computed without a server."""
     signatures = tf.saved_model.load(str(directory)).signatures
     return [{name: values.numpy() for name, values in signatures[case.signature](
-        **{name: tf.constant(values) for name, values in case.inputs.items()}).items()} for case in asked]
+        **{name: tf.constant(values) for name, values in case.inputs.items()}).items()} for case in requests]
 
 
-def equal(found: Arrays, expected: Arrays) -> bool:
-    """Return whether all outputs have the same names, types, shapes and bytes."""
-    return set(found) == set(expected) and all(
-        found[name].dtype == values.dtype and found[name].shape == values.shape
-        and found[name].tolist() == values.tolist() for name, values in expected.items())
+def equal(actual: Arrays, expected: Arrays) -> bool:
+    """Return whether all outputs have the same names, dtypes, shapes and values."""
+    return set(actual) == set(expected) and all(
+        actual[name].dtype == values.dtype and actual[name].shape == values.shape
+        and actual[name].tolist() == values.tolist() for name, values in expected.items())

@@ -1,12 +1,12 @@
-"""A server at its limit while versions are exchanged under it: every answer compared, its memory watched.
+"""Switch versions under a fully loaded server, compare all answers and watch the server's memory.
 
     python -m benchmarks.soak --minutes 10 --swap-seconds 30
     python -m benchmarks.soak --encoded --server-flags "--enable_batching --batching_parameters_file=FILE"
 
-Versions are exports of a small model with different weights, whose answers were computed without a server. Every
---swap-seconds a new one appears by a rename; of every four such changes one takes the newest away instead, which rolls
-back to the one before it; of more than three the oldest is taken away. A tenth of the requests is bad and must be
-refused with its status. The exit status is 1 after a wrong answer, a failed request, a change that did not come about,
+Versions are exports of a small model with different weights, whose answers are computed without a server. Every
+--swap-seconds a new version appears by a rename. Every fourth change instead removes the newest version, which rolls
+back to the previous one. If there are more than three versions, the oldest is removed. A tenth of the requests is bad
+and must be refused with the right status. The exit status is 1 after a wrong answer, a failed request, a failed change
 or growth of the server's memory.
 """
 
@@ -27,23 +27,24 @@ from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
 from benchmarks import small_exports
 from benchmarks.served_process import SHIPPED, ServedProcess
-from benchmarks.soak_clients import TOLD, Client, GrpcClient, Known, RestClient, Tally, Timeline
+from benchmarks.soak_clients import MAX_PROBLEMS, Client, Expected, GrpcClient, RestClient, Tally, Timeline
 
 MODEL = "soak"
 SEEDS = (1, 2, 3)
 MIB = 2 ** 20
-# Every so many changes one is a rollback; so many versions are left on disk.
-ROLLBACK, KEPT = 4, 3
-# Until the server's state is what the directory says.
+# Every fourth change is a rollback, and three versions stay on disk.
+ROLLBACK_EVERY, KEPT = 4, 3
+# Maximum time until the server's state matches the directory.
 CHANGE_SECONDS = 120.0
+# Values of ModelVersionStatus.State.
 AVAILABLE, END = 30, 50
-# What is allocated in the first minutes is no growth, and less than these is noise.
-SETTLED_SHARE, SHORTEST_MINUTES = 0.5, 4.0
+# Allocations in the first half do not count as growth, and shorter runs are too noisy to judge.
+SETTLED_FRACTION, MIN_MINUTES = 0.5, 4.0
 
 
 @dataclass
 class Versions:
-    """The directory that the server watches, and the changes made to it: (seconds it took, what it was)."""
+    """The directory that the server watches, and the changes made to it as (seconds, kind)."""
 
     base: Path
     sources: list[Path]
@@ -53,7 +54,7 @@ class Versions:
     failures: list[str] = field(default_factory=list)
 
     def publish(self) -> int:
-        """Let the next version appear, whole, and return its number."""
+        """Add the next version atomically and return its number."""
         version = self.next
         temporary = self.base / f".tmp-{version}"
         shutil.copytree(self.sources[version % len(self.sources)], temporary)
@@ -62,22 +63,22 @@ class Versions:
         self.next += 1
         return version
 
-    def take_away(self, version: int) -> None:
-        """Let a version disappear, whole."""
-        gone = self.base / f".gone-{version}"
-        os.replace(self.base / str(version), gone)
-        shutil.rmtree(gone)
+    def remove(self, version: int) -> None:
+        """Remove a version atomically."""
+        removed = self.base / f".gone-{version}"
+        os.replace(self.base / str(version), removed)
+        shutil.rmtree(removed)
         self.present.remove(version)
 
     def change(self, timeline: Timeline, stub: model_service_pb2_grpc.ModelServiceStub) -> None:
-        """Publish a version, or take the newest away, and wait until the server serves it and nothing else."""
-        rollback = len(self.changes) % ROLLBACK == ROLLBACK - 1
+        """Publish a version or roll back, and wait until the server serves only the right version."""
+        rollback = len(self.changes) % ROLLBACK_EVERY == ROLLBACK_EVERY - 1
         old = self.present[-1]
         new = self.present[-2] if rollback else self.next
         timeline.change({old, new})
         begin = time.monotonic()
         if rollback:
-            self.take_away(old)
+            self.remove(old)
         else:
             self.publish()
         states = {}
@@ -92,18 +93,18 @@ class Versions:
         timeline.change({new})
         self.changes.append((time.monotonic() - begin, "rollback" if rollback else "new version"))
         if len(self.present) > KEPT:
-            self.take_away(self.present[0])
+            self.remove(self.present[0])
 
 
 def read_states(stub: model_service_pb2_grpc.ModelServiceStub) -> dict[int, int]:
-    """Return the state of each version that the server knows."""
+    """Return {version: state} as the server reports it."""
     request = get_model_status_pb2.GetModelStatusRequest()
     request.model_spec.name = MODEL
     return {status.version: status.state for status in stub.GetModelStatus(request, timeout=30).model_version_status}
 
 
 class Memory(threading.Thread):
-    """Samples the server's resident bytes every second: (seconds since the start, bytes)."""
+    """A thread that samples the server's resident bytes every second as (seconds since the start, bytes)."""
 
     def __init__(self, server: ServedProcess):
         super().__init__(daemon=True)
@@ -115,19 +116,19 @@ class Memory(threading.Thread):
             self.samples.append((time.monotonic() - self.begin, self.server.resident()))
 
     def at(self, seconds: float) -> float:
-        """Return MiB at a time."""
+        """Return the MiB at a time since the start."""
         return min(self.samples, key=lambda sample: abs(sample[0] - seconds))[1] / MIB
 
-    def rests(self) -> list[float]:
-        """Return the least MiB of each whole minute: at other times a version more may be there, being loaded."""
+    def minima(self) -> list[float]:
+        """Return the minimum MiB of all whole minutes; at other times an additional version may be loading."""
         minutes = int(self.samples[-1][0] / 60)
         return [min(size for seconds, size in self.samples if 60 * minute <= seconds < 60 * (minute + 1)) / MIB
                 for minute in range(minutes)]
 
     def slope(self) -> float:
-        """Return MiB a minute at rest, least squares over what comes after SETTLED_SHARE of the time."""
-        rests = self.rests()
-        settled = rests[int(SETTLED_SHARE * len(rests)):]
+        """Return the growth of the minima after SETTLED_FRACTION of the time in MiB per minute (least squares)."""
+        minima = self.minima()
+        settled = minima[int(SETTLED_FRACTION * len(minima)):]
         return float(np.polyfit(range(len(settled)), settled, 1)[0]) if len(settled) > 1 else 0.0
 
 
@@ -136,13 +137,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         print(f"exporting {len(SEEDS)} versions")
         sources = small_exports.export(Path(directory, "sources"), SEEDS)
-        asked = small_exports.cases()
+        requests = small_exports.cases()
         if arguments.encoded:
-            asked = [case for case in asked if "image" not in case.inputs]
-        known = Known(MODEL, asked, [small_exports.answers(source, asked) for source in sources])
-        for first, second in zip(known.answers, known.answers[1:] + known.answers[:1]):
+            requests = [case for case in requests if "image" not in case.inputs]
+        expected = Expected(MODEL, requests, [small_exports.answers(source, requests) for source in sources])
+        for first, second in zip(expected.answers, expected.answers[1:] + expected.answers[:1]):
             if any(small_exports.equal(*pair) for pair in zip(first, second)):
-                raise RuntimeError("two versions answer alike, and could not be told apart")
+                raise RuntimeError("two versions give the same answer, so answers do not identify their version")
         versions = Versions(Path(directory, "served"), sources, next=1)
         versions.base.mkdir()
         timeline = Timeline(versions.publish())
@@ -150,39 +151,42 @@ def main() -> int:
                                *arguments.server_flags.split())
         try:
             memory = Memory(server)
-            tally = soak(arguments, server, memory, known, versions, timeline)
+            tally = soak(arguments, server, memory, expected, versions, timeline)
         finally:
             if arguments.log:
-                arguments.log.write_text(server.words(), encoding="utf-8")
+                arguments.log.write_text(server.output(), encoding="utf-8")
             status = server.stop()
     return report(arguments, tally, versions, memory, status)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="how long (default 10)")
-    parser.add_argument("--swap-seconds", type=float, default=30.0, metavar="S", help="between changes (default 30)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="duration (default 10)")
+    parser.add_argument("--swap-seconds", type=float, default=30.0, metavar="S",
+                        help="interval of changes (default 30)")
     parser.add_argument("--clients", type=int, default=12, metavar="N",
-                        help="every third of them by REST (default 12, more than requests run at once on two cores)")
+                        help="number of clients, every third over REST (default 12, more than two cores run at once)")
     parser.add_argument("--growth", type=float, default=3.0, metavar="MIB",
-                        help="a minute in the second half, above which memory grows (default 3); runs of less than "
-                             f"{SHORTEST_MINUTES:g} minutes are not judged")
-    parser.add_argument("--server-flags", default="", metavar="FLAGS", help="more of the server's, in one argument")
+                        help="allowed growth per minute in the second half (default 3); runs shorter than "
+                             f"{MIN_MINUTES:g} minutes are not judged")
+    parser.add_argument("--server-flags", default="", metavar="FLAGS",
+                        help="additional flags of the server, in one argument")
     parser.add_argument("--encoded", action="store_true",
-                        help="send no pixels, whose different sizes batching refuses to put together")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log there")
+                        help="send no pixels: their different sizes cannot be batched")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log to this file")
     arguments = parser.parse_args(words)
     if arguments.clients < 1 or arguments.minutes <= 0 or arguments.swap_seconds <= 0:
         parser.error("--clients, --minutes and --swap-seconds must be above 0")
     return arguments
 
 
-def soak(arguments: argparse.Namespace, server: ServedProcess, memory: Memory, known: Known, versions: Versions,
+def soak(arguments: argparse.Namespace, server: ServedProcess, memory: Memory, expected: Expected, versions: Versions,
          timeline: Timeline) -> Tally:
-    """Have the clients ask while versions change, for as long as it shall take; return what they saw."""
+    """Run the clients while versions change, and return the total of their tallies."""
     stopped = threading.Event()
     clients: list[Client] = [(RestClient if number % 3 == 2 else GrpcClient)(
-        server.rest if number % 3 == 2 else server.grpc, known, timeline, number)
+        server.rest if number % 3 == 2 else server.grpc, expected, timeline, number)
         for number in range(arguments.clients)]
     threads = [threading.Thread(target=client.work, args=(stopped,), daemon=True) for client in clients]
     memory.start()
@@ -190,33 +194,33 @@ def soak(arguments: argparse.Namespace, server: ServedProcess, memory: Memory, k
         thread.start()
     stub = model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(server.grpc))
     end, swap = memory.begin + 60 * arguments.minutes, memory.begin + arguments.swap_seconds
-    said = memory.begin
+    reported = memory.begin
     while (now := time.monotonic()) < end and server.process.poll() is None and all(map(threading.Thread.is_alive,
                                                                                         threads)):
         if now >= swap:
             versions.change(timeline, stub)
             swap, now = swap + arguments.swap_seconds, time.monotonic()
-        if now >= said + 10:
-            said = now
-            print(f"{now - memory.begin:.0f} of {60 * arguments.minutes:.0f} s: {told(clients, versions, memory)}",
+        if now >= reported + 10:
+            reported = now
+            print(f"{now - memory.begin:.0f} of {60 * arguments.minutes:.0f} s: {progress(clients, versions, memory)}",
                   flush=True)
         time.sleep(0.2)
-    lived = sum(map(threading.Thread.is_alive, threads))
+    alive = sum(map(threading.Thread.is_alive, threads))
     stopped.set()
     for thread in threads:
         thread.join(60)
     memory.stopped.set()
     memory.join()
-    found = Tally()
+    total = Tally()
     for client in clients:
-        found.add(client.tally)
-    if lived < len(threads):
-        found.problem("failed", f"{len(threads) - lived} clients ended with an error, printed above")
-    return found
+        total.add(client.tally)
+    if alive < len(threads):
+        total.problem("failed", f"{len(threads) - alive} clients stopped with the errors printed above")
+    return total
 
 
-def told(clients: list[Client], versions: Versions, memory: Memory) -> str:
-    """Return where things stand."""
+def progress(clients: list[Client], versions: Versions, memory: Memory) -> str:
+    """Return the counts so far as text."""
     good = sum(client.tally.good.total() for client in clients)
     return (f"{good} answers, {sum(client.tally.refused.total() for client in clients)} refused, "
             f"{sum(client.tally.failed for client in clients)} failed, {sum(client.tally.wrong for client in clients)} "
@@ -229,28 +233,30 @@ def report(arguments: argparse.Namespace, tally: Tally, versions: Versions, memo
     kinds = Counter(kind for _, kind in versions.changes)
     slowest = max((took for took, _ in versions.changes), default=0.0)
     slope = memory.slope()
-    judged = seconds >= 60 * SHORTEST_MINUTES
+    judged = seconds >= 60 * MIN_MINUTES
     grows = judged and slope > arguments.growth
     rows = [("seconds, clients", f"{seconds:.0f}, {arguments.clients}"),
             ("answers, all compared", f"{good}, {good / seconds:.1f}/s"),
             ("slowest answer", f"{tally.slowest:.2f} s"),
-            ("answers by REST", sum(count for name, count in tally.good.items() if name.startswith("REST"))),
-            ("bad requests, refused as they must be", tally.refused.total()),
+            ("answers over REST", sum(count for name, count in tally.good.items() if name.startswith("REST"))),
+            ("bad requests, refused as required", tally.refused.total()),
             ("failed requests", tally.failed), ("wrong answers", tally.wrong),
-            ("changes of version", f"{len(versions.changes)}: {kinds['new version']} new, {kinds['rollback']} back; "
-                                   f"slowest {slowest:.1f} s"),
-            ("changes that did not come about", len(versions.failures)),
+            ("changes of version", f"{len(versions.changes)}: {kinds['new version']} new, {kinds['rollback']} "
+                                   f"rollbacks; slowest {slowest:.1f} s"),
+            ("failed changes", len(versions.failures)),
             ("exit status of the server after SIGTERM", status), ("MiB at the start", f"{memory.at(0):.0f}")]
-    rows += [(f"MiB at rest in minute {minute}", f"{size:.0f}") for minute, size in enumerate(memory.rests(), 1)]
-    most = max(size for _, size in memory.samples) / MIB
-    rows += [("MiB at the end, at most", f"{memory.at(seconds):.0f}, {most:.0f}"),
-             ("MiB a minute at rest in the second half", f"{slope:+.2f}" + ("" if judged else " (too short to judge)"))]
+    rows += [(f"minimum MiB in minute {minute}", f"{size:.0f}") for minute, size in enumerate(memory.minima(), 1)]
+    peak = max(size for _, size in memory.samples) / MIB
+    rows += [("MiB at the end, peak", f"{memory.at(seconds):.0f}, {peak:.0f}"),
+             ("growth of the minimum in the second half, MiB per minute",
+              f"{slope:+.2f}" + ("" if judged else " (too short to judge)"))]
     print("\n".join(["", "| | |", "|---|--:|", *(f"| {name} | {value} |" for name, value in rows), "",
                      "| kind | number |", "|---|--:|", *(f"| {name} | {count} |" for name, count in sorted(
-                         [*tally.good.items(), *tally.refused.items()])), "", *tally.told[:TOLD], *versions.failures]))
+                         [*tally.good.items(), *tally.refused.items()])), "", *tally.problems[:MAX_PROBLEMS],
+                     *versions.failures]))
     failed = [text for text, holds in (
         ("wrong answers", tally.wrong), ("failed requests", tally.failed), ("memory grows", grows),
-        ("a version was not exchanged", versions.failures), ("the server did not end well", status),
+        ("a version was not switched", versions.failures), ("the server did not stop cleanly", status),
         ("no answers", not good)) if holds]
     print(f"FAILED: {', '.join(failed)}" if failed else "passed")
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""The clients of soak.py: good requests whose answers are compared byte for byte, and bad ones that must be refused."""
+"""Clients of benchmarks.soak: they compare answers byte for byte, and send bad requests that must be refused."""
 
 import base64
 import http.client
@@ -17,14 +17,14 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from benchmarks.small_exports import Arrays, Case, equal
 
 TIMEOUT = 60.0
-# Of requests that are bad.
-BAD_SHARE = 0.1
-# Problems that are told with their words; the others are counted.
-TOLD = 10
+# Fraction of bad requests.
+BAD_FRACTION = 0.1
+# Maximum number of problems that are printed; the others are only counted.
+MAX_PROBLEMS = 10
 
 
 class Timeline:
-    """Which versions may answer at which time: while a version is exchanged both the old and the new one."""
+    """The versions that may answer at a time: during a change, both the old and the new one."""
 
     def __init__(self, version: int):
         self.lock, self.entries = threading.Lock(), [(0.0, frozenset([version]))]
@@ -34,7 +34,7 @@ class Timeline:
             self.entries.append((time.monotonic(), frozenset(versions)))
 
     def allowed(self, begin: float, end: float) -> set[int]:
-        """Return those that may have answered a request that lasted from `begin` to `end`."""
+        """Return the versions that may have answered a request between `begin` and `end`."""
         with self.lock:
             entries = list(self.entries)
         ends = [start for start, _ in entries[1:]] + [float("inf")]
@@ -44,15 +44,15 @@ class Timeline:
 
 @dataclass
 class Tally:
-    """What one client, or all of them, have seen."""
+    """Counts of the answers to one client or to all clients."""
 
     good: Counter = field(default_factory=Counter)
     refused: Counter = field(default_factory=Counter)
     failed: int = 0
     wrong: int = 0
-    # Seconds that an answer took.
+    # Maximum seconds until an answer.
     slowest: float = 0.0
-    told: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
         self.good.update(other.good)
@@ -60,40 +60,40 @@ class Tally:
         self.failed += other.failed
         self.wrong += other.wrong
         self.slowest = max(self.slowest, other.slowest)
-        self.told.extend(other.told)
+        self.problems.extend(other.problems)
 
     def problem(self, kind: str, text: str) -> None:
-        """Count a request that failed, or an answer that is wrong."""
+        """Count a problem of kind "failed" (request) or "wrong" (answer)."""
         setattr(self, kind, getattr(self, kind) + 1)
-        if len(self.told) < TOLD:
-            self.told.append(f"{kind}: {' '.join(text.split())[:300]}")
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(f"{kind}: {' '.join(text.split())[:300]}")
 
 
 @dataclass(frozen=True)
-class Known:
-    """The model's name, the requests, and what each version must answer: `answers[version % len(answers)]`."""
+class Expected:
+    """The model's name, the requests, and their answers by `answers[version % len(answers)]`."""
 
     model: str
     cases: list[Case]
     answers: list[list[Arrays]]
 
-    def of(self, version: int, case: int) -> Arrays:
+    def answer(self, version: int, case: int) -> Arrays:
         return self.answers[version % len(self.answers)][case]
 
 
 class Client:
-    """A client that asks, checks and asks again, until it is stopped."""
+    """A client that sends requests and checks their answers until it is stopped."""
 
-    def __init__(self, known: Known, timeline: Timeline, seed: int):
-        self.known, self.timeline, self.random = known, timeline, random.Random(seed)
+    def __init__(self, expected: Expected, timeline: Timeline, seed: int):
+        self.expected, self.timeline, self.random = expected, timeline, random.Random(seed)
         self.tally = Tally()
 
     def work(self, stopped: threading.Event) -> None:
         while not stopped.is_set():
-            if self.random.random() < BAD_SHARE:
-                self.ask_badly()
+            if self.random.random() < BAD_FRACTION:
+                self.send_bad()
             else:
-                self.ask(self.random.randrange(len(self.known.cases)))
+                self.send_good(self.random.randrange(len(self.expected.cases)))
 
     def allowed(self, begin: float) -> set[int]:
         """Return the versions that may have answered a request sent at `begin` and answered now."""
@@ -103,34 +103,35 @@ class Client:
 
 
 class GrpcClient(Client):
-    """By gRPC, where the answer names its version."""
+    """A gRPC client; answers name their version."""
 
-    def __init__(self, server: str, known: Known, timeline: Timeline, seed: int):
-        super().__init__(known, timeline, seed)
+    def __init__(self, server: str, expected: Expected, timeline: Timeline, seed: int):
+        super().__init__(expected, timeline, seed)
         channel = grpc.insecure_channel(server, [("grpc.use_local_subchannel_pool", 1),
                                                  ("grpc.max_receive_message_length", -1)])
         self.stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        self.requests = [case.message(known.model) for case in known.cases]
-        self.bad = bad_messages(known)
+        self.requests = [case.message(expected.model) for case in expected.cases]
+        self.bad = bad_messages(expected)
 
-    def ask(self, case: int) -> None:
+    def send_good(self, case: int) -> None:
         begin = time.monotonic()
         try:
-            answer = self.stub.Predict(self.requests[case], timeout=TIMEOUT)
+            response = self.stub.Predict(self.requests[case], timeout=TIMEOUT)
         except grpc.RpcError as error:
-            self.tally.problem("failed", f"gRPC {self.known.cases[case].signature}: {error.code()} {error.details()}")
+            signature = self.expected.cases[case].signature
+            self.tally.problem("failed", f"gRPC {signature}: {error.code()} {error.details()}")
             return
         allowed = self.allowed(begin)
-        version, signature = answer.model_spec.version.value, answer.model_spec.signature_name
-        found = {name: tf.make_ndarray(values) for name, values in answer.outputs.items()}
-        if version not in allowed or signature != self.known.cases[case].signature:
-            self.tally.problem("wrong", f"version {version} of {signature}, not one of {sorted(allowed)}")
-        elif not equal(found, self.known.of(version, case)):
+        version, signature = response.model_spec.version.value, response.model_spec.signature_name
+        outputs = {name: tf.make_ndarray(values) for name, values in response.outputs.items()}
+        if version not in allowed or signature != self.expected.cases[case].signature:
+            self.tally.problem("wrong", f"version {version} of {signature} instead of one of {sorted(allowed)}")
+        elif not equal(outputs, self.expected.answer(version, case)):
             self.tally.problem("wrong", f"gRPC {signature} of version {version}")
         else:
             self.tally.good["gRPC " + signature] += 1
 
-    def ask_badly(self) -> None:
+    def send_bad(self) -> None:
         name, request, timeout, code = self.random.choice(self.bad)
         try:
             call = self.stub.Predict.future(request, timeout=timeout)
@@ -142,29 +143,29 @@ class GrpcClient(Client):
             self.tally.refused[f"gRPC {name}: CANCELLED"] += 1
         except grpc.RpcError as error:
             late = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
-            # A queue of batches may refuse before the client has noticed that its time is over.
+            # The batching queue may refuse a request before the client notices that its deadline has passed.
             if error.code() is code or code in late and error.code() in late:
                 self.tally.refused[f"gRPC {name}: {error.code().name}"] += 1
             else:
-                self.tally.problem("failed", f"gRPC {name}: {error.code()} in place of {code}: {error.details()}")
+                self.tally.problem("failed", f"gRPC {name}: {error.code()} instead of {code}: {error.details()}")
         else:
-            # One that is answered sooner than it is given up is no failure.
+            # A request may be answered before it is canceled.
             if code is not grpc.StatusCode.CANCELLED:
-                self.tally.problem("failed", f"gRPC {name}: answered, in place of {code}")
+                self.tally.problem("failed", f"gRPC {name}: answered instead of {code}")
 
 
 class RestClient(Client):
-    """By REST, where the answer must be that of a version that was there at the time."""
+    """A REST client; an answer must be that of a version that was served at the time."""
 
-    def __init__(self, server: str, known: Known, timeline: Timeline, seed: int):
-        super().__init__(known, timeline, seed)
+    def __init__(self, server: str, expected: Expected, timeline: Timeline, seed: int):
+        super().__init__(expected, timeline, seed)
         self.connection = http.client.HTTPConnection(server, timeout=TIMEOUT)
         self.bodies = [json.dumps({"signature_name": case.signature, "inputs": {
-            name: _json(values) for name, values in case.inputs.items()}}).encode() for case in known.cases]
-        self.bad = bad_bodies(known)
+            name: _json(values) for name, values in case.inputs.items()}}).encode() for case in expected.cases]
+        self.bad = bad_bodies(expected)
 
     def post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """Return status and body of the answer; status 0 without one."""
+        """Return the status and body of the answer, or status 0 without an answer."""
         try:
             self.connection.request("POST", path, body, {"Content-Type": "application/json"})
             response = self.connection.getresponse()
@@ -173,35 +174,35 @@ class RestClient(Client):
             self.connection.close()
             return 0, repr(error).encode()
 
-    def ask(self, case: int) -> None:
+    def send_good(self, case: int) -> None:
         begin = time.monotonic()
-        status, text = self.post(f"/v1/models/{self.known.model}:predict", self.bodies[case])
-        signature = self.known.cases[case].signature
+        status, text = self.post(f"/v1/models/{self.expected.model}:predict", self.bodies[case])
+        signature = self.expected.cases[case].signature
         if status != 200:
             self.tally.problem("failed", f"REST {signature}: {status} {text[:200]!r}")
             return
         allowed = self.allowed(begin)
         outputs = json.loads(text)["outputs"]
-        if not any(_matches(outputs, self.known.of(version, case)) for version in allowed):
-            self.tally.problem("wrong", f"REST {signature}, of none of the versions {sorted(allowed)}")
+        if not any(_matches(outputs, self.expected.answer(version, case)) for version in allowed):
+            self.tally.problem("wrong", f"REST {signature} of none of the versions {sorted(allowed)}")
         else:
             self.tally.good["REST " + signature] += 1
 
-    def ask_badly(self) -> None:
+    def send_bad(self) -> None:
         name, path, body, expected = self.random.choice(self.bad)
         status, text = self.post(path, body)
         if status == expected and b"error" in text:
             self.tally.refused[f"REST {name}: {status}"] += 1
         else:
-            self.tally.problem("failed", f"REST {name}: {status} in place of {expected}: {text[:200]!r}")
+            self.tally.problem("failed", f"REST {name}: {status} instead of {expected}: {text[:200]!r}")
 
 
 def _matches(outputs: dict | list, expected: Arrays) -> bool:
-    """Return whether JSON outputs hold the expected values; a signature's only output has no name there."""
+    """Return whether JSON outputs have the expected values; the only output of a signature has no name in JSON."""
     outputs = outputs if isinstance(outputs, dict) else {name: outputs for name in expected}
-    found = {name: ([base64.b64decode(row["b64"]) for row in values] if name.endswith("_bytes") else values)
-             for name, values in outputs.items()}
-    return found == {name: values.tolist() for name, values in expected.items()}
+    decoded = {name: ([base64.b64decode(row["b64"]) for row in values] if name.endswith("_bytes") else values)
+               for name, values in outputs.items()}
+    return decoded == {name: values.tolist() for name, values in expected.items()}
 
 
 def _json(values: np.ndarray) -> list:
@@ -210,41 +211,42 @@ def _json(values: np.ndarray) -> list:
     return values.tolist()
 
 
-def bad_messages(known: Known) -> list[tuple]:
-    """Return (name, request, timeout, the status it must be refused with)."""
+def bad_messages(expected: Expected) -> list[tuple]:
+    """Return bad requests as (name, request, timeout, expected status)."""
     code = grpc.StatusCode
-    good = known.cases[0].inputs["image_bytes"][0]
+    good = expected.cases[0].inputs["image_bytes"][0]
 
-    def message(signature: str = "serving_default", model: str = known.model, **inputs) -> predict_pb2.PredictRequest:
+    def message(signature: str = "serving_default", model: str = expected.model,
+                **inputs: np.ndarray) -> predict_pb2.PredictRequest:
         return Case(signature, inputs).message(model)
 
-    text, cut = np.array([b"no picture at all"], object), np.array([good[:len(good) // 2]], object)
+    text, cut = np.array([b"not an image"], object), np.array([good[:len(good) // 2]], object)
     whole, pixels = np.array([good], object), np.zeros((1, 8, 8, 3), np.uint8)
     unknown_version, unknown_output, late = (message(image_bytes=whole) for _ in range(3))
     unknown_version.model_spec.version.value = 999_999
     unknown_output.output_filter.append("nothing")
-    found = [("text as a picture", message(image_bytes=text), TIMEOUT, code.INVALID_ARGUMENT),
-             ("half a picture", message(image_bytes=cut), TIMEOUT, code.INVALID_ARGUMENT),
-             ("unknown model", message(model="nobody", image_bytes=whole), TIMEOUT, code.NOT_FOUND),
-             ("unknown version", unknown_version, TIMEOUT, code.NOT_FOUND),
-             ("unknown signature", message("nothing", image_bytes=whole), TIMEOUT, code.FAILED_PRECONDITION),
-             ("unknown input", message(nothing=whole), TIMEOUT, code.INVALID_ARGUMENT),
-             ("unknown output", unknown_output, TIMEOUT, code.INVALID_ARGUMENT),
-             ("floats", message("predict_tensor", image=pixels.astype(np.float32)), TIMEOUT, code.INVALID_ARGUMENT),
-             ("no time", late, 1e-4, code.DEADLINE_EXCEEDED),
-             ("given up", known.cases[1].message(known.model), TIMEOUT, code.CANCELLED)]
-    if any("image" in case.inputs for case in known.cases):
-        found.append(("wrong rank", message("predict_tensor", image=pixels[0]), TIMEOUT, code.INVALID_ARGUMENT))
-    return found
+    requests = [("text as an image", message(image_bytes=text), TIMEOUT, code.INVALID_ARGUMENT),
+                ("half an image", message(image_bytes=cut), TIMEOUT, code.INVALID_ARGUMENT),
+                ("unknown model", message(model="nobody", image_bytes=whole), TIMEOUT, code.NOT_FOUND),
+                ("unknown version", unknown_version, TIMEOUT, code.NOT_FOUND),
+                ("unknown signature", message("nothing", image_bytes=whole), TIMEOUT, code.FAILED_PRECONDITION),
+                ("unknown input", message(nothing=whole), TIMEOUT, code.INVALID_ARGUMENT),
+                ("unknown output", unknown_output, TIMEOUT, code.INVALID_ARGUMENT),
+                ("floats", message("predict_tensor", image=pixels.astype(np.float32)), TIMEOUT, code.INVALID_ARGUMENT),
+                ("late", late, 1e-4, code.DEADLINE_EXCEEDED),
+                ("canceled", expected.cases[1].message(expected.model), TIMEOUT, code.CANCELLED)]
+    if any("image" in case.inputs for case in expected.cases):
+        requests.append(("wrong rank", message("predict_tensor", image=pixels[0]), TIMEOUT, code.INVALID_ARGUMENT))
+    return requests
 
 
-def bad_bodies(known: Known) -> list[tuple]:
-    """Return (name, path, body, the status it must be refused with)."""
-    path = f"/v1/models/{known.model}:predict"
-    text = json.dumps({"instances": [{"b64": base64.b64encode(b"no picture").decode()}]}).encode()
-    return [("text as a picture", path, text, 400), ("no JSON", path, b'{"instances": [', 400),
+def bad_bodies(expected: Expected) -> list[tuple]:
+    """Return bad requests as (name, path, body, expected status)."""
+    path = f"/v1/models/{expected.model}:predict"
+    text = json.dumps({"instances": [{"b64": base64.b64encode(b"not an image").decode()}]}).encode()
+    return [("text as an image", path, text, 400), ("invalid JSON", path, b'{"instances": [', 400),
             ("no inputs", path, b"{}", 400), ("unknown model", "/v1/models/nobody:predict", text, 404),
-            ("unknown version", f"/v1/models/{known.model}/versions/999999:predict", text, 404),
+            ("unknown version", f"/v1/models/{expected.model}/versions/999999:predict", text, 404),
             ("unknown signature", path, text[:-1] + b', "signature_name": "nothing"}', 400),
             ("strings as pixels", path, b'{"signature_name": "predict_tensor", "instances": ["a"]}', 400),
-            ("unknown verb", f"/v1/models/{known.model}:explain", text, 400)]
+            ("unknown verb", f"/v1/models/{expected.model}:explain", text, 400)]
