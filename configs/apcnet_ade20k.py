@@ -3,11 +3,10 @@
     python -m kseg.train --config apcnet_ade20k --workdir runs/apcnet_ade20k
     python -m kseg.train --config apcnet_ade20k:r101-d8-512x512-80k
 
-Without a variant: R-50-D8, 512x512, 80k steps, as MMSegmentation trains it.
+Without a variant: R-50-D8, 512x512, 80k steps, MMSegmentation's recipe.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Evaluate, Init, Model, Train
+from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
 from kseg.config.variants import D16, R101, SSS_ADE20K, mmsegmentation, sssegmentation, steps
 
 

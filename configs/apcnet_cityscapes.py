@@ -3,11 +3,10 @@
     python -m kseg.train --config apcnet_cityscapes --workdir runs/apcnet_cityscapes
     python -m kseg.train --config apcnet_cityscapes:r101-d8-512x1024-40k
 
-Without a variant: R-50-D8, 512x1024, 40k steps, as MMSegmentation trains it.
+Without a variant: R-50-D8, 512x1024, 40k steps, MMSegmentation's recipe.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Evaluate, Init, Model, Train
+from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
 from kseg.config.variants import CROP_769, D16, R101, SSS_CITYSCAPES, mmsegmentation, sssegmentation, steps
 
 

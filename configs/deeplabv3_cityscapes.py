@@ -3,11 +3,10 @@
     python -m kseg.train --config deeplabv3_cityscapes --workdir runs/deeplabv3_cityscapes
     python -m kseg.train --config deeplabv3_cityscapes:r101-d8-512x1024-40k
 
-Without a variant: R-50-D8, 512x1024, 40k steps, as MMSegmentation trains it.
+Without a variant: R-50-D8, 512x1024, 40k steps, MMSegmentation's recipe.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Evaluate, Init, Model, Train
+from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
 from kseg.config.variants import (AMP, CROP_769, D16, D16_MG124, R101, R101B, R18, R18B, R50B, SSS_CITYSCAPES,
                                   mmsegmentation, sssegmentation, steps)
 
@@ -42,7 +41,7 @@ VARIANTS = {
     "r101-d8-512x1024-80k": mmsegmentation(
         R101 | steps(80_000), "deeplabv3_r101-d8_4xb2-80k_cityscapes-512x1024", 80.2, 81.21,
         "deeplabv3_r101-d8_512x1024_80k_cityscapes_20200606_113503-9e428899.pth"),
-    # Named for 80k steps there too, but its schedule holds 40k.
+    # The original's name says 80k steps as well, but its schedule has 40k.
     "r101-d8-512x1024-amp-80k": mmsegmentation(
         R101 | AMP, "deeplabv3_r101-d8_4xb2-amp-80k_cityscapes-512x1024", 80.48,
         weights="deeplabv3_r101-d8_fp16_512x1024_80k_cityscapes_20200717_230920-774d9cec.pth"),

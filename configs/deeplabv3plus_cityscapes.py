@@ -3,11 +3,10 @@
     python -m kseg.train --config deeplabv3plus_cityscapes --workdir runs/deeplabv3plus_cityscapes
     python -m kseg.train --config deeplabv3plus_cityscapes:r101-d8-512x1024-40k
 
-Without a variant: R-50-D8, 512x1024, 40k steps, as MMSegmentation trains it.
+Without a variant: R-50-D8, 512x1024, 40k steps, MMSegmentation's recipe.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Evaluate, Init, Model, Train
+from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
 from kseg.config.variants import (AMP, CROP_769, D16, D16_MG124, R101, R101B, R18, R18B, R50B, SSS_CITYSCAPES,
                                   mmsegmentation, sssegmentation, steps)
 
@@ -77,7 +76,7 @@ VARIANTS = {
     "r18b-d8-512x1024-80k": mmsegmentation(
         R18B | steps(80_000), "deeplabv3plus_r18b-d8_4xb2-80k_cityscapes-512x1024", 75.87, 77.52,
         "deeplabv3plus_r18b-d8_512x1024_80k_cityscapes_20201226_090828-e451abd9.pth"),
-    # Named for 80k steps there too, but its schedule holds 40k.
+    # The original's name says 80k steps as well, but its schedule has 40k.
     "r18b-d8-769x769-80k": mmsegmentation(
         R18B | CROP_769, "deeplabv3plus_r18b-d8_4xb2-80k_cityscapes-769x769", 76.36, 78.24,
         "deeplabv3plus_r18b-d8_769x769_80k_cityscapes_20201226_151312-2c868aff.pth"),

@@ -2,18 +2,17 @@
 
     python -m kseg.train --config encnet_camvid --workdir runs/camvid
 
-The README's table holds the results with their exact commands.
+docs/results.md lists the results with their commands.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Model, Train
+from kseg.config import Augment, Config, Data, Model, Train
 
 
 def config() -> Config:
     return Config(
         data=Data(name="camvid"),
         augment=Augment(crop=(256, 320)),
-        # One 7x7 convolution as stem, so that torchvision's ImageNet weights fit: --set init.backbone=FILE.
+        # With one 7x7 convolution as stem, torchvision's ImageNet weights fit: --set init.backbone=FILE.
         model=Model(backbone="resnet18", stem="7x7", output_stride=16, channels=128, auxiliary_channels=64),
         train=Train(global_batch=8, steps=2400, learning_rate=0.02, warmup_steps=100, log_every=20,
                     validate_every=400, checkpoint_every=200),

@@ -1,12 +1,11 @@
-"""EncNet on the built-in synthetic set: the smoke test of the whole house.
+"""EncNet on the built-in synthetic dataset, for `make demo` and smoke tests.
 
     python -m kseg.train --config encnet_shapes --workdir runs/shapes
 
-Hardware, time and result stand in the README, under "make demo".
+docs/results.md lists the result of `make demo` with its hardware and time.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Model, Train
+from kseg.config import Augment, Config, Data, Model, Train
 
 
 def config() -> Config:

@@ -3,18 +3,17 @@
     python -m kseg.train --config encnet_voc2012 --workdir runs/encnet_voc2012
     python -m kseg.train --config encnet_voc2012:r101-d8-512x512-20k
 
-Without a variant: R-50-D8, 512x512, 20k steps, as MMSegmentation trains it.
+Without a variant: R-50-D8, 512x512, 20k steps, MMSegmentation's recipe.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Evaluate, Init, Model, Train
+from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
 from kseg.config.variants import D16, R101, SSS_VOC2012, mmsegmentation, sssegmentation, steps
 
 
 def config() -> Config:
     return Config(
         data=Data(name="voc2012", train_split="trainaug"),
-        # MMSegmentation pads these pictures before it normalises them.
+        # MMSegmentation pads these images before it normalizes them, so the padding is black.
         augment=Augment(scale=(512, 2048), crop=(512, 512), pad_color="black"),
         model=Model(backbone="resnet50", output_stride=8, head="encnet"),
         init=Init(backbone="resnet50_v1c"),

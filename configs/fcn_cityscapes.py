@@ -3,11 +3,10 @@
     python -m kseg.train --config fcn_cityscapes --workdir runs/fcn_cityscapes
     python -m kseg.train --config fcn_cityscapes:r101-d8-512x1024-220e
 
-Without a variant: R-50-D8, 512x1024, 220 epochs, as SSSegmentation trains it.
+Without a variant: R-50-D8, 512x1024, 220 epochs, SSSegmentation's recipe.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Evaluate, Fcn, Init, Loss, Model, Train
+from kseg.config import Augment, Config, Data, Evaluate, Fcn, Init, Loss, Model, Train
 from kseg.config.variants import D16, R101, sssegmentation
 
 

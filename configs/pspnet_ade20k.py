@@ -3,11 +3,10 @@
     python -m kseg.train --config pspnet_ade20k --workdir runs/pspnet_ade20k
     python -m kseg.train --config pspnet_ade20k:r101-d8-512x512-130e
 
-Without a variant: R-50-D8, 512x512, 130 epochs, as SSSegmentation trains it.
+Without a variant: R-50-D8, 512x512, 130 epochs, SSSegmentation's recipe.
 """
 
-from kseg.config import Config
-from kseg.config.sections import Augment, Data, Evaluate, Init, Loss, Model, Train
+from kseg.config import Augment, Config, Data, Evaluate, Init, Loss, Model, Train
 from kseg.config.variants import D16, R101, sssegmentation
 
 

@@ -1,11 +1,11 @@
-"""Errors a user can mend: they name the file, the value and the choices, and end a command without a traceback."""
+"""Errors that a user can fix: they name the file, the value and the choices, and are printed without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something outside the program has to change; the message says what."""
+    """Something outside the program has to change; the message tells what."""
 
 
 class ConfigError(UserError):
@@ -13,11 +13,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set, an image or a label is missing, damaged or does not fit."""
+    """A dataset, an image or a label is missing, damaged or inconsistent."""
 
 
 class WeightsError(UserError):
-    """A file of weights is damaged or does not fit the model."""
+    """A file of weights is damaged, or does not fit the model."""
 
 
 class WorkdirError(UserError):
@@ -25,8 +25,8 @@ class WorkdirError(UserError):
 
 
 def unknown(kind: str, value: str, choices: Iterable[str], prefix: str = "") -> str:
-    """Return the message for an unknown name: the nearest choices first, then all of them; each after `prefix`."""
+    """Return the message for an unknown name, with the nearest choices and then all of them, each after `prefix`."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(value, choices, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(prefix + name for name in near)}?" if near else ""
+    nearest = difflib.get_close_matches(value, choices, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(prefix + name for name in nearest)}?" if nearest else ""
     return f"unknown {kind} {prefix + value!r}.{hint} Choices: {', '.join(prefix + name for name in choices)}"

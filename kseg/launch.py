@@ -1,19 +1,20 @@
-"""Starts one command on each of several hosts, by setting TF_CONFIG from what a cluster manager tells or a list.
+"""Run one command on each of several hosts, with TF_CONFIG set from a cluster manager or a list of addresses.
 
     python -m kseg.launch --local 2 -- -m kseg.train --config encnet_camvid
     python -m kseg.launch --hosts 10.0.0.1:5555,10.0.0.2:5555 -- -m kseg.train --config encnet_camvid
     srun python -m kseg.launch --slurm -- -m kseg.train --config encnet_camvid
     python -m kseg.launch --kubernetes SERVICE --count 4 -- -m kseg.train --config encnet_camvid
 
-What follows `--` is given to Python. One process uses all GPUs of its machine. All hosts have to see the working
-directory; the data may lie on each. With exit status 75 a host was lost, and the same command continues.
+The arguments after `--` are passed to Python. One process uses all GPUs of its machine. All hosts have to see the same
+working directory; each may have its own copy of the data. Exit status 75 means that a host was lost: the same command
+resumes the run.
 
-Slurm: one task on each node, a new start after the loss of a node, and a checkpoint when the time is over:
+Slurm: one task per node, a restart after the loss of a node, and a checkpoint before the time limit:
 
     #SBATCH --nodes=4 --ntasks-per-node=1 --requeue --signal=TERM@120
     srun --kill-on-bad-exit=1 python -m kseg.launch --slurm -- -m kseg.train --config NAME --workdir /shared/runs/NAME
 
-Kubernetes: an indexed Job and a headless service whose name its pods have as their subdomain:
+Kubernetes: an indexed Job, and a headless service whose name is the subdomain of its pods:
 
     apiVersion: v1
     kind: Service
@@ -52,48 +53,51 @@ from kseg.errors import ConfigError
 PORT = 5555
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the arguments before `--`."""
+    parser = argparse.ArgumentParser(prog="python -m kseg.launch", description=__doc__,
+                                     usage="%(prog)s [options] -- -m kseg.train ...",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    hosts = parser.add_mutually_exclusive_group(required=True)
+    hosts.add_argument("--local", type=int, metavar="N", help="N processes on this machine, which has no GPU")
+    hosts.add_argument("--hosts", metavar="HOST:PORT,...",
+                       help="the addresses of all hosts, in the same order on every host")
+    hosts.add_argument("--slurm", action="store_true", help="the nodes of the job step that srun started")
+    hosts.add_argument("--kubernetes", metavar="SERVICE",
+                       help="the pods JOB-0, JOB-1, ... of an indexed Job, below its headless service")
+    parser.add_argument("--index", type=int, metavar="I",
+                        help="with --hosts: the position of this host in the list, from 0 (default: the address that "
+                             "belongs to this machine)")
+    parser.add_argument("--count", type=int, metavar="N", help="with --kubernetes: the Job's completions")
+    first, last = cluster_managers.SLURM_PORTS[0], cluster_managers.SLURM_PORTS[-1]
+    parser.add_argument("--port", type=int, metavar="PORT",
+                        help=f"the first port on each host (default: {PORT}; on Slurm a port from {first} to {last} "
+                             "that follows from the job's number)")
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    values, command = _parser().parse_args(arguments[:end]), arguments[end + 1:]
+    values, command = build_parser().parse_args(arguments[:end]), arguments[end + 1:]
     if not command:
-        raise ConfigError("what is to be started follows `--`: python -m kseg.launch --local 2 -- -m kseg.train ...")
+        raise ConfigError("a command is needed after `--`: python -m kseg.launch --local 2 -- -m kseg.train ...")
     if os.environ.get("TF_CONFIG"):
-        raise ConfigError(f"TF_CONFIG is set already, to {os.environ['TF_CONFIG']}; unset it, or start the command "
+        raise ConfigError(f"TF_CONFIG is already set to {os.environ['TF_CONFIG']}; unset it, or run the command "
                           "without kseg.launch")
     if values.local is not None:
         return launcher.run_local(values.local, command)
     addresses, index = _cluster(values)
     os.environ["TF_CONFIG"] = tf_config.tf_config_text(addresses, index)
-    # Checked here, where it is made.
+    # Mistakes are reported here rather than by the command, which would not mention kseg.launch.
     tf_config.read_cluster()
     print(f"host {index} of {len(addresses)}: {addresses[index]}", flush=True)
-    # In this process's place: signals and the exit status are the command's own.
+    # The command replaces this process, so that it receives the signals and sets the exit status.
     os.execv(sys.executable, [sys.executable, *command])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m kseg.launch", description=__doc__,
-                                     usage="%(prog)s [options] -- -m kseg.train ...",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--local", type=int, metavar="N", help="N processes on this machine, which has no GPU")
-    where.add_argument("--hosts", metavar="HOST:PORT,...", help="the addresses of all hosts, in one order everywhere")
-    where.add_argument("--slurm", action="store_true", help="the nodes of the job step that srun started")
-    where.add_argument("--kubernetes", metavar="SERVICE",
-                       help="the pods JOB-0, JOB-1, ... of an indexed Job below its headless service")
-    parser.add_argument("--index", type=int, metavar="I",
-                        help="with --hosts: which of them this one is, from 0; by default the one whose address is "
-                             "this machine's")
-    parser.add_argument("--count", type=int, metavar="N", help="with --kubernetes: the Job's completions")
-    parser.add_argument("--port", type=int, metavar="PORT",
-                        help=f"the first port on each host (default: {PORT}; on Slurm one of "
-                             f"{cluster_managers.SLURM_PORTS[0]} to {cluster_managers.SLURM_PORTS[-1]} by the job's number)")
-    return parser
-
-
 def _cluster(values: argparse.Namespace) -> tuple[tuple[str, ...], int]:
-    """Return the addresses of all hosts, and which of them this one is."""
+    """Return the addresses of all hosts and the position of this one."""
     if values.hosts is not None:
         return cluster_managers.from_list(values.hosts, values.index)
     if values.slurm:

@@ -1,7 +1,7 @@
-"""The zoo: every named variant with what was published for it, as a table for the terminal and for Markdown files.
+"""Print every named variant with its published results, or update the tables in Markdown files.
 
-    python -m kseg.zoo                      # all of it; `python -m kseg.train --list` prints the same
-    python -m kseg.zoo deeplabv3_city       # the rows that hold this text
+    python -m kseg.zoo                      # all variants; `python -m kseg.train --list` prints the same
+    python -m kseg.zoo deeplabv3_city       # the rows that contain this text
     python -m kseg.zoo --write docs/zoo.md
 """
 
@@ -15,9 +15,9 @@ from kseg.config import zoo
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kseg.zoo", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pattern", nargs="?", default="", help="print the rows that hold this text; default: all")
+    parser.add_argument("pattern", nargs="?", default="", help="print the rows that contain this text (default: all)")
     parser.add_argument("--write", type=Path, metavar="FILE", nargs="+", default=[],
-                        help="make the marked tables of Markdown files anew, and print nothing")
+                        help="update the marked tables of Markdown files, and print nothing")
     values = parser.parse_args(arguments)
     for path in values.write:
         path.write_text(zoo.with_updated_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -268,8 +268,8 @@ class Train:
     # With mixed_float16: a skipped step halves the loss scale, and this many finite steps in a row double it; 0: the
     # loss scale is constant.
     loss_scale_growth: Annotated[int, AtLeast(0)] = 0
-    # Maximum number of recoveries from a non-finite loss (restore the newest checkpoint, skip the batch). 0: stop at the
-    # first.
+    # Maximum number of recoveries from a non-finite loss (restore the newest checkpoint, skip the batch). 0: stop at
+    # the first.
     nonfinite_batches: Annotated[int, AtLeast(0)] = 3
     # Number of steps between returns to Python, which then checks signals and losses. On one host fewer steps are taken
     # if they would last more than a few seconds.

@@ -1,4 +1,4 @@
-"""The hosts of a run and this one's place among them, from what Slurm, Kubernetes or a list of addresses tells."""
+"""Find the hosts of a run and this host's position among them, from Slurm, Kubernetes or a list of addresses."""
 
 import itertools
 import re
@@ -8,38 +8,43 @@ from collections.abc import Mapping
 from kseg.distributed import tf_config
 from kseg.errors import ConfigError
 
-# Slurm may give one node to several jobs: their ports differ by their numbers, below those that systems give away.
+# Slurm may run several jobs on one node, so their ports depend on their job numbers. The range ends below the ports
+# that operating systems assign by themselves.
 SLURM_PORTS = range(15000, 32000)
 
 
 def from_list(text: str, index: int | None) -> tuple[tuple[str, ...], int]:
-    """Return the addresses in a list HOST:PORT,... and this host's index; raises ConfigError for anything else."""
+    """Return the addresses in a list HOST:PORT,... and this host's position in it.
+
+    If `index` is None, the position is that of the only address of this machine. Raises ConfigError for another form
+    of the list, and if the position cannot be determined.
+    """
     addresses = tuple(text.split(","))
     for address in addresses:
         tf_config.require_address(address, "--hosts", text)
     if index is None:
-        own = [number for number, address in enumerate(addresses) if is_here(address.rpartition(":")[0].strip("[]"))]
-        if len(own) != 1:
-            found = ", ".join(addresses[number] for number in own) or "none"
-            raise ConfigError(f"--index I is needed, 0 to {len(addresses) - 1}: of --hosts {text}, {found} "
-                              f"{'are' if len(own) > 1 else 'is'} this machine ({socket.gethostname()})")
-        index = own[0]
+        local = [number for number, address in enumerate(addresses) if is_here(address.rpartition(":")[0].strip("[]"))]
+        if len(local) != 1:
+            names = ", ".join(addresses[number] for number in local) or "none"
+            raise ConfigError(f"--index I is needed, 0 to {len(addresses) - 1}: of --hosts {text}, {names} "
+                              f"{'are' if len(local) > 1 else 'is'} this machine ({socket.gethostname()})")
+        index = local[0]
     if not 0 <= index < len(addresses):
-        raise ConfigError(f"--index {index} is none of the {len(addresses)} hosts of {text}; the first is 0")
+        raise ConfigError(f"--index must be from 0 to {len(addresses) - 1} for --hosts {text}; got {index}")
     return addresses, index
 
 
 def is_here(host: str) -> bool:
-    """Return whether a name or an address is this machine's."""
+    """Return whether a host name or an address belongs to this machine."""
     try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except OSError:
         return False
-    for family, kind, protocol, _, address in found:
-        # Only a machine's own addresses can be taken.
+    for family, kind, protocol, _, address in infos:
+        # A socket can be bound to this machine's own addresses only.
         try:
-            with socket.socket(family, kind, protocol) as taken:
-                taken.bind(address)
+            with socket.socket(family, kind, protocol) as bound:
+                bound.bind(address)
             return True
         except OSError:
             continue
@@ -47,81 +52,94 @@ def is_here(host: str) -> bool:
 
 
 def from_slurm(environment: Mapping[str, str], port: int | None, gpus: int) -> tuple[tuple[str, ...], int]:
-    """Return the addresses of all tasks of a Slurm job step, node by node, and which of them this one is.
+    """Return the addresses of all tasks of a Slurm job step, node by node, and this task's position.
 
-    Raises ConfigError outside of a step, and where a node with GPUs has several tasks.
+    Args:
+        environment: contains Slurm's variables.
+        port: the first port on each node; None: a port that follows from the job's number.
+        gpus: number of GPUs of this node.
+
+    Raises:
+        ConfigError: srun did not start this process, or a node with GPUs has several tasks.
     """
     names = ("SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_JOB_ID")
     missing = [name for name in names if not environment.get(name)]
     if missing:
-        raise ConfigError(f"{', '.join(missing)} not set: --slurm is for tasks that srun has started, "
-                          "`srun python -m kseg.launch --slurm -- ...`, also inside of an sbatch script")
+        raise ConfigError(f"{', '.join(missing)} not set: --slurm is for tasks that srun starts, also inside an sbatch "
+                          "script: `srun python -m kseg.launch --slurm -- ...`")
     nodes, tasks = expand_nodes(environment[names[0]]), expand_counts(environment[names[1]])
     node, local, job = (_number(environment, name) for name in names[2:])
     if len(nodes) != len(tasks) or not (node < len(nodes) and local < tasks[node]):
-        raise ConfigError("Slurm's variables do not fit together: "
+        raise ConfigError("Slurm's variables contradict each other: "
                           + ", ".join(f"{name}={environment[name]}" for name in names))
     if gpus and max(tasks) > 1:
-        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={environment[names[1]]}, and the nodes have GPUs: one process "
-                          "uses all of a node; start one on each, with --ntasks-per-node=1")
+        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={environment[names[1]]}, but the nodes have GPUs, all of which "
+                          "one process uses; start one process on each node with --ntasks-per-node=1")
     port = port or SLURM_PORTS[job % (len(SLURM_PORTS) - max(tasks))]
     addresses = tuple(f"{name}:{port + task}" for name, count in zip(nodes, tasks) for task in range(count))
     return addresses, sum(tasks[:node]) + local
 
 
 def expand_nodes(text: str) -> tuple[str, ...]:
-    """Return the nodes of a list as Slurm writes it, such as a,rack[1-2]n[01-03,07]; raises ConfigError otherwise.
+    """Return the nodes of a Slurm node list such as a,rack[1-2]n[01-03,07]; raises ConfigError for another form.
 
-    TensorFlow's own reader takes one pair of brackets in a name and needs TensorFlow to be loaded.
+    TensorFlow's parser accepts one pair of brackets per name only, and would import TensorFlow.
     """
-    # A comma inside brackets is no end of a name.
+    # A comma inside brackets does not separate names.
     if not re.fullmatch(r"(?:[^\s,\[\]]|\[[\d,-]+\])+(?:,(?:[^\s,\[\]]|\[[\d,-]+\])+)*", text):
-        raise ConfigError(f"{text!r} is no list of nodes, such as a,n[01-03,07]")
-    found: list[str] = []
+        raise ConfigError(f"a list of nodes must be like a,n[01-03,07]; got {text!r}")
+    nodes: list[str] = []
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        parts = [_expand_range(part[1:-1], text) if part.startswith("[") else [part]
+        parts = [_expand_ranges(part[1:-1], text) if part.startswith("[") else [part]
                  for part in re.findall(r"\[[^\]]*\]|[^\[]+", name)]
-        found += map("".join, itertools.product(*parts))
-    return tuple(found)
+        nodes += map("".join, itertools.product(*parts))
+    return tuple(nodes)
 
 
-def _expand_range(ranges: str, text: str) -> list[str]:
-    found = []
-    for each in ranges.split(","):
-        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", each)
+def _expand_ranges(ranges: str, text: str) -> list[str]:
+    numbers = []
+    for part in ranges.split(","):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         first, last = (ends[1], ends[2] or ends[1]) if ends else ("1", "0")
         if int(last) < int(first):
-            raise ConfigError(f"{text!r} is no list of nodes: {each!r} is no range")
-        found += [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    return found
+            raise ConfigError(f"a list of nodes must be like a,n[01-03,07]; {part!r} in {text!r} is not a range")
+        numbers += [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return numbers
 
 
 def expand_counts(text: str) -> tuple[int, ...]:
-    """Return the tasks of each node from Slurm's 2(x3),1; raises ConfigError where it is something else."""
-    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", each) for each in text.split(",")]
-    if not all(found):
-        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={text!r} is no list of counts, such as 2(x3),1")
-    return tuple(count for each in found for count in [int(each[1])] * int(each[2] or 1))
+    """Return the number of tasks of each node from Slurm's form 2(x3),1; raises ConfigError for another form."""
+    parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    if not all(parts):
+        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE must be like 2(x3),1; got {text!r}")
+    return tuple(count for part in parts for count in [int(part[1])] * int(part[2] or 1))
 
 
 def from_kubernetes(environment: Mapping[str, str], service: str, count: int | None, port: int,
                     hostname: str) -> tuple[tuple[str, ...], int]:
-    """Return the addresses of all pods of an indexed Job, JOB-INDEX.SERVICE:PORT, and which of them this one is.
+    """Return the addresses JOB-INDEX.SERVICE:PORT of all pods of an indexed Job, and this pod's position.
 
-    The Job's name is what stands before the index in this pod's host name. Raises ConfigError elsewhere.
+    Args:
+        environment: contains JOB_COMPLETION_INDEX.
+        service: name of the headless service.
+        count: the Job's completions.
+        port: the port on every pod.
+        hostname: this pod's host name, JOB-INDEX.
+
+    Raises:
+        ConfigError: this process does not run in a pod of such a Job.
     """
     if not environment.get("JOB_COMPLETION_INDEX"):
         raise ConfigError("JOB_COMPLETION_INDEX is not set: --kubernetes is for pods of a Job with "
                           "completionMode: Indexed")
     index = _number(environment, "JOB_COMPLETION_INDEX")
     if count is None or count < 1:
-        raise ConfigError("--kubernetes needs --count N, the Job's completions, which have to be its parallelism too")
+        raise ConfigError("--kubernetes needs --count N, the Job's completions, which must equal its parallelism")
     if index >= count:
-        raise ConfigError(f"JOB_COMPLETION_INDEX={index}, and --count {count} has 0 to {count - 1}; it has to be the "
-                          "Job's completions")
-    job, mark, number = hostname.partition(".")[0].rpartition("-")
-    if not mark or number != str(index):
-        raise ConfigError(f"this pod's host name is {hostname}, not JOB-{index}; leave hostname out of the Job's "
+        raise ConfigError(f"--count must be the Job's completions: JOB_COMPLETION_INDEX={index} is not below {count}")
+    job, hyphen, number = hostname.partition(".")[0].rpartition("-")
+    if not hyphen or number != str(index):
+        raise ConfigError(f"this pod's host name is {hostname}, not JOB-{index}; remove hostname from the Job's "
                           "template")
     return tuple(f"{job}-{other}.{service}:{port}" for other in range(count)), index
 
@@ -129,5 +147,5 @@ def from_kubernetes(environment: Mapping[str, str], service: str, count: int | N
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment[name]
     if not (text.isascii() and text.isdecimal()):
-        raise ConfigError(f"{name}={text!r} is no number")
+        raise ConfigError(f"{name} must be a number, got {text!r}")
     return int(text)

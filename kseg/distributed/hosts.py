@@ -1,7 +1,7 @@
-"""Several hosts that work as one: their strategy, what they have to agree on, and the loss of one of them.
+"""Let several hosts work as one: their strategy, the facts they must agree on, and the loss of a host.
 
-TF_CONFIG names them (kseg.distributed.tf_config); each runs the same command. The first one is the chief: it reports and writes.
-With one host everything here is a function call and no more.
+TF_CONFIG lists the hosts (kseg.distributed.tf_config), and each host runs the same command. The first host is the
+chief, which reports and writes. With one host, every function here is a plain call without communication.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 import tensorflow as tf
-# There is no public way to the times after which a silent host counts as lost, nor to the store that hosts share.
+# TensorFlow has no public interface to the heartbeat timeout, nor to the key-value store that the hosts share.
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
 from tensorflow.python.eager import context
 
@@ -29,24 +29,24 @@ __all__ = ["HostLost", "HostsDisagree", "claim_hosts", "exit_on_host_loss", "hos
 
 Result = TypeVar("Result")
 
-# sysexits.h, EX_TEMPFAIL: nothing is wrong with the command, and cluster managers shall start it again.
+# EX_TEMPFAIL of sysexits.h: the command is correct, and a cluster manager should restart it.
 LOST_STATUS = 75
-# Seconds without a sign of life until a host counts as lost. One that is killed is mostly noticed at once, by what is
-# on its way from it; this is for one that hangs, loses its power or its network, and for calls that begin later.
+# Seconds without a heartbeat until a host counts as lost. A killed host is usually noticed at once, through its broken
+# connections; the heartbeat finds hosts that hang or lose power or network.
 HEARTBEAT = 20
-# Seconds for TensorFlow's own start, when all hosts have met; it takes one.
+# Seconds for TensorFlow's own start after all hosts have met; it takes one second.
 START = 30
-# Seconds in which the store answers whether a key is there; in between Python handles signals.
+# Seconds of one request for a key of the store; between requests Python handles signals.
 POLL = 1.0
-# Named in full where hosts disagree.
-NAMED = 3
+# Maximum number of hosts that a message names for one value.
+MAX_NAMED = 3
 
-# How errors of TensorFlow speak of another host: by its task, or not at all.
+# TensorFlow's errors identify another host by its task, or only by one of these phrases.
 _TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
-_SIGNS = ("Collective ops is aborted", "stopped sending heartbeats", "CoordinationService", "coordination service",
-          "remote target /job:")
+_HOST_LOSS_PHRASES = ("Collective ops is aborted", "stopped sending heartbeats", "CoordinationService",
+                      "coordination service", "remote target /job:")
 
-# Every host makes the same calls in the same order, so their numbers are the same.
+# Numbers the exchanges between hosts. All hosts make the same exchanges in the same order, so their numbers agree.
 _turns = itertools.count()
 
 
@@ -55,18 +55,24 @@ class HostsDisagree(UserError):
 
 
 def claim_hosts(cpu_replicas: int = 1) -> tf.distribute.Strategy:
-    """Return a strategy over the hosts that the environment's TF_CONFIG names, or over this one's devices without it.
+    """Return a strategy over the hosts in TF_CONFIG, or over this host's devices without it.
 
-    Before anything else of TensorFlow has run. Of several hosts, each waits for all others, as long as KSEG_HOSTS_WAIT
-    says (seconds; 600 by default). Raises ConfigError where TF_CONFIG cannot be read, and HostLost naming hosts that
-    have not come.
+    It has to be called before any other use of TensorFlow. Each of several hosts waits for the others, at most for
+    KSEG_HOSTS_WAIT seconds (600 by default).
+
+    Args:
+        cpu_replicas: number of virtual devices on the CPU of a single host without a GPU.
+
+    Raises:
+        ConfigError: TF_CONFIG is malformed.
+        HostLost: hosts did not start in time; the message names them.
     """
     devices.require_tensorflow()
     cluster = tf_config.read_cluster()
     if cluster is None or len(cluster.tasks) < 2:
         return devices.claim_devices(cpu_replicas)
     if cpu_replicas != 1:
-        raise ConfigError("--cpu-replicas is for one host; TF_CONFIG names several")
+        raise ConfigError("--cpu-replicas is for one host, but TF_CONFIG lists several")
     devices.grow_memory()
     leader = cluster.tasks[0][0]
     jobs = [CoordinatedJob(name=name, num_tasks=sum(job == name for job, _, _ in cluster.tasks))
@@ -75,7 +81,7 @@ def claim_hosts(cpu_replicas: int = 1) -> tf.distribute.Strategy:
     context.context().configure_coordination_service(
         "standalone", service_leader=f"/job:{leader}/replica:0/task:0", coordinated_jobs=jobs,
         cluster_register_timeout_in_ms=1000 * START, heartbeat_timeout_in_ms=1000 * HEARTBEAT)
-    # The leader waits without end for a host that was lost since they met, and holds Python's lock while it does.
+    # If a host is lost after the meeting, the leader waits forever for it and holds Python's lock meanwhile.
     faulthandler.dump_traceback_later(2 * START, exit=True)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -86,66 +92,66 @@ def claim_hosts(cpu_replicas: int = 1) -> tf.distribute.Strategy:
 
 
 def host_names(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
-    """Return what messages call the hosts of a strategy, in their order; one empty name for a single host."""
+    """Return the names of a strategy's hosts in their order; one empty name for a single host."""
     cluster = tf_config.read_cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
     return cluster.names if cluster else ("",)
 
 
 def num_hosts(strategy: tf.distribute.Strategy) -> int:
-    """Return the number of hosts of a strategy."""
+    """Return the number of a strategy's hosts."""
     return len(host_names(strategy))
 
 
 def host_index(strategy: tf.distribute.Strategy) -> int:
-    """Return which of the hosts of a strategy this one is, from 0."""
-    return tf_config.read_cluster().place if num_hosts(strategy) > 1 else 0
+    """Return the position of this host among a strategy's hosts, counted from 0."""
+    return tf_config.read_cluster().position if num_hosts(strategy) > 1 else 0
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Return whether this process is the one of all hosts that reports and writes."""
+    """Return whether this host is the chief, which reports and writes."""
     return host_index(strategy) == 0
 
 
-def require_agreement(strategy: tf.distribute.Strategy, known: dict[str, str]) -> None:
-    """Raise HostsDisagree on every host, with the same text, where one host knows other facts than the others.
+def require_agreement(strategy: tf.distribute.Strategy, facts: dict[str, str]) -> None:
+    """Raise HostsDisagree, with the same message on every host, if the hosts' facts differ.
 
-    `known` are short texts by what they tell, as `facts` gives. Each host calls it at the same point.
+    `facts` maps what is compared to short texts (kseg.training.fingerprint). Every host has to call this function at
+    the same point.
     """
-    everyone, own = host_names(strategy), host_index(strategy)
-    if len(everyone) == 1:
+    names, own = host_names(strategy), host_index(strategy)
+    if len(names) == 1:
         return
     turn = f"kseg/facts/{next(_turns)}"
-    _put(f"{turn}/{own}", json.dumps(known))
+    _put(f"{turn}/{own}", json.dumps(facts))
 
     def compare() -> None:
-        found = [known, *(json.loads(_get(f"{turn}/{other}")) for other in range(1, len(everyone)))]
-        lines = differences(everyone, found)
+        all_facts = [facts, *(json.loads(_get(f"{turn}/{other}")) for other in range(1, len(names)))]
+        lines = differences(names, all_facts)
         if lines:
-            raise HostsDisagree("\n".join(["the hosts were not started alike, and nothing was done:", *lines]))
+            raise HostsDisagree("\n".join(["the hosts disagree; nothing was started:", *lines]))
 
     on_chief(strategy, compare)
 
 
-def differences(everyone: tuple[str, ...], found: list[dict[str, str]]) -> list[str]:
-    """Return a line for each fact that is not the same for all, with the hosts of each of its values."""
+def differences(names: tuple[str, ...], all_facts: list[dict[str, str]]) -> list[str]:
+    """Return a line for each fact that differs between hosts, with the hosts of each value."""
     lines = []
-    for key in sorted(set().union(*found)):
-        holders: dict[str, list[str]] = {}
-        for name, known in zip(everyone, found, strict=True):
-            holders.setdefault(known.get(key, "not known"), []).append(name)
-        if len(holders) > 1:
+    for key in sorted(set().union(*all_facts)):
+        hosts_of: dict[str, list[str]] = {}
+        for name, facts in zip(names, all_facts, strict=True):
+            hosts_of.setdefault(facts.get(key, "unknown"), []).append(name)
+        if len(hosts_of) > 1:
             lines.append(f"  {key}: " + "; ".join(
-                f"{value} on {', '.join(hosts[:NAMED])}"
-                + (f" and {len(hosts) - NAMED} more" if len(hosts) > NAMED else "")
-                for value, hosts in holders.items()))
+                f"{value} on {', '.join(hosts[:MAX_NAMED])}"
+                + (f" and {len(hosts) - MAX_NAMED} more" if len(hosts) > MAX_NAMED else "")
+                for value, hosts in hosts_of.items()))
     return lines
 
 
 def on_chief(strategy: tf.distribute.Strategy, action: Callable[[], Result]) -> Result | None:
-    """Run an action on the chief, while the other hosts wait for it; return its result there, and None elsewhere.
+    """Run an action on the chief while the other hosts wait; return its result there, and None on the others.
 
-    A UserError that it raises is raised on all hosts. Each host calls it at the same point; with one host it is a call
-    of `action`.
+    If the action raises a UserError, all hosts raise it. Every host has to call this function at the same point.
     """
     hosts, own = num_hosts(strategy), host_index(strategy)
     if hosts == 1:
@@ -161,7 +167,7 @@ def on_chief(strategy: tf.distribute.Strategy, action: Callable[[], Result]) -> 
         result = action()
     except UserError as error:
         _put(turn, json.dumps([type(error).__name__, str(error)]))
-        # The store ends with this process: everybody has to have read it before.
+        # The store stops with this process, so all hosts have to read the error before.
         for other in range(1, hosts):
             _get(f"{turn}/{other}")
         raise
@@ -170,78 +176,78 @@ def on_chief(strategy: tf.distribute.Strategy, action: Callable[[], Result]) -> 
 
 
 def _error_of(name: str, text: str) -> UserError:
-    """Return the error that another host told of; of a kind that is not loaded here, a plain UserError."""
-    return {kind.__name__: kind for kind in _kinds(UserError)}.get(name, UserError)(text)
+    """Return another host's error; a plain UserError if its class is not loaded here."""
+    return {kind.__name__: kind for kind in _subclasses(UserError)}.get(name, UserError)(text)
 
 
-def _kinds(kind: type[UserError]) -> Iterator[type[UserError]]:
+def _subclasses(kind: type[UserError]) -> Iterator[type[UserError]]:
     yield kind
-    for below in kind.__subclasses__():
-        yield from _kinds(below)
+    for subclass in kind.__subclasses__():
+        yield from _subclasses(subclass)
 
 
 def _put(key: str, text: str) -> None:
     try:
         context.context().set_config_key_value(key, text)
     except tf.errors.OpError as error:
-        raise _loss(error) from None
+        raise _to_host_loss(error) from None
 
 
 def _get(key: str) -> str:
-    """Return what a host has put under a key, waiting for it."""
+    """Wait until a host has stored a text under a key, and return it."""
     while True:
         try:
             return context.context().get_config_key_value(key, int(1000 * POLL))
         except tf.errors.DeadlineExceededError:
             pass
         except tf.errors.OpError as error:
-            raise _loss(error) from None
+            raise _to_host_loss(error) from None
 
 
 def host_loss(error: BaseException) -> HostLost | None:
-    """Return the loss of a host that an error of a step, a variable or an input pipeline tells of; None: another error.
-    """
+    """Return the loss of a host behind an error of a step, a variable or an input pipeline, or None."""
     if isinstance(error, HostLost):
         return error
     several = context.context().coordination_service is not None
-    if several and isinstance(error, tf.errors.OpError) and any(sign in error.message for sign in _SIGNS):
-        return _loss(error)
+    if several and isinstance(error, tf.errors.OpError) and any(
+            phrase in error.message for phrase in _HOST_LOSS_PHRASES):
+        return _to_host_loss(error)
     return None
 
 
 def raise_host_loss(strategy: tf.distribute.Strategy, error: BaseException) -> None:
-    """Raise HostLost where an error of a step tells of the loss of one of several hosts."""
-    found = host_loss(error) if num_hosts(strategy) > 1 else None
-    if found:
-        raise found from None
+    """Raise HostLost if an error of a step was caused by the loss of one of several hosts."""
+    loss = host_loss(error) if num_hosts(strategy) > 1 else None
+    if loss:
+        raise loss from None
 
 
-def _loss(error: tf.errors.OpError) -> HostLost:
+def _to_host_loss(error: tf.errors.OpError) -> HostLost:
     cluster = tf_config.read_cluster()
+    this_host = cluster.names[cluster.position]
     by_task = {(job, str(index)): name for (job, index, _), name in zip(cluster.tasks, cluster.names)}
-    found = dict.fromkeys(by_task[task] for task in _TASK.findall(error.message)
-                          if by_task.get(task, cluster.names[cluster.place]) != cluster.names[cluster.place])
+    lost = dict.fromkeys(by_task[task] for task in _TASK.findall(error.message)
+                         if by_task.get(task, this_host) != this_host)
     silent = "stopped sending heartbeats" in error.message
-    what = (f"no sign of life from {', '.join(found)} for {HEARTBEAT} s" if silent and found else
-            f"the connection to {next(iter(found))} broke" if found else "the connection to another host broke")
-    return HostLost(f"{what}: {_first_line(error)}. If that host ended by itself, its own output says why. What was "
-                    "saved is whole; the same command, on as many hosts or on another number, continues there")
+    what = (f"no heartbeat from {', '.join(lost)} for {HEARTBEAT} s" if silent and lost else
+            f"the connection to {next(iter(lost))} broke" if lost else "the connection to another host broke")
+    return HostLost(f"{what}: {_first_line(error)}. If that host exited by itself, its output tells why. The saved "
+                    "state is complete: the same command, on the same or another number of hosts, resumes from it")
 
 
 def _first_line(error: tf.errors.OpError) -> str:
     lines = [line.strip() for line in error.message.splitlines() if line.strip()]
-    telling = [line for line in lines if any(sign in line for sign in _SIGNS)]
-    # Each host that an error passes adds the same beginning.
-    return (telling or lines or [type(error).__name__])[0].rpartition("aborted by: ")[2].rstrip(".:")
+    relevant = [line for line in lines if any(phrase in line for phrase in _HOST_LOSS_PHRASES)]
+    # Every host that forwards an error prepends the same words.
+    return (relevant or lines or [type(error).__name__])[0].rpartition("aborted by: ")[2].rstrip(".:")
 
 
 @contextlib.contextmanager
 def exit_on_host_loss() -> Iterator[None]:
-    """End the process where an error leaves the block and it is one of several hosts, the loss of another among them.
+    """Exit the process immediately if an error leaves the block on one of several hosts.
 
-    At once, as its threads may wait for hosts that are gone and an orderly end would wait for them. The exit status is
-    75 for a lost host, 2 for another UserError or an OSError, 130 for Ctrl-C, and 1 for anything else. With one host
-    errors pass.
+    A regular exit would wait for threads that wait for lost hosts. The exit status is 75 for a lost host, 2 for another
+    UserError or an OSError, 130 for Ctrl-C, and 1 for any other error. With one host, errors are raised as usual.
     """
     try:
         yield
@@ -249,12 +255,12 @@ def exit_on_host_loss() -> Iterator[None]:
         loss = host_loss(error)
         if loss is None and context.context().coordination_service is None:
             raise
-        _end(loss or error)
+        _exit_with(loss or error)
 
 
-def _end(error: BaseException) -> NoReturn:
-    # As kseg.cli.run ends a command.
-    kinds = {HostLost: LOST_STATUS, UserError: 2, OSError: 2, KeyboardInterrupt: 130, BaseException: 1}
+def _exit_with(error: BaseException) -> NoReturn:
+    # Messages and statuses are those of kseg.cli.run.
+    statuses = {HostLost: LOST_STATUS, UserError: 2, OSError: 2, KeyboardInterrupt: 130, BaseException: 1}
     if isinstance(error, UserError | OSError):
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
@@ -263,4 +269,4 @@ def _end(error: BaseException) -> NoReturn:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(next(status for kind, status in kinds.items() if isinstance(error, kind)))
+    os._exit(next(status for kind, status in statuses.items() if isinstance(error, kind)))

@@ -1,4 +1,4 @@
-"""How much memory this process takes, for the log."""
+"""Measure the memory of this process and of its GPUs, for the log."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,19 @@ from pathlib import Path
 import tensorflow as tf
 
 STATUS = Path("/proc/self/status")
-# Lines of it -> what the log calls them.
-FIELDS = {"VmRSS": "memory_mib", "VmHWM": "memory_peak_mib"}
+# Lines of STATUS and their keys in the log.
+KEYS = {"VmRSS": "memory_mib", "VmHWM": "memory_peak_mib"}
 MIB = 2**20
 
 
 def memory_in_use() -> dict[str, float]:
-    """Return MiB of memory: {"memory_mib", "memory_peak_mib"} of the process, resident, on systems that tell.
+    """Return memory figures in MiB.
 
-    For each GPU, counted from 0, "gpu0_memory_mib" and "gpu0_memory_peak_mib": TensorFlow's tensors there now, and at
-    most since the last call of `restart_peaks`.
+    "memory_mib" and "memory_peak_mib" are the resident memory of the process, on systems with /proc. For each GPU,
+    counted from 0, "gpu0_memory_mib" is the memory of TensorFlow's tensors, and "gpu0_memory_peak_mib" its maximum
+    since the last call of `reset_peak_memory`.
     """
-    values = _of_process(STATUS.read_text(encoding="ascii", errors="replace")) if STATUS.exists() else {}
+    values = _process_memory(STATUS.read_text(encoding="ascii", errors="replace")) if STATUS.exists() else {}
     for number, _ in enumerate(tf.config.list_logical_devices("GPU")):
         info = tf.config.experimental.get_memory_info(f"GPU:{number}")
         values[f"gpu{number}_memory_mib"] = info["current"] / MIB
@@ -26,11 +27,11 @@ def memory_in_use() -> dict[str, float]:
 
 
 def reset_peak_memory() -> None:
-    """Forget the largest memory of the GPUs so far; the process's own is the system's to keep."""
+    """Restart the peaks of the GPUs; the system keeps the peak of the process."""
     for number, _ in enumerate(tf.config.list_logical_devices("GPU")):
         tf.config.experimental.reset_memory_stats(f"GPU:{number}")
 
 
-def _of_process(status: str) -> dict[str, float]:
-    found = re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE)
-    return {FIELDS[name]: int(size) / 1024 for name, size in found if name in FIELDS}
+def _process_memory(status: str) -> dict[str, float]:
+    lines = re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE)
+    return {KEYS[name]: int(size) / 1024 for name, size in lines if name in KEYS}

@@ -1,6 +1,6 @@
-"""Files that are as they were or as they were to be, whatever ends the process or the machine while they are written.
+"""Atomic, durable writes: after a crash a file has either its old or its new content.
 
-Storage that fails for a moment is asked again (kseg.system.retries).
+Transient storage errors are retried (kseg.system.retries).
 """
 
 import contextlib
@@ -11,17 +11,20 @@ from pathlib import Path
 
 from kseg.system.retries import with_retries
 
-# Names of what is being written begin with it; where nobody writes, it is what a killed process has left.
+# Prefix of temporary files. Without a running writer, such a file is the remainder of a killed process.
 WRITING = ".writing-"
 
 
 def write_text(path: Path, text: str, report: Callable[[str], None] = print) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part; raises OSError where it cannot."""
+    """Write a text file atomically, in UTF-8; raises OSError with the file's name."""
     write_bytes(path, text.encode("utf-8"), report)
 
 
 def write_bytes(path: Path, content: bytes | memoryview, report: Callable[[str], None] = print) -> None:
-    """Write a file as `write_text` does."""
+    """Write a file atomically; raises OSError with the file's name.
+
+    `report` receives a line for each retried storage error.
+    """
     temporary = path.with_name(f"{WRITING}{os.getpid()}-{path.name}")
 
     def write() -> None:
@@ -34,19 +37,19 @@ def write_bytes(path: Path, content: bytes | memoryview, report: Callable[[str],
                 temporary.unlink()
         sync_file(path.parent)
 
-    with _naming(path):
+    with _named_error(path):
         with_retries(write, f"writing {path}", report)
 
 
 def append_text(path: Path, text: str, report: Callable[[str], None] = print) -> None:
-    """Append to a file, which is made where there is none; raises OSError where that fails, and nothing is appended."""
-    with _naming(path):
+    """Append to a text file, which is created if missing; raises OSError and then appends nothing."""
+    with _named_error(path):
         size = with_retries(lambda: path.stat().st_size if path.exists() else 0, f"reading {path}", report)
 
         def append() -> None:
-            # Opened anew: after a fault of the storage an open file may never work again.
+            # The file is reopened for each attempt, because an open file may stay broken after a storage error.
             with path.open("ab") as file:
-                # What a failed attempt has left.
+                # A failed attempt may have written a part of the text.
                 file.truncate(size)
                 file.write(text.encode())
 
@@ -59,12 +62,12 @@ def append_text(path: Path, text: str, report: Callable[[str], None] = print) ->
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the storage holds a file, or a directory's names; raises OSError where it could not be written."""
+    """Wait until a file's content, or a directory's entries, are on the storage device; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems keep no directories of their own to write.
+        # Some network file systems cannot sync directories.
         if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EOPNOTSUPP)):
             raise
     finally:
@@ -72,8 +75,8 @@ def sync_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Give an OSError that names no file, or a temporary one, the name of the file that it is about."""
+def _named_error(path: Path) -> Iterator[None]:
+    """Set the file name of an OSError that has none, or that of a temporary file, to `path`."""
     try:
         yield
     except OSError as error:

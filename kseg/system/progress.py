@@ -1,8 +1,11 @@
-"""A progress line with rate and time left: rewritten on a terminal, a line now and then elsewhere."""
+"""Report progress with rate and remaining time: one updated line on a terminal, occasional lines elsewhere."""
 
 import sys
 import time
 from collections.abc import Callable
+
+# Moves to the start of the terminal's line and clears it.
+CLEAR_LINE = "\r\x1b[K"
 
 
 def duration(seconds: float) -> str:
@@ -12,34 +15,33 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts towards a total (None: unknown) and says so, at most every `interval` seconds and at the end."""
+    """A counter that reports its progress at most every `interval` seconds, and at the end.
+
+    `total` is None if it is unknown.
+    """
 
     def __init__(self, total: int | None, unit: str, report: Callable[[str], None] = print,
                  interval: float | None = None):
         self.total, self.unit, self.report = total, unit, report
         self.live = report is print and sys.stdout.isatty()
         self.interval = interval if interval is not None else (0.2 if self.live else 10.0)
-        self.started = self.said = time.monotonic()
+        self.started = self.reported = time.monotonic()
 
     def update(self, done: int, last: bool = False) -> None:
-        """Note that `done` of the total are finished; `last` says that no more will follow, however many they are."""
+        """Set the count to `done`; `last` marks the last update, whether or not the total is reached."""
         now = time.monotonic()
         last = last or done == self.total
-        if now - self.said < self.interval and not last:
+        if now - self.reported < self.interval and not last:
             return
-        self.said = now
+        self.reported = now
         rate = done / max(now - self.started, 1e-9)
-        # What is counted may be more than was announced.
+        # An announced total, such as a video's number of frames, may be too small.
         if self.total is None or done > self.total:
             line = f"{done} {self.unit}  {rate:.1f}/s{'' if last else '  of an unknown number'}"
         else:
             left = f"eta {duration((self.total - done) / max(rate, 1e-9))}"
             line = f"{done}/{self.total} {self.unit}  {rate:.1f}/s  {'ended' if last and done < self.total else left}"
         if self.live:
-            print(f"\r\x1b[K{line}", end="\n" if last else "", flush=True)
+            print(f"{CLEAR_LINE}{line}", end="\n" if last else "", flush=True)
         else:
             self.report(line)
-
-
-# To the line's start, and the rest of it away.
-CLEAR_LINE = "\r\x1b[K"

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: noted, so that what is in progress can end first."""
+"""Handle SIGTERM and SIGINT, so that a command saves the work in progress before it stops."""
 
 import contextlib
 import os
@@ -7,103 +7,104 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
-# Seconds that compiled code has to come back to Python; then the process ends without it.
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+# Seconds that compiled code has to return to Python before the process exits.
 PATIENCE = 5.0
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; its state has been saved."""
+    """A signal stopped the run; its state has been saved."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
-class Left(BaseException):
-    """Leaves a block in which nothing is unsaved; no handler of errors on the way shall take it for one."""
+class _Interrupted(BaseException):
+    """Leaves an `at_once` block; a BaseException, so that no handler of errors in the block catches it."""
 
 
 class Signals:
-    """Notes SIGTERM and SIGINT while in force, so that the step in progress can end and be saved."""
+    """A context that records SIGTERM and SIGINT in `received`, so that the current step can finish and be saved."""
 
     def __enter__(self) -> "Signals":
         self.received: int | None = None
-        self.leaving = False
-        self.before = {number: signal.signal(number, self._note) for number in ENDING}
+        self.interruptible = False
+        self.previous_handlers = {number: signal.signal(number, self._record) for number in STOPPING}
         return self
 
-    def _note(self, number: int, frame) -> None:
-        # A second Ctrl-C means it.
+    def _record(self, number: int, frame) -> None:
+        # A second Ctrl-C stops without saving.
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        if self.leaving:
-            self.leaving = False
-            raise Left
+        if self.interruptible:
+            self.interruptible = False
+            raise _Interrupted
 
     @contextlib.contextmanager
-    def at_once(self, say: Callable[[int], None], patience: float = PATIENCE) -> Iterator[None]:
-        """Leave the block as soon as a signal comes; for work that loses nothing by it, such as compiling.
+    def at_once(self, report: Callable[[int], None], patience: float = PATIENCE) -> Iterator[None]:
+        """Leave the block as soon as a signal arrives; for work that can be discarded, such as compiling.
 
-        Python code is left by Stopped, after `say(number)`. Compiled code cannot be left: where it has not come back
-        after `patience` seconds, the process says so and ends with status 128 + number, as the command would have.
+        Python code is left by raising Stopped, after `report(number)`. Compiled code cannot be interrupted: if it has
+        not returned after `patience` seconds, the process reports and exits with status 128 + number, the status that
+        the command would have.
         """
-        with _Watch(say, patience):
+        with _ExitAfterSignal(report, patience):
             try:
-                self.leaving = True
-                # It may have come before.
+                self.interruptible = True
+                # The signal may have arrived before the block.
                 if self.received is not None:
-                    raise Left
+                    raise _Interrupted
                 yield
             except BaseException:
-                self.leaving = False
-                # Whatever Left became on its way through TensorFlow.
+                self.interruptible = False
+                # TensorFlow may have turned the interruption into an error of its own.
                 if self.received is None:
                     raise
             finally:
-                self.leaving = False
+                self.interruptible = False
         if self.received is not None:
-            say(self.received)
+            report(self.received)
             raise Stopped(self.received)
 
     def __exit__(self, kind: type[BaseException] | None, *rest) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
-        # It came while Python was entering or leaving the block.
-        if kind is Left:
+        # The signal arrived while Python was entering or leaving an `at_once` block.
+        if kind is _Interrupted:
             raise Stopped(self.received) from None
 
 
-class _Watch:
-    """Ends the process some seconds after a signal, unless the block is left before: Python itself has no say then.
+class _ExitAfterSignal:
+    """A context that exits the process some seconds after a signal, unless the context is left before.
 
-    A handler in Python runs between two lines of Python only; the number of a signal that came is written to a pipe
-    even while compiled code runs.
+    Python runs signal handlers only between bytecode instructions. The wakeup file descriptor receives the number of a
+    signal even while compiled code runs, so a thread waits for it.
     """
 
-    def __init__(self, say: Callable[[int], None], patience: float):
-        self.say, self.patience = say, patience
+    def __init__(self, report: Callable[[int], None], patience: float):
+        self.report, self.patience = report, patience
 
     def __enter__(self) -> None:
         self.reading, self.writing = os.pipe()
         os.set_blocking(self.writing, False)
-        self.before = signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
+        self.previous_descriptor = signal.set_wakeup_fd(self.writing, warn_on_full_buffer=False)
         self.left = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
-        # An end of the pipe comes with the end of the block.
+        # Reading returns nothing when __exit__ closes the pipe.
         while number := os.read(self.reading, 1):
-            if number[0] in ENDING and not self.left.wait(self.patience):
-                self.say(number[0])
+            if number[0] in STOPPING and not self.left.wait(self.patience):
+                self.report(number[0])
                 sys.stdout.flush()
                 os._exit(128 + number[0])
 
     def __exit__(self, *exception) -> None:
         self.left.set()
-        signal.set_wakeup_fd(self.before)
+        signal.set_wakeup_fd(self.previous_descriptor)
         os.close(self.writing)
         self.thread.join()
         os.close(self.reading)

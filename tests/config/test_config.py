@@ -192,7 +192,7 @@ def test_a_named_variant_and_its_neighbours():
 def test_variants_that_are_no_rows(tmp_path, table):
     path = tmp_path / "mine.py"
     path.write_text(f"from kseg.config import Config\ndef config(): return Config()\nVARIANTS = {table}\n")
-    assert "mine.py: VARIANTS is no dict of kseg.config.variants.Variant" in message(configs.load, str(path))
+    assert "mine.py: VARIANTS must be a dict of kseg.config.variants.Variant" in message(configs.load, str(path))
 
 
 def test_a_config_file_that_is_not_there(tmp_path):

@@ -1,4 +1,4 @@
-"""What several hosts say of one another, and that one host does without all of it; tests/training/test_several_hosts.py has several.
+"""Messages of several hosts about each other, and a single host; tests/training/test_several_hosts.py runs several.
 """
 
 import pytest
@@ -11,16 +11,16 @@ NAMES = tuple(f"worker {index} (h:{index})" for index in range(6))
 
 
 def test_differences_name_each_value_with_its_hosts():
-    found = [{"a": "1", "b": "2", "c": "3"} for _ in NAMES]
-    assert hosts.differences(NAMES, found) == []
-    found[4]["b"] = "5"
-    del found[0]["c"]
-    assert hosts.differences(NAMES, found) == [
+    facts = [{"a": "1", "b": "2", "c": "3"} for _ in NAMES]
+    assert hosts.differences(NAMES, facts) == []
+    facts[4]["b"] = "5"
+    del facts[0]["c"]
+    assert hosts.differences(NAMES, facts) == [
         "  b: 2 on worker 0 (h:0), worker 1 (h:1), worker 2 (h:2) and 2 more; 5 on worker 4 (h:4)",
-        "  c: not known on worker 0 (h:0); 3 on worker 1 (h:1), worker 2 (h:2), worker 3 (h:3) and 2 more"]
+        "  c: unknown on worker 0 (h:0); 3 on worker 1 (h:1), worker 2 (h:2), worker 3 (h:3) and 2 more"]
 
 
-def test_one_host_needs_nobody(monkeypatch):
+def test_one_host_needs_no_others(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     strategy = hosts.claim_hosts()
     assert (hosts.num_hosts(strategy), hosts.host_index(strategy), hosts.is_chief(strategy)) == (1, 0, True)
@@ -28,7 +28,7 @@ def test_one_host_needs_nobody(monkeypatch):
     assert hosts.on_chief(strategy, lambda: strategy) is strategy
     with pytest.raises(DataError, match="^bad$"):
         hosts.on_chief(strategy, fail)
-    # A TF_CONFIG of one host is one host, too.
+    # TF_CONFIG may list a single host.
     monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(("h:1",), 0))
     assert hosts.num_hosts(hosts.claim_hosts()) == 1
 
@@ -37,7 +37,7 @@ def fail():
     raise DataError("bad")
 
 
-def test_errors_of_one_host_pass():
+def test_errors_of_one_host_are_raised():
     with pytest.raises(DataError, match="^bad$"), hosts.exit_on_host_loss():
         fail()
     with pytest.raises(tf.errors.UnavailableError), hosts.exit_on_host_loss():
@@ -48,40 +48,40 @@ def aborted(message):
     return tf.errors.UnavailableError(None, None, message)
 
 
-def test_a_strange_tf_config_and_devices_that_hosts_do_not_share_are_refused(monkeypatch):
+def test_a_malformed_tf_config_and_replicas_on_several_hosts_are_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     with pytest.raises(ConfigError, match="TF_CONFIG"):
         hosts.claim_hosts()
     monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(("h:1", "h:2"), 0))
-    with pytest.raises(ConfigError, match="--cpu-replicas is for one host"):
+    with pytest.raises(ConfigError, match="--cpu-replicas.*TF_CONFIG"):
         hosts.claim_hosts(2)
 
 
-@pytest.mark.parametrize(("message", "said"), [
+@pytest.mark.parametrize(("message", "expected"), [
     ("Graph execution error:\n\nCollective ops is aborted by: recvmsg:Connection reset by peer\nAdditional GRPC error "
      "information from remote target /job:worker/replica:0/task:2 while calling /tensorflow.WorkerService/RecvBuf:",
-     r"^the connection to worker 2 \(h:3\) broke: recvmsg:Connection reset by peer\. "),
+     r"connection to worker 2 \(h:3\) .*: recvmsg:Connection reset by peer\. "),
     ("Collective ops is aborted by: Error reported from /job:worker/task:1: The following tasks are unhealthy (stopped "
      "sending heartbeats):\n/job:worker/replica:0/task:1\n",
-     r"^no sign of life from worker 1 \(h:2\) for 20 s: "),
-    # Its own name says nothing.
+     r"no heartbeat from worker 1 \(h:2\) for 20 s: "),
+    # This host's own name does not identify the lost host.
     ("Collective ops is aborted by: Socket closed\nremote target /job:worker/replica:0/task:0 while calling x",
-     "^the connection to another host broke: Socket closed"),
+     "connection to another host .*: Socket closed"),
 ])
-def test_errors_of_steps_tell_of_a_lost_host(message, said, monkeypatch):
+def test_errors_of_steps_identify_a_lost_host(message, expected, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(("h:1", "h:2", "h:3"), 0))
     monkeypatch.setattr(hosts.context.context(), "_coordination_service_config", object())
-    with pytest.raises(tf_config.HostLost, match=said) as error:
+    with pytest.raises(tf_config.HostLost, match=expected) as error:
         raise hosts.host_loss(aborted(message))
     assert "same command" in str(error.value)
-    # Whatever else a step may raise.
+    # A step may raise other errors as well.
     assert hosts.host_loss(aborted("Failed to get element: the tf.data service at h:7 does not answer")) is None
     assert hosts.host_loss(tf.errors.InvalidArgumentError(None, None, "Collective shape mismatch")) is None
     assert hosts.host_loss(DataError("Collective ops is aborted by a file")) is None
 
 
-def test_other_hosts_errors_are_raised_in_their_kind():
+def test_errors_of_other_hosts_keep_their_class():
     kinds = [tf_config.HostLost, hosts.HostsDisagree, DataError, UserError]
     assert [type(hosts._error_of(kind.__name__, "text")) for kind in kinds] == kinds
-    # Such as one of a module that is not loaded here.
+    # A class of a module that is not loaded here becomes a UserError.
     assert type(hosts._error_of("Strange", "text")) is UserError and str(hosts._error_of("Strange", "text")) == "text"
