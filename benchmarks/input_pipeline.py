@@ -133,7 +133,7 @@ def start_peer(tree: Path, python: str | None, workers: int) -> MeasuredProcess:
 
 
 def start_kseg(directory: Path, threads: int) -> MeasuredProcess:
-    """Start kseg's pipeline for a data set's directory; raises RuntimeError if it cannot work."""
+    """Start kseg's pipeline for a dataset's directory; raises RuntimeError if it cannot work."""
     return start([sys.executable, "-m", "benchmarks.kseg_pipeline", str(threads), CONFIG, f"data.directory={directory}",
                   f"train.global_batch={BATCH}"], {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"})
 

@@ -39,7 +39,7 @@ def stub_compiled_operators() -> None:
 
 
 def pipeline(tree: Path):
-    """Return MMSegmentation's data set for a Cityscapes tree with the transforms of its 512x1024 recipes."""
+    """Return MMSegmentation's dataset for a Cityscapes tree with the transforms of its 512x1024 recipes."""
     from mmseg.datasets import CityscapesDataset
     from mmseg.utils import register_all_modules
 

@@ -1,7 +1,7 @@
 """Store examples as tf.Examples in TFRecord files, which TFX and kseg both read.
 
     Split-NAME/data-00000-of-00002   tf.Examples: the encoded image, its encoded label, and scalars
-    NAME/VERSION/                    kseg's index of these files, which makes the artifact a prepared data set
+    NAME/VERSION/                    kseg's index of these files, which makes the artifact a prepared dataset
     scalars/NAME.jsonl               for each example: name, height, width, pixels of each class, void fraction
     unreadable.json                  skipped examples and their faults
 
@@ -39,7 +39,7 @@ def mounted_path(uri: str) -> str:
 
 
 def stored_name(name: str) -> str:
-    """Return the data set name under which kseg reads the records: `folder` for names without a prepared format."""
+    """Return the dataset name under which kseg reads the records: `folder` for names without a prepared format."""
     return name if name in prepared.FORMATS else "folder"
 
 
@@ -74,7 +74,7 @@ def record_size(data: bytes) -> int:
 
 
 def write_artifact_index(uri: str, dataset: Dataset, records: dict[str, list[tuple[int, str, str]]]) -> None:
-    """Write the index that makes an artifact a prepared data set.
+    """Write the index that makes an artifact a prepared dataset.
 
     `records` are (offset, path relative to the artifact, example name) for each split.
     """
@@ -94,7 +94,7 @@ def write_artifact_index(uri: str, dataset: Dataset, records: dict[str, list[tup
 
 
 def classes_text(dataset: Dataset) -> str:
-    """Return the classes.txt of a data set, with one raw label value for each class."""
+    """Return the classes.txt of a dataset, with one raw label value for each class."""
     values = {train_id: raw for raw, train_id in enumerate(dataset.label_table)}
     lines = [f"{values[index]} {name} #{bytes(color).hex()}\n"
              for index, (name, color) in enumerate(zip(dataset.classes, dataset.palette, strict=True))]

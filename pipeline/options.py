@@ -38,7 +38,7 @@ def beam_flags(values: Sequence[str]) -> tuple[str, ...]:
     if name not in RUNNERS:
         raise ConfigError(unknown("runner", name, RUNNERS))
     if name == "dask" and not {"dask_npartitions", "dask_partition_size"} & flags.keys():
-        # Otherwise one worker would get 128 elements, and an element is already a part of a data set here.
+        # Otherwise one worker would get 128 elements, and an element is already a part of a dataset here.
         flags["dask_partition_size"] = "1"
     return (f"--runner={RUNNERS[name]}", *(f"--{key}={value}" for key, value in flags.items()))
 

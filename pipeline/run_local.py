@@ -1,4 +1,4 @@
-"""Run the whole pipeline on this machine, from a data set to a blessed, pushed SavedModel.
+"""Run the whole pipeline on this machine, from a dataset to a blessed, pushed SavedModel.
 
     python -m pipeline.run_local --config encnet_shapes --root runs/pipeline --set train.steps=100
 

@@ -22,7 +22,7 @@ KINDS = ("prepared", "prepared-fast")
 
 
 def first_batches_and_examples(directory, count):
-    """Return the first training batches and all evaluation examples of a folder data set, as dicts of arrays.
+    """Return the first training batches and all evaluation examples of a folder dataset, as dicts of arrays.
 
     The one place here that knows kseg's modules.
     """

@@ -1,1 +1,1 @@
-"""Find, read, prepare and check data sets on disk."""
+"""Find, read, prepare and check datasets on disk."""

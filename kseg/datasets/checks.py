@@ -1,4 +1,4 @@
-"""Check all files of a data set and report its statistics."""
+"""Check all files of a dataset and report its statistics."""
 
 import functools
 import json
@@ -23,10 +23,10 @@ FAULTS_LISTED = 10
 def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] = print) -> dict[str, dict]:
     """Decode every example, and report the label values of each split.
 
-    Faulty examples are not counted, except for the pixels of labels with values that the data set does not define.
+    Faulty examples are not counted, except for the pixels of labels with values that the dataset does not define.
 
     Args:
-        data: The data set.
+        data: The dataset.
         splits: Names of the splits to check; all if empty.
         report: Receives progress and the report as text.
 
@@ -34,7 +34,7 @@ def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str]
         `statistics.summarize_split` of each split, by name.
 
     Raises:
-        DataError: The data set, a split or a directory is missing; raised at once. Or, after all files have been read,
+        DataError: The dataset, a split or a directory is missing; raised at once. Or, after all files have been read,
             files are unpaired, damaged or of the wrong kind, a label's size differs from its image's, a label has
             undefined values, or a split is empty; the message lists the first ten faults.
     """
@@ -49,7 +49,7 @@ def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = Non
     Labels are decoded, images are not. Damage behind an image's header therefore goes unnoticed.
 
     Args:
-        data: The data set.
+        data: The dataset.
         splits: Names of the splits to count; all if empty.
         out: JSON file that receives `statistics.plain_summary` of each split.
         report: Receives progress and the report as text.
@@ -58,7 +58,7 @@ def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = Non
         `statistics.summarize_split` of each split, by name.
 
     Raises:
-        DataError: The data set is missing or faulty, see `check_dataset`; `out` is not written.
+        DataError: The dataset is missing or faulty, see `check_dataset`; `out` is not written.
         UserError: `out` cannot be written.
     """
     try:

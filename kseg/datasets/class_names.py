@@ -1,4 +1,4 @@
-"""List the classes of the published data sets and their customary colors."""
+"""List the classes of the published datasets and their customary colors."""
 
 
 def class_palette(number: int) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from kseg.errors import DataError
 from kseg.images import image_files
 from kseg.images.decoding import DEPTH, GRAY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image, decode_label
 
-# Prefixes of TensorFlow's messages that locate the error in a graph or in a chain of data sets.
+# Prefixes of TensorFlow's messages that locate the error in a graph or in a chain of datasets.
 GRAPH_LOCATION = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
                             r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )?")
 

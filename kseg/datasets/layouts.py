@@ -1,4 +1,4 @@
-"""List the examples of each data set layout on disk.
+"""List the examples of each dataset layout on disk.
 
 One function per layout takes (directory, split name).
 """
@@ -176,7 +176,7 @@ def voc2012_examples(directory: Path, split: str) -> Examples:
 
 
 def shapes_examples(directory: Path, split: str) -> Examples:
-    """Return the examples of the synthetic data set.
+    """Return the examples of the synthetic dataset.
 
     They are drawn into `directory` on first use.
     """
@@ -185,7 +185,7 @@ def shapes_examples(directory: Path, split: str) -> Examples:
 
 
 def prepared_examples(location: str, name: str, split: str) -> Examples:
-    """Return the examples of the prepared data set `name` stored at `location`."""
+    """Return the examples of the prepared dataset `name` stored at `location`."""
     if prepared.is_pixels(location):
         return pixels_examples(location, split, prepared.open_pixels(location, name, split))
     records, layout = prepared.open_records(location, name, split), prepared.FORMATS[name]

@@ -1,4 +1,4 @@
-"""Convert the archives or tree of a data set to checked record files.
+"""Convert the archives or tree of a dataset to checked record files.
 
     python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
 
@@ -41,12 +41,12 @@ NAMES = "names.txt"
 
 def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,
                     report: Callable[[str], None] = print) -> Path:
-    """Convert the data set in `source` to a prepared set in the directory of `data`.
+    """Convert the dataset in `source` to a prepared set in the directory of `data`.
 
     An existing prepared set is left unchanged.
 
     Args:
-        data: The data set; its directory receives the prepared set.
+        data: The dataset; its directory receives the prepared set.
         source: Directory of the published archives or of their extracted tree.
         splits: Splits to prepare; all if empty.
         subset: Accept splits smaller than published.
@@ -112,9 +112,9 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
 
 
 def _choose(data: Data, source: Path, splits: Sequence[str]) -> tuple[Dataset, tuple[str, ...]]:
-    """Return the data set's definition and the splits to prepare."""
+    """Return the dataset's definition and the splits to prepare."""
     if data.name not in sources.SOURCES:
-        raise DataError(unknown("data set to prepare", data.name, sources.SOURCES))
+        raise DataError(unknown("dataset to prepare", data.name, sources.SOURCES))
     if not source.is_dir():
         raise DataError(f"no directory {source}; --source takes the directory of the archives or of the extracted "
                         f"tree of {data.name}")

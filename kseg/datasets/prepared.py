@@ -1,4 +1,4 @@
-"""Locate and index prepared data sets, locally or at any address that tf.io.gfile supports.
+"""Locate and index prepared datasets, locally or at any address that tf.io.gfile supports.
 
 A prepared set of records consists of TFRecord files written by a tensorflow-datasets builder, with encoded images. A
 prepared set of pixels stores each decoded image and label in a file of its own; it is faster to read and several times
@@ -62,7 +62,7 @@ FORMATS = {name: Format(records_directory=f"{name}/{VERSION}", pixels_directory=
 
 
 def find_prepared(directory: str, name: str) -> str:
-    """Return the location of a prepared data set below a directory, or "".
+    """Return the location of a prepared dataset below a directory, or "".
 
     Pixels take precedence over records.
     """

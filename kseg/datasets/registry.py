@@ -1,4 +1,4 @@
-"""Define the data sets that kseg knows, and open their splits."""
+"""Define the datasets that kseg knows, and open their splits."""
 
 import os
 import posixpath
@@ -15,13 +15,13 @@ from kseg.datasets.layouts import Examples
 from kseg.datasets.tfrecord import Records
 from kseg.errors import DataError, unknown
 
-# Train id of raw values that a data set does not define. A label with such a value is an error.
+# Train id of raw values that a dataset does not define. A label with such a value is an error.
 UNMAPPED = 254
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The properties of a data set that do not depend on where it is stored.
+    """The properties of a dataset that do not depend on where it is stored.
 
     Attributes:
         classes: Class names in train id order.
@@ -45,12 +45,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """An opened split of a data set.
+    """An opened split of a dataset.
 
     Attributes:
         name: Name of the split.
-        dataset: The data set's classes and label table.
-        location: Directory or address of the data set.
+        dataset: The dataset's classes and label table.
+        location: Directory or address of the dataset.
         names: One name per example: the image's path, or an identifier for examples in record or pixel files.
         label_names: The same for labels.
         read: Returns the encoded image and label (string scalars) of an int64 index, in a graph.
@@ -77,7 +77,7 @@ def label_table(pairs: dict[int, int]) -> tuple[int, ...]:
 
 
 def read_classes(directory: str | Path) -> Dataset:
-    """Return the `folder` data set described by a directory's classes.txt.
+    """Return the `folder` dataset described by a directory's classes.txt.
 
     The file has one class per line in train id order: `NAME`, or `VALUE NAME` if the raw label value differs from the
     class's index. `VALUE ignore` makes a raw value ignored; 255 is ignored unless a line claims it. A color may follow
@@ -88,7 +88,7 @@ def read_classes(directory: str | Path) -> Dataset:
     """
     path = posixpath.join(str(directory), "classes.txt")
     if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
-        raise DataError(f"no file {path}: a folder data set lists one class per line there")
+        raise DataError(f"no file {path}: a folder dataset lists one class per line there")
     pairs, classes, colors = {}, [], []
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -132,7 +132,7 @@ def read_classes(directory: str | Path) -> Dataset:
 
 
 def location_of(data: Data) -> str:
-    """Return the local path or the address (gs://...) of a config's data set."""
+    """Return the local path or the address (gs://...) of a config's dataset."""
     location = data.directory or posixpath.join(os.environ.get("KSEG_DATA", "data"), data.name)
     return location.rstrip("/") if is_address(location) else str(Path(location).expanduser())
 
@@ -143,17 +143,17 @@ def is_address(location: str) -> bool:
 
 
 def directory_of(data: Data) -> Path:
-    """Return the local directory of a config's data set; raises DataError for an address."""
+    """Return the local directory of a config's dataset; raises DataError for an address."""
     location = location_of(data)
     if is_address(location):
-        raise DataError(f"{location} is not a local directory: prepare the data set locally and copy it there")
+        raise DataError(f"{location} is not a local directory: prepare the dataset locally and copy it there")
     return Path(location)
 
 
 def find_dataset(data: Data) -> Dataset:
-    """Return the definition of a config's data set.
+    """Return the definition of a config's dataset.
 
-    Only a `folder` data set requires files: its classes.txt.
+    Only a `folder` dataset requires files: its classes.txt.
 
     Raises:
         DataError: The name is unknown, or `read_classes` fails.
@@ -167,13 +167,13 @@ def find_dataset(data: Data) -> Dataset:
 
 def _require_known(data: Data) -> None:
     if data.name not in DATASETS:
-        raise DataError(unknown("data set", data.name, DATASETS))
+        raise DataError(unknown("dataset", data.name, DATASETS))
 
 
 def _locate(data: Data) -> tuple[str, str]:
-    """Return the locations of a data set and of its prepared form.
+    """Return the locations of a dataset and of its prepared form.
 
-    The latter is "" for an unprepared data set.
+    The latter is "" for an unprepared dataset.
 
     Raises DataError with instructions for getting the data if there is nothing to read.
     """
@@ -188,12 +188,12 @@ def _locate(data: Data) -> tuple[str, str]:
 
 
 def split_names(data: Data) -> tuple[str, ...]:
-    """Return the names of the available splits of a config's data set.
+    """Return the names of the available splits of a config's dataset.
 
-    For a prepared set these are the prepared splits, for a `folder` data set the directories that contain images.
+    For a prepared set these are the prepared splits, for a `folder` dataset the directories that contain images.
 
     Raises:
-        DataError: The data set is unknown or missing, or has no split.
+        DataError: The dataset is unknown or missing, or has no split.
     """
     _require_known(data)
     location, prepared_path = _locate(data)
@@ -210,7 +210,7 @@ def _how_to_get(data: Data) -> str:
 
 
 def open_split(data: Data, name: str) -> Split:
-    """Return an opened split of a config's data set, prepared or not.
+    """Return an opened split of a config's dataset, prepared or not.
 
     Raises:
         DataError: The split is unknown, files are missing, or an image or label has no counterpart.

@@ -1,4 +1,4 @@
-"""Draw `shapes`, a synthetic data set of textured figures.
+"""Draw `shapes`, a synthetic dataset of textured figures.
 
 An image is a pure function of its split and index. Hue and texture correlate with a figure's class, but only the
 outline determines it.
@@ -267,11 +267,11 @@ def prepare_shapes(directory: Path, split: str) -> Records:
             print(f"drawing the synthetic set shapes into {directory}", flush=True)
             _build(builder)
     except OSError as error:
-        raise DataError(f"cannot draw the data set shapes into {directory}: {error.strerror or error}") from error
+        raise DataError(f"cannot draw the dataset shapes into {directory}: {error.strerror or error}") from error
     files = tuple(sorted(map(str, Path(builder.data_dir).glob(f"*-{split}.tfrecord-*"))))
     locations = [(shard, offset) for shard, file in enumerate(files) for offset in record_offsets(file)]
     if len(locations) != COUNTS[split]:
-        raise DataError(f"the data set in {builder.data_dir} is damaged; delete that directory, and the next use draws "
+        raise DataError(f"the dataset in {builder.data_dir} is damaged; delete that directory, and the next use draws "
                         f"it again: {len(locations)} of {COUNTS[split]} examples of {split}")
     names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(locations)))
     return Records(files, tuple(shard for shard, _ in locations), tuple(offset for _, offset in locations), names)

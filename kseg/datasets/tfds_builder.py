@@ -71,7 +71,7 @@ class Camvid(PairsBuilder, skip_registration=True):
 
 
 class Folder(PairsBuilder, skip_registration=True):
-    """A user's data set."""
+    """A user's dataset."""
 
 
 def png(image: Image.Image) -> bytes:

@@ -72,8 +72,8 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
     Args:
         model: A model built under the scope of `strategy`.
         config: The config of the model; its section `evaluate` is the protocol.
-        dataset: The data set that the model was trained on.
-        split: The split, of a data set with the same classes.
+        dataset: The dataset that the model was trained on.
+        split: The split, of a dataset with the same classes.
         out: Directory for predictions.png, report.html and the files of kseg.evaluation.results, written by the chief.
         report: Function that prints progress and results.
         strategy: Its replicas share the images; a single replica by default.

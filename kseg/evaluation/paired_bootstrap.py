@@ -53,13 +53,13 @@ class Comparison(NamedTuple):
 def pair_images(a: Evaluation, b: Evaluation) -> tuple[Evaluation, Evaluation]:
     """Return both evaluations with B's images in A's order.
 
-    Images are matched by the part of their names that differs within an evaluation, since the data set may have moved
+    Images are matched by the part of their names that differs within an evaluation, since the dataset may have moved
     or have been prepared in between: a/val/1.png and a/val/2.png match b/1 and b/2.
 
     Raises:
-        DataError: The two differ in data set, split, classes, images or labels.
+        DataError: The two differ in dataset, split, classes, images or labels.
     """
-    for kind, one, other in (("data set", a.dataset, b.dataset), ("split", a.split, b.split)):
+    for kind, one, other in (("dataset", a.dataset, b.dataset), ("split", a.split, b.split)):
         if one != other:
             raise DataError(f"{a.path} has {kind} {one!r}, but {b.path} has {other!r}: only evaluations of the same "
                             "images can be compared")

@@ -51,7 +51,7 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
             kseg.inference.prediction.predictor returns it.
         inputs: Files, directories and glob patterns.
         out: The directory for the results; created if missing.
-        dataset: The record of the data set that the model was trained on, with `classes` and `palette`.
+        dataset: The record of the dataset that the model was trained on, with `classes` and `palette`.
         report: Receives progress lines.
         kinds: Names of kseg.inference.output_kinds.KINDS. By default images get ids and overlays, and videos overlays.
         probability_predictor: Maps an RGB image to its class ids and class probabilities, floating point of shape

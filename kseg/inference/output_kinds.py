@@ -109,7 +109,7 @@ def require_classes(kinds: Sequence[str], dataset: "Dataset") -> None:
 
     Args:
         kinds: Names of KINDS.
-        dataset: The record of the data set that the model was trained on.
+        dataset: The record of the dataset that the model was trained on.
     """
     for kind in kinds:
         required, actual = KINDS[kind].classes, tuple(dataset.classes)

@@ -94,7 +94,7 @@ class Segmenter:
     Args:
         model: The trained model.
         config: Its config.
-        dataset: The record of the data set that it was trained on.
+        dataset: The record of the dataset that it was trained on.
 
     Attributes:
         classes: Names of the classes by id.

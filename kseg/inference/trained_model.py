@@ -1,4 +1,4 @@
-"""Load a trained model from a working directory of `kseg.train`, with its config and data set record."""
+"""Load a trained model from a working directory of `kseg.train`, with its config and dataset record."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def load_trained(workdir: Path, weights: Path | None = None, tta: bool = False, 
         overrides: Changes to the config, such as "evaluate.flip=true".
 
     Returns:
-        The Keras model, the config and the data set record.
+        The Keras model, the config and the dataset record.
 
     Raises:
         WorkdirError: the working directory cannot be read, or contains no validated weights yet.
@@ -44,12 +44,12 @@ def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tt
 
     Args:
         config: The config.
-        dataset: The data set record, which gives the number of classes.
+        dataset: The dataset record, which gives the number of classes.
         path: The file of weights.
         tta: Whether to enable test-time augmentation.
 
     Returns:
-        The Keras model, the config (changed by `tta`) and the data set record.
+        The Keras model, the config (changed by `tta`) and the dataset record.
     """
     from kseg import models
     from kseg.distributed import devices
@@ -91,7 +91,7 @@ def read_config(workdir: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_dataset(workdir: Path) -> "Dataset":
-    """Read the data set record of a working directory, without the data; raises WorkdirError."""
+    """Read the dataset record of a working directory, without the data; raises WorkdirError."""
     from kseg.datasets import registry
 
     path = workdir / "dataset.json"
@@ -107,7 +107,7 @@ def read_dataset(workdir: Path) -> "Dataset":
 
 
 def read_workdir(workdir: Path) -> "tuple[Config, Dataset]":
-    """Read the config and the data set record of a working directory; raises WorkdirError."""
+    """Read the config and the dataset record of a working directory; raises WorkdirError."""
     return read_config(workdir), read_dataset(workdir)
 
 
@@ -116,11 +116,11 @@ def _not_a_workdir(workdir: Path, error: OSError) -> WorkdirError:
 
 
 def require_same_classes(trained: "Dataset", current: "Dataset", location: str) -> None:
-    """Raise WorkdirError if a data set's classes differ from those that a model was trained on.
+    """Raise WorkdirError if a dataset's classes differ from those that a model was trained on.
 
     Args:
-        trained: The data set record of the model.
-        current: The data set record of the data.
+        trained: The dataset record of the model.
+        current: The dataset record of the data.
         location: Name of the model or its working directory for the message.
     """
     if trained.classes == current.classes and trained.label_table != current.label_table:

@@ -168,6 +168,6 @@ def read_skipped_examples(path: Path, names: tuple[str, ...]) -> list[SkippedExa
                 raise WorkdirError(f"{path} skips example {example.index} as {example.name}, which is now "
                                    f"{names[example.index]}; delete the file to retry all examples")
     except (ValueError, LookupError, TypeError) as error:
-        raise WorkdirError(f"{path} is damaged or of another data set ({type(error).__name__}: {error}); delete the "
+        raise WorkdirError(f"{path} is damaged or of another dataset ({type(error).__name__}: {error}); delete the "
                            "file to retry all examples") from None
     return skipped

@@ -27,7 +27,7 @@ STRIPE_GRAYS = (60, 200)
 
 
 def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
-    """Return the default config of a data set with `a.b=c` overrides.
+    """Return the default config of a dataset with `a.b=c` overrides.
 
     The crop is the size of the first image.
 

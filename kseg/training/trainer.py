@@ -182,7 +182,7 @@ def build_training(config: Config, classes: int, report: Callable[[str], None]) 
 def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print) -> None:
     """Report the resolved config, the parameter counts, the first batch's shapes and the device without training.
 
-    If the data set is known but not downloaded, the shapes are those of the config.
+    If the dataset is known but not downloaded, the shapes are those of the config.
     """
     report(configs.to_json(config).rstrip())
     report(devices.device_line())
@@ -215,4 +215,4 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
     report(f"{config.model.head} on {config.model.backbone}, output stride {config.model.output_stride}, "
            f"{classes} classes, {config.train.steps} steps")
     if missing is not None:
-        report(f"the data set is missing: {missing}")
+        report(f"the dataset is missing: {missing}")

@@ -44,7 +44,7 @@ CLASSIFIERS = ("decode_head.conv_seg.weight", "auxiliary_head.conv_seg.weight", 
 
 
 def diagnose(file: Shapes, model: Shapes, head: str = "") -> str:
-    """Return why a file does not fit a model, such as "has 150 classes; the data set has 19".
+    """Return why a file does not fit a model, such as "has 150 classes; the dataset has 19".
 
     Args:
         file: Shapes of the file's weights in PyTorch's layout, by MMSegmentation's names.
@@ -126,7 +126,7 @@ def _classes(file: Shapes, model: Shapes, head: str) -> str:
     for name in CLASSIFIERS:
         if name in file and name in model and file[name][0] != model[name][0]:
             skip = ",".join(weight.removesuffix("weight") + "*" for weight in CLASSIFIERS if weight in model)
-            return (f"has {file[name][0]} classes; the data set has {model[name][0]} "
+            return (f"has {file[name][0]} classes; the dataset has {model[name][0]} "
                     f"(init.skip={skip} loads everything else)")
     return ""
 

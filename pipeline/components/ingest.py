@@ -1,4 +1,4 @@
-"""Convert a data set to an Examples artifact with the component Ingest, one image at a time."""
+"""Convert a dataset to an Examples artifact with the component Ingest, one image at a time."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ def source_fingerprint(data: Data, splits: tuple[str, ...]) -> str:
     for split in splits:
         opened = registry.open_split(data, split)
         files = [Path(name) for name in (*opened.names, *opened.label_names)]
-        # The names of examples in record files are not paths, so all files of the data set are used instead.
+        # The names of examples in record files are not paths, so all files of the dataset are used instead.
         if not files[0].is_file():
             files = sorted(path for path in Path(opened.location).rglob("*") if path.is_file())
         digest.update(repr((split, opened.names)).encode())
@@ -109,7 +109,7 @@ class IngestSpec(types.ComponentSpec):
 
 
 class Ingest(base_beam_component.BaseBeamComponent):
-    """TFX component that outputs the `examples` of a data set's splits.
+    """TFX component that outputs the `examples` of a dataset's splits.
 
     Args:
         data: JSON of {"name", "directory"} of the source.

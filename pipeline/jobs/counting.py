@@ -89,7 +89,7 @@ class AddCounts(beam.CombineFn):
 
 
 def load_model_artifact(model: str, examples_uri: str) -> tuple[keras.Model, Config, Dataset]:
-    """Return (model, config, data set) of a Model artifact; the config reads the examples of an artifact."""
+    """Return (model, config, dataset) of a Model artifact; the config reads the examples of an artifact."""
     network, config, dataset = trained_model.load_trained(trained_directory(model))
     config = artifacts.artifact_config(config, artifacts.mounted_path(examples_uri))
     trained_model.require_same_classes(dataset, registry.find_dataset(config.data), "the model")

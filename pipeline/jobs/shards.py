@@ -1,4 +1,4 @@
-"""Write a data set's examples to record files with Beam, one image at a time.
+"""Write a dataset's examples to record files with Beam, one image at a time.
 
 This module does not import TFX, so that workers start quickly.
 """
@@ -67,7 +67,7 @@ class WriteShard(beam.DoFn):
 
 
 def relative_name(location: str, name: str) -> str:
-    """Return an example's name relative to the location of its data set."""
+    """Return an example's name relative to the location of its dataset."""
     return name.removeprefix(location.rstrip("/") + "/")
 
 

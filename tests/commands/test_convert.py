@@ -29,7 +29,7 @@ def config():
 
 
 def write_config(directory, values, classes=0, variants="{}", skip=()):
-    """Write a config file of a model and a folder data set with that many classes, and return its path."""
+    """Write a config file of a model and a folder dataset with that many classes, and return its path."""
     names = "".join(f"class{index}\n" for index in range(classes or values.classes))
     (directory / "classes.txt").write_text(names)
     path = directory / "given.py"

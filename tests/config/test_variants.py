@@ -35,7 +35,7 @@ SSS_DATA = {"cityscapes": ("cityscapes", 372), "ade20k": ("ade20k", 1263), "voc"
 
 
 def published(name):
-    """Return the rows of a table for the data sets kseg has, by the original's config name."""
+    """Return the rows of a table for the datasets kseg has, by the original's config name."""
     with RECIPES[name].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     return {row["config"]: row for row in rows if "pascal" not in row["config"]}

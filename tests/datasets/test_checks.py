@@ -106,7 +106,7 @@ def test_wrong_names_are_reported_at_once(tmp_path):
     source = counted(tmp_path)
     with pytest.raises(DataError, match="unknown split of folder 'trian'. Did you mean train"):
         checks.check_dataset(source, ["trian"], silent)
-    with pytest.raises(DataError, match="unknown data set 'cityscape'. Did you mean cityscapes"):
+    with pytest.raises(DataError, match="unknown dataset 'cityscape'. Did you mean cityscapes"):
         checks.check_dataset(Data(name="cityscape"), report=silent)
     with pytest.raises(DataError, match="camvid: no directory .* Get CamVid"):
         checks.check_dataset(Data(name="camvid", directory=str(tmp_path / "none")), report=silent)

@@ -1,4 +1,4 @@
-"""Preparation of data sets: rejected sources, killed and repeated preparations, and reading the prepared sets."""
+"""Preparation of datasets: rejected sources, killed and repeated preparations, and reading the prepared sets."""
 
 import dataclasses
 import functools
@@ -135,7 +135,7 @@ def test_wrong_counts_names_and_directories(tmp_path):
         tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
     with pytest.raises(DataError, match="ade20k train: 3 of 20210 pairs; with --subset"):
         run("ade20k", source, tmp_path / "out", subset=False)
-    with pytest.raises(DataError, match="unknown data set to prepare 'ade'. Did you mean ade20k"):
+    with pytest.raises(DataError, match="unknown dataset to prepare 'ade'. Did you mean ade20k"):
         run("ade", source, tmp_path / "out")
     with pytest.raises(DataError, match="unknown split of ade20k 'vla'. Did you mean val"):
         run("ade20k", source, tmp_path / "out", ["vla"])

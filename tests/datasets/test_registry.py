@@ -1,4 +1,4 @@
-"""Label tables, classes.txt and its faults, and how data sets and splits are found."""
+"""Label tables, classes.txt and its faults, and how datasets and splits are found."""
 
 import numpy as np
 import pytest
@@ -126,7 +126,7 @@ def test_classes_file_missing_or_not_text(tmp_path):
 
 
 def test_unknown_data_set_suggests_the_nearest():
-    with pytest.raises(DataError, match="unknown data set 'camvit'. Did you mean camvid.* folder, shapes, voc2012"):
+    with pytest.raises(DataError, match="unknown dataset 'camvit'. Did you mean camvid.* folder, shapes, voc2012"):
         registry.find_dataset(Data(name="camvit"))
 
 

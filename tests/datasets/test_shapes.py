@@ -1,4 +1,4 @@
-"""The synthetic data set: its contents, reproducibility, and storage."""
+"""The synthetic dataset: its contents, reproducibility, and storage."""
 
 import hashlib
 import io

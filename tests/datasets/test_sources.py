@@ -1,4 +1,4 @@
-"""Each benchmark data set prepared from its archives and trees equals their contents."""
+"""Each benchmark dataset prepared from its archives and trees equals their contents."""
 
 import functools
 import io

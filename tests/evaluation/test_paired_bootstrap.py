@@ -153,7 +153,7 @@ def test_evaluations_that_cannot_be_paired():
         assert re.search(message, str(error.value)), str(error.value)
 
     require_refused(b._replace(split="test"), "a has split 'val', but b has 'test'")
-    require_refused(b._replace(dataset="voc2012"), "data set 'camvid', .*'voc2012'")
+    require_refused(b._replace(dataset="voc2012"), "dataset 'camvid', .*'voc2012'")
     require_refused(b._replace(classes=("sky", "road", "tree", "bus")),
                     r"4 classes .*: only the first has 2 classes \(pole, car\); only the second has 2 classes "
                     r"\(tree, bus\)$")

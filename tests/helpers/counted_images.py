@@ -1,4 +1,4 @@
-"""Write a small data set of images of many sizes, build a model for it, and count both by plain loops."""
+"""Write a small dataset of images of many sizes, build a model for it, and count both by plain loops."""
 
 import keras
 import numpy as np

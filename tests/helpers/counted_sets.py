@@ -1,4 +1,4 @@
-"""Write a small `folder` data set with known pixel counts."""
+"""Write a small `folder` dataset with known pixel counts."""
 
 import numpy as np
 

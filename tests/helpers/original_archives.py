@@ -1,4 +1,4 @@
-"""Make archives and trees of the benchmark data sets, with their file names and synthetic images."""
+"""Make archives and trees of the benchmark datasets, with their file names and synthetic images."""
 
 import io
 import tarfile

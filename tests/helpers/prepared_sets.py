@@ -1,11 +1,11 @@
-"""Prepare data sets, and read their examples."""
+"""Prepare datasets, and read their examples."""
 
 from kseg.config.sections import Data
 from kseg.datasets import diagnosis, prepare, registry
 
 
 def run(name, source, out, splits=(), subset=True, fast=False):
-    """Prepare a data set, and return its config and the reported lines."""
+    """Prepare a dataset, and return its config and the reported lines."""
     data, lines = Data(name=name, directory=str(out)), []
     prepare.prepare_dataset(data, source, splits, subset, fast, lines.append)
     return data, lines

@@ -1,4 +1,4 @@
-"""Count a folder data set on virtual devices, or as one of several hosts, and write the counts to a file.
+"""Count a folder dataset on virtual devices, or as one of several hosts, and write the counts to a file.
 
 It runs as a process, because virtual devices must be created before the first tensor:
 python -m tests.helpers.replica_counts DIRECTORY REPLICAS SETTING OUT

@@ -120,7 +120,7 @@ def published(temporary: Path, version: int) -> Path:
 
 
 def _no_split(directory: Path, split: str):
-    raise AssertionError("the data set of a small servable is never read")
+    raise AssertionError("the dataset of a small servable is never read")
 
 
 def _silent(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Write small `folder` data sets."""
+"""Write small `folder` datasets."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def example(directory: Path, split: str, name: str, label: np.ndarray, image: np
 
 
 def folder(directory: Path, labels: dict[str, list], classes: str = "sky\nground\nhouse\n") -> Data:
-    """Write a data set of {split: [label, ...]} with examples e00, e01, ..., and return its config."""
+    """Write a dataset of {split: [label, ...]} with examples e00, e01, ..., and return its config."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "classes.txt").write_text(classes, encoding="utf-8")
     for split, arrays in labels.items():
@@ -36,6 +36,6 @@ def folder(directory: Path, labels: dict[str, list], classes: str = "sky\nground
 
 
 def config(data: Data, crop: tuple[int, int] = (8, 8), batch: int = 2, steps: int = 100, seed: int = 0) -> Config:
-    """Return a config of a data set whose augmentation changes neither size nor colors."""
+    """Return a config of a dataset whose augmentation changes neither size nor colors."""
     plain = Augment(scale_range=(1.0, 1.0), crop=crop, cat_max_ratio=1.0, flip=0.0, photometric=False)
     return Config(data=data, augment=plain, train=Train(global_batch=batch, steps=steps, seed=seed))

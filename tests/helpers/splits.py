@@ -27,5 +27,5 @@ def step_indices(config: Config, step: int) -> list[int]:
 
 
 def unread_split(name: str) -> Split:
-    """Return a split of a data set of a name, for code that reads none of its examples."""
+    """Return a split of a dataset of a name, for code that reads none of its examples."""
     return Split("train", registry.DATASETS[name], "", (), (), lambda index: (index, index))

@@ -18,7 +18,7 @@ def artifact(kind, directory, number=1, **properties):
 
 
 def ingested(data, directory, splits=("train", "val"), max_unreadable_fraction=0.0, per_shard=2, flags=(RUNNER,)):
-    """Ingest a data set with the component's executor, and return the Examples artifact."""
+    """Ingest a dataset with the component's executor, and return the Examples artifact."""
     from tfx.types import standard_artifacts
 
     examples = artifact(standard_artifacts.Examples, directory)

@@ -46,7 +46,7 @@ def test_cityscapes_label_ids():
 
 @pytest.mark.parametrize("kind, name", [("cityscapes-labelids", "cityscapes"), ("ade20k", "ade20k")])
 def test_values_for_test_servers_map_back_to_class_ids(kind, name):
-    """The table for the data set's label files must map the written values to the predicted ids."""
+    """The table for the dataset's label files must map the written values to the predicted ids."""
     dataset = registry.DATASETS[name]
     prediction = all_ids(len(dataset.classes))
     values = KINDS[kind].array(prediction, dataset.palette)
@@ -108,7 +108,7 @@ def test_models_of_other_classes_are_rejected(tmp_path):
         with pytest.raises(UserError, match=rf"--save {kind} .* class 0 must be '(road|wall)', not 'dark'"):
             predict_files(must_not_run, [tmp_path / "a.png"], tmp_path / "out", TWO, silent, ("ids", kind))
     assert files(tmp_path) == ["a.png"]
-    # Another data set of the same classes is accepted, another order of the classes is not.
+    # Another dataset of the same classes is accepted, another order of the classes is not.
     classes = tuple(class_names.CITYSCAPES)
     custom = SimpleNamespace(name="folder", classes=classes)
     output_kinds.require_classes(["ids", "scores", "cityscapes-labelids"], custom)

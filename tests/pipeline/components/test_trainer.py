@@ -37,7 +37,7 @@ def test_training_reads_the_records(train_arguments, tmp_path):
     assert (config.data.name, config.data.directory) == ("folder", str(tmp_path / "examples" / "1"))
     assert (config.init.backbone, config.init.weights) == ("resnet18", "")
     assert workdir.parent == tmp_path / "training"
-    # A data set with a prepared format keeps its name.
+    # A dataset with a prepared format keeps its name.
     assert train_arguments("data.name=camvid")[0].data.name == "camvid"
 
 
