@@ -29,18 +29,40 @@ from kseg.system.progress import Progress
 
 def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weights: Path | None = None,
            version: int | None = None, report: Callable[[str], None] = print) -> Path:
-    """Write OUT/VERSION, the next free number unless one is given, as `config.export` says, and return its path.
+    """Write a trained model as a SavedModel, OUT/VERSION.
 
-    A server that watches OUT sees the version whole or not at all. Raises UserError where it cannot be written, or the
-    version is there already.
+    The version appears under its name by one rename, so a server that watches `out` sees it complete or not at all.
+
+    Args:
+        model: A model with the variables of a training.
+        config: Its config; the section `export` holds the options, `evaluate` the test protocol.
+        dataset: Its dataset record: the classes and the palette become assets.
+        out: The directory that the server watches.
+        weights: The file of the weights, recorded in the provenance.
+        version: The version number; by default one more than the highest in `out`.
+        report: Receives progress lines.
+
+    Returns:
+        The path of the new version.
+
+    Raises:
+        UserError: The version already exists, or it cannot be written.
+        ConfigError: `config.export.precision` is unknown.
+
+    Example:
+        >>> from kseg.inference import trained_model
+        >>> model, config, dataset = trained_model.load_trained(workdir)
+        >>> path = export(model, config, dataset, out / "served", report=lambda line: None)
+        >>> path.name, sorted(file.name for file in (path / "assets").iterdir())
+        ('1', ['classes.json', 'config.json', 'provenance.json'])
     """
     version = next_version(out) if version is None else version
     options = config.export
     size = tuple(options.size or config.augment.crop)
-    place = out / str(version)
-    if place.exists():
-        raise UserError(f"{place} is there already; take another --version, or leave it away for {next_version(out)}")
-    # Not a number, so that no server takes it for a version; in the same directory, so that one rename publishes it.
+    path = out / str(version)
+    if path.exists():
+        raise UserError(f"{path} already exists: choose another --version, or omit it to use {next_version(out)}")
+    # The name is not a number, so no server loads it. It is in the same directory, so one rename publishes it.
     temporary = out / f".{version}-{uuid.uuid4().hex}.tmp"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -53,24 +75,24 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
                 tf.saved_model.save(served, str(temporary), signatures=served.answers)
             atomic_files.write_text(temporary / "signatures.txt", signature_text(temporary))
             warmup.write_warmup(temporary, size, options.warmup_batches, report)
-            os.replace(temporary, place)
+            os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror or error}") from None
-    megabytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 1e6
-    report(f"wrote {place} ({megabytes:.0f} MB)")
-    return place
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    megabytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+    report(f"wrote {path} ({megabytes:.0f} MB)")
+    return path
 
 
 def next_version(out: Path) -> int:
-    """Return one more than the highest version in a directory, 1 where there is none."""
+    """Return one more than the highest version in a directory, or 1 if it has none."""
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0) + 1
 
 
 def write_assets(directory: Path, config: Config, dataset: Dataset, weights: Path | None) -> list[Path]:
-    """Write the files that travel with the model, and return their paths."""
+    """Write the asset files of an export and return their paths."""
     provenance = results.provenance(dataset.name, config.data.directory, weights)
     contents = {
         "classes.json": json.dumps({"classes": dataset.classes, "palette": dataset.palette}, indent=1) + "\n",
@@ -82,7 +104,7 @@ def write_assets(directory: Path, config: Config, dataset: Dataset, weights: Pat
 
 
 def signature_text(directory: Path) -> str:
-    """Return the signatures of a SavedModel as text: one line for each input and output, sorted."""
+    """Return the signatures of a SavedModel as text, with one line per input and output, sorted."""
     signatures = tf.saved_model.load(str(directory)).signatures
     lines = []
     for name in sorted(signatures):
@@ -95,24 +117,25 @@ def signature_text(directory: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def exported_accuracy(place: Path, dataset: Dataset, split: Split, progress: Progress | None = None) -> dict:
-    """Return `metrics.summary` of what an exported model's predict_tensor says of a whole split."""
-    answer = tf.saved_model.load(str(place)).signatures["predict_tensor"]
+def exported_accuracy(path: Path, dataset: Dataset, split: Split, progress: Progress | None = None) -> dict:
+    """Return the metrics of an exported model's signature predict_tensor on a whole split."""
+    predict = tf.saved_model.load(str(path)).signatures["predict_tensor"]
     matrix = np.zeros((len(dataset.classes),) * 2, np.int64)
     for count, example in enumerate(batching.eval_examples(split), 1):
-        ids = answer(image=example["image"][None])["class_map"]
+        ids = predict(image=example["image"][None])["class_map"]
         matrix += confusion.confusion(example["label"][None], ids, len(dataset.classes)).numpy()
         if progress:
             progress.update(count)
     return metrics.summarize(matrix, dataset.classes)
 
 
-def compare_exported(model: keras.Model, place: Path, config: Config, dataset: Dataset, split: Split,
+def compare_exported(model: keras.Model, path: Path, config: Config, dataset: Dataset, split: Split,
                      report: Callable[[str], None] = print) -> None:
-    """Report a split's mIoU of the model and of what was exported of it."""
+    """Report the mIoU of a model and of its export on a split."""
     names = split.names
     counter = Counter(model, protocol_of(config), len(dataset.classes), tf.distribute.get_strategy())
     before = metrics.summarize(counter.count(split, Progress(len(names), "images", report)).matrix, dataset.classes)
-    after = exported_accuracy(place, dataset, split, Progress(len(names), "images", report))
-    report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split.name}: {100 * before['mIoU']:.3f} before, "
-           f"{100 * after['mIoU']:.3f} exported, {100 * (after['mIoU'] - before['mIoU']):+.3f}")
+    after = exported_accuracy(path, dataset, split, Progress(len(names), "images", report))
+    report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split.name}: "
+           f"{100 * before['mIoU']:.3f} before, {100 * after['mIoU']:.3f} exported, "
+           f"{100 * (after['mIoU'] - before['mIoU']):+.3f}")

@@ -1,4 +1,4 @@
-"""The networks that are exported: a built model's main head in one of PRECISIONS, with its variables."""
+"""Make the network that is exported: the main head of a model, in one of several precisions."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,18 +12,21 @@ from kseg.config.sections import Model
 from kseg.errors import ConfigError, unknown
 from kseg.models import folding
 
-# The largest of the whole numbers that weights are stored as.
+# Weights are stored as integers from -127 to 127, so that the range is symmetric.
 LARGEST = 127
 
 
 class Output(NamedTuple):
-    """What is known of a network's logits before it is called."""
+    """Hold the static shape of a network's logits, (None, None, None, classes)."""
 
     shape: tuple
 
 
 class Network(tf.Module):
-    """Normalised images in, {"main": logits} out, as kseg.inference.prediction calls a model; it holds what is saved."""
+    """Call a function like a model of `kseg.models.build`, and track the variables that are saved with it.
+
+    It takes normalized images, float32 (N, H, W, 3), and returns {"main": logits}, float32 (N, h, w, classes).
+    """
 
     def __init__(self, call: Callable[[tf.Tensor], tf.Tensor], variables: list[tf.Variable], classes: int):
         super().__init__()
@@ -34,19 +37,19 @@ class Network(tf.Module):
 
 
 def folded_model(model: keras.Model, device: str) -> keras.Model:
-    """Return a copy of a built model's main head for the devices that export.device names."""
+    """Return a copy of the main head with folded batch norms, for a device of `export.device`."""
     return folding.fold_batch_norms(models.main_only(model), device == "cpu")
 
 
 def float32(model: keras.Model, settings: Model, device: str) -> Network:
-    """The model's own weights."""
+    """Return a network with the model's weights, computed in float32."""
     main = folded_model(model, device)
     return Network(lambda images: main(images, training=False), [each.value for each in main.variables],
                    main.output.shape[-1])
 
 
 def bfloat16(model: keras.Model, settings: Model, device: str) -> Network:
-    """The same weights, layers computing in bfloat16."""
+    """Return a network with the model's weights, whose layers compute in bfloat16."""
     main = folded_model(model, device)
     bare = models.build(settings, main.output.shape[-1], precision="mixed_bfloat16")
     low = folded_model(bare, device)
@@ -56,41 +59,43 @@ def bfloat16(model: keras.Model, settings: Model, device: str) -> Network:
 
 
 def dynamic_range(model: keras.Model, settings: Model, device: str) -> Network:
-    """Kernels stored as int8 with one scale for each output channel, a quarter of the size; computed in float32."""
+    """Return a network that stores kernels as int8, with one scale per output channel, and computes in float32."""
     main = folded_model(model, device)
     held, readers = [], []
     for variable in main.variables:
         value = variable.numpy()
         if value.ndim < 2:
-            own = tf.Variable(value, trainable=False)
-            held.append(own)
-            readers.append(own.read_value)
+            copy = tf.Variable(value, trainable=False)
+            held.append(copy)
+            readers.append(copy.read_value)
             continue
-        whole, scale = quantized(value)
-        pair = tf.Variable(whole, trainable=False), tf.Variable(scale, trainable=False)
+        integers, scale = quantized(value)
+        pair = tf.Variable(integers, trainable=False), tf.Variable(scale, trainable=False)
         held += pair
         readers.append(lambda pair=pair: tf.cast(pair[0], tf.float32) * pair[1])
     trainable = {id(variable) for variable in main.trainable_variables}
-    kept = [id(variable) in trainable for variable in main.variables]
+    is_trainable = [id(variable) in trainable for variable in main.variables]
 
     def call(images: tf.Tensor) -> tf.Tensor:
         values = [read() for read in readers]
-        outputs, _ = main.stateless_call([value for value, own in zip(values, kept) if own],
-                                         [value for value, own in zip(values, kept) if not own], images, training=False)
+        outputs, _ = main.stateless_call([value for value, flag in zip(values, is_trainable) if flag],
+                                         [value for value, flag in zip(values, is_trainable) if not flag], images,
+                                         training=False)
         return outputs
 
     return Network(call, held, main.output.shape[-1])
 
 
 def quantized(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return int8 whole numbers and float32 scales whose product is the kernel to half a step.
+    """Quantize a kernel and return (int8 integers, float32 scales), whose product differs by at most half a scale.
 
-    One scale for each index of the last axis, or where that has one alone (a depthwise kernel) of the one before it.
+    There is one scale per output channel: per index of the last axis, or for a depthwise kernel, whose last axis has
+    length 1, of the axis before it.
     """
     axis = kernel.ndim - 1 if kernel.shape[-1] > 1 else kernel.ndim - 2
     others = tuple(index for index in range(kernel.ndim) if index != axis)
     scale = np.abs(kernel).max(others, keepdims=True) / LARGEST
-    # A channel of zeros stays one.
+    # A channel of zeros would otherwise divide by zero.
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
     return np.rint(kernel / scale).astype(np.int8), scale
 
@@ -99,7 +104,17 @@ PRECISIONS = {"float32": float32, "bfloat16": bfloat16, "dynamic-range": dynamic
 
 
 def export_network(model: keras.Model, settings: Model, precision: str, device: str) -> Network:
-    """Return the network that is exported of a built model; raises ConfigError for an unknown precision."""
+    """Return the network to export for a model.
+
+    Args:
+        model: A model of `kseg.models.build` with its trained weights.
+        settings: The config section that the model was built from.
+        precision: A key of PRECISIONS.
+        device: "any" or "cpu", as in `export.device`.
+
+    Raises:
+        ConfigError: The precision is unknown.
+    """
     if precision not in PRECISIONS:
         raise ConfigError(unknown("precision", precision, PRECISIONS))
     return PRECISIONS[precision](model, settings, device)

@@ -1,15 +1,15 @@
-"""What an exported model answers: its signatures, in a graph of TensorFlow's operations alone.
+"""Define the signatures of an exported model, in a graph of TensorFlow's own operations.
 
     serving_default    image_bytes string [N] -> png_bytes string [N], size int32 [N, 2]
     predict_map        image_bytes string [N] -> class_map uint8 [N, h, w], size int32 [N, 2]; h, w: the model's size
     predict_tensor     image uint8 [N, H, W, 3] -> class_map uint8 [N, H, W]
     predict_scores     image uint8 [N, H, W, 3] -> class_map uint8, confidence uint8 [N, H, W]
     predict_all_scores image uint8 [N, H, W, 3] -> scores float32 [N, H, W, C]; on request
-    serve_tf_examples  examples string [N] of tf.train.Example, the picture under image/encoded -> as serving_default
+    serve_tf_examples  examples string [N] of tf.train.Example, the image under image/encoded -> as serving_default
 
-Pictures are RGB, JPEG or PNG, of any size within one request; a PNG answered holds class ids at its picture's own size.
-`size` is (height, width) of each picture. Every signature begins with a check of its input's rank, without which a
-wrong one aborts the server's process in a convolution.
+Images are RGB, JPEG or PNG, and their sizes may differ within one request. The PNG of an answer holds class ids at the
+size of its image. `size` is the (height, width) of each image. Every signature first checks the rank of its input,
+because a convolution would abort the server's process on a wrong one.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,22 @@ IMAGE_FEATURE = "image/encoded"
 
 
 class Served(tf.Module):
-    """A network's signatures as functions, for tf.saved_model.save."""
+    """Hold the signatures of a network as functions, for tf.saved_model.save."""
 
     def __init__(self, network: Network, protocol: Protocol, size: tuple[int, int], max_pixels: int, all_scores: bool):
-        """`size` (height, width) is predict_map's; with `all_scores` there is predict_all_scores."""
+        """Trace the signatures.
+
+        Args:
+            network: Maps normalized images to logits.
+            protocol: The test protocol: normalization, scales, flip, windows.
+            size: (height, width) of the class maps of predict_map, pixels.
+            max_pixels: Larger images are refused.
+            all_scores: Whether to add predict_all_scores.
+        """
         super().__init__()
         self.network, self.protocol, self.size, self.max_pixels = network, protocol, size, max_pixels
         images = tf.TensorSpec((None, None, None, 3), tf.uint8)
-        # Shared by all signatures, so that the graph is in the file once.
+        # All signatures share this function, so that the file contains its graph once.
         self.ids = tf.function(self._ids, input_signature=[images], autograph=False)
         strings = tf.TensorSpec((None,), tf.string, name="image_bytes")
         pixels = tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")
@@ -44,7 +52,7 @@ class Served(tf.Module):
             "serve_tf_examples": (self.serve_tf_examples, examples)}
         if all_scores:
             made["predict_all_scores"] = (self.predict_all_scores, pixels)
-        # Not `signatures`, which tf.saved_model keeps for itself.
+        # The attribute cannot be called `signatures`, a name that tf.saved_model reserves.
         self.answers = {name: tf.function(function, input_signature=[spec], autograph=False)
                         for name, (function, spec) in made.items()}
 
@@ -81,7 +89,7 @@ class Served(tf.Module):
 
     def predict_scores(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         scores = self._scores(self._pixels(image))
-        # Not of the probabilities, which may round to a tie where scores do not.
+        # The ids come from the scores, because probabilities can round to a tie.
         ids = tf.argmax(scores, axis=-1, output_type=tf.int32)
         confidence = tf.round(255 * tf.reduce_max(prediction.probabilities(scores, self.protocol.evaluate), axis=-1))
         return {"class_map": tf.cast(ids, tf.uint8), "confidence": tf.cast(confidence, tf.uint8)}
@@ -100,7 +108,7 @@ class Served(tf.Module):
         return prediction.predict_scores(self.network, images, (shape[1], shape[2]), self.protocol)
 
     def _pixels(self, images: tf.Tensor) -> tf.Tensor:
-        """Return pictures of the right rank and at most `max_pixels`: a few bytes of a request may stand for many."""
+        """Check rank and number of pixels: a few bytes of a request can describe a huge tensor."""
         images = tf.ensure_shape(images, (None, None, None, 3))
         with tf.control_dependencies([self._bounded(tf.shape(images)[1:3])]):
             return tf.identity(images)
@@ -111,23 +119,23 @@ class Served(tf.Module):
             "picture of", sides, "pixels (height, width); at most this many are taken:", self.max_pixels])
 
     def _decoded(self, data: tf.Tensor) -> tf.Tensor:
-        """Return the picture of JPEG or PNG bytes; too large a one fails before it is decoded."""
+        """Decode JPEG or PNG bytes; an image that is too large fails before it is decoded."""
         sides = tf.case([(tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data)[:2]),
                          (tf.equal(tf.strings.substr(data, 0, 8), PNG_SIGNATURE), lambda: _png_sides(data))],
-                        default=lambda: _no_picture(data))
+                        default=lambda: _refuse_bytes(data))
         with tf.control_dependencies([self._bounded(sides)]):
             return decode_image(tf.identity(data))
 
 
 def _png_sides(data: tf.Tensor) -> tf.Tensor:
-    """Return int32 (height, width) from a PNG's header."""
-    whole = tf.strings.length(data) >= 24
-    with tf.control_dependencies([tf.debugging.Assert(whole, ["a PNG of less than its header"])]):
+    """Return (height, width), int32, from the header of a PNG."""
+    has_header = tf.strings.length(data) >= 24
+    with tf.control_dependencies([tf.debugging.Assert(has_header, ["a PNG of less than its header"])]):
         header = tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.int32, little_endian=False)
     return tf.reverse(tf.ensure_shape(header, (2,)), [0])
 
 
-def _no_picture(data: tf.Tensor) -> tf.Tensor:
+def _refuse_bytes(data: tf.Tensor) -> tf.Tensor:
     with tf.control_dependencies([tf.debugging.Assert(
             False, ["image_bytes holds neither a JPEG nor a PNG; length:", tf.strings.length(data)])]):
         return tf.zeros((2,), tf.int32)

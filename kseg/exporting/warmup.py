@@ -1,6 +1,6 @@
-"""Warm-up requests: what a server runs on a new version before anybody's request reaches it.
+"""Write the warm-up requests that a server replays before a new version answers requests.
 
-assets.extra/tf_serving_warmup_requests is a TFRecord of PredictionLog messages, at most 1000 (TensorFlow Serving).
+assets.extra/tf_serving_warmup_requests is a TFRecord file of at most 1000 PredictionLog messages (TensorFlow Serving).
 """
 
 from collections.abc import Callable
@@ -14,16 +14,22 @@ from kseg.exporting.signatures import IMAGE_FEATURE
 PLACE = Path("assets.extra", "tf_serving_warmup_requests")
 
 
-def write_warmup(directory: Path, size: tuple[int, int], batches: tuple[int, ...], report: Callable[[str], None]) -> None:
-    """Write a request for each signature and batch size of a SavedModel, read all back and run them.
+def write_warmup(directory: Path, size: tuple[int, int], batches: tuple[int, ...],
+                 report: Callable[[str], None]) -> None:
+    """Write one request per signature and batch size of a SavedModel, read them back and run them.
 
-    Pictures are (height, width) `size`. The messages' classes come with the extra [serving]; without it nothing is
-    written, and `report` says so.
+    Without the extra [serving], which has the classes of the messages, nothing is written but a line of `report`.
+
+    Args:
+        directory: The SavedModel.
+        size: (height, width) of the images, pixels.
+        batches: Numbers of images per request.
+        report: Receives the note.
     """
     try:
         from tensorflow_serving.apis import prediction_log_pb2
     except ImportError:
-        report("no warm-up requests: they need tensorflow-serving-api, which the extra [serving] installs")
+        report("no warm-up requests written: they need tensorflow-serving-api, which the extra [serving] installs")
         return
     signatures = tf.saved_model.load(str(directory)).signatures
     path = directory / PLACE
@@ -40,7 +46,7 @@ def write_warmup(directory: Path, size: tuple[int, int], batches: tuple[int, ...
 
 
 def replay_warmup(path: Path, signatures) -> int:
-    """Run the requests of a warm-up file on a loaded model's signatures, as a server does, and return how many."""
+    """Run the requests of a warm-up file on the signatures of a loaded model, and return their number."""
     from tensorflow_serving.apis import prediction_log_pb2
 
     count = 0
@@ -52,7 +58,7 @@ def replay_warmup(path: Path, signatures) -> int:
 
 
 def example_inputs(signature, size: tuple[int, int], batch: int) -> dict[str, np.ndarray]:
-    """Return inputs of that many pictures, of grey ramps, for a signature of kseg.exporting.signatures."""
+    """Return the inputs of a signature for a batch of images that show a gray ramp."""
     image = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8)[:, None], (*size, 3))
     encoded = tf.io.encode_jpeg(image).numpy()
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))

@@ -305,7 +305,7 @@ def test_versions_count_up_and_none_is_half_written(one, tmp_path, monkeypatch):
     (out / "7").mkdir(parents=True)
     (out / "notes").mkdir()
     assert exporter.next_version(out) == 8 and exporter.next_version(tmp_path / "none") == 1
-    with pytest.raises(UserError, match=r"7 is there already; take another --version, or leave it away for 8"):
+    with pytest.raises(UserError, match=r"7 already exists: .*--version.* 8$"):
         exporter.export(one.model, one.config, one.dataset, out, version=7)
     seen, stop = set(), threading.Event()
 

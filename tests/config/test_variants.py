@@ -210,7 +210,8 @@ def test_a_config_alone_is_its_first_variant_and_no_two_are_alike(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_backbone_to_start_from_is_a_published_file(name):
-    files = {configs.load(f"{name}:{variant}").init.backbone for variant in config_files.read_config_file(name).variants}
+    variants = config_files.read_config_file(name).variants
+    files = {configs.load(f"{name}:{variant}").init.backbone for variant in variants}
     assert files and files <= set(downloads.BACKBONES)
 
 

@@ -14,8 +14,10 @@ VOC2012 = SHARED / "data" / "voc2012"
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason="the reference systems' fixtures are missing (../shared/fixtures)")
 needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is missing (../shared/data/camvid)")
-needs_ade20k = pytest.mark.skipif(not ADE20K.is_dir(), reason="the samples of ADE20K are missing (../shared/data/ade20k)")
-needs_voc2012 = pytest.mark.skipif(not VOC2012.is_dir(), reason="the samples of VOC are missing (../shared/data/voc2012)")
+needs_ade20k = pytest.mark.skipif(
+    not ADE20K.is_dir(), reason="the samples of ADE20K are missing (../shared/data/ade20k)")
+needs_voc2012 = pytest.mark.skipif(
+    not VOC2012.is_dir(), reason="the samples of VOC are missing (../shared/data/voc2012)")
 
 
 def read_keys(path):
