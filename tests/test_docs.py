@@ -136,7 +136,7 @@ def test_options_and_values_of_a_command_exist(page, name, arguments, help_of):
         # Their parsers cannot be asked without their peers' environments.
         source = module_path(name).read_text(encoding="utf-8")
         names = [option.removeprefix("--") for option in options]
-            assert all(name in source or name.replace("-", "_") in source for name in names)
+        assert all(name in source or name.replace("-", "_") in source for name in names)
         return
     if name == "serving.server":
         # Arguments that it does not know are printed with the usage.
