@@ -1,4 +1,4 @@
-"""The zoo's tables, and the files that hold them."""
+"""The tables of the zoo, and the files that contain them."""
 
 import re
 from dataclasses import replace
@@ -14,14 +14,14 @@ from kseg.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_tables_in_the_documentation_are_the_zoo():
+def test_the_tables_in_the_documentation_are_current():
     text = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
     for block in zoo.BLOCKS:
         assert text.count(f"<!-- zoo {block} -->") == text.count(f"<!-- end of zoo {block} -->") == 1
-    assert zoo.with_updated_tables(text) == text, "make it anew: python -m kseg.zoo --write docs/zoo.md"
+    assert zoo.with_updated_tables(text) == text, "update it: python -m kseg.zoo --write docs/zoo.md"
 
 
-def test_writing_changes_nothing_beside_the_block(tmp_path):
+def test_writing_changes_only_the_block(tmp_path):
     path = tmp_path / "mine.md"
     path.write_text("before\n<!-- zoo summary -->\nold\n<!-- end of zoo summary -->\nafter\n")
     assert command.main(["--write", str(path)]) == 0
@@ -31,7 +31,7 @@ def test_writing_changes_nothing_beside_the_block(tmp_path):
     assert "old" not in text
 
 
-def test_the_list_has_a_line_for_each_variant_and_its_numbers_in_their_columns():
+def test_the_list_has_a_line_for_each_variant_with_aligned_columns():
     lines = zoo.listing().splitlines()
     names = [f"{name}:{variant}" for name in files.config_names()
              for variant in files.read_config_file(name).variants]
@@ -39,25 +39,25 @@ def test_the_list_has_a_line_for_each_variant_and_its_numbers_in_their_columns()
     line = next(line for line in lines if line.startswith("encnet_cityscapes:r101-d8-769x769-80k "))
     assert line.split() == ["encnet_cityscapes:r101-d8-769x769-80k", "R-101", "8", "769x769", "80000", "8",
                             "MMSegmentation", "76.10", "76.97", "yes"]
-    # Right-aligned columns end where their headings do.
+    # Right-aligned columns end at the end of their headings.
     for heading in ("steps", "batch", "mIoU", "ms+flip"):
         end = lines[0].index(heading) + len(heading)
         assert all(line[end - 1] != " " and line[end] == " " for line in lines[1:] if line)
 
 
-def test_what_is_not_published_is_a_dash():
+def test_unpublished_results_are_dashes():
     line = zoo.listing("encnet_ade20k:r50s").splitlines()[-1]
     assert line.split()[-3:] == ["-", "-", "-"] and " R-50s " in line
 
 
-def test_the_list_keeps_what_holds_a_text_in_any_column():
+def test_the_list_contains_rows_with_a_text_in_any_column():
     assert all("R-18b" in line for line in zoo.listing("r-18B").splitlines()[1:] if line)
     assert len([line for line in zoo.listing("r-18B").splitlines()[1:] if line]) == 4
-    with pytest.raises(ConfigError, match="'nothing of this'"):
-        zoo.listing("nothing of this")
+    with pytest.raises(ConfigError, match="'no such text'"):
+        zoo.listing("no such text")
 
 
-def test_the_summary_holds_the_best_row_of_each():
+def test_the_summary_contains_the_best_result_of_each_group():
     lines = zoo.summary_table().splitlines()
     headings = [heading.strip() for heading in lines[0].strip("|").split("|")]
     rows = zoo.zoo_rows()

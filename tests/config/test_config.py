@@ -1,4 +1,4 @@
-"""Configs: loading, overrides and their messages, JSON both ways, and values that make no sense."""
+"""Load configs, override their values, convert them to JSON and back, and refuse wrong values."""
 
 import dataclasses
 import json
@@ -33,20 +33,20 @@ def test_named_configs_load_and_survive_json(name):
     config = configs.load(name)
     assert config.name == name
     assert configs.from_json(configs.to_json(config)) == config
-    # The text is JSON for everyone, not only for Python.
+    # Python's parser accepts NaN and Infinity, which are not JSON.
     json.loads(configs.to_json(config), parse_constant=pytest.fail)
 
 
-def test_there_are_named_configs():
+def test_named_configs_are_found():
     assert {"encnet_camvid", "encnet_cityscapes", "encnet_shapes"} <= set(config_names())
 
 
-def test_json_keeps_what_differs_from_the_defaults():
+def test_json_keeps_values_that_differ_from_the_defaults():
     config = Config(augment=Augment(crop=(3, 5), scale=(7, 9)), model=Model(stem="7x7"), init=Init(skip=("fc.*",)),
                     train=Train(learning_rate=0.1 + 0.2, deterministic=True))
-    again = configs.from_json(configs.to_json(config))
-    assert again == config
-    assert isinstance(again.augment.crop, tuple) and again.train.learning_rate == 0.30000000000000004
+    copy = configs.from_json(configs.to_json(config))
+    assert copy == config
+    assert isinstance(copy.augment.crop, tuple) and copy.train.learning_rate == 0.30000000000000004
 
 
 @pytest.mark.parametrize("override, expected", [
@@ -71,14 +71,14 @@ def test_json_keeps_what_differs_from_the_defaults():
     ("model.stem=7x7", "7x7"),
     ("model.encnet.codewords=64", 64),
 ])
-def test_overrides_take_the_type_of_their_field(override, expected):
+def test_overrides_have_the_type_of_their_field(override, expected):
     value = overridden(override)
     assert value == expected and type(value) is type(expected)
     if isinstance(value, tuple):
         assert [type(item) for item in value] == [type(item) for item in expected]
 
 
-def test_overrides_apply_in_order_and_leave_the_rest_alone():
+def test_overrides_apply_in_order_and_change_nothing_else():
     config = configs.load("encnet_shapes", ["train.steps=50", "train.steps=60", "model.channels=8"])
     assert config_differences(configs.load("encnet_shapes"), config) == [
         ("model.channels", 64, 8), ("train.steps", 300, 60)]
@@ -115,7 +115,7 @@ def test_wrong_overrides_name_the_key_and_the_choices(override, words):
         assert word in text
 
 
-def test_an_unknown_config_offers_the_nearest():
+def test_an_unknown_config_is_refused_with_the_nearest_name():
     text = message(configs.load, "encnet_shape")
     assert "'encnet_shape'" in text and "Did you mean encnet_shapes" in text and "encnet_cityscapes" in text
 
@@ -137,14 +137,14 @@ def test_a_config_may_be_a_file(tmp_path):
     ("from kseg.config import *\ndef config(): return Config(augment=Augment(crop=5))\n",
      ["augment.crop takes a list"]),
 ])
-def test_a_config_file_that_holds_none(tmp_path, text, words):
+def test_a_config_file_without_a_config_is_refused(tmp_path, text, words):
     path = tmp_path / "mine.py"
     path.write_text(text)
     for word in words:
         assert word in message(configs.load, str(path))
 
 
-VARIANTS_OF_MINE = """
+FILE_WITH_VARIANTS = """
 from kseg.config import Config, Train
 from kseg.variants import Variant
 def config(): return Config(train=Train(steps=12))
@@ -154,11 +154,11 @@ VARIANTS = {"long": Variant({"train.steps": 90, "augment.crop": (64, 96)}), "odd
 """
 
 
-def test_a_variant_puts_its_values_into_the_config_and_overrides_come_after(tmp_path):
-    # A colon of the path is none of the variant's.
+def test_a_variant_changes_the_config_and_overrides_apply_after_it(tmp_path):
+    # A colon in the path does not separate a variant.
     path = tmp_path / "a:b" / "mine.py"
     path.parent.mkdir()
-    path.write_text(VARIANTS_OF_MINE)
+    path.write_text(FILE_WITH_VARIANTS)
     plain, row = configs.load(str(path)), configs.load(f"{path}:long", ["train.global_batch=2", "augment.crop=8,8"])
     assert (plain.name, plain.train.steps) == ("mine", 12) and row.name == "mine:long"
     assert config_differences(replace(plain, name="mine:long"), row) == [
@@ -173,14 +173,14 @@ def test_a_variant_puts_its_values_into_the_config_and_overrides_come_after(tmp_
     ("lon", ["unknown variant of mine: 'lon'. Did you mean long", "Choices: group, long, none, odd, unknown"]),
     ("", ["unknown variant of mine: ''"]),
 ])
-def test_a_variant_that_is_none(tmp_path, variant, words):
+def test_wrong_variants_are_refused(tmp_path, variant, words):
     path = tmp_path / "mine.py"
-    path.write_text(VARIANTS_OF_MINE)
+    path.write_text(FILE_WITH_VARIANTS)
     for word in words:
         assert word in message(configs.load, f"{path}:{variant}")
 
 
-def test_a_named_variant_and_its_neighbours():
+def test_named_variants_and_similar_names():
     assert configs.load("encnet_cityscapes:r101-d8-769x769-80k").model.backbone == "resnet101"
     text = message(configs.load, "encnet_cityscapes:r101-d8-769x769-160k")
     assert "Did you mean r101-d8-769x769-80k" in text and "r50-d16-512x1024-220e" in text
@@ -189,13 +189,13 @@ def test_a_named_variant_and_its_neighbours():
 
 
 @pytest.mark.parametrize("table", ["[]", "{'a': {'train.steps': 5}}"])
-def test_variants_that_are_no_rows(tmp_path, table):
+def test_variants_of_another_type_are_refused(tmp_path, table):
     path = tmp_path / "mine.py"
     path.write_text(f"from kseg.config import Config\ndef config(): return Config()\nVARIANTS = {table}\n")
     assert "mine.py: VARIANTS must be a dict of kseg.config.variants.Variant" in message(configs.load, str(path))
 
 
-def test_a_config_file_that_is_not_there(tmp_path):
+def test_a_missing_config_file_is_refused(tmp_path):
     assert str(tmp_path / "none.py") in message(configs.load, str(tmp_path / "none.py"))
 
 
@@ -208,7 +208,7 @@ def test_a_config_file_that_is_not_there(tmp_path):
     ('{"train": {"learning_rate": NaN}}', ["train.learning_rate must be finite"]),
     ('{"augment": {"crop": [5]}}', ["augment.crop takes 2 values"]),
 ])
-def test_json_that_is_no_config(text, words):
+def test_json_that_is_not_a_config_is_refused(text, words):
     for word in words:
         assert word in message(configs.from_json, text)
 
@@ -227,7 +227,7 @@ def test_json_that_is_no_config(text, words):
     "model.fcn.convolutions=0", "data.std=1,0,1", "data.std=1,1", "data.mean=1,2,3,4", "data.mean=1,1e999,2",
     "data.memory=0",
     "loss.main=-1", "loss.auxiliary=-0.4", "loss.se=1e999", "evaluate.resize=5", "evaluate.resize=5,0"])
-def test_values_that_make_no_sense_are_refused_by_name(override):
+def test_values_outside_their_limits_are_refused_by_name(override):
     base = Config(train=Train(steps=300, learning_rate=0.01))
     assert override.partition("=")[0] in message(checks.check_config, values.set_value(base, override))
 
@@ -237,7 +237,8 @@ def test_nan_is_refused(key):
     group, name = key.split(".")
     config = dataclasses.replace(Config(), **{group: dataclasses.replace(
         getattr(Config(), group), **{name: float("nan")})})
-    assert f"{key} must be finite, got nan" == message(checks.check_config, config)
+    text = message(checks.check_config, config)
+    assert key in text and "finite" in text and "nan" in text
 
 
 @pytest.mark.parametrize("override", [
@@ -245,7 +246,7 @@ def test_nan_is_refused(key):
     "train.momentum=0", "model.dropout=0", "model.auxiliary_channels=0", "augment.scale_range=1,1",
     "augment.crop_tries=0", "augment.flip=1", "augment.cat_max_ratio=1", "augment.scale=", "evaluate.resize=512,1024",
     "data.mean=-1,0,0", "loss.se=0"])
-def test_values_at_their_limits_are_taken(override):
+def test_values_at_their_limits_are_accepted(override):
     config = values.set_value(Config(), override)
     assert checks.check_config(config) == config
 
@@ -265,7 +266,7 @@ def test_configs_are_frozen(node):
         setattr(node, dataclasses.fields(node)[0].name, "else")
 
 
-def test_difference_lists_what_changed():
+def test_differences_list_the_changed_values():
     old = Config()
     new = values.set_value(values.set_value(old, "model.encnet.se=false"), "augment.crop=1,2")
     assert config_differences(old, old) == []

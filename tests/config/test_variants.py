@@ -1,4 +1,4 @@
-"""Every published row of both systems against their resolved configurations, value by value."""
+"""Compare every variant with the published configuration of its original, value by value."""
 
 import ast
 import csv
@@ -19,7 +19,7 @@ from tests.helpers.shared_files import SHARED
 RECIPES = {name: SHARED / "reference" / f"RECIPES_{name}.tsv" for name in ("mmseg", "sss")}
 needs_recipes = pytest.mark.skipif(
     not all(path.is_file() for path in RECIPES.values()),
-    reason="the published configurations are not there (../shared/reference/RECIPES_*.tsv)")
+    reason="the published configurations are missing (../shared/reference/RECIPES_*.tsv)")
 
 CONFIGS = [name for name in config_files.config_names() if config_files.read_config_file(name).variants]
 VARIANTS = [(name, variant) for name in CONFIGS for variant in config_files.read_config_file(name).variants]
@@ -35,19 +35,19 @@ SSS_DATA = {"cityscapes": ("cityscapes", 372), "ade20k": ("ade20k", 1263), "voc"
 
 
 def published(name):
-    """Return the rows of a table for the datasets kseg has, by the original's config name."""
+    """Return the rows of a table for kseg's datasets, by the name of the original config."""
     with RECIPES[name].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     return {row["config"]: row for row in rows if "pascal" not in row["config"]}
 
 
-def ours(source):
-    """Return (full name, variant) of each row of a source, by the original's config name."""
+def variants_of(source):
+    """Return (full name, variant) of every variant of a source, by the name of the original config."""
     return {row.original: (f"{name}:{variant}", row) for name in CONFIGS
             for variant, row in config_files.read_config_file(name).variants.items() if row.source == source}
 
 
-def value(text):
+def parse_value(text):
     return None if text == "None" else ast.literal_eval(text)
 
 
@@ -56,16 +56,16 @@ def height_width(text):
 
 
 def compare(full_name, row, values, data, published_values):
-    """Return the differences between a row and what its source says, as text."""
+    """Return the differences between a variant and its published configuration, as text."""
     config = configs.load(full_name)
-    pairs = [(key, attrgetter(key)(config), wanted) for key, wanted in values.items()]
+    pairs = [(key, attrgetter(key)(config), expected) for key, expected in values.items()]
     pairs += [("classes", len(registry.DATASETS[config.data.name].classes), data),
               ("published", (row.miou, row.miou_ms_flip, row.weights), published_values)]
-    return [f"{full_name} {key}: {is_now} for {wanted}" for key, is_now, wanted in pairs if is_now != wanted]
+    return [f"{full_name} {key}: {actual} for {expected}" for key, actual, expected in pairs if actual != expected]
 
 
-def of_both(head, stride):
-    """Return the values that no published row changes."""
+def common_values(head, stride):
+    """Return the values that all variants of a head have."""
     pyramid = {"model.deeplab.dilations": ()} if head.startswith("deeplab") else {}
     return pyramid | {
         "model.head": head, "model.output_stride": stride, "model.width": 64, "model.stride_on": "3x3",
@@ -78,29 +78,29 @@ def of_both(head, stride):
         "data.val_split": "val"}
 
 
-def of_mmseg(row):
+def mmseg_values(row):
     assert (row["optimizer"], row["paramwise"], row["clip"]) == ("SGD", "None", "None")
     kind, depth = row["backbone"].rsplit("-", 1)
     head, stride = HEADS[row["head"]], STRIDES[row["strides"], row["dilations"]]
     name, split = MMSEG_DATA[row["dataset"]]
     crop, mixed = ast.literal_eval(row["crop"]), row["opt_wrapper"] == "AmpOptimWrapper"
-    # What pads the pictures before they are normalised pads them with black.
+    # Padding before the normalization is black.
     black = "Pad" in row["pipeline"].split(">")
-    sampler = value(row["sampler"])
+    sampler = parse_value(row["sampler"])
     if row["head_dilations"] != "None":
         assert ast.literal_eval(row["head_dilations"]) == PYRAMIDS[stride]
     assert ast.literal_eval(row["pad_size"]) == crop and row["poly_end"] == row["iters"]
     wider = int(row["stem_channels"]) != 64
     shortcut = {"model.deeplab.shortcut_channels": ast.literal_eval(row["c1"])[1]} if row["c1"] != "None" else {}
-    return of_both(head, stride) | shortcut | {
+    return common_values(head, stride) | shortcut | {
         "data.name": name, "data.train_split": split, "model.backbone": f"resnet{depth}",
         "model.stem": {"ResNetV1c": "deep", "ResNet": "7x7"}[kind],
         "init.backbone": row["pretrained"].split("://")[1],
         "init.skip": ("stem.*", "layer1.0.conv1.weight", "layer1.0.downsample.0.weight") if wider else (),
         "model.stem_channels": int(row["stem_channels"]) if wider else 0,
-        "model.multi_grid": value(row["multi_grid"]) or (), "model.channels": int(row["channels"]),
+        "model.multi_grid": parse_value(row["multi_grid"]) or (), "model.channels": int(row["channels"]),
         "model.auxiliary_channels": int(row["aux_channels"]), "model.dropout": float(row["dropout"]),
-        "model.align_corners": value(row["align_corners"]), "model.initial_weights": "kaiming",
+        "model.align_corners": parse_value(row["align_corners"]), "model.initial_weights": "kaiming",
         "loss.auxiliary": float(row["aux_weight"]), "loss.se": 0.2, "loss.average": "all",
         "loss.ohem_kept": sampler["min_kept"] if sampler else 0,
         "train.global_batch": int(row["gpus"]) * int(row["bs_per_gpu"]), "train.steps": int(row["iters"]),
@@ -109,21 +109,22 @@ def of_mmseg(row):
         "train.weight_decay": float(row["wd"]), "train.power": float(row["poly_power"]),
         "train.end_learning_rate": float(row["eta_min"]),
         "train.precision": "mixed_float16" if mixed else "float32", "train.loss_scale": 512.0 if mixed else 1.0,
-        "augment.scale": height_width(row["resize_scale"]), "augment.scale_range": value(row["ratio_range"]),
+        "augment.scale": height_width(row["resize_scale"]), "augment.scale_range": parse_value(row["ratio_range"]),
         "augment.crop": crop, "augment.cat_max_ratio": float(row["cat_max_ratio"]), "augment.pad": "corner",
         "augment.crop_tries": 10,
         "augment.pad_color": "black" if black else "mean",
         "evaluate.resize": height_width(row["test_scale"]), "evaluate.resize_logits": "twice",
-        "evaluate.window": value(row["test_crop"]) or (), "evaluate.stride": value(row["test_stride"]) or ()}
+        "evaluate.window": parse_value(row["test_crop"]) or (),
+        "evaluate.stride": parse_value(row["test_stride"]) or ()}
 
 
-def of_sss(row):
+def sss_values(row):
     original, stride = row["config"], int(row["outstride"])
     head, losses = original.partition("_")[0], ast.literal_eval(row["losses"])
-    name, steps_of_an_epoch = SSS_DATA[original.rsplit("_", 1)[1]]
+    name, steps_per_epoch = SSS_DATA[original.rsplit("_", 1)[1]]
     options, auxiliary = ast.literal_eval(row["head"]), ast.literal_eval(row["aux"])
     resize, crop = ast.literal_eval(row["resize"]), ast.literal_eval(row["crop"])
-    steps = int(row["epochs"]) * steps_of_an_epoch
+    steps = int(row["epochs"]) * steps_per_epoch
     assert ast.literal_eval(row["infer"])["mode"] == "whole" and row["min_lr"] == "0.01*lr (default)"
     assert row["params_rules"] == "{}" and options["dropout"] == auxiliary["dropout"]
     if "dilations" in options:
@@ -133,14 +134,14 @@ def of_sss(row):
     if head == "encnet":
         assert options["num_codes"] == 32 and options["extra"] == {"use_se_loss": True, "add_lateral": False}
         assert losses["loss_se"] == (0.2, True)
-    own = {"deeplabv3plus": {"model.deeplab.shortcut_channels": options.get("shortcut_channels")},
-           "fcn": {"model.fcn.concat_input": False}}
-    return of_both(head, stride) | own.get(head, {}) | {
+    head_values = {"deeplabv3plus": {"model.deeplab.shortcut_channels": options.get("shortcut_channels")},
+                   "fcn": {"model.fcn.concat_input": False}}
+    return common_values(head, stride) | head_values.get(head, {}) | {
         "data.name": name, "data.train_split": row["trainset"], "model.backbone": f"resnet{row['depth']}",
         "model.stem": "deep", "model.stem_channels": 0, "model.multi_grid": (), "init.skip": (),
         "init.backbone": f"resnet{row['depth']}_v1c", "model.channels": options["feats_channels"],
         "model.auxiliary_channels": auxiliary["out_channels"], "model.dropout": options["dropout"],
-        "model.align_corners": value(row["align_corners"]), "model.initial_weights": "uniform",
+        "model.align_corners": parse_value(row["align_corners"]), "model.initial_weights": "uniform",
         "loss.auxiliary": losses["loss_aux"][0], "loss.main": losses["loss_cls"][0], "loss.se": 0.2,
         "loss.average": "valid", "loss.ohem_kept": 0,
         "train.global_batch": int(row["total_bs"]), "train.steps": steps, "train.end_step": steps,
@@ -156,30 +157,30 @@ def of_sss(row):
 
 
 @needs_recipes
-def test_every_row_of_mmsegmentation_means_what_it_was_trained_with():
-    rows, named = published("mmseg"), ours(variants.MMSEGMENTATION)
+def test_variants_of_mmsegmentation_have_the_published_values():
+    rows, named = published("mmseg"), variants_of(variants.MMSEGMENTATION)
     assert len(rows) == 83 and set(named) == set(rows)
-    found = []
+    faults = []
     for original, row in rows.items():
         address = row["weights"] if row["weights"] != "None" else ""
-        found += compare(*named[original], of_mmseg(row), int(row["classes"]),
-                         (value(row["mIoU"]), value(row["mIoU_ms_flip"]), address))
-    assert found == []
+        faults += compare(*named[original], mmseg_values(row), int(row["classes"]),
+                         (parse_value(row["mIoU"]), parse_value(row["mIoU_ms_flip"]), address))
+    assert faults == []
 
 
 @needs_recipes
-def test_every_row_of_sssegmentation_means_what_it_was_trained_with():
-    rows, named = published("sss"), ours(variants.SSSEGMENTATION)
+def test_variants_of_sssegmentation_have_the_published_values():
+    rows, named = published("sss"), variants_of(variants.SSSEGMENTATION)
     assert len(rows) == 72 and set(named) == set(rows)
-    found = []
+    faults = []
     for original, row in rows.items():
-        found += compare(*named[original], of_sss(row), int(row["classes"]),
+        faults += compare(*named[original], sss_values(row), int(row["classes"]),
                          (float(row["mIoU"].rstrip("%")), None, row["weights"]))
-    assert found == []
+    assert faults == []
 
 
 def name_of(source, original):
-    """Return the full name that a row's original name asks for."""
+    """Return the full name of the variant of an original config."""
     if source == variants.MMSEGMENTATION:
         pattern = r"(\w+?)_(r\d+[bs]?-d\d+(?:-mg124)?)_4xb[24]-((?:amp-)?\d+k)_(cityscapes|ade20k|voc12aug)-(\d+x\d+)"
         head, network, schedule, data, crop = re.fullmatch(pattern, original).groups()
@@ -192,7 +193,7 @@ def name_of(source, original):
 
 
 @pytest.mark.parametrize("name, variant", VARIANTS)
-def test_a_variant_is_named_like_its_original_and_is_a_config(name, variant):
+def test_a_variant_is_named_after_its_original_and_is_a_valid_config(name, variant):
     row = config_files.read_config_file(name).variants[variant]
     assert name_of(row.source, row.original) == f"{name}:{variant}"
     config = configs.load(f"{name}:{variant}")
@@ -201,21 +202,21 @@ def test_a_variant_is_named_like_its_original_and_is_a_config(name, variant):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_alone_is_its_first_variant_and_no_two_are_alike(name):
-    nameless = [dataclasses.replace(configs.load(full), name="") for full in
-                [name, *(f"{name}:{variant}" for variant in config_files.read_config_file(name).variants)]]
+def test_a_config_equals_its_first_variant_and_all_variants_differ(name):
+    names = [name, *(f"{name}:{variant}" for variant in config_files.read_config_file(name).variants)]
+    nameless = [dataclasses.replace(configs.load(full_name), name="") for full_name in names]
     assert nameless[0] == nameless[1]
     assert all(one != other for index, one in enumerate(nameless[1:], 1) for other in nameless[index + 1:])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_backbone_to_start_from_is_a_published_file(name):
-    variants = config_files.read_config_file(name).variants
-    files = {configs.load(f"{name}:{variant}").init.backbone for variant in variants}
-    assert files and files <= set(downloads.BACKBONES)
+def test_every_initial_backbone_is_a_published_file(name):
+    names = config_files.read_config_file(name).variants
+    backbones = {configs.load(f"{name}:{variant}").init.backbone for variant in names}
+    assert backbones and backbones <= set(downloads.BACKBONES)
 
 
-def test_a_dry_run_fetches_nothing(tmp_path, monkeypatch):
+def test_a_dry_run_downloads_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("KSEG_WEIGHTS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     config, lines = configs.load("encnet_ade20k:r50s-d8-512x512-80k"), []
@@ -224,6 +225,6 @@ def test_a_dry_run_fetches_nothing(tmp_path, monkeypatch):
     assert len(lines) == 1 and "https://" in lines[0] and str(tmp_path / "resnet50_v1c-2cccc1ad.pth") in lines[0]
     (tmp_path / "resnet50_v1c-2cccc1ad.pth").touch()
     assert downloads.without_download(config, lines.append) == config and len(lines) == 1
-    # A path of the user's own is not forgotten, there or not.
-    mine = configs.load("encnet_ade20k", ["init.backbone=mine.pth"])
-    assert downloads.without_download(mine, lines.append) == mine and len(lines) == 1
+    # A path set by the user is kept, whether or not it exists.
+    own_file = configs.load("encnet_ade20k", ["init.backbone=mine.pth"])
+    assert downloads.without_download(own_file, lines.append) == own_file and len(lines) == 1
