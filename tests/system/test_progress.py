@@ -1,4 +1,4 @@
-"""What a progress line says; its rates and times left are not looked at."""
+"""Check the lines of a progress counter, but not their rates and remaining times."""
 
 from kseg.system.progress import Progress
 
@@ -30,7 +30,7 @@ def test_more_and_fewer_than_announced():
     assert line.startswith("2/3 frames") and line.endswith("ended")
 
 
-def test_last_line_is_said_whatever_the_interval():
+def test_the_last_line_is_reported_regardless_of_the_interval():
     lines = []
     progress = Progress(100, "frames", lines.append, interval=1e9)
     for done in range(1, 6):

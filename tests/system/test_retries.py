@@ -1,4 +1,4 @@
-"""Which errors of the storage are worth another attempt, and how the attempts are made."""
+"""Retry storage operations: which errors are transient, the waits, and the reports."""
 
 import errno
 import os
@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from kseg.system import retries
 
-# Errors as the operating system gives them, through Python, TensorFlow and HDF5.
+# Real errors of the operating system, through Python, TensorFlow and HDF5.
 REAL = {
-    "memory that is not there": (lambda: os.pread(os.open("/proc/self/mem", os.O_RDONLY), 1, 0), errno.EIO),
+    "an unmapped address": (lambda: os.pread(os.open("/proc/self/mem", os.O_RDONLY), 1, 0), errno.EIO),
     "a missing file": (lambda: open("/none/there"), errno.ENOENT),
     "TensorFlow: a missing file": (lambda: tf.io.read_file("/none/there"), errno.ENOENT),
     "TensorFlow: a full disk": (lambda: tf.io.write_file("/dev/full", "x" * 100_000), errno.ENOSPC),
@@ -23,7 +23,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("fails, expected", REAL.values(), ids=REAL)
-def test_numbers_of_real_errors(fails, expected):
+def test_error_numbers_of_real_errors(fails, expected):
     with pytest.raises(Exception) as raised:
         fails()
     assert retries.error_number(raised.value) == expected
@@ -44,7 +44,7 @@ def python_error_in_a_pipeline():
     (lambda: OSError(errno.ETIMEDOUT, "timed out"), True), (lambda: OSError(errno.ESTALE, "stale"), True),
     (lambda: OSError(errno.EROFS, "read-only"), False), (lambda: OSError(errno.EACCES, "no"), False),
     (lambda: OSError(errno.EDQUOT, "quota"), False),
-    # As TensorFlow's file system words it.
+    # TensorFlow's file system reports the system's text without its number.
     (lambda: tf.errors.UnknownError(None, None, "/a/step-1.index; Input/output error"), True),
     (lambda: tf.errors.FailedPreconditionError(None, None, "/a; Device or resource busy"), True),
     (lambda: tf.errors.PermissionDeniedError(None, None, "/a; Permission denied"), False),
@@ -53,20 +53,20 @@ def python_error_in_a_pipeline():
     (lambda: tf.errors.DataLossError(None, None, "checksum does not match"), False),
     (lambda: RuntimeError("Can't decrement id ref count (unable to close file, errno = 5, error message = 'x')"), True),
     (python_error_in_a_pipeline, True), (lambda: ValueError("no number"), False)])
-def test_which_errors_pass_by_themselves(make, transient):
+def test_transient_errors_are_recognized(make, transient):
     assert retries.is_transient(make()) is transient
 
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The seconds that were waited, without waiting."""
+    """Return the list of waits in seconds, which are not actually waited."""
     seconds = []
     monkeypatch.setattr(retries.time, "sleep", seconds.append)
     return seconds
 
 
 def failing(*errors):
-    """Return an action that raises each of the errors once and then returns its number of calls, and the calls."""
+    """Return an action that raises the errors one after another and then returns its number of calls, and the calls."""
     calls = []
 
     def action():
@@ -78,7 +78,7 @@ def failing(*errors):
     return action, calls
 
 
-def test_it_is_done_again_after_growing_waits_and_each_is_reported(waits):
+def test_attempts_follow_growing_waits_which_are_reported(waits):
     action, _ = failing(OSError(errno.EIO, "first"), OSError(errno.ESTALE, "second"))
     lines = []
     assert retries.with_retries(action, "writing x", lines.append, attempts=4, first_wait=8.0) == 3
@@ -87,7 +87,7 @@ def test_it_is_done_again_after_growing_waits_and_each_is_reported(waits):
         assert re.fullmatch(rf"writing x failed \(.*{error}\); attempt {attempt} of 4 in {wait:.1f} s", line)
 
 
-def test_the_last_attempts_error_is_raised(waits):
+def test_the_error_of_the_last_attempt_is_raised(waits):
     errors = [OSError(errno.EIO, str(number)) for number in range(9)]
     action, calls = failing(*errors)
     with pytest.raises(OSError) as raised:
@@ -96,14 +96,14 @@ def test_the_last_attempts_error_is_raised(waits):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyError("name"), KeyboardInterrupt()])
-def test_what_stays_is_raised_at_once(waits, error):
+def test_errors_that_are_not_transient_are_raised_at_once(waits, error):
     action, calls = failing(error)
     with pytest.raises(type(error)):
         retries.with_retries(action, "writing x", print)
     assert len(calls) == 1 and not waits
 
 
-def test_the_random_numbers_of_a_run_stay_as_they_are(waits):
+def test_the_state_of_the_global_random_generator_is_unchanged(waits):
     before = random.getstate()
     retries.with_retries(failing(OSError(errno.EIO, "x"))[0], "writing x", lambda line: None)
     assert random.getstate() == before
