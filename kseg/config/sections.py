@@ -306,7 +306,7 @@ class Evaluate:
     # Size multiplied by the factors: the "picture"'s own size instead of `resize` (MMSegmentation), or the network's
     # "input" size (SSSegmentation).
     scale_of: Literal["picture", "input"] = "picture"
-    # What is averaged over scales and mirrored images: "probabilities" at the label's size (MMSegmentation), "logits"
+    # Quantity averaged over scales and mirrored images: "probabilities" at the label's size (MMSegmentation), "logits"
     # (SSSegmentation), or probabilities "before resizing" (an option of SSSegmentation).
     average: Literal["probabilities", "logits", "before resizing"] = "probabilities"
 

@@ -136,7 +136,7 @@ def wait_for_all_hosts(cluster: Cluster, seconds: float, report: Callable[[str],
     """Wait until every host of a cluster has called this function; afterwards this host's port is free again.
 
     Each host listens on its port until it has reached all others on theirs. Without this meeting, a host that is late
-    could not be told from one that will never start, because TensorFlow's own start waits forever.
+    could not be distinguished from one that will never start, because TensorFlow's own start waits forever.
 
     Raises:
         HostLost: not all hosts were reached within `seconds`; names them with the reasons.

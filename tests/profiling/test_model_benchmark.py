@@ -24,12 +24,14 @@ ARGUMENTS = ["model", "--config", "encnet_shapes", "--set", *TINY]
 FACTS = Facts(1_234_567, 1_200_000, 1_000_000, 4_500_000, 987_654_321, "processor, 2 threads", {"TensorFlow": "2.0"})
 
 
-def test_command_prints_and_writes_all_forms(tmp_path, capsys):
+def test_command_prints_and_writes_all_forms(tmp_path, capfd):
     path = tmp_path / "figures.json"
     assert benchmark.main([*ARGUMENTS, "--size", "32,48", "--batch", "2", "--rounds", "2", "--seconds", "0.05",
                            "--threads", "1", "--json", str(path)]) == 0
-    stored, output = json.loads(path.read_text()), capsys.readouterr().out
+    stored, (output, errors) = json.loads(path.read_text()), capfd.readouterr()
     assert stored["missing"] == {}
+    # The processes of the forms start TensorFlow quietly.
+    assert "InitializeLog" not in errors and "cuInit" not in errors
     facts = Facts(**stored.pop("facts"))
     forms = tuple(Form(**form) for form in stored.pop("forms"))
     figures = ModelFigures(**stored, facts=facts, forms=forms)
