@@ -171,7 +171,8 @@ def probabilities(scores: tf.Tensor, evaluate: Evaluate) -> tf.Tensor:
 def _sum_over_passes(model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol) -> tuple[tf.Tensor, int]:
     """Return the sum of the scores over all scales and flips, (N, height, width, C), and the number of passes."""
     evaluate = protocol.evaluate
-    scales = tf.constant(evaluate.scales or (1.0,), tf.float64)
+    factors = evaluate.scales or (1.0,)
+    scales = tf.constant(factors, tf.float64)
     passes_per_scale = 2 if evaluate.flip else 1
     activation = tf.nn.softmax if evaluate.average == "before resizing" else tf.identity
 
@@ -191,7 +192,7 @@ def _sum_over_passes(model: keras.Model, images: tf.Tensor, size: tuple, protoco
                               update, (total,))
         return number + 1, total
 
-    passes = passes_per_scale * len(scales)
+    passes = passes_per_scale * len(factors)
     _, total = tf.while_loop(lambda number, _: number < passes, add_pass,
                              (tf.constant(0), _zero_scores(model, images, size)), parallel_iterations=1)
     return total, passes

@@ -3,11 +3,9 @@
 The responses must equal those of the same SavedModel in this process, and arrive in time.
 """
 
-import ctypes
 import io
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -54,6 +52,12 @@ class NotServed(UserError):
     """A model that cannot be served, or whose responses are wrong or late."""
 
 
+# This program makes the kernel stop its process when the parent is killed (Linux: prctl, PR_SET_PDEATHSIG), and then
+# becomes the server. A `preexec_fn` would run gRPC's fork handlers, which can abort the child.
+STOP_WITH_PARENT = ("import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+                    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+
+
 @contextmanager
 def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
     """Serve a SavedModel as version 1 of `candidate`, and yield a channel to it; raises NotServed.
@@ -65,10 +69,9 @@ def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
         base, address = Path(directory, "models"), Path(directory, "socket")
         shutil.copytree(model, base / "1")
         server = subprocess.Popen(
-            [sys.executable, "-m", SERVER, f"--model_name={NAME}", f"--model_base_path={base}", "--port=0",
+            [sys.executable, "-c", STOP_WITH_PARENT, "-m", SERVER, f"--model_name={NAME}", f"--model_base_path={base}", "--port=0",
              f"--grpc_socket_path={address}", "--drain_seconds=0", "--grace_seconds=1"],
-            stdout=output, stderr=subprocess.STDOUT, cwd=Path(serving.__file__).resolve().parents[1],
-            preexec_fn=stop_with_parent)
+            stdout=output, stderr=subprocess.STDOUT, cwd=Path(serving.__file__).resolve().parents[1])
         try:
             with grpc.insecure_channel(f"unix:{address}", options=[
                     (f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]) as channel:
@@ -81,11 +84,6 @@ def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
-
-
-def stop_with_parent() -> None:
-    """Make the kernel stop this process when its parent is killed (Linux: prctl, PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def wait_until_available(server: subprocess.Popen, channel: grpc.Channel, log: Path) -> None:

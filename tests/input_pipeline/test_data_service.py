@@ -178,9 +178,9 @@ def test_service_error_is_reported_if_no_file_is_faulty(settings, monkeypatch):
 @pytest.mark.parametrize("address", ["localhost:5050", "grpc://localhost", "http://localhost:5050",
                                      "grpc://localhost:99999", "grpc://local host:5050"])
 def test_malformed_addresses(address):
-    with pytest.raises(ConfigError, match="like grpc://host:5050, got"):
+    with pytest.raises(ConfigError, match="grpc://host:5050, got"):
         check_config(Config(data=Data(service=address)))
-    with pytest.raises(ConfigError, match="like grpc://host:5050, got"):
+    with pytest.raises(ConfigError, match="grpc://host:5050, got"):
         data_service.serve_data(0, "localhost", address)
 
 
