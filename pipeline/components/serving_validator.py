@@ -69,8 +69,8 @@ def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
         base, address = Path(directory, "models"), Path(directory, "socket")
         shutil.copytree(model, base / "1")
         server = subprocess.Popen(
-            [sys.executable, "-c", STOP_WITH_PARENT, "-m", SERVER, f"--model_name={NAME}", f"--model_base_path={base}", "--port=0",
-             f"--grpc_socket_path={address}", "--drain_seconds=0", "--grace_seconds=1"],
+            [sys.executable, "-c", STOP_WITH_PARENT, "-m", SERVER, f"--model_name={NAME}", f"--model_base_path={base}",
+             "--port=0", f"--grpc_socket_path={address}", "--drain_seconds=0", "--grace_seconds=1"],
             stdout=output, stderr=subprocess.STDOUT, cwd=Path(serving.__file__).resolve().parents[1])
         try:
             with grpc.insecure_channel(f"unix:{address}", options=[
