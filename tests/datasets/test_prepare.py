@@ -139,7 +139,7 @@ def test_wrong_counts_names_and_directories(tmp_path):
         run("ade", source, tmp_path / "out")
     with pytest.raises(DataError, match="unknown split of ade20k 'vla'. Did you mean val"):
         run("ade20k", source, tmp_path / "out", ["vla"])
-    with pytest.raises(DataError, match="no directory .*nowhere; --source names"):
+    with pytest.raises(DataError, match="no directory .*nowhere; --source takes"):
         run("ade20k", tmp_path / "nowhere", tmp_path / "out")
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
