@@ -52,6 +52,7 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
     Example:
         >>> from kseg.inference import trained_model
         >>> model, config, dataset = trained_model.load_trained(workdir)
+        note: ... weights were loaded
         >>> path = export(model, config, dataset, out / "served", report=lambda line: None)
         >>> path.name, sorted(file.name for file in (path / "assets").iterdir())
         ('1', ['classes.json', 'config.json', 'provenance.json'])
@@ -72,7 +73,7 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
             with tempfile.TemporaryDirectory() as directory:
                 served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
                     Path(directory), config, dataset, weights)]
-                tf.saved_model.save(served, str(temporary), signatures=served.answers)
+                tf.saved_model.save(served, str(temporary), signatures=served.functions)
             atomic_files.write_text(temporary / "signatures.txt", signature_text(temporary))
             warmup.write_warmup(temporary, size, options.warmup_batches, report)
             os.replace(temporary, path)

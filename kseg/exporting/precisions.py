@@ -30,7 +30,7 @@ class Network(tf.Module):
 
     def __init__(self, call: Callable[[tf.Tensor], tf.Tensor], variables: list[tf.Variable], classes: int):
         super().__init__()
-        self.held, self.output, self._call = variables, {"main": Output((None, None, None, classes))}, call
+        self.saved_variables, self.output, self._call = variables, {"main": Output((None, None, None, classes))}, call
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         return {"main": self._call(images)}
@@ -44,34 +44,34 @@ def folded_model(model: keras.Model, device: str) -> keras.Model:
 def float32(model: keras.Model, settings: Model, device: str) -> Network:
     """Return a network with the model's weights, computed in float32."""
     main = folded_model(model, device)
-    return Network(lambda images: main(images, training=False), [each.value for each in main.variables],
+    return Network(lambda images: main(images, training=False), [variable.value for variable in main.variables],
                    main.output.shape[-1])
 
 
 def bfloat16(model: keras.Model, settings: Model, device: str) -> Network:
     """Return a network with the model's weights, whose layers compute in bfloat16."""
     main = folded_model(model, device)
-    bare = models.build(settings, main.output.shape[-1], precision="mixed_bfloat16")
-    low = folded_model(bare, device)
-    low.set_weights(main.get_weights())
-    return Network(lambda images: low(images, training=False), [each.value for each in low.variables],
+    unfolded = models.build(settings, main.output.shape[-1], precision="mixed_bfloat16")
+    mixed = folded_model(unfolded, device)
+    mixed.set_weights(main.get_weights())
+    return Network(lambda images: mixed(images, training=False), [variable.value for variable in mixed.variables],
                    main.output.shape[-1])
 
 
 def dynamic_range(model: keras.Model, settings: Model, device: str) -> Network:
     """Return a network that stores kernels as int8, with one scale per output channel, and computes in float32."""
     main = folded_model(model, device)
-    held, readers = [], []
+    saved, readers = [], []
     for variable in main.variables:
         value = variable.numpy()
         if value.ndim < 2:
             copy = tf.Variable(value, trainable=False)
-            held.append(copy)
+            saved.append(copy)
             readers.append(copy.read_value)
             continue
         integers, scale = quantized(value)
         pair = tf.Variable(integers, trainable=False), tf.Variable(scale, trainable=False)
-        held += pair
+        saved += pair
         readers.append(lambda pair=pair: tf.cast(pair[0], tf.float32) * pair[1])
     trainable = {id(variable) for variable in main.trainable_variables}
     is_trainable = [id(variable) in trainable for variable in main.variables]
@@ -83,7 +83,7 @@ def dynamic_range(model: keras.Model, settings: Model, device: str) -> Network:
                                          training=False)
         return outputs
 
-    return Network(call, held, main.output.shape[-1])
+    return Network(call, saved, main.output.shape[-1])
 
 
 def quantized(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,18 +26,28 @@ IMAGE_FEATURE = "image/encoded"
 
 
 class Served(tf.Module):
-    """Hold the signatures of a network as functions, for tf.saved_model.save."""
+    """Hold the signatures of a network as functions, for tf.saved_model.save.
+
+    Args:
+        network: Maps normalized images to logits.
+        protocol: The test protocol: normalization, scales, flip, windows.
+        size: (height, width) of the class maps of predict_map, pixels.
+        max_pixels: Larger images are refused before they are decoded.
+        all_scores: Whether to add predict_all_scores.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from kseg.exporting.precisions import export_network
+        >>> from kseg.inference import prediction, trained_model
+        >>> model, config, _ = trained_model.load_trained(workdir)
+        note: ... weights were loaded
+        >>> network = export_network(model, config.model, precision="float32", device="any")
+        >>> served = Served(network, prediction.protocol_of(config), (32, 48), max_pixels=10**6, all_scores=False)
+        >>> served.functions["predict_tensor"](tf.zeros((1, 40, 56, 3), tf.uint8))["class_map"].shape
+        TensorShape([1, 40, 56])
+    """
 
     def __init__(self, network: Network, protocol: Protocol, size: tuple[int, int], max_pixels: int, all_scores: bool):
-        """Trace the signatures.
-
-        Args:
-            network: Maps normalized images to logits.
-            protocol: The test protocol: normalization, scales, flip, windows.
-            size: (height, width) of the class maps of predict_map, pixels.
-            max_pixels: Larger images are refused.
-            all_scores: Whether to add predict_all_scores.
-        """
         super().__init__()
         self.network, self.protocol, self.size, self.max_pixels = network, protocol, size, max_pixels
         images = tf.TensorSpec((None, None, None, 3), tf.uint8)
@@ -46,15 +56,15 @@ class Served(tf.Module):
         strings = tf.TensorSpec((None,), tf.string, name="image_bytes")
         pixels = tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")
         examples = tf.TensorSpec((None,), tf.string, name="examples")
-        made: dict[str, tuple[Callable, tf.TensorSpec]] = {
+        methods: dict[str, tuple[Callable, tf.TensorSpec]] = {
             "serving_default": (self.serve, strings), "predict_map": (self.predict_map, strings),
             "predict_tensor": (self.predict_tensor, pixels), "predict_scores": (self.predict_scores, pixels),
             "serve_tf_examples": (self.serve_tf_examples, examples)}
         if all_scores:
-            made["predict_all_scores"] = (self.predict_all_scores, pixels)
+            methods["predict_all_scores"] = (self.predict_all_scores, pixels)
         # The attribute cannot be called `signatures`, a name that tf.saved_model reserves.
-        self.answers = {name: tf.function(function, input_signature=[spec], autograph=False)
-                        for name, (function, spec) in made.items()}
+        self.functions = {name: tf.function(method, input_signature=[spec], autograph=False)
+                          for name, (method, spec) in methods.items()}
 
     def _ids(self, images: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(images)
@@ -110,32 +120,32 @@ class Served(tf.Module):
     def _pixels(self, images: tf.Tensor) -> tf.Tensor:
         """Check rank and number of pixels: a few bytes of a request can describe a huge tensor."""
         images = tf.ensure_shape(images, (None, None, None, 3))
-        with tf.control_dependencies([self._bounded(tf.shape(images)[1:3])]):
+        with tf.control_dependencies([self._require_max_pixels(tf.shape(images)[1:3])]):
             return tf.identity(images)
 
-    def _bounded(self, sides: tf.Tensor) -> tf.Operation:
+    def _require_max_pixels(self, sides: tf.Tensor) -> tf.Operation:
         pixels = tf.cast(sides[0], tf.int64) * tf.cast(sides[1], tf.int64)
         return tf.debugging.Assert(pixels <= self.max_pixels, [
-            "picture of", sides, "pixels (height, width); at most this many are taken:", self.max_pixels])
+            "image of", sides, "pixels (height, width); maximum:", self.max_pixels])
 
     def _decoded(self, data: tf.Tensor) -> tf.Tensor:
         """Decode JPEG or PNG bytes; an image that is too large fails before it is decoded."""
         sides = tf.case([(tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data)[:2]),
                          (tf.equal(tf.strings.substr(data, 0, 8), PNG_SIGNATURE), lambda: _png_sides(data))],
                         default=lambda: _refuse_bytes(data))
-        with tf.control_dependencies([self._bounded(sides)]):
+        with tf.control_dependencies([self._require_max_pixels(sides)]):
             return decode_image(tf.identity(data))
 
 
 def _png_sides(data: tf.Tensor) -> tf.Tensor:
     """Return (height, width), int32, from the header of a PNG."""
     has_header = tf.strings.length(data) >= 24
-    with tf.control_dependencies([tf.debugging.Assert(has_header, ["a PNG of less than its header"])]):
+    with tf.control_dependencies([tf.debugging.Assert(has_header, ["a PNG that is shorter than its header"])]):
         header = tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.int32, little_endian=False)
     return tf.reverse(tf.ensure_shape(header, (2,)), [0])
 
 
 def _refuse_bytes(data: tf.Tensor) -> tf.Tensor:
     with tf.control_dependencies([tf.debugging.Assert(
-            False, ["image_bytes holds neither a JPEG nor a PNG; length:", tf.strings.length(data)])]):
+            False, ["image_bytes is neither a JPEG nor a PNG; length:", tf.strings.length(data)])]):
         return tf.zeros((2,), tf.int32)

@@ -3,7 +3,7 @@
 assets.extra/tf_serving_warmup_requests is a TFRecord file of at most 1000 PredictionLog messages (TensorFlow Serving).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from kseg.exporting.signatures import IMAGE_FEATURE
 
-PLACE = Path("assets.extra", "tf_serving_warmup_requests")
+WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 
 
 def write_warmup(directory: Path, size: tuple[int, int], batches: tuple[int, ...],
@@ -32,7 +32,7 @@ def write_warmup(directory: Path, size: tuple[int, int], batches: tuple[int, ...
         report("no warm-up requests written: they need tensorflow-serving-api, which the extra [serving] installs")
         return
     signatures = tf.saved_model.load(str(directory)).signatures
-    path = directory / PLACE
+    path = directory / WARMUP_FILE
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for name in sorted(signatures):
@@ -45,7 +45,7 @@ def write_warmup(directory: Path, size: tuple[int, int], batches: tuple[int, ...
     replay_warmup(path, signatures)
 
 
-def replay_warmup(path: Path, signatures) -> int:
+def replay_warmup(path: Path, signatures: Mapping[str, Callable]) -> int:
     """Run the requests of a warm-up file on the signatures of a loaded model, and return their number."""
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -57,8 +57,9 @@ def replay_warmup(path: Path, signatures) -> int:
     return count
 
 
-def example_inputs(signature, size: tuple[int, int], batch: int) -> dict[str, np.ndarray]:
-    """Return the inputs of a signature for a batch of images that show a gray ramp."""
+def example_inputs(signature: tf.types.experimental.ConcreteFunction, size: tuple[int, int],
+                   batch: int) -> dict[str, np.ndarray]:
+    """Return the inputs of a signature for `batch` images of (height, width) `size` that show a gray ramp."""
     image = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8)[:, None], (*size, 3))
     encoded = tf.io.encode_jpeg(image).numpy()
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))

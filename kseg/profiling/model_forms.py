@@ -118,8 +118,8 @@ def export_form(job: Job, model: keras.Model, directory: str) -> int:
     options = job.config.export
     network = export_network(model, job.config.model, options.precision, options.device)
     served = Served(network, prediction.protocol_of(job.config), job.size, options.max_pixels, options.all_scores)
-    tf.saved_model.save(served, directory, signatures=served.answers)
-    return sum(math.prod(variable.shape) for variable in served.network.held)
+    tf.saved_model.save(served, directory, signatures=served.functions)
+    return sum(math.prod(variable.shape) for variable in served.network.saved_variables)
 
 
 def model_facts(job: Job, directory: str) -> Facts:

@@ -33,7 +33,7 @@ from tfx.utils import path_utils
 
 import serving
 from kseg.errors import UserError
-from kseg.exporting.warmup import PLACE
+from kseg.exporting.warmup import WARMUP_FILE
 from pipeline import artifacts
 from pipeline.metadata import code_digest
 
@@ -108,7 +108,7 @@ def wait_until_available(server: subprocess.Popen, channel: grpc.Channel, log: P
 
 def warmup_requests(model: Path) -> list[predict_pb2.PredictRequest]:
     """Return a SavedModel's warm-up requests; raises NotServed if it has none."""
-    path = model / PLACE
+    path = model / WARMUP_FILE
     if not path.is_file():
         raise NotServed("it has no warm-up requests; kseg.export writes them if tensorflow-serving-api is installed")
     return [prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request

@@ -1,4 +1,4 @@
-"""Export: the same ids as the model gives, on every signature; what a server may load; what it must refuse."""
+"""Exported signatures give the model's ids, refuse bad requests, and are written atomically."""
 
 import base64
 import json
@@ -58,8 +58,8 @@ serving_default
 """
 
 
-def lively(settings):
-    """A model whose norms have learned something and whose classes differ from pixel to pixel."""
+def random_model(settings):
+    """Return a model with random norms whose predicted classes differ between pixels."""
     keras.utils.set_random_seed(3)
     model, generator = models.build(settings.model, CLASSES), np.random.default_rng(0)
     for layer in model.layers:
@@ -68,14 +68,14 @@ def lively(settings):
     last = model.get_layer("decode_head.conv_seg")
     kernel, bias = last.get_weights()
     last.set_weights([generator.normal(0, 1, kernel.shape), bias])
-    # Such that no class wins everywhere.
+    # Without this shift one class could win in all pixels.
     logits = model(generator.normal(0, 1, (2, 64, 64, 3)).astype(np.float32))["main"].numpy()
     last.set_weights([last.get_weights()[0], -logits.mean((0, 1, 2))])
     return model
 
 
 class Case:
-    """An exported model, loaded as a server loads it, beside the model in memory."""
+    """An exported model with its loaded signatures, and the model in memory."""
 
     def __init__(self, directory, head, precision="float32", settings=None, model=None):
         data = folder(directory / "set", {"val": [np.zeros((8, 8))]})
@@ -83,26 +83,26 @@ class Case:
             data=data, augment=Augment(crop=(24, 32)), evaluate=PROTOCOLS[head],
             model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, head=head))
         self.dataset = find_dataset(self.config.data)
-        self.model = model or lively(self.config)
+        self.model = model or random_model(self.config)
         self.lines = []
         self.config = replace(self.config, export=replace(self.config.export, precision=precision))
-        self.place = exporter.export(self.model, self.config, self.dataset, directory / "served",
-                                     report=self.lines.append)
-        self.signatures = tf.saved_model.load(str(self.place)).signatures
+        self.path = exporter.export(self.model, self.config, self.dataset, directory / "served",
+                                    report=self.lines.append)
+        self.signatures = tf.saved_model.load(str(self.path)).signatures
         self.predict = prediction.predictor(self.model, prediction.protocol_of(self.config))
 
     def close_calls(self, image, ids, other):
-        """Return how many pixels differ, and how many of them are no close call between two classes."""
+        """Return the number of different pixels, and of those where no second class has a similar score."""
         scores = tf.function(lambda images: prediction.predict_scores(
             self.model, images, image.shape[:2], prediction.protocol_of(self.config)))(image[None])[0].numpy()
-        two = np.sort(scores, axis=-1)[..., -2:]
-        clear = two[..., 1] - two[..., 0] > 1e-4 * np.maximum(1, np.abs(two[..., 1]))
+        second, first = np.moveaxis(np.sort(scores, axis=-1)[..., -2:], -1, 0)
+        clear = first - second > 1e-4 * np.maximum(1, np.abs(first))
         return (ids != other).sum(), ((ids != other) & clear).sum()
 
 
 @pytest.fixture(scope="module", params=HEADS)
 def case(request, tmp_path_factory):
-    return Case(tmp_path_factory.mktemp("a place"), request.param)
+    return Case(tmp_path_factory.mktemp("a path with spaces"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def one(tmp_path_factory):
     return Case(tmp_path_factory.mktemp("one"), "deeplabv3plus")
 
 
-def pictures():
+def random_images():
     generator = np.random.default_rng(5)
     return [generator.integers(0, 256, (*size, 3)).astype(np.uint8) for size in SIZES]
 
@@ -119,42 +119,43 @@ def png(image):
     return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
-def maps(answer):
-    """The class maps of a serving_default answer, read by another decoder."""
-    found = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) for data in answer["png_bytes"].numpy()]
-    assert [list(ids.shape) for ids in found] == answer["size"].numpy().tolist()
-    return found
+def class_maps(answer):
+    """Return the class maps of a serving_default answer, decoded by OpenCV."""
+    decoded = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+               for data in answer["png_bytes"].numpy()]
+    assert [list(ids.shape) for ids in decoded] == answer["size"].numpy().tolist()
+    return decoded
 
 
-def test_every_signature_gives_the_models_ids(case):
-    images = pictures()
+def test_all_signatures_give_the_models_ids(case):
+    images = random_images()
     data = tf.constant([png(image) for image in images])
     examples = tf.constant([tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: tf.train.Feature(
         bytes_list=tf.train.BytesList(value=[png(image)]))})).SerializeToString() for image in images])
-    served = maps(case.signatures["serving_default"](image_bytes=data))
-    again = maps(case.signatures["serve_tf_examples"](examples=examples))
+    served = class_maps(case.signatures["serving_default"](image_bytes=data))
+    again = class_maps(case.signatures["serve_tf_examples"](examples=examples))
     different = 0
-    for image, ids, same in zip(images, served, again, strict=True):
-        assert (ids == same).all()
+    for image, ids, ids_again in zip(images, served, again, strict=True):
+        assert (ids == ids_again).all()
         tensor = case.signatures["predict_tensor"](image=image[None])["class_map"].numpy()
         scores = case.signatures["predict_scores"](image=np.stack([image, image]))
         assert (tensor[0] == ids).all()
         assert (scores["class_map"].numpy() == tensor).all()
         assert scores["confidence"].shape == (2, *image.shape[:2]) and scores["confidence"].numpy().min() >= 255 // 3
-        # Folding rounds elsewhere, so a close call between two classes may fall the other way, and nothing else.
-        found, clear = case.close_calls(image, case.predict(image), ids)
-        different += found
+        # Folding changes the rounding, which may only decide between two classes with similar scores.
+        changed, clear = case.close_calls(image, case.predict(image), ids)
+        different += changed
         assert clear == 0
     assert different <= 20 and len(np.unique(np.concatenate([ids.ravel() for ids in served]))) > 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_sizes_and_formats_mix_in_one_request(one, count):
-    images = pictures()[:count]
+    images = random_images()[:count]
     data = [png(image) if index % 2 else cv2.imencode(".jpg", image)[1].tobytes() for index, image in enumerate(images)]
-    together = maps(one.signatures["serving_default"](image_bytes=tf.constant(data)))
+    together = class_maps(one.signatures["serving_default"](image_bytes=tf.constant(data)))
     for alone, ids in zip(data, together, strict=True):
-        assert (maps(one.signatures["serving_default"](image_bytes=tf.constant([alone])))[0] == ids).all()
+        assert (class_maps(one.signatures["serving_default"](image_bytes=tf.constant([alone])))[0] == ids).all()
     answer = one.signatures["predict_map"](image_bytes=tf.constant(data))
     assert answer["class_map"].shape == (count, 24, 32)
     for image, ids in list(zip(images, answer["class_map"].numpy()))[1::2]:
@@ -164,7 +165,7 @@ def test_sizes_and_formats_mix_in_one_request(one, count):
 
 @pytest.mark.parametrize("source", ["drawn", pytest.param("camvid", marks=needs_camvid)])
 def test_the_model_its_export_rest_and_grpc_give_the_same_ids(case, source):
-    """All heads and protocols; CamVid's pictures are 480x360 JPEGs."""
+    """All heads and protocols are covered; CamVid's images are 480x360 JPEGs."""
     import grpc
     import requests
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -172,10 +173,10 @@ def test_the_model_its_export_rest_and_grpc_give_the_same_ids(case, source):
     from serving.config.flags import Options
     from serving.model_server import Server
 
-    data = [png(image) for image in pictures()] if source == "drawn" else [
+    data = [png(image) for image in random_images()] if source == "drawn" else [
         path.read_bytes() for path in sorted((CAMVID / "test" / "images").iterdir())[:2]]
     loaded = case.signatures["serving_default"](image_bytes=tf.constant(data))
-    server = Server(Options(port=-1, rest_api_port=-1, model_name="case", model_base_path=str(case.place.parent)))
+    server = Server(Options(port=-1, rest_api_port=-1, model_name="case", model_base_path=str(case.path.parent)))
     server.start()
     try:
         request = predict_pb2.PredictRequest()
@@ -184,30 +185,30 @@ def test_the_model_its_export_rest_and_grpc_give_the_same_ids(case, source):
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=300)
         rest = requests.post(f"http://127.0.0.1:{server.rest_port}/v1/models/case:predict", timeout=300, json={
-            "instances": [{"b64": base64.b64encode(picture).decode()} for picture in data]})
+            "instances": [{"b64": base64.b64encode(content).decode()} for content in data]})
     finally:
         server.stop()
     files = list(answer.outputs["png_bytes"].string_val)
     assert files == [base64.b64decode(row["png_bytes"]["b64"]) for row in rest.json()["predictions"]]
     sizes = tf.make_ndarray(answer.outputs["size"]).tolist()
     assert sizes == [row["size"] for row in rest.json()["predictions"]] == loaded["size"].numpy().tolist()
-    for picture, file, ids in zip(data, files, maps(loaded), strict=True):
+    for content, file, ids in zip(data, files, class_maps(loaded), strict=True):
         served = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
         assert (served == ids).all()
-        image = decode_image(tf.constant(picture)).numpy()
-        # Folding rounds elsewhere: what is no close call between two classes is equal to the model in memory.
+        image = decode_image(tf.constant(content)).numpy()
+        # Folding changes the rounding, which may only decide between two classes with similar scores.
         different, clear = case.close_calls(image, case.predict(image), served)
         assert clear == 0 and different <= 1e-3 * ids.size
 
 
-def test_what_is_written(one):
-    assert (one.place / "signatures.txt").read_text() == SIGNATURES
-    assert json.loads((one.place / "assets" / "classes.json").read_text())["classes"] == ["sky", "ground", "house"]
-    assert json.loads((one.place / "assets" / "provenance.json").read_text())["kseg"]
-    assert json.loads((one.place / "assets" / "config.json").read_text())["model"]["head"] == "deeplabv3plus"
-    # The auxiliary head is not in it, and each convolution has one kernel and one bias, but no norm.
-    variables = tf.train.list_variables(str(one.place / "variables" / "variables"))
-    shapes = [shape for name, shape in variables if "held" in name]
+def test_files_of_an_export(one):
+    assert (one.path / "signatures.txt").read_text() == SIGNATURES
+    assert json.loads((one.path / "assets" / "classes.json").read_text())["classes"] == ["sky", "ground", "house"]
+    assert json.loads((one.path / "assets" / "provenance.json").read_text())["kseg"]
+    assert json.loads((one.path / "assets" / "config.json").read_text())["model"]["head"] == "deeplabv3plus"
+    # The auxiliary head is excluded, and a convolution has a kernel and a bias instead of a norm.
+    variables = tf.train.list_variables(str(one.path / "variables" / "variables"))
+    shapes = [shape for name, shape in variables if "saved_variables" in name]
     main = models.main_only(one.model)
     assert len(shapes) < len(main.weights) and not any("moving" in name for name, _ in variables)
     kernels = sum(np.prod(shape) for shape in shapes if len(shape) == 4)
@@ -215,8 +216,8 @@ def test_what_is_written(one):
     assert kernels < sum(np.prod(weight.shape) for weight in one.model.weights if len(weight.shape) == 4)
 
 
-def test_warm_up_requests_of_each_signature_and_batch(one):
-    path = one.place / "assets.extra" / "tf_serving_warmup_requests"
+def test_warm_up_requests_cover_all_signatures_and_batch_sizes(one):
+    path = one.path / "assets.extra" / "tf_serving_warmup_requests"
     assert warmup.replay_warmup(path, one.signatures) == 5 * len(one.config.export.warmup_batches)
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -229,7 +230,7 @@ def test_warm_up_requests_of_each_signature_and_batch(one):
 
 
 def bomb(height, width):
-    """A PNG that says it has so many pixels."""
+    """Return a PNG file whose header has the given size."""
     data = bytearray(png(np.zeros((2, 2, 3), np.uint8)))
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     return bytes(data)
@@ -237,31 +238,31 @@ def bomb(height, width):
 
 @pytest.mark.parametrize("data, message", [
     (b"hello", "neither a JPEG nor a PNG"), (b"", "neither a JPEG nor a PNG"), (b"GIF89a" + bytes(40), "neither"),
-    (png(np.zeros((9, 9, 3), np.uint8))[:20], "less than its header"),
+    (png(np.zeros((9, 9, 3), np.uint8))[:20], "shorter than its header"),
     (png(np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8))[:300], "PNG"),
     (cv2.imencode(".jpg", np.zeros((90, 90, 3), np.uint8))[1].tobytes()[:200], "JPEG"),
-    (bomb(8001, 8000), "at most this many"), (bomb(2**31 - 1, 2**31 - 1), "at most this many")])
-def test_bad_bytes_are_invalid_arguments(one, data, message):
+    (bomb(8001, 8000), "maximum"), (bomb(2**31 - 1, 2**31 - 1), "maximum")])
+def test_bad_files_are_invalid_arguments(one, data, message):
     good = png(np.zeros((5, 5, 3), np.uint8))
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         one.signatures["serving_default"](image_bytes=tf.constant([good, data]))
-    # And the model goes on.
-    assert maps(one.signatures["serving_default"](image_bytes=tf.constant([good])))[0].shape == (5, 5)
+    # The model still answers good requests.
+    assert class_maps(one.signatures["serving_default"](image_bytes=tf.constant([good])))[0].shape == (5, 5)
 
 
 def test_a_wrong_rank_is_an_invalid_argument(one, tmp_path):
-    """As from a server, which does not check shapes; in a convolution it would end the process."""
-    place = tmp_path / "unchecked"
-    shutil.copytree(one.place, place)
-    model = saved_model_pb2.SavedModel.FromString((place / "saved_model.pb").read_bytes())
+    """A server does not check shapes, and a wrong rank would abort its process in a convolution."""
+    path = tmp_path / "unchecked"
+    shutil.copytree(one.path, path)
+    model = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     for node in model.meta_graphs[0].graph_def.node:
         if node.op == "Placeholder":
             node.attr["shape"].shape.Clear()
             node.attr["shape"].shape.unknown_rank = True
             node.attr.pop("_output_shapes", None)
-    (place / "saved_model.pb").write_bytes(model.SerializeToString())
+    (path / "saved_model.pb").write_bytes(model.SerializeToString())
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
-        definitions = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(place)).signature_def
+        definitions = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path)).signature_def
         for name in one.signatures:
             (tensor,) = definitions[name].inputs.values()
             pixels = tensor.dtype == tf.uint8.as_datatype_enum
@@ -271,15 +272,16 @@ def test_a_wrong_rank_is_an_invalid_argument(one, tmp_path):
                 session.run([value.name for value in definitions[name].outputs.values()], {tensor.name: wrong})
 
 
-@pytest.mark.parametrize("precision, most", [("bfloat16", 0.1), ("dynamic-range", 0.1)])
-def test_other_precisions_are_close_and_smaller(one, tmp_path, precision, most):
-    low = Case(tmp_path, "deeplabv3plus", precision, one.config, one.model)
+@pytest.mark.parametrize("precision, limit", [("bfloat16", 0.1), ("dynamic-range", 0.1)])
+def test_other_precisions_are_close_and_smaller(one, tmp_path, precision, limit):
+    other = Case(tmp_path, "deeplabv3plus", precision, one.config, one.model)
     image = np.random.default_rng(1).integers(0, 256, (60, 80, 3)).astype(np.uint8)
-    ids, other = (each.signatures["predict_tensor"](image=image[None])["class_map"].numpy() for each in (one, low))
-    assert 0 < (ids != other).mean() < most
-    assert json.loads((low.place / "assets" / "config.json").read_text())["export"]["precision"] == precision
+    ids, other_ids = (exported.signatures["predict_tensor"](image=image[None])["class_map"].numpy()
+                      for exported in (one, other))
+    assert 0 < (ids != other_ids).mean() < limit
+    assert json.loads((other.path / "assets" / "config.json").read_text())["export"]["precision"] == precision
     stored = [dtype for name, dtype in tf.train.load_checkpoint(
-        str(low.place / "variables" / "variables")).get_variable_to_dtype_map().items() if "held" in name]
+        str(other.path / "variables" / "variables")).get_variable_to_dtype_map().items() if "saved_variables" in name]
     assert (tf.int8 in stored) == (precision == "dynamic-range")
 
 
@@ -287,43 +289,43 @@ def test_other_precisions_are_close_and_smaller(one, tmp_path, precision, most):
 def test_all_scores_are_probabilities(one, head):
     settings = replace(one.config, evaluate=PROTOCOLS[head])
     network = export_network(one.model, settings.model, "float32", "any")
-    answers = Served(network, prediction.protocol_of(settings), (24, 32), 10**6, all_scores=True).answers
+    functions = Served(network, prediction.protocol_of(settings), (24, 32), 10**6, all_scores=True).functions
     image = np.random.default_rng(2).integers(0, 256, (1, 40, 56, 3)).astype(np.uint8)
-    # One row above 1,000,000 pixels; a tensor of one value repeated is some bytes of a request.
+    # The images have more than 1,000,000 pixels. A request describes a constant tensor with a few bytes.
     for name in ("predict_all_scores", "predict_scores", "predict_tensor"):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="at most this many"):
-            answers[name](tf.zeros((1, 1001, 1000, 3), tf.uint8))
-    scores = answers["predict_all_scores"](tf.constant(image))["scores"].numpy()
+        with pytest.raises(tf.errors.InvalidArgumentError, match="maximum"):
+            functions[name](tf.zeros((1, 1001, 1000, 3), tf.uint8))
+    scores = functions["predict_all_scores"](tf.constant(image))["scores"].numpy()
     np.testing.assert_allclose(scores.sum(-1), 1, rtol=1e-5)
-    beside = answers["predict_scores"](tf.constant(image))
-    assert (np.take_along_axis(scores, beside["class_map"].numpy()[..., None], -1)[..., 0] == scores.max(-1)).all()
-    assert (beside["confidence"].numpy() == np.round(255 * scores.max(-1))).all()
+    summary = functions["predict_scores"](tf.constant(image))
+    assert (np.take_along_axis(scores, summary["class_map"].numpy()[..., None], -1)[..., 0] == scores.max(-1)).all()
+    assert (summary["confidence"].numpy() == np.round(255 * scores.max(-1))).all()
 
 
-def test_versions_count_up_and_none_is_half_written(one, tmp_path, monkeypatch):
+def test_versions_count_up_and_appear_complete(one, tmp_path, monkeypatch):
     out = tmp_path / "served"
     (out / "7").mkdir(parents=True)
     (out / "notes").mkdir()
     assert exporter.next_version(out) == 8 and exporter.next_version(tmp_path / "none") == 1
-    with pytest.raises(UserError, match=r"7 already exists: .*--version.* 8$"):
+    with pytest.raises(UserError, match="7 already exists.*--version.*8"):
         exporter.export(one.model, one.config, one.dataset, out, version=7)
-    seen, stop = set(), threading.Event()
+    complete, stop = set(), threading.Event()
 
     def watch():
         while not stop.is_set():
             for path in out.iterdir():
                 if path.name.isdigit() and path.name != "7":
-                    seen.add((path / "signatures.txt").exists() and (path / "saved_model.pb").exists()
-                             and (path / warmup.PLACE).exists())
+                    complete.add((path / "signatures.txt").exists() and (path / "saved_model.pb").exists()
+                                 and (path / warmup.WARMUP_FILE).exists())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        place = exporter.export(one.model, one.config, one.dataset, out, report=lambda line: None)
+        path = exporter.export(one.model, one.config, one.dataset, out, report=lambda line: None)
     finally:
         stop.set()
         watcher.join()
-    assert place.name == "8" and seen <= {True}
+    assert path.name == "8" and complete <= {True}
 
     def fail(*arguments):
         raise OSError(28, "No space left on device")
@@ -334,13 +336,13 @@ def test_versions_count_up_and_none_is_half_written(one, tmp_path, monkeypatch):
     assert sorted(path.name for path in out.iterdir()) == ["7", "8", "notes"]
 
 
-def test_a_split_is_counted_before_and_after(one, tmp_path):
+def test_accuracy_before_and_after_the_export(one, tmp_path):
     lines = []
     generator = np.random.default_rng(0)
     data = folder(tmp_path / "set", {"val": [generator.integers(0, 3, (30, 40)) for _ in range(3)]})
     settings = replace(one.config, data=data)
     split = val_split(settings)
-    exporter.compare_exported(one.model, one.place, settings, split.dataset, split, lines.append)
+    exporter.compare_exported(one.model, one.path, settings, split.dataset, split, lines.append)
     assert lines[-1].startswith("mIoU on 3 of 3 images of folder val: ") and "before" in lines[-1]
     matrix = np.zeros((3, 3), np.int64)
     for path in sorted((tmp_path / "set/val/images").iterdir()):
@@ -348,12 +350,12 @@ def test_a_split_is_counted_before_and_after(one, tmp_path):
         ids = one.signatures["predict_tensor"](image=np.array(Image.open(path))[None])["class_map"].numpy()[0]
         np.add.at(matrix, (label, ids), 1)
     expected = metrics.summarize(matrix, ("sky", "ground", "house"))["mIoU"]
-    assert exporter.exported_accuracy(one.place, split.dataset, split)["mIoU"] == expected
+    assert exporter.exported_accuracy(one.path, split.dataset, split)["mIoU"] == expected
 
 
 @needs_camvid
-def test_real_pictures(case):
+def test_camvid_images(case):
     for path in sorted(Path(CAMVID, "test", "images").iterdir())[:2]:
         image = np.array(Image.open(path).convert("RGB"))
-        ids = maps(case.signatures["serving_default"](image_bytes=tf.constant([png(image)])))[0]
+        ids = class_maps(case.signatures["serving_default"](image_bytes=tf.constant([png(image)])))[0]
         assert case.close_calls(image, case.predict(image), ids)[1] == 0

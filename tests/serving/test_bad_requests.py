@@ -70,8 +70,8 @@ def test_data_that_is_not_an_image(stubs):
     pixels, _ = random_image(shape=(64, 64, 3))
     jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
     for data, words in ((b"just some text", "neither a JPEG nor a PNG"), (b"", "neither a JPEG nor a PNG"),
-                        (jpeg[:len(jpeg) // 2], ""), (jpeg[:20], ""), (png_header(60000, 60000), "at most this many"),
-                        (png_header(0, 10), ""), (b"\x89PNG\r\n\x1a\n", "less than its header")):
+                        (jpeg[:len(jpeg) // 2], ""), (jpeg[:20], ""), (png_header(60000, 60000), "maximum"),
+                        (png_header(0, 10), ""), (b"\x89PNG\r\n\x1a\n", "shorter than its header")):
         for signature in ("serving_default", "predict_map"):
             code, message = refusal(stubs.predictions.Predict, predict_request(
                 "seg", signature, image_bytes=np.array([data], object)))

@@ -161,7 +161,7 @@ def bad_inputs(image):
     return [
         (PREDICT, instances(b"text instead of an image"), 400, "neither a JPEG nor a PNG"),
         (PREDICT, instances(jpeg[:len(jpeg) // 2]), 400, ""),
-        (PREDICT, instances(decompression_bomb()), 400, "at most this many are taken"),
+        (PREDICT, instances(decompression_bomb()), 400, "pixels (height, width); maximum"),
         (PREDICT, {"instances": []}, 400, "No values in 'instances' array"),
         (PREDICT, tensor | {"instances": np.zeros((1, 0, 5, 3)).tolist()}, 400, ""),
         (PREDICT, b"{", 400, "JSON Parse error: Missing a name for object member. at offset: 1"),
