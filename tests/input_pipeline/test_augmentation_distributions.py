@@ -230,7 +230,7 @@ def whole(config, count=1200):
 
     def example(seed):
         found, ids = augment(tf.constant(image), tf.constant(label), seed, config)
-        return batching.finish_example(found, ids, IDS, config, settings.data.mean, settings.data.std)
+        return batching.finish_example(found, ids, tuple(range(256)), config, settings.data.mean, settings.data.std)
 
     images, labels = samples(example, count)
     return images * np.float32(settings.data.std) + np.float32(settings.data.mean), labels
