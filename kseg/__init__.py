@@ -33,7 +33,6 @@ def load(directory: Path | str, weights: Path | str | None = None, tta: bool = F
     Example:
         >>> import kseg
         >>> segment = kseg.load(workdir)
-        note: ... weights were loaded
         >>> ids = segment(image)
         >>> ids.dtype, ids.ndim
         (dtype('uint8'), 2)

@@ -11,15 +11,23 @@ from tests.helpers.running import ROOT, TINY
 
 # The names that users import have to show their use.
 SHOWN = [
-    "kseg.load", "kseg.training.trainer.train", "kseg.evaluation.evaluator.evaluate",
-    "kseg.inference.file_prediction.predict_files", "kseg.exporting.exporter.export", "kseg.models.build",
-    "kseg.models.resnet.resnet", "kseg.models.heads.encnet.encnet", "kseg.models.heads.deeplab.deeplabv3",
-    "kseg.models.heads.deeplab.deeplabv3plus", "kseg.models.heads.apcnet.apcnet", "kseg.models.heads.pspnet.pspnet",
-    "kseg.models.heads.fcn.fcn", "kseg.training.losses.cross_entropy", "kseg.training.losses.loss_terms",
-    "kseg.training.schedule.schedule",
+    "kseg.load", "kseg.config.load", "kseg.config.from_json",
+    "kseg.datasets.registry.find_dataset", "kseg.datasets.registry.open_split", "kseg.datasets.registry.read_classes",
+    "kseg.models.build", "kseg.models.resnet.resnet", "kseg.models.heads.encnet.encnet",
+    "kseg.models.heads.deeplab.deeplabv3", "kseg.models.heads.deeplab.deeplabv3plus", "kseg.models.heads.apcnet.apcnet",
+    "kseg.models.heads.pspnet.pspnet", "kseg.models.heads.fcn.fcn", "kseg.models.layers.resize",
+    "kseg.models.folding.fold_batch_norms", "kseg.weights.loading.load_checkpoint",
+    "kseg.input_pipeline.batching.train_batches", "kseg.input_pipeline.batching.eval_examples",
+    "kseg.training.trainer.train", "kseg.training.losses.cross_entropy", "kseg.training.losses.loss_terms",
+    "kseg.training.losses.class_presence", "kseg.training.losses.mean_loss", "kseg.training.schedule.schedule",
+    "kseg.training.optimizers.build_optimizer", "kseg.inference.trained_model.load_trained",
+    "kseg.inference.prediction.predictor", "kseg.inference.segmenter.Segmenter",
+    "kseg.inference.file_prediction.predict_files", "kseg.evaluation.evaluator.evaluate",
     "kseg.evaluation.metrics.summarize", "kseg.evaluation.metrics.iou_and_accuracy",
-    "kseg.evaluation.confusion.confusion", "kseg.evaluation.confusion.banded_confusion",
-    "kseg.inference.segmenter.Segmenter", "serving.clients.client.Client"]
+    "kseg.evaluation.metrics.pixel_accuracy", "kseg.evaluation.metrics.mean_over_classes",
+    "kseg.evaluation.metrics.class_table", "kseg.evaluation.confusion.confusion",
+    "kseg.evaluation.confusion.banded_confusion", "kseg.evaluation.confusion.boundary_bands",
+    "kseg.evaluation.results.read_evaluation", "kseg.exporting.exporter.export", "serving.clients.client.Client"]
 
 MODULES = sorted({path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__").replace("/", ".")
                   for top in ("kseg", "serving", "pipeline") for path in (ROOT / top).rglob("*.py")

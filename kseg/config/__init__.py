@@ -90,7 +90,23 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Return the checked config of a JSON text; raises ConfigError for text that is no valid config."""
+    """Return the checked config of a JSON text.
+
+    Args:
+        text: A JSON object as `to_json` writes it, with any keys of the config.
+
+    Returns:
+        The config. Keys that the text lacks have their defaults.
+
+    Raises:
+        ConfigError: The text is not a valid config.
+
+    Example:
+        >>> from kseg import config
+        >>> text = config.to_json(config.load("encnet_cityscapes"))
+        >>> config.from_json(text).model.head
+        'encnet'
+    """
     try:
         values = json.loads(text)
     except ValueError as error:

@@ -83,8 +83,21 @@ def read_classes(directory: str | Path) -> Dataset:
     class's index. `VALUE ignore` makes a raw value ignored; 255 is ignored unless a line claims it. A color may follow
     the name as `#rrggbb`.
 
+    Args:
+        directory: A local directory or the address of one.
+
+    Returns:
+        The dataset; the splits are left to the directory.
+
     Raises:
         DataError: The file is missing or malformed; the message names the file and the line.
+
+    Example:
+        >>> out.mkdir(exist_ok=True)
+        >>> _ = (out / "classes.txt").write_text("7 road #804080\\n8 sidewalk\\n0 ignore\\n")
+        >>> dataset = read_classes(out)
+        >>> dataset.classes, dataset.palette[0], dataset.label_table[7:9], dataset.label_table[0]
+        (('road', 'sidewalk'), (128, 64, 128), (0, 1), 255)
     """
     path = posixpath.join(str(directory), "classes.txt")
     if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
@@ -155,8 +168,19 @@ def find_dataset(data: Data) -> Dataset:
 
     Only a `folder` dataset requires files: its classes.txt.
 
+    Args:
+        data: The section `data` of a config.
+
+    Returns:
+        The classes, the palette, the table of label values and the splits.
+
     Raises:
         DataError: The name is unknown, or `read_classes` fails.
+
+    Example:
+        >>> from kseg import config
+        >>> find_dataset(config.load("encnet_cityscapes").data).classes[:2]
+        ('road', 'sidewalk')
     """
     _require_known(data)
     if data.name == "folder":
@@ -212,8 +236,21 @@ def _how_to_get(data: Data) -> str:
 def open_split(data: Data, name: str) -> Split:
     """Return an opened split of a config's dataset, prepared or not.
 
+    Args:
+        data: The section `data` of a config.
+        name: The split, such as "train".
+
+    Returns:
+        The split: its dataset, the names of its examples and a function that reads them.
+
     Raises:
         DataError: The split is unknown, files are missing, or an image or label has no counterpart.
+
+    Example:
+        >>> from kseg.config.sections import Data
+        >>> split = open_split(Data(name="shapes", directory=str(data)), "val")
+        >>> len(split.names) == len(split.label_names), split.dataset.classes[0]
+        (True, 'background')
     """
     _require_known(data)
     dataset = DATASETS[data.name]

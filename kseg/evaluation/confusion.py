@@ -116,6 +116,12 @@ def boundary_bands(labels: KerasTensor) -> KerasTensor:
 
     Returns:
         int32 (N, H, W): index into BOUNDARY_WIDTHS, or its length for pixels outside all bands.
+
+    Example:
+        >>> import numpy as np
+        >>> labels = np.zeros((1, 1, 100), "int32")
+        >>> labels[..., 50:] = 1
+        >>> [int(band) for band in boundary_bands(labels)[0, 0, 49:54]]
     """
     height, width = ops.shape(labels)[1:3]
     radii = _radii(height, width)

@@ -93,7 +93,6 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
         >>> from kseg.evaluation.evaluator import evaluate
         >>> from kseg.inference import trained_model
         >>> model, config, dataset = trained_model.load_trained(workdir, overrides=[f"data.directory={data}"])
-        note: ... weights were loaded
         >>> split = registry.open_split(config.data, "val")
         >>> results = evaluate(model, config, dataset, split, report=lambda line: None)
         >>> results["images"], results["pixels"] > 0, 0 <= results["mIoU"] <= 1

@@ -48,6 +48,11 @@ def pixel_accuracy(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 (...), nan without labeled pixels.
+
+    Example:
+        >>> import numpy as np
+        >>> float(pixel_accuracy(np.array([3, 1]), np.array([4, 4])))
+        0.5
     """
     return _ratio(hits.sum(-1), labels.sum(-1))
 
@@ -60,6 +65,11 @@ def mean_over_classes(values: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 (...), nan where no class has the score.
+
+    Example:
+        >>> import numpy as np
+        >>> float(mean_over_classes(np.array([0.5, np.nan, 1.0])))
+        0.75
     """
     defined = np.isfinite(values)
     return _ratio(np.where(defined, values, 0).sum(-1), defined.sum(-1))
@@ -146,7 +156,18 @@ def boundary_summary(bands: np.ndarray, classes: tuple[str, ...]) -> dict:
 
 
 def class_table(results: dict) -> str:
-    """Format the results of `summarize` as a text table with a row for each class."""
+    """Format the results of `summarize` as a text table with a row for each class.
+
+    Args:
+        results: What `summarize` returned.
+
+    Returns:
+        The lines of the table, joined.
+
+    Example:
+        >>> import numpy as np
+        >>> print(class_table(summarize(np.array([[3, 1], [1, 1]]), ("road", "car"))))
+    """
     width = max(len(name) for name in (*results["classes"], "class"))
     lines = [f"{'class':<{width}}    IoU  accuracy        pixels"]
     for name, row in results["classes"].items():

@@ -152,8 +152,20 @@ def read_evaluation(path: Path) -> Evaluation:
     Args:
         path: The metrics.json, or its directory.
 
+    Returns:
+        The classes, the summary and the counts of each image.
+
     Raises:
         DataError: A file is missing or damaged, or the two files come from different evaluations.
+
+    Example:
+        >>> from kseg.datasets import registry
+        >>> from kseg.evaluation.evaluator import evaluate
+        >>> from kseg.inference import trained_model
+        >>> model, config, dataset = trained_model.load_trained(workdir)
+        >>> results = evaluate(model, config, dataset, registry.open_split(config.data, "val"), out / "evaluation")
+        >>> read_evaluation(out / "evaluation").classes == dataset.classes
+        True
     """
     path = path / "metrics.json" if path.is_dir() else path
     try:

@@ -52,7 +52,6 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
     Example:
         >>> from kseg.inference import trained_model
         >>> model, config, dataset = trained_model.load_trained(workdir)
-        note: ... weights were loaded
         >>> path = export(model, config, dataset, out / "served", report=lambda line: None)
         >>> path.name, sorted(file.name for file in (path / "assets").iterdir())
         ('1', ['classes.json', 'config.json', 'provenance.json'])

@@ -40,7 +40,6 @@ class Served(tf.Module):
         >>> from kseg.exporting.precisions import export_network
         >>> from kseg.inference import prediction, trained_model
         >>> model, config, _ = trained_model.load_trained(workdir)
-        note: ... weights were loaded
         >>> network = export_network(model, config.model, precision="float32", device="any")
         >>> served = Served(network, prediction.protocol_of(config), (32, 48), max_pixels=10**6, all_scores=False)
         >>> served.functions["predict_tensor"](tf.zeros((1, 40, 56, 3), tf.uint8))["class_map"].shape

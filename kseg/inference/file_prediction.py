@@ -68,7 +68,6 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
     Example:
         >>> from kseg.inference import prediction, trained_model
         >>> model, config, dataset = trained_model.load_trained(workdir)
-        note: ... weights were loaded
         >>> predictor = prediction.predictor(model, prediction.protocol_of(config))
         >>> predict_files(predictor, [image], out, dataset, report=lambda line: None)
         []

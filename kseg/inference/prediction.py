@@ -330,6 +330,14 @@ def predictor(model: keras.Model, protocol: Protocol) -> Callable[[np.ndarray], 
     Returns:
         A function from an RGB image, uint8 of shape (H, W, 3), to its class ids, uint8 of shape (H, W). It raises
         DataError if the image is too large for the network, or if scores are not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from kseg.inference import trained_model
+        >>> model, config, _ = trained_model.load_trained(workdir)
+        >>> predict = predictor(model, protocol_of(config))
+        >>> predict(np.zeros((48, 64, 3), np.uint8)).shape
+        (48, 64)
     """
 
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)], autograph=False)

@@ -104,7 +104,6 @@ class Segmenter:
     Example:
         >>> from kseg.inference.segmenter import load_segmenter
         >>> segment = load_segmenter(workdir)
-        note: ... weights were loaded
         >>> ids = segment(image)
         >>> probabilities = segment.scores(image)
         >>> ids.shape == probabilities.shape[:2], probabilities.shape[2] == len(segment.classes)

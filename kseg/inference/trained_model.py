@@ -34,6 +34,11 @@ def load_trained(workdir: Path, weights: Path | None = None, tta: bool = False, 
         WorkdirError: the working directory cannot be read, or contains no validated weights yet.
         WeightsError: the weights cannot be read, or do not fit the model.
         ConfigError: an override is invalid.
+
+    Example:
+        >>> model, config, dataset = load_trained(workdir, overrides=["evaluate.flip=true"])
+        >>> config.evaluate.flip, model.output["main"].shape[-1] == len(dataset.classes)
+        (True, True)
     """
     config, dataset = read_config(workdir, overrides), read_dataset(workdir)
     return load_with_weights(config, dataset, weights or best_weights(workdir), tta)

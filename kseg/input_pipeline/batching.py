@@ -39,6 +39,15 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
         DataError: All examples are skipped.
         ConfigError: The global batch is not divisible by the number of workers.
         ServiceError: data.service does not answer.
+
+    Example:
+        >>> from kseg.datasets import registry
+        >>> from kseg.inference import trained_model
+        >>> config = trained_model.read_config(workdir)
+        >>> split = registry.open_split(config.data, config.data.train_split)
+        >>> batch = next(iter(train_batches(split, config)))
+        >>> batch["image"].shape[1:] == (*config.augment.crop, 3), batch["label"].dtype
+        (True, tf.uint8)
     """
     batch = config.train.global_batch
     extra = kerascv_augmentations.build_extra_augmentations(config.augment.extra)
@@ -163,6 +172,14 @@ def eval_examples(split: Split, indices: np.ndarray | None = None) -> tf.data.Da
 
     Returns:
         A dataset of dicts: "image" uint8 RGB (H, W, 3), "label" uint8 train ids (H, W), "index" int64 scalar.
+
+    Example:
+        >>> from kseg.config.sections import Data
+        >>> from kseg.datasets import registry
+        >>> split = registry.open_split(Data(name="shapes", directory=str(data)), "val")
+        >>> example = next(iter(eval_examples(split)))
+        >>> example["image"].shape[:2] == example["label"].shape, example["image"].dtype
+        (True, tf.uint8)
     """
     indices = np.arange(len(split.names)) if indices is None else indices
 

@@ -28,6 +28,18 @@ def fold_batch_norms(model: keras.Model, for_cpu: bool = False) -> keras.Model:
 
     Returns:
         A model with variables of its own. Its outputs agree with those of `model` up to rounding.
+
+    Example:
+        >>> import numpy as np
+        >>> from kseg import models
+        >>> from kseg.config.sections import Model
+        >>> tiny = Model(backbone="resnet18", width=4, head="fcn", channels=8, auxiliary_channels=0)
+        >>> model, images = models.build(tiny, classes=2), np.ones((1, 64, 64, 3), "float32")
+        >>> folded = fold_batch_norms(model)
+        >>> np.allclose(folded(images)["main"], model(images)["main"], atol=1e-4)
+        True
+        >>> folded.count_params() < model.count_params()
+        True
     """
     convolution_names = {norm.name: convolution.name for norm, convolution in _foldable(model)}
     norms = {convolution: model.get_layer(norm) for norm, convolution in convolution_names.items()}

@@ -199,6 +199,12 @@ def resize(images: "tf.Tensor", size: tuple, align_corners: bool = False) -> "tf
 
     Returns:
         Float32 (N, height, width, C).
+
+    Example:
+        >>> import numpy as np
+        >>> row = np.array([0.0, 4.0]).reshape(1, 1, 2, 1)
+        >>> [float(value) for value in np.ravel(resize(row, (1, 4)))]
+        [0.0, 1.0, 3.0, 4.0]
     """
     if on_tensorflow():
         import tensorflow as tf

@@ -186,7 +186,19 @@ def hardest_pixels(unweighted: KerasTensor, weighted: KerasTensor, valid: KerasT
 
 
 def mean_loss(total: KerasTensor, count: KerasTensor) -> KerasTensor:
-    """Divide the sum of a batch by its count; the mean over no pixels is 0 instead of nan."""
+    """Divide the sum of a batch by its count; the mean over no pixels is 0 instead of nan.
+
+    Args:
+        total: The sum of the terms, a float32 scalar.
+        count: The number of terms, a scalar.
+
+    Returns:
+        A float32 scalar.
+
+    Example:
+        >>> float(mean_loss(6.0, 4.0)), float(mean_loss(0.0, 0.0))
+        (1.5, 0.0)
+    """
     # A lower bound of 1 on the count would be wrong: class weights may sum to less than 1.
     empty = ops.equal(count, 0)
     return ops.where(empty, 0.0, total / ops.where(empty, 1.0, count))
@@ -203,6 +215,13 @@ def class_presence(logits: KerasTensor, labels: KerasTensor) -> tuple[KerasTenso
         (sum, count), float32 scalars; the count is N * C.
 
     Source: Zhang et al. 2018, arXiv:1803.08904, section 3.2.
+
+    Example:
+        >>> import numpy as np
+        >>> labels = np.array([[[0, 0, 255]]])
+        >>> total, count = class_presence(np.zeros((1, 2), "float32"), labels)
+        >>> round(float(total / count), 4), float(count)
+        (0.6931, 2.0)
     """
     images, classes = ops.shape(logits)[0], logits.shape[-1]
     labels = ops.reshape(ops.cast(labels, "int32"), (images, -1))

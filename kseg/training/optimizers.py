@@ -217,6 +217,14 @@ def build_optimizer(train: Train, model: keras.Model) -> keras.optimizers.Optimi
 
     Returns:
         The optimizer. Its learning rate is `schedule(train)`.
+
+    Example:
+        >>> from kseg import models
+        >>> from kseg.config.sections import Model, Train
+        >>> tiny = Model(backbone="resnet18", width=4, head="fcn", channels=8, auxiliary_channels=0)
+        >>> optimizer = build_optimizer(Train(steps=10, learning_rate=0.01), models.build(tiny, classes=2))
+        >>> f"{float(optimizer.learning_rate):.3f}"
+        '0.010'
     """
     multipliers, undecayed = {}, []
     for layer in model.layers:

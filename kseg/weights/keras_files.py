@@ -131,7 +131,21 @@ class WeightsInMemory(io.BytesIO):
 def save_weights(model: keras.Model, path: Path, report: Callable[[str], None] = print) -> None:
     """Write a model's weights to a `.weights.h5` file atomically.
 
-    `report` receives messages about retries. Raises WorkdirError if the disk is full or cannot be written.
+    Args:
+        model: The model.
+        path: The file to write.
+        report: Receives messages about retries.
+
+    Raises:
+        WorkdirError: The disk is full or cannot be written.
+
+    Example:
+        >>> from kseg.inference import trained_model
+        >>> model, _, _ = trained_model.load_trained(workdir)
+        >>> out.mkdir(exist_ok=True)
+        >>> save_weights(model, out / "copy.weights.h5")
+        >>> sorted(path.name for path in out.glob("*.h5"))
+        ['copy.weights.h5']
     """
     content = WeightsInMemory()
     model.save_weights(content)

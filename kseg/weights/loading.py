@@ -138,6 +138,14 @@ def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Seque
     Raises:
         WeightsError: Any other weight is missing, superfluous or of another shape, a weight is not finite, or an entry
             of `skip` matches nothing. The model is unchanged.
+
+    Example:
+        >>> from kseg import models
+        >>> from kseg.inference import trained_model
+        >>> config = trained_model.read_config(workdir)
+        >>> model = models.build(config.model, classes=len(trained_model.read_dataset(workdir).classes))
+        >>> load_checkpoint(model, trained_model.best_weights(workdir), config.model.head)
+        []
     """
     if str(path).endswith(".weights.h5"):
         if average:
@@ -223,7 +231,7 @@ def _load_keras(model: keras.Model, path: str | Path, head: str, skip: Sequence[
 
 def _load(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, np.ndarray], skip: Sequence[str],
           head: str) -> list[str]:
-    """Assign a state, except the weights to skip, to its targets and return notes on the numbers of weights."""
+    """Assign a state, except the weights to skip, to its targets and return notes on what was skipped."""
     skipped = set()
     for pattern in skip:
         matches = {name for name in targets.keys() | state if _matches(name, pattern)}
@@ -244,10 +252,10 @@ def _load(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, n
     for name, (variable, axes) in loaded.items():
         array = np.transpose(state[name], axes) if axes else state[name]
         variable.assign(array.astype(variable.dtype))
-    notes = [f"{len(loaded)} of the model's {len(targets)} weights were loaded"]
-    if skipped:
-        notes.append(f"init.skip skipped {len(skipped)}: {', '.join(sorted(skipped))}")
-    return notes
+    if not skipped:
+        return []
+    return [f"{len(loaded)} of the model's {len(targets)} weights were loaded",
+            f"init.skip skipped {len(skipped)}: {', '.join(sorted(skipped))}"]
 
 
 def _matches(name: str, pattern: str) -> bool:
