@@ -8,9 +8,9 @@ import sys
 # start dozens of commands.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# TensorFlow uses oneDNN by default only on CPUs with instructions for neural networks. With the same kernels everywhere,
-# rounding is the same too: it decides on which side of 0 a ReLU's input falls, and one such input moves the gradients
-# of some parity fixtures by more than their tolerance.
+# TensorFlow uses oneDNN by default only on CPUs with instructions for neural networks. With the same kernels on every
+# machine, rounding is the same too: it decides on which side of 0 a ReLU's input falls, and one such input moves the
+# gradients of some parity fixtures by more than their tolerance.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import pytest  # noqa: E402
