@@ -1,6 +1,7 @@
 """Arguments, model loading and error handling shared by the commands; imports no TensorFlow by itself."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,8 +82,7 @@ def run(main: Callable[[], int | None]) -> None:
 
     UserError and OSError are printed without a traceback and exit with status 2.
     """
-    # Whoever follows the log should not wait for a full buffer.
-    sys.stdout.reconfigure(line_buffering=True)
+    quiet_start.prepare_stdout()
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -93,5 +93,7 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        # Some launchers send the signal twice, and the second one must not interrupt the exit.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -24,9 +24,12 @@ class WorkdirError(UserError):
     """A working directory cannot be written, or belongs to another run."""
 
 
-def unknown(kind: str, value: str, choices: Iterable[str], prefix: str = "") -> str:
-    """Return the message for an unknown name, with the nearest choices and then all of them, each after `prefix`."""
+def unknown(kind: str, value: str, choices: Iterable[str], prefix: str = "", meant: Iterable[str] = ()) -> str:
+    """Return the message for an unknown name, with the nearest choices and then all of them, each after `prefix`.
+
+    `meant` are full names to suggest instead of the nearest choices.
+    """
     choices = sorted(choices)
-    nearest = difflib.get_close_matches(value, choices, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(prefix + name for name in nearest)}?" if nearest else ""
+    nearest = list(meant) or [prefix + name for name in difflib.get_close_matches(value, choices, n=3, cutoff=0.5)]
+    hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
     return f"unknown {kind} {prefix + value!r}.{hint} Choices: {', '.join(prefix + name for name in choices)}"

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import difflib
 import functools
 import typing
 from typing import Any, Literal
@@ -60,12 +61,38 @@ def type_of(node: Any, key: str) -> Any:
             raise ConfigError(f"{key}: {'.'.join(names[:depth])} is a value, not a group")
         types = field_types(kind)
         if name not in types:
-            raise ConfigError(unknown("config key", name, types, prefix="".join(f"{part}." for part in names[:depth])))
+            raise ConfigError(unknown("config key", name, types, "".join(f"{part}." for part in names[:depth]),
+                                      keys_named(type(node), name) if depth == len(names) - 1 else ()))
         kind = types[name]
     if dataclasses.is_dataclass(kind):
         choices = (f"{key}.{choice}" for choice in field_types(kind))
         raise ConfigError(f"{key} is a group; set one of its values: {', '.join(choices)}")
     return kind
+
+
+def keys_named(kind: type, name: str) -> list[str]:
+    """Return the dotted keys of nested dataclasses that end with a name, or with the most similar one.
+
+    Args:
+        kind: the outermost dataclass.
+        name: the last part of a key, such as "steps".
+
+    Returns:
+        The keys, sorted; [] if no name is similar.
+    """
+    keys: dict[str, list[str]] = {}
+    for key in sorted(dotted_keys(kind)):
+        keys.setdefault(key.rpartition(".")[2], []).append(key)
+    nearest = difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
+    return keys[nearest[0]] if nearest else []
+
+
+def dotted_keys(kind: type, prefix: str = "") -> list[str]:
+    """Return the dotted keys of all values of nested dataclasses."""
+    keys = []
+    for name, inner in field_types(kind).items():
+        keys += dotted_keys(inner, f"{prefix}{name}.") if dataclasses.is_dataclass(inner) else [prefix + name]
+    return keys
 
 
 @functools.cache

@@ -116,23 +116,25 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
         "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
                    "devices": devices.devices_line(strategy)},
         "provenance": results.provenance(dataset.name, config.data.directory, weights)}
-    report(metrics.class_table(summary))
-    report(_headline(summary))
-    report(f"{len(counts.names)} of {len(names)} images of {dataset.name} {split.name} in {seconds:.0f} s "
-           f"on {devices.devices_line(strategy)}")
+    try:
+        # A character that stdout cannot print, or a closed pipe, must not lose hours of counting.
+        if writes:
+            _write(predictor(model, protocol_of(config)), dataset, split, counts, summary, out, report)
+    finally:
+        # A full disk must not lose the scores either.
+        report(metrics.class_table(summary))
+        report(_headline(summary))
+        report(f"{len(counts.names)} of {len(names)} images of {dataset.name} {split.name} in {seconds:.0f} s "
+               f"on {devices.devices_line(strategy)}")
     if writes:
-        try:
-            results.write_results(out, summary, counts, dataset.classes)
-        except OSError as error:
-            raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
-        _draw(predictor(model, protocol_of(config)), dataset, split, counts, summary, out, report)
+        report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")
     return summary
 
 
 def _headline(summary: dict) -> str:
     """State the boundary mIoU and, if one was published for the protocol, the published mIoU."""
-    line = (f"boundary mIoU {100 * summary['boundary_mIoU']:.2f} within {summary['boundary']['width']:.1%} "
-            "of the diagonal")
+    line = (f"boundary mIoU {metrics.percent_points(summary['boundary_mIoU'])} within "
+            f"{summary['boundary']['width']:.1%} of the diagonal")
     published = summary["published"]
     if not published:
         return line
@@ -143,17 +145,20 @@ def _headline(summary: dict) -> str:
         return line
     return line + (f"\npublished mIoU of {published['config']} ({published['source']}"
                    f"{', multiple scales and flip' if averaged else ''}): {100 * miou:.2f}, "
-                   f"difference {100 * (summary['mIoU'] - miou):+.2f}")
+                   f"difference {metrics.percent_points(summary['mIoU'] - miou, '+')}")
 
 
-def _draw(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts, summary: dict,
-          out: Path, report: Callable[[str], None]) -> None:
-    """Write predictions.png and report.html to `out`."""
+def _write(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts, summary: dict,
+           out: Path, report: Callable[[str], None]) -> None:
+    """Write the results, predictions.png and report.html to `out`; raises WorkdirError if that fails."""
+    try:
+        results.write_results(out, summary, counts, dataset.classes)
+    except OSError as error:
+        raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
     report("drawing the report")
     rows = sample_rows(predict, split, dataset.palette, PREVIEW_IMAGES)
     image_files.save_image(drawing.grid(rows, ("image", "ground truth", "prediction")), out / "predictions.png")
     write_evaluation_report(predict, dataset, split, counts, summary, out)
-    report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")
 
 
 def write_evaluation_report(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts,

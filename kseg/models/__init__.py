@@ -53,9 +53,7 @@ def build(model: Model, classes: int, size: tuple[int | None, int | None] = (Non
         >>> network.output["main"].shape
         (None, 8, 12, 2)
     """
-    for kind, name, choices in (("backbone", model.backbone, BACKBONES), ("head", model.head, HEADS)):
-        if name not in choices:
-            raise ConfigError(unknown(f"model.{kind}", name, choices))
+    require_known(model)
     with _dtype_policy(precision):
         images = keras.Input((*size, 3), name="images")
         features = resnet(images, model)
@@ -64,6 +62,25 @@ def build(model: Model, classes: int, size: tuple[int | None, int | None] = (Non
             outputs["aux"] = auxiliary(features, classes, model)
     network = keras.Model(images, outputs, name=f"{model.head}_{model.backbone}_os{model.output_stride}")
     return Recomputing(images, outputs, residual_blocks(network), network.name) if recompute else network
+
+
+def require_known(model: Model) -> None:
+    """Raise ConfigError, with the choices, if a config names an unknown backbone or head.
+
+    Args:
+        model: The `model` section of a config.
+
+    Raises:
+        ConfigError: The backbone or the head is unknown.
+
+    Example:
+        >>> from kseg import models
+        >>> from kseg.config.sections import Model
+        >>> models.require_known(Model(backbone="resnet50", head="fcn"))
+    """
+    for kind, name, choices in (("backbone", model.backbone, BACKBONES), ("head", model.head, HEADS)):
+        if name not in choices:
+            raise ConfigError(unknown(f"model.{kind}", name, choices))
 
 
 def main_only(model: keras.Model) -> keras.Model:

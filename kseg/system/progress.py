@@ -23,7 +23,8 @@ class Progress:
     def __init__(self, total: int | None, unit: str, report: Callable[[str], None] = print,
                  interval: float | None = None):
         self.total, self.unit, self.report = total, unit, report
-        self.live = report is print and sys.stdout.isatty()
+        # An object that replaces stdout in a notebook or a test may lack isatty.
+        self.live = report is print and getattr(sys.stdout, "isatty", bool)()
         self.interval = interval if interval is not None else (0.2 if self.live else 10.0)
         self.started = self.reported = time.monotonic()
 

@@ -1,6 +1,7 @@
 """Import TensorFlow without its start-up messages, unless KSEG_LOG=debug asks for them."""
 
 import contextlib
+import io
 import os
 import re
 import subprocess
@@ -43,6 +44,16 @@ def import_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with filtered_stderr():
         _import_and_list_devices()
+
+
+def prepare_stdout() -> None:
+    """Write stdout line by line, and replace characters that its encoding lacks.
+
+    Whoever follows the log should not wait for a full buffer, and a name outside ASCII must not end a command. A
+    notebook or a test may have replaced stdout by an object that has no such settings; it stays as it is.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def _import_and_list_devices() -> None:

@@ -13,7 +13,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from kseg.config.sections import Train
 from kseg.errors import ConfigError
 from kseg.models.layers import on_tensorflow
-from kseg.training.schedule import schedule
+from kseg.training.schedule import PolynomialWithWarmup, schedule
 
 # Names of the variables, in any layer, that are exempt from decay with train.decay_all=false.
 BIASES_AND_NORMS = ("bias", "gamma", "beta")
@@ -23,7 +23,8 @@ class Optimizer(keras.optimizers.Optimizer):
     """Share the settings of both optimizers: multipliers, decay exemptions and skipped updates.
 
     Args:
-        learning_rate: a number, or a schedule that is called with the step, counted from 0.
+        learning_rate: a number, or a schedule that is called with the step, counted from 0. The rates of a
+            PolynomialWithWarmup with a multiplier end at the same floor as those without one.
         weight_decay: the decay of all variables whose path is not in `undecayed`.
         rate_multipliers: multipliers of the learning rate by variable path; 1 for other variables. A multiplier of 0
             freezes a variable and its optimizer state.
@@ -54,10 +55,16 @@ class Optimizer(keras.optimizers.Optimizer):
         index = self._get_variable_index(variable)
         factor = self.factors[index]
         if factor:
-            scaled = learning_rate if factor == 1 else learning_rate * factor
+            scaled = learning_rate if factor == 1 else self.scaled_rate(learning_rate, factor)
             with after_gradient(gradient):
                 self.update_variable(
                     index, ops.cast(gradient, variable.dtype), variable, ops.cast(scaled, variable.dtype))
+
+    def scaled_rate(self, learning_rate: KerasTensor, factor: float) -> KerasTensor:
+        """Return the learning rate of this step under a multiplier."""
+        if isinstance(self._learning_rate, PolynomialWithWarmup):
+            return self._learning_rate.scaled(self.iterations, factor)
+        return learning_rate * factor
 
     def get_config(self):
         # The parent's other settings, such as clipping, are not supported.
@@ -212,7 +219,8 @@ def build_optimizer(train: Train, model: keras.Model) -> keras.optimizers.Optimi
 
     Args:
         train: the section `train` of a config. `backbone_rate` multiplies the learning rate of layers named
-            "backbone.*"; with `decay_all` off, biases and the gammas and betas of norms do not decay.
+            "backbone.*", but not its floor `end_learning_rate`; with `decay_all` off, biases and the gammas and betas
+            of norms do not decay.
         model: the model; the optimizer gets state for its trainable variables.
 
     Returns:

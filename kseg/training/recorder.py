@@ -132,18 +132,20 @@ class Recorder:
         with self.ema.swapped() if self.ema else contextlib.nullcontext():
             counts = self.counter.count(self.split)
             results = metrics.summarize(counts.matrix, self.split.dataset.classes)
-            better = not results["mIoU"] <= self.best["mIoU"]
+            # A comparison with nan is false: a validation without a score is never the best.
+            better = results["mIoU"] > self.best["mIoU"]
             if better:
                 self.best = {"step": step, "mIoU": results["mIoU"]}
             if self.is_chief:
                 self._write_validation(step, results, better)
-        self.report(f"step {step}: validation mIoU {100 * results['mIoU']:.2f}  aAcc {100 * results['aAcc']:.2f} "
-                    f"on {len(counts.names)} images" + ("  (best so far)" if better else ""))
+        miou, accuracy = (metrics.percent_points(results[name]) for name in ("mIoU", "aAcc"))
+        self.report(f"step {step}: validation mIoU {miou}  aAcc {accuracy} on {len(counts.names)} images"
+                    + ("  (best so far)" if better else ""))
 
     def _write_validation(self, step: int, results: dict, better: bool) -> None:
         if better:
             keras_files.save_weights(self.model, self.workdir / "best.weights.h5", self.report)
-            write_text(self.workdir / "best.json", json.dumps(self.best) + "\n", self.report)
+            write_text(self.workdir / "best.json", json.dumps(self.best, allow_nan=False) + "\n", self.report)
         self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
         with self.board.as_default(step=step):
             tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)
@@ -163,9 +165,12 @@ class Recorder:
 
 
 def read_best(workdir: Path) -> dict:
-    """Read {"step", "mIoU"} of the best validation of a run; without a validation they are 0 and -1."""
+    """Read {"step", "mIoU"} of the best validation of a run; without one that has a score they are 0 and -1."""
     path = workdir / "best.json"
+    none = {"step": 0, "mIoU": -1.0}
     try:
-        return json.loads(path.read_text()) if path.exists() else {"step": 0, "mIoU": -1.0}
-    except ValueError:
+        best = json.loads(path.read_text(encoding="utf-8")) if path.exists() else none
+        # Earlier versions called a validation without labeled pixels the best one.
+        return none if math.isnan(best["mIoU"]) else best
+    except (ValueError, LookupError, TypeError):
         raise WorkdirError(f"{path} is damaged; remove it, and the next validation counts as the best one") from None

@@ -40,10 +40,29 @@ class PolynomialWithWarmup(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: int | KerasTensor) -> KerasTensor:
         """Return the learning rate of a step, counted from 0, as a float32 scalar."""
+        return self.scaled(step, 1.0)
+
+    def scaled(self, step: int | KerasTensor, factor: float) -> KerasTensor:
+        """Return the learning rate of variables with a multiplier, as in mmengine's parameter groups.
+
+        Args:
+            step: the step, counted from 0.
+            factor: the multiplier. It scales `base`; the floor `end` is absolute, unless the schedule is constant.
+
+        Returns:
+            float32 scalar.
+
+        Example:
+            >>> learning_rate = PolynomialWithWarmup(base=1.0, end=0.1, power=1.0, end_step=10)
+            >>> [f"{float(learning_rate.scaled(step, 0.5)):.2f}" for step in (0, 5, 10, 20)]
+            ['0.50', '0.30', '0.10', '0.10']
+        """
+        base = self.base * factor
+        end = self.end if self.end != self.base else base
         step = ops.cast(step, "float32")
         # The subtraction of integers is exact, so that the last steps lose no digits.
         remaining = ops.maximum(self.end_step - step, 0.0) / self.end_step
-        learning_rate = (self.base - self.end) * remaining**self.power + self.end
+        learning_rate = (base - end) * remaining**self.power + end
         if self.warmup_steps:
             progress = ops.minimum(step / self.warmup_steps, 1.0)
             learning_rate = learning_rate * (self.warmup_start + (1 - self.warmup_start) * progress)

@@ -12,17 +12,20 @@ from kseg import config as configs
 from kseg import models
 from kseg.config import Config
 from kseg.config.sections import Train
-from kseg.datasets import registry
+from kseg.datasets import labeled_pixels, registry
 from kseg.distributed import devices, hosts
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batch_reader
-from kseg.system.signals import Signals
-from kseg.training import checkpoints, fingerprint, losses, optimizers, profiler, working_directory
+from kseg.system import signals
+from kseg.training import checkpoints, fingerprint, losses, optimizers, profiler, single_values, working_directory
 from kseg.training.ema import ExponentialMovingAverage
 from kseg.training.loop import Loop
 from kseg.training.recorder import Recorder
 from kseg.training.step import Steps
 from kseg.weights import downloads, keras_files, loading
+
+SIGNAL_ANSWER = (f"saving after the current step; Ctrl-C again, after {signals.REPEAT:g} seconds or more, stops "
+                 "without saving")
 
 
 def prepare_strategy(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strategy:
@@ -95,12 +98,15 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         >>> result["step"], result["best_step"]
         (2, 2)
     """
+    models.require_known(config.model)
     chief = hosts.is_chief(strategy)
     if not chief:
         report = discard_line
     train_split = registry.open_split(config.data, config.data.train_split)
     val_split = registry.open_split(config.data, config.data.val_split)
     dataset = train_split.dataset
+    for split in (train_split, val_split):
+        labeled_pixels.require_labeled_pixels(split)
     if hosts.num_hosts(strategy) > 1:
         if config.data.unreadable == "skip":
             # Every host keeps its own list of unreadable examples, and they would train on parts of different batches.
@@ -125,8 +131,8 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         profile = stack.enter_context(profiler.Profile(profiled, workdir if chief else None, report))
         reader = batch_reader.BatchReader(config, train_split, workdir, strategy, report)
         # Before this point a signal terminates the process, because there is nothing to save.
-        signals = stack.enter_context(Signals())
-        loop = Loop(recorder, reader, steps, checkpoint, signals, profile)
+        received = stack.enter_context(signals.Signals(SIGNAL_ANSWER))
+        loop = Loop(recorder, reader, steps, checkpoint, received, profile)
         loop.run(step)
         if recorder.is_chief:
             with ema.swapped() if ema else contextlib.nullcontext():
@@ -165,7 +171,7 @@ def build_training(config: Config, classes: int, report: Callable[[str], None]) 
         (model, optimizer, ema) with all their variables; ema is None without train.average_decay.
 
     Raises:
-        ConfigError: loss.class_weights or train.freeze does not fit the model.
+        ConfigError: loss.class_weights or train.freeze does not fit the model, or a norm sees a single value.
         WeightsError: The initial weights do not fit the model.
     """
     losses.require_class_weights(config.loss, classes)
@@ -174,6 +180,7 @@ def build_training(config: Config, classes: int, report: Callable[[str], None]) 
     for note in loading.load_initial(model, config):
         report(note)
     optimizers.freeze_layers(model, settings.freeze)
+    single_values.require_several_values(model, settings.global_batch, settings.accumulate, config.augment.crop)
     optimizer = optimizers.build_optimizer(settings, model)
     ema = ExponentialMovingAverage(model, settings.average_decay) if settings.average_decay else None
     return model, optimizer, ema
@@ -184,13 +191,16 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
 
     If the dataset is known but not downloaded, the shapes are those of the config.
     """
+    models.require_known(config.model)
     report(configs.to_json(config).rstrip())
     report(devices.device_line())
     report(batch_line(config.train, strategy.num_replicas_in_sync))
     missing = None
     try:
-        registry.open_split(config.data, config.data.val_split)
+        val_split = registry.open_split(config.data, config.data.val_split)
         split = registry.open_split(config.data, config.data.train_split)
+        for opened in (split, val_split):
+            labeled_pixels.require_labeled_pixels(opened)
         classes = len(split.dataset.classes)
         batch = batch_reader.BatchReader(config, split, None, tf.distribute.get_strategy(), report).read(0)
         shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}

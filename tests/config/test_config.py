@@ -108,6 +108,10 @@ def test_overrides_apply_in_order_and_change_nothing_else():
     ("model.output_stride=32", ["model.output_stride", "'32'", "16", "8"]),
     ("model.output_stride=8.0", ["model.output_stride", "'8.0'"]),
     ("loss.average=some", ["loss.average", "all", "valid"]),
+    ("steps=100", ["'steps'", "Did you mean train.steps?", "augment"]),
+    ("stps=100", ["Did you mean train.steps?"]),
+    ("backbone=resnet50", ["Did you mean init.backbone or model.backbone?"]),
+    ("model.crop=64,64", ["Did you mean augment.crop?", "model.head"]),
 ])
 def test_wrong_overrides_name_the_key_and_the_choices(override, words):
     text = message(values.set_value, Config(), override)

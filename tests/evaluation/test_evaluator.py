@@ -1,6 +1,7 @@
 """Evaluating a split: every image at its original size against a slow count, the written files, and the samples."""
 
 import csv
+import errno
 import json
 from dataclasses import replace
 
@@ -109,6 +110,27 @@ def test_counts_and_files_against_a_slow_count(folder, tiny_model, tmp_path, res
     assert [float(row["miou"]) for row in rows] == sorted(float(row["miou"]) for row in rows)
     assert sum(int(row["pixels"]) for row in rows) == matrix.sum()
     assert all(row["never"] in ("", "0.000000") for row in rows)
+
+
+def test_results_are_written_before_anything_can_fail_to_print(folder, tiny_model, tmp_path):
+    (folder / "classes.txt").write_text("дорога\nStraße\n2 道路\n9 ignore\n", encoding="utf-8")
+    with pytest.raises(UnicodeEncodeError):
+        evaluate(tiny_model, config_of(folder), tmp_path / "out", lambda line: line.encode("ascii"))
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert list(written["classes"]) == ["дорога", "Straße", "道路"]
+    for name in ("report.html", "predictions.png", "per_image.csv", "per_image.npz", "confusion.npy"):
+        assert (tmp_path / "out" / name).stat().st_size
+
+
+def test_scores_are_printed_if_they_cannot_be_written(folder, tiny_model, tmp_path, monkeypatch):
+    def fill_disk(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results, "write_results", fill_disk)
+    lines = []
+    with pytest.raises(WorkdirError, match="No space left on device"):
+        evaluate(tiny_model, config_of(folder), tmp_path / "out", lines.append)
+    assert any("mIoU" in line for line in lines) and not any("wrote" in line for line in lines)
 
 
 def test_an_unreadable_image_is_named(folder, tiny_model):

@@ -83,3 +83,33 @@ def test_after_the_block_signals_are_recorded_and_its_error_was_raised():
         signal.SIGTERM, "try:", "    with signals.at_once(report): raise KeyError", "except KeyError: print('ready')",
         "while signals.received is None: time.sleep(0.01)")
     assert (status, output) == (0, "end of the command\n")
+
+
+def test_a_second_interrupt_within_two_seconds_counts_as_the_first():
+    """A launcher passes on a Ctrl-C that the terminal has sent to the whole group."""
+    status, output = interrupt(
+        signal.SIGINT, "import os", "print('ready')", "while signals.received is None: time.sleep(0.01)",
+        "for _ in range(3): os.kill(os.getpid(), signal.SIGINT); time.sleep(0.05)", "print('saved')")
+    assert (status, output) == (0, "saved\nend of the command\n")
+
+
+def test_a_later_interrupt_stops_without_saving():
+    status, output = interrupt(
+        signal.SIGINT, "import os", "print('ready')", "while signals.received is None: time.sleep(0.01)",
+        "signals.received_at -= 2", "try: os.kill(os.getpid(), signal.SIGINT); time.sleep(5); print('saved')",
+        "except KeyboardInterrupt: print('stopped')")
+    assert (status, output) == (0, "stopped\nend of the command\n")
+
+
+def test_the_first_signal_is_answered_while_compiled_code_runs():
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", PROGRAM.replace("Signals()", "Signals('saving')").format(
+            work="print('ready'); compiled(2**31 - 1)")],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "SIGINT: saving\n"
+    finally:
+        process.kill()
+        process.communicate()

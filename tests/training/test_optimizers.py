@@ -292,3 +292,21 @@ def test_freezing_unknown_or_all_layers_is_an_error():
     assert unchanged(network, before)
     with pytest.raises(ConfigError, match=r"train.freeze=\*"):
         optimizers.freeze_layers(network, ("*",))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_final_rate_of_the_backbone_is_that_of_all_layers(optimizer):
+    network = models.build(tiny(head="fcn"), 3)
+    train = Train(optimizer=optimizer, backbone_rate=0.1, weight_decay=0.5, learning_rate=0.1, end_learning_rate=0.025,
+                  steps=3)
+    variables = network.trainable_variables
+    for step, backbone, other in ((0, 0.01, 0.1), (2, 0.025, 0.025)):
+        built = optimizers.build_optimizer(train, network)
+        built.iterations.assign(step)
+        for variable in variables:
+            variable.assign(np.ones(variable.shape))
+        # With zero gradients only decay remains.
+        built.apply([tf.zeros(variable.shape) for variable in variables], variables)
+        for variable in variables:
+            rate = backbone if variable.path.startswith("backbone.") else other
+            np.testing.assert_allclose(variable.numpy(), 1 - rate * 0.5, rtol=1e-6, err_msg=variable.path)

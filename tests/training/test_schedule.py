@@ -59,3 +59,26 @@ def test_serialization_keeps_the_learning_rates():
     learning_rate = PolynomialWithWarmup(0.3, 0.1, 0.9, 50, 7, 0.5)
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(learning_rate))
     assert [float(copy(step)) for step in (0, 3, 20, 60)] == [float(learning_rate(step)) for step in (0, 3, 20, 60)]
+
+
+def mmengine_rates(base, end, power, end_step, steps):
+    """Return the rates of mmengine's PolyParamScheduler, which multiplies the distance from eta_min step by step."""
+    rates = [base]
+    for step in range(1, steps):
+        ratio = (1 - 1 / (end_step - step + 1)) ** power if step <= end_step else 1.0
+        rates.append((rates[-1] - end) * ratio + end)
+    return rates
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.5, 2.0, 10.0])
+@pytest.mark.parametrize("end", [0.0, 1e-4, 2e-3])
+def test_the_floor_of_scaled_rates_is_absolute_as_in_mmengine(factor, end):
+    learning_rate = PolynomialWithWarmup(0.01, end, 0.9, end_step=30)
+    expected = mmengine_rates(0.01 * factor, end, 0.9, 30, 35)
+    assert [float(learning_rate.scaled(step, factor)) for step in range(35)] == pytest.approx(
+        expected, rel=1e-5, abs=1e-9)
+
+
+def test_a_constant_rate_is_scaled_as_a_whole():
+    learning_rate = PolynomialWithWarmup(0.01, 0.01, 0.9, end_step=30)
+    assert [float(learning_rate.scaled(step, 0.5)) for step in (0, 15, 40)] == pytest.approx([0.005] * 3)
