@@ -15,6 +15,8 @@ import fcntl
 import json
 import os
 import re
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +24,7 @@ from typing import IO, Any
 
 from kseg import config as configs
 from kseg.config import Config
+from kseg.config.sections import Train
 from kseg.config.values import config_differences
 from kseg.datasets.registry import Dataset
 from kseg.errors import WorkdirError
@@ -33,6 +36,9 @@ from kseg.training import checkpoints
 CHANGEABLE = ("name", "data.directory", "data.unreadable", "data.memory", "data.service", "train.log_every",
               "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.steps_per_call",
               "train.recompute", "train.nonfinite_batches", "train.patience")
+
+# TensorFlow reads a checkpoint only if its path, taken as a pattern, matches the file; `*` and `?` match themselves.
+PATTERN_CHARACTERS = re.compile(r"[\[\\]")
 
 
 def default_workdir(config: Config) -> Path:
@@ -50,9 +56,12 @@ def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
         The lock, which is held until it is closed.
 
     Raises:
-        WorkdirError: The directory cannot be written, another process trains in it, or it belongs to a run whose config
-            differs in more than CHANGEABLE.
+        WorkdirError: TensorFlow takes the path for a pattern, the directory cannot be written, another process trains in
+            it, or it belongs to a run whose config differs in more than CHANGEABLE and a permitted train.steps.
     """
+    if found := PATTERN_CHARACTERS.search(str(workdir)):
+        raise WorkdirError(f"--workdir {workdir} contains {found[0]!r}, which TensorFlow takes for a pattern when it "
+                           "reads a checkpoint; choose a path without [ and \\, or a relative path that starts below it")
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a", encoding="utf-8")
@@ -63,12 +72,15 @@ def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
         _remove_leftovers(workdir)
         if (workdir / "config.json").exists():
             old, trained = trained_model.read_workdir(workdir)
-            changes = [change for change in config_differences(old, config) if not _may_change(*change)]
+            longer = may_train_longer(old.train, config.train)
+            changes = [change for change in config_differences(old, config)
+                       if not (_may_change(*change) or longer and change[0] == "train.steps")]
             # Without a checkpoint nothing has been trained, and a corrected config may start over.
             if changes and checkpoints.checkpoint_steps(workdir):
                 lines = [f"  {key}: {before} in the directory, {now} now" for key, before, now in changes]
                 raise WorkdirError(f"{workdir} belongs to another run:\n" + "\n".join(lines)
-                                   + "\nChoose another --workdir, or set the same values.")
+                                   + "\nChoose another --workdir, or set the same values."
+                                   + _way_to_train_longer(workdir, changes))
             if checkpoints.checkpoint_steps(workdir):
                 trained_model.require_same_classes(trained, dataset, str(workdir))
         record = {field: getattr(dataset, field) for field in ("name", "classes", "palette", "label_table")}
@@ -94,6 +106,37 @@ def _remove_leftovers(workdir: Path) -> None:
 def _may_change(key: str, before: Any, now: Any) -> bool:
     """Return whether a value may differ when a run is resumed; initial weights may move, but not appear or vanish."""
     return key in CHANGEABLE or key in ("init.backbone", "init.weights") and bool(before) and bool(now)
+
+
+def may_train_longer(before: Train, now: Train) -> bool:
+    """Return whether more steps leave the learning rates of all earlier steps as they were, and the new ones above 0.
+
+    That is so if the schedule is constant, or if train.end_step fixes its end.
+
+    Args:
+        before: the section `train` of the run.
+        now: the section `train` to resume with.
+    """
+    constant = now.power == 0 or now.end_learning_rate == now.learning_rate
+    fixed = now.end_step > 0 and (now.end_learning_rate > 0 or now.end_step >= now.steps)
+    return now.steps > before.steps and (constant or fixed)
+
+
+def _way_to_train_longer(workdir: Path, changes: list[tuple]) -> str:
+    """Return a sentence with the command that trains more steps from a run's weights, if nothing else has changed."""
+    if [key for key, *_ in changes] != ["train.steps"] or changes[0][2] <= changes[0][1]:
+        return ""
+    _, before, now = changes[0]
+    weights = next((path for name in ("final", "best") if (path := workdir / f"{name}.weights.h5").exists()), None)
+    if weights is None:
+        return ""
+    # A test or a program that calls `train` has another command line.
+    command = shlex.join(sys.orig_argv) if "kseg.train" in sys.orig_argv else "python -m kseg.train --config NAME"
+    added = ["--workdir", f"{workdir}-{now}", "--set", "init.backbone=", f"init.weights={weights}",
+             f"train.steps={now - before}"]
+    return (f"\nWith train.steps={now} the learning rates of the first {before} steps would have differed, or those of "
+            f"the added steps would be 0. To train {now - before} more steps from its weights with a new schedule:\n"
+            f"  {command} {shlex.join(added)}")
 
 
 def trim_metrics(workdir: Path, step: int) -> None:

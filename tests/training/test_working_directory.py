@@ -18,13 +18,14 @@ import tensorflow as tf
 
 from kseg import config as configs
 from kseg.config import Config, values
-from kseg.config.sections import Model
+from kseg.config.sections import Model, Train
 from kseg.datasets import registry
 from kseg.errors import WorkdirError
 from kseg.inference import trained_model
 from kseg.system import atomic_files, retries
 from kseg.training import checkpoints, trainer, working_directory
 from kseg.training.ema import ExponentialMovingAverage
+from kseg.training.schedule import schedule
 from kseg.weights import keras_files
 from tests.helpers.running import ROOT
 
@@ -49,6 +50,7 @@ def test_only_one_process_may_train(workdir):
 @pytest.mark.parametrize("before, now, free", [
     ("train.log_every=50", "train.log_every=7", True), ("train.seed=0", "train.seed=1", False),
     ("init.backbone=a.npz", "init.backbone=elsewhere/a.npz", True),
+    ("train.steps=10", "train.steps=20", False), ("train.steps=20", "train.steps=10", False),
     ("init.backbone=", "init.backbone=a.npz", False), ("init.backbone=a.npz", "init.backbone=", False),
     ("init.weights=a.pth", "init.weights=b.pth", True), ("init.skip=", "init.skip=decode_head.*", False)])
 def test_values_that_may_change_after_the_first_checkpoint(tmp_path, before, now, free):
@@ -65,6 +67,40 @@ def test_values_that_may_change_after_the_first_checkpoint(tmp_path, before, now
         with pytest.raises(WorkdirError, match="belongs to another run"):
             working_directory.open_workdir(tmp_path, new, CAMVID)
         assert trained_model.read_workdir(tmp_path)[0] == old
+
+
+@pytest.mark.parametrize(("settings", "steps", "allowed"), [
+    ({"end_step": 300}, 400, True), ({"end_step": 900, "end_learning_rate": 0.0}, 400, True),
+    ({"end_step": 300, "end_learning_rate": 0.0}, 400, False), ({"end_step": 300}, 200, False),
+    ({"power": 0.0}, 400, True), ({"learning_rate": 0.1, "end_learning_rate": 0.1}, 400, True), ({}, 400, False)])
+def test_steps_may_be_raised_where_the_schedule_permits_it(workdir, settings, steps, allowed):
+    before, now = (replace(Config(), train=Train(steps=number, **settings)) for number in (300, steps))
+    (workdir / "config.json").write_text(configs.to_json(before))
+    (workdir / "final.weights.h5").touch()
+    if allowed:
+        rates = [schedule(config.train) for config in (before, now)]
+        assert [float(rates[0](step)) for step in (0, 150, 299)] == [float(rates[1](step)) for step in (0, 150, 299)]
+        working_directory.open_workdir(workdir, now, CAMVID).close()
+        return
+    with pytest.raises(WorkdirError, match="train.steps: 300 in the directory") as caught:
+        working_directory.open_workdir(workdir, now, CAMVID)
+    command = f"init.weights={workdir}/final.weights.h5 train.steps=100"
+    assert (command in str(caught.value)) == (steps > 300)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run\\1", "a[b/run"])
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(WorkdirError, match="pattern"):
+        working_directory.open_workdir(tmp_path / name, Config(), CAMVID)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["run 1]", "run*", "run?1", "{run}", "läuft"])
+def test_checkpoints_in_other_paths_are_read_back(tmp_path, name):
+    workdir = tmp_path / name
+    working_directory.open_workdir(workdir, Config(), CAMVID).close()
+    checkpoints.save_checkpoint(workdir, state(-3), 3, keep=1)
+    assert_restored(workdir, 3)
 
 
 def test_changed_label_table_is_an_error(workdir):
