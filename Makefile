@@ -28,20 +28,20 @@ test: .venv/installed
 	@.venv/bin/lint-imports
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The lock is installed as it stands: nothing is resolved again.
-.venv/installed: requirements.lock setup.cfg pyproject.toml
+# The locks are installed as they stand: nothing is resolved again, and every file must have a hash listed there.
+.venv/installed: bootstrap.lock requirements.lock setup.cfg pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "kseg needs Python 3.11: neither python3.11 nor python3 is that version" >&2; exit 1; fi
 	@echo "installing into .venv (about 3 GB)"
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	@.venv/bin/python -m uv pip install --quiet --no-deps --python .venv/bin/python -r requirements.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r bootstrap.lock
+	@.venv/bin/python -m uv pip install --quiet --no-deps --require-hashes --python .venv/bin/python -r requirements.lock
 	@.venv/bin/python -m uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python -e .
 	@touch .venv/installed
 
 # Resolves requirements.in again.
 lock: .venv/installed
 	.venv/bin/python -m uv pip compile --quiet --override overrides.txt requirements.in -o requirements.lock \
-	    --python-version 3.11 --no-header --no-annotate --no-emit-index-url
+	    --python-version 3.11 --no-header --no-annotate --no-emit-index-url --generate-hashes
 
 clean:
 	rm -rf .venv demo pipeline-demo build kseg.egg-info
