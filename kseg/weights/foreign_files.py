@@ -12,14 +12,14 @@ import numpy as np
 
 from kseg.errors import WeightsError
 from kseg.weights import keras_files, torch_files
+from kseg.weights.file_kinds import find_kind
 from kseg.weights.names import sss_head, sss_to_mmseg
+from kseg.weights.stored_arrays import require_moderate
+from kseg.weights.torch_files import EMA_ENTRIES, STATE_ENTRIES
+from kseg.weights.torch_pickles import StandIn
 
-# Entries of a checkpoint that contain its weights.
-STATE_ENTRIES = ("state_dict", "model", "model_state_dict")
 # Maximum depth of nested entries; a file may contain a dict that contains itself.
 MAX_ENTRY_DEPTH = 4
-# Entries that contain a second, averaged set of weights: mmengine's, and that of PyTorch's reference scripts.
-EMA_ENTRIES = ("ema_state_dict", "model_ema")
 # mmengine swaps the two sets before it saves, so its state_dict is the average.
 SWAPPED_ENTRY = "ema_state_dict"
 # mmcv 0.x stores averaged weights next to the plain ones, with this prefix and "_" for every "." of the name.
@@ -27,6 +27,8 @@ EMA_PREFIX = "ema_"
 # Counters among the weights, which neither training nor inference needs.
 COUNTERS = ("num_batches_tracked", "n_averaged", "steps")
 
+# Names that PyTorch's wrappers insert anywhere in a weight's path.
+COMPILED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 FIRST_KERNELS = ("conv1.weight", "stem.0.weight")
 
 # Prefix of a weight's name -> system; the first match decides.
@@ -65,13 +67,14 @@ def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = 
             lacks the EMA weights that `average` requests.
     """
     path = Path(path)
-    if path.suffix == ".h5":
+    kind = "hdf5" if path.suffix == ".h5" else "npz" if path.suffix == ".npz" else find_kind(path)
+    if kind == "hdf5":
         state, notes = keras_files.read_applications(path)
         if average:
             raise WeightsError(f"{path} contains no EMA weights")
         system = "keras"
     else:
-        contents = _read_container(path)
+        contents = _read_npz(path) if kind == "npz" else torch_files.read_torch_file(path)
         state, notes = _select(path, contents, average)
         system = _detect_system(state)
         if system == "sss":
@@ -84,20 +87,17 @@ def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = 
     return Checkpoint(state, system, notes)
 
 
-def _read_container(path: Path) -> Any:
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if path.suffix in (".pth", ".pt"):
-        return torch_files.read_torch_file(path)
-    raise WeightsError(f"{path} has an unknown suffix {path.suffix!r}; choices: .npz, .pth, .pt, .h5")
-
-
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            require_moderate(path, sum(entry.file_size for entry in file.zip.infolist()), path.stat().st_size)
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist") from None
+    except WeightsError:
+        raise
     except Exception as error:  # NumPy also passes on errors of zipfile, zlib and struct.
         raise WeightsError(f"{path} is damaged or not an .npz file ({type(error).__name__}: {error})") from error
 
@@ -159,7 +159,7 @@ def _named_arrays(path: Path, state: Any, required: bool) -> dict[str, np.ndarra
             continue
         bare = _without_module(name)
         if bare in named:
-            raise WeightsError(f"{path} has {bare} both with and without 'module.'")
+            raise WeightsError(f"{path} has {bare} both with and without 'module.' or '_orig_mod.'")
         named[bare] = value
     if required and not named:
         raise WeightsError(f"{path} contains only counters and no weights: {', '.join(state)}")
@@ -167,12 +167,17 @@ def _named_arrays(path: Path, state: Any, required: bool) -> dict[str, np.ndarra
 
 
 def _without_module(name: str) -> str:
+    # torch.compile and data parallelism wrap modules, and compile also wraps a part of a model.
+    for wrapper in COMPILED:
+        name = name.replace(wrapper, "")
     while name.startswith("module."):
         name = name.removeprefix("module.")
     return name
 
 
 def _described(value: Any) -> str:
+    if isinstance(value, StandIn):
+        return f"an object of {value.name}"
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"
     return f"a value of type {type(value).__name__}"
@@ -228,7 +233,9 @@ def _as_float32(path: Path, state: dict[str, np.ndarray]) -> tuple[dict[str, np.
             raise WeightsError(f"{path} contains {name} as {array.dtype.name}; weights must be floating-point numbers")
         if array.dtype != np.float32:
             converted[array.dtype.name] = converted.get(array.dtype.name, 0) + 1
-        floats[name] = array.astype(np.float32, copy=False)
+        # Loading refuses the infinities that values beyond float32 become.
+        with np.errstate(over="ignore"):
+            floats[name] = array.astype(np.float32, copy=False)
     return floats, [f"{count} weights of type {dtype} were converted to float32" for dtype, count in converted.items()]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from kseg.errors import WeightsError, WorkdirError
 from kseg.system.atomic_files import write_bytes
+from kseg.weights import hdf5_members
 from kseg.weights.names import keras_to_torchvision
 
 # Errors of h5py for damaged files and for files with another layout.
@@ -73,17 +74,21 @@ def _read(path: str | Path, read_layers: Callable[[h5py.File], dict]) -> dict:
             return read_layers(file)
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist") from None
-    except H5PY_ERRORS as error:
+    except WeightsError as error:
+        raise WeightsError(f"{path} {error}") from None
+    except (*H5PY_ERRORS, MemoryError) as error:
         raise WeightsError(
             f"{path} is damaged or not a Keras weights file ({type(error).__name__}: {error})") from error
 
 
 def _numbered_layers(file: h5py.File) -> dict[str, list[np.ndarray]]:
-    layers = {}
-    for layer in file["layers"].values():
-        variables = layer["vars"]
+    layers, root = {}, hdf5_members.group(file, "layers")
+    bound = hdf5_members.Bound(file)
+    for name in root:
+        variables = hdf5_members.group(hdf5_members.group(root, name), "vars")
         if len(variables):
-            layers[variables.attrs["name"]] = [variables[str(index)][()] for index in range(len(variables))]
+            layers[hdf5_members.text(variables, "name")] = [
+                hdf5_members.floats(variables, str(index), bound) for index in range(len(variables))]
     return layers
 
 
@@ -93,7 +98,8 @@ def _applications_layers(file: h5py.File) -> dict[str, dict[str, np.ndarray]]:
         layers = {name: dict(zip(VARIABLE_NAMES.get(len(values), ()), values, strict=True))
                   for name, values in _numbered_layers(file).items()}
     else:
-        layers = _grouped_layers(file.get("model_weights", file))
+        layers = _grouped_layers(
+            hdf5_members.group(file, "model_weights") if "model_weights" in file.keys() else file)
     kinds = [set(names) for names in VARIABLE_NAMES.values()]
     for name, weights in layers.items():
         if weights.keys() not in kinds or "kernel" in weights and weights["kernel"].ndim not in (2, 4):
@@ -102,19 +108,15 @@ def _applications_layers(file: h5py.File) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _grouped_layers(root: h5py.Group) -> dict[str, dict[str, np.ndarray]]:
-    layers = {}
-    for name in root.attrs["layer_names"]:
-        group = root[_text(name)]
+    layers, bound = {}, hdf5_members.Bound(root.file)
+    for name in hdf5_members.texts(root, "layer_names"):
+        group = hdf5_members.group(root, name)
         # A weight's name is a path such as conv1_conv/kernel:0.
-        weights = {_text(weight).rpartition("/")[2].partition(":")[0]: group[_text(weight)][()]
-                   for weight in group.attrs["weight_names"]}
+        weights = {weight.rpartition("/")[2].partition(":")[0]: hdf5_members.floats(group, weight, bound)
+                   for weight in hdf5_members.texts(group, "weight_names")}
         if weights:
-            layers[_text(name)] = weights
+            layers[name] = weights
     return layers
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 class WeightsInMemory(io.BytesIO):

@@ -242,6 +242,10 @@ def _load(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, n
     _require_fit(path, {name: target.shape() for name, target in targets.items()},
                  {name: array.shape for name, array in state.items()}, skipped, head)
     loaded = {name: target for name, target in targets.items() if name not in skipped}
+    with np.errstate(over="ignore"):
+        # A float64 beyond the range of float32 becomes infinite here, where it is still noticed.
+        state = {name: np.asarray(state[name]).astype(target.variable.dtype, copy=False)
+                 for name, target in loaded.items()}
     if bad := [name for name in loaded if not np.isfinite(state[name]).all()]:
         raise WeightsError(f"{path} has non-finite values in {len(bad)} weights: "
                            f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
@@ -251,7 +255,7 @@ def _load(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, n
         raise WeightsError(f"{path} has negative variances in {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
     for name, (variable, axes) in loaded.items():
         array = np.transpose(state[name], axes) if axes else state[name]
-        variable.assign(array.astype(variable.dtype))
+        variable.assign(array)
     if not skipped:
         return []
     return [f"{len(loaded)} of the model's {len(targets)} weights were loaded",

@@ -50,8 +50,17 @@ def test_files_without_weights_are_described(tmp_path, contents, message):
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_suffixes_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="unknown suffix '.ckpt'; choices: .npz, .pth, .pt, .h5"):
+@pytest.mark.parametrize("name", ["a.ckpt", "a.bin", "a.pth.tar", "a.PTH", "a"])
+def test_files_are_known_by_content(tmp_path, name):
+    assert list(read_foreign_checkpoint(write_zip(tmp_path / name, state_of("a.weight"))).state) == ["a.weight"]
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"), (b"\n<!DOCTYPE HTML>", "web page"),
+    (b"", "empty"), (b"\x89PNG\r\n\x1a\n", "PNG picture"), (b"plain text", "starts with b'plain text'")])
+def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
+    (tmp_path / "a.ckpt").write_bytes(content)
+    with pytest.raises(WeightsError, match=f"a.ckpt .*{message}"):
         read_foreign_checkpoint(tmp_path / "a.ckpt")
 
 

@@ -1,0 +1,94 @@
+"""Weights of Keras files are plain floating-point arrays inside of the file."""
+
+import h5py
+import numpy as np
+import pytest
+
+from kseg.errors import WeightsError
+from kseg.weights import keras_files, loading
+from tests.helpers.shared_files import SHARED
+from tests.helpers.small_models import small_model, unchanged, values
+
+
+def external(group, secret):
+    layout = h5py.h5d.create(group.id, b"0", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((2,)), _external(secret))
+    assert layout
+
+
+def _external(secret):
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_external(str(secret).encode(), 0, 8)
+    return plan
+
+
+def virtual(group, secret):
+    layout = h5py.VirtualLayout((2,), "f4")
+    layout[:] = h5py.VirtualSource(secret, "a", shape=(2,))
+    group.create_virtual_dataset("0", layout)
+
+
+FORMS = {
+    "external storage": external, "virtual": virtual,
+    "external link": lambda group, secret: group.__setitem__("0", h5py.ExternalLink(secret, "/a")),
+    "soft link": lambda group, secret: group.__setitem__("0", h5py.SoftLink("/layers/other")),
+    "empty": lambda group, secret: group.__setitem__("0", h5py.Empty("f4")),
+    "text": lambda group, secret: group.__setitem__("0", "text"),
+    "compound": lambda group, secret: group.__setitem__("0", np.zeros(2, [("a", "f4")])),
+    "complex": lambda group, secret: group.__setitem__("0", np.zeros(2, "c8")),
+    "integer": lambda group, secret: group.__setitem__("0", np.zeros(2, "i4")),
+    "group": lambda group, secret: group.create_group("0"),
+    "missing": lambda group, secret: group.__setitem__("1", np.zeros(2, "f4")),
+    "unwritten": lambda group, secret: group.create_dataset("0", (2**31,), "f4"),
+    "bomb": lambda group, secret: group.create_dataset("0", (2**31,), "f4", compression="gzip", chunks=(2**20,)),
+    "large chunk": lambda group, secret: group.create_dataset("0", (2,), "f4", chunks=(2**28,), maxshape=(None,)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_members_are_refused(tmp_path, form):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["a"] = np.ones(2, "f4")
+    with h5py.File(tmp_path / "a.weights.h5", "w") as file:
+        group = file.create_group("layers/conv/vars")
+        group.attrs["name"] = "backbone.conv1"
+        FORMS[form](group, tmp_path / "secret.h5")
+    with pytest.raises(WeightsError, match="a.weights.h5 "):
+        keras_files.read_layers(tmp_path / "a.weights.h5")
+
+
+@pytest.mark.parametrize("place", ["layers", "layers/conv", "layers/conv/vars"])
+def test_groups_are_not_links(tmp_path, place):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["layers/conv/vars/0"] = np.ones(2, "f4")
+        file["layers/conv/vars"].attrs["name"] = "conv"
+    with h5py.File(path, "w") as file:
+        file.require_group("layers")
+        if place == "layers":
+            del file["layers"]
+        file[place] = h5py.ExternalLink(str(tmp_path / "other.h5"), place)
+    with pytest.raises(WeightsError, match="is a link"):
+        keras_files.read_layers(path)
+
+
+def test_values_beyond_float32_are_refused(tmp_path):
+    path, model = tmp_path / "a.weights.h5", small_model()
+    before = values(model)
+    model.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        name = next(name for name, layer in file["layers"].items() if len(layer["vars"]) == 4)
+        shape = file[f"layers/{name}/vars/0"].shape
+        del file[f"layers/{name}/vars/0"]
+        file[f"layers/{name}/vars/0"] = np.full(shape, 1e300)
+    with pytest.raises(WeightsError, match="non-finite values in 1 weights"):
+        loading.load_keras(model, path)
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("name", ["bomb", "compound", "nulldata"])
+def test_collected_files_are_refused(name):
+    path = SHARED / "cases" / "weights" / f"{name}.weights.h5"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    with pytest.raises(WeightsError, match=path.name):
+        keras_files.read_layers(path)
