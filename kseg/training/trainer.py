@@ -17,10 +17,11 @@ from kseg.distributed import devices, hosts
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batch_reader
 from kseg.system import signals
-from kseg.training import checkpoints, fingerprint, losses, optimizers, profiler, single_values, working_directory
+from kseg.training import (checkpoints, data_changes, fingerprint, losses, optimizers, profiler, single_values,
+                           working_directory)
 from kseg.training.ema import ExponentialMovingAverage
 from kseg.training.loop import Loop
-from kseg.training.recorder import Recorder
+from kseg.training.recorder import Recorder, read_best
 from kseg.training.step import Steps
 from kseg.weights import downloads, keras_files, loading
 
@@ -127,6 +128,8 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         if step:
             report(f"resuming after step {step} of {config.train.steps}")
         hosts.on_chief(strategy, lambda: working_directory.trim_metrics(workdir, step))
+        hosts.on_chief(strategy, lambda: data_changes.report_changes(
+            workdir, (train_split, val_split), read_best(workdir), step > 0, report))
         recorder = stack.enter_context(Recorder(config, workdir, val_split, model, ema, strategy, report))
         profile = stack.enter_context(profiler.Profile(profiled, workdir if chief else None, report))
         reader = batch_reader.BatchReader(config, train_split, workdir, strategy, report)

@@ -6,6 +6,7 @@
     final.weights.h5                 weights after the last step
     metrics.jsonl tensorboard/       the log
     unreadable.json                  examples that training skips (kseg.input_pipeline.batch_reader)
+    data.json                        names and sizes of the data, compared at the next start
     skipped.json                     steps whose batch is skipped because its loss was not finite
     .lock                            locked while a process trains
     .writing-*                       incomplete files; a resumed run removes those of a killed process
@@ -56,12 +57,12 @@ def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
         The lock, which is held until it is closed.
 
     Raises:
-        WorkdirError: TensorFlow takes the path for a pattern, the directory cannot be written, another process trains in
-            it, or it belongs to a run whose config differs in more than CHANGEABLE and a permitted train.steps.
+        WorkdirError: TensorFlow takes the path for a pattern, the directory cannot be written, another process trains
+            in it, or it belongs to a run whose config differs in more than CHANGEABLE and a permitted train.steps.
     """
     if found := PATTERN_CHARACTERS.search(str(workdir)):
         raise WorkdirError(f"--workdir {workdir} contains {found[0]!r}, which TensorFlow takes for a pattern when it "
-                           "reads a checkpoint; choose a path without [ and \\, or a relative path that starts below it")
+                           "reads a checkpoint; choose a path without [ and \\, or a relative one that starts below it")
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a", encoding="utf-8")
