@@ -124,7 +124,7 @@ def serve(build: Callable[[], tuple[dict, Callable[[], int]]]) -> None:
     is reported as the reason why the process cannot work.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # Whatever libraries print goes to standard error, so that answers are the only output.
+    # Prints of libraries go to standard error, so that answers are the only output.
     os.dup2(2, 1)
 
     def send(answer: dict) -> None:

@@ -93,7 +93,7 @@ def in_turn(calls: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    # Whatever libraries print goes to standard error, so that the answer is the only output.
+    # Prints of libraries go to standard error, so that the answer is the only output.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     kind, *words = sys.argv[1:]

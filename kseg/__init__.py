@@ -39,7 +39,7 @@ def load(directory: Path | str, weights: Path | str | None = None, tta: bool = F
     """
     from kseg.system import quiet_start
 
-    quiet_start.import_tensorflow()
+    quiet_start.import_tensorflow(optional_packages=True)
     from kseg.inference import segmenter
 
     return segmenter.load_segmenter(directory, weights, tta)

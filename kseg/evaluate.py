@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Callable:
     """Import the evaluation function on first use (PEP 562), because TensorFlow takes seconds to import."""
     if name != "evaluate":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    quiet_start.import_tensorflow()
+    quiet_start.import_tensorflow(optional_packages=True)
     from kseg.evaluation.evaluator import evaluate
 
     return evaluate

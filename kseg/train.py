@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Callable:
     """Import the training function when it is used (PEP 562), because it takes TensorFlow seconds to load."""
     if name != "train":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    quiet_start.import_tensorflow()
+    quiet_start.import_tensorflow(optional_packages=True)
     from kseg.training.trainer import train
 
     return train

@@ -46,7 +46,7 @@ class Settings:
         new_classes: Accept other classes than those of the last blessed model.
         warm_start: Start from the last blessed model that was trained on other examples.
         max_latency_ms: Milliseconds that the served model may take for one image.
-        container: Server for TFX's InfraValidator; without one that component is left out.
+        container: Server for TFX's InfraValidator; without one, that component is omitted.
         beam: Flags of the Beam jobs.
     """
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from tests.helpers.running import ROOT, TINY
+from tests.helpers.running import ROOT
 
 # The names that users import have to show their use.
 SHOWN = [
@@ -35,8 +35,8 @@ MODULES = sorted({path.relative_to(ROOT).with_suffix("").as_posix().removesuffix
 
 
 @pytest.fixture(scope="session")
-def names(shapes_directory, tmp_path_factory):
-    """Return the names that examples may use: data, workdir, out, image, image_bytes, address."""
+def trained_names(shapes_directory, tmp_path_factory):
+    """Return names that examples may use: data, workdir, image, image_bytes, address."""
     from kseg import config as configs
     from kseg.datasets import registry
     from kseg.exporting import exporter
@@ -47,8 +47,10 @@ def names(shapes_directory, tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("examples in docstrings")
     workdir, image = directory / "run", directory / "street.png"
-    config = configs.load("encnet_shapes", [f"data.directory={shapes_directory}", *TINY, "train.steps=2",
-                                            "train.validate_every=2"])
+    # The example of `train` has the same config, so it finds its run at the last step.
+    config = configs.load("encnet_shapes", [
+        f"data.directory={shapes_directory}", "model.width=4", "model.channels=8", "model.auxiliary_channels=4",
+        "augment.crop=64,64", "train.global_batch=2", "train.steps=2"])
     trainer.train(config, workdir, trainer.prepare_strategy(config.train), report=lambda line: None)
     Image.new("RGB", (96, 64), "gray").save(image)
     buffer = io.BytesIO()
@@ -59,8 +61,8 @@ def names(shapes_directory, tmp_path_factory):
                     report=lambda line: None)
     server = Server(Options(model_name="default", model_base_path=str(directory / "served"), port=free_port()))
     server.start()
-    yield {"data": shapes_directory, "workdir": workdir, "out": directory / "out", "image": image,
-           "image_bytes": buffer.getvalue(), "address": f"127.0.0.1:{server.grpc_port}"}
+    yield {"data": shapes_directory, "workdir": workdir, "image": image, "image_bytes": buffer.getvalue(),
+           "address": f"127.0.0.1:{server.grpc_port}"}
     server.stop(grace_seconds=0)
 
 
@@ -71,13 +73,13 @@ def free_port():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_run(name, names):
+def test_the_examples_of_a_module_run(name, trained_names, tmp_path):
     module = importlib.import_module(name)
     tests = [test for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples]
     assert tests
     for test in tests:
         report = io.StringIO()
-        test.globs |= names
+        test.globs |= trained_names | {"out": tmp_path / "out"}
         doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS).run(test, out=report.write)
         assert not report.getvalue(), report.getvalue()
 

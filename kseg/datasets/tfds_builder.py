@@ -31,7 +31,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Pictures with labels for semantic segmentation.",
+            description="Images with labels for semantic segmentation.",
             features=tfds.features.FeaturesDict({
                 "image": tfds.features.Image(shape=(None, None, 3)),
                 "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),

@@ -122,6 +122,7 @@ def boundary_bands(labels: KerasTensor) -> KerasTensor:
         >>> labels = np.zeros((1, 1, 100), "int32")
         >>> labels[..., 50:] = 1
         >>> [int(band) for band in boundary_bands(labels)[0, 0, 49:54]]
+        [0, 0, 4, 5, 5]
     """
     height, width = ops.shape(labels)[1:3]
     radii = _radii(height, width)

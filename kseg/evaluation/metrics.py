@@ -167,6 +167,10 @@ def class_table(results: dict) -> str:
     Example:
         >>> import numpy as np
         >>> print(class_table(summarize(np.array([[3, 1], [1, 1]]), ("road", "car"))))
+        class    IoU  accuracy        pixels
+        road   60.00     75.00             4
+        car    33.33     50.00             2
+        mIoU  46.67   aAcc  66.67   mAcc  62.50
     """
     width = max(len(name) for name in (*results["classes"], "class"))
     lines = [f"{'class':<{width}}    IoU  accuracy        pixels"]

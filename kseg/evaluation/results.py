@@ -163,8 +163,9 @@ def read_evaluation(path: Path) -> Evaluation:
         >>> from kseg.evaluation.evaluator import evaluate
         >>> from kseg.inference import trained_model
         >>> model, config, dataset = trained_model.load_trained(workdir)
-        >>> results = evaluate(model, config, dataset, registry.open_split(config.data, "val"), out / "evaluation")
-        >>> read_evaluation(out / "evaluation").classes == dataset.classes
+        >>> split = registry.open_split(config.data, "val")
+        >>> results = evaluate(model, config, dataset, split, out, report=lambda line: None)
+        >>> read_evaluation(out).classes == dataset.classes
         True
     """
     path = path / "metrics.json" if path.is_dir() else path

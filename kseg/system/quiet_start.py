@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from kseg.errors import ConfigError, unknown
 
@@ -23,27 +25,36 @@ LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:\d+\.\d+ |\d{4}-\d\d-\d\d \d\d:\d\
 # prints what that process had written to its stderr.
 WATCHER = 'read -r done || { cat "$1" >&2; rm -f "$1"; }'
 
+# TensorFlow and Keras import these, if they are installed, for features that no command uses: half of their time.
+OPTIONAL_PACKAGES = ("IPython", "cv2", "jax", "matplotlib", "pandas", "scipy", "sklearn")
 
-def import_tensorflow() -> None:
+
+def import_tensorflow(optional_packages: bool = False) -> None:
     """Import TensorFlow and list its devices, without their messages on stderr.
 
     The libraries write to file descriptor 2 while they are loaded, before any log level of theirs is in force. With
     KSEG_LOG=debug all messages appear. TF_CPP_MIN_LOG_LEVEL is set to 2 (errors only) unless it is set already; it
     applies to the rest of the process and to the processes that it starts.
 
-    Raises ConfigError for another value of KSEG_LOG.
+    Args:
+        optional_packages: whether TensorFlow and Keras may use the packages that they can do without. A command starts
+            in half the time without them; a user's own process keeps all features.
+
+    Raises:
+        ConfigError: KSEG_LOG has another value.
     """
     level = os.environ.get(VARIABLE) or "info"
     if level not in LEVELS:
         raise ConfigError(unknown(f"value of {VARIABLE}:", level, LEVELS))
     if "tensorflow" in sys.modules:
         return
+    hidden = () if optional_packages or keras_backend() != "tensorflow" else OPTIONAL_PACKAGES
     if level == "debug":
-        _import_and_list_devices()
+        _import_and_list_devices(hidden)
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with filtered_stderr():
-        _import_and_list_devices()
+        _import_and_list_devices(hidden)
 
 
 def prepare_stdout() -> None:
@@ -56,8 +67,33 @@ def prepare_stdout() -> None:
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
-def _import_and_list_devices() -> None:
-    import tensorflow as tf
+def keras_backend() -> str:
+    """Return the name of the backend that Keras will use, found as Keras finds it."""
+    if name := os.environ.get("KERAS_BACKEND"):
+        return name
+    directory = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
+    try:
+        return json.loads((directory / "keras.json").read_text())["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "tensorflow"
+
+
+@contextlib.contextmanager
+def hidden_packages(names: tuple[str, ...]) -> Iterator[None]:
+    """Let imports of these packages fail within the block, unless they have been imported before."""
+    names = [name for name in names if name not in sys.modules]
+    # None is Python's own mark of a module that cannot be imported.
+    sys.modules.update(dict.fromkeys(names))
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def _import_and_list_devices(hidden: tuple[str, ...]) -> None:
+    with hidden_packages(hidden):
+        import tensorflow as tf
 
     # The first listing initializes CUDA, which reports a missing driver as an error.
     tf.config.list_physical_devices()

@@ -95,7 +95,7 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         ...     f"data.directory={data}", "model.width=4", "model.channels=8", "model.auxiliary_channels=4",
         ...     "augment.crop=64,64", "train.global_batch=2", "train.steps=2"])
         >>> strategy = prepare_strategy(settings.train)
-        >>> result = train(settings, workdir.with_name("new run"), strategy, report=lambda line: None)
+        >>> result = train(settings, workdir, strategy, report=lambda line: None)
         >>> result["step"], result["best_step"]
         (2, 2)
     """

@@ -172,7 +172,7 @@ def _servable(backend: Backend, request: Request) -> Iterator[Handle]:
     """Hold a slot to run, then the version that the request chooses."""
     with backend.admission.admit(request.size, request.deadline):
         if not request.context.is_active():
-            raise ServingError(grpc.StatusCode.CANCELLED, "The client hung up before its request ran")
+            raise ServingError(grpc.StatusCode.CANCELLED, "The client disconnected before its request ran")
         with backend.models.use(request.spec) as handle:
             request.version = handle.version
             yield handle

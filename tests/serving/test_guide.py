@@ -176,7 +176,7 @@ def test_a_canary_is_promoted_and_rolled_back_step_by_step(models):
             reload(stubs, model_file(models, step))
             versions, stable, canary = step
             assert (answered(stubs, "stable"), answered(stubs, "canary")) == (stable, canary)
-            # Who gives no label.
+            # A request without a label gets the newest version.
             assert answered(stubs) == max(versions)
         # Two steps at once: a label in use does not move to what is not loaded, and everything stays.
         with pytest.raises(grpc.RpcError) as error:
