@@ -125,16 +125,20 @@ def _variant(file: Shapes, model: Shapes, head: str) -> str:
 def _classes(file: Shapes, model: Shapes, head: str) -> str:
     for name in CLASSIFIERS:
         if name in file and name in model and file[name][0] != model[name][0]:
-            skip = ",".join(weight.removesuffix("weight") + "*" for weight in CLASSIFIERS if weight in model)
+            modules = [weight.removesuffix("weight") for weight in CLASSIFIERS if weight in model]
+            if any(file.get(weight) != model.get(weight) for weight in file.keys() | model.keys()
+                   if not weight.startswith(tuple(modules))):
+                return ""
             return (f"has {file[name][0]} classes; the dataset has {model[name][0]} "
-                    f"(init.skip={skip} loads everything else)")
+                    f"(init.skip={','.join(module + '*' for module in modules)} loads everything else)")
     return ""
 
 
 def _auxiliary(file: Shapes, model: Shapes, head: str) -> str:
     file_channels, model_channels = (shapes.get("auxiliary_head.convs.0.conv.weight", (0,))[0]
                                      for shapes in (file, model))
-    if not head or file_channels == model_channels:
+    # A file without a single name of the model tells nothing about its heads.
+    if not head or file_channels == model_channels or not file.keys() & model.keys():
         return ""
     auxiliary = f"an auxiliary head with {file_channels} channels" if file_channels else "no auxiliary head"
     return f"has {auxiliary} (model.auxiliary_channels={file_channels}); the config has {model_channels}"

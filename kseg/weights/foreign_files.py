@@ -27,6 +27,8 @@ EMA_PREFIX = "ema_"
 # Counters among the weights, which neither training nor inference needs.
 COUNTERS = ("num_batches_tracked", "n_averaged", "steps")
 
+# Attributes in which training programs keep the model, and so the first part of all names in their checkpoints.
+WRAPPERS = {"model", "net", "network", "student", "encoder", "segmentor", "ema_model"}
 # Names that PyTorch's wrappers insert anywhere in a weight's path.
 COMPILED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 FIRST_KERNELS = ("conv1.weight", "stem.0.weight")
@@ -77,6 +79,10 @@ def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = 
         contents = _read_npz(path) if kind == "npz" else torch_files.read_torch_file(path)
         state, notes = _select(path, contents, average)
         system = _detect_system(state)
+        if wrapper := _wrapper(state):
+            state = {name.removeprefix(wrapper): array for name, array in state.items()}
+            notes.append(f"the prefix {wrapper} of all names was removed")
+            system = _detect_system(state)
         if system == "sss":
             state, more = _from_sss(path, state)
             notes += more
@@ -173,6 +179,12 @@ def _without_module(name: str) -> str:
     while name.startswith("module."):
         name = name.removeprefix("module.")
     return name
+
+
+def _wrapper(names: Mapping[str, np.ndarray]) -> str:
+    """Return the prefix of a wrapper that all names have, such as "model."; "" if there is none."""
+    first = {name.split(".")[0] for name in names}
+    return f"{min(first)}." if len(first) == 1 and first <= WRAPPERS else ""
 
 
 def _described(value: Any) -> str:

@@ -86,3 +86,8 @@ def test_the_suggested_skip_loads_all_but_the_classifiers(tmp_path):
     skip = str(caught.value).splitlines()[0].partition("init.skip=")[2].partition(" ")[0].split(",")
     notes = loading.load_checkpoint(model, tmp_path / "a.npz", "encnet", skip)
     assert f"{len(file) - 6} of the model's {len(file)} weights were loaded" in notes
+
+
+def test_a_skip_is_only_suggested_if_it_loads_everything_else():
+    reason = diagnose(shapes(classes=5, width=8), shapes(), "encnet")
+    assert "model.width=8" in reason and "init.skip" not in reason

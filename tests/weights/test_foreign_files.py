@@ -206,3 +206,10 @@ def test_other_entries_and_prefixes(tmp_path):
     assert set(read_foreign_checkpoint(write_zip(tmp_path / "b.pth", averages)).state) == set(state)
     with pytest.raises(WeightsError, match="only an optimizer's state"):
         read_foreign_checkpoint(write_zip(tmp_path / "c.pth", {"optimizer_state_dict": {}, "epoch": 1}))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "student.", "_orig_mod.", "net._orig_mod.", "module.model."])
+def test_prefixes_that_all_names_have_are_removed(tmp_path, prefix):
+    names = ("backbone.conv1.weight", "decode_head.conv_seg.bias")
+    checkpoint = read_foreign_checkpoint(write_zip(tmp_path / "a.pth", state_of(*(prefix + name for name in names))))
+    assert checkpoint.state.keys() == set(names) and checkpoint.system == "mmseg"
