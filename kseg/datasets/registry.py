@@ -15,6 +15,7 @@ from kseg.datasets.layouts import Examples
 from kseg.datasets.tfrecord import Records
 from kseg.errors import DataError, unknown
 
+
 @dataclass(frozen=True)
 class Dataset:
     """The properties of a dataset that do not depend on where it is stored.

@@ -126,7 +126,8 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
 
     def augmented(position: tf.Tensor, augment: Augment, decode: Callable) -> dict:
         encoded, label = read(position)
-        label, seed, parts = decode_raw_label(split.dataset, label), tf.stack([config.train.seed, tf.cast(position, tf.int32)]), []
+        seed, parts = tf.stack([config.train.seed, tf.cast(position, tf.int32)]), []
+        label = decode_raw_label(split.dataset, label)
 
         def decode_part(window: tuple) -> tf.Tensor:
             # The last argument is True as in training without a data service.
