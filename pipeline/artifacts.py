@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from kseg.config import Config
-from kseg.config.sections import IGNORED, Data
-from kseg.datasets import prepared
+from kseg.config.sections import Data
+from kseg.datasets import class_list, prepared
 from kseg.datasets.registry import Dataset
 from kseg.datasets.tfrecord import FOOTER, HEADER
 from kseg.errors import DataError
@@ -89,17 +89,9 @@ def write_artifact_index(uri: str, dataset: Dataset, records: dict[str, list[tup
         _write_text(posixpath.join(directory, prepared.INDEX.format(split=form.stored_split(split))), text)
         splits.append({"name": form.stored_split(split), "shardLengths": [str(len(examples))]})
     if name == "folder":
-        _write_text(posixpath.join(directory, CLASSES), classes_text(dataset))
+        _write_text(posixpath.join(directory, CLASSES),
+                    class_list.classes_text(dataset.classes, dataset.palette, dataset.label_table))
     _write_text(posixpath.join(directory, prepared.DESCRIPTION), json.dumps({"name": name, "splits": splits}) + "\n")
-
-
-def classes_text(dataset: Dataset) -> str:
-    """Return the classes.txt of a dataset, with one raw label value for each class."""
-    values = {train_id: raw for raw, train_id in enumerate(dataset.label_table)}
-    lines = [f"{values[index]} {name} #{bytes(color).hex()}\n"
-             for index, (name, color) in enumerate(zip(dataset.classes, dataset.palette, strict=True))]
-    return "".join(lines + [f"{raw} ignore\n" for raw, train_id in enumerate(dataset.label_table)
-                            if train_id == IGNORED and raw != IGNORED])
 
 
 def part_config(data: Data, split: str, start: int, end: int, directory: Path) -> Data:

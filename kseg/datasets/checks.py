@@ -126,12 +126,12 @@ def _read(split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
     try:
         image_data, label_data = diagnosis.read_pair(split, index)
         size = image_size(name, image_data)
-        label = diagnosis.read_label(label_name, label_data)
+        label = diagnosis.read_label(split.dataset, label_name, label_data)
         diagnosis.require_same_size(name, size, label_name, label.shape)
     except DataError as error:
         return None, str(error)
     counts = statistics.value_counts(label)
-    fault = diagnosis.unmapped_values(split.dataset, counts)
+    fault = diagnosis.undefined_pixels(split.dataset, label, counts, label_data)
     example = ExampleCounts(name, label.shape, counts, diagnosis.has_exif_orientation(image_data))
     return example, fault and f"{label_name}: {fault}"
 

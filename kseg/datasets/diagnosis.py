@@ -7,11 +7,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from kseg.datasets import statistics
+from kseg.datasets import raw_labels, statistics
 from kseg.datasets.registry import UNMAPPED, Dataset, Split
 from kseg.errors import DataError
 from kseg.images import image_files
-from kseg.images.decoding import DEPTH, GRAY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image, decode_label
+from kseg.images.decoding import DEPTH, GRAY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image
 
 # Prefixes of TensorFlow's messages that locate the error in a graph or in a chain of datasets.
 GRAPH_LOCATION = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
@@ -40,9 +40,9 @@ def decode_pair(dataset: Dataset, name: str, label_name: str, image_data: tf.Ten
     Raises:
         DataError: The image or the label cannot be used; the message names the file, the value and the choices.
     """
-    image, label = read_image(name, image_data), read_label(label_name, label_data)
+    image, label = read_image(name, image_data), read_label(dataset, label_name, label_data)
     require_same_size(name, image.shape[:2], label_name, label.shape)
-    fault = unmapped_values(dataset, statistics.value_counts(label))
+    fault = undefined_pixels(dataset, label, statistics.value_counts(label), label_data)
     if fault:
         raise DataError(f"{label_name}: {fault}")
     return image, label
@@ -86,25 +86,31 @@ def image_size(name: str, data: tf.Tensor) -> tuple[int, int]:
     return read_image(name, data).shape[:2]
 
 
-def read_label(name: str, data: tf.Tensor) -> np.ndarray:
+def read_label(dataset: Dataset, name: str, data: tf.Tensor) -> np.ndarray:
     """Return the raw uint8 values (H, W) of an encoded label.
 
-    Raises DataError with `name` if the label is damaged or not an 8-bit gray or palette PNG.
+    Raises DataError with `name` if the label is damaged or of another kind than the dataset's labels.
     """
     try:
-        return decode_label(data).numpy()
+        return raw_labels.decode_raw_label(dataset, data).numpy()
     except tf.errors.OpError as error:
-        raise DataError(f"{name}: {_label_fault(tf.strings.substr(data, 0, PNG_HEADER).numpy(), error)}") from None
+        fault = _label_fault(dataset, tf.strings.substr(data, 0, PNG_HEADER).numpy(), error)
+        raise DataError(f"{name}: {fault}") from None
 
 
-def _label_fault(header: bytes, error: Exception) -> str:
+def _label_fault(dataset: Dataset, header: bytes, error: Exception) -> str:
     """Return why a label with these first bytes could not be decoded."""
     if len(header) < PNG_HEADER or not header.startswith(PNG_SIGNATURE):
         return "not a PNG file"
-    if header[KIND] != PALETTE and (header[KIND], header[DEPTH]) != (GRAY, 8):
-        kinds = {0: "gray", 2: "RGB", 4: "gray with alpha", 6: "RGBA"}
-        return (f"{header[DEPTH]}-bit {kinds.get(header[KIND], header[KIND])} PNG; "
-                "a label must be 8-bit gray or palette, one class id per pixel")
+    kinds = {GRAY: "gray", 2: "RGB", PALETTE: "palette", 4: "gray with alpha", 6: "RGBA"}
+    kind = f"{header[DEPTH]}-bit {kinds.get(header[KIND], header[KIND])} PNG"
+    if dataset.label_colors:
+        if header[DEPTH] > 8:
+            return f"{kind}; a label with colors must have 8 bits per channel"
+    elif header[KIND] != PALETTE and (header[KIND], header[DEPTH]) != (GRAY, 8):
+        hint = ". If its colors stand for classes, list them in classes.txt, as in `#804080 road`"
+        return (f"{kind}; a label must be 8-bit gray or palette, one class id per pixel"
+                + hint * (dataset.name == "folder" and header[DEPTH] == 8))
     return f"damaged PNG ({error_summary(error)})"
 
 
@@ -137,6 +143,20 @@ def error_summary(error: Exception) -> str:
 
 def _unreadable(name: str, error: Exception) -> DataError:
     return DataError(f"{name}: not a readable JPEG, PNG or BMP ({error_summary(error)})")
+
+
+def undefined_pixels(dataset: Dataset, label: np.ndarray, counts: np.ndarray, label_data: tf.Tensor) -> str:
+    """Return a message on a label's undefined colors or raw values, or "".
+
+    Args:
+        dataset: The dataset.
+        label: The raw values, uint8 (H, W).
+        counts: Number of pixels of each raw value, (256,).
+        label_data: The encoded label.
+    """
+    if dataset.label_colors:
+        return raw_labels.unknown_colors(dataset, label, label_data.numpy())
+    return unmapped_values(dataset, counts)
 
 
 def unmapped_values(dataset: Dataset, counts: np.ndarray) -> str:

@@ -30,7 +30,7 @@ def require_labeled_pixels(split: Split) -> None:
     found: set[int] = set()
     for index, name in enumerate(split.label_names):
         try:
-            label = diagnosis.read_label(name, diagnosis.read_pair(split, index)[1])
+            label = diagnosis.read_label(split.dataset, name, diagnosis.read_pair(split, index)[1])
         except DataError:
             continue
         values = np.unique(label)

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from kseg.config.sections import Data
-from kseg.datasets import archive_files, layouts, prepared, registry, sources, tfds_builder
+from kseg.datasets import archive_files, class_list, layouts, prepared, registry, sources, tfds_builder
 from kseg.datasets.diagnosis import decode_pair, image_size
 from kseg.datasets.registry import Dataset
 from kseg.datasets.sources import Pair, Pairs
@@ -97,7 +97,7 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
             finished.mkdir()
             (_join_pixels if fast else _join_records)(data.name, parts, finished)
             if data.name == "folder":
-                shutil.copyfile(source / "classes.txt", finished / "classes.txt")
+                _write_classes(dataset, source, finished)
             # An unreadable set must not be published.
             for split in parts:
                 layouts.prepared_examples(str(finished), data.name, split)
@@ -141,7 +141,17 @@ def _digest(dataset: Dataset, examples: list[Pair]) -> str:
     Only the names and sizes of the files are considered.
     """
     lines = [(pair.name, pair.image.size, pair.label.size) for pair in examples]
-    return hashlib.sha256(repr((prepared.VERSION, dataset.label_table, lines)).encode()).hexdigest()[:16]
+    colors = [(dataset.label_colors, dataset.other_colors)] if dataset.label_colors else []
+    return hashlib.sha256(repr((prepared.VERSION, dataset.label_table, lines, *colors)).encode()).hexdigest()[:16]
+
+
+def _write_classes(dataset: Dataset, source: Path, finished: Path) -> None:
+    """Write the classes.txt of a prepared set, whose labels store values."""
+    if dataset.label_colors:
+        text = class_list.classes_text(dataset.classes, dataset.palette, dataset.label_table)
+        (finished / "classes.txt").write_text(text, encoding="utf-8")
+    else:
+        shutil.copyfile(source / "classes.txt", finished / "classes.txt")
 
 
 def _remove_leftovers(hidden: Path, parts: dict[str, Path], report: Callable[[str], None]) -> None:
@@ -208,7 +218,7 @@ def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair]
     elif dataset.name == "cityscapes":
         _write_cityscapes(source, split, decoded, part, report)
     else:
-        features = (_features(pair, label) for pair, _, label in decoded)
+        features = (_features(dataset, pair, label) for pair, _, label in decoded)
         tfds_builder.write_split(tfds_builder.BUILDERS[dataset.name](part, split, features, len(examples)))
     (part / f".{NAMES}").write_text("".join(f"{pair.name}\n" for pair in examples), encoding="utf-8")
     os.replace(part / f".{NAMES}", part / NAMES)
@@ -226,11 +236,11 @@ def _decode(dataset: Dataset, examples: list[Pair],
         update(done)
 
 
-def _features(pair: Pair, label: np.ndarray) -> dict[str, bytes | str]:
+def _features(dataset: Dataset, pair: Pair, label: np.ndarray) -> dict[str, bytes | str]:
     """Return the features of a pair's record."""
     encoded = pair.label.read()
     # Every reader takes a gray PNG as ids, but many turn a palette into colors.
-    if encoded[KIND] == PALETTE:
+    if dataset.label_colors or encoded[KIND] == PALETTE:
         encoded = tfds_builder.png(Image.fromarray(label))
     return {"image": pair.image.read(), "segmentation_mask": encoded, "name": pair.name}
 

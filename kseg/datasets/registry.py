@@ -2,7 +2,6 @@
 
 import os
 import posixpath
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,13 +9,11 @@ from pathlib import Path
 import tensorflow as tf
 
 from kseg.config.sections import IGNORED, Data
-from kseg.datasets import class_names, layouts, prepared, shapes
+from kseg.datasets import class_list, class_names, layouts, prepared, shapes
+from kseg.datasets.class_list import UNMAPPED
 from kseg.datasets.layouts import Examples
 from kseg.datasets.tfrecord import Records
 from kseg.errors import DataError, unknown
-
-# Train id of raw values that a dataset does not define. A label with such a value is an error.
-UNMAPPED = 254
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,8 @@ class Dataset:
         open_examples: Lists the examples of (directory, split name); raises DataError for missing or unpaired files.
         how_to_get: Instructions printed if the directory is missing.
         published: Number of examples of each published split. A directory may hold fewer.
+        label_colors: (RGB color, raw label value) of each color in labels that store colors; otherwise empty.
+        other_colors: Raw label value of all other colors.
     """
 
     name: str
@@ -41,6 +40,8 @@ class Dataset:
     open_examples: Callable[[Path, str], Examples]
     how_to_get: str
     published: dict[str, int] = field(default_factory=dict)
+    label_colors: tuple[tuple[tuple[int, int, int], int], ...] = ()
+    other_colors: int = UNMAPPED
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def read_classes(directory: str | Path) -> Dataset:
     """Return the `folder` dataset described by a directory's classes.txt.
 
     The file has one class per line in train id order: `NAME`, or `VALUE NAME` if the raw label value differs from the
-    class's index. `VALUE ignore` makes a raw value ignored; 255 is ignored unless a line claims it. A color may follow
-    the name as `#rrggbb`.
+    class's index; several values are `7,8 NAME`, and `*` is all other values. `VALUE ignore` makes a raw value ignored;
+    255 is ignored unless a line claims it. A color may follow the name as `#rrggbb`. If the lines begin with colors,
+    `#rrggbb NAME` or `r,g,b NAME`, labels store colors.
 
     Args:
         directory: A local directory or the address of one.
@@ -102,46 +104,15 @@ def read_classes(directory: str | Path) -> Dataset:
     path = posixpath.join(str(directory), "classes.txt")
     if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
         raise DataError(f"no file {path}: a folder dataset lists one class per line there")
-    pairs, classes, colors = {}, [], []
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            # utf-8-sig drops the byte order mark that some editors write; it would become part of the first word.
-            lines = file.read().decode("utf-8-sig").splitlines()
+            # utf-8-sig drops the byte order mark that some editors write.
+            text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words:
-            continue
-        color = words.pop() if len(words) > 1 and words[-1].startswith("#") else ""
-        explicit = len(words) > 1 and words[0].isdecimal()
-        value = int(words.pop(0)) if explicit else len(classes)
-        name = " ".join(words)
-        if name == "ignore" and not explicit:
-            raise DataError(f"{path}, line {number}: `ignore` needs the value to ignore; write VALUE ignore")
-        if name.startswith("#") or not explicit and re.match(r"[+-]?\d+\s*[:,;=.)]|[+-]\d", name):
-            raise DataError(f"{path}, line {number}: {line.strip()!r} is not a class name; write NAME or VALUE NAME, "
-                            "optionally followed by a color such as #40a0ff")
-        if value > 255 or value in pairs:
-            raise DataError(f"{path}, line {number}: value {value} is {'above 255' if value > 255 else 'repeated'}")
-        if name == "ignore":
-            pairs[value] = IGNORED
-            continue
-        if name in classes:
-            raise DataError(f"{path}, line {number}: class {name!r} is repeated")
-        pairs[value] = len(classes)
-        classes.append(name)
-        try:
-            colors.append(tuple(bytes.fromhex(color[1:])) if color else class_names.class_palette(len(colors) + 1))
-        except ValueError:
-            colors.append(())
-        if len(colors[-1]) != 3:
-            raise DataError(f"{path}, line {number}: {color!r} is not a color such as #40a0ff")
-    # The train ids 254 and 255 are reserved for unmapped and ignored pixels.
-    if not 2 <= len(classes) <= UNMAPPED:
-        raise DataError(f"{path} lists {len(classes)} class{'es' * (len(classes) != 1)}; 2 to {UNMAPPED} are required")
-    return replace(DATASETS["folder"], classes=tuple(classes), palette=tuple(colors),
-                   label_table=label_table({IGNORED: IGNORED} | pairs))
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from None
+    listed = class_list.parse_classes(path, text)
+    return replace(DATASETS["folder"], classes=listed.names, palette=listed.palette, label_table=listed.label_table,
+                   label_colors=listed.label_colors, other_colors=listed.other_colors)
 
 
 def location_of(data: Data) -> str:

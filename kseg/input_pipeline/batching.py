@@ -12,9 +12,10 @@ import tensorflow as tf
 from kseg.config import Config
 from kseg.config.sections import IGNORED, Augment, Train
 from kseg.datasets.diagnosis import decode_example, error_summary
+from kseg.datasets.raw_labels import decode_raw_label
 from kseg.datasets.registry import UNMAPPED, Split
 from kseg.errors import ConfigError, DataError
-from kseg.images.decoding import decode_image, decode_label, decode_window
+from kseg.images.decoding import decode_image, decode_window
 from kseg.images.resizing import normalize
 from kseg.input_pipeline import augmentations, data_service, kerascv_augmentations
 
@@ -113,7 +114,7 @@ def read_augmented(split: Split, index: tf.Tensor, seed: tf.Tensor, augment: Aug
     `shorten` allows `decode_window` to use a Python function.
     """
     image_data, label_data = split.read(index)
-    label = decode_label(label_data)
+    label = decode_raw_label(split.dataset, label_data)
     size = tf.shape(label)
     return augmentations.augment(lambda window: decode_window(image_data, size, window, shorten), label,
                                  tf.constant(split.dataset.label_table, tf.uint8), seed, augment)
@@ -221,7 +222,7 @@ def read_example(split: Split, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     Evaluating them fails for a faulty example; `find_faulty_example` returns the complete message.
     """
     image_data, label_data = split.read(index)
-    image, label = decode_image(image_data), decode_label(label_data)
+    image, label = decode_image(image_data), decode_raw_label(split.dataset, label_data)
     same = tf.reduce_all(tf.equal(tf.shape(image)[:2], tf.shape(label)))
     label = tf.gather(tf.constant(split.dataset.label_table, tf.uint8), tf.cast(label, tf.int32))
     known = tf.reduce_all(tf.not_equal(label, UNMAPPED))

@@ -17,9 +17,10 @@ import tensorflow as tf
 from kseg.config import Config
 from kseg.config.sections import Augment, Train
 from kseg.datasets import sources
+from kseg.datasets.raw_labels import decode_raw_label
 from kseg.datasets.registry import Split
 from kseg.errors import ConfigError
-from kseg.images.decoding import decode_label, decode_window
+from kseg.images.decoding import decode_window
 from kseg.input_pipeline import augmentations, batching, kerascv_augmentations
 
 READ, LABEL, CROP, IMAGE, RESIZE, DISTORT, FINISH = STAGES = (
@@ -125,7 +126,8 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
 
     def augmented(position: tf.Tensor, augment: Augment, decode: Callable) -> dict:
         encoded, label = read(position)
-        label, seed, parts = decode_label(label), tf.stack([config.train.seed, tf.cast(position, tf.int32)]), []
+        seed, parts = tf.stack([config.train.seed, tf.cast(position, tf.int32)]), []
+        label = decode_raw_label(split.dataset, label)
 
         def decode_part(window: tuple) -> tf.Tensor:
             # The last argument is True as in training without a data service.
@@ -138,7 +140,7 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
     # tf.data prunes results that a function does not return, but not assertions about an image.
     functions = {
         READ: read,
-        LABEL: lambda position: decode_label(read(position)[1]),
+        LABEL: lambda position: decode_raw_label(split.dataset, read(position)[1]),
         CROP: lambda position: augmented(position, plain, _no_image)[IMAGE],
         IMAGE: lambda position: augmented(position, plain, decode_window)[IMAGE],
         RESIZE: lambda position: augmented(position, plain, decode_window)[RESIZE],

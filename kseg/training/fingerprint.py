@@ -56,6 +56,8 @@ def data_digest(split: Split) -> str:
     """
     dataset, names = split.dataset, [*split.names, *split.label_names]
     described = [(dataset.name, dataset.classes, dataset.label_table)]
+    if dataset.label_colors:
+        described.append((dataset.label_colors, dataset.other_colors))
     if split.records:
         files = split.records.files
         described += zip(split.records.shards, split.records.offsets)

@@ -29,6 +29,8 @@ def source_fingerprint(data: Data, splits: tuple[str, ...]) -> str:
     """Return a digest of a source's classes and of its files' names, sizes and times, without reading them."""
     dataset = registry.find_dataset(data)
     digest = hashlib.sha256(repr((dataset.name, dataset.classes, dataset.label_table)).encode())
+    if dataset.label_colors:
+        digest.update(repr((dataset.label_colors, dataset.other_colors)).encode())
     for split in splits:
         opened = registry.open_split(data, split)
         files = [Path(name) for name in (*opened.names, *opened.label_names)]

@@ -79,7 +79,7 @@ def encode_split_example(split: Split, index: int, name: str) -> tuple[bytes, di
     del image
     image_data, label_data = (part.numpy() for part in diagnosis.read_pair(split, index))
     # All readers take the values of a grayscale PNG as class ids, but many read a palette as colors.
-    if label_data[KIND] == PALETTE:
+    if split.dataset.label_colors or label_data[KIND] == PALETTE:
         label_data = tfds_builder.png(Image.fromarray(label))
     dataset = split.dataset
     counts, table = statistics.value_counts(label), np.array(dataset.label_table)

@@ -41,7 +41,8 @@ def test_one_pixel_of_the_last_label_is_enough(tmp_path):
 def test_the_search_ends_at_the_first_labeled_pixel(tmp_path, monkeypatch):
     data = folder(tmp_path, {"train": [IGNORED, np.zeros((3, 4)), IGNORED]})
     read, names = diagnosis.read_label, []
-    monkeypatch.setattr(diagnosis, "read_label", lambda name, content: names.append(name) or read(name, content))
+    monkeypatch.setattr(diagnosis, "read_label",
+                        lambda dataset, name, content: names.append(name) or read(dataset, name, content))
     labeled_pixels.require_labeled_pixels(open_split(data))
     assert len(names) == 2
 
