@@ -10,11 +10,8 @@ import numpy as np
 
 from kseg.errors import WeightsError, WorkdirError
 from kseg.system.atomic_files import write_bytes
-from kseg.weights import hdf5_members
+from kseg.weights import hdf5_layers
 from kseg.weights.names import keras_to_torchvision
-
-# Errors of h5py for damaged files and for files with another layout.
-H5PY_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
 
 # Epsilon of the batch normalization in keras.applications' ResNet50 (Keras 3), and in kseg.
 APPLICATIONS_EPSILON = 1.001e-5
@@ -29,7 +26,7 @@ def read_layers(path: str | Path) -> dict[str, list[np.ndarray]]:
 
     Raises WeightsError if the file is missing, damaged or of another kind.
     """
-    return _read(path, _numbered_layers)
+    return hdf5_layers.read_layers(path, hdf5_layers.numbered_layers)
 
 
 def read_applications(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -45,7 +42,7 @@ def read_applications(path: str | Path) -> tuple[dict[str, np.ndarray], list[str
     Raises:
         WeightsError: The file is missing, damaged or has other layers.
     """
-    layers = _read(path, _applications_layers)
+    layers = hdf5_layers.read_layers(path, _applications_layers)
     unknown = sorted(name for name in layers if not keras_to_torchvision(name))
     if unknown or not layers:
         raise WeightsError(f"{path} is not a weight file of keras.applications' ResNet50 or ResNet101: it has "
@@ -68,54 +65,17 @@ def read_applications(path: str | Path) -> tuple[dict[str, np.ndarray], list[str
                    "expect init.channels=BGR, and model.stem=7x7 with model.stride_on=1x1"]
 
 
-def _read(path: str | Path, read_layers: Callable[[h5py.File], dict]) -> dict:
-    try:
-        with h5py.File(path, "r") as file:
-            return read_layers(file)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist") from None
-    except WeightsError as error:
-        raise WeightsError(f"{path} {error}") from None
-    except (*H5PY_ERRORS, MemoryError) as error:
-        raise WeightsError(
-            f"{path} is damaged or not a Keras weights file ({type(error).__name__}: {error})") from error
-
-
-def _numbered_layers(file: h5py.File) -> dict[str, list[np.ndarray]]:
-    layers, root = {}, hdf5_members.group(file, "layers")
-    bound = hdf5_members.Bound(file)
-    for name in root:
-        variables = hdf5_members.group(hdf5_members.group(root, name), "vars")
-        if len(variables):
-            layers[hdf5_members.text(variables, "name")] = [
-                hdf5_members.floats(variables, str(index), bound) for index in range(len(variables))]
-    return layers
-
-
 def _applications_layers(file: h5py.File) -> dict[str, dict[str, np.ndarray]]:
     """Return {layer name: {Keras' weight name ("kernel", "moving_mean", ...): array}}."""
     if "layers" in file:
         layers = {name: dict(zip(VARIABLE_NAMES.get(len(values), ()), values, strict=True))
-                  for name, values in _numbered_layers(file).items()}
+                  for name, values in hdf5_layers.numbered_layers(file).items()}
     else:
-        layers = _grouped_layers(
-            hdf5_members.group(file, "model_weights") if "model_weights" in file.keys() else file)
+        layers = hdf5_layers.grouped_layers(file)
     kinds = [set(names) for names in VARIABLE_NAMES.values()]
     for name, weights in layers.items():
         if weights.keys() not in kinds or "kernel" in weights and weights["kernel"].ndim not in (2, 4):
             raise ValueError(f"layer {name} has {', '.join(weights)}")
-    return layers
-
-
-def _grouped_layers(root: h5py.Group) -> dict[str, dict[str, np.ndarray]]:
-    layers, bound = {}, hdf5_members.Bound(root.file)
-    for name in hdf5_members.texts(root, "layer_names"):
-        group = hdf5_members.group(root, name)
-        # A weight's name is a path such as conv1_conv/kernel:0.
-        weights = {weight.rpartition("/")[2].partition(":")[0]: hdf5_members.floats(group, weight, bound)
-                   for weight in hdf5_members.texts(group, "weight_names")}
-        if weights:
-            layers[name] = weights
     return layers
 
 

@@ -92,3 +92,18 @@ def test_collected_files_are_refused(name):
         pytest.skip(f"{path} is missing")
     with pytest.raises(WeightsError, match=path.name):
         keras_files.read_layers(path)
+
+
+def test_a_file_on_which_hdf5_never_ends_is_refused(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("layers/a/vars")
+        group.attrs["name"] = "a"
+        group["0"] = np.ones(2, "f4")
+    content = bytearray(path.read_bytes())
+    # HDF5 steps from one text to the next by the size of each. The first one gets index 0, free space, and no size.
+    first = content.index(b"GCOL") + 16
+    content[first:first + 2], content[first + 8:first + 16] = bytes(2), bytes(8)
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="a.weights.h5 is damaged"):
+        keras_files.read_layers(path)
