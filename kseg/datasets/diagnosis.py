@@ -10,8 +10,9 @@ from PIL import Image
 from kseg.datasets import statistics
 from kseg.datasets.registry import UNMAPPED, Dataset, Split
 from kseg.errors import DataError
-from kseg.images import image_files
+from kseg.images import decoder_choice, picture_reader
 from kseg.images.decoding import DEPTH, GRAY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image, decode_label
+from kseg.images.picture_reader import Picture
 
 # Prefixes of TensorFlow's messages that locate the error in a graph or in a chain of datasets.
 GRAPH_LOCATION = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
@@ -57,32 +58,57 @@ def read_pair(split: Split, index: int) -> tuple[tf.Tensor, tf.Tensor]:
                         f"{error_summary(error)}") from None
 
 
-def read_image(name: str, data: tf.Tensor) -> np.ndarray:
-    """Return the decoded uint8 RGB image (H, W, 3).
+def read_picture(name: str, data: tf.Tensor, value_range: tuple[float, ...] = ()) -> Picture:
+    """Return the decoded image with its uint8 RGB pixels (H, W, 3), as training reads it.
 
-    Raises DataError with `name` if it is damaged.
+    Args:
+        name: The name in error messages.
+        data: The encoded bytes, string scalar.
+        value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; may be empty.
+
+    Raises:
+        DataError: The image is damaged or of an unknown format.
     """
     try:
-        return decode_image(data).numpy()
+        if not needs_care(data):
+            return Picture(decode_image(data).numpy(), pages=1, orientation=1, values=None)
+        return picture_reader.read_picture(data.numpy(), name, value_range)
     except tf.errors.OpError as error:
-        raise _unreadable(name, error) from None
+        raise _unreadable(name, error_summary(error)) from None
+    except DataError as error:
+        raise _unreadable(name, str(error).removeprefix(f"{name}: ")) from None
+
+
+@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+def needs_care(data: tf.Tensor) -> tf.Tensor:
+    """Return whether an encoded image (string scalar) must be decoded by Pillow."""
+    return decoder_choice.needs_care(data, in_python=True)
+
+
+def read_image(name: str, data: tf.Tensor, value_range: tuple[float, ...] = ()) -> np.ndarray:
+    """Return the pixels of `read_picture`."""
+    return read_picture(name, data, value_range).pixels
 
 
 def image_size(name: str, data: tf.Tensor) -> tuple[int, int]:
-    """Return (height, width) of an encoded image.
+    """Return (height, width) of an encoded image, upright.
 
-    Only the header of a JPEG or PNG is decoded.
+    Only the header of most images is decoded.
 
     Raises DataError with `name` if the image is damaged or of an unknown format.
     """
-    header = tf.strings.substr(data, 0, PNG_HEADER).numpy()
-    if header.startswith(PNG_SIGNATURE) and len(header) == PNG_HEADER:
-        return int.from_bytes(header[20:24]), int.from_bytes(header[16:20])
     try:
+        if needs_care(data):
+            return picture_reader.read_size(data.numpy(), name)
+        header = tf.strings.substr(data, 0, PNG_HEADER).numpy()
+        if header.startswith(PNG_SIGNATURE) and len(header) == PNG_HEADER:
+            return int.from_bytes(header[20:24]), int.from_bytes(header[16:20])
         if tf.io.is_jpeg(data):
             return tuple(tf.io.extract_jpeg_shape(data)[:2].numpy().tolist())
     except tf.errors.OpError as error:
-        raise _unreadable(name, error) from None
+        raise _unreadable(name, error_summary(error)) from None
+    except DataError as error:
+        raise _unreadable(name, str(error).removeprefix(f"{name}: ")) from None
     return read_image(name, data).shape[:2]
 
 
@@ -135,8 +161,8 @@ def error_summary(error: Exception) -> str:
     return GRAPH_LOCATION.sub("", informative[0] if informative else type(error).__name__, count=1)[:200]
 
 
-def _unreadable(name: str, error: Exception) -> DataError:
-    return DataError(f"{name}: not a readable JPEG, PNG or BMP ({error_summary(error)})")
+def _unreadable(name: str, reason: str) -> DataError:
+    return DataError(f"{name}: not a readable JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF or JPEG 2000 ({reason})")
 
 
 def unmapped_values(dataset: Dataset, counts: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from kseg.config.sections import IGNORED, Augment, Train
 from kseg.datasets.diagnosis import decode_example, error_summary
 from kseg.datasets.registry import UNMAPPED, Split
 from kseg.errors import ConfigError, DataError
-from kseg.images.decoding import decode_image, decode_label, decode_window
+from kseg.images.decoding import decode_label, decode_window, read_image
 from kseg.images.resizing import normalize
 from kseg.input_pipeline import augmentations, data_service, kerascv_augmentations
 
