@@ -191,7 +191,8 @@ def _decode_png_label(data: tf.Tensor, in_python: bool) -> tf.Tensor:
                        lambda: tf.io.decode_png(data, channels=1)[..., 0])
 
     def decode_carefully() -> tf.Tensor:
-        indices = tf.py_function(lambda encoded: picture_reader.read_indices(encoded.numpy(), "label"), [data], tf.uint8)
+        indices = tf.py_function(
+            lambda encoded: picture_reader.read_indices(encoded.numpy(), "label"), [data], tf.uint8)
         return tf.ensure_shape(indices, (None, None))
 
     with tf.control_dependencies([

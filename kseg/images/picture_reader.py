@@ -27,6 +27,8 @@ EXIF_ORIENTATION = 0x0112
 # Reading with the opposite byte order, which Pillow reduces to the high byte of each value, gives the low bytes.
 OPPOSITE_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 LARGEST_16_BIT = 65535
+# Images whose values span less than this use a corner of the 16-bit range.
+CORNER = 1 << 14
 
 
 class Picture(NamedTuple):
@@ -129,6 +131,23 @@ def reduce_values(values: np.ndarray, name: Path | str, value_range: Sequence[fl
     # Colors keep their high byte, as all decoders do. Adding 128 rounds to the nearest value; 257 is 65535 / 255.
     reduced = values >> 8 if values.ndim == 3 else (values.astype(np.int32) + 128) // 257
     return reduced.astype(np.uint8)
+
+
+def range_note(extents: Sequence[tuple[float, float]]) -> str:
+    """Return a note if images of more than 8 bits use only a corner of 0..65535, or "".
+
+    `extents` are the lowest and highest value of each image.
+    """
+    if not extents:
+        return ""
+    lowest, highest = min(low for low, _ in extents), max(high for _, high in extents)
+    # 14 bits are the most that the sensors of common cameras have.
+    if highest - lowest >= CORNER:
+        return ""
+    count = f"{len(extents)} image{'s' * (len(extents) > 1)} with more than 8 bits"
+    return (f"{count} use{'s' * (len(extents) == 1)} only the values {lowest:g}..{highest:g} of 0..65535, so that "
+            "little contrast is left in 8 bits; set the values that are black and white in the config, such as "
+            "data.value_range=0,4095 for 12 bits")
 
 
 @contextlib.contextmanager

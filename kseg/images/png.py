@@ -98,7 +98,7 @@ def needs_care(data: bytes, max_pixels: int) -> bool:
     height, width = png_size(data)
     if height * width > max_pixels or data[KIND:KIND + 1] == b"\x10":
         return True
-    start, headers = len(SIGNATURE), 0
+    start, headers, kind = len(SIGNATURE), 0, b"IDAT"
     while start + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
         if kind != b"IDAT":
@@ -111,4 +111,5 @@ def needs_care(data: bytes, max_pixels: int) -> bool:
             if kind == b"IEND":
                 return False
         start += 12 + length
-    return True
+    # Every decoder refuses pixels that are cut off.
+    return kind != b"IDAT"

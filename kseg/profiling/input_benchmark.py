@@ -149,7 +149,7 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
             for name, function in functions.items()} | {FINISH: whole}
 
 
-def _no_image(encoded: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool) -> tf.Tensor:
+def _no_image(encoded: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bool) -> tf.Tensor:
     """Return an empty image instead of the result of `decode_window`."""
     return tf.zeros((0, 0, 3), tf.uint8)
 

@@ -85,7 +85,8 @@ def png(random, kind=None, depth=None, orientation=1, label=False, headers=1):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlaced))
     before, after = [], []
     other = [chunk(b"tEXt", b"Comment\0IHDR and eXIf"), chunk(b"gAMA", struct.pack(">I", 45455)),
-             chunk(b"pHYs", struct.pack(">IIB", 1000, 1000, 1)), chunk(b"zTXt", b"Title\0\0" + zlib.compress(b"x" * 99)),
+             chunk(b"pHYs", struct.pack(">IIB", 1000, 1000, 1)),
+             chunk(b"zTXt", b"Title\0\0" + zlib.compress(b"x" * 99)),
              chunk(b"tIME", bytes(7))]
     for extra in other:
         if random.random() < 0.2:

@@ -9,7 +9,6 @@ import os
 import warnings
 
 import numpy as np
-import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
@@ -20,15 +19,6 @@ from tests.helpers import drawn_files
 
 COUNT = int(os.environ.get("KSEG_DRAWN_FILES", 250))
 REFUSALS = (DataError, tf.errors.OpError)
-
-
-def values_by_opencv(data):
-    """Return the 16-bit values of a PNG or TIFF, or None for other files; a second reader beside Pillow."""
-    import cv2
-    if not data.startswith((b"\x89PNG", b"II*\0", b"MM\0*")):
-        return None
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    return found if found is not None and found.dtype == np.uint16 else None
 
 
 def pillow_pixels(data, indices=False):
@@ -143,7 +133,8 @@ def test_labels_have_one_reading(tmp_path):
             if reading is None:
                 right = refused or is_damaged
             else:
-                right = not (refused and not is_damaged) and truth is not None and np.array_equal(reading, truth)
+                # A label may be damaged outside of its header and values, which Pillow refuses.
+                right = is_damaged and truth is None or not refused and np.array_equal(reading, truth)
             if not right:
                 (tmp_path / f"wrong-{number}").write_bytes(data)
                 wrong.append((number, name, kind, "damaged" if is_damaged else "whole",
