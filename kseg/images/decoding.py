@@ -229,7 +229,8 @@ def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
     [pixels] = tf.while_loop(precedes_pixels, next_chunk, [tf.constant(PNG_HEADER)])
     pixels = tf.minimum(pixels, length)
     # Readers differ in which of two headers they believe. The search also covers what only looks like a header.
-    second = tf.strings.regex_full_match(tf.strings.substr(data, PNG_HEADER, pixels - PNG_HEADER),
+    start = tf.minimum(PNG_HEADER, length)
+    second = tf.strings.regex_full_match(tf.strings.substr(data, start, pixels - start),
                                          r"(?s)\C*\x00\x00\x00\x0dIHDR\C*")
     with tf.control_dependencies([tf.debugging.Assert(~second, ["two headers (IHDR chunks)"])]):
         pixels = tf.identity(pixels)

@@ -166,10 +166,22 @@ def _data_errors(name: Path | str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be read: {type(error).__name__}: {error}") from None
 
 
+def _stream(source: Path | str | bytes | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Return the content as a file at its start, to be used in a with statement."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    # Pillow maps a file that it opens by its path into memory, and then reads a TIFF on its side with its sides
+    # exchanged.
+    if isinstance(source, (str, Path)):
+        return open(source, "rb")
+    source.seek(0)
+    return contextlib.nullcontext(source)
+
+
 @contextlib.contextmanager
 def _opened(source: Path | str | bytes | BinaryIO, name: Path | str) -> Iterator[Image.Image]:
     """Open an image and check its header."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with _stream(source) as file, Image.open(file) as image:
         if math.prod(image.size) > MAX_PIXELS:
             raise DataError(f"{name}: {image.width} x {image.height} is {math.prod(image.size)} pixels, more than the "
                             f"limit of {MAX_PIXELS}")
@@ -250,9 +262,7 @@ def _raw_mode(arguments: str | tuple) -> str:
 
 def _decode_as(source: Path | str | bytes | BinaryIO, change_raw_mode: Callable[[str], str]) -> np.ndarray:
     """Decode an image as stored, uint8 (H, W, channels), with another layout of its bytes."""
-    if hasattr(source, "seek"):
-        source.seek(0)
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with _stream(source) as file, Image.open(file) as image:
         image.tile = [
             tile._replace(args=change_raw_mode(tile.args) if isinstance(tile.args, str)
                           else (change_raw_mode(tile.args[0]), *tile.args[1:])) for tile in image.tile]

@@ -9,6 +9,7 @@ import os
 import warnings
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
@@ -141,3 +142,19 @@ def test_labels_have_one_reading(tmp_path):
                               "refused" if reading is None else "other values"))
     print(COUNT, "files:", dict(counts))
     assert not wrong, wrong[:20]
+
+
+def test_a_label_cut_off_anywhere_in_its_header_is_refused():
+    whole = drawn_files.png(np.random.default_rng(0), drawn_files.PALETTE, 4, label=True)
+    for length in range(60):
+        with pytest.raises(DataError, match="label"):
+            diagnosis.read_label("label", tf.constant(np.array(whole[:length], object)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_without_compression_is_the_same_by_path_and_by_content(tmp_path, orientation):
+    pixels = drawn_files.smooth(np.random.default_rng(0), 20, 7)
+    data = drawn_files.saved(pixels, "TIFF", exif=drawn_files.pillow_exif(orientation))
+    (tmp_path / "a.tif").write_bytes(data)
+    assert np.array_equal(image_files.read_image(tmp_path / "a.tif"), pillow_pixels(data))
+    assert image_files.read_image(tmp_path / "a.tif").shape == ((7, 20, 3) if orientation > 4 else (20, 7, 3))
