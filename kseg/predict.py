@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     failures = file_prediction.predict_files(
         prediction.predictor(model, protocol), values.inputs, values.out, dataset, kinds=kinds,
         probability_predictor=(segmenter.probability_predictor(model, protocol)
-                               if output_kinds.need_probabilities(kinds) else None))
+                               if output_kinds.need_probabilities(kinds) else None),
+        value_range=config.data.value_range)
     return 1 if failures else 0
 
 

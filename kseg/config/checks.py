@@ -43,6 +43,9 @@ def _check_together(config: Any) -> None:
     model, init, loss, train, evaluate = config.model, config.init, config.loss, config.train, config.evaluate
     if config.data.service:
         host_and_port(config.data.service)
+    if config.data.value_range:
+        lowest, highest = config.data.value_range
+        _require(lowest < highest, "data.value_range", "must increase", (lowest, highest))
     low, high = config.augment.scale_range
     _require(low <= high, "augment.scale_range", "must not decrease", (low, high))
     stem = "model.stem_channels" if model.stem_channels else "model.width"

@@ -41,6 +41,9 @@ class Data:
     memory: Annotated[float, Above(0)] = 1.0
     # Address of a tf.data service that reads for this process, such as grpc://host:5050; empty: read in this process.
     service: str = ""
+    # Values (low, high) of images with more than 8 bits that become 0 and 255, such as 0,4095 for 12 bits; empty: 0 and
+    # 65535. Images of 8 bits do not change.
+    value_range: Annotated[tuple[float, ...], Length(2, optional=True)] = ()
     # RGB mean on the 0..255 scale.
     mean: Annotated[tuple[float, ...], Length(3)] = (123.675, 116.28, 103.53)
     # RGB standard deviation on the 0..255 scale.

@@ -10,10 +10,11 @@ from pathlib import Path
 import tensorflow as tf
 
 from kseg.config.sections import Data
-from kseg.datasets import diagnosis, registry, statistics
+from kseg.datasets import diagnosis, layouts, registry, statistics
 from kseg.datasets.registry import Dataset, Split
 from kseg.datasets.statistics import ExampleCounts
 from kseg.errors import DataError, UserError, unknown
+from kseg.images import picture_reader
 from kseg.system import atomic_files
 from kseg.system.progress import Progress
 
@@ -38,8 +39,25 @@ def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str]
             files are unpaired, damaged or of the wrong kind, a label's size differs from its image's, a label has
             undefined values, or a split is empty; the message lists the first ten faults.
     """
-    _, results = _inspect(data, splits, _decoded_size, statistics.describe_values, report)
-    return results
+    extents: list[tuple[float, float]] = []
+    several_pages: list[str] = []
+
+    def decoded_size(name: str, image_data: tf.Tensor) -> tuple[int, int]:
+        picture = diagnosis.read_picture(name, image_data, data.value_range)
+        if picture.values is not None:
+            extents.append((picture.values.min(), picture.values.max()))
+        if picture.pages > 1:
+            several_pages.append(name)
+        return picture.pixels.shape[:2]
+
+    try:
+        return _inspect(data, splits, decoded_size, statistics.describe_values, report)[1]
+    finally:
+        if extents and not data.value_range and (note := picture_reader.range_note(extents)):
+            report(f"warning: {note}")
+        if several_pages:
+            report(f"warning: only the first page or frame is read of {len(several_pages)} "
+                   f"image{'s' * (len(several_pages) > 1)}: {layouts.first_three(several_pages)}")
 
 
 def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
@@ -134,8 +152,3 @@ def _read(split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
     fault = diagnosis.undefined_pixels(split.dataset, label, counts, label_data)
     example = ExampleCounts(name, label.shape, counts, diagnosis.has_exif_orientation(image_data))
     return example, fault and f"{label_name}: {fault}"
-
-
-def _decoded_size(name: str, data: tf.Tensor) -> tuple[int, int]:
-    """Return (height, width) of an image, decoding all of it."""
-    return diagnosis.read_image(name, data).shape[:2]

@@ -10,9 +10,21 @@ from PIL import Image
 from kseg.datasets import raw_labels, statistics
 from kseg.datasets.registry import UNMAPPED, Dataset, Split
 from kseg.errors import DataError
-from kseg.images import image_files
-from kseg.images.decoding import DEPTH, GRAY, KIND, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image
+from kseg.images import decoder_choice, picture_reader
+from kseg.images.decoding import (
+    DEPTH,
+    GRAY,
+    KIND,
+    ONLY_HERE,
+    PALETTE,
+    PNG_HEADER,
+    PNG_SIGNATURE,
+    decode_image,
+)
+from kseg.images.picture_reader import Picture
 
+# Number of images that are read when training starts.
+SAMPLED = 8
 # Prefixes of TensorFlow's messages that locate the error in a graph or in a chain of datasets.
 GRAPH_LOCATION = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
                             r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )?")
@@ -27,12 +39,19 @@ def decode_example(split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: The image or the label cannot be used; the message names the file, the value and the choices.
     """
-    return decode_pair(split.dataset, split.names[index], split.label_names[index], *read_pair(split, index))
+    return decode_pair(split.dataset, split.names[index], split.label_names[index], *read_pair(split, index),
+                       split.value_range)
 
 
 def decode_pair(dataset: Dataset, name: str, label_name: str, image_data: tf.Tensor,
-                label_data: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+                label_data: tf.Tensor, value_range: tuple[float, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
     """Decode an encoded image (string scalar) and its label.
+
+    Args:
+        dataset: The dataset, which defines the label values.
+        name, label_name: The names in error messages.
+        image_data, label_data: The encoded bytes, string scalars.
+        value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; may be empty.
 
     Returns:
         The image, uint8 (H, W, 3), and the label's raw values, uint8 (H, W).
@@ -40,7 +59,7 @@ def decode_pair(dataset: Dataset, name: str, label_name: str, image_data: tf.Ten
     Raises:
         DataError: The image or the label cannot be used; the message names the file, the value and the choices.
     """
-    image, label = read_image(name, image_data), read_label(dataset, label_name, label_data)
+    image, label = read_image(name, image_data, value_range), read_label(dataset, label_name, label_data)
     require_same_size(name, image.shape[:2], label_name, label.shape)
     fault = undefined_pixels(dataset, label, statistics.value_counts(label), label_data)
     if fault:
@@ -57,32 +76,57 @@ def read_pair(split: Split, index: int) -> tuple[tf.Tensor, tf.Tensor]:
                         f"{error_summary(error)}") from None
 
 
-def read_image(name: str, data: tf.Tensor) -> np.ndarray:
-    """Return the decoded uint8 RGB image (H, W, 3).
+def read_picture(name: str, data: tf.Tensor, value_range: tuple[float, ...] = ()) -> Picture:
+    """Return the decoded image with its uint8 RGB pixels (H, W, 3), as training reads it.
 
-    Raises DataError with `name` if it is damaged.
+    Args:
+        name: The name in error messages.
+        data: The encoded bytes, string scalar.
+        value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; may be empty.
+
+    Raises:
+        DataError: The image is damaged or of an unknown format.
     """
     try:
-        return decode_image(data).numpy()
+        if not needs_care(data):
+            return Picture(decode_image(data).numpy(), pages=1, orientation=1, values=None)
+        return picture_reader.read_picture(data.numpy(), name, value_range)
     except tf.errors.OpError as error:
-        raise _unreadable(name, error) from None
+        raise _unreadable(name, error_summary(error)) from None
+    except DataError as error:
+        raise _unreadable(name, str(error).removeprefix(f"{name}: ")) from None
+
+
+@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+def needs_care(data: tf.Tensor) -> tf.Tensor:
+    """Return whether an encoded image (string scalar) must be decoded by Pillow."""
+    return decoder_choice.needs_care(data, in_python=True)
+
+
+def read_image(name: str, data: tf.Tensor, value_range: tuple[float, ...] = ()) -> np.ndarray:
+    """Return the pixels of `read_picture`."""
+    return read_picture(name, data, value_range).pixels
 
 
 def image_size(name: str, data: tf.Tensor) -> tuple[int, int]:
-    """Return (height, width) of an encoded image.
+    """Return (height, width) of an encoded image, upright.
 
-    Only the header of a JPEG or PNG is decoded.
+    Only the header of most images is decoded.
 
     Raises DataError with `name` if the image is damaged or of an unknown format.
     """
-    header = tf.strings.substr(data, 0, PNG_HEADER).numpy()
-    if header.startswith(PNG_SIGNATURE) and len(header) == PNG_HEADER:
-        return int.from_bytes(header[20:24]), int.from_bytes(header[16:20])
     try:
+        if needs_care(data):
+            return picture_reader.read_size(data.numpy(), name)
+        header = tf.strings.substr(data, 0, PNG_HEADER).numpy()
+        if header.startswith(PNG_SIGNATURE) and len(header) == PNG_HEADER:
+            return int.from_bytes(header[20:24]), int.from_bytes(header[16:20])
         if tf.io.is_jpeg(data):
             return tuple(tf.io.extract_jpeg_shape(data)[:2].numpy().tolist())
     except tf.errors.OpError as error:
-        raise _unreadable(name, error) from None
+        raise _unreadable(name, error_summary(error)) from None
+    except DataError as error:
+        raise _unreadable(name, str(error).removeprefix(f"{name}: ")) from None
     return read_image(name, data).shape[:2]
 
 
@@ -92,7 +136,7 @@ def read_label(dataset: Dataset, name: str, data: tf.Tensor) -> np.ndarray:
     Raises DataError with `name` if the label is damaged or of another kind than the dataset's labels.
     """
     try:
-        return raw_labels.decode_raw_label(dataset, data).numpy()
+        return raw_labels.decode_raw_label(dataset, data, in_python=True).numpy()
     except tf.errors.OpError as error:
         fault = _label_fault(dataset, tf.strings.substr(data, 0, PNG_HEADER).numpy(), error)
         raise DataError(f"{name}: {fault}") from None
@@ -111,25 +155,79 @@ def _label_fault(dataset: Dataset, header: bytes, error: Exception) -> str:
         hint = ". If its colors stand for classes, list them in classes.txt, as in `#804080 road`"
         return (f"{kind}; a label must be 8-bit gray or palette, one class id per pixel"
                 + hint * (dataset.name == "folder" and header[DEPTH] == 8))
+    if "two headers" in str(error):
+        return "a PNG with two headers (IHDR chunks), which programs read differently; save it again"
     return f"damaged PNG ({error_summary(error)})"
 
 
 def require_same_size(name: str, size: tuple[int, int], label_name: str, label_size: tuple[int, int]) -> None:
     """Raise DataError if the (height, width) of an image and its label differ."""
     if tuple(size) != tuple(label_size):
-        raise DataError(f"{label_name} is {label_size[1]}x{label_size[0]}, its image {name} {size[1]}x{size[0]}")
+        turned = ("; an image with an EXIF orientation is read upright, so turn the label as well"
+                  if tuple(size) == tuple(label_size)[::-1] else "")
+        raise DataError(f"{label_name} is {label_size[1]}x{label_size[0]}, its image {name} {size[1]}x{size[0]}"
+                        f"{turned}")
 
 
 def has_exif_orientation(data: tf.Tensor) -> bool:
-    """Return whether an encoded image is a JPEG with an EXIF orientation other than upright."""
-    if not tf.io.is_jpeg(data):
-        return False
+    """Return whether an encoded image has an EXIF orientation other than upright."""
     try:
-        with Image.open(io.BytesIO(data.numpy())) as opened:
-            return opened.getexif().get(image_files.EXIF_ORIENTATION, 1) != 1
-    # Damaged EXIF data counts as none. A damaged image is reported by its decoder.
-    except Exception:
+        # Only an image that needs care can have one.
+        return bool(needs_care(data)) and picture_reader.read_orientation(data.numpy()) != 1
+    # A damaged image is reported by its decoder.
+    except tf.errors.OpError:
         return False
+
+
+def sampled_range_note(split: Split) -> str:
+    """Return a note if some images of more than 8 bits use only a corner of 0..65535, or ""; reads a few images."""
+    if split.value_range or split.is_pixels:
+        return ""
+    extents = []
+    for index in sorted({int(index) for index in np.linspace(0, len(split.names) - 1, SAMPLED)}):
+        try:
+            image_data, _ = read_pair(split, index)
+            if needs_care(image_data):
+                values = read_picture(split.names[index], image_data).values
+                extents += [] if values is None else [(values.min(), values.max())]
+        # Training names the file when its turn comes, or skips it.
+        except (DataError, tf.errors.OpError):
+            continue
+    return picture_reader.range_note(extents)
+
+
+def stored_image(data: bytes, pixels: np.ndarray) -> bytes:
+    """Return an image as a record stores it, so that any process decodes it to its pixels (H, W, 3)."""
+    plain = not decoder_choice.needs_care(tf.constant(data), in_python=False)
+    if plain or data[:8] == PNG_SIGNATURE and picture_reader.read_orientation(data) == 1:
+        # The values of a PNG with 16 bits are kept, so that data.value_range still applies.
+        return data
+    return _png(pixels)
+
+
+def stored_label(dataset: Dataset, data: bytes, label: np.ndarray) -> bytes:
+    """Return a label as a record stores it, a gray PNG of its upright values (H, W)."""
+    # Every reader takes a gray PNG as ids, but many turn a palette into colors.
+    is_plain = not dataset.label_colors and data[KIND] != PALETTE
+    return data if is_plain and not decoder_choice.may_be_turned(tf.constant(data)) else _png(label)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def require_plain(split: Split, index: int) -> None:
+    """Raise DataError if another process cannot decode an example."""
+    image_data, label_data = read_pair(split, index)
+    for name, data in ((split.names[index], image_data), (split.label_names[index], label_data)):
+        is_label = data is label_data
+        if decoder_choice.may_be_turned(data) or not is_label and decoder_choice.needs_care(data, in_python=False):
+            raise DataError(
+                f"{name}: {ONLY_HERE}, not by a tf.data service (data.service): it has an orientation, more than 8 "
+                f"bits, or a format that only Pillow reads. Convert the set: python -m kseg.data prepare "
+                f"{split.dataset.name} --source {split.location} --directory OUT, then set data.directory=OUT")
 
 
 def error_summary(error: Exception) -> str:
@@ -141,8 +239,8 @@ def error_summary(error: Exception) -> str:
     return GRAPH_LOCATION.sub("", informative[0] if informative else type(error).__name__, count=1)[:200]
 
 
-def _unreadable(name: str, error: Exception) -> DataError:
-    return DataError(f"{name}: not a readable JPEG, PNG or BMP ({error_summary(error)})")
+def _unreadable(name: str, reason: str) -> DataError:
+    return DataError(f"{name}: not a readable JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF or JPEG 2000 ({reason})")
 
 
 def undefined_pixels(dataset: Dataset, label: np.ndarray, counts: np.ndarray, label_data: tf.Tensor) -> str:

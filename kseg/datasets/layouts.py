@@ -13,8 +13,10 @@ import tensorflow as tf
 from kseg.datasets import prepared, shapes
 from kseg.datasets.tfrecord import Records, read_record
 from kseg.errors import DataError
+from kseg.images import image_files
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+# What prediction reads in a directory, training reads too.
+IMAGE_SUFFIXES = image_files.SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def folder_splits(directory: Path) -> tuple[str, ...]:
 
 
 def folder_examples(directory: Path, split: str) -> Examples:
-    """Return the examples `SPLIT/images/NAME.{jpg,jpeg,png,bmp}` with labels in `SPLIT/labels/NAME.png`."""
+    """Return the examples `SPLIT/images/NAME.SUFFIX`, one of IMAGE_SUFFIXES, with labels in `SPLIT/labels/NAME.png`."""
     for part in ("images", "labels"):
         if not (directory / split / part).is_dir():
             available = ", ".join(folder_splits(directory)) or "none"

@@ -20,15 +20,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from kseg.config.sections import Data
-from kseg.datasets import archive_files, class_list, layouts, prepared, registry, sources, tfds_builder
+from kseg.datasets import archive_files, class_list, diagnosis, layouts, prepared, registry, sources, tfds_builder
 from kseg.datasets.diagnosis import decode_pair, image_size
 from kseg.datasets.registry import Dataset
 from kseg.datasets.sources import Pair, Pairs
 from kseg.errors import DataError, unknown
-from kseg.images.decoding import KIND, PALETTE, encode_pixels
+from kseg.images.decoding import encode_pixels
 from kseg.system.progress import Progress
 
 # Size of record files and descriptions relative to the stored images and labels.
@@ -218,7 +217,7 @@ def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair]
     elif dataset.name == "cityscapes":
         _write_cityscapes(source, split, decoded, part, report)
     else:
-        features = (_features(dataset, pair, label) for pair, _, label in decoded)
+        features = (_features(dataset, *example) for example in decoded)
         tfds_builder.write_split(tfds_builder.BUILDERS[dataset.name](part, split, features, len(examples)))
     (part / f".{NAMES}").write_text("".join(f"{pair.name}\n" for pair in examples), encoding="utf-8")
     os.replace(part / f".{NAMES}", part / NAMES)
@@ -236,13 +235,10 @@ def _decode(dataset: Dataset, examples: list[Pair],
         update(done)
 
 
-def _features(dataset: Dataset, pair: Pair, label: np.ndarray) -> dict[str, bytes | str]:
+def _features(dataset: Dataset, pair: Pair, image: np.ndarray, label: np.ndarray) -> dict[str, bytes | str]:
     """Return the features of a pair's record."""
-    encoded = pair.label.read()
-    # Every reader takes a gray PNG as ids, but many turn a palette into colors.
-    if dataset.label_colors or encoded[KIND] == PALETTE:
-        encoded = tfds_builder.png(Image.fromarray(label))
-    return {"image": pair.image.read(), "segmentation_mask": encoded, "name": pair.name}
+    return {"image": diagnosis.stored_image(pair.image.read(), image),
+            "segmentation_mask": diagnosis.stored_label(dataset, pair.label.read(), label), "name": pair.name}
 
 
 def _write_pixels(decoded: Iterator[tuple[Pair, np.ndarray, np.ndarray]], part: Path) -> None:

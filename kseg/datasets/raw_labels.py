@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kseg.datasets.registry import UNMAPPED, Dataset
 from kseg.images.decoding import decode_label
@@ -15,19 +15,20 @@ COLORS_LISTED = 3
 MANY_COLORS = 50
 
 
-def decode_raw_label(dataset: Dataset, data: tf.Tensor) -> tf.Tensor:
+def decode_raw_label(dataset: Dataset, data: tf.Tensor, in_python: bool) -> tf.Tensor:
     """Decode a label to the raw values that the dataset's label table maps, in a graph or outside of one.
 
     Args:
         dataset: The dataset; its `label_colors` decide whether labels store values or colors.
         data: The encoded label, string of shape ().
+        in_python: Whether the graph runs in this process.
 
     Returns:
         The raw values, uint8 of shape (H, W). A color that the dataset does not list is UNMAPPED.
     """
     if dataset.label_colors:
-        return decode_color_label(data, dataset.label_colors, dataset.other_colors)
-    return decode_label(data)
+        return decode_color_label(data, dataset.label_colors, dataset.other_colors, in_python)
+    return decode_label(data, in_python)
 
 
 def unknown_colors(dataset: Dataset, label: np.ndarray, data: bytes) -> str:
@@ -43,7 +44,7 @@ def unknown_colors(dataset: Dataset, label: np.ndarray, data: bytes) -> str:
         return ""
     with Image.open(io.BytesIO(data)) as opened:
         is_gray = opened.mode in ("1", "L")
-        colors = np.asarray(opened.convert("RGB"))[rows, columns]
+        colors = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))[rows, columns]
     found, first, counts = np.unique(colors, axis=0, return_index=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:COLORS_LISTED]
     listed = ", ".join(

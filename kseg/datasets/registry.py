@@ -57,6 +57,8 @@ class Split:
         read: Returns the encoded image and label (string scalars) of an int64 index, in a graph.
         records: Locations of the examples of a prepared set of record files, otherwise None.
         is_pixels: Whether this is a prepared set of decoded pixels.
+        value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; empty for 0 and
+            65535.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Split:
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     records: Records | None = None
     is_pixels: bool = False
+    value_range: tuple[float, ...] = ()
 
 
 def label_table(pairs: dict[int, int]) -> tuple[int, ...]:
@@ -236,7 +239,7 @@ def open_split(data: Data, name: str) -> Split:
         examples = dataset.open_examples(Path(location), name)
     return Split(name=name, dataset=dataset, location=location, names=examples.names,
                  label_names=examples.label_names, read=examples.read, records=examples.records,
-                 is_pixels=examples.is_pixels)
+                 is_pixels=examples.is_pixels, value_range=data.value_range)
 
 
 # Common end of all `how_to_get` instructions.

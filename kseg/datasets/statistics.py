@@ -206,8 +206,8 @@ def _size_lines(result: dict) -> list[str]:
 def _orientation_lines(result: dict) -> list[str]:
     if not result["turned"]:
         return []
-    return [f"  {_plural(result['turned'], 'image has', 'images have')} an EXIF orientation, which prediction applies "
-            "but training and evaluation do not: rotate the pixels"]
+    return [f"  {_plural(result['turned'], 'image has', 'images have')} an EXIF orientation; all "
+            "commands read it upright, so its label must be drawn on the upright image"]
 
 
 def _plural(count: int, singular: str, plural: str) -> str:

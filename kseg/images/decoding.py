@@ -1,6 +1,8 @@
-"""Decode encoded images and labels in a TensorFlow graph: JPEG, PNG, BMP and raw pixels.
+"""Decode encoded images and labels in a TensorFlow graph: common files with TensorFlow, all others with Pillow.
 
-Only `decode_window` with `skip_rows` uses a Python function. The other graphs also run in other processes.
+Every file gives the pixels that `kseg.images.picture_reader` defines. Where a function takes `in_python`, it hands the
+files that TensorFlow decodes otherwise (see `kseg.images.decoder_choice`) to that reader, in a Python function. A graph
+that runs in other processes cannot call it, and refuses these files.
 """
 
 import zlib
@@ -8,7 +10,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from kseg.images import png
+from kseg.images import decoder_choice, picture_reader, png
 
 PNG_SIGNATURE = png.SIGNATURE
 # PNG color types.
@@ -23,12 +25,16 @@ PIXELS_START = 25
 # Side of a JPEG's blocks with shared chroma (4:2:0). A window with this margin decodes to the same pixels as in the
 # whole image.
 JPEG_MARGIN = 16
+# Start of the message of a graph in another process that meets a file which only Pillow decodes right.
+ONLY_HERE = "can only be decoded in the process that trains"
+# States of a PNG's rows: TensorFlow decodes the file, the upper rows are decoded, the whole image is decoded.
+UNDECODED, UPPER, WHOLE = 0, 1, 2
 # TensorFlow has no operation that converts numbers to byte strings, so this table holds every byte as a string.
 BYTES = np.array([bytes([value]) for value in range(256)], object)
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:
-    """Decode a JPEG, PNG, BMP or binary PPM.
+    """Decode a JPEG, PNG, BMP or binary PPM with TensorFlow alone, for graphs that are exported.
 
     Args:
         data: The encoded bytes, string of shape ().
@@ -44,15 +50,45 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, skip_rows: bool) -> tf.Tensor:
-    """Decode one window of an image, with the same pixels as in the whole image.
+def read_image(data: tf.Tensor, value_range: tuple[float, ...], in_python: bool) -> tf.Tensor:
+    """Decode an image of any kind, upright.
+
+    Args:
+        data: The encoded bytes, string of shape ().
+        value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; may be empty.
+        in_python: Whether the graph runs in this process.
+
+    Returns:
+        The RGB image, uint8 of shape (H, W, 3).
+    """
+    care = decoder_choice.needs_care(data, in_python)
+    if in_python:
+        return tf.cond(care, lambda: _read_carefully(data, value_range), lambda: decode_image(data))
+    with tf.control_dependencies([refuse_elsewhere(care)]):
+        return decode_image(tf.identity(data))
+
+
+def _read_carefully(data: tf.Tensor, value_range: tuple[float, ...]) -> tf.Tensor:
+    pixels = tf.py_function(
+        lambda encoded: picture_reader.read_picture(encoded.numpy(), "image", value_range).pixels, [data], tf.uint8)
+    return tf.ensure_shape(pixels, (None, None, 3))
+
+
+def refuse_elsewhere(care: tf.Tensor) -> tf.Operation:
+    """Return an assertion, for a graph that runs in another process, that an image (bool scalar) needs no care."""
+    return tf.debugging.Assert(~care, [ONLY_HERE])
+
+
+def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bool,
+                  value_range: tuple[float, ...] = ()) -> tf.Tensor:
+    """Decode one window of an upright image of any kind, with the same pixels as in the whole image.
 
     Args:
         data: The encoded bytes, string of shape ().
         size: Expected (height, width) of the whole image, int32 of shape (2,). An image of another size fails.
         window: (top, left, bottom, right) in pixels, int32 scalars.
-        skip_rows: Do not decode a PNG's rows below the window. This uses a Python function, so the graph cannot run
-            in another process.
+        in_python: Whether the graph runs in this process. Then the rows of a PNG below the window are not decoded.
+        value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; may be empty.
 
     Returns:
         The RGB window, uint8 of shape (bottom - top, right - left, 3).
@@ -69,35 +105,49 @@ def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, skip_rows: bo
             dct_method="INTEGER_ACCURATE")
         return crop[top - crop_top:bottom - crop_top, left - crop_left:right - crop_left]
 
-    def decode_whole_and_crop() -> tf.Tensor:
-        image = _decode_non_jpeg(data)
+    def crop_whole(image: tf.Tensor) -> tf.Tensor:
         with tf.control_dependencies([_assert_same_size(tf.shape(image)[:2], size)]):
             return image[top:bottom, left:right]
 
-    def decode_upper_rows_and_crop() -> tf.Tensor:
+    def decode_plain() -> tf.Tensor:
+        return tf.cond(tf.io.is_jpeg(data), decode_jpeg_window, lambda: crop_whole(_decode_non_jpeg(data)))
+
+    def decode_png_window() -> tf.Tensor:
         # tf.numpy_function never frees the strings that it passes to Python; tf.py_function does.
-        rows, is_supported = tf.py_function(_upper_rows, [data, bottom, size], [tf.uint8, tf.bool])
-        return tf.cond(is_supported, lambda: tf.ensure_shape(rows, (None, None, 3))[top:bottom, left:right],
-                       decode_whole_and_crop)
+        rows, state = tf.py_function(lambda *arguments: _png_rows(*arguments, value_range), [data, bottom, size],
+                                     [tf.uint8, tf.int32])
+        rows, state = tf.ensure_shape(rows, (None, None, 3)), tf.ensure_shape(state, ())
+        return tf.case([(tf.equal(state, UPPER), lambda: rows[top:bottom, left:right]),
+                        (tf.equal(state, WHOLE), lambda: crop_whole(rows))],
+                       default=lambda: crop_whole(_decode_non_jpeg(data)))
 
-    branches = [(tf.io.is_jpeg(data), decode_jpeg_window)]
-    if skip_rows:
-        branches.append((tf.equal(tf.strings.substr(data, 0, 8), png.SIGNATURE), decode_upper_rows_and_crop))
-    return tf.ensure_shape(tf.case(branches, default=decode_whole_and_crop), (None, None, 3))
+    def decode_other_window() -> tf.Tensor:
+        return tf.cond(decoder_choice.needs_care(data, in_python),
+                       lambda: crop_whole(_read_carefully(data, value_range)), decode_plain)
+
+    if in_python:
+        image = tf.cond(decoder_choice.is_png(data), decode_png_window, decode_other_window)
+    else:
+        with tf.control_dependencies([refuse_elsewhere(decoder_choice.needs_care(data, in_python))]):
+            image = decode_plain()
+    return tf.ensure_shape(image, (None, None, 3))
 
 
-def _upper_rows(data: tf.Tensor, rows: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, bool]:
-    """Decode the first `rows` rows of a PNG.
+def _png_rows(data: tf.Tensor, rows: tf.Tensor, size: tf.Tensor,
+              value_range: tuple[float, ...]) -> tuple[tf.Tensor | np.ndarray, int]:
+    """Decode the first `rows` rows of a PNG, or all of it if only `picture_reader` decodes it right.
 
-    Returns (uint8 (rows, W, 3), True), or (no pixels, False) if the PNG has another size than `size` or cannot be
-    shortened.
+    Returns (uint8 (rows, W, 3), UPPER), (uint8 (H, W, 3), WHOLE), or (no pixels, UNDECODED) if the PNG has another
+    size than `size` or cannot be shortened.
     """
     encoded = data.numpy()
+    if png.needs_care(encoded, picture_reader.MAX_PIXELS):
+        return picture_reader.read_picture(encoded, "image", value_range).pixels, WHOLE
     shortened = png.first_rows(encoded, int(rows)) if png.png_size(encoded) == tuple(size.numpy()) else encoded
     if shortened is encoded:
-        return tf.zeros((0, 0, 3), tf.uint8), False
+        return tf.zeros((0, 0, 3), tf.uint8), UNDECODED
     # An object array is converted at once, whereas TensorFlow inspects a bytes object byte by byte.
-    return tf.io.decode_png(tf.constant(np.array(shortened, object)), channels=3), True
+    return tf.io.decode_png(tf.constant(np.array(shortened, object)), channels=3), UPPER
 
 
 def _assert_same_size(actual: tf.Tensor, size: tf.Tensor) -> tf.Operation:
@@ -109,22 +159,23 @@ def _decode_non_jpeg(data: tf.Tensor) -> tf.Tensor:
                    lambda: tf.io.decode_image(data, channels=3, expand_animations=False))
 
 
-def decode_label(data: tf.Tensor) -> tf.Tensor:
-    """Decode a label to the values in its file: gray values or palette indices, never palette colors.
+def decode_label(data: tf.Tensor, in_python: bool) -> tf.Tensor:
+    """Decode an upright label to the values in its file: gray values or palette indices, never palette colors.
 
     Args:
         data: An 8-bit grayscale PNG, a palette PNG or a binary PGM, string of shape ().
+        in_python: Whether the graph runs in this process.
 
     Returns:
         The values, uint8 of shape (H, W).
     """
     label = tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P5\n"), lambda: _decode_pixels(data, 1)[..., 0],
-                    lambda: _decode_png_label(data))
+                    lambda: _decode_png_label(data, in_python))
     return tf.ensure_shape(label, (None, None))
 
 
-def _decode_png_label(data: tf.Tensor) -> tf.Tensor:
-    """Decode the uint8 (H, W) values of a gray PNG or indices of a palette PNG."""
+def _decode_png_label(data: tf.Tensor, in_python: bool) -> tf.Tensor:
+    """Decode the uint8 (H, W) values of a gray PNG or indices of a palette PNG, upright."""
     # The padding makes a file that is too short fail the assertion below instead of the shape check.
     start = tf.strings.join([tf.strings.substr(data, 0, PNG_HEADER), "\0" * PNG_HEADER])
     header = tf.io.decode_raw(tf.strings.substr(start, 0, PNG_HEADER), tf.uint8)
@@ -133,11 +184,26 @@ def _decode_png_label(data: tf.Tensor) -> tf.Tensor:
     is_png = tf.reduce_all(tf.equal(header[:8], tf.constant(list(PNG_SIGNATURE), tf.uint8)))
     is_gray = tf.equal(header[KIND], GRAY) & tf.equal(header[DEPTH], 8)
     is_palette = tf.equal(header[KIND], PALETTE)
-    with tf.control_dependencies([tf.debugging.Assert(
-            is_png & (is_gray | is_palette), ["a label must be an 8-bit gray or a palette PNG"])]):
+    pixels = decoder_choice.big_endian(header[16:20]) * decoder_choice.big_endian(header[20:24])
+
+    def decode() -> tf.Tensor:
         # decode_png converts palette indices to the luminance of their colors.
         return tf.cond(is_palette, lambda: _decode_palette_indices(data, header),
                        lambda: tf.io.decode_png(data, channels=1)[..., 0])
+
+    def decode_carefully() -> tf.Tensor:
+        indices = tf.py_function(
+            lambda encoded: picture_reader.read_indices(encoded.numpy(), "label"), [data], tf.uint8)
+        return tf.ensure_shape(indices, (None, None))
+
+    with tf.control_dependencies([
+            tf.debugging.Assert(is_png & (is_gray | is_palette), ["a label must be an 8-bit gray or a palette PNG"]),
+            tf.debugging.Assert(pixels <= picture_reader.MAX_PIXELS, ["more pixels than", picture_reader.MAX_PIXELS])]):
+        turned = decoder_choice.may_be_turned(data)
+    if in_python:
+        return tf.cond(turned, decode_carefully, decode)
+    with tf.control_dependencies([refuse_elsewhere(turned)]):
+        return decode()
 
 
 def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
@@ -163,6 +229,12 @@ def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
 
     [pixels] = tf.while_loop(precedes_pixels, next_chunk, [tf.constant(PNG_HEADER)])
     pixels = tf.minimum(pixels, length)
+    # Readers differ in which of two headers they believe. The search also covers what only looks like a header.
+    start = tf.minimum(PNG_HEADER, length)
+    second = tf.strings.regex_full_match(tf.strings.substr(data, start, pixels - start),
+                                         r"(?s)\C*\x00\x00\x00\x0dIHDR\C*")
+    with tf.control_dependencies([tf.debugging.Assert(~second, ["two headers (IHDR chunks)"])]):
+        pixels = tf.identity(pixels)
     values = tf.io.decode_png(tf.strings.join([gray_header, tf.strings.substr(data, pixels, -1)]), channels=1)[..., 0]
     # decode_png scales gray values of fewer than 8 bits to 0..255.
     largest = tf.bitwise.left_shift(tf.constant(1, tf.uint8), tf.minimum(header[DEPTH], 7))

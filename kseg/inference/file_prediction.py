@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kseg.errors import DataError
-from kseg.images import drawing, image_files, video_files
+from kseg.images import drawing, image_files, picture_reader, video_files
 from kseg.inference import output_kinds
 from kseg.inference.input_files import DEFAULT_KINDS, InputFile, find_input_files
 from kseg.inference.output_kinds import KINDS, Prediction
@@ -34,13 +34,14 @@ class PredictionRun(NamedTuple):
     out: Path
     palette: Sequence[tuple[int, int, int]]
     kinds: Sequence[str]
+    value_range: Sequence[float]
     report: Callable[[str], None]
 
 
 def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str | Path], out: Path,
                   dataset: "Dataset", report: Callable[[str], None] = print, kinds: Sequence[str] = (),
                   probability_predictor: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
-                  ) -> list[FailedFile]:
+                  value_range: Sequence[float] = ()) -> list[FailedFile]:
     """Predict image and video files, and write the results and a legend to a directory.
 
     A file that cannot be read, or for which the predictor raises DataError, is reported on stderr and skipped. Results
@@ -57,6 +58,7 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
         probability_predictor: Maps an RGB image to its class ids and class probabilities, floating point of shape
             (H, W, C), as kseg.inference.segmenter.probability_predictor returns it. Needed if one of
             `kinds` is made from probabilities, and called instead of `predictor` then.
+        value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; may be empty.
 
     Returns:
         The files that could not be read completely.
@@ -90,7 +92,7 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
                    f"name, which must be unique; {len(ambiguous)} of {len(files)} names do not qualify, such as "
                    f"{ambiguous[0]}")
     image_files.save_image(drawing.legend(dataset.classes, dataset.palette), out / "legend.png")
-    run = PredictionRun(predict, out, dataset.palette, kinds, report)
+    run = PredictionRun(predict, out, dataset.palette, kinds, value_range, report)
     images, videos = [file for file in files if not file.is_video], [file for file in files if file.is_video]
     failures = _predict_images(run, images)
     written = [f"{len(images) - len(failures)} images"] if images else []
@@ -108,10 +110,16 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
 
 def _predict_images(run: PredictionRun, images: Sequence[InputFile]) -> list[FailedFile]:
     failures: list[FailedFile] = []
+    extents: list[tuple[float, float]] = []
     progress = Progress(len(images), "images", run.report)
     for done, file in enumerate(images, 1):
         try:
-            image = image_files.read_image(file.path)
+            picture = picture_reader.read_picture(file.path, file.path, run.value_range)
+            image = picture.pixels
+            if picture.pages > 1:
+                run.report(f"note: {file.path}: only the first of {picture.pages} pages or frames is predicted")
+            if picture.values is not None:
+                extents.append((picture.values.min(), picture.values.max()))
             arrays = _result_arrays(run, image, run.kinds or DEFAULT_KINDS, str(file.path))
         except DataError as error:
             _record_failure(failures, file, "skipped", str(error))
@@ -119,6 +127,9 @@ def _predict_images(run: PredictionRun, images: Sequence[InputFile]) -> list[Fai
             for kind, array in arrays.items():
                 output_kinds.save_result(array, run.out / file.result_path(kind))
         progress.update(done)
+    note = picture_reader.range_note(extents) if not run.value_range else ""
+    if note:
+        run.report(f"note: {note} (for this model: --set data.value_range=LOW,HIGH as it was trained)")
     return failures
 
 

@@ -1,6 +1,6 @@
 """Segment single images with a trained model; `kseg.load` returns its Segmenter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from kseg.config import Config
 from kseg.errors import DataError
-from kseg.images import drawing, image_files
+from kseg.images import drawing, image_files, picture_reader
 from kseg.inference import trained_model
 from kseg.inference.prediction import (Protocol, predict_scores, predictor, probabilities, protocol_of, require_finite,
                                        require_size)
@@ -53,7 +53,7 @@ def probability_predictor(model: keras.Model,
     return predict_image
 
 
-def as_rgb_array(image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
+def as_rgb_array(image: np.ndarray | Image.Image | Path | str, value_range: Sequence[float] = ()) -> np.ndarray:
     """Return an image as an RGB array, uint8 of shape (H, W, 3).
 
     A float array in 0..1 is rejected, because it would look like a black image. BGR arrays, which OpenCV returns,
@@ -61,14 +61,15 @@ def as_rgb_array(image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
 
     Args:
         image: An RGB array, a PIL image or the path of an image file.
+        value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; may be empty.
 
     Raises:
         DataError: the file cannot be read, or the array has another type or shape.
     """
     if isinstance(image, (str, Path)):
-        return image_files.read_image(image)
+        return image_files.read_image(image, value_range)
     if isinstance(image, Image.Image):
-        return image_files.as_rgb(image, "the PIL image")
+        return picture_reader.as_rgb(image, "the PIL image", value_range)
     if not isinstance(image, np.ndarray):
         raise DataError(f"an image must be a path, a PIL image or a NumPy array, got {type(image).__name__}")
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
@@ -120,11 +121,11 @@ class Segmenter:
 
     def __call__(self, image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
         """Return the class ids, uint8 of shape (H, W)."""
-        return self._predict_ids(as_rgb_array(image))
+        return self._predict_ids(as_rgb_array(image, self.config.data.value_range))
 
     def scores(self, image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
         """Return the class probabilities, float32 of shape (H, W, C)."""
-        return self._predict_probabilities(as_rgb_array(image))[1]
+        return self._predict_probabilities(as_rgb_array(image, self.config.data.value_range))[1]
 
     def overlay(self, image: np.ndarray | Image.Image | Path | str, opacity: float = 0.5) -> np.ndarray:
         """Return the image blended with the colors of its classes.
@@ -136,7 +137,7 @@ class Segmenter:
         Returns:
             The blended image, uint8 of shape (H, W, 3).
         """
-        pixels = as_rgb_array(image)
+        pixels = as_rgb_array(image, self.config.data.value_range)
         return drawing.overlay(pixels, self._predict_ids(pixels), self.palette, opacity)
 
 

@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from kseg.config import Config
 from kseg.config.sections import IGNORED, Augment, Train
-from kseg.datasets.diagnosis import decode_example, error_summary
+from kseg.datasets.diagnosis import decode_example, error_summary, require_plain
 from kseg.datasets.raw_labels import decode_raw_label
 from kseg.datasets.registry import UNMAPPED, Split
 from kseg.errors import ConfigError, DataError
-from kseg.images.decoding import decode_image, decode_window
+from kseg.images.decoding import ONLY_HERE, decode_window, read_image
 from kseg.images.resizing import normalize
 from kseg.input_pipeline import augmentations, data_service, kerascv_augmentations
 
@@ -64,8 +64,8 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
     def example(position: tf.Tensor) -> dict:
         index = tf.gather(substitutes, shuffled_index(position, len(split.names), config.train.seed))
         seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
-        # The service's workers are other processes, which cannot run the Python function that shortens a PNG.
-        image, label = read_augmented(split, index, seed, config.augment, shorten=not config.data.service)
+        # The service's workers are other processes, which cannot run Python functions of this one.
+        image, label = read_augmented(split, index, seed, config.augment, in_python=not config.data.service)
         image, label = finish_example(extra(image, seed), label, split.dataset.label_table, config.augment,
                                       config.data.mean, config.data.std)
         return {"image": image, "label": label, "index": index}
@@ -106,18 +106,21 @@ def _substitutes(count: int, skipped: Collection[int]) -> list[int]:
 
 
 def read_augmented(split: Split, index: tf.Tensor, seed: tf.Tensor, augment: Augment,
-                   shorten: bool) -> tuple[tf.Tensor, tf.Tensor]:
+                   in_python: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """Return an example's augmented float32 image and raw uint8 label.
 
     Both have the size of the crop at most, (h, w, 3) and (h, w). Only the crop is decoded.
 
-    `shorten` allows `decode_window` to use a Python function.
+    `in_python` tells whether the graph runs in this process, which decodes every kind of file.
     """
     image_data, label_data = split.read(index)
-    label = decode_raw_label(split.dataset, label_data)
+    label = decode_raw_label(split.dataset, label_data, in_python)
     size = tf.shape(label)
-    return augmentations.augment(lambda window: decode_window(image_data, size, window, shorten), label,
-                                 tf.constant(split.dataset.label_table, tf.uint8), seed, augment)
+
+    def decode(window: tuple) -> tf.Tensor:
+        return decode_window(image_data, size, window, in_python, split.value_range)
+
+    return augmentations.augment(decode, label, tf.constant(split.dataset.label_table, tf.uint8), seed, augment)
 
 
 def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...], augment: Augment,
@@ -222,7 +225,8 @@ def read_example(split: Split, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     Evaluating them fails for a faulty example; `find_faulty_example` returns the complete message.
     """
     image_data, label_data = split.read(index)
-    image, label = decode_image(image_data), decode_raw_label(split.dataset, label_data)
+    image = read_image(image_data, split.value_range, in_python=True)
+    label = decode_raw_label(split.dataset, label_data, in_python=True)
     same = tf.reduce_all(tf.equal(tf.shape(image)[:2], tf.shape(label)))
     label = tf.gather(tf.constant(split.dataset.label_table, tf.uint8), tf.cast(label, tf.int32))
     known = tf.reduce_all(tf.not_equal(label, UNMAPPED))
@@ -237,9 +241,12 @@ def find_faulty_example(split: Split, indices: Iterable[int],
 
     Without one, return None and the original error.
     """
+    refused_elsewhere = ONLY_HERE in str(error)
     for index in indices:
         try:
             decode_example(split, index)
+            if refused_elsewhere:
+                require_plain(split, index)
         except DataError as fault:
             return index, fault
     return None, DataError(f"reading {split.name} failed: {error_summary(error)}")

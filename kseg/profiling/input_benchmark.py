@@ -127,7 +127,7 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
     def augmented(position: tf.Tensor, augment: Augment, decode: Callable) -> dict:
         encoded, label = read(position)
         seed, parts = tf.stack([config.train.seed, tf.cast(position, tf.int32)]), []
-        label = decode_raw_label(split.dataset, label)
+        label = decode_raw_label(split.dataset, label, in_python=True)
 
         def decode_part(window: tuple) -> tf.Tensor:
             # The last argument is True as in training without a data service.
@@ -140,7 +140,7 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
     # tf.data prunes results that a function does not return, but not assertions about an image.
     functions = {
         READ: read,
-        LABEL: lambda position: decode_raw_label(split.dataset, read(position)[1]),
+        LABEL: lambda position: decode_raw_label(split.dataset, read(position)[1], in_python=True),
         CROP: lambda position: augmented(position, plain, _no_image)[IMAGE],
         IMAGE: lambda position: augmented(position, plain, decode_window)[IMAGE],
         RESIZE: lambda position: augmented(position, plain, decode_window)[RESIZE],
@@ -151,7 +151,7 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
             for name, function in functions.items()} | {FINISH: whole}
 
 
-def _no_image(encoded: tf.Tensor, size: tf.Tensor, window: tuple, shorten: bool) -> tf.Tensor:
+def _no_image(encoded: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bool) -> tf.Tensor:
     """Return an empty image instead of the result of `decode_window`."""
     return tf.zeros((0, 0, 3), tf.uint8)
 

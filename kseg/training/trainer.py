@@ -12,7 +12,7 @@ from kseg import config as configs
 from kseg import models
 from kseg.config import Config
 from kseg.config.sections import Train
-from kseg.datasets import labeled_pixels, registry
+from kseg.datasets import diagnosis, labeled_pixels, registry
 from kseg.distributed import devices, hosts
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batch_reader
@@ -108,6 +108,8 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     dataset = train_split.dataset
     for split in (train_split, val_split):
         labeled_pixels.require_labeled_pixels(split)
+    if note := diagnosis.sampled_range_note(train_split):
+        report(f"warning: {note}")
     if hosts.num_hosts(strategy) > 1:
         if config.data.unreadable == "skip":
             # Every host keeps its own list of unreadable examples, and they would train on parts of different batches.

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from kseg.config.sections import IGNORED, Data
-from kseg.datasets import diagnosis, prepared, registry, statistics, tfds_builder
+from kseg.datasets import diagnosis, prepared, registry, statistics
 from kseg.datasets.registry import Dataset, Split
 from kseg.errors import DataError
-from kseg.images.decoding import KIND, PALETTE
 from pipeline import artifacts
 
 # Number of unreadable examples that an error names.
@@ -75,13 +73,12 @@ def encode_split_example(split: Split, index: int, name: str) -> tuple[bytes, di
     """Return an example as a serialized tf.Example, and its scalars; raises DataError if it is unreadable."""
     image, label = diagnosis.decode_example(split, index)
     height, width = image.shape[:2]
+    image_data, label_data = (part.numpy() for part in diagnosis.read_pair(split, index))
+    dataset = split.dataset
+    image_data, label_data = (diagnosis.stored_image(image_data, image),
+                              diagnosis.stored_label(dataset, label_data, label))
     # The decoded image is freed, since several encoded copies of the image follow.
     del image
-    image_data, label_data = (part.numpy() for part in diagnosis.read_pair(split, index))
-    # All readers take the values of a grayscale PNG as class ids, but many read a palette as colors.
-    if split.dataset.label_colors or label_data[KIND] == PALETTE:
-        label_data = tfds_builder.png(Image.fromarray(label))
-    dataset = split.dataset
     counts, table = statistics.value_counts(label), np.array(dataset.label_table)
     scalars = {"height": height, "width": width,
                "class_pixels": statistics.counts_by_class(table, counts, len(dataset.classes)).tolist(),

@@ -1,17 +1,19 @@
 """Unusual files are counted and unusable ones named, by `check` and by `stats`."""
 
+import dataclasses
 import io
 import warnings
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kseg.config.sections import Data
 from kseg.datasets import checks, diagnosis, registry
 from kseg.errors import DataError
-from kseg.images import image_files
+from kseg.images import picture_reader
+from tests.helpers import drawn_files
 from tests.helpers.small_sets import folder
 
 RANDOM = np.random.default_rng(3)
@@ -49,9 +51,9 @@ def animation():
     return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
-def rotated_jpeg():
+def rotated_jpeg(orientation=3):
     exif = Image.Exif()
-    exif[image_files.EXIF_ORIENTATION] = 6
+    exif[picture_reader.EXIF_ORIENTATION] = orientation
     return encoded(PHOTO, "JPEG", quality=95, exif=exif.tobytes())
 
 
@@ -69,6 +71,9 @@ USABLE = {
     "PNG named .PNG": (encoded(PHOTO), "PNG"),
     "animation named .png": (animation(), "png"),
     "BMP": (encoded(PHOTO, "BMP"), "bmp"),
+    "palette BMP": (encoded(Image.fromarray(PHOTO).quantize(16), "BMP"), "bmp"),
+    "TIFF named .png": (encoded(PHOTO, "TIFF"), "png"),
+    "WebP": (encoded(PHOTO, "WEBP"), "webp"),
 }
 
 
@@ -90,8 +95,8 @@ def test_decoded_pixels_of_unusual_images(kind):
     elif kind == "animation named .png":
         assert (found == 10).all()
     else:
-        # Pixels are not rotated. Decoders interpolate JPEG's subsampled chroma differently, so noise differs slightly.
-        expected = np.array(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+        # Decoders interpolate JPEG's subsampled chroma differently, so noise differs slightly.
+        expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")).astype(int)
         assert found.shape == expected.shape and np.abs(found - expected).mean() < 1
 
 
@@ -119,7 +124,8 @@ UNUSABLE = {
     "HTML page instead of an image": ("images", b"<html>not found</html>", "e01.png: not a readable JPEG"),
     "PNG's header truncated": ("images", encoded(PHOTO)[:20], "e01.png: not a readable JPEG"),
     "JPEG's header truncated": ("images", encoded(PHOTO, "JPEG")[:20], "e01.png: not a readable JPEG"),
-    "TIFF named .png": ("images", encoded(PHOTO, "TIFF"), "e01.png: not a readable JPEG"),
+    "two headers": ("labels", drawn_files.png(np.random.default_rng(0), 3, 2, label=True, headers=2),
+                    "e01.png: a PNG with two headers"),
 }
 
 
@@ -138,9 +144,39 @@ def test_unusable_files_are_named(tmp_path, fault, count):
                          ids=["PNG", "JPEG"])
 def test_only_check_finds_images_truncated_behind_their_header(tmp_path, content):
     source = written(tmp_path, "images", content)
-    with pytest.raises(DataError, match=r"1 fault:\n  \S+images/e01.png: not a readable JPEG, PNG or BMP \("):
+    with pytest.raises(DataError, match=r"1 fault:\n  \S+images/e01.png: not a readable JPEG, PNG, BMP, .* \("):
         checks.check_dataset(source, report=silent)
     assert checks.dataset_stats(source, report=silent)["train"]["images"] == 3
+
+
+@BOTH
+def test_image_on_its_side_differs_from_its_label_in_size(tmp_path, count):
+    source = written(tmp_path, "images", rotated_jpeg(6), "jpg")
+    with pytest.raises(DataError, match=r"labels/e01.png is 60x40, its image \S+images/e01.jpg 40x60; .*EXIF"):
+        count(source, report=silent)
+
+
+def test_narrow_16_bit_values_and_several_pages_are_said(tmp_path):
+    lines = []
+    deep = tf.io.encode_png(tf.constant(PHOTO.astype(np.uint16) * 16)).numpy()
+    source = written(tmp_path, "images", deep)
+    assert diagnosis.sampled_range_note(registry.open_split(source, "train")).startswith("1 image")
+    (tmp_path / "train/images/e00.png").write_bytes(animation())
+    checks.check_dataset(source, report=lines.append)
+    notes = [line for line in lines if line.startswith("warning")]
+    assert len(notes) == 2 and "0..4080" in notes[0] and "e00.png" in notes[1]
+    lines.clear()
+    ranged = dataclasses.replace(source, value_range=(0.0, 4080.0))
+    checks.check_dataset(ranged, report=lines.append)
+    assert sum(line.startswith("warning") for line in lines) == 1
+    assert np.array_equal(diagnosis.decode_example(registry.open_split(ranged, "train"), 1)[0], PHOTO)
+
+
+def test_files_that_only_pillow_reads_are_named_with_a_data_service(tmp_path):
+    split = registry.open_split(written(tmp_path, "images", encoded(PHOTO, "TIFF"), "tif"), "train")
+    diagnosis.require_plain(split, 0)
+    with pytest.raises(DataError, match=r"images/e01.tif: .*kseg.data prepare folder --source"):
+        diagnosis.require_plain(split, 1)
 
 
 @BOTH
