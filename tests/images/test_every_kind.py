@@ -14,6 +14,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from kseg.datasets import diagnosis
+from kseg.datasets.registry import DATASETS
 from kseg.errors import DataError
 from kseg.images import decoding, image_files
 from tests.helpers import drawn_files
@@ -126,7 +127,7 @@ def test_labels_have_one_reading(tmp_path):
             truth = pillow_pixels(data, indices=True)
             encoded = tf.constant(np.array(data, object))
             readings = {"training": outcome(read_label, encoded),
-                        "check": outcome(diagnosis.read_label, "label", encoded)}
+                        "check": outcome(diagnosis.read_label, DATASETS["camvid"], "label", encoded)}
         usable = truth is not None and data[25:26] != b"\x00" or data[24:26] == b"\x08\x00"
         refused = "headers 2" in kind or not usable
         for name, reading in readings.items():
@@ -148,7 +149,7 @@ def test_a_label_cut_off_anywhere_in_its_header_is_refused():
     whole = drawn_files.png(np.random.default_rng(0), drawn_files.PALETTE, 4, label=True)
     for length in range(60):
         with pytest.raises(DataError, match="label"):
-            diagnosis.read_label("label", tf.constant(np.array(whole[:length], object)))
+            diagnosis.read_label(DATASETS["camvid"], "label", tf.constant(np.array(whole[:length], object)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
