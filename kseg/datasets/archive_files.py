@@ -5,8 +5,9 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from kseg.datasets.file_lists import require_utf8
 from kseg.errors import DataError
 
 # Exceptions of the archive readers for missing or damaged bytes.
@@ -48,7 +49,7 @@ def tree_files(root: Path, directories: tuple[str, ...]) -> dict[str, File]:
     """
     paths = (path for directory in directories for path in (root / directory).rglob("*")
              if not path.name.startswith("."))
-    return {path.relative_to(root).as_posix(): File(str(path), path.stat().st_size, path.read_bytes)
+    return {require_utf8(path).relative_to(root).as_posix(): File(str(path), path.stat().st_size, path.read_bytes)
             for path in paths if path.is_file()}
 
 
@@ -67,8 +68,13 @@ def zip_files(path: Path, prefix: str = "") -> dict[str, File]:
     def file(member: zipfile.ZipInfo) -> File:
         return File(f"{path}: {member.filename}", member.file_size, lambda: archive.read(member))
 
-    return {member.filename.removeprefix(prefix): file(member) for member in members
-            if member.filename.startswith(prefix) and not member.is_dir()}
+    files = [member for member in members if not member.is_dir()]
+    directories = {parent.as_posix() for member in files for parent in PurePosixPath(member.filename).parents}
+    both = sorted(directories & {member.filename for member in files})
+    if both:
+        raise DataError(f"{path} is damaged: {both[0]} is a file and a directory in it. Download it again")
+    return {member.filename.removeprefix(prefix): file(member) for member in files
+            if member.filename.startswith(prefix)}
 
 
 def tar_files(path: Path, prefix: str = "") -> dict[str, File]:

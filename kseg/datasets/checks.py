@@ -3,14 +3,17 @@
 import functools
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tensorflow as tf
 
+from kseg.config.files import config_names
 from kseg.config.sections import Data
-from kseg.datasets import diagnosis, layouts, registry, statistics
+from kseg.datasets import diagnosis, file_lists, labeled_pixels, registry, statistics
+from kseg.datasets.palettes import PaletteComparison, used_colors
 from kseg.datasets.registry import Dataset, Split
 from kseg.datasets.statistics import ExampleCounts
 from kseg.errors import DataError, UserError, unknown
@@ -51,13 +54,15 @@ def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str]
         return picture.pixels.shape[:2]
 
     try:
-        return _inspect(data, splits, decoded_size, statistics.describe_values, report)[1]
+        results = _inspect(data, splits, decoded_size, statistics.describe_values, report)[1]
     finally:
         if extents and not data.value_range and (note := picture_reader.range_note(extents)):
             report(f"warning: {note}")
         if several_pages:
             report(f"warning: only the first page or frame is read of {len(several_pages)} "
-                   f"image{'s' * (len(several_pages) > 1)}: {layouts.first_three(several_pages)}")
+                   f"image{'s' * (len(several_pages) > 1)}: {file_lists.first_three(several_pages)}")
+    report(_next_steps(data, sum(result["images"] for result in results.values())))
+    return results
 
 
 def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
@@ -102,7 +107,7 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
     for name in splits:
         if name not in available:
             raise DataError(unknown(f"split of {data.name}", name, available))
-    results, faults = {}, []
+    results, faults, told = {}, [], set()
     for name in dict.fromkeys(splits or available):
         try:
             split = registry.open_split(data, name)
@@ -110,10 +115,26 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
             faults.append(str(error))
             report(f"{name}: cannot be opened\n")
             continue
+        for note in split.notes:
+            if note not in told:
+                report(f"warning: {note}")
+        told.update(split.notes)
         progress = Progress(len(split.names), f"images of {name}", report)
-        read = functools.partial(_read, split, image_size)
-        results[name] = statistics.summarize_split(dataset, _countable_examples(split, read, progress, faults))
+        palettes = PaletteComparison(dataset.label_table, len(dataset.classes))
+        results[name] = statistics.summarize_split(
+            dataset, _countable_examples(split, functools.partial(_read, split, image_size), palettes, progress, faults))
         report(describe(dataset, name, results[name]))
+        if not dataset.label_colors and (fault := palettes.fault()):
+            faults.append(f"{name}: {fault}")
+        if results[name]["images"] and not results[name]["class_pixels"].any():
+            try:
+                labeled_pixels.require_labeled_pixels(split)
+            except DataError as error:
+                # The labels of test splits are often withheld.
+                if name == "test":
+                    report(f"warning: {error}")
+                else:
+                    faults.append(str(error))
     if faults:
         more = len(faults) - FAULTS_LISTED
         listed = [f"  {fault}" for fault in faults[:FAULTS_LISTED]] + [f"  and {more} more"] * (more > 0)
@@ -121,14 +142,26 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
     return dataset, results
 
 
-def _countable_examples(split: Split, read: Callable[[int], tuple[ExampleCounts | None, str]], progress: Progress,
-                        faults: list[str]) -> Iterator[ExampleCounts]:
-    """Yield the counts of a split's readable examples; collect faults in `faults`."""
+def _next_steps(data: Data, images: int) -> str:
+    """Return what to do after a check without faults."""
+    directory = registry.location_of(data)
+    config = f"encnet_{data.name}" if f"encnet_{data.name}" in config_names() else "CONFIG"
+    settings = ("" if config != "CONFIG" else f"data.name={data.name} ") + f"data.directory={shlex.quote(directory)}"
+    return (f"no faults in {images} images. Next, look at augmented samples, then train:\n"
+            f"  python -m kseg.data show {data.name} --directory {shlex.quote(directory)} --out samples.png\n"
+            f"  python -m kseg.train --config {config} --set {settings}")
+
+
+def _countable_examples(split: Split, read: Callable[[int], tuple[ExampleCounts | None, str, dict[int, bytes]]],
+                        palettes: PaletteComparison, progress: Progress, faults: list[str]) -> Iterator[ExampleCounts]:
+    """Yield the counts of a split's readable examples; collect faults in `faults`, and colors in `palettes`."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        for done, (example, fault) in enumerate(pool.map(read, range(len(split.names))), 1):
+        results = pool.map(read, range(len(split.names)))
+        for done, ((example, fault, colors), label_name) in enumerate(zip(results, split.label_names, strict=True), 1):
             if fault:
                 faults.append(fault)
+            palettes.add(label_name, colors)
             if example:
                 yield example
             progress.update(done)
@@ -138,8 +171,8 @@ def _countable_examples(split: Split, read: Callable[[int], tuple[ExampleCounts 
 
 
 def _read(split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
-          index: int) -> tuple[ExampleCounts | None, str]:
-    """Return an example's counts, None if it cannot be read, and its fault or ""."""
+          index: int) -> tuple[ExampleCounts | None, str, dict[int, bytes]]:
+    """Return an example's counts, None if it cannot be read, its fault or "", and the colors of its indices."""
     name, label_name = split.names[index], split.label_names[index]
     try:
         image_data, label_data = diagnosis.read_pair(split, index)
@@ -147,8 +180,9 @@ def _read(split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
         label = diagnosis.read_label(split.dataset, label_name, label_data)
         diagnosis.require_same_size(name, size, label_name, label.shape)
     except DataError as error:
-        return None, str(error)
+        return None, str(error), {}
     counts = statistics.value_counts(label)
     fault = diagnosis.undefined_pixels(split.dataset, label, counts, label_data)
     example = ExampleCounts(name, label.shape, counts, diagnosis.has_exif_orientation(image_data))
-    return example, fault and f"{label_name}: {fault}"
+    colors = {} if split.dataset.label_colors else used_colors(label_data.numpy(), counts)
+    return example, fault and f"{label_name}: {fault}", colors

@@ -3,14 +3,14 @@
 One function per layout takes (directory, split name).
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tensorflow as tf
 
-from kseg.datasets import prepared, shapes
+from kseg.datasets import file_lists, prepared, shapes
+from kseg.datasets.file_lists import DirectoryFiles, files_by_stem, first_three
 from kseg.datasets.tfrecord import Records, read_record
 from kseg.errors import DataError
 from kseg.images import image_files
@@ -29,6 +29,7 @@ class Examples:
         read: Returns the encoded image and label (string scalars) of an int64 index, in a graph.
         records: Locations of the examples of a prepared set of record files, otherwise None.
         is_pixels: Whether this is a prepared set of decoded pixels.
+        notes: Sentences on files and directories that are passed over.
     """
 
     names: tuple[str, ...]
@@ -36,58 +37,65 @@ class Examples:
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     records: Records | None = None
     is_pixels: bool = False
+    notes: tuple[str, ...] = ()
 
 
-def file_examples(pairs: list[tuple[Path, Path]]) -> Examples:
-    """Return the examples of (image file, label file) pairs."""
-    images = [str(image) for image, _ in pairs]
-    labels = [str(label) for _, label in pairs]
+def file_examples(pairs: list[tuple[Path, Path]], notes: tuple[str, ...] = ()) -> Examples:
+    """Return the examples of (image file, label file) pairs; `notes` tell what is passed over."""
+    images = [str(file_lists.require_utf8(image)) for image, _ in pairs]
+    labels = [str(file_lists.require_utf8(label)) for _, label in pairs]
     image_paths, label_paths = tf.constant(images), tf.constant(labels)
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.io.read_file(tf.gather(image_paths, index)), tf.io.read_file(tf.gather(label_paths, index))
 
-    return Examples(tuple(images), tuple(labels), read)
+    return Examples(tuple(images), tuple(labels), read, notes=notes)
 
 
-def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path]) -> list[tuple[Path, Path]]:
-    """Return (image, label) of each key in sorted order.
+def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path],
+            others: Sequence[DirectoryFiles] = ()) -> list[tuple[Path, Path]]:
+    """Return (image, label) of each key, sorted by the image's key.
 
-    Raises DataError naming the files without a counterpart.
+    Args:
+        split: Name of the split for messages.
+        images: The images by key.
+        labels: The labels by key.
+        others: The directories in which files of other suffixes may explain what is missing.
+
+    Raises:
+        DataError: Files have no counterpart, or there are none.
     """
-    unpaired = []
-    for kind, counterpart, keys in (("image", "label", images.keys() - labels.keys()),
-                                    ("label", "image", labels.keys() - images.keys())):
-        if keys:
-            files = first_three([str((images | labels)[key]) for key in keys])
-            unpaired.append(f"{kind} without {counterpart}: {files}")
+    label_of, unpaired = file_lists.match_keys(images, labels), []
+    for kind, counterpart, files in (
+            ("image", "label", {key: file for key, file in images.items() if key not in label_of}),
+            ("label", "image", {key: labels[key] for key in labels.keys() - set(label_of.values())})):
+        if files:
+            unpaired.append(f"{kind} without {counterpart}: {first_three(map(str, files.values()))}"
+                            + file_lists.suffix_hint(files, others))
     if unpaired:
         raise DataError(f"split {split!r}: {'; '.join(unpaired)}")
     if not images:
         raise DataError(f"split {split!r} is empty")
-    return [(images[key], labels[key]) for key in sorted(images)]
-
-
-def first_three(names: Iterable[str]) -> str:
-    """Return the first three names in sorted order, and the number of the others."""
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _by_stem(directory: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in paths:
-            raise DataError(f"two files have the same name: {paths[path.stem]} and {path}")
-        paths[path.stem] = path
-    return paths
+    return [(images[key], labels[label_of[key]]) for key in sorted(images)]
 
 
 def folder_splits(directory: Path) -> tuple[str, ...]:
     """Return the names of the subdirectories that contain a directory `images`."""
     return tuple(sorted(path.parent.name for path in directory.glob("*/images") if path.is_dir()))
+
+
+def folder_notes(directory: Path) -> tuple[str, ...]:
+    """Return a sentence on each subdirectory that looks like a split but is none."""
+    notes = []
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith(".") or not path.is_dir() or (path / "images").is_dir():
+            continue
+        # A prepared set or other material has no images in it.
+        images = next((file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES), None)
+        if images:
+            notes.append(f"{path} is no split and is not read, although it holds images such as {images}; a split has "
+                         f"the directories {path.name}/images and {path.name}/labels, in lower case")
+    return tuple(notes)
 
 
 def folder_examples(directory: Path, split: str) -> Examples:
@@ -96,10 +104,11 @@ def folder_examples(directory: Path, split: str) -> Examples:
         if not (directory / split / part).is_dir():
             available = ", ".join(folder_splits(directory)) or "none"
             raise DataError(f"no directory {directory / split / part}; splits found: {available}")
-    images = _by_stem(directory / split / "images", IMAGE_SUFFIXES)
-    labels = _by_stem(directory / split / "labels", (".png",))
+    images = files_by_stem(directory / split / "images", IMAGE_SUFFIXES)
+    labels = files_by_stem(directory / split / "labels", (".png",))
     try:
-        return file_examples(pair_up(split, images, labels))
+        pairs = pair_up(split, images.paths, labels.paths, (images, labels))
+        return file_examples(pairs, images.notes + labels.notes)
     except DataError as error:
         raise DataError(f"{directory / split}: {error}") from None
 
@@ -108,7 +117,8 @@ def cityscapes_examples(directory: Path, split: str) -> Examples:
     """Return the examples of an extracted Cityscapes tree: leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY (labelIds)."""
     def by_frame(part: str, suffix: str) -> dict[str, Path]:
         paths = (directory / part / split).glob(f"*/*{suffix}")
-        return {path.name.removesuffix(suffix): path for path in paths}
+        # macOS leaves hidden files beside others, whose names begin with ._ and end like theirs.
+        return {path.name.removesuffix(suffix): path for path in paths if not path.name.startswith(".")}
 
     images = by_frame("leftImg8bit", "_leftImg8bit.png")
     labels = by_frame("gtFine", "_gtFine_labelIds.png")
@@ -137,9 +147,10 @@ def ade20k_examples(directory: Path, split: str) -> Examples:
     for kind in ("images", "annotations"):
         if not (root / kind / part).is_dir():
             raise DataError(f"no directory {root / kind / part}")
-    images, labels = _by_stem(root / "images" / part, (".jpg",)), _by_stem(root / "annotations" / part, (".png",))
+    images = files_by_stem(root / "images" / part, (".jpg",))
+    labels = files_by_stem(root / "annotations" / part, (".png",))
     try:
-        return file_examples(pair_up(split, images, labels))
+        return file_examples(pair_up(split, images.paths, labels.paths, (images, labels)), images.notes + labels.notes)
     except DataError as error:
         raise DataError(f"{root}: {error}") from None
 
@@ -157,24 +168,24 @@ def voc2012_examples(directory: Path, split: str) -> Examples:
         if not (root / part).is_dir():
             raise DataError(f"no directory {root / part}")
     try:
-        names = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         available = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
         raise DataError(f"{path} cannot be read: {error}; lists found: {available}") from None
-    if not names or len(set(names)) < len(names):
-        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{path} repeats {first_three(repeated)}" if names else f"{path} is empty")
-    images = _by_stem(root / "JPEGImages", (".jpg",))
+    names = file_lists.listed_names(str(path), content)
+    images = files_by_stem(root / "JPEGImages", (".jpg",)).paths
     labels: dict[str, Path] = {}
     for part in reversed(parts):
-        labels |= _by_stem(root / part, (".png",))
+        labels |= files_by_stem(root / part, (".png",)).paths
+    # A list may write a name in another Unicode form than the files.
+    image_of, label_of = (file_lists.match_keys(dict.fromkeys(names), files) for files in (images, labels))
     missing = [f"without {kind} {directories}/NAME{suffix}: {first_three(absent)}"
                for kind, directories, suffix, absent in (
-                   ("image", "JPEGImages", ".jpg", set(names) - images.keys()),
-                   ("label", " or ".join(parts), ".png", set(names) - labels.keys())) if absent]
+                   ("image", "JPEGImages", ".jpg", set(names) - image_of.keys()),
+                   ("label", " or ".join(parts), ".png", set(names) - label_of.keys())) if absent]
     if missing:
         raise DataError(f"{path} lists examples {'; '.join(missing)}")
-    return file_examples([(images[name], labels[name]) for name in sorted(names)])
+    return file_examples([(images[image_of[name]], labels[label_of[name]]) for name in sorted(names)])
 
 
 def shapes_examples(directory: Path, split: str) -> Examples:

@@ -59,6 +59,7 @@ class Split:
         is_pixels: Whether this is a prepared set of decoded pixels.
         value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; empty for 0 and
             65535.
+        notes: Sentences on what is passed over or looks unusual.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Split:
     records: Records | None = None
     is_pixels: bool = False
     value_range: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def label_table(pairs: dict[int, int]) -> tuple[int, ...]:
@@ -233,13 +235,27 @@ def open_split(data: Data, name: str) -> Split:
     location, prepared_path = _locate(data)
     if data.name == "folder":
         dataset = read_classes(prepared_path or location)
+    notes = _class_notes(dataset)
     if prepared_path:
         examples = layouts.prepared_examples(prepared_path, data.name, name)
     else:
         examples = dataset.open_examples(Path(location), name)
+        if dataset.open_examples is layouts.folder_examples:
+            notes += layouts.folder_notes(Path(location))
     return Split(name=name, dataset=dataset, location=location, names=examples.names,
                  label_names=examples.label_names, read=examples.read, records=examples.records,
-                 is_pixels=examples.is_pixels, value_range=data.value_range)
+                 is_pixels=examples.is_pixels, value_range=data.value_range,
+                 notes=notes + examples.notes)
+
+
+def _class_notes(dataset: Dataset) -> tuple[str, ...]:
+    """Return a sentence on a class that has the value with which most tools mark ignored pixels."""
+    train_id = dataset.label_table[IGNORED] if dataset.label_table else IGNORED
+    if dataset.label_colors or train_id >= UNMAPPED:
+        return ()
+    name = dataset.classes[train_id]
+    return (f"value {IGNORED} is the class {name!r} in classes.txt, whereas most tools mark ignored pixels with it; if "
+            f"labels do so, write `{IGNORED} ignore`",)
 
 
 # Common end of all `how_to_get` instructions.

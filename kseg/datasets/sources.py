@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from kseg.datasets import archive_files, layouts, tfds_builder
+from kseg.datasets import archive_files, file_lists, layouts, tfds_builder
 from kseg.datasets.archive_files import File
 from kseg.errors import DataError
 from kseg.system.progress import Progress
@@ -148,7 +147,8 @@ def open_cityscapes(source: Path, splits: Sequence[str], report: Callable[[str],
 
     def by_frame(root: Path, part: str, split: str, suffix: str) -> dict[str, File]:
         frames = {path.rsplit("/", 1)[1].removesuffix(suffix): file for path, file in files.items()
-                  if path.startswith(f"{part}/{split}/") and path.endswith(suffix) and path.count("/") == 3}
+                  if path.startswith(f"{part}/{split}/") and path.endswith(suffix) and path.count("/") == 3
+                  and not path.rsplit("/", 1)[1].startswith(".")}
         if not frames:
             raise DataError(f"no {part}/{split}/CITY/FRAME{suffix} in {root}")
         return frames
@@ -195,7 +195,7 @@ def open_voc2012(source: Path, splits: Sequence[str], report: Callable[[str], No
             labels = _augmented_masks(source, files, report) | official
             derived = (labels.keys() - official.keys() | set(lists["train"])) - set(lists["val"])
             lists.setdefault("trainaug", sorted(derived))
-        missing = [f"without {kind}: {layouts.first_three(absent)}" for kind, absent in (
+        missing = [f"without {kind}: {file_lists.first_three(absent)}" for kind, absent in (
             ("image", set(lists[split]) - images.keys()), ("label", set(lists[split]) - labels.keys())) if absent]
         if missing:
             raise DataError(f"{root}: {split}.txt lists examples {'; '.join(missing)}")
@@ -242,11 +242,7 @@ def _read_list(root: Path, files: dict[str, File], split: str) -> list[str]:
     file = files.get(f"{LISTS}/{split}.txt")
     if file is None:
         raise DataError(f"no {LISTS}/{split}.txt in {root}")
-    names = file.read().decode(errors="replace").split()
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated or not names:
-        raise DataError(f"{file} repeats {layouts.first_three(repeated)}" if names else f"{file} is empty")
-    return names
+    return file_lists.listed_names(str(file), file.read())
 
 
 def _paired(root: Path, split: str, suffix: str, images: dict[str, File], labels: dict[str, File]) -> list[Pair]:
@@ -255,10 +251,10 @@ def _paired(root: Path, split: str, suffix: str, images: dict[str, File], labels
     Raises DataError naming the files without a counterpart.
     """
     try:
-        layouts.pair_up(split, images, labels)
+        pairs = layouts.pair_up(split, images, labels)
     except DataError as error:
         raise DataError(f"{root}: {error}") from None
-    return [Pair(name + suffix, images[name], labels[name]) for name in sorted(images)]
+    return [Pair(name + suffix, *pair) for name, pair in zip(sorted(images), pairs, strict=True)]
 
 
 def _require_files(root: Path, files: dict[str, File], directory: str, suffix: str) -> dict[str, File]:

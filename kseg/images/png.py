@@ -78,6 +78,17 @@ def _stored_png(width: int, height: int, rows: bytes) -> bytes:
         struct.pack(">I", sum(map(len, parts)) - 4), *parts, struct.pack(">I", checksum), END])
 
 
+def palette(data: bytes) -> bytes:
+    """Return the RGB colors of a palette PNG, three bytes for each index, or b"" for another file."""
+    start = FIRST_CHUNK
+    while data[KIND + 1:KIND + 2] == b"\x03" and start + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        if kind in (b"PLTE", b"IDAT"):
+            return data[start + 8:start + 8 + length] if kind == b"PLTE" else b""
+        start += 12 + length
+    return b""
+
+
 def count_headers(file: BinaryIO) -> int:
     """Return the number of IHDR chunks of a PNG file."""
     file.seek(len(SIGNATURE))

@@ -108,8 +108,9 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     dataset = train_split.dataset
     for split in (train_split, val_split):
         labeled_pixels.require_labeled_pixels(split)
-    if note := diagnosis.sampled_range_note(train_split):
-        report(f"warning: {note}")
+    for note in dict.fromkeys((*train_split.notes, *val_split.notes, diagnosis.sampled_range_note(train_split))):
+        if note:
+            report(f"warning: {note}")
     if hosts.num_hosts(strategy) > 1:
         if config.data.unreadable == "skip":
             # Every host keeps its own list of unreadable examples, and they would train on parts of different batches.
