@@ -121,8 +121,8 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
         told.update(split.notes)
         progress = Progress(len(split.names), f"images of {name}", report)
         palettes = PaletteComparison(dataset.label_table, len(dataset.classes))
-        results[name] = statistics.summarize_split(
-            dataset, _countable_examples(split, functools.partial(_read, split, image_size), palettes, progress, faults))
+        examples = _countable_examples(split, functools.partial(_read, split, image_size), palettes, progress, faults)
+        results[name] = statistics.summarize_split(dataset, examples)
         report(describe(dataset, name, results[name]))
         if not dataset.label_colors and (fault := palettes.fault()):
             faults.append(f"{name}: {fault}")
@@ -145,9 +145,11 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
 def _next_steps(data: Data, images: int) -> str:
     """Return what to do after a check without faults."""
     directory = registry.location_of(data)
-    config = f"encnet_{data.name}" if f"encnet_{data.name}" in config_names() else "CONFIG"
-    settings = ("" if config != "CONFIG" else f"data.name={data.name} ") + f"data.directory={shlex.quote(directory)}"
-    return (f"no faults in {images} images. Next, look at augmented samples, then train:\n"
+    # Data of one's own is closest to CamVid: few images of moderate size.
+    config = f"encnet_{data.name}" if f"encnet_{data.name}" in config_names() else "encnet_camvid"
+    name = "" if config.endswith(f"_{data.name}") else f"data.name={data.name} "
+    settings = f"{name}data.directory={shlex.quote(directory)}"
+    return (f"no faults in {images} images. Next, look at augmented samples and start training:\n"
             f"  python -m kseg.data show {data.name} --directory {shlex.quote(directory)} --out samples.png\n"
             f"  python -m kseg.train --config {config} --set {settings}")
 

@@ -15,7 +15,7 @@ from kseg import data
 from kseg.config.sections import Augment, Data, Train
 from kseg.datasets import checks, registry
 from kseg.errors import ConfigError, DataError, UserError
-from kseg.images import drawing, picture_reader
+from kseg.images import drawing, image_files, picture_reader
 from kseg.input_pipeline import preview
 from tests.helpers.counted_sets import counted
 from tests.helpers.prepared_sets import run
@@ -51,10 +51,10 @@ def test_report_lists_values_and_weights(tmp_path):
     lines = []
     checks.check_dataset(counted(tmp_path), report=lines.append)
     words = [line.split() for line in "\n".join(lines).splitlines()]
-    assert "2/2 images of train" in lines[0]
+    assert "value 255 is the class 'object'" in lines[0] and "2/2 images of train" in lines[1]
     assert ["0", "0", "background", "6", "50.00%", "2"] in words and ["255", "1", "object", "4", "33.33%", "2"] in words
     assert ["9", "3", "unseen", "0", "0.00%", "0"] in words and ["7", "255", "ignored", "1", "8.33%", "1"] in words
-    text = lines[1]
+    text = lines[2]
     assert text.startswith("train: 2 images, 2x2 (1), 4x2 (1)\n")
     assert "never seen: unseen\n" in text and "void: 8.33% of all pixels\n" in text
     assert "median-frequency weights: 0.6667 1.0000 1.3333 nan\n" in text
@@ -231,7 +231,7 @@ def test_command_check(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "train: 1 image, all 2x2" in out and "val: 1 image, all 2x2" in out
     assert data.main(["check", "folder", "--directory", str(tmp_path), "--split", "val"]) == 0
-    assert "train:" not in capsys.readouterr().out
+    assert "train: 1 image" not in capsys.readouterr().out
     with pytest.raises(UserError, match="Did you mean shapes"):
         data.main(["check", "shape"])
 
