@@ -1,6 +1,7 @@
 """Draw class colors, overlays, legends and grids of images."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -76,7 +77,7 @@ def legend(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> I
     """
     if not classes or len(classes) != len(palette):
         raise ValueError(f"{len(classes)} classes and {len(palette)} colors; each class needs one")
-    font = ImageFont.load_default(FONT_SIZE)
+    font = font_for("".join(classes))
     swatch, line = (32, 18), 24
     columns = -(-len(classes) // LEGEND_ROWS)
     # Columns of equal length look better than full columns and a short last one.
@@ -95,6 +96,31 @@ def legend(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> I
         draw.text((left + text_left - GAP * 2, middle), str(index), "dimgray", font, anchor="rm")
         draw.text((left + text_left, middle), name, "black", font, anchor="lm")
     return sheet
+
+
+def font_for(text: str) -> ImageFont.FreeTypeFont:
+    """Return a font that has the characters of a text, as far as the installed packages have one."""
+    # Pillow's own font has little more than ASCII.
+    return ImageFont.load_default(FONT_SIZE) if text.isascii() else ImageFont.truetype(_wide_font(), FONT_SIZE)
+
+
+def missing_characters(texts: Sequence[str]) -> str:
+    """Return the first ten characters, sorted, that `font_for` has no font for."""
+    others = sorted({character for text in texts for character in text if not character.isascii()})
+    if not others:
+        return ""
+    from matplotlib.ft2font import FT2Font
+
+    known = FT2Font(_wide_font()).get_charmap()
+    return "".join([character for character in others if ord(character) not in known][:10])
+
+
+def _wide_font() -> str:
+    """Return the path of the font of matplotlib: Latin, Greek, Cyrillic, Arabic, but no Chinese or Japanese."""
+    # Importing matplotlib takes half a second, which few class names need.
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 
 def _text_width(text: str, font: ImageFont.FreeTypeFont) -> int:
@@ -127,7 +153,7 @@ def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> Im
     columns = max(len(row) for row in rows)
     if titles and len(titles) != columns:
         raise ValueError(f"{len(titles)} titles for {columns} columns")
-    font = ImageFont.load_default(FONT_SIZE)
+    font = font_for("".join(titles))
     widths = [_text_width(title, font) for title in titles] or [0] * columns
     for row in rows:
         widths = [max(width, row[column].shape[1] if column < len(row) else 0) for column, width in enumerate(widths)]

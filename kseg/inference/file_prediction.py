@@ -11,7 +11,7 @@ import numpy as np
 from kseg.errors import DataError
 from kseg.images import drawing, image_files, picture_reader, video_files
 from kseg.inference import output_kinds
-from kseg.inference.input_files import DEFAULT_KINDS, InputFile, find_input_files
+from kseg.inference.input_files import DEFAULT_KINDS, InputFile, find_input_files, passed_over_note
 from kseg.inference.output_kinds import KINDS, Prediction
 from kseg.system import progress
 from kseg.system.progress import Progress
@@ -91,6 +91,10 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
             report(f"note: Cityscapes' test server finds each result by the CITY_SEQUENCE_FRAME at the start of its "
                    f"name, which must be unique; {len(ambiguous)} of {len(files)} names do not qualify, such as "
                    f"{ambiguous[0]}")
+    if note := passed_over_note(inputs, out):
+        report(f"note: {note}")
+    if missing := drawing.missing_characters(dataset.classes):
+        report(f"note: legend.png shows boxes in place of {missing}, which no font of this machine's Python has")
     image_files.save_image(drawing.legend(dataset.classes, dataset.palette), out / "legend.png")
     run = PredictionRun(predict, out, dataset.palette, kinds, value_range, report)
     images, videos = [file for file in files if not file.is_video], [file for file in files if file.is_video]

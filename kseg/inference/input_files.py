@@ -12,6 +12,7 @@ from kseg.images import image_files, video_files
 from kseg.inference.output_kinds import KINDS
 
 DEFAULT_KINDS = ("ids", "overlay")
+SUFFIXES = image_files.SUFFIXES + video_files.SUFFIXES
 
 
 class InputFile(NamedTuple):
@@ -52,10 +53,10 @@ def find_input_files(inputs: Sequence[str | Path], out: Path, kinds: Sequence[st
     """
     path_of = {}
     for value in inputs:
-        base, paths = _list_input(os.path.expanduser(value), out)
+        base, listed = _list_input(os.path.expanduser(value), out)
+        paths = [path for path in listed if _is_wanted(path, value)]
         if not paths:
-            raise UserError(f"no images or videos in {value}; supported suffixes: "
-                            f"{' '.join(image_files.SUFFIXES + video_files.SUFFIXES)}")
+            raise UserError(f"no images or videos in {value}; supported suffixes: {' '.join(SUFFIXES)}")
         resolved_base = base.resolve()
         for path in paths:
             relative = path.relative_to(base)
@@ -77,8 +78,26 @@ def find_input_files(inputs: Sequence[str | Path], out: Path, kinds: Sequence[st
     return files
 
 
+def passed_over_note(inputs: Sequence[str | Path], out: Path) -> str:
+    """Return a sentence on the files of directories and patterns that are not predicted, by suffix, or "".
+
+    Takes the arguments of `find_input_files`, which must have succeeded.
+    """
+    counts = Counter(path.suffix or "no suffix" for value in inputs
+                     for path in _list_input(os.path.expanduser(value), out)[1] if not _is_wanted(path, value))
+    if not counts:
+        return ""
+    found = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(counts.items()))
+    return f"files with other suffixes are not predicted: {found}; predicted are {' '.join(SUFFIXES)}"
+
+
+def _is_wanted(path: Path, value: str | Path) -> bool:
+    """Return whether a file that an input lists is predicted: by its suffix, or because the input names it."""
+    return path.suffix.lower() in SUFFIXES or os.path.isfile(os.path.expanduser(value))
+
+
 def _list_input(value: str, out: Path) -> tuple[Path, list[Path]]:
-    """Return the directory that result names are relative to, and the files of one input."""
+    """Return the directory that result names are relative to, and all files of one input."""
     # Existing files come before patterns, because their names may contain brackets.
     if os.path.isfile(value):
         return Path(value).parent, [Path(value)]
@@ -96,8 +115,8 @@ def _list_input(value: str, out: Path) -> tuple[Path, list[Path]]:
     # --out may be inside the input directory, so results of previous runs are excluded.
     resolved_base, written = base.resolve(), [(out / kind).resolve() for kind in (*KINDS, "legend.png")]
     written = [path.relative_to(resolved_base) for path in written if resolved_base in path.parents]
-    return base, [path for path in paths if path.suffix.lower() in image_files.SUFFIXES + video_files.SUFFIXES
-                  and not any(path.relative_to(base).is_relative_to(result) for result in written)]
+    return base, [path for path in paths
+                  if not any(path.relative_to(base).is_relative_to(result) for result in written)]
 
 
 def _list_recursively(directory: str) -> list[Path]:

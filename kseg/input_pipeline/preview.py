@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from kseg.config import Config, checks, values
 from kseg.config.sections import IGNORED, Data
@@ -125,7 +125,7 @@ def sample_cells(image: np.ndarray, label: np.ndarray, dataset: Dataset) -> list
 def _legend(dataset: Dataset) -> Image.Image:
     """Return the legend of the classes with an additional line for ignored pixels."""
     upper = drawing.legend(dataset.classes, dataset.palette)
-    font = ImageFont.load_default(drawing.FONT_SIZE)
+    font = drawing.font_for("")
     margin, gap, height, line = drawing.MARGIN, drawing.GAP, 18, 24
     numbers = math.ceil(font.getlength(str(len(dataset.classes) - 1)))
     text, text_left = f"ignored or padding ({IGNORED})", margin + 32 + 2 * gap + numbers + 2 * gap

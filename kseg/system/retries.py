@@ -93,6 +93,7 @@ def error_number(error: Exception) -> int | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, at most 200 characters."""
-    text = str(getattr(error, "message", error)) or type(error).__name__
-    return text.splitlines()[0][:200]
+    """Return the first line of an error's message; of a very long one, its beginning and its end."""
+    line = (str(getattr(error, "message", error)) or type(error).__name__).splitlines()[0]
+    # TensorFlow writes the paths of all files involved before the cause.
+    return line if len(line) <= 1200 else f"{line[:600]} ... {line[-500:]}"

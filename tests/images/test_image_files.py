@@ -295,3 +295,12 @@ def test_failed_save_keeps_the_old_file_and_leaves_no_temporary(tmp_path, monkey
 def test_reading_images_needs_no_tensorflow():
     program = "import sys, kseg.images.image_files; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_legends_have_a_font_for_most_alphabets():
+    assert not drawing.missing_characters(["Straße", "дорога", "δρόμος", "road"])
+    assert drawing.missing_characters(["road", "道路"]) == "路道"
+    # A missing character is drawn as a box, the same for all of them.
+    font = drawing.font_for("ж")
+    assert bytes(font.getmask("ж")) != bytes(font.getmask("道")) == bytes(font.getmask("路"))
+    assert drawing.legend(["дорога"], [(1, 2, 3)]).size != drawing.legend(["road"], [(1, 2, 3)]).size
