@@ -31,15 +31,13 @@ from kseg.datasets.registry import Dataset
 from kseg.errors import WorkdirError
 from kseg.inference import trained_model
 from kseg.system.atomic_files import WRITING, write_text
+from kseg.system.patterns import pattern_fault
 from kseg.training import checkpoints
 
 # Values that may differ when a run is resumed: file locations, ways of reading, and intervals of writing.
 CHANGEABLE = ("name", "data.directory", "data.unreadable", "data.memory", "data.service", "train.log_every",
               "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.steps_per_call",
               "train.recompute", "train.nonfinite_batches", "train.patience")
-
-# TensorFlow reads a checkpoint only if its path, taken as a pattern, matches the file; `*` and `?` match themselves.
-PATTERN_CHARACTERS = re.compile(r"[\[\\]")
 
 
 def default_workdir(config: Config) -> Path:
@@ -60,9 +58,8 @@ def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
         WorkdirError: TensorFlow takes the path for a pattern, the directory cannot be written, another process trains
             in it, or it belongs to a run whose config differs in more than CHANGEABLE and a permitted train.steps.
     """
-    if found := PATTERN_CHARACTERS.search(str(workdir)):
-        raise WorkdirError(f"--workdir {workdir} contains {found[0]!r}, which TensorFlow takes for a pattern when it "
-                           "reads a checkpoint; choose a path without [ and \\, or a relative one that starts below it")
+    if fault := pattern_fault(workdir):
+        raise WorkdirError(f"--workdir {workdir} {fault}")
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a", encoding="utf-8")

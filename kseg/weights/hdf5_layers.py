@@ -15,7 +15,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-import kseg
 from kseg.errors import WeightsError
 from kseg.weights import hdf5_members
 
@@ -49,7 +48,7 @@ def read_layers(path: str | Path, layers_of: Callable[[h5py.File], dict]) -> dic
     if not Path(path).exists():
         raise WeightsError(f"{path} does not exist")
     # Isolated from the working directory, whose files could have the names of modules.
-    trial = subprocess.run([sys.executable, "-P", "-c", TRIAL, str(Path(kseg.__file__).parents[1]), str(path)],
+    trial = subprocess.run([sys.executable, "-P", "-c", TRIAL, str(Path(__file__).resolve().parents[2]), str(path)],
                            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if trial.returncode == -signal.SIGXCPU:
         raise WeightsError(f"{path} is damaged: HDF5 does not come to an end reading it")
