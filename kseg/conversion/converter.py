@@ -15,8 +15,6 @@ from kseg.errors import ConfigError, WeightsError
 if TYPE_CHECKING:
     import keras
 
-SUFFIXES = (".pth", ".pt", ".npz")
-BACKBONE_SUFFIXES = (*SUFFIXES, ".h5")
 OUT_SUFFIX = ".weights.h5"
 # Prefixes of the names in a backbone file.
 BACKBONE_FILE_NAMES = ("stem.", "conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "fc.", "head.fc.")
@@ -58,11 +56,11 @@ def load_original_weights(model: "keras.Model", checkpoint: Path, config: Config
     Returns the system that wrote the file, and notes on the loaded weights. Raises WeightsError if the file does not
     fit the model or is of another kind.
     """
-    from kseg.weights import foreign_files, loading
+    from kseg.weights import file_kinds, foreign_files, loading
 
-    kind, suffixes = ("backbone", BACKBONE_SUFFIXES) if backbone else ("whole model", SUFFIXES)
-    if checkpoint.suffix not in suffixes:
-        raise WeightsError(f"{checkpoint} is not a checkpoint of a {kind}; choices: {', '.join(suffixes)}")
+    if file_kinds.find_kind(checkpoint) == "hdf5" and not backbone:
+        raise WeightsError(f"{checkpoint} is a file of Keras, which needs no conversion of a whole model; with "
+                           "--backbone, a file of keras.applications is converted")
     channels = config.init.channels
     system = foreign_files.read_foreign_checkpoint(checkpoint, channels, average).system
     if backbone:
@@ -172,9 +170,9 @@ def provenance_path(out: Path) -> Path:
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
     """Return the short metadata of a .pth file: versions, dates, steps and the number of classes."""
-    from kseg.weights import torch_files
+    from kseg.weights import file_kinds, torch_files
 
-    contents = torch_files.read_torch_file(checkpoint) if checkpoint.suffix in (".pth", ".pt") else None
+    contents = torch_files.read_torch_file(checkpoint) if file_kinds.find_kind(checkpoint) == "torch" else None
     if not isinstance(contents, Mapping):
         return {}
     meta = contents.get("meta")

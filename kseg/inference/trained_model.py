@@ -58,7 +58,7 @@ def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tt
     """
     from kseg import models
     from kseg.distributed import devices
-    from kseg.weights import loading
+    from kseg.weights import file_kinds, loading
 
     # Published metrics must be comparable, so evaluation uses full float32 whatever precision the training used.
     devices.set_tensor_float_32(False)
@@ -66,7 +66,7 @@ def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tt
         config = replace(config, evaluate=replace(config.evaluate, scales=TEST_SCALES, flip=True))
     model = models.build(config.model, len(dataset.classes))
     # init.channels describes the file that initialized the training; the weights that kseg writes are always RGB.
-    channels = "RGB" if path.name.endswith(".weights.h5") else config.init.channels
+    channels = "RGB" if file_kinds.find_kind(path) == "hdf5" else config.init.channels
     for note in loading.load_checkpoint(model, path, config.model.head, channels=channels):
         print(f"note: {note}")
     return model, config, dataset

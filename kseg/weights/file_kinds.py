@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from kseg.errors import WeightsError
+from kseg.weights.safetensors_files import is_safetensors
 
-Kind = Literal["torch", "npz", "hdf5"]
+Kind = Literal["torch", "npz", "hdf5", "safetensors"]
 
 # First bytes of a file -> what it is instead of weights, and what to do.
 OTHER_FILES = {
@@ -24,7 +25,7 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # The signature may follow a block of the user's own, at one of these positions.
 HDF5_POSITIONS = (0, 512, 1024, 2048)
 HTML_STARTS = (b"<!doctype html", b"<html", b"<head")
-READABLE = "readable: PyTorch (.pth, .pt, .ckpt, .bin), .npz, and Keras' .h5 and .weights.h5"
+READABLE = "readable: PyTorch (.pth, .pt, .ckpt, .bin), .safetensors, .npz, and Keras' .h5 and .weights.h5"
 
 
 def find_kind(path: str | Path) -> Kind:
@@ -38,15 +39,15 @@ def find_kind(path: str | Path) -> Kind:
             head = file.read(max(HDF5_POSITIONS) + len(HDF5_SIGNATURE))
             size = file.seek(0, 2)
     except FileNotFoundError:
-        raise WeightsError(f"{path} cannot be read: it does not exist") from None
+        raise WeightsError(f"{path} does not exist") from None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(path)
     if any(head[position:].startswith(HDF5_SIGNATURE) for position in HDF5_POSITIONS):
         return "hdf5"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
-        raise WeightsError(f"{path} is a .safetensors file, which is not read yet; save it with torch.save")
+    if is_safetensors(head, size):
+        return "safetensors"
     if head[257:262] == b"ustar" or head.startswith(b"\x80"):
         return "torch"
     raise WeightsError(f"{path} {describe(head) or _unknown(path, head)}")

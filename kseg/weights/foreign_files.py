@@ -1,7 +1,9 @@
 """Read weight files of other systems into named arrays, by MMSegmentation's or torchvision's names and layouts.
 
-    .pth .pt .npz    MMSegmentation, SSSegmentation, torchvision, mmpretrain, plain state dicts
-    .h5              keras.applications' ResNet50 and ResNet101
+    PyTorch, .safetensors, .npz    MMSegmentation, SSSegmentation, torchvision, mmpretrain, plain state dicts
+    HDF5                           keras.applications' ResNet50 and ResNet101
+
+The content of a file tells what it is, not its suffix.
 """
 
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kseg.errors import WeightsError
-from kseg.weights import keras_files, torch_files
+from kseg.weights import keras_files, safetensors_files, torch_files
 from kseg.weights.file_kinds import find_kind
 from kseg.weights.names import sss_head, sss_to_mmseg
 from kseg.weights.stored_arrays import require_moderate
@@ -52,7 +54,7 @@ class Checkpoint(NamedTuple):
 
 def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB",
                             average: bool = False) -> Checkpoint:
-    """Read the weights of a .pth, .pt, .npz or .h5 file.
+    """Read the weights of a file of PyTorch, .safetensors, .npz or keras.applications.
 
     Entries such as "state_dict" and `module.` prefixes are unwrapped, and step counters removed. SSSegmentation's names
     are translated, and the input channels of its pyramid's bottleneck reordered like MMSegmentation's. Other floating
@@ -69,14 +71,14 @@ def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = 
             lacks the EMA weights that `average` requests.
     """
     path = Path(path)
-    kind = "hdf5" if path.suffix == ".h5" else "npz" if path.suffix == ".npz" else find_kind(path)
+    kind = find_kind(path)
     if kind == "hdf5":
         state, notes = keras_files.read_applications(path)
         if average:
             raise WeightsError(f"{path} contains no EMA weights")
         system = "keras"
     else:
-        contents = _read_npz(path) if kind == "npz" else torch_files.read_torch_file(path)
+        contents = READERS[kind](path)
         state, notes = _select(path, contents, average)
         system = _detect_system(state)
         if wrapper := _wrapper(state):
@@ -106,6 +108,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # NumPy also passes on errors of zipfile, zlib and struct.
         raise WeightsError(f"{path} is damaged or not an .npz file ({type(error).__name__}: {error})") from error
+
+
+READERS = {"npz": _read_npz, "torch": torch_files.read_torch_file, "safetensors": safetensors_files.read_safetensors}
 
 
 def _select(path: Path, contents: Any, average: bool) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -4,6 +4,7 @@ HDF5's library crashes on some damaged files, and on others it does not come to 
 """
 
 import contextlib
+import functools
 import math
 import resource
 import signal
@@ -47,15 +48,8 @@ def read_layers(path: str | Path, layers_of: Callable[[h5py.File], dict]) -> dic
     """
     if not Path(path).exists():
         raise WeightsError(f"{path} does not exist")
-    # Isolated from the working directory, whose files could have the names of modules.
-    trial = subprocess.run([sys.executable, "-P", "-c", TRIAL, str(Path(__file__).resolve().parents[2]), str(path)],
-                           stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    if trial.returncode == -signal.SIGXCPU:
-        raise WeightsError(f"{path} is damaged: HDF5 does not come to an end reading it")
-    if trial.returncode < 0:
-        raise WeightsError(f"{path} is damaged: HDF5 crashes reading it (signal {-trial.returncode})")
-    if trial.returncode or trial.stdout:
-        raise WeightsError(f"{path} {trial.stdout or 'cannot be read: ' + trial.stderr.strip()[-300:]}")
+    status = Path(path).stat()
+    _try_in_process(str(path), status.st_size, status.st_mtime_ns)
     try:
         with h5py.File(path, "r") as file:
             return layers_of(file)
@@ -63,6 +57,20 @@ def read_layers(path: str | Path, layers_of: Callable[[h5py.File], dict]) -> dic
         raise WeightsError(f"{path} {error}") from None
     except ERRORS as error:
         raise WeightsError(f"{path} {_describe(error)}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _try_in_process(path: str, size: int, modified: int) -> None:
+    """Raise WeightsError if a process of its own cannot read a file; a file of this size and time is tried once."""
+    # Isolated from the working directory, whose files could have the names of modules.
+    trial = subprocess.run([sys.executable, "-P", "-c", TRIAL, str(Path(__file__).resolve().parents[2]), path],
+                           stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if trial.returncode == -signal.SIGXCPU:
+        raise WeightsError(f"{path} is damaged: HDF5 does not come to an end reading it")
+    if trial.returncode < 0:
+        raise WeightsError(f"{path} is damaged: HDF5 crashes reading it (signal {-trial.returncode})")
+    if trial.returncode or trial.stdout:
+        raise WeightsError(f"{path} {trial.stdout or 'cannot be read: ' + trial.stderr.strip()[-300:]}")
 
 
 def fault(path: str) -> str:

@@ -29,6 +29,11 @@ def read_layers(path: str | Path) -> dict[str, list[np.ndarray]]:
     return hdf5_layers.read_layers(path, hdf5_layers.numbered_layers)
 
 
+def is_numbered(path: str | Path) -> bool:
+    """Return whether an HDF5 file has the layout of Keras 3 and kseg; raises WeightsError as `read_layers`."""
+    return hdf5_layers.read_layers(path, lambda file: {"numbered": "layers" in file})["numbered"]
+
+
 def read_applications(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Read a weight file of keras.applications' ResNet50 or ResNet101.
 

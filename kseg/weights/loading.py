@@ -16,6 +16,7 @@ from kseg.config import Config
 from kseg.errors import WeightsError, unknown
 from kseg.weights import downloads, keras_files
 from kseg.weights.diagnosis import diagnose
+from kseg.weights.file_kinds import find_kind
 from kseg.weights.foreign_files import read_foreign_checkpoint, reverse_first_kernel
 from kseg.weights.names import CLASSIFIERS, mmseg_head
 
@@ -125,7 +126,7 @@ def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Seque
 
     Args:
         model: A model of `kseg.models.build`.
-        path: A checkpoint of MMSegmentation or SSSegmentation (.pth, .pt, .npz) or of kseg (.weights.h5).
+        path: A checkpoint of MMSegmentation or SSSegmentation, or a weights file of kseg; its content decides.
         head: The model's main head, a key of `kseg.models.HEADS`.
         skip: Weights that are not loaded: names such as "decode_head.conv_seg.bias", or prefixes such as
             "decode_head.*". They may be missing from either side, differ in shape, or fit.
@@ -147,7 +148,7 @@ def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Seque
         >>> load_checkpoint(model, trained_model.best_weights(workdir), config.model.head)
         []
     """
-    if str(path).endswith(".weights.h5"):
+    if str(path).endswith(".weights.h5") or find_kind(path) == "hdf5" and keras_files.is_numbered(path):
         if average:
             raise WeightsError(f"{path} contains no EMA weights")
         return _load_keras(model, path, head, skip, channels)
@@ -204,8 +205,8 @@ def load_keras(model: keras.Model, path: str | Path) -> None:
 
     Raises WeightsError, with the model unchanged, if the file is missing, damaged or does not fit the model.
     """
-    if not str(path).endswith(".weights.h5"):
-        raise WeightsError(f"{path} is not a Keras weights file: its name must end in .weights.h5")
+    if (kind := find_kind(path)) != "hdf5":
+        raise WeightsError(f"{path} is not a Keras weights file but one of the kind {kind}")
     _load_keras(model, path, mmseg_head(mmseg_names(model)), (), "RGB")
 
 

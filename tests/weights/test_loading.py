@@ -160,8 +160,9 @@ def test_keras_weights_that_do_not_fit(tmp_path):
     before = values(model)
     with pytest.raises(WeightsError, match="a.weights.h5 does not exist"):
         loading.load_keras(model, path)
-    with pytest.raises(WeightsError, match="must end in .weights.h5"):
-        loading.load_keras(model, tmp_path / "a.h5")
+    np.savez(tmp_path / "b.weights.h5", a=np.ones(2))
+    with pytest.raises(WeightsError, match="b.weights.h5.npz is not a Keras weights file but one of the kind npz"):
+        loading.load_keras(model, tmp_path / "b.weights.h5.npz")
     small_model(classes=3).save_weights(path)
     with pytest.raises(WeightsError, match=r"decode_head.se_layer.weight file \(3, 3\), model \(2, 3\)"):
         loading.load_keras(model, path)
