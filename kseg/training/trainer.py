@@ -23,7 +23,7 @@ from kseg.training.ema import ExponentialMovingAverage
 from kseg.training.loop import Loop
 from kseg.training.recorder import Recorder, read_best
 from kseg.training.step import Steps
-from kseg.weights import downloads, keras_files, loading
+from kseg.weights import downloads, file_classes, keras_files, loading
 
 SIGNAL_ANSWER = (f"saving after the current step; Ctrl-C again, after {signals.REPEAT:g} seconds or more, stops "
                  "without saving")
@@ -124,6 +124,8 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         report(batch_line(config.train, strategy.num_replicas_in_sync))
         with strategy.scope():
             model, optimizer, ema = build_training(config, len(dataset.classes), report)
+            if config.init.weights and (note := file_classes.order_note(config.init.weights, dataset.classes)):
+                report(f"warning: {note}")
         steps = Steps(model, optimizer, config, strategy, ema)
         checkpoint = checkpoints.tracked_checkpoint(model, optimizer, ema, steps.variables)
         step = checkpoints.restore_newest(workdir, checkpoint, report)
