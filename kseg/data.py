@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kseg import cli
 from kseg.config import Config, Data
+from kseg.config.checks import check_config
 from kseg.config.values import set_value
 from kseg.datasets import names
 from kseg.errors import ConfigError, DataError, unknown
@@ -51,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--subset", action="store_true", help="accept splits that are smaller than published")
     prepare.add_argument("--fast", action="store_true",
                          help="write decoded pixels instead of record files: several times larger and faster to read")
+    for command in (check, prepare):
+        command.add_argument("--value-range", type=float, nargs=2, default=(), metavar=("LOW", "HIGH"),
+                             help="the values of images with more than 8 bits that become black and white, as "
+                                  "data.value_range in a config (default: 0 65535)")
     serve = parsers.add_parser("serve", help="read for training runs on other machines: a tf.data service",
                                epilog="set data.service to the dispatcher's address; all machines must see the same "
                                       "paths")
@@ -83,6 +88,13 @@ def _data_arguments(values: argparse.Namespace) -> dict[str, str]:
     return {key: value for key, value in arguments.items() if value}
 
 
+def _data(values: argparse.Namespace) -> Data:
+    """Return the data section of `check` and `prepare`; raises ConfigError for an empty range."""
+    data = Data(name=values.name, directory=values.directory, value_range=tuple(values.value_range))
+    check_config(Config(data=data))
+    return data
+
+
 def main(arguments: list[str] | None = None) -> int:
     values = build_parser().parse_args(arguments)
     if values.command != "serve":
@@ -96,15 +108,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     match values.command:
         case "check":
-            checks.check_dataset(Data(name=values.name, directory=values.directory), values.split)
+            checks.check_dataset(_data(values), values.split)
         case "stats":
             checks.dataset_stats(Data(name=values.name, directory=values.directory), values.split, values.json)
         case "show":
             config = config or preview.plain_config(Data(name=values.name, **_data_arguments(values)), values.overrides)
             preview.show(config, values.count, values.step, values.out)
         case "prepare":
-            prepare.prepare_dataset(Data(name=values.name, directory=values.directory), values.source, values.split,
-                                    values.subset, values.fast)
+            prepare.prepare_dataset(_data(values), values.source, values.split, values.subset, values.fast)
         case "serve":
             data_service.serve_data(values.port, values.host, values.dispatcher)
     return 0

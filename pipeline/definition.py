@@ -98,7 +98,11 @@ def components(settings: Settings, make_base_model_resolver: Callable[[Ingest], 
         make_baseline_resolver: Returns the resolver of the model that the candidate is compared with.
     """
     data = settings.config.data
-    ingest = Ingest(data=json.dumps({"name": data.name, "directory": data.directory}),
+    source = {"name": data.name, "directory": data.directory}
+    if data.value_range:
+        # Without it, the key stays the same, so that sets ingested before stay cached.
+        source["value_range"] = data.value_range
+    ingest = Ingest(data=json.dumps(source),
                     splits=json.dumps([data.train_split, data.val_split]), fingerprint=settings.fingerprint,
                     span=settings.span, images_per_shard=settings.images_per_shard,
                     max_unreadable_fraction=settings.max_unreadable_fraction)

@@ -196,13 +196,19 @@ def sampled_range_note(split: Split) -> str:
     return picture_reader.range_note(extents)
 
 
-def stored_image(data: bytes, pixels: np.ndarray) -> bytes:
-    """Return an image as a record stores it, so that any process decodes it to its pixels (H, W, 3)."""
-    plain = not decoder_choice.needs_care(tf.constant(data), in_python=False)
-    if plain or data[:8] == PNG_SIGNATURE and picture_reader.read_orientation(data) == 1:
-        # The values of a PNG with 16 bits are kept, so that data.value_range still applies.
+def stored_image(data: bytes, pixels: np.ndarray, value_range: tuple[float, ...] = ()) -> bytes:
+    """Return an image as a record stores it, so that any process decodes it to its pixels (H, W, 3).
+
+    Without a `value_range`, by which `pixels` were reduced, 16 bits are kept, so that a later one still applies.
+    """
+    if not decoder_choice.needs_care(tf.constant(data), in_python=False):
         return data
-    return _png(pixels)
+    values = None if value_range else picture_reader.read_picture(data, "image").values
+    if values is None:
+        return _png(pixels)
+    if data[:8] == PNG_SIGNATURE and picture_reader.read_orientation(data) == 1:
+        return data
+    return tf.io.encode_png(values.astype(np.uint16).reshape(*values.shape[:2], -1)).numpy()
 
 
 def stored_label(dataset: Dataset, data: bytes, label: np.ndarray) -> bytes:
@@ -224,10 +230,13 @@ def require_plain(split: Split, index: int) -> None:
     for name, data in ((split.names[index], image_data), (split.label_names[index], label_data)):
         is_label = data is label_data
         if decoder_choice.may_be_turned(data) or not is_label and decoder_choice.needs_care(data, in_python=False):
+            way = (f"convert the set: python -m kseg.data prepare {split.dataset.name} --source {split.location} "
+                   "--directory OUT, then set data.directory=OUT")
+            if not is_label and read_picture(name, data, split.value_range).values is not None:
+                way = "save it with 8 bits per channel"
             raise DataError(
                 f"{name}: {ONLY_HERE}, not by a tf.data service (data.service): it has an orientation, more than 8 "
-                f"bits, or a format that only Pillow reads. Convert the set: python -m kseg.data prepare "
-                f"{split.dataset.name} --source {split.location} --directory OUT, then set data.directory=OUT")
+                f"bits, or a format that only Pillow reads; {way}")
 
 
 def error_summary(error: Exception) -> str:

@@ -84,14 +84,15 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DataError(f"another process is preparing {data.name} in {hidden}") from None
-            parts = {split: hidden / f"{split}-{_digest(dataset, examples)}" for split, examples in pairs.items()}
+            parts = {split: hidden / f"{split}-{_digest(dataset, examples, data.value_range)}"
+                     for split, examples in pairs.items()}
             _remove_leftovers(hidden, parts, report)
             remaining = {split: examples for split, examples in pairs.items()
                          if not (parts[split] / NAMES).is_file()}
             needed = _pixels_size(remaining) if fast else _records_size(source, data.name, hidden, remaining)
             require_disk_space(hidden, needed, report)
             for split, examples in remaining.items():
-                _write_part(dataset, source, split, examples, parts[split], fast, report)
+                _write_part(dataset, data.value_range, source, split, examples, parts[split], fast, report)
             finished = hidden / "finished"
             finished.mkdir()
             (_join_pixels if fast else _join_records)(data.name, parts, finished)
@@ -134,14 +135,15 @@ def _check_count(dataset: Dataset, split: str, count: int, subset: bool) -> None
         raise DataError(f"{dataset.name} {split}: {count} of {published} pairs{hint}")
 
 
-def _digest(dataset: Dataset, examples: list[Pair]) -> str:
-    """Return a digest of a split's files and defined label values.
+def _digest(dataset: Dataset, examples: list[Pair], value_range: tuple[float, ...]) -> str:
+    """Return a digest of a split's files, defined label values and range.
 
     Only the names and sizes of the files are considered.
     """
     lines = [(pair.name, pair.image.size, pair.label.size) for pair in examples]
     colors = [(dataset.label_colors, dataset.other_colors)] if dataset.label_colors else []
-    return hashlib.sha256(repr((prepared.VERSION, dataset.label_table, lines, *colors)).encode()).hexdigest()[:16]
+    more = [*colors, *([value_range] if value_range else [])]
+    return hashlib.sha256(repr((prepared.VERSION, dataset.label_table, lines, *more)).encode()).hexdigest()[:16]
 
 
 def _write_classes(dataset: Dataset, source: Path, finished: Path) -> None:
@@ -200,8 +202,8 @@ def require_disk_space(directory: Path, needed: int, report: Callable[[str], Non
     report(line)
 
 
-def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair], part: Path, fast: bool,
-                report: Callable[[str], None]) -> None:
+def _write_part(dataset: Dataset, value_range: tuple[float, ...], source: Path, split: str, examples: list[Pair],
+                part: Path, fast: bool, report: Callable[[str], None]) -> None:
     """Check a split, write its records or pixels to `part`, and finally its names."""
     # The progress report runs inside a generator that the builder consumes with its output suppressed, so it restores
     # the stdout saved here.
@@ -211,19 +213,19 @@ def _write_part(dataset: Dataset, source: Path, split: str, examples: list[Pair]
         with contextlib.redirect_stdout(out):
             progress.update(done)
 
-    decoded = _decode(dataset, examples, update)
+    decoded = _decode(dataset, value_range, examples, update)
     if fast:
         _write_pixels(decoded, part)
     elif dataset.name == "cityscapes":
         _write_cityscapes(source, split, decoded, part, report)
     else:
-        features = (_features(dataset, *example) for example in decoded)
+        features = (_features(dataset, value_range, *example) for example in decoded)
         tfds_builder.write_split(tfds_builder.BUILDERS[dataset.name](part, split, features, len(examples)))
     (part / f".{NAMES}").write_text("".join(f"{pair.name}\n" for pair in examples), encoding="utf-8")
     os.replace(part / f".{NAMES}", part / NAMES)
 
 
-def _decode(dataset: Dataset, examples: list[Pair],
+def _decode(dataset: Dataset, value_range: tuple[float, ...], examples: list[Pair],
             update: Callable[[int], None]) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
     """Yield each pair with its image and raw label.
 
@@ -231,13 +233,14 @@ def _decode(dataset: Dataset, examples: list[Pair],
     """
     for done, pair in enumerate(examples, 1):
         encoded = (tf.constant(file.read()) for file in (pair.image, pair.label))
-        yield pair, *decode_pair(dataset, pair.image.name, pair.label.name, *encoded)
+        yield pair, *decode_pair(dataset, pair.image.name, pair.label.name, *encoded, value_range)
         update(done)
 
 
-def _features(dataset: Dataset, pair: Pair, image: np.ndarray, label: np.ndarray) -> dict[str, bytes | str]:
+def _features(dataset: Dataset, value_range: tuple[float, ...], pair: Pair, image: np.ndarray,
+              label: np.ndarray) -> dict[str, bytes | str]:
     """Return the features of a pair's record."""
-    return {"image": diagnosis.stored_image(pair.image.read(), image),
+    return {"image": diagnosis.stored_image(pair.image.read(), image, value_range),
             "segmentation_mask": diagnosis.stored_label(dataset, pair.label.read(), label), "name": pair.name}
 
 

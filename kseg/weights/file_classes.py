@@ -25,9 +25,9 @@ def order_note(path: str | Path, classes: Sequence[str]) -> str:
         return ""
     shown = ", ".join(f"{index} is {stored[index]!r} there and {classes[index]!r} here" for index in different[:3])
     more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-    return (f"{path} was trained on {'the same classes in another order' if _same(stored, classes) else 'other classes'}"
-            f": {shown}{more}. The classifier starts with these rows; to draw it anew, add to init.skip: "
-            "decode_head.conv_seg.* auxiliary_head.conv_seg.* decode_head.se_layer.*")
+    kind = "the same classes in another order" if _same(stored, classes) else "other classes"
+    return (f"{path} was trained on {kind}: {shown}{more}. The classifier starts with these rows; to draw it anew, "
+            "add to init.skip: decode_head.conv_seg.* auxiliary_head.conv_seg.* decode_head.se_layer.*")
 
 
 def stored_classes(path: str | Path) -> tuple[str, ...]:

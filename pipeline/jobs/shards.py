@@ -75,7 +75,7 @@ def encode_split_example(split: Split, index: int, name: str) -> tuple[bytes, di
     height, width = image.shape[:2]
     image_data, label_data = (part.numpy() for part in diagnosis.read_pair(split, index))
     dataset = split.dataset
-    image_data, label_data = (diagnosis.stored_image(image_data, image),
+    image_data, label_data = (diagnosis.stored_image(image_data, image, split.value_range),
                               diagnosis.stored_label(dataset, label_data, label))
     # The decoded image is freed, since several encoded copies of the image follow.
     del image

@@ -172,6 +172,21 @@ def test_narrow_16_bit_values_and_several_pages_are_said(tmp_path):
     assert np.array_equal(diagnosis.decode_example(registry.open_split(ranged, "train"), 1)[0], PHOTO)
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_prepared_images_keep_16_bits_unless_a_range_is_given(shape):
+    values = np.random.default_rng(0).integers(0, 4096, shape).astype(np.uint16)
+    png = tf.io.encode_png(values.reshape(*shape[:2], -1)).numpy()
+    tiff = encoded(values, "TIFF") if values.ndim == 2 else png
+    ranged = (0.0, 4095.0)
+    for data in (png, tiff):
+        plain = diagnosis.read_image("image", tf.constant(data))
+        reduced = diagnosis.read_image("image", tf.constant(data), ranged)
+        stored = diagnosis.stored_image(data, plain)
+        assert np.array_equal(diagnosis.read_image("image", tf.constant(stored), ranged), reduced)
+        stored = diagnosis.stored_image(data, reduced, ranged)
+        assert np.array_equal(diagnosis.read_image("image", tf.constant(stored)), reduced)
+
+
 def test_files_that_only_pillow_reads_are_named_with_a_data_service(tmp_path):
     split = registry.open_split(written(tmp_path, "images", encoded(PHOTO, "TIFF"), "tif"), "train")
     diagnosis.require_plain(split, 0)
