@@ -22,12 +22,12 @@ from kseg.evaluation import confusion
 from kseg.weights.loading import load_keras
 from tests.helpers.fixture_cases import Case
 from tests.helpers.shared_files import FIXTURES
-from tests.helpers.small_models import tiny
+from tests.helpers.small_models import tiny, without_values
 
 
 def build_without_values(*settings):
     """Build a model whose weights a file will supply; JAX would compile random values for each shape anew."""
-    with keras.StatelessScope(initialize_variables=False):
+    with without_values():
         return models.build(*settings)
 
 
