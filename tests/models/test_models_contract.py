@@ -41,6 +41,23 @@ def case(request):
     return config, model
 
 
+@pytest.fixture(scope="module")
+def built(case):
+    """Return another model with the configuration of `case`, and its initial weights."""
+    config, _ = case
+    keras.utils.set_random_seed(3)
+    model = models.build(config, CLASSES)
+    return model, model.get_weights()
+
+
+@pytest.fixture
+def fresh(built):
+    """Return the other model with its initial weights, whatever other tests have done to it."""
+    model, initial = built
+    model.set_weights(initial)
+    return model
+
+
 def ceil(length, stride):
     return -(-length // stride)
 
@@ -87,29 +104,26 @@ def test_samples_are_independent(case):
     assert_close({name: output[1:2] for name, output in together.items()}, alone)
 
 
-def test_names_are_unique_and_readable(case):
-    config, _ = case
-    # The fixture's model has been built before, in the same process.
-    model = models.build(config, CLASSES)
-    names = [operation.name for operation in model.operations]
+def test_names_are_unique_and_readable(fresh):
+    # Another model with the same layers has been built before, in the same process.
+    names = [operation.name for operation in fresh.operations]
     assert len(set(names)) == len(names)
     for name in names:
         assert re.fullmatch(r"images|(backbone|decode_head|auxiliary_head)(\.[a-z0-9_]+)+", name), name
         # Automatic names such as conv2d_7 depend on the layers built before.
         assert not re.search(r"[a-z]_\d+$", name), name
-    paths = [variable.path for variable in model.variables]
+    paths = [variable.path for variable in fresh.variables]
     assert len(set(paths)) == len(paths)
 
 
-def test_weights_survive_a_file(case, tmp_path):
-    config, model = case
+def test_weights_survive_a_file(case, fresh, tmp_path):
+    _, model = case
     model.save_weights(tmp_path / "a.weights.h5")
-    keras.utils.set_random_seed(1)
-    other = models.build(config, CLASSES)
     images = random_images(2, 40, 40)
-    assert np.abs(other(images)["main"] - model(images)["main"]).max() > 1e-3
-    other.load_weights(tmp_path / "a.weights.h5")
-    assert_close(other(images, training=False), model(images, training=False))
+    expected = model(images, training=False)
+    assert np.abs(fresh(images)["main"] - expected["main"]).max() > 1e-3
+    fresh.load_weights(tmp_path / "a.weights.h5")
+    assert_close(fresh(images, training=False), expected)
 
 
 def test_the_whole_model_survives_a_file(case, tmp_path):
@@ -132,26 +146,22 @@ def gradients(model, config):
                     tape.gradient(loss, [variable.value for variable in variables])))
 
 
-def test_gradients_reach_every_variable(case):
+def test_gradients_reach_every_variable(case, fresh):
     config, _ = case
-    keras.utils.set_random_seed(3)
-    model = models.build(config, CLASSES)
-    for path, gradient in gradients(model, config).items():
+    for path, gradient in gradients(fresh, config).items():
         assert gradient is not None and np.isfinite(gradient).all(), path
     # Layers before a last gamma of zero have a zero gradient until it is randomized.
-    randomize_statistics(model)
-    for path, gradient in gradients(model, config).items():
+    randomize_statistics(fresh)
+    for path, gradient in gradients(fresh, config).items():
         assert np.abs(gradient).max() > 0, path
 
 
-def test_only_training_updates_the_moving_statistics(case):
-    config, _ = case
-    model = models.build(config, CLASSES)
-    moving = [variable for variable in model.non_trainable_variables if "moving" in variable.path]
+def test_only_training_updates_the_moving_statistics(fresh):
+    moving = [variable for variable in fresh.non_trainable_variables if "moving" in variable.path]
     initial = [variable.numpy() for variable in moving]
-    model(random_images(2, 64, 64), training=False)
+    fresh(random_images(2, 64, 64), training=False)
     assert all((variable.numpy() == value).all() for variable, value in zip(moving, initial))
-    model(random_images(2, 64, 64), training=True)
+    fresh(random_images(2, 64, 64), training=True)
     assert all((variable.numpy() != value).any() for variable, value in zip(moving, initial))
 
 
