@@ -1,8 +1,6 @@
 """Run the pipeline end to end on the synthetic set: killed, resumed, cached, refused, and served."""
 
-import contextlib
 import dataclasses
-import io
 import os
 import re
 import signal
@@ -16,14 +14,13 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from kseg import cli
 from kseg.datasets import registry
 from kseg.evaluation.counter import Counter
 from kseg.inference import trained_model
 from kseg.inference.prediction import predictor
 from pipeline import history, run_local
 from kseg.inference.prediction import protocol_of
-from tests.helpers.running import ROOT, run_here, start
+from tests.helpers.running import ROOT, run, run_here, start
 from tests.helpers.splits import val_split
 
 NODES = ("Ingest", "Examiner", "Trainer", "Evaluator", "Validator", "Pusher")
@@ -75,22 +72,11 @@ def server(root):
     process.wait(60)
 
 
-def run_local_here(arguments, status):
-    """Run the pipeline in this process, which saves the start of TFX, and return what it prints."""
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        # TFX parses the arguments of the process.
-        patch.setattr(sys, "argv", ["run_local"])
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(lambda: run_local.main([str(argument) for argument in arguments]))
-    assert stopped.value.code == status, output.getvalue()
-    return output.getvalue()
-
-
 @pytest.fixture(scope="module")
 def finished(killed, server, shapes_directory):
     """Run the same command again; return (directory, output)."""
-    return killed, run_local_here(arguments(killed, shapes_directory), status=0)
+    output = run("pipeline.run_local", *arguments(killed, shapes_directory))
+    return killed, output
 
 
 def versions(root):
@@ -159,20 +145,23 @@ def test_a_server_loads_the_pushed_version(finished, server, shapes_directory):
     assert np.mean(ids != predictor(model, protocol_of(config))(tf.io.decode_png(encoded).numpy())) < 0.001
 
 
-def test_a_second_run_is_cached(finished, shapes_directory):
+def test_a_second_run_is_cached(finished, shapes_directory, capsys, monkeypatch):
     root, _ = finished
     before = versions(root)
-    output = run_local_here(arguments(root, shapes_directory), status=0)
+    # TFX parses the arguments of the process.
+    monkeypatch.setattr(sys, "argv", ["run_local"])
+    output = run_here(run_local.main, arguments(root, shapes_directory), capsys)
     assert states(output) == dict.fromkeys(NODES, "cached")
     assert versions(root) == before
 
 
-def test_a_worse_model_is_refused(finished, shapes_directory, capsys):
+def test_a_worse_model_is_refused(finished, shapes_directory, capsys, monkeypatch):
     root, _ = finished
     before = versions(root)
+    monkeypatch.setattr(sys, "argv", ["run_local"])
     worse = arguments(root, shapes_directory, "train.steps=1", "train.learning_rate=1e-6",
                       "train.end_learning_rate=1e-7")
-    output = run_local_here([*worse, "--epsilon", "0.001"], status=1)
+    output = run_here(run_local.main, [*worse, "--epsilon", "0.001"], capsys, status=1)
     assert states(output) == {"Ingest": "cached", "Examiner": "cached"} | dict.fromkeys(NODES[2:], "done")
     assert re.search(r"mIoU \d+\.\d\d is more than 0.10 below the blessed model's \d+\.\d\d", output)
     assert re.search(r"^  background +\d+\.\d\d +\d+\.\d\d +-\d+\.\d\d$", output, re.MULTILINE)
