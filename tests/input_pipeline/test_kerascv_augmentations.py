@@ -20,7 +20,8 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3)).astype(np.float32
 def augmented(name, count=6, start=0, threads=1):
     change = kerascv_augmentations.build_extra_augmentations((name,))
     seeds = tf.data.Dataset.range(start, count).map(lambda step: tf.stack([3, tf.cast(step, tf.int32)]))
-    return [image.numpy() for image in seeds.map(lambda seed: change(IMAGE, seed), num_parallel_calls=threads)]
+    changed = tf.autograph.experimental.do_not_convert(lambda seed: change(IMAGE, seed))
+    return [image.numpy() for image in seeds.map(changed, num_parallel_calls=threads)]
 
 
 def test_draws_depend_on_the_step_only_and_images_become_smoother():
