@@ -1,5 +1,6 @@
 """Share fixtures among all tests, and leave the process as each test found it."""
 
+import gc
 import logging
 import os
 import sys
@@ -63,3 +64,12 @@ def pytest_collection_modifyitems(items):
         return next((index for index, name in enumerate(LONGEST) if path.endswith(name)), len(LONGEST))
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish(session):
+    """Exempt what imports have created from garbage collection.
+
+    A server collects all garbage whenever it closes a model, which takes a second among TensorFlow's objects.
+    """
+    gc.collect()
+    gc.freeze()

@@ -41,7 +41,7 @@ def count_macs(model: keras.Model, shape: tuple[int, ...]) -> int:
     """
     portable = keras.models.clone_model(keras.Model(model.input, model.output), clone_function=lambda layer: (
         folding.portable_class(layer).from_config(layer.get_config())))
-    forward = tf.function(lambda images: portable(images, training=False))
+    forward = tf.function(lambda images: portable(images, training=False), autograph=False)
     return count_layer_macs(forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
 
 

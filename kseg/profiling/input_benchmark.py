@@ -146,6 +146,8 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
         RESIZE: lambda position: augmented(position, plain, decode_window)[RESIZE],
         DISTORT: lambda position: augmented(position, config.augment, decode_window)[DISTORT]}
     positions = tf.data.Dataset.range(config.train.steps * config.train.global_batch)
+    # AutoGraph would convert all the functions, which takes seconds; none of them needs it.
+    functions = {name: tf.autograph.experimental.do_not_convert(function) for name, function in functions.items()}
     return {name: positions.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .prefetch(config.train.global_batch).with_options(whole.options())
             for name, function in functions.items()} | {FINISH: whole}

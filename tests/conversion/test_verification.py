@@ -1,9 +1,6 @@
 """Verification compares all results of an original system, reports differences and refuses damaged files."""
 
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -16,8 +13,8 @@ from kseg.errors import ConfigError, DataError, WeightsError
 from kseg.training import losses
 from kseg.weights import loading
 from tests.helpers.original_files import mmseg_encnet, randomize, state_of, write_checkpoint
-from tests.helpers.running import ON_JAX, ROOT
-from tests.helpers.shared_files import FIXTURES, needs_fixtures
+from tests.helpers.running import run_here
+from tests.helpers.shared_files import FIXTURES, assert_agreement, needs_fixtures
 
 FIRST = "backbone.layer1.1.relu"
 
@@ -243,16 +240,5 @@ def test_the_step_leaves_the_model_unchanged_and_has_the_gradients_of_tensorflow
 
 
 @needs_fixtures
-@pytest.mark.parametrize("backend, name", [
-    ({"KERAS_BACKEND": "tensorflow"}, "mmseg/encnet_r18_d16_lateral"), (ON_JAX, "sss/deeplabv3plus_r18_d16")],
-    ids=["tensorflow", "jax"])
-def test_the_command_on_reference_results(backend, name):
-    if backend == ON_JAX:
-        pytest.importorskip("jax", reason="JAX is not installed")
-    result = subprocess.run([sys.executable, "-m", "kseg.convert", "--verify", FIXTURES / name], cwd=ROOT, text=True,
-                            capture_output=True, env=os.environ | backend)
-    assert result.returncode == 0, result.stdout + result.stderr
-    rows = [line.split() for line in result.stdout.splitlines()]
-    verdicts = {row[0]: "ok" in row for row in rows}
-    for name in ("backbone_0", "backbone_3", "aux_logits", "logits", "logits_full", "grads", "bn_after_step"):
-        assert verdicts[name]
+def test_the_command_on_reference_results(capsys):
+    assert_agreement(run_here(convert.main, ["--verify", FIXTURES / "mmseg/encnet_r18_d16_lateral"], capsys))

@@ -33,12 +33,31 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def slow_counts(directory):
+def model(directory):
+    """The model of all settings, which only differ in how it predicts."""
+    return counted_images.model(counted_images.config(directory, Evaluate()))
+
+
+@pytest.fixture(scope="module")
+def counters(directory, model):
+    """A counter on one device for each setting; its graph serves all tests, and images of any size."""
+    return {name: counter_of(counted_images.config(directory, evaluate), model)
+            for name, evaluate in counted_images.SETTINGS.items()}
+
+
+@pytest.fixture(scope="module")
+def slow_counts(directory, model):
     """The counts of a plain loop over pixels for each setting."""
     images, labels = ([np.array(Image.open(path)) for path in sorted((directory / "val" / part).iterdir())]
                       for part in ("images", "labels"))
-    return {name: counted_images.slow_counts(counted_images.config(directory, evaluate), images, labels)
+    return {name: counted_images.slow_counts(model, counted_images.config(directory, evaluate), images, labels)
             for name, evaluate in counted_images.SETTINGS.items()}
+
+
+@pytest.fixture(scope="module")
+def counts(directory, counters):
+    """The counts of one device for each setting."""
+    return {name: single.count(split_of(directory)) for name, single in counters.items()}
 
 
 def require_equal(counts, expected):
@@ -51,41 +70,39 @@ def require_equal(counts, expected):
     assert len(set(np.diag(matrix))) > 1 and counts["bands"][:-1].sum() > 0
 
 
-def count(settings, model=None):
-    """Return the counts of the validation split on one device."""
-    model = model or counted_images.model(settings)
-    strategy = tf.distribute.get_strategy()
-    return Counter(model, protocol_of(settings), counted_images.CLASSES, strategy).count(val_split(settings))
+def counter_of(settings, model):
+    """Return a counter on one device."""
+    return Counter(model, protocol_of(settings), counted_images.CLASSES, tf.distribute.get_strategy())
 
 
-def count_with(directory, name):
-    return count(counted_images.config(directory, counted_images.SETTINGS[name]))
+def split_of(directory):
+    return val_split(counted_images.config(directory, Evaluate()))
 
 
 @pytest.mark.parametrize("name", counted_images.SETTINGS)
-def test_one_device_counts_like_a_plain_loop(directory, slow_counts, name):
-    require_equal(count_with(directory, name)._asdict(), slow_counts[name])
+def test_one_device_counts_like_a_plain_loop(counts, slow_counts, name):
+    require_equal(counts[name]._asdict(), slow_counts[name])
 
 
-def require_same_as_one_device(path, replicas, directory, name, slow_counts):
-    counts, expected = np.load(path), count_with(directory, name)
-    assert counts["replicas"] == replicas
-    assert (counts["bands"] == expected.bands).all() and (counts["hits"] == expected.hits).all()
-    require_equal(counts, slow_counts[name])
+def require_same_as_one_device(path, replicas, name, counts, slow_counts):
+    found, expected = np.load(path), counts[name]
+    assert found["replicas"] == replicas
+    assert (found["bands"] == expected.bands).all() and (found["hits"] == expected.hits).all()
+    require_equal(found, slow_counts[name])
 
 
 def environment(**more):
     return os.environ | {"PYTHONPATH": str(ROOT)} | more
 
 
-def test_replicas_count_the_same_bits(directory, slow_counts, tmp_path):
+def test_replicas_count_the_same_bits(directory, counts, slow_counts, tmp_path):
     # Three replicas do not divide the seven images: two of them have no image in the last round.
     subprocess.run([sys.executable, *SCRIPT, directory, "3", "windows", tmp_path / "counts.npz"], check=True,
                    env=environment())
-    require_same_as_one_device(tmp_path / "counts.npz", 3, directory, "windows", slow_counts)
+    require_same_as_one_device(tmp_path / "counts.npz", 3, "windows", counts, slow_counts)
 
 
-def test_hosts_count_the_same_bits(directory, slow_counts, tmp_path):
+def test_hosts_count_the_same_bits(directory, counts, slow_counts, tmp_path):
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     tasks = [json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
              for index in range(2)]
@@ -95,44 +112,46 @@ def test_hosts_count_the_same_bits(directory, slow_counts, tmp_path):
     for host in hosts:
         output, _ = host.communicate(timeout=300)
         assert host.returncode == 0, output
-    require_same_as_one_device(tmp_path / "counts.npz", 2, directory, "several scales", slow_counts)
+    require_same_as_one_device(tmp_path / "counts.npz", 2, "several scales", counts, slow_counts)
 
 
-def test_nonfinite_scores_abort_with_the_names_of_the_images(directory):
-    settings = counted_images.config(directory, Evaluate())
-    model = counted_images.model(settings)
+def test_nonfinite_scores_abort_with_the_names_of_the_images(directory, counters, model):
     layer = model.get_layer("decode_head.conv_seg")
     kernel, *bias = layer.get_weights()
     layer.set_weights([np.full_like(kernel, np.nan), *bias])
-    with pytest.raises(WeightsError, match=r"(?s)7 of 7 images, [\d,]+ pixels.*e00.png: [\d,]+ pixels.* 2 more images"):
-        count(settings, model)
+    try:
+        with pytest.raises(WeightsError,
+                           match=r"(?s)7 of 7 images, [\d,]+ pixels.*e00.png: [\d,]+ pixels.* 2 more images"):
+            counters["whole"].count(split_of(directory))
+    finally:
+        layer.set_weights([kernel, *bias])
     with pytest.raises(WeightsError, match=r"(?s)1 of 3 images, 12 pixels.*  b: 12 pixels$"):
         counter.require_finite_scores(("a", "b", "c"), np.array([0, 12, 0]))
 
 
-def test_an_unreadable_label_is_named(tmp_path):
+def test_an_unreadable_label_is_named(counters, tmp_path):
     counted_images.write(tmp_path, 5)
     (tmp_path / "val" / "labels" / "e03.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match="labels/e03.png"):
-        count(counted_images.config(tmp_path, Evaluate()))
+        counters["whole"].count(split_of(tmp_path))
 
 
-def test_predictions_outside_the_classes_are_an_error(directory, monkeypatch):
+def test_predictions_outside_the_classes_are_an_error(directory, model, monkeypatch):
     monkeypatch.setattr(counter, "predict_checked", lambda model, images, size, protocol: (
         tf.fill((1, *size), 3), tf.zeros(1, tf.int32)))
     with pytest.raises(DataError, match="e00.png: .* 3 classes"):
-        count(counted_images.config(directory, Evaluate()))
+        counter_of(counted_images.config(directory, Evaluate()), model).count(split_of(directory))
 
 
-def test_an_image_too_large_for_the_network_is_named(directory, monkeypatch):
+def test_an_image_too_large_for_the_network_is_named(directory, counters, monkeypatch):
     monkeypatch.setattr(prediction, "MAX_WHOLE_PIXELS", 1500)
     with pytest.raises(DataError, match=r"e0\d.png: .*\d+ x \d+ pixels .* evaluate.window=769,769"):
-        count(counted_images.config(directory, Evaluate()))
+        counters["whole"].count(split_of(directory))
 
 
-def test_an_empty_split_is_an_error(tmp_path):
+def test_an_empty_split_is_an_error(counters, tmp_path):
     counted_images.write(tmp_path, 1)
     for part in ("images", "labels"):
         (tmp_path / "val" / part / "e00.png").unlink()
     with pytest.raises(DataError, match="val"):
-        count(counted_images.config(tmp_path, Evaluate()))
+        counters["whole"].count(split_of(tmp_path))

@@ -44,9 +44,9 @@ def model(settings):
     return tiny
 
 
-def slow_counts(settings, images, labels):
+def slow_counts(model, settings, images, labels):
     """Count pixel by pixel; return the confusion matrix (C, C) and hits, labels and predictions (N, C)."""
-    predict = predictor(model(settings), protocol_of(settings))
+    predict = predictor(model, protocol_of(settings))
     matrix = np.zeros((CLASSES, CLASSES), np.int64)
     tables = np.zeros((3, len(images), CLASSES), np.int64)
     for index, (image, label_map) in enumerate(zip(images, labels)):

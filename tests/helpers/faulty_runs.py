@@ -18,25 +18,17 @@ import sys
 import threading
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from kseg import cli, models, train
 from kseg.input_pipeline import batching
 from kseg.system import retries
 from kseg.training import checkpoints, losses, recorder
+from tests.helpers.small_training import small_network
 
 ARGUMENTS = ["--config", "encnet_shapes", "--set", "augment.crop=32,32", "loss.se=0", "train.global_batch=2",
              "train.steps=8", "train.warmup_steps=0", "train.log_every=1", "train.validate_every=8",
              "train.checkpoint_every=2", "train.keep_checkpoints=1", "train.deterministic=true"]
-
-
-def network(config, classes, **settings):
-    images = keras.Input((32, 32, 3))
-    outputs = keras.layers.Conv2D(8, 3, strides=4, padding="same", name="first")(images)
-    outputs = keras.layers.BatchNormalization(name="norm")(outputs)
-    outputs = keras.layers.Dropout(0.2, seed=1, name="dropout")(outputs)
-    return keras.Model(images, {"main": keras.layers.Conv2D(classes, 1, name="last")(outputs)})
 
 
 def random_batches(split, config, start=0, *more, **others):
@@ -150,7 +142,7 @@ def finish(directory):
 
 def main(data_directory, directory):
     ARGUMENTS.append(f"data.directory={data_directory}")
-    models.build, batching.train_batches, batching.eval_examples = network, random_batches, random_examples
+    models.build, batching.train_batches, batching.eval_examples = small_network, random_batches, random_examples
     recorder.Recorder.fixed_images = lambda self: tf.zeros((1, 8, 8, 3), tf.uint8)
     outcomes = [("undisturbed", *run_with_fault(Path(directory) / "whole", lambda directory: None))]
     for name, fault in FAULTS.items():

@@ -17,14 +17,14 @@ NAMES = sorted(f"{path.parts[-3]}/{path.parts[-2]}" for path in FIXTURES.glob("*
 class Case:
     """A fixture: its arrays, and a kseg model with its weights."""
 
-    def __init__(self, name):
+    def __init__(self, name, build=models.build):
         self.directory = FIXTURES / name
         self.system = name.split("/")[0]
         self.description = json.loads((self.directory / "config.json").read_text())
         model, self.loss, self.classes = original_configs.translate(self.description["cfg"])
         # The training steps of the fixtures were computed without dropout.
         self.config = dataclasses.replace(model, dropout=0.0)
-        self.model = models.build(self.config, self.classes)
+        self.model = build(self.config, self.classes)
         self.load()
 
     def load(self):

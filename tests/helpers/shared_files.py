@@ -26,3 +26,10 @@ def read_keys(path):
     shapes = {name: tuple(int(number) for number in shape.strip("()").split(",") if number.strip())
               for name, shape, _ in lines}
     return {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+
+
+def assert_agreement(output):
+    """Check that a comparison of all reference files found them within their limits."""
+    verdicts = {row[0]: "ok" in row for row in map(str.split, output.splitlines()) if row}
+    for name in ("backbone_0", "backbone_3", "aux_logits", "logits", "logits_full", "grads", "bn_after_step"):
+        assert verdicts[name]

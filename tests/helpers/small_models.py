@@ -1,5 +1,7 @@
 """Tiny model settings, and a small model with every kind of weight and a NumPy reference of its result."""
 
+import contextlib
+
 import keras
 import numpy as np
 
@@ -8,6 +10,23 @@ from kseg.config.sections import Model
 
 def tiny(**settings):
     return Model(**{"backbone": "resnet18", "width": 4, "channels": 8, "auxiliary_channels": 4} | settings)
+
+
+@contextlib.contextmanager
+def without_values():
+    """Let variables have names and shapes but no values: models of any size are built in a fraction of the time."""
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+    # Keras would initialize them when another scope ends.
+    keras.utils.clear_session(free_memory=False)
+
+
+def randomize_statistics(model):
+    """Replace the constant initial values of gammas and moving variances by random ones."""
+    generator = np.random.default_rng(5)
+    for variable in model.variables:
+        if variable.path.endswith(("gamma", "moving_variance")):
+            variable.assign(generator.uniform(0.5, 1.5, variable.shape))
 
 
 class Codes(keras.layers.Layer):

@@ -3,6 +3,7 @@
 test_large_images.py tests windows and stripes without fixtures.
 """
 
+import functools
 import json
 from dataclasses import replace
 
@@ -56,12 +57,14 @@ def sss_model():
     return load_model(SSS, auxiliary=16)
 
 
+# Tests with the same settings share a graph: tracing the network takes most of their time.
+@functools.cache
 def compiled(model, settings):
     """Return `predict_scores` for normalized and fitted inputs, compiled once for all sizes."""
     protocol = prediction.protocol_of(settings)._replace(
         mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), evaluate=replace(settings.evaluate, resize=()))
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((2,), tf.int32)])
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((2,), tf.int32)], autograph=False)
     def logits(inputs, size):
         return prediction.predict_scores(model, inputs, (size[0], size[1]), protocol)
 
@@ -113,13 +116,18 @@ def test_mmseg_windows_on_resized_and_flipped_images(mmseg_model):
 
 def scores(model, images, size, evaluation):
     """Return the result of a compiled `predict_scores`, which evaluation uses."""
+    return compiled_scores(model, images.dtype.name, size, evaluation)(images).numpy()
+
+
+@functools.cache
+def compiled_scores(model, dtype, size, evaluation):
     settings = Config(model=MODEL, evaluate=evaluation)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), images.dtype)])
-    def compiled_scores(images):
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), dtype)], autograph=False)
+    def predict(images):
         return prediction.predict_scores(model, images, size, prediction.protocol_of(settings))
 
-    return compiled_scores(images).numpy()
+    return predict
 
 
 WINDOWS = {"window": (64, 64), "stride": (43, 43)}

@@ -32,6 +32,12 @@ def seeds(count):
     return tf.stack([tf.fill([count], 7), tf.range(count)], axis=1)
 
 
+def for_each_seed(function, count):
+    """Return the results of a function of a seed for many seeds; tf.data traces it once, and AutoGraph never."""
+    traced = tf.autograph.experimental.do_not_convert(function)
+    return list(tf.data.Dataset.from_tensor_slices(seeds(count)).map(traced).as_numpy_iterator())
+
+
 @pytest.mark.parametrize("size", [(32, 40), (21, 26), (44, 55), (64, 80), (97, 33), (1, 1), (5, 200)])
 def test_resizing_is_within_a_gray_level_of_opencv(size):
     image = noise(32, 40)
@@ -140,8 +146,7 @@ def test_hsv_equals_opencv(channels):
 
 def test_distorted_pixels_are_whole_numbers_of_a_byte():
     image = tensor(noise(16, 16))
-    results = tf.map_fn(lambda seed: augmentations.distort(image, seed), seeds(64), fn_output_signature=tf.float32)
-    results = results.numpy()
+    results = np.stack(for_each_seed(lambda seed: augmentations.distort(image, seed), 64))
     assert results.min() == 0 and results.max() == 255 and (results == np.round(results)).all()
     unchanged = np.mean([(result == image.numpy()).all() for result in results])
     # All four steps are skipped for one image in sixteen.
@@ -175,12 +180,15 @@ def test_crops_follow_the_rule_of_mmsegmentation(limit, tries):
     label[12:, 8:] = 1
     label[20:, :10] = 255
     label[:3, 20:] = 2
-    windows = tf.map_fn(lambda seed: tf.stack(crop_window(tf.constant(label), seed, config)), seeds(150),
-                        fn_output_signature=tf.int32).numpy()
-    redrawn = 0
-    for seed, (top, left, height, width) in zip(seeds(150), windows):
-        used = tries if limit < 1 else 0
-        draws = augmentations.uniform(seed, CROP, shape=(used + 1, 2)).numpy()
+    used = tries if limit < 1 else 0
+
+    def window_and_draws(seed):
+        window = tf.stack(crop_window(tf.constant(label), seed, config))
+        return window, augmentations.uniform(seed, CROP, shape=(used + 1, 2))
+
+    windows, redrawn = [], 0
+    for (top, left, height, width), draws in for_each_seed(window_and_draws, 150):
+        windows.append((top, left, height, width))
         corners = [(int(row * (30 - 9 + 1)), int(column * (25 - 12 + 1))) for row, column in draws]
         good = [corner for corner in corners[:used] if accepted(label, corner, (9, 12), limit)]
         # The window after the last try is not tested.
@@ -188,7 +196,7 @@ def test_crops_follow_the_rule_of_mmsegmentation(limit, tries):
         assert (height, width) == (9, 12) and 0 <= top <= 21 and 0 <= left <= 13
         redrawn += (top, left) != corners[0]
     assert (redrawn > 10) == (used > 0)
-    assert len({tuple(window) for window in windows}) > 20
+    assert len(set(windows)) > 20
 
 
 @pytest.mark.parametrize("shape, expected", [
@@ -203,9 +211,7 @@ def test_small_image_is_kept_completely(shape, expected):
 
 def augmented(count, config, image, label):
     """Return one example augmented with many seeds by tf.data."""
-    dataset = tf.data.Dataset.from_tensor_slices(seeds(count)).map(
-        lambda seed: augment(tensor(image), tf.constant(label), seed, config))
-    return list(dataset.as_numpy_iterator())
+    return for_each_seed(lambda seed: augment(tensor(image), tf.constant(label), seed, config), count)
 
 
 def test_labels_match_their_image_and_have_no_new_values():
@@ -250,8 +256,8 @@ def test_frequency_of_flips(flip, low, high):
 @pytest.mark.parametrize("scale, unit", [((), (1000, 2000)), ((500, 1500), (500, 1000))])
 def test_scales_are_uniform(scale, unit):
     config = Augment(scale=scale, scale_range=(0.5, 2.0))
-    sizes = tf.map_fn(lambda seed: tf.stack(augmentations.scaled_size(tf.constant([1000, 2000, 3]), seed, config)),
-                      seeds(1000), fn_output_signature=tf.int32).numpy()
+    sizes = np.stack(for_each_seed(
+        lambda seed: tf.stack(augmentations.scaled_size(tf.constant([1000, 2000, 3]), seed, config)), 1000))
     factors = sizes[:, 0] / unit[0]
     assert 0.498 <= factors.min() < 0.52 and 1.98 < factors.max() <= 2.0
     assert np.quantile(factors, [0.25, 0.5, 0.75]) == pytest.approx([0.875, 1.25, 1.625], abs=0.1)

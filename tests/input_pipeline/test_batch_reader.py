@@ -12,7 +12,6 @@ import pytest
 import tensorflow as tf
 
 from kseg import config as configs
-from kseg.config.sections import Augment
 from kseg.errors import DataError, WorkdirError
 from kseg.input_pipeline import batching
 from kseg.input_pipeline.batch_reader import BatchReader
@@ -20,6 +19,7 @@ from kseg.system import retries
 from kseg.training import checkpoints, trainer
 from tests.helpers.running import TINY
 from tests.helpers.small_sets import config, example, folder
+from tests.helpers.small_training import SMALL, build_small_networks
 from tests.helpers.splits import step_indices, train_batches, train_split
 
 STEPS, BATCH, IMAGES = 12, 3, 20
@@ -126,8 +126,7 @@ def test_restart_reads_the_same_batches_if_most_crops_avoid_the_fault(tmp_path):
         if index in (7, 12):
             label[:10] = 99
         example(tmp_path / "data", "train", f"e{index:02d}", label, random.integers(0, 256, (30, 30, 3), np.uint8))
-    settings = dataclasses.replace(config(source, batch=BATCH, steps=60),
-                                   augment=Augment(crop=(8, 8), scale_range=(1.0, 1.0)))
+    settings = config(source, batch=BATCH, steps=60)
     settings = with_unreadable(settings, SKIP)
     reader, lines = new_reader(settings, tmp_path)
     whole = [reader.read(step) for step in range(60)]
@@ -183,8 +182,9 @@ class Killed(BaseException):
     """Ends a run like a kill, because no handler catches it."""
 
 
-def test_run_killed_after_a_bad_file_ends_with_the_same_weights(settings, tmp_path):
-    overrides = [*TINY, "augment.crop=16,16", "data.name=folder", f"data.directory={settings.data.directory}",
+def test_run_killed_after_a_bad_file_ends_with_the_same_weights(settings, tmp_path, monkeypatch):
+    build_small_networks(monkeypatch)
+    overrides = [*TINY, *SMALL, "augment.crop=16,16", "data.name=folder", f"data.directory={settings.data.directory}",
                  "data.unreadable=skip", "train.global_batch=3"]
     small = configs.load("encnet_shapes", overrides)
     _, bad = late_example(small)

@@ -10,6 +10,8 @@ from kseg.models import folding, layers, norms
 from kseg.models.layers import Convolution
 from kseg.models.macs import count_layer_macs, count_macs
 
+SHAPE = (1, 64, 96, 3)
+
 
 @pytest.fixture(scope="module")
 def main():
@@ -28,30 +30,34 @@ def traced_operations(model, images):
     """Return the types of the operations of a traced model, and the traced function."""
     import tensorflow as tf
 
-    traced = tf.function(lambda values: model(values, training=False)).get_concrete_function(images)
+    traced = tf.function(lambda values: model(values, training=False), autograph=False).get_concrete_function(images)
     return [operation.type for operation in traced.graph.get_operations()], traced
 
 
-def test_only_a_copy_for_cpus_keeps_the_fast_layers(main):
-    images = np.random.default_rng(3).normal(size=(1, 64, 96, 3)).astype(np.float32)
+@pytest.fixture(scope="module")
+def tiled(main):
+    """Return a copy with the fast layers, the types of its operations, and the traced function."""
+    copy = folding.fold_batch_norms(main, for_cpu=True)
+    return copy, *traced_operations(copy, np.zeros(SHAPE, np.float32))
+
+
+def test_only_a_copy_for_cpus_keeps_the_fast_layers(main, tiled):
+    images = np.random.default_rng(3).normal(size=SHAPE).astype(np.float32)
     expected = main(images, training=False).numpy()
-    plain, tiled = folding.fold_batch_norms(main), folding.fold_batch_norms(main, for_cpu=True)
-    for copy in (plain, tiled):
+    plain, (tiled_copy, tiled_types, _) = folding.fold_batch_norms(main), tiled
+    for copy in (plain, tiled_copy):
         np.testing.assert_allclose(copy(images, training=False).numpy(), expected, rtol=1e-3, atol=1e-4)
     assert not any(isinstance(layer, Convolution) for layer in plain.layers)
     plain_types, _ = traced_operations(plain, images)
-    tiled_types, _ = traced_operations(tiled, images)
     replaced = plain_types.count("Conv2D") - tiled_types.count("Conv2D")
     # Each of the 3x3 convolutions at stride 1 in stages 2 to 4 and in the head becomes at least 16 matrix products.
     assert "MatMul" not in plain_types and replaced >= 10 and tiled_types.count("MatMul") >= 16 * replaced
 
 
-def test_macs_follow_the_definition_of_the_layers(main, monkeypatch):
-    shape = (1, 64, 96, 3)
-    macs = count_macs(main, shape)
+def test_macs_follow_the_definition_of_the_layers(main, tiled, monkeypatch):
+    macs = count_macs(main, SHAPE)
+    # Norms multiply no matrices, so the copy without them computes what the model computes.
+    assert count_layer_macs(tiled[2]) < macs
     monkeypatch.setattr(layers, "on_cpu", lambda: False)
-    _, traced = traced_operations(main, np.zeros(shape, np.float32))
+    _, traced = traced_operations(main, np.zeros(SHAPE, np.float32))
     assert macs == count_layer_macs(traced)
-    monkeypatch.undo()
-    _, traced_on_cpu = traced_operations(main, np.zeros(shape, np.float32))
-    assert count_layer_macs(traced_on_cpu) < macs

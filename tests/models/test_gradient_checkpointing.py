@@ -23,7 +23,7 @@ def built(recompute, precision="float32", freeze=()):
 
 def step(model):
     """Return the loss, gradients and outputs of a training step, and its number of convolutions."""
-    @tf.function
+    @tf.function(autograph=False)
     def differentiate():
         with tf.GradientTape() as tape:
             outputs = model(IMAGES, training=True)

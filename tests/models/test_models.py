@@ -12,7 +12,7 @@ from kseg import models
 from kseg.config.sections import Deeplab, Encnet, Fcn, Model
 from kseg.errors import ConfigError
 from tests.helpers.shared_files import SHARED, needs_fixtures
-from tests.helpers.small_models import tiny
+from tests.helpers.small_models import tiny, without_values
 
 CLASSES = 5
 
@@ -32,9 +32,10 @@ def test_parameter_counts_match_the_originals(system, head, backbone):
     if system == "sss":
         auxiliary = 512
     shortcut = 12 if backbone == "resnet18" else 48
-    model = models.build(Model(backbone=backbone, head=head, channels=channels, auxiliary_channels=auxiliary,
-                               fcn=Fcn(concat_input=system == "mmseg"),
-                               deeplab=Deeplab(shortcut_channels=shortcut)), 19)
+    with without_values():
+        model = models.build(Model(backbone=backbone, head=head, channels=channels, auxiliary_channels=auxiliary,
+                                   fcn=Fcn(concat_input=system == "mmseg"),
+                                   deeplab=Deeplab(shortcut_channels=shortcut)), 19)
     variables = {"total": model.trainable_variables}
     for part in ("backbone", "decode_head", "auxiliary_head"):
         variables[part] = [variable for variable in model.trainable_variables if variable.path.startswith(part)]
@@ -47,7 +48,8 @@ def test_parameter_counts_match_the_originals(system, head, backbone):
     (8, True, {3: [1, 2, 2, 2, 2, 2], 4: [2, 4, 4]}), (8, False, {3: [2] * 6, 4: [4] * 3}),
     (16, True, {3: [1] * 6, 4: [1, 2, 2]}), (16, False, {3: [1] * 6, 4: [2] * 3})])
 def test_dilations(stride, contract, expected):
-    model = models.build(tiny(backbone="resnet50", output_stride=stride, contract_dilation=contract), CLASSES)
+    with without_values():
+        model = models.build(tiny(backbone="resnet50", output_stride=stride, contract_dilation=contract), CLASSES)
     dilations = {stage: [model.get_layer(f"backbone.layer{stage}.{block}.conv2").dilation_rate
                          for block in range(len(blocks))] for stage, blocks in expected.items()}
     assert dilations == {stage: [(rate, rate) for rate in rates] for stage, rates in expected.items()}
@@ -61,7 +63,8 @@ def test_dilations(stride, contract, expected):
     ({"multi_grid": (3, 1, 2), "output_stride": 8}, "layer4", [3, 1, 2]),
     ({"multi_grid": (1, 2, 4)}, "layer3", [1] * 6), ({"backbone": "resnet18", "multi_grid": (1, 2)}, "layer4", [1, 2])])
 def test_multi_grid_is_absolute_and_only_for_the_last_stage(settings, stage, expected):
-    model = models.build(tiny(**{"backbone": "resnet50", "output_stride": 16} | settings), CLASSES)
+    with without_values():
+        model = models.build(tiny(**{"backbone": "resnet50", "output_stride": 16} | settings), CLASSES)
     convolution = "conv1" if settings.get("backbone") == "resnet18" else "conv2"
     assert [model.get_layer(f"backbone.{stage}.{block}.{convolution}").dilation_rate[0]
             for block in range(len(expected))] == expected
@@ -77,7 +80,8 @@ def test_multi_grid_of_a_wrong_length():
     ({"stem": "7x7"}, "conv1", "conv2", "downsample.0"), ({}, "stem.0", "conv2", "downsample.0"),
     ({"downsample": "average"}, "stem.0", "conv2", "downsample.1")], ids=["v1", "v1b", "v1c", "v1d"])
 def test_variants_of_the_backbone(settings, stem, strided, shortcut):
-    model = models.build(tiny(backbone="resnet50", **settings), CLASSES)
+    with without_values():
+        model = models.build(tiny(backbone="resnet50", **settings), CLASSES)
     names = {layer.name for layer in model.layers}
     block = "backbone.layer2.0"
     assert f"backbone.{stem}" in names and f"{block}.{shortcut}" in names
@@ -88,7 +92,8 @@ def test_variants_of_the_backbone(settings, stem, strided, shortcut):
 
 
 def test_stem_channels_differ_from_the_width():
-    model = models.build(tiny(backbone="resnet18", stem_channels=12), CLASSES)
+    with without_values():
+        model = models.build(tiny(backbone="resnet18", stem_channels=12), CLASSES)
     assert [model.get_layer(f"backbone.stem.{index}").filters for index in (0, 3, 6)] == [6, 6, 12]
     assert model.get_layer("backbone.layer1.0.downsample.0").kernel.shape == (1, 1, 12, 4)
 

@@ -1,11 +1,13 @@
 """Run the pipeline end to end on the synthetic set: killed, resumed, cached, refused, and served."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import re
 import signal
-import subprocess
 import sys
+import threading
 import time
 
 import grpc
@@ -14,13 +16,15 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from kseg import cli
 from kseg.datasets import registry
 from kseg.evaluation.counter import Counter
 from kseg.inference import trained_model
-from kseg.inference.prediction import predictor
+from kseg.inference.prediction import predictor, protocol_of
 from pipeline import history, run_local
-from kseg.inference.prediction import protocol_of
-from tests.helpers.running import ROOT, run, run_here, start
+from serving import model_server
+from tests.helpers.running import run_here, start
+from tests.helpers.running_servers import QUICK
 from tests.helpers.splits import val_split
 
 NODES = ("Ingest", "Examiner", "Trainer", "Evaluator", "Validator", "Pusher")
@@ -63,20 +67,35 @@ def server(root):
     """Return a gRPC channel to a server that watches the still empty directory of pushed versions."""
     (root / "serving").mkdir()
     address = root / "socket"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serving.server", "--model_name=shapes", f"--model_base_path={root / 'serving'}",
-         "--port=0", f"--grpc_socket_path={address}", "--grace_seconds=1", "--drain_seconds=0"], cwd=ROOT)
+    started = model_server.Server(dataclasses.replace(
+        QUICK, model_name="shapes", model_base_path=str(root / "serving"), port=0, grpc_socket_path=str(address)))
+    # The start ends when there is a version.
+    starting = threading.Thread(target=started.start, daemon=True)
+    starting.start()
     with grpc.insecure_channel(f"unix:{address}") as channel:
         yield channel
-    process.terminate()
-    process.wait(60)
+    started.stop()
+    starting.join(60)
+
+
+def run_local_here(arguments, status):
+    """Run the pipeline in this process, which saves the start of TFX, and return what it prints."""
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, "utf-8", write_through=True)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        # TFX parses the arguments of the process.
+        patch.setattr(sys, "argv", ["run_local"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(lambda: run_local.main([str(argument) for argument in arguments]))
+    output = written.getvalue().decode()
+    assert stopped.value.code == status, output
+    return output
 
 
 @pytest.fixture(scope="module")
 def finished(killed, server, shapes_directory):
     """Run the same command again; return (directory, output)."""
-    output = run("pipeline.run_local", *arguments(killed, shapes_directory))
-    return killed, output
+    return killed, run_local_here(arguments(killed, shapes_directory), status=0)
 
 
 def versions(root):
@@ -145,23 +164,20 @@ def test_a_server_loads_the_pushed_version(finished, server, shapes_directory):
     assert np.mean(ids != predictor(model, protocol_of(config))(tf.io.decode_png(encoded).numpy())) < 0.001
 
 
-def test_a_second_run_is_cached(finished, shapes_directory, capsys, monkeypatch):
+def test_a_second_run_is_cached(finished, shapes_directory):
     root, _ = finished
     before = versions(root)
-    # TFX parses the arguments of the process.
-    monkeypatch.setattr(sys, "argv", ["run_local"])
-    output = run_here(run_local.main, arguments(root, shapes_directory), capsys)
+    output = run_local_here(arguments(root, shapes_directory), status=0)
     assert states(output) == dict.fromkeys(NODES, "cached")
     assert versions(root) == before
 
 
-def test_a_worse_model_is_refused(finished, shapes_directory, capsys, monkeypatch):
+def test_a_worse_model_is_refused(finished, shapes_directory, capsys):
     root, _ = finished
     before = versions(root)
-    monkeypatch.setattr(sys, "argv", ["run_local"])
     worse = arguments(root, shapes_directory, "train.steps=1", "train.learning_rate=1e-6",
                       "train.end_learning_rate=1e-7")
-    output = run_here(run_local.main, [*worse, "--epsilon", "0.001"], capsys, status=1)
+    output = run_local_here([*worse, "--epsilon", "0.001"], status=1)
     assert states(output) == {"Ingest": "cached", "Examiner": "cached"} | dict.fromkeys(NODES[2:], "done")
     assert re.search(r"mIoU \d+\.\d\d is more than 0.10 below the blessed model's \d+\.\d\d", output)
     assert re.search(r"^  background +\d+\.\d\d +\d+\.\d\d +-\d+\.\d\d$", output, re.MULTILINE)

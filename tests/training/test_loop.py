@@ -41,9 +41,13 @@ def final_weights(workdir):
     return arrays
 
 
-def logged_steps(workdir):
+def logged(workdir):
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [line["step"] for line in lines if "loss" in line]
+    return [line for line in lines if "loss" in line]
+
+
+def logged_steps(workdir):
+    return [line["step"] for line in logged(workdir)]
 
 
 def test_batch_with_nonfinite_loss_is_skipped(shapes_directory, tmp_path, capsys, spoil):
@@ -79,9 +83,12 @@ def test_early_stopping_without_a_better_validation(shapes_directory, tmp_path, 
     command = [*tiny(shapes_directory, "train.steps=40", "train.validate_every=2", "train.patience=2",
                      "train.learning_rate=1e-12", "train.end_learning_rate=0", "train.average_decay=0.9",
                      "train.accumulate=2", "train.optimizer=adamw", "train.decay_all=false",
-                     "train.freeze=backbone.stem.*"), "--workdir", tmp_path]
+                     "train.freeze=backbone.stem.*", "train.precision=mixed_float16", "train.loss_scale=512"),
+               "--workdir", tmp_path]
     output = run_here(train.main, command, capsys)
     assert "finished 6 steps" in output and "train.patience" in output
+    # With float16 the log says whether a step was skipped.
+    assert [line["skipped"] for line in logged(tmp_path)] == [0] * 6
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
     output = run_here(train.main, command, capsys)
     assert "step 6 of 40" in output and "finished 6 steps" in output
