@@ -124,8 +124,10 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         report(batch_line(config.train, strategy.num_replicas_in_sync))
         with strategy.scope():
             model, optimizer, ema = build_training(config, len(dataset.classes), report)
-            if config.init.weights and (note := file_classes.order_note(config.init.weights, dataset.classes)):
-                report(f"warning: {note}")
+            if config.init.weights:
+                layers = loading.loaded_classifiers(model, config.init.skip)
+                if note := file_classes.order_note(config.init.weights, dataset.classes, layers):
+                    report(f"warning: {note}")
         steps = Steps(model, optimizer, config, strategy, ema)
         checkpoint = checkpoints.tracked_checkpoint(model, optimizer, ema, steps.variables)
         step = checkpoints.restore_newest(workdir, checkpoint, report)

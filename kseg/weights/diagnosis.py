@@ -40,7 +40,7 @@ WIDTHS = {
     "decode_head.c1_bottleneck.conv.weight": "model.deeplab.shortcut_channels",
     "decode_head.enc_module.encoding.0.codewords": "model.encnet.codewords",
 }
-CLASSIFIERS = ("decode_head.conv_seg.weight", "auxiliary_head.conv_seg.weight", "decode_head.se_layer.weight")
+CLASS_LAYERS = ("decode_head.conv_seg.weight", "auxiliary_head.conv_seg.weight", "decode_head.se_layer.weight")
 
 
 def diagnose(file: Shapes, model: Shapes, head: str = "") -> str:
@@ -123,9 +123,9 @@ def _variant(file: Shapes, model: Shapes, head: str) -> str:
 
 
 def _classes(file: Shapes, model: Shapes, head: str) -> str:
-    for name in CLASSIFIERS:
+    for name in CLASS_LAYERS:
         if name in file and name in model and file[name][0] != model[name][0]:
-            modules = [weight.removesuffix("weight") for weight in CLASSIFIERS if weight in model]
+            modules = [weight.removesuffix("weight") for weight in CLASS_LAYERS if weight in model]
             if any(file.get(weight) != model.get(weight) for weight in file.keys() | model.keys()
                    if not weight.startswith(tuple(modules))):
                 return ""

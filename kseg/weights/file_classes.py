@@ -8,7 +8,7 @@ from typing import Any
 from kseg.weights import file_kinds, torch_files
 
 
-def order_note(path: str | Path, classes: Sequence[str]) -> str:
+def order_note(path: str | Path, classes: Sequence[str], classifiers: Sequence[str]) -> str:
     """Return a sentence if a file's classifier has other classes in the same number, or "".
 
     Its rows fit by shape, but each predicts the class at its place in the file.
@@ -16,9 +16,10 @@ def order_note(path: str | Path, classes: Sequence[str]) -> str:
     Args:
         path: A weight file that has been loaded.
         classes: The dataset's class names in train id order.
+        classifiers: Layers with one output for each class whose weights were loaded; without any, nothing is said.
     """
-    stored = stored_classes(path)
-    if len(stored) != len(classes):
+    stored = stored_classes(path) if classifiers else ()
+    if not stored or len(stored) != len(classes):
         return ""
     different = [index for index, pair in enumerate(zip(stored, classes)) if len({*map(_bare, pair)}) > 1]
     if not different:
@@ -26,8 +27,9 @@ def order_note(path: str | Path, classes: Sequence[str]) -> str:
     shown = ", ".join(f"{index} is {stored[index]!r} there and {classes[index]!r} here" for index in different[:3])
     more = f" and {len(different) - 3} more" if len(different) > 3 else ""
     kind = "the same classes in another order" if _same(stored, classes) else "other classes"
-    return (f"{path} was trained on {kind}: {shown}{more}. The classifier starts with these rows; to draw it anew, "
-            "add to init.skip: decode_head.conv_seg.* auxiliary_head.conv_seg.* decode_head.se_layer.*")
+    skip = ",".join(f"{layer}.*" for layer in classifiers)
+    return (f"{path} was trained on {kind}: {shown}{more}. The classifier starts with these rows; init.skip={skip} "
+            "draws it anew")
 
 
 def stored_classes(path: str | Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from kseg.config import Config
 from kseg.errors import WeightsError, unknown
 from kseg.weights import downloads, keras_files
-from kseg.weights.diagnosis import diagnose
+from kseg.weights.diagnosis import CLASS_LAYERS, diagnose
 from kseg.weights.file_kinds import find_kind
 from kseg.weights.foreign_files import read_foreign_checkpoint, reverse_first_kernel
 from kseg.weights.names import CLASSIFIERS, mmseg_head
@@ -115,6 +115,12 @@ def load_initial(model: keras.Model, config: Config) -> list[str]:
     if not path.suffix and not path.exists():
         path = downloads.fetch_backbone(init.backbone)
     return [f"backbone from {path}", *load_backbone(model, path, init.skip, init.channels, config.data.std)]
+
+
+def loaded_classifiers(model: keras.Model, skip: Sequence[str]) -> list[str]:
+    """Return the layers of a model with one output for each class whose weights `skip` does not name."""
+    layers = [name.removesuffix(".weight") for name in CLASS_LAYERS if name in torch_targets(model)]
+    return [layer for layer in layers if not any(_matches(f"{layer}.weight", pattern) for pattern in skip)]
 
 
 def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Sequence[str] = (),

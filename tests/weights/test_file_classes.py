@@ -9,6 +9,9 @@ from kseg.weights.file_classes import order_note, stored_classes
 from tests.helpers.torch_writing import FakeTensor, Stored, write_zip
 
 
+LAYERS = ["decode_head.conv_seg"]
+
+
 def checkpoint(path, meta):
     tensor = FakeTensor(Stored(np.ones(2, "f4"), key="0"), 0, (2,), (1,))
     return write_zip(path, {"meta": meta, "state_dict": {"a": tensor}})
@@ -19,10 +22,12 @@ def checkpoint(path, meta):
 def test_classes_of_a_checkpoint(tmp_path, meta):
     path = checkpoint(tmp_path / "a.pth", meta)
     assert stored_classes(path) == ("sky", "Road")
-    assert order_note(path, ("Sky", "road")) == "" and order_note(path, ("sky", "road", "car")) == ""
-    note = order_note(path, ("road", "sky"))
+    assert order_note(path, ("Sky", "road"), LAYERS) == "" and order_note(path, ("sky", "road", "car"), LAYERS) == ""
+    note = order_note(path, ("road", "sky"), LAYERS)
+    assert note.endswith("init.skip=decode_head.conv_seg.* draws it anew")
+    assert order_note(path, ("road", "sky"), []) == ""
     assert "the same classes in another order: 0 is 'sky' there and 'road' here" in note
-    assert "other classes: 1 is 'Road' there and 'car' here" in order_note(path, ("sky", "car"))
+    assert "other classes: 1 is 'Road' there and 'car' here" in order_note(path, ("sky", "car"), LAYERS)
 
 
 def test_classes_of_a_working_directory(tmp_path):

@@ -177,3 +177,10 @@ def test_keras_weights_that_do_not_fit(tmp_path):
     with pytest.raises(WeightsError, match="2 weights in the file but not in the model:\n    more.0"):
         loading.load_keras(small_model(), path)
     assert unchanged(model, before)
+
+
+def test_classifiers_that_are_loaded():
+    model = small_model()
+    layers = ["decode_head.conv_seg", "auxiliary_head.conv_seg", "decode_head.se_layer"]
+    assert loading.loaded_classifiers(model, ()) == layers
+    assert loading.loaded_classifiers(model, ("decode_head.*",)) == layers[1:2]
