@@ -34,6 +34,8 @@ WEIGHT_NAMES = {
 
 # An error with more lines than this repeats its first line at the end, since the first one has scrolled away.
 LONG_ERROR_LINES = 20
+# A list of more entries for init.skip is no better than the list of weights.
+MOST_PATTERNS = 12
 
 # Axes of a PyTorch array in the order of Keras.
 CONV_AXES = (2, 3, 1, 0)
@@ -273,6 +275,28 @@ def _matches(name: str, pattern: str) -> bool:
     return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 
+def skip_patterns(model: Mapping[str, tuple], file: Mapping[str, tuple], skipped: set[str]) -> list[str]:
+    """Return entries of init.skip that cover exactly the weights that do not fit, and what is skipped already.
+
+    Empty if less than half of the model's weights fit, or if there would be more than MOST_PATTERNS entries.
+
+    Args:
+        model: Shapes of the model's weights by name.
+        file: Shapes of the file's weights by name.
+        skipped: Names that are skipped already.
+    """
+    unfit = {name for name in model.keys() | file.keys() if name in skipped or model.get(name) != file.get(name)}
+    fit = model.keys() - unfit
+    # Every prefix that ends in a dot and has a weight that fits below it.
+    taken = {name[:end + 1] for name in fit for end in range(len(name)) if name[end] == "."}
+    patterns = set()
+    for name in unfit:
+        prefixes = [name[:end + 1] for end in range(len(name)) if name[end] == "."]
+        prefix = next((prefix for prefix in prefixes if prefix not in taken), "")
+        patterns.add(f"{prefix}*" if prefix else name)
+    return sorted(patterns) if 2 * len(fit) > len(model) and len(patterns) <= MOST_PATTERNS else []
+
+
 def _require_fit(path: str | Path, model: dict[str, tuple], file: dict[str, tuple], skipped: set[str],
                  head: str) -> None:
     """Raise WeightsError that diagnoses the file and lists all weights that do not fit."""
@@ -290,6 +314,8 @@ def _require_fit(path: str | Path, model: dict[str, tuple], file: dict[str, tupl
     for title, weights in groups.items():
         if weights:
             lines += [f"  {len(weights)} weights {title}:", *(f"    {weight}" for weight in sorted(weights))]
+    if "init.skip" not in lines[0] and (patterns := skip_patterns(model, file, skipped)):
+        lines.append(f"to load everything else, set init.skip={','.join(patterns)}")
     if len(lines) > LONG_ERROR_LINES:
         lines.append(lines[0])
     raise WeightsError("\n".join(lines))

@@ -184,3 +184,18 @@ def test_classifiers_that_are_loaded():
     layers = ["decode_head.conv_seg", "auxiliary_head.conv_seg", "decode_head.se_layer"]
     assert loading.loaded_classifiers(model, ()) == layers
     assert loading.loaded_classifiers(model, ("decode_head.*",)) == layers[1:2]
+
+
+def test_entries_of_skip_cover_what_does_not_fit():
+    model = {"a.b.weight": (1,), "a.b.bias": (1,), "a.c.weight": (2,), "d.weight": (3,), "e.f.weight": (1,), "g": (1,)}
+    file = model | {"a.c.weight": (9,)}
+    assert loading.skip_patterns(model, file, set()) == ["a.c.*"]
+    # Whole modules that are missing on one side, a single weight beside one that fits, and what is skipped already.
+    assert loading.skip_patterns(model, {name: model[name] for name in ("a.b.bias", "a.c.weight", "d.weight", "g")} | {
+        "x.y.weight": (1,)}, {"g"}) == []
+    del file["a.b.weight"], file["e.f.weight"]
+    file["a.c.weight"] = (2,)
+    assert loading.skip_patterns(model, file, set()) == ["a.b.weight", "e.*"]
+    assert loading.skip_patterns(model, model, {"g"}) == ["g"]
+    # Too little fits.
+    assert loading.skip_patterns(model, {"d.weight": (3,)}, set()) == []
