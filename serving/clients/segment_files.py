@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kseg.errors import DataError, UserError
-from kseg.images import drawing, image_files
+from kseg.images import drawing, image_files, picture_reader
 from kseg.inference.input_files import InputFile
 from kseg.system.progress import CLEAR_LINE, Progress
 from serving.class_list import read_class_list
@@ -46,8 +46,8 @@ def encode_image(path: Path) -> bytes:
 def _is_sent_unchanged(data: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            rotated = image.getexif().get(image_files.EXIF_ORIENTATION) in image_files.UPRIGHT
-            return image.format in ("JPEG", "PNG") and image.mode in STORED_MODES and not rotated
+            is_stored = image.format in ("JPEG", "PNG") and image.mode in STORED_MODES
+            return is_stored and picture_reader.read_orientation(data) == 1
     # Pillow's decoders raise any exception on a damaged file; read_image then reports it by name.
     except Exception:
         return False

@@ -144,7 +144,7 @@ def test_stats_equal_numbers_computed_by_hand(tmp_path):
         assert np.array_equal(result[key], value, equal_nan=True) if isinstance(value, np.ndarray) else (
             result[key] == value), key
     assert lines[1].startswith("2/2 images of train") and lines[-1] == f"wrote {tmp_path / 'deep/stats.json'}"
-    rows = [line.split() for line in lines[1].splitlines()]
+    rows = [line.split() for line in lines[2].splitlines()]
     assert rows[6:9] == [["background", "0", "6", "54.55%", "2", "100.00%", "50.00%"],
                          ["object", "1", "4", "36.36%", "2", "100.00%", "33.33%"],
                          ["rare", "2", "1", "9.09%", "1", "50.00%", "25.00%"]]

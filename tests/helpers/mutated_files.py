@@ -1,4 +1,6 @@
-"""Read weight files with damaged bytes in processes with little memory and time: python -m tests.helpers.mutated_files N.
+"""Read weight files with damaged bytes in processes with little memory and time.
+
+    python -m tests.helpers.mutated_files N
 
 Prints one JSON object: the number of files by kind and outcome, and the seeds of those whose outcome is neither arrays
 nor WeightsError. Seed i always gives the same file.

@@ -92,7 +92,7 @@ def test_unreadable_file_stops_training_by_default(settings, tmp_path):
     reader, lines = new_reader(settings, tmp_path)
     for each in range(step):
         reader.read(each)
-    with pytest.raises(DataError, match=f"{path}: not a readable JPEG, PNG or BMP"):
+    with pytest.raises(DataError, match=f"{path}: not a readable JPEG, PNG, BMP"):
         reader.read(step)
     assert lines == [] and reader.log_values() == {} and not (tmp_path / "unreadable.json").exists()
 

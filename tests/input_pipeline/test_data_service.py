@@ -93,7 +93,7 @@ def test_bad_file_is_named_and_can_be_skipped(service, settings, tmp_path):
     reader = BatchReader(served(settings, service), train_split(settings), None, strategy, print)
     assert [reader.read(step)["index"].numpy().tolist() for step in range(4)] == [
         step_indices(settings, step) for step in range(4)]
-    with pytest.raises(DataError, match=f"{bad}: not a readable JPEG, PNG or BMP"):
+    with pytest.raises(DataError, match=f"{bad}: not a readable JPEG, PNG, BMP"):
         reader.read(4)
     both = []
     for address in (service, ""):

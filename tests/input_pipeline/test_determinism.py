@@ -79,8 +79,8 @@ def record_reads(monkeypatch):
     indices = []
     original = layouts.file_examples
 
-    def recording(pairs):
-        examples = original(pairs)
+    def recording(pairs, notes=()):
+        examples = original(pairs, notes)
 
         def read(index):
             tf.numpy_function(lambda value: indices.append(int(value)), [index], [], stateful=True)

@@ -71,7 +71,7 @@ def test_a_published_backbone_is_found_by_its_name(tmp_path, donor, monkeypatch)
     monkeypatch.setattr(downloads, "fetch_backbone", lambda name: names.append(name) or tmp_path / "published.npz")
     notes = loading.load_initial(donor, tiny_config("init.backbone=resnet18_v1c"))
     assert names == ["resnet18_v1c"] and str(tmp_path / "published.npz") in notes[0]
-    with pytest.raises(WeightsError, match="absent.pth cannot be read"):
+    with pytest.raises(WeightsError, match="absent.pth does not exist"):
         loading.load_initial(donor, tiny_config("init.backbone=absent.pth"))
 
 

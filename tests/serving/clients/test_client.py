@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kseg.errors import DataError, UserError
-from kseg.images import drawing, image_files
+from kseg.images import drawing, image_files, picture_reader
 from serving import client as command
 from serving.clients import client, segment_files
 from serving.clients.connections import RequestError
@@ -78,7 +78,7 @@ def photos(tmp_path):
     """Write images of four formats and sizes, one of them rotated by EXIF, and a damaged one."""
     directory = tmp_path / "photos"
     exif = Image.Exif()
-    exif[image_files.EXIF_ORIENTATION] = 6
+    exif[picture_reader.EXIF_ORIENTATION] = 6
     saved(directory / "a.png", noise((20, 31)))
     saved(directory / "deep/b.jpg", noise((16, 24), 1))
     saved(directory / "lying.jpg", noise((10, 30), 2), exif=exif)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from kseg.datasets import class_names
-from kseg.images import drawing, image_files
+from kseg.images import drawing, image_files, picture_reader
 from serving.rest_api import page
 from tests.helpers import browser
 from tests.helpers.page_actions import draw, overlay, text, until, upload
@@ -172,7 +172,7 @@ def test_picture_dropped_onto_the_page(shown, answers):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_picture_rotated_by_exif_is_sent_upright(shown, tmp_path, answers, orientation):
     exif = Image.Exif()
-    exif[image_files.EXIF_ORIENTATION] = orientation
+    exif[picture_reader.EXIF_ORIENTATION] = orientation
     path = draw(tmp_path / "lying.jpg", (24, 16), exif=exif, quality=100, subsampling=0)
     with Image.open(path) as image:
         upright = np.array(ImageOps.exif_transpose(image))
