@@ -11,8 +11,15 @@ from kseg import train
 from kseg.training import step, working_directory
 from kseg.training.step import Steps
 from tests.helpers.running import run_here, tiny
+from tests.helpers.small_training import SMALL, build_small_networks
 
 BAD = 4
+
+
+@pytest.fixture
+def small_networks(monkeypatch):
+    """Make training build the small network, because the loop does not depend on the model."""
+    build_small_networks(monkeypatch)
 
 
 @pytest.fixture
@@ -37,7 +44,7 @@ def final_weights(workdir):
     arrays = {}
     with h5py.File(workdir / "final.weights.h5") as file:
         file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    assert len(arrays) > 50
+    assert len(arrays) > 6
     return arrays
 
 
@@ -50,8 +57,8 @@ def logged_steps(workdir):
     return [line["step"] for line in logged(workdir)]
 
 
-def test_batch_with_nonfinite_loss_is_skipped(shapes_directory, tmp_path, capsys, spoil):
-    command = tiny(shapes_directory, "train.steps=8", "train.steps_per_call=3")
+def test_batch_with_nonfinite_loss_is_skipped(small_networks, shapes_directory, tmp_path, capsys, spoil):
+    command = tiny(shapes_directory, *SMALL, "train.steps=8", "train.steps_per_call=3")
     # The expected run skips that batch from the start.
     (tmp_path / "without").mkdir()
     working_directory.write_skipped_steps(tmp_path / "without", [{"step": BAD, "files": [], "losses": {}}])
@@ -69,10 +76,10 @@ def test_batch_with_nonfinite_loss_is_skipped(shapes_directory, tmp_path, capsys
         np.testing.assert_array_equal(weights[name], values)
 
 
-def test_too_many_nonfinite_losses_are_an_error(shapes_directory, tmp_path, capsys, spoil):
+def test_too_many_nonfinite_losses_are_an_error(small_networks, shapes_directory, tmp_path, capsys, spoil):
     spoil(BAD, BAD + 1)
-    output = run_here(train.main, [*tiny(shapes_directory, "train.nonfinite_batches=1"), "--workdir", tmp_path],
-                      capsys, status=2)
+    command = tiny(shapes_directory, *SMALL, "train.nonfinite_batches=1")
+    output = run_here(train.main, [*command, "--workdir", tmp_path], capsys, status=2)
     assert f"not finite at step {BAD + 2} (loss nan" in output and output.count("shapes/train/") >= 2
     assert "train.nonfinite_batches=1" in output
     assert [skipped["step"] for skipped in working_directory.read_skipped_steps(tmp_path)] == [BAD]
@@ -100,10 +107,10 @@ def test_early_stopping_without_a_better_validation(shapes_directory, tmp_path, 
      ["after step 0: CUDA_ERROR_LAUNCH_FAILED: unspecified. "]),
     (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor of shape[8,512]"),
      ["OOM when allocating a tensor of shape[8,512];", "train.global_batch"])])
-def test_device_errors_are_explained(shapes_directory, tmp_path, capsys, monkeypatch, error, fragments):
+def test_device_errors_are_explained(small_networks, shapes_directory, tmp_path, capsys, monkeypatch, error, fragments):
     def take(*arguments):
         raise error
 
     monkeypatch.setattr(step.Steps, "take", take)
-    output = run_here(train.main, [*tiny(shapes_directory), "--workdir", tmp_path], capsys, status=2)
+    output = run_here(train.main, [*tiny(shapes_directory, *SMALL), "--workdir", tmp_path], capsys, status=2)
     assert all(fragment in output for fragment in fragments) and "Traceback" not in output
