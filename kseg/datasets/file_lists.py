@@ -1,4 +1,4 @@
-"""List the files of a directory by stem, and the names in a split list; say what is passed over."""
+"""List the files of a directory by stem, and the names in a split list; say what is skipped."""
 
 import os
 import unicodedata
@@ -19,7 +19,7 @@ class DirectoryFiles(NamedTuple):
     Attributes:
         paths: Path of each file with a wanted suffix, by stem.
         others: Path of each file with another suffix, by stem.
-        notes: Sentences on what is passed over.
+        notes: Sentences on what is skipped.
     """
 
     paths: dict[str, Path]
@@ -31,7 +31,7 @@ def files_by_stem(directory: Path, suffixes: tuple[str, ...]) -> DirectoryFiles:
     """List the files of a directory, without hidden ones.
 
     Args:
-        directory: The directory; its subdirectories are passed over.
+        directory: The directory; its subdirectories are skipped.
         suffixes: The wanted suffixes in lower case.
 
     Raises:

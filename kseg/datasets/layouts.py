@@ -29,7 +29,7 @@ class Examples:
         read: Returns the encoded image and label (string scalars) of an int64 index, in a graph.
         records: Locations of the examples of a prepared set of record files, otherwise None.
         is_pixels: Whether this is a prepared set of decoded pixels.
-        notes: Sentences on files and directories that are passed over.
+        notes: Sentences on files and directories that are skipped.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class Examples:
 
 
 def file_examples(pairs: list[tuple[Path, Path]], notes: tuple[str, ...] = ()) -> Examples:
-    """Return the examples of (image file, label file) pairs; `notes` tell what is passed over."""
+    """Return the examples of (image file, label file) pairs; `notes` tell what is skipped."""
     images = [str(file_lists.require_utf8(image)) for image, _ in pairs]
     labels = [str(file_lists.require_utf8(label)) for _, label in pairs]
     image_paths, label_paths = tf.constant(images), tf.constant(labels)

@@ -59,7 +59,7 @@ class Split:
         is_pixels: Whether this is a prepared set of decoded pixels.
         value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; empty for 0 and
             65535.
-        notes: Sentences on what is passed over or looks unusual.
+        notes: Sentences on what is skipped or looks unusual.
     """
 
     name: str

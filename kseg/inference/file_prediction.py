@@ -11,7 +11,7 @@ import numpy as np
 from kseg.errors import DataError
 from kseg.images import drawing, image_files, picture_reader, video_files
 from kseg.inference import output_kinds
-from kseg.inference.input_files import DEFAULT_KINDS, InputFile, find_input_files, passed_over_note
+from kseg.inference.input_files import DEFAULT_KINDS, InputFile, find_input_files, skipped_files_note
 from kseg.inference.output_kinds import KINDS, Prediction
 from kseg.system import progress
 from kseg.system.progress import Progress
@@ -91,7 +91,7 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
             report(f"note: Cityscapes' test server finds each result by the CITY_SEQUENCE_FRAME at the start of its "
                    f"name, which must be unique; {len(ambiguous)} of {len(files)} names do not qualify, such as "
                    f"{ambiguous[0]}")
-    if note := passed_over_note(inputs, out):
+    if note := skipped_files_note(inputs, out):
         report(f"note: {note}")
     if missing := drawing.missing_characters(dataset.classes):
         report(f"note: legend.png shows boxes in place of {missing}, which no font of this machine's Python has")

@@ -78,7 +78,7 @@ def find_input_files(inputs: Sequence[str | Path], out: Path, kinds: Sequence[st
     return files
 
 
-def passed_over_note(inputs: Sequence[str | Path], out: Path) -> str:
+def skipped_files_note(inputs: Sequence[str | Path], out: Path) -> str:
     """Return a sentence on the files of directories and patterns that are not predicted, by suffix, or "".
 
     Takes the arguments of `find_input_files`, which must have succeeded.

@@ -219,7 +219,7 @@ def as_bytes(image: tf.Tensor) -> tf.Tensor:
     return tf.floor(tf.clip_by_value(image, 0, 255))
 
 
-# XLA fuses some fifty passes over the image into one, in a seventh of the time. It may also fuse a multiplication and
+# XLA fuses some fifty skips the image into one, in a seventh of the time. It may also fuse a multiplication and
 # an addition without intermediate rounding, which changes one value in ten thousand by one.
 @tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
 def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ from kseg.config.files import config_names
 from kseg.errors import UserError
 from kseg.images import image_files
 from kseg.inference.file_prediction import predict_files
-from kseg.inference.input_files import find_input_files, passed_over_note
+from kseg.inference.input_files import find_input_files, skipped_files_note
 from kseg.predict import main
 
 DATASET = SimpleNamespace(classes=("dark", "bright"), palette=((0, 0, 255), (255, 255, 0)))
@@ -86,9 +86,9 @@ def test_files_that_are_passed_over_are_told(tmp_path):
         draw(tmp_path / "in/a.png")
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
-    note = passed_over_note([tmp_path / "in", tmp_path / "in/notes"], tmp_path / "out")
+    note = skipped_files_note([tmp_path / "in", tmp_path / "in/notes"], tmp_path / "out")
     assert ": .HEIC (1), .heic (1), no suffix (1);" in note
-    assert not passed_over_note([tmp_path / "in/notes"], tmp_path / "out")
+    assert not skipped_files_note([tmp_path / "in/notes"], tmp_path / "out")
 
 
 def test_images_are_found_in_sorted_order(tmp_path):

@@ -1,4 +1,4 @@
-"""What directories and split lists hold, what is passed over, and how names are matched."""
+"""What directories and split lists hold, what is skipped, and how names are matched."""
 
 import os
 import unicodedata
