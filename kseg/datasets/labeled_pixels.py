@@ -40,8 +40,8 @@ def require_labeled_pixels(split: Split) -> None:
     if found:
         defined = sorted(value for value, train_id in enumerate(table) if train_id < len(split.dataset.classes))
         raise DataError(
-            f"split {split.name!r} of {split.location} has no labeled pixel: its {len(split.label_names)} labels, such "
-            f"as {split.label_names[0]}, hold only the ignored value{'s' * (len(found) > 1)} "
+            f"split {split.name!r} of {split.location} has no labeled pixel: all its labels ({len(split.label_names)}), "
+            f"such as {split.label_names[0]}, hold only the ignored value{'s' * (len(found) > 1)} "
             f"{', '.join(map(str, sorted(found)))}. The values of classes are "
             f"{', '.join(map(str, defined[:10]))}{', ...' if len(defined) > 10 else ''}; correct the labels, or choose "
             "other splits with data.train_split and data.val_split")

@@ -6,6 +6,7 @@ HDF5's library crashes on some damaged files, and on others it does not come to 
 import contextlib
 import functools
 import math
+import os
 import resource
 import signal
 import subprocess
@@ -22,9 +23,9 @@ from kseg.weights import hdf5_members
 # Errors of h5py for damaged files and for files with another layout.
 ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, MemoryError)
 
-# What the trial may use: seconds of a processor at the start and per byte, and address space beside the arrays, bytes.
-# A sound file needs less than a tenth of each.
-START_SECONDS, SECONDS_PER_BYTE, PROGRAM_BYTES = 5, 2e-8, 4 << 30
+# What the trial may use: seconds of a processor at the start and per byte, and memory beside the arrays, bytes. A sound
+# file needs less than a tenth of each.
+START_SECONDS, SECONDS_PER_BYTE, MORE_BYTES = 5, 2e-8, 1 << 30
 TRIAL = """\
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -64,7 +65,8 @@ def _try_in_process(path: str, size: int, modified: int) -> None:
     """Raise WeightsError if a process of its own cannot read a file; a file of this size and time is tried once."""
     # Isolated from the working directory, whose files could have the names of modules.
     trial = subprocess.run([sys.executable, "-P", "-c", TRIAL, str(Path(__file__).resolve().parents[2]), path],
-                           stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+                           stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                           env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
     if trial.returncode == -signal.SIGXCPU:
         raise WeightsError(f"{path} is damaged: HDF5 does not come to an end reading it")
     if trial.returncode < 0:
@@ -80,10 +82,10 @@ def fault(path: str) -> str:
     """
     size = Path(path).stat().st_size
     seconds = math.ceil(START_SECONDS + size * SECONDS_PER_BYTE)
-    # An administrator may have set a lower limit already, which cannot be raised.
-    with contextlib.suppress(ValueError):
+    # An administrator may have set a lower limit already, which cannot be raised; only Linux tells the memory in use.
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-        resource.setrlimit(resource.RLIMIT_AS, (PROGRAM_BYTES + 3 * size,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MORE_BYTES + 3 * size,) * 2)
     # A crash is told by its signal and needs no file with the process' memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -94,6 +96,11 @@ def fault(path: str) -> str:
     except ERRORS as error:
         return _describe(error)
     return ""
+
+
+def _address_space() -> int:
+    """Return the bytes that this process has reserved: with many cores, NumPy reserves gigabytes when it is imported."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def numbered_layers(file: h5py.File) -> dict[str, list[np.ndarray]]:
