@@ -40,7 +40,7 @@ def require_labeled_pixels(split: Split) -> None:
     if found:
         defined = sorted(value for value, train_id in enumerate(table) if train_id < len(split.dataset.classes))
         raise DataError(
-            f"split {split.name!r} of {split.location} has no labeled pixel: all its labels ({len(split.label_names)}), "
+            f"split {split.name!r} of {split.location} has no labeled pixel: its labels ({len(split.label_names)}), "
             f"such as {split.label_names[0]}, hold only the ignored value{'s' * (len(found) > 1)} "
             f"{', '.join(map(str, sorted(found)))}. The values of classes are "
             f"{', '.join(map(str, defined[:10]))}{', ...' if len(defined) > 10 else ''}; correct the labels, or choose "

@@ -99,7 +99,7 @@ def fault(path: str) -> str:
 
 
 def _address_space() -> int:
-    """Return the bytes that this process has reserved: with many cores, NumPy reserves gigabytes when it is imported."""
+    """Return the bytes that this process has reserved: with many cores, NumPy reserves gigabytes at its import."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
