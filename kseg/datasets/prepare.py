@@ -28,6 +28,7 @@ from kseg.datasets.registry import Dataset
 from kseg.datasets.sources import Pair, Pairs
 from kseg.errors import DataError, unknown
 from kseg.images.decoding import encode_pixels
+from kseg.system.patterns import pattern_fault
 from kseg.system.progress import Progress
 
 # Size of record files and descriptions relative to the stored images and labels.
@@ -63,6 +64,8 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
     """
     dataset, chosen = _choose(data, source, splits)
     directory = registry.directory_of(data)
+    if fault := pattern_fault(directory):
+        raise DataError(f"--directory {directory} {fault}")
     layout = prepared.FORMATS[data.name]
     final = directory / (layout.pixels_directory if fast else layout.records_directory)
     if final.is_dir():

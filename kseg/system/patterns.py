@@ -10,5 +10,5 @@ PATTERN_CHARACTERS = re.compile(r"[\[\\]")
 def pattern_fault(path: Path | str) -> str:
     """Return why TensorFlow could write files below a path but not read them again, or ""."""
     found = PATTERN_CHARACTERS.search(str(path))
-    return found and (f"contains {found[0]!r}, which TensorFlow takes for a pattern when it reads a model; choose a "
+    return found and (f"contains {found[0]!r}, which TensorFlow takes for a pattern when it looks for files; choose a "
                       "path without [ and \\, or a relative one that starts below it") or ""

@@ -2,15 +2,19 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tensorflow_serving.config import model_server_config_pb2 as config_pb2
 
-from kseg.errors import UserError
+from kseg.config.sections import Data
+from kseg.datasets import prepare
+from kseg.errors import DataError, UserError
 from kseg.exporting import exporter
 from kseg.system.patterns import pattern_fault
 from pipeline import run_local
 from serving.core import manager
 from serving.errors import ServingError
+from tests.helpers.small_sets import folder
 
 REFUSED = ("a[b]", "a\\b")
 
@@ -20,8 +24,11 @@ def test_star_and_question_mark_match_themselves():
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_exports_pipelines_and_servers_refuse_them(tmp_path, name):
-    path = tmp_path / name
+def test_exports_pipelines_servers_and_preparations_refuse_them(tmp_path, tmp_path_factory, name):
+    path, source = tmp_path / name, tmp_path_factory.mktemp("source") / "set"
+    folder(source, {"train": [np.zeros((2, 3))]})
+    with pytest.raises(DataError, match="--directory .*pattern"):
+        prepare.prepare_dataset(Data(name="folder", directory=str(path)), source)
     with pytest.raises(UserError, match="--out .*pattern"):
         exporter.export(None, SimpleNamespace(), None, path)
     for arguments in (["--root", path], ["--root", tmp_path / "plain", "--serving", path]):
