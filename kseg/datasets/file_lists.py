@@ -43,16 +43,17 @@ def files_by_stem(directory: Path, suffixes: tuple[str, ...]) -> DirectoryFiles:
     for path in sorted(directory.iterdir()):
         if path.name.startswith(".") or path.name.lower() in CLUTTER:
             continue
-        if path.is_dir():
+        # The suffix comes first, because a look at each file's kind is slow on network storage.
+        if path.suffix.lower() in suffixes:
+            if path.stem in paths:
+                raise DataError(f"two files have the same name: {paths[path.stem]} and {path}")
+            paths[require_utf8(path).stem] = path
+        elif path.is_dir():
             count = sum(file.suffix.lower() in suffixes and not file.name.startswith(".") for file in path.rglob("*"))
             notes += [f"{path} is not read, because it is a subdirectory ({count} file{'s' * (count > 1)}); move its "
                       f"files to {directory}"] * (count > 0)
-        elif path.suffix.lower() not in suffixes:
-            others[path.stem] = path
-        elif path.stem in paths:
-            raise DataError(f"two files have the same name: {paths[path.stem]} and {path}")
         else:
-            paths[require_utf8(path).stem] = path
+            others[path.stem] = path
     if others:
         counts = Counter(path.suffix or "no suffix" for path in others.values())
         found = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(counts.items()))

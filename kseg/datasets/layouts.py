@@ -15,8 +15,10 @@ from kseg.datasets.tfrecord import Records, read_record
 from kseg.errors import DataError
 from kseg.images import image_files
 
-# What prediction reads in a directory, training reads too.
+# Training reads the same kinds of files as prediction.
 IMAGE_SUFFIXES = image_files.SUFFIXES
+# Names, in lower case, that users give to a split's directory of images instead of `images`.
+SIMILAR_TO_IMAGES = ("images", "image", "imgs", "img", "jpegimages")
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,16 @@ def folder_notes(directory: Path) -> tuple[str, ...]:
     """Return a sentence on each subdirectory that looks like a split but is none."""
     notes = []
     for path in sorted(directory.iterdir()):
-        if path.name.startswith(".") or not path.is_dir() or (path / "images").is_dir():
+        try:
+            # Only the next level is listed: results and other material beside the splits may be large.
+            children = sorted(child.name for child in path.iterdir()) if path.is_dir() else []
+        # A directory such as lost+found may be closed to the user.
+        except PermissionError:
             continue
-        # A prepared set or other material has no images in it.
-        images = next((file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES), None)
-        if images:
-            notes.append(f"{path} is no split and is not read, although it holds images such as {images}; a split has "
-                         f"the directories {path.name}/images and {path.name}/labels, in lower case")
+        similar = [name for name in children if name.lower() in SIMILAR_TO_IMAGES]
+        if similar and "images" not in similar:
+            notes.append(f"{path} is no split and is not read, because its images are in {similar[0]}; rename that "
+                         f"directory to {path.name}/images and the one with the labels to {path.name}/labels")
     return tuple(notes)
 
 

@@ -23,8 +23,8 @@ from kseg.weights import hdf5_members
 # Errors of h5py for damaged files and for files with another layout.
 ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, MemoryError)
 
-# What the trial may use: seconds of a processor at the start and per byte, and memory beside the arrays, bytes. A sound
-# file needs less than a tenth of each.
+# Limits of the trial: seconds of a processor at the start and per byte, and memory beside the arrays, bytes. They are
+# ten times what a sound file needs.
 START_SECONDS, SECONDS_PER_BYTE, MORE_BYTES = 5, 2e-8, 1 << 30
 TRIAL = """\
 import sys

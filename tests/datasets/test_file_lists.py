@@ -1,4 +1,4 @@
-"""What directories and split lists hold, what is skipped, and how names are matched."""
+"""Directories and split lists are read, skipped files are named, and names are matched."""
 
 import os
 import unicodedata
@@ -33,9 +33,10 @@ def test_what_a_directory_passes_over_is_told(tmp_path):
 def test_notes_of_a_folder_reach_the_split(tmp_path):
     data = folder(tmp_path, {"train": [GRAY]})
     write(tmp_path / "val/Images/a.png", COLOR)
-    (tmp_path / "runs").mkdir()
-    notes = " ".join(registry.open_split(data, "train").notes)
-    assert str(tmp_path / "val") in notes and "val/images" in notes and "runs" not in notes
+    # Results beside the splits are no images of a split.
+    write(tmp_path / "predicted/overlay/a.png", COLOR)
+    [note] = registry.open_split(data, "train").notes
+    assert str(tmp_path / "val") in note and "Images" in note and "val/images" in note
 
 
 def test_a_counterpart_of_another_suffix_is_named(tmp_path):
