@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from kseg.config.files import config_names
 from kseg.config.sections import Data
-from kseg.datasets import diagnosis, file_lists, labeled_pixels, registry, statistics
+from kseg.datasets import diagnosis, labeled_pixels, registry, statistics
 from kseg.datasets.palettes import PaletteComparison, used_colors
+from kseg.datasets.plausibility import Plausibility
 from kseg.datasets.registry import Dataset, Split
 from kseg.datasets.statistics import ExampleCounts
 from kseg.errors import DataError, UserError, unknown
-from kseg.images import picture_reader
 from kseg.system import atomic_files
 from kseg.system.progress import Progress
 
@@ -42,25 +42,18 @@ def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str]
             files are unpaired, damaged or of the wrong kind, a label's size differs from its image's, a label has
             undefined values, or a split is empty; the message lists the first ten faults.
     """
-    extents: list[tuple[float, float]] = []
-    several_pages: list[str] = []
+    findings = Plausibility(registry.find_dataset(data), data.value_range)
 
     def decoded_size(name: str, image_data: tf.Tensor) -> tuple[int, int]:
         picture = diagnosis.read_picture(name, image_data, data.value_range)
-        if picture.values is not None:
-            extents.append((picture.values.min(), picture.values.max()))
-        if picture.pages > 1:
-            several_pages.append(name)
+        findings.add_picture(name, picture)
         return picture.pixels.shape[:2]
 
     try:
-        results = _inspect(data, splits, decoded_size, statistics.describe_values, report)[1]
+        results = _inspect(data, splits, findings, decoded_size, statistics.describe_values, report)
     finally:
-        if extents and not data.value_range and (note := picture_reader.range_note(extents)):
+        for note in findings.picture_notes():
             report(f"warning: {note}")
-        if several_pages:
-            report(f"warning: only the first page or frame is read of {len(several_pages)} "
-                   f"image{'s' * (len(several_pages) > 1)}: {file_lists.first_three(several_pages)}")
     report(_next_steps(data, sum(result["images"] for result in results.values())))
     return results
 
@@ -88,9 +81,10 @@ def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = Non
         if out:
             # An unwritable directory must be reported before all files are read.
             out.parent.mkdir(parents=True, exist_ok=True)
-        dataset, results = _inspect(data, splits, diagnosis.image_size, statistics.describe_classes, report)
+        findings = Plausibility(registry.find_dataset(data), data.value_range)
+        results = _inspect(data, splits, findings, diagnosis.image_size, statistics.describe_classes, report)
         if out:
-            plain = {name: statistics.plain_summary(dataset, name, result) for name, result in results.items()}
+            plain = {name: statistics.plain_summary(findings.dataset, name, result) for name, result in results.items()}
             atomic_files.write_text(out, json.dumps(plain, indent=2) + "\n")
             report(f"wrote {out}")
     except OSError as error:
@@ -98,11 +92,11 @@ def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = Non
     return results
 
 
-def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Tensor], tuple[int, int]],
-             describe: Callable[[Dataset, str, dict], str],
-             report: Callable[[str], None]) -> tuple[Dataset, dict[str, dict]]:
+def _inspect(data: Data, splits: Sequence[str], findings: Plausibility,
+             image_size: Callable[[str, tf.Tensor], tuple[int, int]], describe: Callable[[Dataset, str, dict], str],
+             report: Callable[[str], None]) -> dict[str, dict]:
     """Report and return the summary of each split."""
-    dataset = registry.find_dataset(data)
+    dataset = findings.dataset
     available = registry.split_names(data)
     for name in splits:
         if name not in available:
@@ -120,12 +114,10 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
                 report(f"warning: {note}")
         told.update(split.notes)
         progress = Progress(len(split.names), f"images of {name}", report)
-        palettes = PaletteComparison(dataset.label_table, len(dataset.classes))
-        examples = _countable_examples(split, functools.partial(_read, split, image_size), palettes, progress, faults)
+        read = functools.partial(_read, split, image_size)
+        examples = _countable_examples(split, read, findings.palettes, progress, faults)
         results[name] = statistics.summarize_split(dataset, examples)
         report(describe(dataset, name, results[name]))
-        if not dataset.label_colors and (fault := palettes.fault()):
-            faults.append(f"{name}: {fault}")
         if results[name]["images"] and not results[name]["class_pixels"].any():
             try:
                 labeled_pixels.require_labeled_pixels(split)
@@ -135,11 +127,14 @@ def _inspect(data: Data, splits: Sequence[str], image_size: Callable[[str, tf.Te
                     report(f"warning: {error}")
                 else:
                     faults.append(str(error))
+    if fault := findings.palette_fault():
+        # It spoils all labels, so it precedes the faults of single files, of which only some are listed.
+        faults.insert(0, fault)
     if faults:
         more = len(faults) - FAULTS_LISTED
         listed = [f"  {fault}" for fault in faults[:FAULTS_LISTED]] + [f"  and {more} more"] * (more > 0)
         raise DataError(f"{data.name} has {len(faults)} fault{'s' * (len(faults) > 1)}:\n" + "\n".join(listed))
-    return dataset, results
+    return results
 
 
 def _next_steps(data: Data, images: int) -> str:

@@ -23,8 +23,6 @@ from kseg.images.decoding import (
 )
 from kseg.images.picture_reader import Picture
 
-# Number of images that are read when training starts.
-SAMPLED = 8
 # Prefixes of TensorFlow's messages that locate the error in a graph or in a chain of datasets.
 GRAPH_LOCATION = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
                             r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )?")
@@ -39,12 +37,13 @@ def decode_example(split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: The image or the label cannot be used; the message names the file, the value and the choices.
     """
-    return decode_pair(split.dataset, split.names[index], split.label_names[index], *read_pair(split, index),
-                       split.value_range)
+    picture, label = decode_pair(split.dataset, split.names[index], split.label_names[index],
+                                 *read_pair(split, index), split.value_range)
+    return picture.pixels, label
 
 
 def decode_pair(dataset: Dataset, name: str, label_name: str, image_data: tf.Tensor,
-                label_data: tf.Tensor, value_range: tuple[float, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+                label_data: tf.Tensor, value_range: tuple[float, ...] = ()) -> tuple[Picture, np.ndarray]:
     """Decode an encoded image (string scalar) and its label.
 
     Args:
@@ -54,17 +53,17 @@ def decode_pair(dataset: Dataset, name: str, label_name: str, image_data: tf.Ten
         value_range: (low, high): the values of images with more than 8 bits that become 0 and 255; may be empty.
 
     Returns:
-        The image, uint8 (H, W, 3), and the label's raw values, uint8 (H, W).
+        The image with its uint8 RGB pixels (H, W, 3), and the label's raw values, uint8 (H, W).
 
     Raises:
         DataError: The image or the label cannot be used; the message names the file, the value and the choices.
     """
-    image, label = read_image(name, image_data, value_range), read_label(dataset, label_name, label_data)
-    require_same_size(name, image.shape[:2], label_name, label.shape)
+    picture, label = read_picture(name, image_data, value_range), read_label(dataset, label_name, label_data)
+    require_same_size(name, picture.pixels.shape[:2], label_name, label.shape)
     fault = undefined_pixels(dataset, label, statistics.value_counts(label), label_data)
     if fault:
         raise DataError(f"{label_name}: {fault}")
-    return image, label
+    return picture, label
 
 
 def read_pair(split: Split, index: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -177,23 +176,6 @@ def has_exif_orientation(data: tf.Tensor) -> bool:
     # A damaged image is reported by its decoder.
     except tf.errors.OpError:
         return False
-
-
-def sampled_range_note(split: Split) -> str:
-    """Return a note if some images of more than 8 bits use only a corner of 0..65535, or ""; reads a few images."""
-    if split.value_range or split.is_pixels:
-        return ""
-    extents = []
-    for index in sorted({int(index) for index in np.linspace(0, len(split.names) - 1, SAMPLED)}):
-        try:
-            image_data, _ = read_pair(split, index)
-            if needs_care(image_data):
-                values = read_picture(split.names[index], image_data).values
-                extents += [] if values is None else [(values.min(), values.max())]
-        # Training names the file when its turn comes, or skips it.
-        except (DataError, tf.errors.OpError):
-            continue
-    return picture_reader.range_note(extents)
 
 
 def stored_image(data: bytes, pixels: np.ndarray, value_range: tuple[float, ...] = ()) -> bytes:

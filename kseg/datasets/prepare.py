@@ -24,8 +24,11 @@ import tensorflow_datasets as tfds
 from kseg.config.sections import Data
 from kseg.datasets import archive_files, class_list, diagnosis, layouts, prepared, registry, sources, tfds_builder
 from kseg.datasets.diagnosis import decode_pair, image_size
+from kseg.datasets.palettes import used_colors
+from kseg.datasets.plausibility import Plausibility
 from kseg.datasets.registry import Dataset
 from kseg.datasets.sources import Pair, Pairs
+from kseg.datasets.statistics import value_counts
 from kseg.errors import DataError, unknown
 from kseg.images.decoding import encode_pixels
 from kseg.system.patterns import pattern_fault
@@ -94,8 +97,9 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
                          if not (parts[split] / NAMES).is_file()}
             needed = _pixels_size(remaining) if fast else _records_size(source, data.name, hidden, remaining)
             require_disk_space(hidden, needed, report)
+            findings = Plausibility(dataset, data.value_range)
             for split, examples in remaining.items():
-                _write_part(dataset, data.value_range, source, split, examples, parts[split], fast, report)
+                _write_part(findings, data.value_range, source, split, examples, parts[split], fast, report)
             finished = hidden / "finished"
             finished.mkdir()
             (_join_pixels if fast else _join_records)(data.name, parts, finished)
@@ -109,6 +113,9 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
             shutil.rmtree(hidden)
     except OSError as error:
         raise DataError(f"cannot prepare {data.name} in {hidden}: {archive_files.error_text(error)}") from error
+    # The prepared set has neither further pages nor palettes, so nothing can find them in it.
+    for note in findings.notes():
+        report(f"warning: {note}")
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in pairs.items())
     report(f"prepared {final}: {counts}; {source} is no longer needed")
     return final
@@ -205,9 +212,10 @@ def require_disk_space(directory: Path, needed: int, report: Callable[[str], Non
     report(line)
 
 
-def _write_part(dataset: Dataset, value_range: tuple[float, ...], source: Path, split: str, examples: list[Pair],
+def _write_part(findings: Plausibility, value_range: tuple[float, ...], source: Path, split: str, examples: list[Pair],
                 part: Path, fast: bool, report: Callable[[str], None]) -> None:
-    """Check a split, write its records or pixels to `part`, and finally its names."""
+    """Check a split, write its records or pixels to `part`, and finally its names; add to `findings`."""
+    dataset = findings.dataset
     # The progress report runs inside a generator that the builder consumes with its output suppressed, so it restores
     # the stdout saved here.
     out, progress = sys.stdout, Progress(len(examples), f"pairs of {split}", report)
@@ -216,7 +224,7 @@ def _write_part(dataset: Dataset, value_range: tuple[float, ...], source: Path, 
         with contextlib.redirect_stdout(out):
             progress.update(done)
 
-    decoded = _decode(dataset, value_range, examples, update)
+    decoded = _decode(findings, value_range, examples, update)
     if fast:
         _write_pixels(decoded, part)
     elif dataset.name == "cityscapes":
@@ -228,15 +236,19 @@ def _write_part(dataset: Dataset, value_range: tuple[float, ...], source: Path, 
     os.replace(part / f".{NAMES}", part / NAMES)
 
 
-def _decode(dataset: Dataset, value_range: tuple[float, ...], examples: list[Pair],
+def _decode(findings: Plausibility, value_range: tuple[float, ...], examples: list[Pair],
             update: Callable[[int], None]) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
-    """Yield each pair with its image and raw label.
+    """Yield each pair with its image and raw label; add them to `findings`.
 
     Raises DataError naming the first unusable file.
     """
     for done, pair in enumerate(examples, 1):
-        encoded = (tf.constant(file.read()) for file in (pair.image, pair.label))
-        yield pair, *decode_pair(dataset, pair.image.name, pair.label.name, *encoded, value_range)
+        image_data, label_data = pair.image.read(), pair.label.read()
+        picture, label = decode_pair(findings.dataset, pair.image.name, pair.label.name, tf.constant(image_data),
+                                     tf.constant(label_data), value_range)
+        findings.add_picture(pair.image.name, picture)
+        findings.palettes.add(pair.label.name, used_colors(label_data, value_counts(label)))
+        yield pair, picture.pixels, label
         update(done)
 
 

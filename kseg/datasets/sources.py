@@ -110,11 +110,14 @@ def open_folder(source: Path, splits: Sequence[str], report: Callable[[str], Non
     def file(path: str) -> File:
         return File(path, Path(path).stat().st_size, Path(path).read_bytes)
 
-    pairs = {}
+    pairs, notes = {}, list(layouts.folder_notes(source))
     for split in splits:
         examples = layouts.folder_examples(source, split)
+        notes += examples.notes
         pairs[split] = [Pair(Path(image).name, file(image), file(label))
                         for image, label in zip(examples.names, examples.label_names, strict=True)]
+    for note in notes:
+        report(f"warning: {note}")
     return pairs
 
 

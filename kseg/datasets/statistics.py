@@ -206,8 +206,13 @@ def _size_lines(result: dict) -> list[str]:
 def _orientation_lines(result: dict) -> list[str]:
     if not result["turned"]:
         return []
-    return [f"  {_plural(result['turned'], 'image has', 'images have')} an EXIF orientation; all "
-            "commands read it upright, so its label must be drawn on the upright image"]
+    return [f"  {orientation_note(result['turned'])}"]
+
+
+def orientation_note(count: int) -> str:
+    """Return a sentence on a number of images with an EXIF orientation other than upright."""
+    return (f"{_plural(count, 'image has', 'images have')} an EXIF orientation; all commands read it upright, so its "
+            "label must be drawn on the upright image")
 
 
 def _plural(count: int, singular: str, plural: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg.config import Config
-from kseg.datasets import diagnosis
+from kseg.datasets import diagnosis, labeled_pixels, plausibility
 from kseg.datasets.registry import Dataset, Split
 from kseg.distributed import devices, hosts
 from kseg.errors import WorkdirError
@@ -84,7 +84,8 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
         mIoU, the published scores, timing, provenance and config.
 
     Raises:
-        DataError: An image or label cannot be read, is too large, or has pixels outside the classes.
+        DataError: The split has no labeled pixel; or an image or label cannot be read, is too large, or has pixels
+            outside the classes.
         WeightsError: The model's scores are not finite.
         WorkdirError: `out` cannot be written, or the classes of `dataset` and `split` differ.
 
@@ -99,7 +100,10 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
         (16, True, True)
     """
     trained_model.require_same_classes(dataset, split.dataset, "the model")
+    labeled_pixels.require_labeled_pixels(split)
     strategy = strategy or tf.distribute.get_strategy()
+    if hosts.is_chief(strategy):
+        plausibility.report_notes((split,), report)
     names = split.names
     writes = out is not None and hosts.is_chief(strategy)
     if writes:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from kseg.config import Config, checks, values
 from kseg.config.sections import IGNORED, Data
-from kseg.datasets import diagnosis, registry
+from kseg.datasets import diagnosis, plausibility, registry
 from kseg.datasets.registry import Dataset, Split
 from kseg.errors import ConfigError
 from kseg.images import drawing, image_files
@@ -68,6 +68,7 @@ def show(config: Config, count: int, step: int, out: Path, report: Callable[[str
     if count < 1 or step < 0:
         raise ConfigError(f"count must be at least 1 and step at least 0, got {count} and {step}")
     split = registry.open_split(config.data, config.data.train_split)
+    plausibility.report_notes((split,), report)
     dataset, samples = split.dataset, _samples(config, split, count, step)
     cells = []
     for number, (image, label, index) in enumerate(samples, 1):

@@ -12,7 +12,7 @@ from kseg import config as configs
 from kseg import models
 from kseg.config import Config
 from kseg.config.sections import Train
-from kseg.datasets import diagnosis, labeled_pixels, registry
+from kseg.datasets import labeled_pixels, plausibility, registry
 from kseg.distributed import devices, hosts
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batch_reader
@@ -108,9 +108,8 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     dataset = train_split.dataset
     for split in (train_split, val_split):
         labeled_pixels.require_labeled_pixels(split)
-    for note in dict.fromkeys((*train_split.notes, *val_split.notes, diagnosis.sampled_range_note(train_split))):
-        if note:
-            report(f"warning: {note}")
+    if chief:
+        plausibility.report_notes((train_split, val_split), report)
     if hosts.num_hosts(strategy) > 1:
         if config.data.unreadable == "skip":
             # Every host keeps its own list of unreadable examples, and they would train on parts of different batches.
@@ -211,6 +210,7 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
         split = registry.open_split(config.data, config.data.train_split)
         for opened in (split, val_split):
             labeled_pixels.require_labeled_pixels(opened)
+        plausibility.report_notes((split, val_split), report)
         classes = len(split.dataset.classes)
         batch = batch_reader.BatchReader(config, split, None, tf.distribute.get_strategy(), report).read(0)
         shapes = {name: f"{tuple(value.shape)} {value.dtype.name}" for name, value in batch.items()}

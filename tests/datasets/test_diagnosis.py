@@ -160,7 +160,6 @@ def test_narrow_16_bit_values_and_several_pages_are_said(tmp_path):
     lines = []
     deep = tf.io.encode_png(tf.constant(PHOTO.astype(np.uint16) * 16)).numpy()
     source = written(tmp_path, "images", deep)
-    assert diagnosis.sampled_range_note(registry.open_split(source, "train")).startswith("1 image")
     (tmp_path / "train/images/e00.png").write_bytes(animation())
     checks.check_dataset(source, report=lines.append)
     notes = [line for line in lines if line.startswith("warning")]

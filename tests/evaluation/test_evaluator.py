@@ -140,6 +140,26 @@ def test_an_unreadable_image_is_named(folder, tiny_model):
         evaluate(tiny_model, config_of(folder))
 
 
+def test_a_split_without_labeled_pixels_is_refused(folder, tiny_model, tmp_path):
+    for path in (folder / "val" / "labels").iterdir():
+        label = np.where(np.array(PIL.Image.open(path)) > 8, 255, 9).astype(np.uint8)
+        PIL.Image.fromarray(label).save(path)
+    with pytest.raises(DataError, match="split 'val' .*no labeled pixel.* 9, 255.*--split"):
+        evaluate(tiny_model, config_of(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unusual_files_are_reported(folder, tiny_model):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 3
+    image = PIL.Image.open(folder / "val" / "images" / "1.png")
+    image.save(folder / "val" / "images" / "1.png", exif=exif.tobytes())
+    (folder / "val" / "images" / "notes.txt").touch()
+    lines = []
+    evaluate(tiny_model, config_of(folder), report=lines.append)
+    assert ".txt (1)" in lines[0] and "1 image has an EXIF orientation" in lines[1]
+
+
 def test_classes_other_than_those_of_the_training_are_refused(folder, tiny_model, tmp_path):
     config = config_of(folder)
     trained = registry.find_dataset(config.data)
