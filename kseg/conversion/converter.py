@@ -62,7 +62,7 @@ def load_original_weights(model: "keras.Model", checkpoint: Path, config: Config
         raise WeightsError(f"{checkpoint} is a file of Keras, which needs no conversion of a whole model; with "
                            "--backbone, a file of keras.applications is converted")
     channels = config.init.channels
-    system = foreign_files.read_foreign_checkpoint(checkpoint, channels, average).system
+    system = foreign_files.open_foreign_checkpoint(checkpoint, channels, average).system
     if backbone:
         notes = loading.load_backbone(model, checkpoint, config.init.skip, channels, config.data.std)
         return system, [*notes, f"the heads have random initial weights, drawn with train.seed {config.train.seed}"]
@@ -172,7 +172,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     """Return the short metadata of a .pth file: versions, dates, steps and the number of classes."""
     from kseg.weights import file_kinds, torch_files
 
-    contents = torch_files.read_torch_file(checkpoint) if file_kinds.find_kind(checkpoint) == "torch" else None
+    contents = torch_files.open_torch_file(checkpoint) if file_kinds.find_kind(checkpoint) == "torch" else None
     if not isinstance(contents, Mapping):
         return {}
     meta = contents.get("meta")

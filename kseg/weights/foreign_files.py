@@ -1,9 +1,10 @@
-"""Read weight files of other systems into named arrays, by MMSegmentation's or torchvision's names and layouts.
+"""Open weight files of other systems as named arrays, by MMSegmentation's or torchvision's names and layouts.
 
     PyTorch, .safetensors, .npz    MMSegmentation, SSSegmentation, torchvision, mmpretrain, plain state dicts
     HDF5                           keras.applications' ResNet50 and ResNet101
 
-The content of a file tells what it is, not its suffix.
+The content of a file tells what it is, not its suffix. Arrays are described by name and shape first, so that only those
+that a model takes are read.
 """
 
 from collections.abc import Mapping
@@ -13,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kseg.errors import WeightsError
-from kseg.weights import keras_files, safetensors_files, torch_files
+from kseg.weights import keras_files, npz_files, safetensors_files, torch_files
 from kseg.weights.file_kinds import find_kind
 from kseg.weights.names import sss_head, sss_to_mmseg
-from kseg.weights.stored_arrays import require_moderate
+from kseg.weights.stored_arrays import StoredArray, read_all
 from kseg.weights.torch_files import EMA_ENTRIES, STATE_ENTRIES
 from kseg.weights.torch_pickles import StandIn
 
@@ -40,6 +41,8 @@ SYSTEM_BY_PREFIX = {
     "backbone_net.": "sss", "decode_head.": "mmseg", "head.fc.": "mmpretrain", "layer1.0.": "torchvision",
     "conv1.": "torchvision", "bn1.": "torchvision", "stem.": "torchvision"}
 
+System = Literal["mmseg", "sss", "torchvision", "mmpretrain", "keras", "plain"]
+
 
 class Checkpoint(NamedTuple):
     """The weights of a file, their system and notes on their conversion.
@@ -48,7 +51,15 @@ class Checkpoint(NamedTuple):
     """
 
     state: dict[str, np.ndarray]
-    system: Literal["mmseg", "sss", "torchvision", "mmpretrain", "keras", "plain"]
+    system: System
+    notes: list[str]
+
+
+class OpenCheckpoint(NamedTuple):
+    """A `Checkpoint` whose arrays have not been read."""
+
+    state: dict[str, StoredArray]
+    system: System
     notes: list[str]
 
 
@@ -70,15 +81,31 @@ def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = 
         WeightsError: The file is missing, damaged, of another kind, has values that are not floating-point arrays, or
             lacks the EMA weights that `average` requests.
     """
+    checkpoint = open_foreign_checkpoint(path, channels, average)
+    return Checkpoint(read_all(path, checkpoint.state), checkpoint.system, checkpoint.notes)
+
+
+def open_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB",
+                            average: bool = False) -> OpenCheckpoint:
+    """Read names, shapes and dtypes of a file's weights.
+
+    Args:
+        path: The file.
+        channels: As for `read_foreign_checkpoint`.
+        average: As for `read_foreign_checkpoint`.
+
+    Raises:
+        WeightsError: As `read_foreign_checkpoint`, except for damaged elements of arrays.
+    """
     path = Path(path)
     kind = find_kind(path)
     if kind == "hdf5":
-        state, notes = keras_files.read_applications(path)
+        state, notes = keras_files.open_applications(path)
         if average:
             raise WeightsError(f"{path} contains no EMA weights")
         system = "keras"
     else:
-        contents = READERS[kind](path)
+        contents = OPENERS[kind](path)
         state, notes = _select(path, contents, average)
         system = _detect_system(state)
         if wrapper := _wrapper(state):
@@ -92,28 +119,14 @@ def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = 
     notes += more
     if channels == "BGR":
         notes.append(f"the input channels of {reverse_first_kernel(path, state)} were reversed from BGR to RGB")
-    return Checkpoint(state, system, notes)
+    return OpenCheckpoint(state, system, notes)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            require_moderate(path, sum(entry.file_size for entry in file.zip.infolist()), path.stat().st_size)
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist") from None
-    except WeightsError:
-        raise
-    except Exception as error:  # NumPy also passes on errors of zipfile, zlib and struct.
-        raise WeightsError(f"{path} is damaged or not an .npz file ({type(error).__name__}: {error})") from error
+OPENERS = {"npz": npz_files.open_npz, "torch": torch_files.open_torch_file,
+           "safetensors": safetensors_files.open_safetensors}
 
 
-READERS = {"npz": _read_npz, "torch": torch_files.read_torch_file, "safetensors": safetensors_files.read_safetensors}
-
-
-def _select(path: Path, contents: Any, average: bool) -> tuple[dict[str, np.ndarray], list[str]]:
+def _select(path: Path, contents: Any, average: bool) -> tuple[dict[str, StoredArray], list[str]]:
     """Return the requested set of weights without counters and prefixes, and notes on the other set."""
     entry = _ema_entry(contents)
     plain, averaged = _split_averages(_named_arrays(path, _unwrap(contents), required=not entry))
@@ -152,7 +165,7 @@ def _ema_entry(contents: Any) -> str:
     return next((entry for entry in EMA_ENTRIES if isinstance(contents.get(entry), dict)), "")
 
 
-def _named_arrays(path: Path, state: Any, required: bool) -> dict[str, np.ndarray]:
+def _named_arrays(path: Path, state: Any, required: bool) -> dict[str, StoredArray]:
     """Check that a state is a dict of arrays and return it without `module.` prefixes and counters."""
     if isinstance(state, dict) and ({"optimizer", "optimizer_state_dict"} & state.keys()
                                     or {"state", "param_groups"} <= state.keys()):
@@ -164,7 +177,7 @@ def _named_arrays(path: Path, state: Any, required: bool) -> dict[str, np.ndarra
         raise WeightsError(f"{path} contains no weights: its dict of weights is empty")
     named = {}
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, np.ndarray):
+        if not isinstance(name, str) or not isinstance(value, StoredArray):
             raise WeightsError(f"{path} contains {_described(value)} under {name!r}; expected a named array")
         if name.rpartition(".")[2] in COUNTERS:
             continue
@@ -186,7 +199,7 @@ def _without_module(name: str) -> str:
     return name
 
 
-def _wrapper(names: Mapping[str, np.ndarray]) -> str:
+def _wrapper(names: Mapping[str, StoredArray]) -> str:
     """Return the prefix of a wrapper that all names have, such as "model."; "" if there is none."""
     first = {name.split(".")[0] for name in names}
     return f"{min(first)}." if len(first) == 1 and first <= WRAPPERS else ""
@@ -195,12 +208,12 @@ def _wrapper(names: Mapping[str, np.ndarray]) -> str:
 def _described(value: Any) -> str:
     if isinstance(value, StandIn):
         return f"an object of {value.name}"
-    if isinstance(value, np.ndarray):
+    if isinstance(value, StoredArray):
         return f"an array of shape {value.shape}"
     return f"a value of type {type(value).__name__}"
 
 
-def _split_averages(state: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _split_averages(state: dict[str, StoredArray]) -> tuple[dict[str, StoredArray], dict[str, StoredArray]]:
     """Return the plain weights, and the weights with EMA_PREFIX by their plain names."""
     plain = {name: array for name, array in state.items() if not name.startswith(EMA_PREFIX)}
     plain_names = {name.replace(".", "_"): name for name in plain}
@@ -211,7 +224,7 @@ def _split_averages(state: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     return plain, averages
 
 
-def _detect_system(state: Mapping[str, np.ndarray]) -> str:
+def _detect_system(state: Mapping[str, StoredArray]) -> str:
     names = {name.removeprefix("backbone.") for name in state}
     for prefix, system in SYSTEM_BY_PREFIX.items():
         if any(name.startswith(prefix) for name in names):
@@ -219,7 +232,7 @@ def _detect_system(state: Mapping[str, np.ndarray]) -> str:
     return "plain"
 
 
-def _from_sss(path: Path, state: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+def _from_sss(path: Path, state: dict[str, StoredArray]) -> tuple[dict[str, StoredArray], list[str]]:
     """Translate an SSSegmentation state to MMSegmentation's names and channel order, and return notes."""
     head = sss_head(state)
     if not head:
@@ -233,15 +246,16 @@ def _from_sss(path: Path, state: dict[str, np.ndarray]) -> tuple[dict[str, np.nd
         raise WeightsError(f"{path}: {error}") from None
     notes = [f"names of SSSegmentation's {head} were translated"]
     kernel, pooled = "decode_head.bottleneck.conv.weight", "decode_head.image_pool.1.conv.weight"
-    if head in ("deeplabv3", "deeplabv3plus") and kernel in named and pooled in named:
+    if head in ("deeplabv3", "deeplabv3plus") and kernel in named and pooled in named and named[pooled].shape:
+        channels = named[pooled].shape[0]
         # The branch of the image's mean is SSSegmentation's last one and MMSegmentation's first one.
-        named[kernel] = np.roll(named[kernel], len(named[pooled]), axis=1)
-        notes.append(f"the input channels of {kernel} were rotated by {len(named[pooled])}: "
-                     "SSSegmentation has the pooled branch last")
+        named[kernel] = named[kernel].changed(lambda array: np.roll(array, channels, axis=1))
+        notes.append(f"the input channels of {kernel} were rotated by {channels}: SSSegmentation has the pooled branch "
+                     "last")
     return named, notes
 
 
-def _as_float32(path: Path, state: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+def _as_float32(path: Path, state: dict[str, StoredArray]) -> tuple[dict[str, StoredArray], list[str]]:
     converted: dict[str, int] = {}
     floats = {}
     for name, array in state.items():
@@ -250,20 +264,25 @@ def _as_float32(path: Path, state: dict[str, np.ndarray]) -> tuple[dict[str, np.
             raise WeightsError(f"{path} contains {name} as {array.dtype.name}; weights must be floating-point numbers")
         if array.dtype != np.float32:
             converted[array.dtype.name] = converted.get(array.dtype.name, 0) + 1
-        # Loading refuses the infinities that values beyond float32 become.
-        with np.errstate(over="ignore"):
-            floats[name] = array.astype(np.float32, copy=False)
+            array = array.changed(_rounded, dtype=np.float32)
+        floats[name] = array
     return floats, [f"{count} weights of type {dtype} were converted to float32" for dtype, count in converted.items()]
 
 
-def reverse_first_kernel(path: str | Path, state: dict[str, np.ndarray]) -> str:
-    """Reverse the input channels of the first convolution in place and return its name.
+def _rounded(array: np.ndarray) -> np.ndarray:
+    # Loading refuses the infinities that values beyond float32 become.
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def reverse_first_kernel(path: str | Path, state: dict[str, StoredArray]) -> str:
+    """Reverse the input channels of the first convolution in `state` and return its name.
 
     `state` has arrays in PyTorch's layout. Raises WeightsError if it has no first convolution with three channels.
     """
     for name in (prefix + kernel for prefix in ("", "backbone.") for kernel in FIRST_KERNELS):
         if name in state and state[name].ndim == 4 and state[name].shape[1] == 3:
-            state[name] = np.flip(state[name], 1).copy()
+            state[name] = state[name].changed(lambda array: np.flip(array, 1).copy())
             return name
     raise WeightsError(f"{path} cannot be converted from BGR to RGB: it has no first convolution with three channels "
                        f"({' or '.join(FIRST_KERNELS)})")

@@ -1,4 +1,4 @@
-"""Read the layers of an HDF5 weight file, first in a process that a damaged file may stop.
+"""Open the layers of an HDF5 weight file, first in a process that a damaged file may stop.
 
 HDF5's library crashes on some damaged files, and on others it does not come to an end.
 """
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from kseg.errors import WeightsError
 from kseg.weights import hdf5_members
+from kseg.weights.stored_arrays import StoredArray
 
 # Errors of h5py for damaged files and for files with another layout.
 ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, MemoryError)
@@ -34,12 +34,12 @@ print(hdf5_layers.fault(sys.argv[2]), end="")
 """
 
 
-def read_layers(path: str | Path, layers_of: Callable[[h5py.File], dict]) -> dict:
-    """Read the layers of a file with `numbered_layers` or `grouped_layers`.
+def open_layers(path: str | Path, layers_of: Callable[[h5py.File], dict]) -> dict:
+    """Open the layers of a file with `numbered_layers` or `grouped_layers`.
 
     Args:
         path: The file.
-        layers_of: Reads the layers of the open file.
+        layers_of: Describes the layers of the open file.
 
     Returns:
         What `layers_of` returns.
@@ -76,7 +76,7 @@ def _try_in_process(path: str, size: int, modified: int) -> None:
 
 
 def fault(path: str) -> str:
-    """Read all layers of a file under limits on time and memory, and return what is wrong with it, or "".
+    """Open all layers of a file under limits on time and memory, and return what is wrong with it, or "".
 
     This process ends by a signal if the library crashes or exceeds the time.
     """
@@ -103,7 +103,7 @@ def _address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def numbered_layers(file: h5py.File) -> dict[str, list[np.ndarray]]:
+def numbered_layers(file: h5py.File) -> dict[str, list[StoredArray]]:
     """Return {layer name: weights in Keras' order} of a file of Keras 3, which numbers them."""
     layers, root = {}, hdf5_members.group(file, "layers")
     bound = hdf5_members.Bound(file)
@@ -115,7 +115,7 @@ def numbered_layers(file: h5py.File) -> dict[str, list[np.ndarray]]:
     return layers
 
 
-def grouped_layers(file: h5py.File) -> dict[str, dict[str, np.ndarray]]:
+def grouped_layers(file: h5py.File) -> dict[str, dict[str, StoredArray]]:
     """Return {layer name: {weight name ("kernel", "moving_mean", ...): array}} of a file of Keras before version 3."""
     layers, bound = {}, hdf5_members.Bound(file)
     root = hdf5_members.group(file, "model_weights") if "model_weights" in file.keys() else file

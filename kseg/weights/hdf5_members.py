@@ -1,18 +1,22 @@
-"""Read groups, names and floating-point arrays of HDF5 files, and nothing that leads out of the file.
+"""Read groups, names and places of floating-point arrays of HDF5 files, and nothing that leads out of the file.
 
 HDF5 itself follows links to other files, takes elements from external files and from virtual datasets, and expands a
-few bytes to gigabytes.
+few bytes to gigabytes. Elements are read from their places in the file without its library.
 """
 
+import functools
+import itertools
 import math
+import os
 
 import h5py
 import numpy as np
 
 from kseg.errors import WeightsError
-from kseg.weights.stored_arrays import require_moderate
+from kseg.weights.stored_arrays import StoredArray, require_moderate
 
-FLOAT_BYTES = (2, 4, 8)
+FLOATS = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F16BE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F32BE, h5py.h5t.IEEE_F64LE,
+          h5py.h5t.IEEE_F64BE)
 # In one attribute; keras.applications' ResNet101 has 345 layers.
 MAX_NAMES = 2000
 
@@ -21,7 +25,8 @@ class Bound:
     """The bytes that a file's arrays may have together."""
 
     def __init__(self, file: h5py.File):
-        self.size, self.total = file.id.get_filesize(), 0
+        self.path, self.total = file.filename, 0
+        self.size = os.path.getsize(self.path)
 
     def add(self, count: int) -> None:
         """Add the bytes of an array; raises WeightsError if a file of this size cannot have so many."""
@@ -37,8 +42,8 @@ def group(parent: h5py.Group, path: str) -> h5py.Group:
     return found
 
 
-def floats(parent: h5py.Group, path: str, bound: Bound) -> np.ndarray:
-    """Read an array of floating-point numbers.
+def floats(parent: h5py.Group, path: str, bound: Bound) -> StoredArray:
+    """Find an array of floating-point numbers.
 
     Args:
         parent: The group in which it lies.
@@ -53,7 +58,7 @@ def floats(parent: h5py.Group, path: str, bound: Bound) -> np.ndarray:
         raise WeightsError(f"is damaged: {path} is not an array")
     if found.external or found.is_virtual:
         raise WeightsError(f"is refused: the elements of {found.name} lie in other files or datasets")
-    if found.shape is None or found.dtype.kind != "f" or found.dtype.itemsize not in FLOAT_BYTES:
+    if found.shape is None or not any(found.id.get_type() == kind for kind in FLOATS):
         content = "no elements" if found.shape is None else f"elements of type {found.dtype}"
         raise WeightsError(f"has {content} in {found.name}; weights must be floating-point numbers")
     if found.id.get_create_plist().get_nfilters():
@@ -62,7 +67,41 @@ def floats(parent: h5py.Group, path: str, bound: Bound) -> np.ndarray:
     bound.add(max(bytes_needed, math.prod(found.chunks or ()) * found.dtype.itemsize))
     if bytes_needed and not found.id.get_storage_size():
         raise WeightsError(f"is incomplete: {found.name} has a shape, {found.shape}, but no elements")
-    return found[()]
+    if found.id.get_create_plist().get_layout() == h5py.h5d.COMPACT:
+        # The few elements lie among the names, at a place that HDF5 does not tell.
+        return StoredArray(bound.path, found.shape, found.dtype, functools.partial(np.copy, found[()]))
+    pieces = _pieces(found) if bytes_needed else {}
+    shape = found.chunks or found.shape
+    if any(offset < 0 or offset + math.prod(shape) * found.dtype.itemsize > bound.size for offset in pieces.values()):
+        raise WeightsError(f"is damaged: elements of {found.name} lie outside of the file")
+    return StoredArray(bound.path, found.shape, found.dtype,
+                       functools.partial(_read, bound.path, found.shape, found.dtype, shape, pieces))
+
+
+def _pieces(found: h5py.Dataset) -> dict[tuple[int, ...], int]:
+    """Return {index of the first element: position in the file} of the pieces that have a dataset's elements."""
+    if not found.chunks:
+        return {(0,) * found.ndim: found.id.get_offset()}
+    pieces: dict[tuple[int, ...], int] = {}
+    found.id.chunk_iter(lambda chunk: pieces.update({chunk.chunk_offset: chunk.byte_offset}))
+    starts = [range(0, length, step) for length, step in zip(found.shape, found.chunks)]
+    # Every chunk of a file takes bytes there, so that this comparison of numbers bounds the list that follows it.
+    if len(pieces) != math.prod(map(len, starts)) or pieces.keys() != set(itertools.product(*starts)):
+        raise WeightsError(f"is incomplete: {found.name} has {len(pieces)} of {math.prod(map(len, starts))} chunks")
+    return pieces
+
+
+def _read(path: str, shape: tuple[int, ...], dtype: np.dtype, piece_shape: tuple[int, ...],
+          pieces: dict[tuple[int, ...], int]) -> np.ndarray:
+    array = np.empty(shape, dtype)
+    with open(path, "rb") as file:
+        for start, offset in pieces.items():
+            file.seek(offset)
+            piece = np.fromfile(file, dtype, math.prod(piece_shape)).reshape(piece_shape)
+            # The last chunks may extend beyond the array.
+            part = array[(*map(slice, start, np.add(start, piece_shape)), ...)]
+            part[...] = piece[tuple(map(slice, part.shape))]
+    return array
 
 
 def text(parent: h5py.Group, name: str) -> str:

@@ -1,8 +1,8 @@
 """Load weights from files into models.
 
 Layer names of kseg models are MMSegmentation's module paths, so a checkpoint fits by name. Loading is strict and all or
-nothing: the name and shape of every weight are checked before the first one is assigned. Weights to skip are listed by
-their full names or by prefixes that end in "*".
+nothing: the name and shape of every weight are checked before the elements of the first one are read, and all are read
+before the first one is assigned. Weights to skip are listed by their full names or by prefixes that end in "*".
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,9 @@ from kseg.errors import WeightsError, unknown
 from kseg.weights import downloads, keras_files
 from kseg.weights.diagnosis import CLASS_LAYERS, diagnose
 from kseg.weights.file_kinds import find_kind
-from kseg.weights.foreign_files import read_foreign_checkpoint, reverse_first_kernel
+from kseg.weights.foreign_files import open_foreign_checkpoint, reverse_first_kernel
 from kseg.weights.names import CLASSIFIERS, mmseg_head
+from kseg.weights.stored_arrays import StoredArray
 
 # Keras weight -> PyTorch weight. Only kernels have another layout in PyTorch.
 WEIGHT_NAMES = {
@@ -160,7 +161,7 @@ def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Seque
         if average:
             raise WeightsError(f"{path} contains no EMA weights")
         return _load_keras(model, path, head, skip, channels)
-    checkpoint = read_foreign_checkpoint(path, channels, average)
+    checkpoint = open_foreign_checkpoint(path, channels, average)
     return checkpoint.notes + _load(path, torch_targets(model), checkpoint.state, skip, head)
 
 
@@ -190,14 +191,15 @@ def load_backbone(model: keras.Model, path: str | Path, skip: Sequence[str] = ()
     prefix = "backbone."
     targets = {name.removeprefix(prefix): target for name, target in torch_targets(model).items()
                if name.startswith(prefix)}
-    checkpoint = read_foreign_checkpoint(path, channels)
+    checkpoint = open_foreign_checkpoint(path, channels)
     notes, state = list(checkpoint.notes), {}
     for name, array in checkpoint.state.items():
         if name.removeprefix(prefix) in state:
             raise WeightsError(f"{path} has {name.removeprefix(prefix)} both with and without {prefix!r}")
         state[name.removeprefix(prefix)] = array
     if checkpoint.system == "keras" and std and "conv1.weight" in state:
-        state["conv1.weight"] = state["conv1.weight"] * np.asarray(std, np.float32)[:, None, None]
+        factors = np.asarray(std, np.float32)[:, None, None]
+        state["conv1.weight"] = state["conv1.weight"].changed(lambda array: array * factors)
         notes.append(f"the first kernel was multiplied by data.std {tuple(std)}: keras.applications does not divide "
                      "images by it")
     classifier = [name for name in CLASSIFIERS
@@ -223,7 +225,7 @@ def _load_keras(model: keras.Model, path: str | Path, head: str, skip: Sequence[
     targets = torch_targets(model)
     names_by_layer = {layer.name: [_mmseg_name(variable) for variable in layer.weights] for layer in model.layers}
     state = {}
-    for layer, arrays in keras_files.read_layers(path).items():
+    for layer, arrays in keras_files.open_layers(path).items():
         names = names_by_layer.get(layer, [])
         if len(names) != len(arrays):
             # The file only numbers the weights of a layer that the model lacks or defines differently.
@@ -231,29 +233,29 @@ def _load_keras(model: keras.Model, path: str | Path, head: str, skip: Sequence[
         for name, array in zip(names, arrays):
             axes = targets[name].axes if name in targets else ()
             # Weights are compared and reported in PyTorch's layout.
-            state[name] = np.transpose(array, np.argsort(axes)) if len(axes) == array.ndim else array
+            state[name] = array.transposed(np.argsort(axes)) if axes and len(axes) == array.ndim else array
     notes = []
     if channels == "BGR":
         notes.append(f"the input channels of {reverse_first_kernel(path, state)} were reversed from BGR to RGB")
     return notes + _load(path, targets, state, skip, head)
 
 
-def _load(path: str | Path, targets: Mapping[str, Target], state: Mapping[str, np.ndarray], skip: Sequence[str],
+def _load(path: str | Path, targets: Mapping[str, Target], stored: Mapping[str, StoredArray], skip: Sequence[str],
           head: str) -> list[str]:
-    """Assign a state, except the weights to skip, to its targets and return notes on what was skipped."""
+    """Read and assign a state, except the weights to skip, to its targets and return notes on what was skipped."""
     skipped = set()
     for pattern in skip:
-        matches = {name for name in targets.keys() | state if _matches(name, pattern)}
+        matches = {name for name in targets.keys() | stored if _matches(name, pattern)}
         if not matches:
             raise WeightsError(f"{path}: init.skip lists {pattern!r}, but neither the file nor the model has such a "
                                "weight; remove it")
         skipped |= matches
     _require_fit(path, {name: target.shape() for name, target in targets.items()},
-                 {name: array.shape for name, array in state.items()}, skipped, head)
+                 {name: array.shape for name, array in stored.items()}, skipped, head)
     loaded = {name: target for name, target in targets.items() if name not in skipped}
     with np.errstate(over="ignore"):
         # A float64 beyond the range of float32 becomes infinite here, where it is still noticed.
-        state = {name: np.asarray(state[name]).astype(target.variable.dtype, copy=False)
+        state = {name: stored[name].read().astype(target.variable.dtype, copy=False)
                  for name, target in loaded.items()}
     if bad := [name for name in loaded if not np.isfinite(state[name]).all()]:
         raise WeightsError(f"{path} has non-finite values in {len(bad)} weights: "

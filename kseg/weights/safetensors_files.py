@@ -3,6 +3,7 @@
 Source: the format's description in its own repository, huggingface/safetensors (README, "Format").
 """
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from kseg.errors import WeightsError
+from kseg.weights.stored_arrays import StoredArray
 
 # The largest header that the format permits, bytes.
 MAX_HEADER = 100_000_000
@@ -35,6 +37,11 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: The file is missing or damaged, or its arrays overlap or leave gaps.
     """
+    return {name: array.read() for name, array in open_safetensors(path).items()}
+
+
+def open_safetensors(path: str | Path) -> dict[str, StoredArray]:
+    """Read the header of a .safetensors file; raises WeightsError as `read_safetensors`."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -48,17 +55,21 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
             entries.pop(METADATA, None)
             places = {name: _place(name, entry) for name, entry in entries.items()}
             _require_gapless(places, size - 8 - length)
-            arrays = {}
-            for name, (dtype, shape, start, end) in places.items():
-                file.seek(8 + length + start)
-                arrays[name] = np.frombuffer(bytearray(file.read(end - start)), dtype).reshape(shape)
-            return arrays
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist") from None
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise WeightsError(f"{path} is damaged or not a .safetensors file ({type(error).__name__}: {error})") from None
+    return {name: StoredArray(path, shape, dtype, functools.partial(_elements, path, 8 + length + start, end - start,
+                                                                    dtype, shape))
+            for name, (dtype, shape, start, end) in places.items()}
+
+
+def _elements(path: str | Path, offset: int, size: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return np.frombuffer(bytearray(file.read(size)), dtype).reshape(shape)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Describe arrays inside of weight files by name and shape, so that their elements are read only once they fit."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,11 @@ class StoredArray:
         """Return the number of bytes of the elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def ndim(self) -> int:
+        """Return the number of axes."""
+        return len(self.shape)
+
     def read(self) -> np.ndarray:
         """Return the elements as an array of this shape and dtype; raises WeightsError if the file is damaged."""
         try:
@@ -64,6 +69,24 @@ class StoredArray:
         """
         return StoredArray(self.path, self.shape if shape is None else shape, self.dtype if dtype is None else dtype,
                            lambda: change(self.read()))
+
+    def transposed(self, axes: Sequence[int]) -> "StoredArray":
+        """Return the array with its axes in another order, as np.transpose has it."""
+        return self.changed(lambda array: np.transpose(array, axes), tuple(self.shape[axis] for axis in axes))
+
+
+def read_all(path: str | Path, arrays: Mapping[str, StoredArray]) -> dict[str, np.ndarray]:
+    """Read arrays for which no model tells what is needed.
+
+    Args:
+        path: The file that they come from.
+        arrays: The arrays by name.
+
+    Raises:
+        WeightsError: The file is damaged, or too small for arrays of so many bytes.
+    """
+    require_moderate(path, sum(array.nbytes for array in arrays.values()), Path(path).stat().st_size)
+    return {name: array.read() for name, array in arrays.items()}
 
 
 def require_moderate(path: str | Path, total: int, size: int) -> None:

@@ -108,7 +108,7 @@ def test_the_classifier_is_read_as_fc(tmp_path):
     outputs = keras.layers.Conv2D(4, 7, name="conv1_conv")(inputs)
     outputs = keras.layers.BatchNormalization(name="conv1_bn")(outputs)
     outputs = keras.layers.Dense(5, name="predictions")(keras.layers.GlobalAveragePooling2D()(outputs))
-    state, _ = keras_files.read_applications(write(keras.Model(inputs, outputs), tmp_path / "a.weights.h5"))
+    state, _ = keras_files.open_applications(write(keras.Model(inputs, outputs), tmp_path / "a.weights.h5"))
     assert state["fc.weight"].shape == (5, 4) and state["fc.bias"].shape == (5,)
     assert len(state) == 7
 
