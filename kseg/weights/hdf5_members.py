@@ -62,7 +62,8 @@ def floats(parent: h5py.Group, path: str, bound: Bound) -> StoredArray:
         content = "no elements" if found.shape is None else f"elements of type {found.dtype}"
         raise WeightsError(f"has {content} in {found.name}; weights must be floating-point numbers")
     if found.id.get_create_plist().get_nfilters():
-        raise WeightsError(f"has compressed elements in {found.name}; `h5repack -f NONE OLD NEW` unpacks them")
+        raise WeightsError(f"has compressed or filtered elements in {found.name}; `h5repack -f NONE OLD NEW`, one of "
+                           "HDF5's tools, writes a file with plain ones")
     bytes_needed = math.prod(found.shape) * found.dtype.itemsize
     bound.add(max(bytes_needed, math.prod(found.chunks or ()) * found.dtype.itemsize))
     if bytes_needed and not found.id.get_storage_size():

@@ -43,7 +43,8 @@ def sound_files(directory: Path) -> dict[str, bytes]:
     with h5py.File(directory / "a.weights.h5", "w") as file:
         for index, array in enumerate(arrays.values()):
             group = file.create_group(f"layers/layer{index}/vars")
-            group.attrs["name"], group["0"] = f"layer{index}", array
+            group.attrs["name"] = f"layer{index}"
+            group.create_dataset("0", data=array, chunks=(2, 2) if index == 3 else None)
     header = json.dumps({name: {"dtype": "F32", "shape": [3, 4], "data_offsets": [48 * index, 48 * index + 48]}
                          for index, name in enumerate(arrays)}).encode()
     data = b"".join(array.tobytes() for array in arrays.values())
