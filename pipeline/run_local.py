@@ -17,7 +17,7 @@ from kseg import cli
 from kseg.config import Config
 from kseg.errors import UserError
 from kseg.system import quiet_start
-from kseg.system.patterns import pattern_fault
+from kseg.system.paths import path_fault
 from kseg.system.signals import Stopped
 from pipeline import options
 
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = cli.load_config(values)
     root = values.root.resolve()
     for option, path in (("--root", root), ("--serving", Path(values.serving or root).resolve())):
-        if (fault := pattern_fault(path)):
+        if (fault := path_fault(path)):
             raise UserError(f"{option} {path} {fault}")
     try:
         root.mkdir(parents=True, exist_ok=True)

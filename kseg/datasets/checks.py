@@ -19,6 +19,7 @@ from kseg.datasets.registry import Dataset, Split
 from kseg.datasets.statistics import ExampleCounts
 from kseg.errors import DataError, UserError, unknown
 from kseg.system import atomic_files
+from kseg.system.paths import printable
 from kseg.system.progress import Progress
 
 FAULTS_LISTED = 10
@@ -111,7 +112,7 @@ def _inspect(data: Data, splits: Sequence[str], findings: Plausibility,
             continue
         for note in split.notes:
             if note not in told:
-                report(f"warning: {note}")
+                report(printable(f"warning: {note}"))
         told.update(split.notes)
         progress = Progress(len(split.names), f"images of {name}", report)
         read = functools.partial(_read, split, image_size)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kseg.errors import DataError
+from kseg.system.paths import is_utf8
 
 # Files that file managers leave behind.
 CLUTTER = ("thumbs.db", "desktop.ini")
@@ -64,10 +65,8 @@ def files_by_stem(directory: Path, suffixes: tuple[str, ...]) -> DirectoryFiles:
 
 def require_utf8(path: Path) -> Path:
     """Return the path; raises DataError if it is not UTF-8, which TensorFlow and record files need."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise DataError(f"the name {os.fsencode(path)!r} is not UTF-8; rename it, for example with convmv") from None
+    if not is_utf8(path):
+        raise DataError(f"the name {os.fsencode(path)!r} is not UTF-8; rename it, for example with convmv")
     return path
 
 

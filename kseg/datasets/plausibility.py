@@ -14,6 +14,7 @@ from kseg.datasets.registry import Dataset, Split
 from kseg.errors import DataError
 from kseg.images import picture_reader, png
 from kseg.images.picture_reader import Picture
+from kseg.system.paths import printable
 
 # Number of examples of each split that `sampled_notes` reads.
 SAMPLED = 16
@@ -64,7 +65,7 @@ class Plausibility:
 def report_notes(splits: Sequence[Split], report: Callable[[str], None]) -> None:
     """Report what is skipped of some splits of a dataset, and what `sampled_notes` finds, each once."""
     for note in dict.fromkeys([note for split in splits for note in split.notes] + sampled_notes(splits)):
-        report(f"warning: {note}")
+        report(printable(f"warning: {note}"))
 
 
 def sampled_notes(splits: Sequence[Split]) -> list[str]:

@@ -22,7 +22,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from kseg.config.sections import Data
-from kseg.datasets import archive_files, class_list, diagnosis, layouts, prepared, registry, sources, tfds_builder
+from kseg.datasets import (archive_files, class_list, diagnosis, file_lists, layouts, prepared, registry, sources,
+                           tfds_builder)
 from kseg.datasets.diagnosis import decode_pair, image_size
 from kseg.datasets.palettes import used_colors
 from kseg.datasets.plausibility import Plausibility
@@ -31,7 +32,7 @@ from kseg.datasets.sources import Pair, Pairs
 from kseg.datasets.statistics import value_counts
 from kseg.errors import DataError, unknown
 from kseg.images.decoding import encode_pixels
-from kseg.system.patterns import pattern_fault
+from kseg.system.paths import path_fault
 from kseg.system.progress import Progress
 
 # Size of record files and descriptions relative to the stored images and labels.
@@ -67,7 +68,7 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
     """
     dataset, chosen = _choose(data, source, splits)
     directory = registry.directory_of(data)
-    if fault := pattern_fault(directory):
+    if fault := path_fault(directory):
         raise DataError(f"--directory {directory} {fault}")
     layout = prepared.FORMATS[data.name]
     final = directory / (layout.pixels_directory if fast else layout.records_directory)
@@ -128,6 +129,7 @@ def _choose(data: Data, source: Path, splits: Sequence[str]) -> tuple[Dataset, t
     if not source.is_dir():
         raise DataError(f"no directory {source}; --source takes the directory of the archives or of the extracted "
                         f"tree of {data.name}")
+    file_lists.require_utf8(source)
     dataset = registry.read_classes(source) if data.name == "folder" else registry.DATASETS[data.name]
     available = dataset.splits or layouts.folder_splits(source)
     for split in splits:

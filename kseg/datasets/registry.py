@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from kseg.config.sections import IGNORED, Data
-from kseg.datasets import class_list, class_names, layouts, prepared, shapes
+from kseg.datasets import class_list, class_names, file_lists, layouts, prepared, shapes
 from kseg.datasets.class_list import UNMAPPED
 from kseg.datasets.layouts import Examples
 from kseg.datasets.tfrecord import Records
@@ -178,6 +178,8 @@ def _locate(data: Data) -> tuple[str, str]:
     Raises DataError with instructions for getting the data if there is nothing to read.
     """
     location = location_of(data)
+    if not is_address(location):
+        file_lists.require_utf8(Path(location))
     if not tf.io.gfile.isdir(location) and data.name != "shapes":
         raise DataError(f"{data.name}: no directory {location}. {_how_to_get(data)}")
     prepared_path = prepared.find_prepared(location, data.name)

@@ -12,6 +12,7 @@ from PIL import Image
 from kseg.datasets import archive_files, file_lists, layouts, tfds_builder
 from kseg.datasets.archive_files import File
 from kseg.errors import DataError
+from kseg.system.paths import printable
 from kseg.system.progress import Progress
 
 ADE20K_ZIP = "ADEChallengeData2016.zip"
@@ -117,7 +118,7 @@ def open_folder(source: Path, splits: Sequence[str], report: Callable[[str], Non
         pairs[split] = [Pair(Path(image).name, file(image), file(label))
                         for image, label in zip(examples.names, examples.label_names, strict=True)]
     for note in notes:
-        report(f"warning: {note}")
+        report(printable(f"warning: {note}"))
     return pairs
 
 

@@ -24,7 +24,7 @@ from kseg.exporting.signatures import Served
 from kseg.inference.prediction import protocol_of
 from kseg.input_pipeline import batching
 from kseg.system import atomic_files
-from kseg.system.patterns import pattern_fault
+from kseg.system.paths import path_fault
 from kseg.system.progress import Progress
 
 
@@ -47,7 +47,7 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
         The path of the new version.
 
     Raises:
-        UserError: The version already exists, it cannot be written, or TensorFlow takes its path for a pattern.
+        UserError: The version already exists, it cannot be written, or TensorFlow cannot work with its path.
         ConfigError: `config.export.precision` is unknown.
 
     Example:
@@ -57,7 +57,7 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
         >>> path.name, sorted(file.name for file in (path / "assets").iterdir())
         ('1', ['classes.json', 'config.json', 'provenance.json'])
     """
-    if fault := pattern_fault(out):
+    if fault := path_fault(out):
         raise UserError(f"--out {out} {fault}")
     version = next_version(out) if version is None else version
     options = config.export

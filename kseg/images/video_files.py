@@ -10,6 +10,7 @@ import numpy as np
 
 from kseg.errors import DataError, UserError
 from kseg.images import image_files, video_length
+from kseg.system.paths import is_utf8
 
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 # Frames per second of videos that do not declare a frame rate.
@@ -38,8 +39,9 @@ class Video:
             self._length = video_length.container_length(self.path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from None
-        if not _is_utf8(self.path):
-            raise DataError(f"{str(path)!r}: OpenCV cannot read files whose path is not UTF-8; rename it")
+        # OpenCV's bindings crash the process on other paths.
+        if not is_utf8(os.path.abspath(self.path)):
+            raise DataError(f"{path}: OpenCV cannot read files whose path is not UTF-8; rename it")
         # FFmpeg takes text before a colon for a protocol, unless the path is absolute.
         self._capture = cv2.VideoCapture(os.path.abspath(self.path))
         if not self._capture.isOpened():
@@ -113,8 +115,8 @@ def video_writer(path: Path | str, size: tuple[int, int], rate: float) -> Iterat
     """
     import cv2
 
-    if not _is_utf8(path):
-        raise UserError(f"cannot write {str(path)!r}: OpenCV cannot write files whose path is not UTF-8; "
+    if not is_utf8(os.path.abspath(path)):
+        raise UserError(f"cannot write {path}: OpenCV cannot write files whose path is not UTF-8; "
                         "choose another path")
     height, width = size
     with image_files.replacing_file(path, suffix=".mp4") as temporary:
@@ -143,12 +145,3 @@ def video_writer(path: Path | str, size: tuple[int, int], rate: float) -> Iterat
         written = cv2.VideoCapture(str(temporary))
         if int(written.get(cv2.CAP_PROP_FRAME_COUNT)) != count:
             raise UserError(f"cannot write {path}: OpenCV wrote only a part of it; is the disk full?")
-
-
-def _is_utf8(path: Path | str) -> bool:
-    """Return whether an absolute path is valid UTF-8; OpenCV's bindings crash the process on other paths."""
-    try:
-        os.path.abspath(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -14,6 +14,7 @@ from kseg.inference import output_kinds
 from kseg.inference.input_files import DEFAULT_KINDS, InputFile, find_input_files, skipped_files_note
 from kseg.inference.output_kinds import KINDS, Prediction
 from kseg.system import progress
+from kseg.system.paths import printable
 from kseg.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FailedFile(NamedTuple):
-    """A file that could not be read completely, and the error message with its path."""
+    """A file that could not be read completely, and the printable error message with its path."""
 
     path: Path
     message: str
@@ -92,7 +93,7 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
                    f"name, which must be unique; {len(ambiguous)} of {len(files)} names do not qualify, such as "
                    f"{ambiguous[0]}")
     if note := skipped_files_note(inputs, out):
-        report(f"note: {note}")
+        report(printable(f"note: {note}"))
     if missing := drawing.missing_characters(dataset.classes):
         report(f"note: legend.png shows boxes in place of {missing}, which no font of this machine's Python has")
     image_files.save_image(drawing.legend(dataset.classes, dataset.palette), out / "legend.png")
@@ -107,8 +108,8 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
     if failures:
         names = ", ".join(str(failure.path) for failure in failures[:5])
         more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
-        print(f"{len(failures)} of {len(files)} files failed: {names}{more}", file=sys.stderr)
-    report(f"wrote results of {' and '.join(written)} to {out}")
+        print(printable(f"{len(failures)} of {len(files)} files failed: {names}{more}"), file=sys.stderr)
+    report(printable(f"wrote results of {' and '.join(written)} to {out}"))
     return failures
 
 
@@ -121,7 +122,8 @@ def _predict_images(run: PredictionRun, images: Sequence[InputFile]) -> list[Fai
             picture = picture_reader.read_picture(file.path, file.path, run.value_range)
             image = picture.pixels
             if picture.pages > 1:
-                run.report(f"note: {file.path}: only the first of {picture.pages} pages or frames is predicted")
+                run.report(printable(f"note: {file.path}: only the first of {picture.pages} pages or frames is "
+                                     "predicted"))
             if picture.values is not None:
                 extents.append((picture.values.min(), picture.values.max()))
             arrays = _result_arrays(run, image, run.kinds or DEFAULT_KINDS, str(file.path))
@@ -194,6 +196,7 @@ def _result_arrays(run: PredictionRun, image: np.ndarray, kinds: Sequence[str], 
 
 def _record_failure(failures: list[FailedFile], file: InputFile, status: str, message: str) -> None:
     """Append a failure to the list and print it on stderr."""
+    message = printable(message)
     failures.append(FailedFile(file.path, message))
     # A progress line may still be on the terminal.
     print(f"{progress.CLEAR_LINE if sys.stderr.isatty() else ''}{status}: {message}", file=sys.stderr)

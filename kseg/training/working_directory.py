@@ -31,7 +31,7 @@ from kseg.datasets.registry import Dataset
 from kseg.errors import WorkdirError
 from kseg.inference import trained_model
 from kseg.system.atomic_files import WRITING, write_text
-from kseg.system.patterns import pattern_fault
+from kseg.system.paths import path_fault
 from kseg.training import checkpoints
 
 # Values that may differ when a run is resumed: file locations, ways of reading, and intervals of writing.
@@ -55,10 +55,10 @@ def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
         The lock, which is held until it is closed.
 
     Raises:
-        WorkdirError: TensorFlow takes the path for a pattern, the directory cannot be written, another process trains
+        WorkdirError: TensorFlow cannot work with the path, the directory cannot be written, another process trains
             in it, or it belongs to a run whose config differs in more than CHANGEABLE and a permitted train.steps.
     """
-    if fault := pattern_fault(workdir):
+    if fault := path_fault(workdir):
         raise WorkdirError(f"--workdir {workdir} {fault}")
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 from tensorflow_serving.config import model_server_config_pb2
 
+from kseg.system.paths import is_utf8, path_fault, printable
 from serving.config import protos
 from serving.config.flags import Options
 from serving.errors import invalid
@@ -28,7 +29,7 @@ def check_options(options: Options) -> None:
 def read_model_config(options: Options) -> Message:
     """Return the ModelServerConfig of the file or of the single model.
 
-    Raises UserError with the file and line of a mistake.
+    Raises UserError with the file and line of a mistake, and ServingError for a path that is not UTF-8.
     """
     if options.model_config_file:
         return protos.parse_text_proto(Path(options.model_config_file), model_server_config_pb2.ModelServerConfig,
@@ -38,6 +39,9 @@ def read_model_config(options: Options) -> Message:
     # A relative path is resolved here, as this is a command-line flag. A URI is left as it is and refused later.
     if "://" not in base_path:
         base_path = str(Path(base_path).absolute())
+    # Messages hold UTF-8 only.
+    if not is_utf8(base_path):
+        raise invalid(f"--model_base_path={printable(base_path)} {path_fault(base_path)}")
     config.model_config_list.config.add(name=options.model_name, base_path=base_path, model_platform=PLATFORM)
     return config
 

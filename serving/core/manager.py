@@ -19,7 +19,7 @@ import grpc
 from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2 as config_pb2
 
-from kseg.system.patterns import pattern_fault
+from kseg.system.paths import path_fault
 from serving.core.servable import Servable
 from serving.core.versions import END, Loader, OnLoaded, OnUnloaded, Version, Versions, VersionSettings
 from serving.errors import ServingError, invalid, not_found
@@ -337,7 +337,7 @@ def check_model_configs(models: Iterable[config_pb2.ModelConfig]) -> None:
         if "://" in model.base_path:
             raise invalid(f"Expected model {model.name} to have an absolute path, because this server does not read "
                           f"URIs; got base_path()={model.base_path}")
-        if fault := pattern_fault(model.base_path):
+        if fault := path_fault(model.base_path):
             raise invalid(f"base_path of model {model.name}, {model.base_path}, {fault}")
         if not Path(model.base_path).is_absolute():
             raise invalid(f"Expected model {model.name} to have an absolute path or URI; "

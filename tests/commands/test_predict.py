@@ -1,5 +1,6 @@
 """kseg.predict on images, with a brightness threshold instead of a model."""
 
+import io
 import os
 import subprocess
 import sys
@@ -69,6 +70,27 @@ def test_results_have_the_size_of_their_image(tmp_path):
         result = Path(name).with_suffix(".png")
         assert ids_of(tmp_path / "out/ids" / result).shape == (height, width)
         assert image_files.read_image(tmp_path / "out/overlay" / result).shape == (height, width, 3)
+
+
+def test_names_that_are_not_utf_8_are_predicted_and_printable(tmp_path, monkeypatch):
+    source = tmp_path / os.fsdecode(b"in\xff")
+    for name in (b"a\xff.png", b"b\xe9/c.jpg", b"d.png", b"e\xfe.png", b"f\xfe.avi", b"g.\xff"):
+        draw(source / os.fsdecode(name).replace(".avi", ".png").replace(".\udcff", ".png")).rename(
+            source / os.fsdecode(name))
+    (source / os.fsdecode(b"e\xfe.png")).write_bytes(b"no image")
+    pages = [Image.new("L", (4, 3))] * 2
+    pages[0].save(source / os.fsdecode(b"h\xff.tif"), save_all=True, append_images=pages[1:])
+    lines, stderr = [], io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    out = tmp_path / os.fsdecode(b"out\xff")
+    failures = predict_files(threshold, [source], out, DATASET, lambda line: lines.append(line.encode()))
+    results = ["a\udcff.png", "b\udce9/c.png", "d.png", "h\udcff.png"]
+    assert files(out / "ids") == files(out / "overlay") == results
+    assert [os.fsencode(failure.path.name) for failure in failures] == [b"e\xfe.png", b"f\xfe.avi"]
+    assert all("\\xfe." in failure.message for failure in failures)
+    stderr.flush()
+    assert stderr.buffer.getvalue().count(rb"in\xff/e\xfe.png") == 2
+    assert any(rb"h\xff.tif: only the first of 2 pages" in line for line in lines) and lines[-1].endswith(rb"out\xff")
 
 
 def test_directory_with_spaces_is_searched_recursively(tmp_path):

@@ -1,5 +1,6 @@
 """Directories and split lists are read, skipped files are named, and names are matched."""
 
+import dataclasses
 import os
 import unicodedata
 import zipfile
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from kseg.config.sections import Data
-from kseg.datasets import archive_files, file_lists, registry
+from kseg.datasets import archive_files, checks, file_lists, plausibility, prepare, registry
 from kseg.errors import DataError
 from tests.helpers.small_sets import folder, write
 
@@ -62,6 +63,24 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
     write(Path(os.fsdecode(os.fsencode(tmp_path / "train/images/caf") + b"\xe9.png")), COLOR, format="PNG")
     with pytest.raises(DataError, match=r"caf\\xe9.png.*not UTF-8"):
         registry.open_split(data, "train")
+    moved = tmp_path.parent / os.fsdecode(b"caf\xe9-" + os.fsencode(tmp_path.name))
+    tmp_path.rename(moved)
+    directory = dataclasses.replace(data, directory=str(moved))
+    for use in (lambda: registry.open_split(directory, "train"), lambda: registry.find_dataset(directory),
+                lambda: prepare.prepare_dataset(data, moved)):
+        with pytest.raises(DataError, match=r"caf\\xe9-.*not UTF-8"):
+            use()
+
+
+def test_skipped_files_of_any_name_are_printable(tmp_path):
+    data, lines = folder(tmp_path, {"train": [GRAY]}), []
+    (tmp_path / "train/images" / os.fsdecode(b"x.\xff")).touch()
+    (tmp_path / os.fsdecode(b"more\xff/Images")).mkdir(parents=True)
+    plausibility.report_notes([registry.open_split(data, "train")], lines.append)
+    checks.check_dataset(data, report=lines.append)
+    for text in (r"more\xff is no split", r".\xff (1)"):
+        assert sum(text in line for line in lines) == 2
+    "".join(lines).encode()
 
 
 def test_split_lists():
