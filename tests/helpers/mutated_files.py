@@ -45,6 +45,14 @@ def sound_files(directory: Path) -> dict[str, bytes]:
             group = file.create_group(f"layers/layer{index}/vars")
             group.attrs["name"] = f"layer{index}"
             group.create_dataset("0", data=array, chunks=(2, 2) if index == 3 else None)
+    norm = ("gamma", "beta", "moving_mean", "moving_variance")
+    with h5py.File(directory / "grouped.h5", "w") as file:
+        file.attrs["layer_names"] = ["conv1_conv", "conv1_bn"]
+        for layer, names in zip(file.attrs["layer_names"], (("kernel", "bias"), norm)):
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = [f"{layer}/{name}:0" for name in names]
+            for name in names:
+                group[f"{layer}/{name}:0"] = np.ones((2, 2, 3, 4) if name == "kernel" else 4, "f4")
     header = json.dumps({name: {"dtype": "F32", "shape": [3, 4], "data_offsets": [48 * index, 48 * index + 48]}
                          for index, name in enumerate(arrays)}).encode()
     data = b"".join(array.tobytes() for array in arrays.values())
@@ -96,7 +104,7 @@ def outcome(path: Path) -> str:
 
     signal.alarm(SECONDS)
     try:
-        keras_files.read_layers(path) if path.suffix == ".h5" else read_foreign_checkpoint(path)
+        keras_files.read_layers(path) if path.name.endswith(".weights.h5") else read_foreign_checkpoint(path)
     except WeightsError:
         return "WeightsError"
     except BaseException as error:

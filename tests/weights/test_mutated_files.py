@@ -10,7 +10,7 @@ import sys
 
 from tests.helpers.running import ROOT
 
-COUNT = int(os.environ.get("KSEG_MUTATED_FILES", 140))
+COUNT = int(os.environ.get("KSEG_MUTATED_FILES", 160))
 
 
 def test_mutated_files_are_read_or_refused():
@@ -21,4 +21,4 @@ def test_mutated_files_are_read_or_refused():
     assert not report["bad"] and sum(report["outcomes"].values()) == COUNT
     # Each kind was refused at least once, so the mutations reach the readers.
     refused = {text.split()[0] for text in report["outcomes"] if text.endswith(" WeightsError")}
-    assert len(refused) == 7, report
+    assert len(refused) == 8, report
