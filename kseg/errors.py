@@ -16,6 +16,10 @@ class DataError(UserError):
     """A dataset, an image or a label is missing, damaged or inconsistent."""
 
 
+class MissingSplit(DataError):
+    """A split of a dataset is not there at all; others may be."""
+
+
 class WeightsError(UserError):
     """A file of weights is damaged, or does not fit the model."""
 

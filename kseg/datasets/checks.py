@@ -17,12 +17,14 @@ from kseg.datasets.palettes import PaletteComparison, used_colors
 from kseg.datasets.plausibility import Plausibility
 from kseg.datasets.registry import Dataset, Split
 from kseg.datasets.statistics import ExampleCounts
-from kseg.errors import DataError, UserError, unknown
+from kseg.errors import DataError, MissingSplit, UserError, unknown
 from kseg.system import atomic_files
 from kseg.system.paths import printable
 from kseg.system.progress import Progress
 
 FAULTS_LISTED = 10
+# Splits without which published datasets are complete enough to train on.
+OPTIONAL_SPLITS = ("test", "trainaug")
 
 
 def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] = print) -> dict[str, dict]:
@@ -107,6 +109,9 @@ def _inspect(data: Data, splits: Sequence[str], findings: Plausibility,
         try:
             split = registry.open_split(data, name)
         except DataError as error:
+            if isinstance(error, MissingSplit) and not splits and name in OPTIONAL_SPLITS:
+                report(f"warning: split {name!r} is missing, which training does not need: {error}")
+                continue
             faults.append(str(error))
             report(f"{name}: cannot be opened\n")
             continue

@@ -12,7 +12,7 @@ import tensorflow as tf
 from kseg.datasets import file_lists, prepared, shapes
 from kseg.datasets.file_lists import DirectoryFiles, files_by_stem, first_three
 from kseg.datasets.tfrecord import Records, read_record
-from kseg.errors import DataError
+from kseg.errors import DataError, MissingSplit
 from kseg.images import image_files
 
 # Training reads the same kinds of files as prediction.
@@ -108,7 +108,7 @@ def folder_examples(directory: Path, split: str) -> Examples:
     for part in ("images", "labels"):
         if not (directory / split / part).is_dir():
             available = ", ".join(folder_splits(directory)) or "none"
-            raise DataError(f"no directory {directory / split / part}; splits found: {available}")
+            raise MissingSplit(f"no directory {directory / split / part}; splits found: {available}")
     images = files_by_stem(directory / split / "images", IMAGE_SUFFIXES)
     labels = files_by_stem(directory / split / "labels", (".png",))
     try:
@@ -125,6 +125,8 @@ def cityscapes_examples(directory: Path, split: str) -> Examples:
         # macOS leaves hidden files beside others, whose names begin with ._ and end like theirs.
         return {path.name.removesuffix(suffix): path for path in paths if not path.name.startswith(".")}
 
+    if not any((directory / part / split).is_dir() for part in ("leftImg8bit", "gtFine")):
+        raise MissingSplit(f"no directory {directory / 'leftImg8bit' / split}")
     images = by_frame("leftImg8bit", "_leftImg8bit.png")
     labels = by_frame("gtFine", "_gtFine_labelIds.png")
     try:
@@ -151,7 +153,7 @@ def ade20k_examples(directory: Path, split: str) -> Examples:
     part = {"train": "training", "val": "validation"}[split]
     for kind in ("images", "annotations"):
         if not (root / kind / part).is_dir():
-            raise DataError(f"no directory {root / kind / part}")
+            raise MissingSplit(f"no directory {root / kind / part}")
     images = files_by_stem(root / "images" / part, (".jpg",))
     labels = files_by_stem(root / "annotations" / part, (".png",))
     try:
@@ -171,12 +173,14 @@ def voc2012_examples(directory: Path, split: str) -> Examples:
     parts = ("SegmentationClass", "SegmentationClassAug") if split == "trainaug" else ("SegmentationClass",)
     for part in ("JPEGImages", *parts):
         if not (root / part).is_dir():
-            raise DataError(f"no directory {root / part}")
+            raise MissingSplit(f"no directory {root / part}")
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except FileNotFoundError:
         available = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path} cannot be read: {error}; lists found: {available}") from None
+        raise MissingSplit(f"no file {path}; lists found: {available}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     names = file_lists.listed_names(str(path), content)
     images = files_by_stem(root / "JPEGImages", (".jpg",)).paths
     labels: dict[str, Path] = {}

@@ -190,7 +190,8 @@ def open_voc2012(source: Path, splits: Sequence[str], report: Callable[[str], No
         files = archive_files.tar_files(root, "VOCdevkit/VOC2012/")
     images = _require_files(root, files, "JPEGImages", ".jpg")
     official = _require_files(root, files, "SegmentationClass", ".png")
-    lists = {name: _read_list(root, files, name) for name in ("train", "val", "trainaug")
+    needed = {*splits, "train", "val"} if "trainaug" in splits else set(splits)
+    lists = {name: _read_list(root, files, name) for name in needed
              if name != "trainaug" or f"{LISTS}/trainaug.txt" in files}
     pairs = {}
     for split in splits:

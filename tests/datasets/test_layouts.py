@@ -6,13 +6,18 @@ import tensorflow as tf
 from PIL import Image
 
 from kseg.config.sections import Data
-from kseg.datasets import registry
+from kseg.datasets import checks, registry
 from kseg.errors import DataError
 from kseg.input_pipeline import batching
+from tests.helpers.prepared_sets import run
 from tests.helpers.shared_files import ADE20K, CAMVID, VOC2012, needs_ade20k, needs_camvid, needs_voc2012
 from tests.helpers.small_sets import example, folder, write
 
 GRAY = np.full((2, 3), 1, np.uint8)
+
+
+def silent(line):
+    pass
 
 
 def test_unpaired_files_are_named(tmp_path):
@@ -58,7 +63,7 @@ def test_cityscapes_tree(tmp_path):
     assert split.label_names[2].endswith("gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png")
     image, label = split.read(tf.constant(2, tf.int64))
     assert tf.io.decode_png(image)[0, 0, 0] == 0 and tf.io.decode_png(label)[0, 0, 0] == 7
-    with pytest.raises(DataError, match="split 'val' is empty"):
+    with pytest.raises(DataError, match="no directory .*leftImg8bit/val"):
         registry.open_split(data, "val")
     (tmp_path / "gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png").unlink()
     with pytest.raises(DataError, match="image without label: .*ulm_000001_000019_leftImg8bit.png"):
@@ -149,11 +154,40 @@ def test_voc2012_faults(tmp_path):
     with pytest.raises(DataError, match="without label SegmentationClass or SegmentationClassAug/NAME.png: g"):
         registry.open_split(data, "trainaug")
     (tmp_path / "ImageSets/Segmentation/trainaug.txt").unlink()
-    with pytest.raises(DataError, match="trainaug.txt cannot be read: .*; lists found: train, val"):
+    with pytest.raises(DataError, match="no file .*trainaug.txt; lists found: train, val"):
         registry.open_split(data, "trainaug")
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("\n")
     with pytest.raises(DataError, match="val.txt is empty"):
         registry.open_split(data, "val")
+
+
+def test_check_of_voc2012_does_not_need_trainaug(tmp_path):
+    voc_tree(tmp_path, {"train": ["a"], "val": ["b"]}, official="ab", augmented=())
+    listed = tmp_path / "ImageSets/Segmentation/train.txt"
+    # As editors on Windows write it.
+    listed.write_bytes(b"\xef\xbb\xbfa\r\n")
+    data, lines = Data(name="voc2012", directory=str(tmp_path)), []
+    assert list(checks.check_dataset(data, report=lines.append)) == ["train", "val"]
+    assert sum("warning" in line and "'trainaug'" in line for line in lines) == 1
+    with pytest.raises(DataError, match="1 fault.*\n.*SegmentationClassAug"):
+        checks.check_dataset(data, ["trainaug"], silent)
+    # Only the lists of the wanted splits are read.
+    listed.unlink()
+    run("voc2012", tmp_path, tmp_path / "out", ["val"])
+    with pytest.raises(DataError, match="no file .*train.txt; lists found: val"):
+        checks.check_dataset(data, report=silent)
+
+
+def test_check_of_cityscapes_does_not_need_the_test_split(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / "leftImg8bit" / split / "ulm/ulm_0_leftImg8bit.png", np.zeros((2, 3, 3), np.uint8))
+        write(tmp_path / "gtFine" / split / "ulm/ulm_0_gtFine_labelIds.png", np.full((2, 3), 7, np.uint8))
+    data = Data(name="cityscapes", directory=str(tmp_path))
+    assert list(checks.check_dataset(data, report=silent)) == ["train", "val"]
+    # A split with images only is not taken for a missing one.
+    write(tmp_path / "leftImg8bit/test/bonn/bonn_0_leftImg8bit.png", np.zeros((2, 3, 3), np.uint8))
+    with pytest.raises(DataError, match="1 fault.*\n.*image without label"):
+        checks.check_dataset(data, report=silent)
 
 
 def test_names_with_non_ascii_characters(tmp_path):
