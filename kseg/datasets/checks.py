@@ -13,7 +13,7 @@ import tensorflow as tf
 from kseg.config.files import config_names
 from kseg.config.sections import Data
 from kseg.datasets import diagnosis, labeled_pixels, registry, statistics
-from kseg.datasets.palettes import PaletteComparison, used_colors
+from kseg.datasets.palettes import used_colors
 from kseg.datasets.plausibility import Plausibility
 from kseg.datasets.registry import Dataset, Split
 from kseg.datasets.statistics import ExampleCounts
@@ -55,7 +55,7 @@ def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str]
     try:
         results = _inspect(data, splits, findings, decoded_size, statistics.describe_values, report)
     finally:
-        for note in findings.picture_notes():
+        for note in findings.warnings():
             report(f"warning: {note}")
     report(_next_steps(data, sum(result["images"] for result in results.values())))
     return results
@@ -121,7 +121,7 @@ def _inspect(data: Data, splits: Sequence[str], findings: Plausibility,
         told.update(split.notes)
         progress = Progress(len(split.names), f"images of {name}", report)
         read = functools.partial(_read, split, image_size)
-        examples = _countable_examples(split, read, findings.palettes, progress, faults)
+        examples = _countable_examples(split, read, findings, progress, faults)
         results[name] = statistics.summarize_split(dataset, examples)
         report(describe(dataset, name, results[name]))
         if results[name]["images"] and not results[name]["class_pixels"].any():
@@ -156,16 +156,17 @@ def _next_steps(data: Data, images: int) -> str:
 
 
 def _countable_examples(split: Split, read: Callable[[int], tuple[ExampleCounts | None, str, dict[int, bytes]]],
-                        palettes: PaletteComparison, progress: Progress, faults: list[str]) -> Iterator[ExampleCounts]:
-    """Yield the counts of a split's readable examples; collect faults in `faults`, and colors in `palettes`."""
+                        findings: Plausibility, progress: Progress, faults: list[str]) -> Iterator[ExampleCounts]:
+    """Yield the counts of a split's readable examples; collect faults in `faults`, and labels in `findings`."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         results = pool.map(read, range(len(split.names)))
         for done, ((example, fault, colors), label_name) in enumerate(zip(results, split.label_names, strict=True), 1):
             if fault:
                 faults.append(fault)
-            palettes.add(label_name, colors)
+            findings.palettes.add(label_name, colors)
             if example:
+                findings.add_counts(example.counts)
                 yield example
             progress.update(done)
     finally:

@@ -22,6 +22,8 @@ NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 # "1. road", "1) road", "-1 road".
 NUMBERED = re.compile(r"[+-]?\d+\s*[:,;=.)|]|[+-]\d")
 YAML = re.compile(r"(names|nc|classes|labels|item|path|train|val)\s*[:{]|---$|- ", re.IGNORECASE)
+# A remark behind a name: "road # gray", "road // gray".
+REMARK = re.compile(r"\s(#(?![0-9a-f]{3,6}\b)|//).*", re.IGNORECASE)
 HEX = re.compile(r"#[0-9a-f]{6}", re.IGNORECASE)
 SHORT_HEX = re.compile(r"#[0-9a-f]{3}", re.IGNORECASE)
 # A color inside a name: "road,#804080", "road [128 64 128]", "road 128 64 128".
@@ -147,6 +149,9 @@ class LineFaults:
 
     def describe(self, line: str, selector: str, name: str) -> str:
         """Return what is wrong with a line and what to write; "" for a correct line."""
+        if REMARK.search(name):
+            bare = REMARK.sub("", line)
+            return f"{line!r} ends with a remark, which would be part of the name; write `{suggestion(bare) or bare}`"
         meant = suggestion(f"{selector} {_stem(name)}" if selector and self.all_numbered else line)
         if not selector and is_ignored(name):
             return (f"`{name}` needs the value to ignore; write VALUE ignore, as in `255 ignore`, or remove the line "

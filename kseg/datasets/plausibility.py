@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from kseg.config.sections import IGNORED
 from kseg.datasets import diagnosis, file_lists, statistics
 from kseg.datasets.palettes import PaletteComparison, used_colors
 from kseg.datasets.registry import Dataset, Split
 from kseg.errors import DataError
-from kseg.images import picture_reader, png
+from kseg.images import picture_reader
 from kseg.images.picture_reader import Picture
 from kseg.system.paths import printable
 
@@ -35,6 +36,7 @@ class Plausibility:
         self._value_range = value_range
         self._extents: list[tuple[float, float]] = []
         self._several_pages: list[str] = []
+        self._counts = np.zeros(256, np.int64)
 
     def add_picture(self, name: str, picture: Picture) -> None:
         """Add an image."""
@@ -43,23 +45,42 @@ class Plausibility:
         if picture.pages > 1:
             self._several_pages.append(name)
 
-    def picture_notes(self) -> list[str]:
-        """Return sentences on what is lost of the images."""
+    def add_counts(self, counts: np.ndarray) -> None:
+        """Add the number of pixels of each raw value of a label, (256,)."""
+        self._counts += counts
+
+    def warnings(self) -> list[str]:
+        """Return sentences on what is lost of the images, and on a class whose pixels are probably ignored."""
         notes = []
         if not self._value_range and (note := picture_reader.range_note(self._extents)):
             notes.append(note)
         if self._several_pages:
             notes.append(f"only the first page or frame is read of {len(self._several_pages)} "
                          f"image{'s' * (len(self._several_pages) > 1)}: {file_lists.first_three(self._several_pages)}")
+        if note := self._ignored_class_note():
+            notes.append(note)
         return notes
+
+    def _ignored_class_note(self) -> str:
+        """Return a sentence if the only class in the labels has none but ignored pixels of the value 255 beside it."""
+        dataset = self.dataset
+        pixels = statistics.counts_by_class(np.array(dataset.label_table), self._counts, len(dataset.classes))
+        unseen = [name for name, count in zip(dataset.classes, pixels, strict=True) if not count]
+        if (dataset.name != "folder" or dataset.label_colors or len(unseen) != len(dataset.classes) - 1
+                or dataset.label_table[IGNORED] != IGNORED or not self._counts[IGNORED]):
+            return ""
+        [seen] = set(dataset.classes) - set(unseen)
+        fraction = self._counts[IGNORED] / self._counts.sum()
+        return (f"the labels have pixels of one class only, {seen!r}, and {fraction:.1%} of their pixels have the "
+                f"value {IGNORED}, which is ignored; if that is {unseen[0]!r}, write `{IGNORED} {unseen[0]}` in classes.txt")
 
     def palette_fault(self) -> str:
         """Return a message on palettes that make the labels ambiguous, or ""."""
         return "" if self.dataset.label_colors else self.palettes.fault()
 
     def notes(self) -> list[str]:
-        """Return the sentences of both kinds."""
-        return self.picture_notes() + [fault for fault in [self.palette_fault()] if fault]
+        """Return the warnings and the fault of the palettes."""
+        return self.warnings() + [fault for fault in [self.palette_fault()] if fault]
 
 
 def report_notes(splits: Sequence[Split], report: Callable[[str], None]) -> None:
@@ -92,11 +113,12 @@ def sampled_notes(splits: Sequence[Split]) -> list[str]:
 
 
 def _look_at(split: Split, index: int, findings: Plausibility) -> bool:
-    """Add an example to the findings; return whether its image was turned. Usual files are not decoded."""
+    """Add an example to the findings; return whether its image was turned. Usual images are not decoded."""
     image_data, label_data = diagnosis.read_pair(split, index)
-    if png.palette(encoded := label_data.numpy()) and not split.dataset.label_colors:
-        label = diagnosis.read_label(split.dataset, split.label_names[index], label_data)
-        findings.palettes.add(split.label_names[index], used_colors(encoded, statistics.value_counts(label)))
+    if not split.dataset.label_colors:
+        counts = statistics.value_counts(diagnosis.read_label(split.dataset, split.label_names[index], label_data))
+        findings.add_counts(counts)
+        findings.palettes.add(split.label_names[index], used_colors(label_data.numpy(), counts))
     try:
         if not diagnosis.needs_care(image_data):
             return False

@@ -249,7 +249,9 @@ def _decode(findings: Plausibility, value_range: tuple[float, ...], examples: li
         picture, label = decode_pair(findings.dataset, pair.image.name, pair.label.name, tf.constant(image_data),
                                      tf.constant(label_data), value_range)
         findings.add_picture(pair.image.name, picture)
-        findings.palettes.add(pair.label.name, used_colors(label_data, value_counts(label)))
+        counts = value_counts(label)
+        findings.add_counts(counts)
+        findings.palettes.add(pair.label.name, used_colors(label_data, counts))
         yield pair, picture.pixels, label
         update(done)
 

@@ -43,8 +43,11 @@ def needs_care(data: tf.Tensor, in_python: bool) -> tf.Tensor:
         return deep | (big_endian(header[16:20]) * big_endian(header[20:24]) > picture_reader.MAX_PIXELS
                        ) | may_be_turned(data)
 
-    return tf.case([(tf.io.is_jpeg(data), lambda: _jpeg_needs_care(data)), (is_png(data), png_needs_care),
-                    (is_pixels(data), lambda: tf.constant(False))], default=lambda: ~_is_plain_bmp(data))
+    # tf.case would compute all conditions for every image.
+    return tf.cond(
+        tf.io.is_jpeg(data), lambda: _jpeg_needs_care(data), lambda: tf.cond(
+            is_png(data), png_needs_care, lambda: tf.cond(
+                is_pixels(data), lambda: tf.constant(False), lambda: ~_is_plain_bmp(data))))
 
 
 def is_png(data: tf.Tensor) -> tf.Tensor:
@@ -74,16 +77,19 @@ def _jpeg_needs_care(data: tf.Tensor) -> tf.Tensor:
     # TensorFlow reads CMYK without Adobe's marker as inverted.
     unusual = (tf.not_equal(shape[2], 1) & tf.not_equal(shape[2], 3)) | (
         shape[0] * shape[1] > picture_reader.MAX_PIXELS)
-    return unusual | tf.cond(_has_metadata(data), lambda: may_be_turned(data), lambda: tf.constant(False))
+    # The metadata of a JPEG precede its pixels.
+    head = tf.strings.substr(data, 0, SEARCHED_HEAD)
+    return unusual | tf.cond(_has_metadata(head), lambda: tf.strings.regex_full_match(head, ORIENTED),
+                             lambda: tf.constant(False))
 
 
-def _has_metadata(data: tf.Tensor) -> tf.Tensor:
-    """Return whether a JPEG may have an APP1 segment, which holds EXIF or XMP data, in its searched head.
+def _has_metadata(head: tf.Tensor) -> tf.Tensor:
+    """Return whether a JPEG may have an APP1 segment, which holds EXIF or XMP data, in its head.
 
     The marker's two bytes never follow each other in compressed pixels, so the segments need not be followed.
     """
-    head = tf.io.decode_raw(tf.strings.substr(data, 0, SEARCHED_HEAD), tf.uint8)
-    return tf.reduce_any(tf.equal(head[:-1], 0xFF) & tf.equal(head[1:], 0xE1))
+    values = tf.io.decode_raw(head, tf.uint8)
+    return tf.reduce_any(tf.equal(values[:-1], 0xFF) & tf.equal(values[1:], 0xE1))
 
 
 def _is_plain_bmp(data: tf.Tensor) -> tf.Tensor:

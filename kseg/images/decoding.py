@@ -169,7 +169,7 @@ def decode_label(data: tf.Tensor, in_python: bool) -> tf.Tensor:
     Returns:
         The values, uint8 of shape (H, W).
     """
-    label = tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P5\n"), lambda: _decode_pixels(data, 1)[..., 0],
+    label = tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P5\n"), lambda: tf.squeeze(_decode_pixels(data, 1), -1),
                     lambda: _decode_png_label(data, in_python))
     return tf.ensure_shape(label, (None, None))
 
@@ -189,7 +189,7 @@ def _decode_png_label(data: tf.Tensor, in_python: bool) -> tf.Tensor:
     def decode() -> tf.Tensor:
         # decode_png converts palette indices to the luminance of their colors.
         return tf.cond(is_palette, lambda: _decode_palette_indices(data, header),
-                       lambda: tf.io.decode_png(data, channels=1)[..., 0])
+                       lambda: tf.squeeze(tf.io.decode_png(data, channels=1), -1))
 
     def decode_carefully() -> tf.Tensor:
         indices = tf.py_function(
@@ -235,7 +235,9 @@ def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
                                          r"(?s)\C*\x00\x00\x00\x0dIHDR\C*")
     with tf.control_dependencies([tf.debugging.Assert(~second, ["two headers (IHDR chunks)"])]):
         pixels = tf.identity(pixels)
-    values = tf.io.decode_png(tf.strings.join([gray_header, tf.strings.substr(data, pixels, -1)]), channels=1)[..., 0]
+    # A slice would copy the values, a squeeze does not.
+    values = tf.squeeze(
+        tf.io.decode_png(tf.strings.join([gray_header, tf.strings.substr(data, pixels, -1)]), channels=1), -1)
     # decode_png scales gray values of fewer than 8 bits to 0..255.
     largest = tf.bitwise.left_shift(tf.constant(1, tf.uint8), tf.minimum(header[DEPTH], 7))
     largest = tf.where(tf.equal(header[DEPTH], 8), tf.constant(255, tf.uint8), largest - 1)

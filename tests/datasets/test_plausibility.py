@@ -113,5 +113,19 @@ def test_labels_with_colors_may_have_any_palette(tmp_path):
         registry.open_split(source, name) for name in ("train", "val")]))
 
 
+@pytest.mark.parametrize("classes, values, is_told", [
+    ("ground\nobject\n", (0, 255), True), ("ground\nobject\nmore\n", (0, 255), True),
+    ("0 ground\n255 object\n", (0, 255), False), ("ground\nobject\n", (0, 1), False),
+    ("ground\nobject\n", (0, 0), False),
+    ("#000000 ground\n#ffffff object\n", (0, 255), False)])
+def test_masks_of_0_and_255_whose_classes_do_not_say_so(tmp_path, classes, values, is_told):
+    label = np.where(np.arange(20).reshape(4, 5) < 15, *np.array(values, np.uint8)).astype(np.uint8)
+    source, lines = folder(tmp_path, {"train": [label], "val": [label]}, classes), []
+    checks.check_dataset(source, report=lines.append)
+    plausibility.report_notes([registry.open_split(source, "train")], lines.append)
+    told = [line for line in lines if "one class only, 'ground'" in line]
+    assert len(told) == 2 * is_told and all("25.0%" in line and "`255 object`" in line for line in told)
+
+
 def test_a_drawn_set_is_usual(shapes_directory):
     assert plausibility.sampled_notes([registry.open_split(Data("shapes", str(shapes_directory)), "val")]) == []
