@@ -72,7 +72,8 @@ class Plausibility:
         [seen] = set(dataset.classes) - set(unseen)
         fraction = self._counts[IGNORED] / self._counts.sum()
         return (f"the labels have pixels of one class only, {seen!r}, and {fraction:.1%} of their pixels have the "
-                f"value {IGNORED}, which is ignored; if that is {unseen[0]!r}, write `{IGNORED} {unseen[0]}` in classes.txt")
+                f"value {IGNORED}, which is ignored; if that is {unseen[0]!r}, write `{IGNORED} {unseen[0]}` in "
+                "classes.txt")
 
     def palette_fault(self) -> str:
         """Return a message on palettes that make the labels ambiguous, or ""."""
