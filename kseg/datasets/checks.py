@@ -25,6 +25,8 @@ from kseg.system.progress import Progress
 FAULTS_LISTED = 10
 # Splits without which published datasets are complete enough to train on.
 OPTIONAL_SPLITS = ("test", "trainaug")
+# The settings of the splits that training reads, their defaults, and other usual names.
+SPLIT_SETTINGS = (("train_split", "train", ("training",)), ("val_split", "val", ("valid", "validation", "dev", "test")))
 
 
 def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str], None] = print) -> dict[str, dict]:
@@ -150,7 +152,13 @@ def _next_steps(data: Data, images: int) -> str:
     config = f"encnet_{data.name}" if f"encnet_{data.name}" in config_names() else "encnet_camvid"
     name = "" if config.endswith(f"_{data.name}") else f"data.name={data.name} "
     settings = f"{name}data.directory={shlex.quote(directory)}"
-    return (f"no faults in {images} images. Next, look at augmented samples and start training:\n"
+    available = registry.split_names(data)
+    absent = ""
+    for key, wanted, likely in SPLIT_SETTINGS:
+        if wanted not in available:
+            settings += f" data.{key}={next((name for name in likely if name in available), 'SPLIT')}"
+            absent += f"there is no split {wanted!r}, so choose one of {', '.join(available)} with data.{key}\n"
+    return (f"{absent}no faults in {images} images. Next, look at augmented samples and start training:\n"
             f"  python -m kseg.data show {data.name} --directory {shlex.quote(directory)} --out samples.png\n"
             f"  python -m kseg.train --config {config} --set {settings}")
 

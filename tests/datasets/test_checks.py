@@ -94,6 +94,17 @@ def test_split_without_readable_examples(tmp_path):
     assert lines[-1] == "train: no readable example\n"
 
 
+@pytest.mark.parametrize("splits, setting", [
+    (("train", "val"), None), (("train", "valid"), "data.val_split=valid"), (("train",), "data.val_split=SPLIT"),
+    (("training", "val"), "data.train_split=training")])
+def test_next_steps_name_the_splits(tmp_path, splits, setting):
+    lines = []
+    checks.check_dataset(folder(tmp_path, {name: [np.zeros((2, 2))] for name in splits}), report=lines.append)
+    command = lines[-1].splitlines()[-1]
+    assert ("there is no split" in lines[-1]) == (setting is not None) and command.startswith("  python -m kseg.train")
+    assert ("_split=" in command) == (setting is not None) and (setting or "") in command
+
+
 def test_empty_split_is_a_fault(tmp_path):
     source = folder(tmp_path, {"train": [np.zeros((2, 2), np.uint8)]})
     for part in ("images", "labels"):
