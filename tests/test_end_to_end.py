@@ -1,6 +1,7 @@
 """The shell blocks of the documentation, run as they stand there on small stand-ins for the data and the weights."""
 
 import contextlib
+import importlib
 import json
 import re
 import subprocess
@@ -12,11 +13,11 @@ import PIL.Image
 import pytest
 
 from kseg import config as configs
-from kseg import data, models
+from kseg import models
 from kseg.datasets import registry
 from kseg.weights import loading
 from tests.helpers import documents
-from tests.helpers.running import ROOT, run, run_here, start
+from tests.helpers.running import ROOT, run_here, start
 
 SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
          "train.global_batch=2", "train.steps=3", "train.log_every=1"]
@@ -110,11 +111,8 @@ def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatc
                 arguments += ["--set", *SMALL]
             elif module == "serving.client":
                 arguments = [word.replace(":8500", f":{port}") for word in arguments]
-            if module == "kseg.data":
-                # There are several, and most of their time is the start.
-                run_here(data.main, arguments, capsys)
-                continue
-            output = run(module, *arguments, directory=tmp_path)
+            # Most of a command's time would be the start of its process.
+            output = run_here(importlib.import_module(module).main, arguments, capsys)
             if module == "kseg.evaluate":
                 assert "3 of 3 images of folder val" in output and "mIoU" in output
     assert (tmp_path / "samples.png").is_file()

@@ -1,14 +1,12 @@
 """Compare losses and weights of short trainings with those of kseg 0.1.0, bit for bit on the same kind of machine."""
 
-import os
-
 import pytest
 
 from tests.helpers.before import TRAININGS, printed, recorded, require_same, start, training, training_facts
+from tests.helpers.exhaustive import ALL
 
-# These cover each kind of head and option once. KSEG_ALL_TRAININGS=1 runs all, which takes more than twice as long.
-SOME = ("encnet", "deeplabv3plus", "deeplabv3-bfloat16", "pspnet-ohem")
-CHOSEN = list(TRAININGS) if os.environ.get("KSEG_ALL_TRAININGS") else SOME
+# One head with the usual settings; `make test-all` trains all heads, and each option once.
+CHOSEN = list(TRAININGS) if ALL else ["encnet"]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from kseg.input_pipeline import batching
 from kseg.profiling import input_benchmark
 from kseg.profiling.input_benchmark import DataFigures, Stage
 from tests.helpers import prepared_sets
+from tests.helpers.exhaustive import exhaustive
 from tests.helpers.small_sets import config, folder
 from tests.helpers.splits import train_split, unread_split
 
@@ -52,6 +53,7 @@ def test_costs_of_all_stages_add_up_to_the_whole_pipeline(shapes_directory):
     assert len(reports) == 3 and "round 2 of 2" in reports[-1]
 
 
+@exhaustive
 def test_cut_pipelines_agree_with_the_training_pipeline(shapes_directory):
     settings = shapes_config(shapes_directory, scale_range=(1.0, 1.0), extra=())
     cut = input_benchmark.cut_pipelines(train_split(settings), settings)

@@ -11,11 +11,13 @@ from kseg import convert, models
 from kseg.conversion import original_configs
 from kseg.errors import ConfigError, UserError, WeightsError
 from kseg.weights import downloads, keras_files, loading
+from tests.helpers.exhaustive import all_of
 from tests.helpers.original_files import mmseg_encnet, randomize, state_of, write_checkpoint
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
 # The cases cover both containers and both systems, and pyramids with and without a reordered bottleneck.
-CASES = ["mmseg/deeplabv3_r101_d16_mg124_ohem", "mmseg/encnet_r50_d8", "sss/apcnet_r50_d8", "sss/deeplabv3plus_r18_d16"]
+CASES = all_of(["mmseg/encnet_r50_d8", "sss/deeplabv3plus_r18_d16"],
+               "mmseg/deeplabv3_r101_d16_mg124_ohem", "sss/apcnet_r50_d8")
 CONFIG = """
 from kseg.config import *
 from kseg.config.variants import Variant

@@ -17,7 +17,7 @@ import pytest
 from kseg import config as configs
 from kseg import train
 from kseg.config import Config
-from kseg.config.sections import Model, Train
+from kseg.config.sections import Loss, Model, Train
 from kseg.training import recorder, trainer
 from tests.helpers.running import TINY, run, run_here, start, tiny
 from tests.helpers.small_training import SMALL, build_small_networks
@@ -122,18 +122,18 @@ def test_tensorboard_contains_scalars_and_fixed_images(finished):
     assert image[:2] == [b"768", b"128"] and len(image) == 2 + 4
 
 
-def test_killed_run_ends_with_the_same_weights(finished, shapes_directory, tmp_path, capsys):
+def test_killed_run_ends_with_the_same_weights(small_networks, small_finished, shapes_directory, tmp_path, capsys):
     workdir = tmp_path / "killed run"
-    command = [*tiny(shapes_directory), "--workdir", workdir]
+    command = [*small(shapes_directory), "--workdir", workdir]
     # The first kill precedes the first checkpoint, and the second one falls between two checkpoints.
     for step in (2, 7):
-        process = start("kseg.train", *command)
+        process = start("tests.helpers.small_training", *command)
         wait_for_step(process, step)
         process.kill()
         process.communicate()
     output = run_here(train.main, command, capsys)
     assert "finished 12 steps" in output
-    assert_same_weights(workdir, finished[0])
+    assert_same_weights(workdir, small_finished)
     logged = [line["step"] for line in metrics_of(workdir) if "loss" in line]
     assert logged == list(range(1, 13))
 
@@ -279,7 +279,8 @@ def test_xla_computes_the_same_losses():
 
     losses = {}
     for jit_compile in (False, True):
-        config = Config(model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, dropout=0.0),
+        config = Config(model=Model(head="fcn", backbone="resnet18", width=4, channels=8, auxiliary_channels=0,
+                                    dropout=0.0), loss=Loss(se=0.0),
                         train=Train(global_batch=2, steps=3, jit_compile=jit_compile))
         keras.utils.set_random_seed(2)
         model, optimizer, _ = trainer.build_training(config, 3, print)
@@ -293,7 +294,8 @@ def test_xla_computes_the_same_losses():
 
 def test_batch_of_one_image_trains(shapes_directory, tmp_path):
     """TensorFlow's gradient of a strided 1x1 convolution corrupts memory at batch 1; kseg must avoid it."""
-    output = run("kseg.train", *tiny(shapes_directory, "train.global_batch=1", "train.steps=4",
+    output = run("kseg.train", *tiny(shapes_directory, "train.global_batch=1", "train.steps=4", "model.head=fcn",
+                                     "model.auxiliary_channels=0", "augment.photometric=false",
                                      "train.deterministic=false"), "--workdir", tmp_path)
     assert "finished 4 steps" in output
     # Deterministic runs do not measure how long they wait for batches.

@@ -1,28 +1,23 @@
 """Counting a split: against a plain loop over pixels, on several replicas and hosts, and errors that name the image."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
 from kseg.config.sections import Evaluate
-from kseg.distributed.launcher import free_ports
 from kseg.errors import DataError, WeightsError
 from kseg.evaluation import counter
 from kseg.evaluation.counter import Counter
 from kseg.inference import prediction
 from kseg.inference.prediction import protocol_of
 from tests.helpers import counted_images
-from tests.helpers.running import ROOT
+from tests.helpers.running import run
+from tests.helpers.several_hosts import Hosts
 from tests.helpers.splits import val_split
 
 IMAGES = 7
-SCRIPT = ("-m", "tests.helpers.replica_counts")
+SCRIPT = "tests.helpers.replica_counts"
 
 
 @pytest.fixture(scope="module")
@@ -91,27 +86,16 @@ def require_same_as_one_device(path, replicas, name, counts, slow_counts):
     require_equal(found, slow_counts[name])
 
 
-def environment(**more):
-    return os.environ | {"PYTHONPATH": str(ROOT)} | more
-
-
 def test_replicas_count_the_same_bits(directory, counts, slow_counts, tmp_path):
     # Three replicas do not divide the seven images: two of them have no image in the last round.
-    subprocess.run([sys.executable, *SCRIPT, directory, "3", "windows", tmp_path / "counts.npz"], check=True,
-                   env=environment())
+    run(SCRIPT, directory, "3", "windows", tmp_path / "counts.npz")
     require_same_as_one_device(tmp_path / "counts.npz", 3, "windows", counts, slow_counts)
 
 
 def test_hosts_count_the_same_bits(directory, counts, slow_counts, tmp_path):
-    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    tasks = [json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
-             for index in range(2)]
-    hosts = [subprocess.Popen(
-        [sys.executable, *SCRIPT, directory, "1", "several scales", tmp_path / "counts.npz"], stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, env=environment(TF_CONFIG=task)) for task in tasks]
-    for host in hosts:
-        output, _ = host.communicate(timeout=300)
-        assert host.returncode == 0, output
+    hosts = Hosts(SCRIPT, [[directory, "1", "several scales", tmp_path / "counts.npz"]] * 2, tmp_path / "output")
+    statuses, outputs, _ = hosts.wait()
+    assert statuses == [0, 0], outputs
     require_same_as_one_device(tmp_path / "counts.npz", 2, "several scales", counts, slow_counts)
 
 

@@ -31,7 +31,7 @@ def write(directory, count):
 
 def config(directory, evaluate):
     return Config(data=sections.Data(name="folder", directory=str(directory)), evaluate=evaluate,
-                  model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=0))
+                  model=Model(head="fcn", backbone="resnet18", width=4, channels=8, auxiliary_channels=0))
 
 
 def model(settings):

@@ -3,17 +3,16 @@
 The processes are forked from one that has imported TFX, since that import would take most of the time of such a run.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from importlib import import_module
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([
-    "pipeline.run_local", "pipeline.definition", "pipeline.metadata.metadata_store", "pipeline.metadata.summary",
-    "tfx.orchestration.local.local_dag_runner"])
+from tests.helpers import forks
+
+PRELOADED = ("pipeline.run_local", "pipeline.definition", "pipeline.metadata.metadata_store",
+             "pipeline.metadata.summary", "tfx.orchestration.local.local_dag_runner")
 
 
 def run(arguments, log, replacements=None, kill_at=None, after=False):
@@ -26,8 +25,9 @@ def run(arguments, log, replacements=None, kill_at=None, after=False):
         kill_at: (module, name) of a function; the process is killed before its call.
         after: Kill the process at the end of the call instead.
     """
-    process = CONTEXT.Process(target=_run,
-                              args=(list(map(str, arguments)), str(log), replacements or {}, kill_at, after))
+    forks.preload(PRELOADED)
+    process = forks.CONTEXT.Process(target=_run,
+                                    args=(list(map(str, arguments)), str(log), replacements or {}, kill_at, after))
     process.start()
     process.join()
     return process.exitcode

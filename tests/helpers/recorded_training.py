@@ -1,9 +1,12 @@
-"""Run kseg.train, and print the number of images that this host decodes in each validation."""
+"""Train the small network, and print the number of images that this host decodes in each validation."""
 
 import sys
 
+import pytest
+
 from kseg import cli, train
 from kseg.input_pipeline import batching
+from tests.helpers.small_training import build_small_networks
 
 
 def main(arguments):
@@ -14,6 +17,7 @@ def main(arguments):
         return examples(split, indices)
 
     batching.eval_examples = recording
+    build_small_networks(pytest.MonkeyPatch())
     return train.main(arguments)
 
 

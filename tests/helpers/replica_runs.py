@@ -12,6 +12,7 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from kseg import train
@@ -23,6 +24,7 @@ from kseg.training import trainer
 from kseg.training.optimizers import MomentumSGD
 from kseg.training.schedule import schedule
 from kseg.training.step import Steps, finite_or_nan
+from tests.helpers.small_training import build_small_networks
 
 STEPS, BATCH, CLASSES = 20, 4, 5
 # At most half of the 4 * 64 * 64 pixels are labeled, nearly all of them on one replica. Mining keeps at least 4 * 300.
@@ -157,7 +159,9 @@ def main(arguments):
 
     # Everything below uses the command's strategy: a second one would reuse the numbers of its collective operations.
     trainer.prepare_strategy = prepare_and_keep
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    # The command divides the batch and writes its files whatever the model; the losses below are those of real ones.
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        build_small_networks(patch)
         status = train.main([*arguments, "--cpu-replicas", "2"])
     trainer.prepare_strategy = prepare
     by_name = {"one": tf.distribute.get_strategy(), "two": strategies[0]}

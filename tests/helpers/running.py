@@ -1,13 +1,12 @@
 """Run kseg's commands as a user does, on a model small enough for a test."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from kseg import cli
+from tests.helpers.forks import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,9 +27,7 @@ def tiny(shapes_directory, *more):
 
 def start(module, *arguments, directory=ROOT):
     """Start `python -m MODULE ARGUMENTS` and return the process, with stdout and stderr in one text stream."""
-    return subprocess.Popen([sys.executable, "-u", "-m", module, *map(str, arguments)], cwd=directory, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
+    return Forked(module, arguments, directory, os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def run(module, *arguments, status=0, directory=ROOT):

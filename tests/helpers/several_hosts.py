@@ -1,14 +1,12 @@
 """Start a command as several hosts on this machine, one process for each, and wait for them."""
 
-import contextlib
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from kseg.distributed.launcher import free_ports
 from kseg.distributed.tf_config import tf_config_text
+from tests.helpers.forks import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,13 +19,11 @@ class Hosts:
         directory.mkdir()
         addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(len(arguments)))
         self.outputs = [directory / f"host {index}.txt" for index in range(len(arguments))]
-        self.processes = []
-        for index, host_arguments in enumerate(arguments):
-            with self.outputs[index].open("wb") as output:
-                self.processes.append(subprocess.Popen(
-                    [sys.executable, "-m", module, *map(str, host_arguments)], stdout=output, stderr=subprocess.STDOUT,
-                    env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
-                                      "TF_CONFIG": tf_config_text(addresses, index)}))
+        for output in self.outputs:
+            output.touch()
+        self.processes = [Forked(module, host_arguments, ROOT, os.environ | {
+            "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CONFIG": tf_config_text(addresses, index)}, output)
+            for index, (host_arguments, output) in enumerate(zip(arguments, self.outputs, strict=True))]
 
     def wait(self, seconds=300):
         """Wait until all processes have exited; return (exit statuses, outputs, times of the exits)."""
@@ -63,6 +59,5 @@ class Hosts:
     def close(self):
         """Kill the processes that still run."""
         for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
             process.wait()

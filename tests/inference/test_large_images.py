@@ -17,6 +17,7 @@ from kseg.config.sections import Data, Evaluate, Model
 from kseg.errors import DataError
 from kseg.inference import prediction, sliding_window, tiling
 from kseg.models.layers import resize
+from tests.helpers.exhaustive import all_of
 
 # This normalization changes no values, so a model's input is the image itself.
 PLAIN = Data(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -260,7 +261,7 @@ MEMORY = """
 """
 
 
-@pytest.mark.parametrize("protocol", ["windows", "whole"])
+@pytest.mark.parametrize("protocol", all_of(["windows"], "whole"))
 def test_full_size_scores_are_never_in_memory_as_a_whole(protocol):
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(MEMORY), protocol], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

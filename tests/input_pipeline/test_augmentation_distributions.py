@@ -16,6 +16,7 @@ from kseg.input_pipeline import augmentations, batching
 from kseg.input_pipeline.augmentations import CROP, FLIP, SCALE
 from tests.helpers import slow_augmentations
 from tests.helpers.distributions import COUNT, distance, plant, samples
+from tests.helpers.exhaustive import all_of
 from tests.helpers.whole_images import augment, crop_window
 
 # Sizes.
@@ -204,8 +205,8 @@ def test_distribution_of_the_largest_class():
     assert all(fault < bound for fault, bound in zip(fraction_faults(), FRACTION_BOUNDS))
 
 
-@pytest.mark.parametrize("changes", [
-    {"cat_max_ratio": 0.9}, {"cat_max_ratio": 0.6}, {"crop_tries": 9}, {"crop_tries": 12}, {"cat_max_ratio": 1.0}])
+@pytest.mark.parametrize("changes", all_of([{"cat_max_ratio": 0.9}, {"crop_tries": 9}], *[
+    {"cat_max_ratio": 0.6}, {"crop_tries": 12}, {"cat_max_ratio": 1.0}]))
 def test_wrong_rule_for_crops_is_detected(changes):
     assert any(fault > bound for fault, bound in zip(fraction_faults(**changes), FRACTION_BOUNDS))
 
@@ -275,9 +276,9 @@ def test_distribution_of_the_complete_pipeline(pad):
     assert all(faults[name] < bound for name, bound in WHOLE_BOUNDS.items()), faults
 
 
-@pytest.mark.parametrize("name, changes", [
-    ("corner", {"pad": "center"}), ("histogram", {"pad_color": "black"}), ("padding", {"scale_range": (0.75, 2.0)}),
-    ("deviation", {"photometric": False}), ("labels", {"scale_range": (1.0, 2.0)})])
+@pytest.mark.parametrize("name, changes", all_of([("corner", {"pad": "center"})], *[
+    ("histogram", {"pad_color": "black"}), ("padding", {"scale_range": (0.75, 2.0)}),
+    ("deviation", {"photometric": False}), ("labels", {"scale_range": (1.0, 2.0)})]))
 def test_wrong_pipeline_is_detected(name, changes):
     assert whole_faults(dataclasses.replace(CORRECT, **changes), False)[name] > WHOLE_BOUNDS[name]
 

@@ -12,6 +12,7 @@ from kseg.config.sections import Apcnet, Deeplab, Encnet, Loss, Pspnet
 from kseg.errors import ConfigError
 from kseg.models.layers import AdaptiveAveragePooling
 from kseg.training import losses
+from tests.helpers.exhaustive import ALL
 from tests.helpers.small_models import randomize_statistics, tiny
 
 CLASSES = 5
@@ -208,6 +209,8 @@ def test_inference_needs_neither_auxiliary_head_nor_presence_layer(case, tmp_pat
     # An export takes many times as long as all else here. One per head, with either setting, shows the same as two: a
     # setting only changes attributes of operations, which test_fixed_and_open_sizes_agree compiles for all cases.
     if SETTINGS.index((config.output_stride, config.align_corners)) != list(models.HEADS).index(config.head) % 2:
+        return
+    if not ALL and config.head not in ("encnet", "apcnet"):
         return
     inference.export(tmp_path / "saved", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "saved")

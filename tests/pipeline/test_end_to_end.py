@@ -28,9 +28,9 @@ from tests.helpers.running_servers import QUICK
 from tests.helpers.splits import val_split
 
 NODES = ("Ingest", "Examiner", "Trainer", "Evaluator", "Validator", "Pusher")
-SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
-         "train.global_batch=2", "train.steps=8", "train.log_every=1", "train.checkpoint_every=2",
-         "train.validate_every=8", "export.warmup_batches=1"]
+SMALL = ["model.head=fcn", "model.width=4", "model.channels=8", "model.auxiliary_channels=0", "augment.crop=48,64",
+         "augment.photometric=false", "train.global_batch=2", "train.steps=8", "train.log_every=1",
+         "train.checkpoint_every=2", "train.validate_every=8", "export.warmup_batches=1"]
 
 
 def states(output):

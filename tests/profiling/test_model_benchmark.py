@@ -17,10 +17,11 @@ from kseg.profiling import model_benchmark, model_forms
 from kseg.profiling.model_benchmark import Form, ModelFigures
 from kseg.profiling.model_forms import Facts, Job
 from kseg.profiling.worker import Worker
+from tests.helpers.exhaustive import exhaustive
 from tests.helpers.running import TINY
 from tests.helpers.small_models import tiny
 
-ARGUMENTS = ["model", "--config", "encnet_shapes", "--set", *TINY]
+ARGUMENTS = ["model", "--config", "encnet_shapes", "--set", *TINY, "model.head=fcn", "model.auxiliary_channels=0"]
 FACTS = Facts(1_234_567, 1_200_000, 1_000_000, 4_500_000, 987_654_321, "processor, 2 threads", {"TensorFlow": "2.0"})
 
 
@@ -43,7 +44,7 @@ def test_command_prints_and_writes_all_forms(tmp_path, capfd):
         # TensorFlow alone needs that much.
         assert form.peak_memory > 100 * 2**20
     classes = len(registry.find_dataset(configs.load("encnet_shapes").data).classes)
-    model = models.build(tiny(head="encnet", output_stride=16), classes)
+    model = models.build(tiny(head="fcn", output_stride=16, auxiliary_channels=0), classes)
     assert facts.parameters == model.count_params()
     assert facts.trainable == sum(np.prod(weight.shape) for weight in model.trainable_weights)
     main = models.main_only(model)
@@ -55,6 +56,7 @@ def test_command_prints_and_writes_all_forms(tmp_path, capfd):
     assert [line for line in output.splitlines() if line.startswith("round ")][-1].startswith("round 2 of 2: eager ")
 
 
+@exhaustive
 def test_all_forms_return_the_same_class_ids(tmp_path, monkeypatch):
     job = Job(Config(model=tiny(head="encnet"), evaluate=Evaluate()), 5, (33, 50))
     model = models.build(job.config.model, job.classes)

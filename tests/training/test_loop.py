@@ -85,12 +85,12 @@ def test_too_many_nonfinite_losses_are_an_error(small_networks, shapes_directory
     assert [skipped["step"] for skipped in working_directory.read_skipped_steps(tmp_path)] == [BAD]
 
 
-def test_early_stopping_without_a_better_validation(shapes_directory, tmp_path, capsys):
+def test_early_stopping_without_a_better_validation(small_networks, shapes_directory, tmp_path, capsys):
     """A tiny learning rate changes no validation. The run combines many other settings."""
-    command = [*tiny(shapes_directory, "train.steps=40", "train.validate_every=2", "train.patience=2",
+    command = [*tiny(shapes_directory, *SMALL, "train.steps=40", "train.validate_every=2", "train.patience=2",
                      "train.learning_rate=1e-12", "train.end_learning_rate=0", "train.average_decay=0.9",
                      "train.accumulate=2", "train.optimizer=adamw", "train.decay_all=false",
-                     "train.freeze=backbone.stem.*", "train.precision=mixed_float16", "train.loss_scale=512"),
+                     "train.freeze=first,norm", "train.precision=mixed_float16", "train.loss_scale=512"),
                "--workdir", tmp_path]
     output = run_here(train.main, command, capsys)
     assert "finished 6 steps" in output and "train.patience" in output

@@ -1,24 +1,22 @@
 """Training on several devices: equal losses, an evenly divided batch, and steps that all replicas skip."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from tests.helpers.replica_runs import norm_case
-from tests.helpers.running import ROOT, tiny
+from tests.helpers.running import run, tiny
+from tests.helpers.small_training import SMALL
 
 
 @pytest.fixture(scope="module")
 def results(shapes_directory, tmp_path_factory):
     """Return the output of tests.helpers.replica_runs, a process with two virtual devices."""
-    arguments = tiny(shapes_directory, "train.steps=2", "--workdir", str(tmp_path_factory.mktemp("two devices")))
-    result = subprocess.run([sys.executable, "-m", "tests.helpers.replica_runs", *arguments], cwd=ROOT, text=True,
-                            capture_output=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    arguments = tiny(shapes_directory, *SMALL, "train.steps=2", "--workdir",
+                     str(tmp_path_factory.mktemp("two devices")))
+    output = run("tests.helpers.replica_runs", *arguments)
+    return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
 
 
 def test_command_divides_the_batch(results):

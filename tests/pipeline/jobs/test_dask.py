@@ -92,8 +92,8 @@ class Stored(NamedTuple):
 def stored(tmp_path_factory, shapes_directory):
     """Return a model with random weights, and ingested examples."""
     directory = tmp_path_factory.mktemp("stored")
-    config = configs.load("encnet_shapes", ["model.width=4", "model.channels=8", "model.auxiliary_channels=4",
-                                            f"data.directory={shapes_directory}"])
+    config = configs.load("encnet_shapes", ["model.head=fcn", "model.width=4", "model.channels=8",
+                                            "model.auxiliary_channels=0", f"data.directory={shapes_directory}"])
     sys.argv[1:], process_arguments = [], sys.argv[1:]
     ingested(Data(name="shapes", directory=str(shapes_directory)), directory / "examples", splits=("val",),
              per_shard=100)
