@@ -71,9 +71,10 @@ def serving(arguments, directory):
     arguments = [word.replace("=8501", "=-1") for word in arguments]
     server = start("serving.server", *arguments, directory=directory)
     try:
-        lines = iter(server.stdout.readline, "")
-        found = next((match for match in map(re.compile(r"gRPC at .*:(\d+)").match, lines) if match), None)
-        assert found, f"the server ended with status {server.wait(60)}"
+        lines = []
+        while not (found := re.match(r"gRPC at .*:(\d+)", lines[-1] if lines else "")):
+            lines.append(server.stdout.readline())
+            assert lines[-1], "".join(lines)
         # So that it never waits for somebody to read what it logs.
         threading.Thread(target=server.stdout.read, daemon=True).start()
         yield found[1]

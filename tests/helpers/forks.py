@@ -10,7 +10,11 @@ import runpy
 import subprocess
 import sys
 from multiprocessing import forkserver
+from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
 TRAINING = ("kseg.training.trainer", "kseg.evaluation.counter")
 _preloaded: list[str] = []
@@ -75,6 +79,10 @@ def preload(modules):
         # multiprocessing has no public way to end it.
         forkserver._forkserver._stop()
         CONTEXT.set_forkserver_preload(list(modules))
+        # It would import the modules of the directory in which the test happens to be.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))
+            forkserver.ensure_running()
         _preloaded[:] = modules
 
 
