@@ -130,14 +130,14 @@ def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatc
 
 @pytest.mark.skipif(not (ROOT / ".venv" / "installed").exists(), reason="no .venv: these tests were not run by make")
 def test_make_demo(tmp_path):
-    """README.md's first command on fewer steps and smaller crops; it writes to another directory than the user's."""
-    shorter = "train.steps=50 train.validate_every=50 augment.crop=64,128"
+    """README.md's first command on fewer steps, smaller crops and a narrower network; it writes to another directory than the user's."""
+    shorter = "train.steps=50 train.validate_every=50 augment.crop=64,128 model.width=24"
     result = subprocess.run(["make", "demo", f"DEMO={tmp_path / 'a demo'}", f"DEMO_SET={shorter}"], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800)
     assert result.returncode == 0, result.stdout
     assert "finished 50 steps" in result.stdout
     results = json.loads((tmp_path / "a demo" / "metrics.json").read_text())
     assert results["images"] == 16
-    # It came to 0.66; a model that says background everywhere has 0.1.
+    # It came to 0.65; a model that says background everywhere has 0.1.
     assert results["mIoU"] >= 0.5
     assert PIL.Image.open(tmp_path / "a demo" / "predictions.png").size[0] > 3 * 256

@@ -21,7 +21,7 @@ from tests.helpers.exhaustive import exhaustive
 from tests.helpers.running import TINY
 from tests.helpers.small_models import tiny
 
-ARGUMENTS = ["model", "--config", "encnet_shapes", "--set", *TINY, "model.head=fcn", "model.auxiliary_channels=0"]
+ARGUMENTS = ["model", "--config", "encnet_shapes", "--set", *TINY, "model.head=fcn"]
 FACTS = Facts(1_234_567, 1_200_000, 1_000_000, 4_500_000, 987_654_321, "processor, 2 threads", {"TensorFlow": "2.0"})
 
 
@@ -44,7 +44,7 @@ def test_command_prints_and_writes_all_forms(tmp_path, capfd):
         # TensorFlow alone needs that much.
         assert form.peak_memory > 100 * 2**20
     classes = len(registry.find_dataset(configs.load("encnet_shapes").data).classes)
-    model = models.build(tiny(head="fcn", output_stride=16, auxiliary_channels=0), classes)
+    model = models.build(tiny(head="fcn", output_stride=16), classes)
     assert facts.parameters == model.count_params()
     assert facts.trainable == sum(np.prod(weight.shape) for weight in model.trainable_weights)
     main = models.main_only(model)
