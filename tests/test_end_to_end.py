@@ -130,7 +130,7 @@ def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatc
 
 @pytest.mark.skipif(not (ROOT / ".venv" / "installed").exists(), reason="no .venv: these tests were not run by make")
 def test_make_demo(tmp_path):
-    """README.md's first command on fewer steps, smaller crops and a narrower network; it writes to another directory than the user's."""
+    """README.md's first command on fewer steps, smaller crops and a narrower network, in another directory."""
     shorter = "train.steps=50 train.validate_every=50 augment.crop=64,128 model.width=24"
     result = subprocess.run(["make", "demo", f"DEMO={tmp_path / 'a demo'}", f"DEMO_SET={shorter}"], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800)

@@ -41,6 +41,7 @@ def measure_data(config, **settings):
     return input_benchmark.measure_data(train_split(config), config, **settings)
 
 
+@exhaustive
 def test_costs_of_all_stages_add_up_to_the_whole_pipeline(shapes_directory):
     reports = []
     results = measure_data(shapes_config(shapes_directory), batches=2, rounds=2, report=reports.append)

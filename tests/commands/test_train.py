@@ -19,6 +19,7 @@ from kseg import train
 from kseg.config import Config
 from kseg.config.sections import Loss, Model, Train
 from kseg.training import recorder, trainer
+from tests.helpers.exhaustive import exhaustive
 from tests.helpers.running import TINY, run, run_here, start, tiny
 from tests.helpers.small_training import SMALL, build_small_networks
 from tests.helpers.splits import step_indices
@@ -272,6 +273,7 @@ def test_unreadable_file_loses_no_steps(small_networks, tmp_path, capsys):
     assert f"step {saved[0]} of 12" in output and "finished 12 steps" in output
 
 
+@exhaustive
 def test_xla_computes_the_same_losses():
     import tensorflow as tf
 

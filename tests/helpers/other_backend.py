@@ -33,9 +33,10 @@ def build_without_values(*settings):
 
 def write_logits(directory):
     images = np.load(directory / "images.npy")
-    for head in models.HEADS:
+    for path in sorted(directory.glob("*.weights.h5")):
+        head = path.name.removesuffix(".weights.h5")
         model = build_without_values(tiny(head=head), 5)
-        load_keras(model, directory / f"{head}.weights.h5")
+        load_keras(model, path)
         outputs = jax.jit(lambda images: model(images, training=False))(images)
         np.savez(directory / f"{head}.npz", **{name: np.asarray(output) for name, output in outputs.items()})
 

@@ -15,7 +15,7 @@ from kseg.datasets.diagnosis import decode_example
 from kseg.errors import DataError
 from kseg.images import decoding
 from kseg.input_pipeline import batching
-from tests.helpers.small_sets import config, example, folder, write
+from tests.helpers.small_sets import config, folder, write
 from tests.helpers.splits import step_indices, train_batches
 
 RANDOM = np.random.default_rng(5)
@@ -114,26 +114,6 @@ def test_index_identifies_the_image_in_the_batch(tmp_path):
         # All pixels of image i are i.
         assert np.allclose(values, batch["index"][:, None, None, None], atol=1e-3)
         assert (batch["label"] == LABEL).all()
-
-
-def test_batches_do_not_depend_on_the_first_step(tmp_path):
-    labels = [RANDOM.integers(0, 3, (20 + index, 31)).astype(np.uint8) for index in range(5)]
-    source = folder(tmp_path, {"train": []})
-    for index, label in enumerate(labels):
-        example(tmp_path, "train", f"e{index:02d}", label, RANDOM.integers(0, 256, (*label.shape, 3)).astype(np.uint8))
-    settings = dataclasses.replace(config(source, steps=9), augment=Augment(crop=(16, 24)))
-
-    def read(start, threads):
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = threads
-        return drain(train_batches(settings, start).with_options(options))
-
-    whole = read(0, 1)
-    assert len(whole) == 9
-    assert len({batch["image"].tobytes() for batch in whole}) == 9
-    for start, threads in ((0, 4), (4, 2), (8, 1)):
-        for expected, batch in zip(whole[start:], read(start, threads), strict=True):
-            assert all(batch[key].tobytes() == expected[key].tobytes() for key in ("image", "label", "index"))
 
 
 def test_types_and_padding(tmp_path):

@@ -52,7 +52,7 @@ def with_options(batches, threads, autotune, budget=0):
 def test_batches_do_not_depend_on_restarts_threads_and_tuning(settings):
     whole = digests(with_options(train_batches(settings), 1, False))
     assert len(whole) == STEPS and len({digest for batch in whole for digest in batch}) == STEPS * BATCH
-    for start, threads, autotune, budget in ((0, 4, True, 0), (3, 2, True, 1 << 20), (7, 1, True, 0), (5, 8, False, 0)):
+    for start, threads, autotune, budget in ((0, 4, True, 0), (3, 2, True, 1 << 20), (5, 8, False, 0)):
         batches = with_options(train_batches(settings, start), threads, autotune, budget)
         assert digests(batches) == whole[start:]
 
@@ -99,7 +99,7 @@ def worker(workers, which):
 def test_each_worker_reads_only_its_part_of_each_batch(monkeypatch, cropped):
     whole = digests(train_batches(cropped))
     read = record_reads(monkeypatch)
-    for start, workers in ((0, 1), (0, 2), (3, 2), (6, 1)):
+    for start, workers in ((0, 1), (3, 2)):
         parts = []
         for which in range(workers):
             read.clear()
