@@ -12,6 +12,7 @@ from kseg.config.sections import Augment, Train
 from kseg.datasets import checks
 from kseg.datasets import registry
 from kseg.input_pipeline import batching
+from tests.helpers.exhaustive import all_of
 from tests.helpers.small_sets import config, example, folder
 from tests.helpers.splits import train_batches
 
@@ -36,7 +37,7 @@ def flat_png(side, kind, first, second):
             + chunk(b"IDAT", b"".join([*rows, packer.flush()])) + chunk(b"IEND", b""))
 
 
-@pytest.fixture(scope="module", params=[GRAY, PALETTE], ids=["gray", "palette"])
+@pytest.fixture(scope="module", params=all_of([PALETTE], GRAY), ids={GRAY: "gray", PALETTE: "palette"}.get)
 def huge(request, tmp_path_factory):
     """Return a set with one pair of 144 megapixels: black with label 0 above (250, 120, 30) with label 2."""
     directory = tmp_path_factory.mktemp("huge")

@@ -5,6 +5,7 @@ The responses must equal those of the same SavedModel in this process, and arriv
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -52,10 +53,12 @@ class NotServed(UserError):
     """A model that cannot be served, or whose responses are wrong or late."""
 
 
-# This program makes the kernel stop its process when the parent is killed (Linux: prctl, PR_SET_PDEATHSIG), and then
-# becomes the server. A `preexec_fn` would run gRPC's fork handlers, which can abort the child.
+# This program makes the kernel stop its process when the parent, its first argument, is killed (Linux: prctl,
+# PR_SET_PDEATHSIG), and then becomes the server. The parent may have been killed before, of which the kernel tells
+# nothing. A `preexec_fn` would run gRPC's fork handlers, which can abort the child.
 STOP_WITH_PARENT = ("import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
-                    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+                    "os.getppid() == int(sys.argv[1]) or sys.exit(1); "
+                    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])")
 
 
 @contextmanager
@@ -69,8 +72,9 @@ def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
         base, address = Path(directory, "models"), Path(directory, "socket")
         shutil.copytree(model, base / "1")
         server = subprocess.Popen(
-            [sys.executable, "-c", STOP_WITH_PARENT, "-m", SERVER, f"--model_name={NAME}", f"--model_base_path={base}",
-             "--port=0", f"--grpc_socket_path={address}", "--drain_seconds=0", "--grace_seconds=1"],
+            [sys.executable, "-c", STOP_WITH_PARENT, str(os.getpid()), "-m", SERVER, f"--model_name={NAME}",
+             f"--model_base_path={base}", "--port=0", f"--grpc_socket_path={address}", "--drain_seconds=0",
+             "--grace_seconds=1"],
             stdout=output, stderr=subprocess.STDOUT, cwd=Path(serving.__file__).resolve().parents[1])
         try:
             with grpc.insecure_channel(f"unix:{address}", options=[

@@ -1,6 +1,6 @@
 """Compute on JAX what tests compare with TensorFlow and with the reference systems, all in one process.
 
-    KERAS_BACKEND=jax python -m tests.helpers.other_backend DIRECTORY [FIXTURE VERIFIED]
+    KERAS_BACKEND=jax python -m tests.helpers.other_backend DIRECTORY [FIXTURE [VERIFIED]]
 
     DIRECTORY/HEAD.npz      outputs for DIRECTORY/images.npy of each head's tiny model, with DIRECTORY/HEAD.weights.h5
     DIRECTORY/fixture.json  losses, gradients and confusion matrix of a fixture
@@ -61,6 +61,7 @@ def main(directory, fixture=None, verified=None):
     write_logits(directory)
     if fixture:
         (directory / "fixture.json").write_text(json.dumps(fixture_results(fixture)))
+    if verified:
         with (directory / "verified.txt").open("w") as file, contextlib.redirect_stdout(file):
             print("status", convert.main(["--verify", str(FIXTURES / verified)]))
     print(keras.backend.backend())

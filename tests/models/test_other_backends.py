@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kseg import models
-from tests.helpers.exhaustive import ALL
+from tests.helpers.exhaustive import ALL, exhaustive
 from tests.helpers.running import ON_JAX, ROOT
 from tests.helpers.shared_files import FIXTURES, assert_agreement, needs_fixtures
 from tests.helpers.small_models import randomize_statistics, tiny
@@ -32,7 +32,7 @@ def on_jax(tmp_path_factory):
         randomize_statistics(model)
         model.save_weights(directory / f"{head}.weights.h5")
         expected[head] = model(images, training=False)
-    fixtures = [FIXTURE, VERIFIED] if FIXTURES.is_dir() else []
+    fixtures = [FIXTURE, *([VERIFIED] if ALL else [])] if FIXTURES.is_dir() else []
     result = subprocess.run([sys.executable, "-m", "tests.helpers.other_backend", directory, *fixtures], text=True,
                             capture_output=True, env=os.environ | ON_JAX, cwd=ROOT)
     assert result.returncode == 0, result.stderr
@@ -68,6 +68,7 @@ def test_jax_matches_the_reference(on_jax):
     np.testing.assert_array_equal(matrix, actual["confusion"])
 
 
+@exhaustive
 @needs_fixtures
 def test_jax_verifies_another_reference(on_jax):
     output = (on_jax[0] / "verified.txt").read_text()

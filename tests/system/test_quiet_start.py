@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from kseg.system import quiet_start
+from tests.helpers.exhaustive import all_of
 from tests.helpers.running import ROOT
 
 NOTE = "I0000 00:00:1795999530.979704    9731 cudart_stub.cc:31] Could not find cuda drivers on your machine"
@@ -77,7 +78,7 @@ def test_an_unknown_level_is_refused():
     assert "ConfigError: " in stderr and "KSEG_LOG" in stderr and "'debgu'. Did you mean debug" in stderr
 
 
-@pytest.mark.parametrize("log, quiet", [("", True), ("debug", False)])
+@pytest.mark.parametrize("log, quiet", all_of([("", True)], ("debug", False)))
 def test_a_dry_run_prints_nothing_on_stderr(shapes_directory, log, quiet):
     command = [sys.executable, "-m", "kseg.train", "--config", "encnet_shapes", "--dry-run", "--set",
                f"data.directory={shapes_directory}"]

@@ -27,6 +27,7 @@ from kseg.training import working_directory
 from kseg.weights import keras_files
 from pipeline import artifacts, options
 from pipeline.jobs import counting
+from tests.helpers.exhaustive import exhaustive
 from tests.helpers.running import ROOT
 from tests.helpers.stored_artifacts import ingested
 from tests.helpers.splits import val_split
@@ -138,6 +139,7 @@ def test_two_workers_ingest_the_same_as_one_process(cluster, stored, shapes_dire
     assert (tmp_path / "scalars" / "val.jsonl").read_text() == scalars.read_text()
 
 
+@exhaustive
 def test_a_killed_worker_does_not_change_the_counts(cluster, stored, tmp_path):
     from dask.distributed import Client
 
