@@ -187,6 +187,8 @@ class LineFaults:
 
 
 def _instead(line: str, meant: str) -> str:
+    if REMARK.match(f" {line}"):
+        return "remove the line if it is a remark" + (f"; write `{meant}` if it is a class" if meant else "")
     if not meant or meant == line:
         return FORMS
     if meant.startswith("#"):

@@ -51,6 +51,7 @@ def test_names_of_ignored_pixels_in_any_case(line):
 @pytest.mark.parametrize("text, line, words", [
     ("background 0\nobject 255\n", 1, ["`0 background`", "`255 object`"]),
     ("sky\nobject 255\n", 2, ["`255 object`"]),
+    ("# my classes\nroad\n", 1, ["remove the line", "`my classes`"]), ("road\n// end\n", 2, ["remove the line"]),
     ("sky # the upper part\nroad\n", 1, ["remark", "`sky`"]), ("0 sky\n7 road // flat #804080\n", 2, ["`7 road`"]),
     ("road\t7\nsky\t8\n", 1, ["`7 road`", "`8 sky`"]),
     ("name,r,g,b\nroad,128,64,128\n", 1, ["header", "`#804080 road`", "`0 road #804080`"]),
