@@ -54,8 +54,8 @@ class NotServed(UserError):
 
 
 # This program makes the kernel stop its process when the parent, its first argument, is killed (Linux: prctl,
-# PR_SET_PDEATHSIG), and then becomes the server. The parent may have been killed before, of which the kernel tells
-# nothing. A `preexec_fn` would run gRPC's fork handlers, which can abort the child.
+# PR_SET_PDEATHSIG), and then becomes the server. The kernel does not report a parent that was killed before this call,
+# so the program compares process ids. A `preexec_fn` would run gRPC's fork handlers, which can abort the child.
 STOP_WITH_PARENT = ("import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
                     "os.getppid() == int(sys.argv[1]) or sys.exit(1); "
                     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])")

@@ -164,7 +164,7 @@ def test_voc2012_faults(tmp_path):
 def test_check_of_voc2012_does_not_need_trainaug(tmp_path):
     voc_tree(tmp_path, {"train": ["a"], "val": ["b"]}, official="ab", augmented=())
     listed = tmp_path / "ImageSets/Segmentation/train.txt"
-    # As editors on Windows write it.
+    # Editors on Windows begin a file with a byte order mark.
     listed.write_bytes(b"\xef\xbb\xbfa\r\n")
     data, lines = Data(name="voc2012", directory=str(tmp_path)), []
     assert list(checks.check_dataset(data, report=lines.append)) == ["train", "val"]

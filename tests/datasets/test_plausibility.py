@@ -1,4 +1,4 @@
-"""What examples show only together is found by check, prepare, training and evaluation, in the same words."""
+"""Check, prepare, training and evaluation report the same findings about examples in the same words."""
 
 import numpy as np
 import pytest

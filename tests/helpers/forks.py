@@ -73,7 +73,7 @@ class Forked:
 def preload(modules):
     """Make the process from which others are forked import these modules.
 
-    It is started again for other modules than before, which nothing must be running for.
+    Other modules than before restart it; no forked process may be running then.
     """
     if list(modules) != _preloaded:
         # multiprocessing has no public way to end it.

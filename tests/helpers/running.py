@@ -1,14 +1,11 @@
 """Run kseg's commands as a user does, on a model small enough for a test."""
 
 import os
-from pathlib import Path
 
 import pytest
 
 from kseg import cli
-from tests.helpers.forks import Forked
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.forks import ROOT, Forked
 
 # Environment in which Keras runs on JAX. Optimization is off because operations are compiled for a few numbers only.
 ON_JAX = {"KERAS_BACKEND": "jax",

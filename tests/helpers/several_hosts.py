@@ -2,13 +2,10 @@
 
 import os
 import time
-from pathlib import Path
 
 from kseg.distributed.launcher import free_ports
 from kseg.distributed.tf_config import tf_config_text
-from tests.helpers.forks import Forked
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.forks import ROOT, Forked
 
 
 class Hosts:
