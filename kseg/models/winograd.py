@@ -7,15 +7,17 @@ Images stay NHWC. Along both axes a tile has four inputs, spaced d apart at dila
 slices of the axis reshaped to (pairs, 2, d), so a dilated convolution costs as much as any other one.
 """
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 import tensorflow as tf
 
+from kseg.models.shared_functions import call_shared
+
 # Matrix G of section 4.1 turns the three taps of a kernel's axis into four factors.
 FACTORS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 # The Kronecker product transforms both axes at once.
-FACTORS_2D = np.kron(FACTORS, FACTORS)
+COLUMN_FACTORS = np.kron(FACTORS, FACTORS).reshape(4, 4, 9)
 # With fewer input or output channels, the sums take the time that the products save.
 MIN_CHANNELS = 128
 # Cost per output in half products, measured at 256 channels: four products and the sums, against nine products.
@@ -64,9 +66,18 @@ def winograd_convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int = 1
     Returns:
         Float32 (N, H, W, D), differentiable with respect to `inputs` and `kernel`.
     """
+    scope = tf.get_current_name_scope()
+
+    def convolve(inputs, kernel):
+        def gradients(upstream):
+            # TensorFlow names its own gradients this way, and a profile finds the layer by that name.
+            with tf.name_scope(f"gradient_tape/{scope}/"):
+                return call_shared(_gradients, (inputs, kernel, upstream), dilation)
+
+        return call_shared(_outputs, (inputs, kernel), dilation), gradients
+
     # Variables are read here because a function with a custom gradient must not capture one.
-    inputs, kernel = tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel)
-    return tf.custom_gradient(lambda inputs, kernel: _convolution(inputs, kernel, dilation))(inputs, kernel)
+    return tf.custom_gradient(convolve)(tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel))
 
 
 def num_tiles(length: int | tf.Tensor, dilation: int) -> int | tf.Tensor:
@@ -74,120 +85,153 @@ def num_tiles(length: int | tf.Tensor, dilation: int) -> int | tf.Tensor:
     return -(-length // (2 * dilation))
 
 
-def _convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int) -> tuple[tf.Tensor, Callable]:
-    """Return the outputs and the function from their gradient to those of inputs and kernel.
+def _outputs(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int) -> tf.Tensor:
+    """Return the outputs.
 
-    The four factors of the rows are processed one at a time, so only a quarter of the tiles is in memory. The gradients
-    recompute the tiles instead of storing them, since tiles are four times as large as the inputs.
+    The four factors of the rows are processed one at a time, so only a quarter of the tiles is in memory.
     """
-    sizes = _shape(inputs)[1:3]
-    counts = [num_tiles(length, dilation) for length in sizes]
-    # Padding up to whole tiles, in addition to the convolution's padding.
-    extra = [2 * dilation * count - length for count, length in zip(counts, sizes)]
-    channels, filters = kernel.shape[2:]
-
-    def split_rows():
-        padded = tf.pad(inputs, [[0, 0], *([dilation, dilation + more] for more in extra), [0, 0]])
-        return _split(padded, 1, dilation, counts[0])
-
-    def split_columns(rows):
-        return [tf.reshape(part, (-1, channels)) for part in _split(rows, 2, dilation, counts[1])]
-
-    def kernel_factors(index):
-        factors = FACTORS_2D[4 * index:4 * index + 4] @ tf.reshape(kernel, (9, channels * filters))
-        return tf.unstack(tf.reshape(factors, (4, channels, filters)))
-
-    def as_maps(parts, depth):
-        shape = (_shape(inputs)[0], counts[0] * dilation, counts[1] * dilation, depth)
-        return [tf.reshape(part, shape) for part in parts]
-
     joined = []
-    for index, rows in enumerate(split_rows()):
+    for rows, columns in zip(_split_rows(inputs, dilation), COLUMN_FACTORS):
         with tf.control_dependencies(joined[-1:]):
-            products = [part @ factor for part, factor in zip(split_columns(rows), kernel_factors(index))]
-        joined.append(_join(as_maps(products, filters), 2, dilation, counts[1]))
-    outputs = _join(joined, 1, dilation, counts[0])[:, :sizes[0], :sizes[1]]
+            joined.append(call_shared(_row_outputs, (rows, _kernel_factors(kernel, columns)), dilation))
+    height, width = _shape(inputs)[1:3]
+    return _join(joined, _shape(joined[0]), 1, dilation)[:, :height, :width]
 
-    def differentiate(upstream):
-        padded = tf.pad(upstream, [[0, 0], *([0, more] for more in extra), [0, 0]])
-        product_gradients = [
-            [tf.reshape(part, (-1, filters)) for part in _join_adjoint(rows, 2, dilation, counts[1])]
-            for rows in _join_adjoint(padded, 1, dilation, counts[0])]
-        # The dependency keeps the graph optimizer from reusing the tiles of the forward pass, which would then have to
-        # stay in memory.
-        with tf.control_dependencies([upstream]):
-            recomputed = split_rows()
-        kernel_gradient = tf.zeros((9, channels * filters))
-        for index, rows in enumerate(recomputed):
-            with tf.control_dependencies([upstream, kernel_gradient]):
-                products = tf.stack([tf.matmul(part, gradient, transpose_a=True)
-                                     for part, gradient in zip(split_columns(rows), product_gradients[index])])
-            products = tf.reshape(products, (4, channels * filters))
-            kernel_gradient += tf.matmul(FACTORS_2D[4 * index:4 * index + 4], products, transpose_a=True)
-        joined = []
-        for index in range(4):
-            with tf.control_dependencies([kernel_gradient, *joined[-1:]]):
-                products = [tf.matmul(gradient, factor, transpose_b=True)
-                            for gradient, factor in zip(product_gradients[index], kernel_factors(index))]
-            joined.append(_split_adjoint(as_maps(products, channels), 2, dilation, counts[1]))
-        input_gradient = _split_adjoint(joined, 1, dilation, counts[0])
-        input_gradient = input_gradient[:, dilation:dilation + sizes[0], dilation:dilation + sizes[1]]
-        return input_gradient, tf.reshape(kernel_gradient, kernel.shape)
 
-    scope = tf.get_current_name_scope()
+def _row_outputs(rows: tf.Tensor, factors: tf.Tensor, dilation: int) -> tf.Tensor:
+    """Return the outputs (N, H / 2, W, D) of one factor of the rows.
 
-    def gradients(upstream):
-        # TensorFlow names its own gradients this way, and a profile finds the layer by that name.
-        with tf.name_scope(f"gradient_tape/{scope}/"):
-            return differentiate(upstream)
+    Args:
+        rows: (N, H / 2, W + padding, C), one of the four combinations of the rows of the padded inputs.
+        factors: (4, C, D), the kernel's factors along the columns.
+        dilation: distance between the taps in pixels.
+    """
+    products = [tf.matmul(_flat(part), factor)
+                for part, factor in zip(_split(rows, 2, dilation), tf.unstack(factors))]
+    return _join(products, _halved_columns(rows, factors.shape[2], dilation), 2, dilation)
 
-    return outputs, gradients
+
+def _gradients(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor,
+               dilation: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the gradients of inputs and kernel.
+
+    They recompute the tiles instead of storing them, since tiles are four times as large as the inputs.
+    """
+    height, width = _shape(inputs)[1:3]
+    padded = tf.pad(upstream, [[0, 0], *([0, _missing(length, dilation)] for length in (height, width)), [0, 0]])
+    # The dependency keeps the graph optimizer from reusing the tiles of the forward pass, which would then have to
+    # stay in memory.
+    with tf.control_dependencies([upstream]):
+        recomputed = _split_rows(inputs, dilation)
+    kernel_gradient, split = tf.zeros((9, math.prod(kernel.shape[2:]))), []
+    batch, padded_height, padded_width, filters = _shape(padded)
+    row_upstreams = [tf.reshape(part, (batch, padded_height // 2, padded_width, filters))
+                     for part in _join_adjoint(padded, 1, dilation)]
+    for rows, row_upstream, columns in zip(recomputed, row_upstreams, COLUMN_FACTORS):
+        with tf.control_dependencies([kernel_gradient, *split[-1:]]):
+            factors_gradient, input_part = call_shared(
+                _row_gradients, (rows, _kernel_factors(kernel, columns), row_upstream), dilation)
+        kernel_gradient += tf.matmul(columns, factors_gradient, transpose_a=True)
+        split.append(input_part)
+    input_gradient = _split_adjoint(split, _shape(split[0]), 1, dilation)
+    input_gradient = input_gradient[:, dilation:dilation + height, dilation:dilation + width]
+    return input_gradient, tf.reshape(kernel_gradient, kernel.shape)
+
+
+def _row_gradients(rows: tf.Tensor, factors: tf.Tensor, row_upstream: tf.Tensor,
+                   dilation: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the gradients of the kernel's factors (4, C * D) and of the rows for one factor of the rows.
+
+    Args:
+        rows, factors, dilation: as for `_row_outputs`.
+        row_upstream: (N, H / 2, W, D), the gradient of the outputs of `_row_outputs`.
+    """
+    product_gradients = [_flat(part) for part in _join_adjoint(row_upstream, 2, dilation)]
+    products = tf.stack([tf.matmul(_flat(part), gradient, transpose_a=True)
+                         for part, gradient in zip(_split(rows, 2, dilation), product_gradients)])
+    factors_gradient = tf.reshape(products, (4, -1))
+    # The products of both gradients would otherwise be in memory at the same time.
+    with tf.control_dependencies([factors_gradient]):
+        products = [tf.matmul(gradient, factor, transpose_b=True)
+                    for gradient, factor in zip(product_gradients, tf.unstack(factors))]
+    return factors_gradient, _split_adjoint(products, _halved_columns(rows, factors.shape[1], dilation), 2, dilation)
+
+
+def _split_rows(inputs: tf.Tensor, dilation: int) -> list[tf.Tensor]:
+    """Pad inputs to whole tiles along both axes and return the four combinations of their rows."""
+    paddings = [[dilation, dilation + _missing(length, dilation)] for length in _shape(inputs)[1:3]]
+    padded = tf.pad(inputs, [[0, 0], *paddings, [0, 0]])
+    batch, height, width, channels = _shape(padded)
+    return [tf.reshape(part, (batch, height // 2 - dilation, width, channels)) for part in _split(padded, 1, dilation)]
+
+
+def _missing(length: int | tf.Tensor, dilation: int) -> int | tf.Tensor:
+    """Return how much an axis lacks to consist of whole tiles."""
+    return 2 * dilation * num_tiles(length, dilation) - length
+
+
+def _kernel_factors(kernel: tf.Tensor, columns: np.ndarray) -> tf.Tensor:
+    """Return the factors (4, C, D) of a kernel along the columns by their matrix (4, 9) for one factor of the rows."""
+    return tf.reshape(tf.matmul(columns, tf.reshape(kernel, (9, -1))), (4, *kernel.shape[2:]))
+
+
+def _flat(values: tf.Tensor) -> tf.Tensor:
+    """Return (..., C) values as the rows of a matrix."""
+    return tf.reshape(values, (-1, values.shape[-1]))
 
 
 def _shape(values: tf.Tensor) -> list[int | tf.Tensor]:
-    """Return a tensor's shape, as integers where they are known."""
+    """Return a tensor's shape for tf.reshape, as integers where they are known and as -1 if only N is not."""
+    if None not in values.shape[1:]:
+        return [-1, *values.shape[1:]]
     return [size if known is None else known for known, size in zip(values.shape, tf.unstack(tf.shape(values)))]
 
 
-def _split(values: tf.Tensor, axis: int, dilation: int, count: int | tf.Tensor) -> list[tf.Tensor]:
-    """Return the four combinations of the tiles' inputs (B^T of section 4.1) along an axis of (count + 1) pairs."""
-    shape = _shape(values)
-    pairs = tf.reshape(values, [*shape[:axis], count + 1, 2, dilation, *shape[axis + 1:]])
-    before = (slice(None),) * axis
+def _halved_columns(rows: tf.Tensor, channels: int, dilation: int) -> list[int | tf.Tensor]:
+    """Return the shape of the products of padded rows, each tile of which has one product in place of two outputs."""
+    batch, height, width, _ = _shape(rows)
+    return [batch, height, width // 2 - dilation, channels]
+
+
+def _split(values: tf.Tensor, axis: int, dilation: int) -> list[tf.Tensor]:
+    """Return the four combinations of the tiles' inputs (B^T of section 4.1) along an axis of padded inputs.
+
+    That axis becomes two, (tiles, dilation).
+    """
+    shape, before = _shape(values), (slice(None),) * axis
+    pairs = tf.reshape(values, [*shape[:axis], shape[axis] // (2 * dilation), 2, dilation, *shape[axis + 1:]])
     first, second, third, fourth = (
         pairs[(*before, indices, half)] for indices in (slice(None, -1), slice(1, None)) for half in (0, 1))
-    whole = [*shape[:axis], count * dilation, *shape[axis + 1:]]
-    return [tf.reshape(part, whole) for part in (first - third, second + third, third - second, second - fourth)]
+    return [first - third, second + third, third - second, second - fourth]
 
 
-def _split_adjoint(parts: list[tf.Tensor], axis: int, dilation: int, count: int | tf.Tensor) -> tf.Tensor:
-    """Apply the transpose of `_split`: sum the contributions of all tiles to their inputs."""
-    shape = _shape(parts[0])
-    zero, one, two, three = (
-        tf.reshape(part, [*shape[:axis], count, dilation, *shape[axis + 1:]]) for part in parts)
+def _split_adjoint(parts: list[tf.Tensor], shape: list[int | tf.Tensor], axis: int, dilation: int) -> tf.Tensor:
+    """Apply the transpose of `_split` to parts of a shape: sum the contributions of all tiles to their inputs."""
+    zero, one, two, three = (tf.reshape(part, _tiled(shape, axis, dilation)) for part in parts)
 
     def padded(part, before, after):
         return tf.pad(part, [[before, after] if index == axis else [0, 0] for index in range(len(shape) + 1)])
 
     pairs = tf.stack([padded(zero, 0, 1) + padded(one + two - zero, 1, 0),
                       padded(one - two + three, 0, 1) - padded(three, 1, 0)], axis + 1)
-    return tf.reshape(pairs, [*shape[:axis], 2 * (count + 1) * dilation, *shape[axis + 1:]])
+    return tf.reshape(pairs, [*shape[:axis], 2 * (shape[axis] + dilation), *shape[axis + 1:]])
 
 
-def _join(products: list[tf.Tensor], axis: int, dilation: int, count: int | tf.Tensor) -> tf.Tensor:
-    """Return the two outputs of every tile (A^T of section 4.1) in their order along an axis."""
-    shape = _shape(products[0])
-    zero, one, two, three = (
-        tf.reshape(product, [*shape[:axis], count, dilation, *shape[axis + 1:]]) for product in products)
+def _join(products: list[tf.Tensor], shape: list[int | tf.Tensor], axis: int, dilation: int) -> tf.Tensor:
+    """Return the two outputs of every tile (A^T of section 4.1) in their order along an axis of products of a shape."""
+    zero, one, two, three = (tf.reshape(product, _tiled(shape, axis, dilation)) for product in products)
     pairs = tf.stack([zero + (one + two), (one - two) - three], axis + 1)
-    return tf.reshape(pairs, [*shape[:axis], 2 * count * dilation, *shape[axis + 1:]])
+    return tf.reshape(pairs, [*shape[:axis], 2 * shape[axis], *shape[axis + 1:]])
 
 
-def _join_adjoint(values: tf.Tensor, axis: int, dilation: int, count: int | tf.Tensor) -> list[tf.Tensor]:
-    """Apply the transpose of `_join`: return the gradients of the four products."""
-    shape = _shape(values)
-    pairs = tf.reshape(values, [*shape[:axis], count, 2, dilation, *shape[axis + 1:]])
-    before = (slice(None),) * (axis + 1)
+def _join_adjoint(values: tf.Tensor, axis: int, dilation: int) -> list[tf.Tensor]:
+    """Apply the transpose of `_join`: return the gradients of the four products, the axis as (tiles, dilation)."""
+    shape, before = _shape(values), (slice(None),) * (axis + 1)
+    pairs = tf.reshape(values, [*shape[:axis], shape[axis] // (2 * dilation), 2, dilation, *shape[axis + 1:]])
     first, second = pairs[(*before, 0)], pairs[(*before, 1)]
-    whole = [*shape[:axis], count * dilation, *shape[axis + 1:]]
-    return [tf.reshape(part, whole) for part in (first, first + second, first - second, -second)]
+    return [first, first + second, first - second, -second]
+
+
+def _tiled(shape: list[int | tf.Tensor], axis: int, dilation: int) -> list[int | tf.Tensor]:
+    """Return a shape with an axis divided into (tiles, dilation)."""
+    return [*shape[:axis], shape[axis] // dilation, dilation, *shape[axis + 1:]]

@@ -54,9 +54,10 @@ class Steps:
                 for variable in model.trainable_variables] if settings.accumulate > 1 else []
         # XLA cannot compile the loop over batches, only the work on one batch. Without _noinline, operations that need
         # no batch, such as counting the step, would run even if the batch cannot be read.
-        self.step = tf.function(self._step, jit_compile=settings.jit_compile,
+        # AutoGraph would take a fifth of the tracing to convert code that does not need it.
+        self.step = tf.function(self._step, jit_compile=settings.jit_compile, autograph=False,
                                 experimental_attributes={"_noinline": True})
-        self.loop = tf.function(self._loop)
+        self.loop = tf.function(self._loop, autograph=False)
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
@@ -82,13 +83,10 @@ class Steps:
         return dict(zip(self.names, tf.unstack(self.step(batch)), strict=True))
 
     def _loop(self, iterator: Iterator, count: tf.Tensor, stop_requested: tf.Tensor) -> tuple:
-        history = tf.TensorArray(tf.float32, size=count, element_shape=(len(self.names),))
         # Deterministic op mode forbids tf.timestamp.
         timed = not self.config.train.deterministic
-        waited = tf.constant(0.0 if timed else float("nan"), tf.float64)
-        for index in tf.range(count):
-            # With parallel iterations, a batch that cannot be read would abort the step before it.
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+
+        def take_one(index: tf.Tensor, history: tf.TensorArray, waited: tf.Tensor) -> tuple:
             with tf.control_dependencies([index]):
                 started = tf.timestamp() if timed else tf.constant(0.0, tf.float64)
             with tf.control_dependencies([started]):
@@ -98,7 +96,13 @@ class Steps:
             # On a single core the step would otherwise run before the clock is read.
             with tf.control_dependencies([arrived]):
                 history = history.write(index, self.step(batch))
-            waited += arrived - started
+            return index + 1, history, waited + (arrived - started)
+
+        history = tf.TensorArray(tf.float32, size=count, element_shape=(len(self.names),))
+        waited = tf.constant(0.0 if timed else float("nan"), tf.float64)
+        # With parallel iterations, a batch that cannot be read would abort the step before it.
+        _, history, waited = tf.while_loop(
+            lambda index, *_: index < count, take_one, (0, history, waited), parallel_iterations=1)
         stop_requests = self.strategy.reduce(
             "sum", self.strategy.run(tf.identity, args=(stop_requested,)), axis=None)
         return history.stack(), waited, stop_requests
@@ -108,17 +112,18 @@ class Steps:
         if self.config.train.accumulate == 1:
             return self.strategy.reduce("sum", self.strategy.run(self._replica_step, args=(batch,)), axis=None)
         counts = self.strategy.run(self._global_counts, args=(batch,))
-        values = tf.zeros(len(self.terms) + 1)
-        for part in tf.range(self.config.train.accumulate):
-            # Two parts in parallel would need the memory of both.
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+
+        def accumulate(part: tf.Tensor, values: tf.Tensor) -> tuple:
             replica_values = self.strategy.run(self._accumulate_part, args=(batch, part, counts))
-            values += self.strategy.reduce("sum", replica_values, axis=None)
+            return part + 1, values + self.strategy.reduce("sum", replica_values, axis=None)
+
+        # Two parts in parallel would need the memory of both.
+        _, values = tf.while_loop(
+            lambda part, _: part < self.config.train.accumulate, accumulate, (0, tf.zeros(len(self.terms) + 1)),
+            parallel_iterations=1)
         skipped = self.strategy.reduce("sum", self.strategy.run(self._apply_accumulated), axis=None)
         return tf.concat([values, skipped], 0)
 
-    # Nothing below depends on AutoGraph, whose conversion of Keras' layers takes 40 % of the first step.
-    @tf.autograph.experimental.do_not_convert
     def _replica_step(self, batch: dict) -> tf.Tensor:
         """Take the step on the batch of one replica and return its summand of each loss, (names,)."""
         values, gradients = self._differentiate(batch, None)
@@ -129,7 +134,6 @@ class Steps:
         counts = losses.denominators(batch["label"], self.terms, self.model.output["main"].shape[-1], self.config.loss)
         return sum_over_replicas(tf.stack(counts))
 
-    @tf.autograph.experimental.do_not_convert
     def _accumulate_part(self, batch: dict, part: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
         """Accumulate the gradients of one part of a replica's batch and return its losses, (1 + terms,)."""
         def select_part(values: tf.Tensor) -> tf.Tensor:
