@@ -43,6 +43,7 @@ class Optimizer(keras.optimizers.Optimizer):
         self.skip_nonfinite = skip_nonfinite
         # TensorFlow's kernels need one pass over memory instead of five, but cannot skip single elements.
         self.fused = on_tensorflow() and not skip_nonfinite
+        self.step_values = {}
 
     def build(self, variables):
         if self.built:
@@ -51,14 +52,22 @@ class Optimizer(keras.optimizers.Optimizer):
         self.factors = [self.rate_multipliers.get(variable.path, 1.0) for variable in variables]
         self.decays = [0.0 if variable.path in self.undecayed else self.decay for variable in variables]
 
+    def apply(self, grads, trainable_variables=None):
+        # Variables with the same multiplier share what is computed from the step alone. Computed for each of them, it
+        # would be half of the optimizer's part of the graph.
+        self.step_values = {}
+        return super().apply(grads, trainable_variables)
+
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         factor = self.factors[index]
         if factor:
-            scaled = learning_rate if factor == 1 else self.scaled_rate(learning_rate, factor)
+            if factor not in self.step_values:
+                scaled = learning_rate if factor == 1 else self.scaled_rate(learning_rate, factor)
+                self.step_values[factor] = self.values_of_step(ops.cast(scaled, variable.dtype))
             with after_gradient(gradient):
                 self.update_variable(
-                    index, ops.cast(gradient, variable.dtype), variable, ops.cast(scaled, variable.dtype))
+                    index, ops.cast(gradient, variable.dtype), variable, self.step_values[factor])
 
     def scaled_rate(self, learning_rate: KerasTensor, factor: float) -> KerasTensor:
         """Return the learning rate of this step under a multiplier."""
@@ -99,14 +108,17 @@ class MomentumSGD(Optimizer):
         super().build(variables)
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
-    def update_variable(self, index, gradient, variable, learning_rate):
-        velocity = self.velocities[index]
+    def values_of_step(self, learning_rate):
+        return learning_rate, ops.convert_to_tensor(self.momentum, learning_rate.dtype)
+
+    def update_variable(self, index, gradient, variable, step_values):
+        velocity, (learning_rate, momentum) = self.velocities[index], step_values
         if self.decays[index]:
             gradient = gradient + self.decays[index] * variable
         if self.fused:
-            fused_momentum(variable, velocity.value, gradient, learning_rate, self.momentum)
+            fused_momentum(variable, velocity.value, gradient, learning_rate, momentum)
             return
-        new_velocity = self.momentum * velocity + gradient
+        new_velocity = momentum * velocity + gradient
         change = learning_rate * new_velocity
         if self.skip_nonfinite:
             finite = ops.isfinite(gradient)
@@ -146,22 +158,27 @@ class AdamW(Optimizer):
         super().build(variables)
         self.means, self.squares = self.add_optimizer_variables(variables, ["mean", "square"])
 
-    def update_variable(self, index, gradient, variable, learning_rate):
-        mean, square = self.means[index], self.squares[index]
-        (beta1, beta2), step = self.rounded, ops.cast(self.iterations + 1, variable.dtype)
-        scale = ops.sqrt(bias_correction(beta2, step))
+    def values_of_step(self, learning_rate):
+        (beta1, beta2), step = self.rounded, ops.cast(self.iterations + 1, learning_rate.dtype)
+        correction, scale = bias_correction(beta1, step), ops.sqrt(bias_correction(beta2, step))
+        # The kernel gets the corrections in its learning rate and epsilon, and powers of 0 instead of its own.
+        kernel = (learning_rate * scale / correction, *map(ops.convert_to_tensor, (*self.rounded, 0.0)),
+                  self.epsilon * scale) if self.fused else ()
+        return learning_rate / correction, learning_rate * self.decay, scale, kernel
+
+    def update_variable(self, index, gradient, variable, step_values):
+        mean, square, (beta1, beta2) = self.means[index], self.squares[index], self.rounded
+        rate, decay, scale, kernel = step_values
         if self.fused:
             if self.decays[index]:
-                self.assign_sub(variable, (learning_rate * self.decays[index]) * variable)
-            fused_adam(variable, mean.value, square.value, gradient,
-                       learning_rate * scale / bias_correction(beta1, step), self.rounded, self.epsilon * scale)
+                self.assign_sub(variable, decay * variable)
+            fused_adam(variable, mean.value, square.value, gradient, *kernel)
             return
         new_mean = beta1 * mean + (1 - beta1) * gradient
         new_square = beta2 * square + (1 - beta2) * ops.square(gradient)
-        change = (learning_rate / bias_correction(beta1, step)) * new_mean / (
-            ops.sqrt(new_square) / scale + self.epsilon)
+        change = rate * new_mean / (ops.sqrt(new_square) / scale + self.epsilon)
         if self.decays[index]:
-            change = change + (learning_rate * self.decays[index]) * variable
+            change = change + decay * variable
         if self.skip_nonfinite:
             finite = ops.isfinite(gradient)
             new_mean, new_square = ops.where(finite, new_mean, mean), ops.where(finite, new_square, square)
@@ -195,16 +212,16 @@ def fused_momentum(variable, velocity, gradient, learning_rate, momentum):
         var=variable.handle, accum=velocity.handle, lr=learning_rate, grad=gradient, momentum=momentum)
 
 
-def fused_adam(variable, mean, square, gradient, learning_rate, betas, epsilon):
+def fused_adam(variable, mean, square, gradient, learning_rate, beta1, beta2, power, epsilon):
     """Apply the update of AdamW without its decay with TensorFlow's kernel.
 
-    `learning_rate` and `epsilon` must include the bias corrections.
+    `learning_rate` and `epsilon` must include the bias corrections, and `power` must be 0.
     """
     import tensorflow as tf
 
     tf.raw_ops.ResourceApplyAdam(
-        var=variable.handle, m=mean.handle, v=square.handle, beta1_power=0.0, beta2_power=0.0, lr=learning_rate,
-        beta1=betas[0], beta2=betas[1], epsilon=epsilon, grad=gradient)
+        var=variable.handle, m=mean.handle, v=square.handle, beta1_power=power, beta2_power=power,
+        lr=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon, grad=gradient)
 
 
 def bias_correction(beta: float, step: KerasTensor) -> KerasTensor:
