@@ -13,6 +13,9 @@ sys.dont_write_bytecode = False
 # machine, rounding is the same too: it decides on which side of 0 a ReLU's input falls, and one such input moves the
 # gradients of some parity fixtures by more than their tolerance.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# The operations of small networks are so short that a second thread costs more than it computes; and three processes
+# of tests share two cores.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import pytest  # noqa: E402
 
@@ -25,6 +28,19 @@ def shapes_directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data with spaces") / "shapes"
     shapes.prepare_shapes(directory, "train")
     return directory
+
+
+@pytest.fixture(scope="module")
+def shallow_resnet18():
+    """Give resnet18 one block in each stage instead of two, for a module whose tests do not depend on the model.
+
+    Most of the time of a small model goes into the graph of its layers.
+    """
+    from kseg.models.resnet import BACKBONES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "resnet18", ((1, 1, 1, 1), False))
+        yield
 
 
 @pytest.fixture(autouse=True)

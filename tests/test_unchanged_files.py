@@ -96,12 +96,12 @@ def prediction_facts(directory):
     return {path.name: ids_facts(np.asarray(Image.open(path))) for path in sorted((directory / "ids").iterdir())}
 
 
-def response_facts(place):
-    """Return what each signature of a SavedModel answers to the pictures; of a PNG, the ids that it holds."""
-    command = [sys.executable, "-m", "tests.helpers.before_responses", place, *IMAGES]
+def response_facts(*places):
+    """Return what each signature of each SavedModel answers to the pictures; of a PNG, the ids that it holds."""
+    command = [sys.executable, "-m", "tests.helpers.before_responses", *places, "--", *IMAGES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=os.environ | KERNELS)
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(places):]]
 
 
 def history_facts(root, version):
@@ -174,13 +174,10 @@ def test_a_set_prepared_anew_is_read_as_before(used, kind):
     same("reading", reading_facts(used / kind))
 
 
-def test_an_export_of_before_answers_as_before(tmp_path):
-    same("responses", response_facts(unpack("export", tmp_path)), 5e-3)
-
-
-def test_a_new_export_of_weights_of_before_answers_as_before(used):
+def test_an_export_of_before_and_a_new_one_of_the_same_weights_answer_as_before(used, tmp_path):
     printed(used, "exported")
-    same("responses", response_facts(used / "exported" / "1"), 5e-3)
+    for responses in response_facts(unpack("export", tmp_path), used / "exported" / "1"):
+        same("responses", responses, 5e-3)
 
 
 def test_a_new_export_has_the_same_signatures_and_assets(used, tmp_path):

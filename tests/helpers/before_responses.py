@@ -1,6 +1,6 @@
-"""Print the answers of a SavedModel as facts in JSON, with TensorFlow alone.
+"""Print the answers of SavedModels as facts in JSON, a line for each, with TensorFlow alone.
 
-    python -m tests.helpers.before_responses DIRECTORY IMAGE ...
+    python -m tests.helpers.before_responses DIRECTORY ... -- IMAGE ...
 """
 
 import json
@@ -18,7 +18,7 @@ def facts(array):
             "shares": (np.bincount(array.ravel(), minlength=256)[:7] / array.size).tolist()}
 
 
-def main(place, *images):
+def main(place, images):
     signatures = tf.saved_model.load(place).signatures
     data = [Path(picture).read_bytes() for picture in images]
     found = {name: {} for name in sorted(signatures)}
@@ -40,4 +40,6 @@ def main(place, *images):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    separator = sys.argv.index("--")
+    for directory in sys.argv[1:separator]:
+        main(directory, sys.argv[separator + 1:])

@@ -11,7 +11,8 @@ def run(name, source, out, splits=(), subset=True, fast=False):
     return data, lines
 
 
-def contents(data, split):
-    """Return {file name of the image: (image, raw label)} of a split."""
+def contents(data, split, every=1):
+    """Return {file name of the image: (image, raw label)} of every n-th example of a split."""
     opened = registry.open_split(data, split)
-    return {name.rsplit("/", 1)[1]: diagnosis.decode_example(opened, index) for index, name in enumerate(opened.names)}
+    return {opened.names[index].rsplit("/", 1)[1]: diagnosis.decode_example(opened, index)
+            for index in range(0, len(opened.names), every)}

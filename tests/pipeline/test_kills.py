@@ -12,14 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from kseg import models
-from kseg.datasets import registry
-from kseg.training import working_directory
-from kseg.weights import keras_files
 from pipeline import history
 from pipeline.components import pusher
 from pipeline.metadata import code_digest, metadata_store, summary
-from tests.helpers import local_server, pipeline_processes, small_sets
+from tests.helpers import local_server, pipeline_processes, small_sets, untrained
 from tests.helpers.running import run_here
 
 # The order in which TFX runs the components.
@@ -51,20 +47,12 @@ def arguments(root):
             "--set", *TINY, "data.name=folder", f"data.directory={root / 'data'}"]
 
 
-def write_untrained(config, workdir, strategy):
-    """Write initial weights instead of training."""
-    dataset = registry.find_dataset(config.data)
-    working_directory.open_workdir(workdir, config, dataset).close()
-    keras_files.save_weights(models.build(config.model, len(dataset.classes)), workdir / "best.weights.h5")
-    (workdir / "best.json").write_text("{}")
-
-
 def run_pipeline(root, log, kill_at=None, after=False, replacements=None):
     """Run the pipeline with a private temporary directory, without Docker and without training."""
     (root / "t").mkdir(exist_ok=True)
     return pipeline_processes.run(arguments(root), root / log, {
         ("tempfile", "tempdir"): str(root / "t"), ("pipeline.run_local", "require_docker"): print,
-        ("kseg.training.trainer", "train"): write_untrained, local_server.SEAM: local_server.LocalServer,
+        ("kseg.training.trainer", "train"): untrained.train, local_server.SEAM: local_server.LocalServer,
         **(replacements or {})}, kill_at, after)
 
 
