@@ -4,7 +4,6 @@ All layers are written in Keras operations. Only this module and `kseg.models.no
 for the same results, or exchange values between replicas.
 """
 
-import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -44,20 +43,21 @@ def on_cpu() -> bool:
 
 @keras.saving.register_keras_serializable("kseg")
 class Convolution(keras.layers.Conv2D):
-    """Keras' Conv2D, with Winograd's algorithm on CPUs for wide 3x3 kernels at stride 1 in float32."""
+    """Keras' Conv2D, with faster forms on CPUs for wide or dilated 3x3 kernels at stride 1.
+
+    Winograd's algorithm serves wide kernels in float32. Other dilated kernels are applied tap by tap.
+    """
 
     def convolution_op(self, inputs, kernel):
-        direct = functools.partial(super().convolution_op, inputs, kernel)
-        if (not on_cpu() or (self.kernel_size, self.strides, self.padding) != ((3, 3), (1, 1), "same")
-                or inputs.dtype != "float32"):
-            return direct()
-        from kseg.models import winograd
+        if on_cpu() and (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same"):
+            from kseg.models import cropped_taps, winograd
 
-        faster = winograd.is_faster(ops.shape(inputs), kernel.shape, self.dilation_rate)
-        tiled = functools.partial(winograd.winograd_convolution, inputs, kernel, self.dilation_rate[0])
-        if isinstance(faster, bool):
-            return tiled() if faster else direct()
-        return ops.cond(faster, tiled, direct)
+            dilation, dtype = self.dilation_rate, keras.backend.standardize_dtype(inputs.dtype)
+            if dtype == "float32" and winograd.is_faster(inputs.shape, kernel.shape, dilation):
+                return winograd.winograd_convolution(inputs, kernel, dilation[0])
+            if cropped_taps.is_faster(kernel.shape, dilation, dtype):
+                return cropped_taps.cropped_convolution(inputs, kernel, dilation[0])
+        return super().convolution_op(inputs, kernel)
 
 
 @keras.saving.register_keras_serializable("kseg")
