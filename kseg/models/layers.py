@@ -43,21 +43,34 @@ def on_cpu() -> bool:
 
 @keras.saving.register_keras_serializable("kseg")
 class Convolution(keras.layers.Conv2D):
-    """Keras' Conv2D, with faster forms on CPUs for wide or dilated 3x3 kernels at stride 1.
+    """Keras' Conv2D of (N, H, W, C) inputs, with faster forms in TensorFlow of wide or dilated kernels.
 
-    Winograd's algorithm serves wide kernels in float32. Other dilated kernels are applied tap by tap.
+    On a CPU, Winograd's algorithm serves wide 3x3 kernels in float32, and other dilated ones are applied tap by tap. On
+    a GPU, the kernel itself is dilated. Keras calls `tf.nn.convolution`, which cuts the map into interleaved parts.
     """
 
     def convolution_op(self, inputs, kernel):
-        if on_cpu() and (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same"):
-            from kseg.models import cropped_taps, winograd
+        plain = super().convolution_op
+        if not on_tensorflow() or self.groups > 1:
+            return plain(inputs, kernel)
+        if not on_cpu():
+            return plain(inputs, kernel) if max(self.dilation_rate) == 1 else self._natively_dilated(inputs, kernel)
+        if (self.kernel_size, self.strides, self.padding) != ((3, 3), (1, 1), "same"):
+            return plain(inputs, kernel)
+        from kseg.models import cropped_taps, winograd
 
-            dilation, dtype = self.dilation_rate, keras.backend.standardize_dtype(inputs.dtype)
-            if dtype == "float32" and winograd.is_faster(inputs.shape, kernel.shape, dilation):
-                return winograd.winograd_convolution(inputs, kernel, dilation[0])
-            if cropped_taps.is_faster(kernel.shape, dilation, dtype):
-                return cropped_taps.cropped_convolution(inputs, kernel, dilation[0])
-        return super().convolution_op(inputs, kernel)
+        dilation, dtype = self.dilation_rate, keras.backend.standardize_dtype(inputs.dtype)
+        if dtype == "float32" and winograd.is_faster(inputs.shape, kernel.shape, dilation):
+            return winograd.winograd_convolution(inputs, kernel, dilation[0])
+        if cropped_taps.is_faster(kernel.shape, dilation, dtype):
+            return cropped_taps.cropped_convolution(inputs, kernel, dilation[0])
+        return plain(inputs, kernel)
+
+    def _natively_dilated(self, inputs, kernel):
+        """Convolve by TensorFlow's operation, whose gradients have no CPU kernel without oneDNN."""
+        import tensorflow as tf
+
+        return tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
 
 
 @keras.saving.register_keras_serializable("kseg")

@@ -1,5 +1,7 @@
 """Convolutions tap by tap agree with their definition in float64; the layer chooses them where they are faster."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -55,10 +57,11 @@ def test_bfloat16_rounds_little_more_than_its_results():
 
 def products(convolve, height, width):
     """Return the numbers of multiplications in the traced products of a convolution."""
-    traced = tf.function(lambda: convolve(tf.ones((2, height, width, 3)), tf.ones((3, 3, 3, 5)))).get_concrete_function()
-    graphs = [traced.graph, *(definition.graph for definition in traced.graph._functions.values())]
-    return [operation.inputs[0].shape.num_elements() * 5 for graph in graphs
-            for operation in graph.get_operations() if operation.type == "MatMul"]
+    inputs, kernel = tf.ones((2, height, width, 3)), tf.ones((3, 3, 3, 5))
+    graph = tf.function(lambda: convolve(inputs, kernel)).get_concrete_function().graph
+    (convolution,) = graph._functions.values()
+    return [math.prod(operation.inputs[0].shape) * 5 for operation in convolution.graph.get_operations()
+            if operation.type == "MatMul"]
 
 
 def test_only_touched_outputs_are_computed():
@@ -95,3 +98,17 @@ def test_the_layer_agrees_with_keras_layer(dtype, shape, monkeypatch):
     np.testing.assert_allclose(tf.cast(tf.function(layer, [tf.TensorSpec(shape)])(inputs), tf.float32),
                                tf.cast(plain(inputs), tf.float32), rtol=tolerance, atol=tolerance)
     assert calls
+
+
+def test_a_gpu_dilates_the_kernel_itself(monkeypatch):
+    values = {"filters": 64, "kernel_size": 3, "padding": "same", "dilation_rate": 9}
+    layer, plain = Convolution(**values), keras.layers.Conv2D(**values)
+    inputs = random(1, 12, 16, 64)
+    plain(inputs)
+    layer(inputs)
+    layer.set_weights(plain.get_weights())
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [f"{kind}:0"])
+    traced = tf.function(layer, [tf.TensorSpec(inputs.shape)])
+    types = [operation.type for operation in traced.get_concrete_function().graph.get_operations()]
+    assert "Conv2D" in types and "SpaceToBatchND" not in types and "PartitionedCall" not in types
+    np.testing.assert_allclose(traced(inputs), plain(inputs), rtol=1e-5, atol=1e-5)

@@ -100,7 +100,8 @@ def test_the_layer_agrees_with_keras_layer(settings, fast):
     assert ("PartitionedCall" in operations(layer)) == fast
 
 
-@pytest.mark.parametrize("size, known, tiled", [((24, 24), True, True), ((6, 6), True, False), ((24, 24), False, False)])
+@pytest.mark.parametrize("size, known, tiled", [
+    ((24, 24), True, True), ((6, 6), True, False), ((24, 24), False, False)])
 def test_a_layer_with_a_large_dilation_needs_a_large_map_of_known_size(size, known, tiled, monkeypatch):
     layer, plain = Convolution(**WIDE, dilation_rate=6), keras.layers.Conv2D(**WIDE, dilation_rate=6)
     inputs = random(1, *size, 128)
