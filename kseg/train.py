@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Callable:
     """Import the training function when it is used (PEP 562), because it takes TensorFlow seconds to load."""
     if name != "train":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    quiet_start.import_tensorflow(optional_packages=True)
+    quiet_start.import_tensorflow(optional_packages=True, for_training=True)
     from kseg.training.trainer import train
 
     return train
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     config = cli.load_config(values)
     profiled = parse_step_range(values.profile, config.train.steps) if values.profile else None
-    quiet_start.import_tensorflow()
+    quiet_start.import_tensorflow(for_training=True)
     from kseg.distributed import hosts
     from kseg.profiling import step_time
     from kseg.training import trainer, working_directory

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_pipeline(values: argparse.Namespace, config: Config, root: Path) -> int:
     """Run the pipeline in a locked directory, print its table, and return the exit status."""
-    quiet_start.import_tensorflow()
+    quiet_start.import_tensorflow(for_training=True)
     from pipeline import definition
     from pipeline.components import ingest
     from pipeline.metadata import metadata_store, summary

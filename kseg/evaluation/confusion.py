@@ -7,7 +7,7 @@ from keras.backend import standardize_dtype
 
 from kseg.config.sections import IGNORED
 from kseg.evaluation.metrics import BOUNDARY_WIDTHS
-from kseg.models.layers import on_tensorflow
+from kseg.models.layers import index_dtype, on_tensorflow
 
 
 def confusion(labels: KerasTensor, predictions: KerasTensor, classes: int) -> KerasTensor:
@@ -81,12 +81,12 @@ def _matrices(labels: KerasTensor, predictions: KerasTensor, classes: int, count
     cells = _clipped(labels, classes) * side + _clipped(predictions, classes) + (side + 1)
     if bands is not None:
         cells = cells + bands * side ** 2
-    histogram = _histogram(ops.reshape(cells, (-1,)), count * side ** 2)
-    return ops.cast(ops.reshape(histogram, (count, side, side))[:, 1:-1, 1:-1], "int64")
+    histogram = ops.cast(_histogram(ops.reshape(cells, (-1,)), count * side ** 2), "int64")
+    return ops.reshape(histogram, (count, side, side))[:, 1:-1, 1:-1]
 
 
 def _histogram(values: KerasTensor, size: int) -> KerasTensor:
-    """Count each number below `size` in int32 values (N,), all of which lie in that range."""
+    """Count each number below `size` in integers (N,), all of which lie in that range, as int32."""
     if not on_tensorflow():
         return ops.bincount(values, minlength=size)
     import tensorflow as tf
@@ -96,12 +96,12 @@ def _histogram(values: KerasTensor, size: int) -> KerasTensor:
 
 
 def _clipped(ids: KerasTensor, classes: int) -> KerasTensor:
-    """Return ids as int32, with -1 or `classes` for ids outside the classes."""
-    dtype = standardize_dtype(ids.dtype)
+    """Return ids in the `index_dtype`, with -1 or `classes` for ids outside the classes."""
+    dtype, counted = standardize_dtype(ids.dtype), index_dtype()
     if dtype == "uint8":
-        return ops.minimum(ops.cast(ids, "int32"), classes)
+        return ops.minimum(ops.cast(ids, counted), classes)
     # 64-bit ids are clipped before the cast: otherwise 2**32 would become class 0.
-    return ops.cast(ops.clip(ops.cast(ids, "int64" if dtype.endswith("64") else "int32"), -1, classes), "int32")
+    return ops.cast(ops.clip(ops.cast(ids, "int64" if dtype.endswith("64") else counted), -1, classes), counted)
 
 
 def boundary_bands(labels: KerasTensor) -> KerasTensor:
@@ -115,7 +115,7 @@ def boundary_bands(labels: KerasTensor) -> KerasTensor:
         labels: Class ids, integer (N, H, W).
 
     Returns:
-        int32 (N, H, W): index into BOUNDARY_WIDTHS, or its length for pixels outside all bands.
+        `index_dtype` (N, H, W): index into BOUNDARY_WIDTHS, or its length for pixels outside all bands.
 
     Example:
         >>> import numpy as np
@@ -132,7 +132,7 @@ def boundary_bands(labels: KerasTensor) -> KerasTensor:
     for radius in radii:
         near, reach = _widen(near, reach, radius)
         level = level + ops.cast(ops.logical_not(near), "uint8")
-    return ops.cast(level[:, :height, :width], "int32")
+    return ops.cast(level[:, :height, :width], index_dtype())
 
 
 def _radii(height: int | KerasTensor, width: int | KerasTensor) -> list:
@@ -159,7 +159,16 @@ def _widen(near: KerasTensor, reach: int, radius: int) -> tuple[KerasTensor, int
         # Copies of a square with side 2 * reach - 1 leave no gap up to this shift, so each step about triples it.
         shift = ops.minimum(2 * reach - 1, radius - reach)
         for axis in (1, 2):
-            near = near | ops.roll(near, shift, axis) | ops.roll(near, -shift, axis)
+            near = near | _rolled(near, shift, axis) | _rolled(near, -shift, axis)
         return near, reach + shift
 
     return ops.while_loop(lambda near, reach: reach < radius, step, (near, reach))
+
+
+def _rolled(mask: KerasTensor, shift: KerasTensor, axis: int) -> KerasTensor:
+    """Return a mask (N, H, W) rolled along an axis."""
+    if not on_tensorflow():
+        return ops.roll(mask, shift, axis)
+    # tf.roll has no GPU kernel for masks.
+    begin = (slice(None),) * axis
+    return ops.concatenate([mask[(*begin, slice(-shift, None))], mask[(*begin, slice(None, -shift))]], axis)

@@ -3,6 +3,7 @@
 All sums are int64, so the result has the same bits for any number of replicas and hosts.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -52,10 +53,14 @@ class Counter:
         protocol: How the model predicts an image.
         classes: Number of classes C.
         strategy: The replicas that count.
+        deterministic: Whether TensorFlow's operations were made deterministic. It then refuses to count on a GPU, so
+            the maps are counted on the CPU.
     """
 
-    def __init__(self, model: keras.Model, protocol: Protocol, classes: int, strategy: tf.distribute.Strategy):
+    def __init__(self, model: keras.Model, protocol: Protocol, classes: int, strategy: tf.distribute.Strategy,
+                 deterministic: bool = False):
         self.model, self.protocol, self.classes, self.strategy = model, protocol, classes, strategy
+        self.deterministic = deterministic
         with strategy.scope():
             # Each replica adds to its own copy; reading the variable sums the copies.
             self.bands = tf.Variable(
@@ -146,11 +151,14 @@ class Counter:
             label = example["label"]
             size = tf.shape(label)
             ids, nonfinite = predict_checked(self.model, example["image"][None], (size[0], size[1]), self.protocol)
-            bands = confusion.banded_confusion(label[None], ids, self.classes)
+            with tf.device("CPU:0") if self.deterministic else contextlib.nullcontext():
+                bands = confusion.banded_confusion(label[None], ids, self.classes)
             self.bands.assign_add(bands)
             matrix = tf.reduce_sum(bands, axis=0)
             labeled = tf.math.count_nonzero(tf.not_equal(label, IGNORED))
-            return tf.concat([tf.linalg.diag_part(matrix), tf.reduce_sum(matrix, 1), tf.reduce_sum(matrix, 0),
+            # tf.linalg.diag_part has no GPU kernel for int64.
+            hits = tf.reshape(matrix, [-1])[::self.classes + 1]
+            return tf.concat([hits, tf.reduce_sum(matrix, 1), tf.reduce_sum(matrix, 0),
                               labeled[None], tf.cast(nonfinite, tf.int64), [1]], axis=0)
 
         # Nothing in it needs AutoGraph, whose conversion takes seconds.

@@ -77,8 +77,10 @@ class Served(tf.Module):
             ids = self.ids(image[None])[0]
             return tf.io.encode_png(ids[..., None]), tf.shape(image)[:2]
 
+        # One image is decoded while the network works on another; by default ten would occupy memory.
         png_bytes, size = tf.map_fn(
-            one, image_bytes, fn_output_signature=(tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32)))
+            one, image_bytes, parallel_iterations=2,
+            fn_output_signature=(tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32)))
         return {"png_bytes": png_bytes, "size": size}
 
     def predict_map(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -41,6 +41,13 @@ def on_cpu() -> bool:
     return not tf.config.get_visible_devices("GPU")
 
 
+def index_dtype() -> str:
+    """Return the integer dtype in which maps of class ids are compared, counted and looked up."""
+    # TensorFlow's GPU kernels for int32 work in the memory of the host, and the maps would travel there and back. On a
+    # CPU, int64 would need twice the memory for nothing.
+    return "int64" if on_tensorflow() and not on_cpu() else "int32"
+
+
 @keras.saving.register_keras_serializable("kseg")
 class Convolution(keras.layers.Conv2D):
     """Keras' Conv2D of (N, H, W, C) inputs, with faster forms in TensorFlow of wide or dilated kernels.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import keras
 from keras import ops
 
-from kseg.models.layers import is_small, on_tensorflow, replica_context
+from kseg.models.layers import is_small, on_cpu, on_tensorflow, replica_context
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -49,7 +49,9 @@ class BatchNormalization(keras.layers.Layer):
     def call(self, inputs, training=False):
         fused = on_tensorflow() and len(inputs.shape) == 4
         if not (training and self.trainable):
-            normalize = fused_inference if fused else normalize_with
+            # On a GPU, TensorFlow's gradient of its kernel for given statistics transposes its operands and is refused
+            # in deterministic training.
+            normalize = fused_inference if fused and (on_cpu() or not training) else normalize_with
             return normalize(inputs, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
         train = fused_training if fused else normalize_training
         if on_tensorflow() and is_small(inputs):
@@ -182,9 +184,8 @@ def _synchronized_training(inputs, gamma, beta, epsilon, context):
     mean, variance = tf.cast(mean, tf.float32), tf.cast(variance, tf.float32)
 
     def differentiate(upstream):
-        fixed_gradient, gamma_gradient, beta_gradient, *_ = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=upstream, x=inputs, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
-            reserve_space_3=[], epsilon=epsilon, is_training=False)
+        fixed_gradient, gamma_gradient, beta_gradient = _gradients_for_statistics(
+            upstream, inputs, mean, variance, gamma, epsilon)
         # The backward pass may be traced in another graph, which has another replica context.
         sums = tf.distribute.get_replica_context().all_reduce("sum", tf.stack([gamma_gradient, beta_gradient]))
         factors = -gamma * tf.math.rsqrt(variance + epsilon) * sums / tf.cast(count, tf.float32)
@@ -199,6 +200,21 @@ def _synchronized_training(inputs, gamma, beta, epsilon, context):
             return differentiate(upstream)
 
     return (fused_inference(inputs, mean, variance, gamma, beta, epsilon), mean, unbiased), gradients
+
+
+def _gradients_for_statistics(upstream, inputs, mean, variance, gamma, epsilon):
+    """Return the gradients of inputs (N, H, W, C), gamma and beta of a normalization with given statistics."""
+    import tensorflow as tf
+
+    if on_cpu():
+        return tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=upstream, x=inputs, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
+            reserve_space_3=[], epsilon=epsilon, is_training=False)[:3]
+    # On a GPU, this kernel transposes its operands and is refused in deterministic training.
+    upstream, inverse = tf.cast(upstream, tf.float32), tf.math.rsqrt(variance + epsilon)
+    normalized = (tf.cast(inputs, tf.float32) - mean) * inverse
+    return (tf.cast(upstream * (gamma * inverse), inputs.dtype), tf.reduce_sum(upstream * normalized, (0, 1, 2)),
+            tf.reduce_sum(upstream, (0, 1, 2)))
 
 
 def fused_inference(inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor", gamma: "tf.Tensor",

@@ -201,7 +201,8 @@ def step_advice(result: StepTime, config: Config, split: Split) -> list[str]:
                                   "replica, a faster network, or train.accumulate would reduce that"))
     if between >= 0.15:
         lines.append((between, f"nothing runs in {between:.0%} of the time: operations are too small for this device; "
-                               "raise train.global_batch, or try train.jit_compile=true"))
+                               "raise train.global_batch"
+                               + (", or try train.jit_compile=true" if result.replicas == 1 else "")))
     # Cores are expected to be idle while no operation runs.
     expected = result.cores * (1 - waiting - exchanging - between - outside)
     if "GPU" not in result.device and result.cores_used < 0.7 * expected:

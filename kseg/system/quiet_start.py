@@ -25,12 +25,21 @@ LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:\d+\.\d+ |\d{4}-\d\d-\d\d \d\d:\d\
 # prints what that process had written to its stderr.
 WATCHER = 'read -r done || { cat "$1" >&2; rm -f "$1"; }'
 
+# TensorFlow's settings for GPUs that it reads from the environment, unless the user has set them. A process allocates
+# memory as it needs it, so that several share a GPU.
+GPU_SETTINGS = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+# All steps have the same shapes: it pays to time cuDNN's algorithms for each. In half precision only this kernel of
+# batch normalization keeps the layout NHWC.
+TRAINING_SETTINGS = {"TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT": "1"}
+# Images of other sizes keep coming, and timing the algorithms for every new size takes longer than the wrong one.
+INFERENCE_SETTINGS = {"TF_CUDNN_USE_AUTOTUNE": "0"}
+
 # TensorFlow and Keras import these, if they are installed, for features that no command uses: half of their time.
 OPTIONAL_PACKAGES = ("IPython", "cv2", "jax", "matplotlib", "pandas", "scipy", "sklearn")
 
 
-def import_tensorflow(optional_packages: bool = False) -> None:
-    """Import TensorFlow and list its devices, without their messages on stderr.
+def import_tensorflow(optional_packages: bool = False, for_training: bool = False) -> None:
+    """Import TensorFlow with kseg's settings and list its devices, without their messages on stderr.
 
     The libraries write to file descriptor 2 while they are loaded, before any log level of theirs is in force. With
     KSEG_LOG=debug all messages appear. TF_CPP_MIN_LOG_LEVEL is set to 2 (errors only) unless it is set already; it
@@ -39,6 +48,7 @@ def import_tensorflow(optional_packages: bool = False) -> None:
     Args:
         optional_packages: whether TensorFlow and Keras may use the packages that they can do without. A command starts
             in half the time without them; a user's own process keeps all features.
+        for_training: whether the process trains; GPUs then get TRAINING_SETTINGS, and otherwise INFERENCE_SETTINGS.
 
     Raises:
         ConfigError: KSEG_LOG has another value.
@@ -48,6 +58,8 @@ def import_tensorflow(optional_packages: bool = False) -> None:
         raise ConfigError(unknown(f"value of {VARIABLE}:", level, LEVELS))
     if "tensorflow" in sys.modules:
         return
+    for name, value in (GPU_SETTINGS | (TRAINING_SETTINGS if for_training else INFERENCE_SETTINGS)).items():
+        os.environ.setdefault(name, value)
     hidden = () if optional_packages or keras_backend() != "tensorflow" else OPTIONAL_PACKAGES
     if level == "debug":
         _import_and_list_devices(hidden)

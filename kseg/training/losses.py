@@ -12,7 +12,7 @@ from keras import KerasTensor, ops
 
 from kseg.config.sections import IGNORED, Loss
 from kseg.errors import ConfigError
-from kseg.models.layers import on_tensorflow, replica_context, resize
+from kseg.models.layers import index_dtype, replica_context, resize
 
 
 def loss_terms(outputs: dict[str, KerasTensor], labels: KerasTensor, loss: Loss,
@@ -75,7 +75,7 @@ def denominators(labels: KerasTensor, names: Iterable[str], classes: int, loss: 
     Returns:
         One float32 scalar for each name, in the same order.
     """
-    labels = as_indices(labels)
+    labels = ops.cast(labels, index_dtype())
     valid = ops.not_equal(labels, IGNORED)
     weights = ops.ones(ops.shape(labels), "float32")
     if loss.class_weights:
@@ -83,12 +83,6 @@ def denominators(labels: KerasTensor, names: Iterable[str], classes: int, loss: 
     pixels = ops.sum(ops.where(valid, weights, 1.0 if loss.average == "all" else 0.0))
     presences = ops.cast(ops.shape(labels)[0] * classes, "float32")
     return [presences if name == "se" else pixels for name in names]
-
-
-def as_indices(labels: KerasTensor) -> KerasTensor:
-    """Return integer labels in the dtype in which they are compared and looked up."""
-    # TensorFlow's GPU kernels for int32 work in the memory of the host; the label map would travel there and back.
-    return ops.cast(labels, "int64" if on_tensorflow() else "int32")
 
 
 def require_class_weights(loss: Loss, classes: int) -> None:
@@ -126,7 +120,7 @@ def cross_entropy(logits: KerasTensor, labels: KerasTensor, loss: Loss) -> tuple
         0.9808 / 2 = 0.4904
     """
     require_class_weights(loss, logits.shape[-1])
-    labels = as_indices(labels)
+    labels = ops.cast(labels, index_dtype())
     valid = ops.not_equal(labels, IGNORED)
     classes = ops.where(valid, labels, 0)
     unweighted = ops.sparse_categorical_crossentropy(classes, logits, from_logits=True)
@@ -230,9 +224,9 @@ def class_presence(logits: KerasTensor, labels: KerasTensor) -> tuple[KerasTenso
         (0.6931, 2.0)
     """
     images, classes = ops.shape(logits)[0], logits.shape[-1]
-    labels = ops.reshape(as_indices(labels), (images, -1))
+    labels = ops.reshape(ops.cast(labels, index_dtype()), (images, -1))
     # Each image has one segment for each class and a last one for ignored pixels.
-    segments = ops.minimum(labels, classes) + (classes + 1) * as_indices(ops.arange(images))[:, None]
+    segments = ops.minimum(labels, classes) + (classes + 1) * ops.cast(ops.arange(images), index_dtype())[:, None]
     occurrences = ops.segment_max(ops.ones_like(ops.reshape(segments, (-1,)), "float32"),
                                   ops.reshape(segments, (-1,)), num_segments=images * (classes + 1))
     present = ops.reshape(ops.cast(occurrences > 0, "float32"), (images, classes + 1))[:, :classes]

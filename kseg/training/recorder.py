@@ -82,7 +82,8 @@ class Recorder:
         self.ema, self.is_chief = ema, hosts.is_chief(strategy)
         # All hosts know it, because they count the same pixels.
         self.best = read_best(workdir)
-        self.counter = Counter(model, protocol_of(config), len(split.dataset.classes), strategy)
+        self.counter = Counter(model, protocol_of(config), len(split.dataset.classes), strategy,
+                               config.train.deterministic)
         self.predict = predictor(model, protocol_of(config))
 
     def __enter__(self) -> "Recorder":

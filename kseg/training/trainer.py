@@ -49,7 +49,16 @@ def prepare_strategy(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strat
         tf.config.experimental.enable_op_determinism()
     strategy = hosts.claim_hosts(cpu_replicas)
     require_divisible_batch(train, strategy)
+    require_one_replica_for_xla(train, strategy)
     return strategy
+
+
+def require_one_replica_for_xla(train: Train, strategy: tf.distribute.Strategy) -> None:
+    """Raise ConfigError if train.jit_compile is set and several replicas train."""
+    if train.jit_compile and strategy.num_replicas_in_sync > 1:
+        raise ConfigError(f"train.jit_compile=true needs a single replica, but {strategy.num_replicas_in_sync} train: "
+                          "XLA cannot compile a step that exchanges values with other replicas. "
+                          "Continue with train.jit_compile=false, or with one device (CUDA_VISIBLE_DEVICES=0).")
 
 
 def require_divisible_batch(train: Train, strategy: tf.distribute.Strategy) -> None:

@@ -16,6 +16,8 @@ from tensorflow.python.framework import kernels
 CALLS = {"PartitionedCall": ["f"], "StatefulPartitionedCall": ["f"], "While": ["cond", "body"],
          "StatelessWhile": ["cond", "body"], "If": ["then_branch", "else_branch"],
          "StatelessIf": ["then_branch", "else_branch"]}
+# The size of a dimension that is known only at run time. Vectors of that size are small, maps are not.
+UNKNOWN = 100
 # Operations that pass a tensor on where it is.
 TRANSPARENT = {"Identity", "StopGradient", "IdentityN", "Arg", "Placeholder", "NoOp"}
 
@@ -38,7 +40,9 @@ def crossings_and_missing(function: tf.types.experimental.ConcreteFunction) -> t
     crossings, missing = [], set()
     for graph in _graphs(function.graph):
         for operation in graph.get_operations():
-            if operation.type not in CALLS and not _on_gpu(operation):
+            # Messages of assertions are strings, which exist on the host alone.
+            text = any(tensor.dtype == tf.string for tensor in operation.outputs)
+            if operation.type not in CALLS and not _on_gpu(operation) and "CPU" not in operation.device and not text:
                 missing.add(operation.type)
             for index, tensor in enumerate(operation.inputs):
                 if _in_host_memory(tensor) != _expects_host_memory(operation, index):
@@ -71,7 +75,7 @@ def _on_gpu(operation: tf.Operation) -> bool:
 
 def _in_host_memory(tensor: tf.Tensor) -> bool:
     operation = tensor.op
-    if operation.type in TRANSPARENT and operation.inputs:
+    if operation.type in TRANSPARENT and operation.inputs and "CPU" not in operation.device:
         return _in_host_memory(operation.inputs[tensor.value_index])
     if operation.type in CALLS or operation.type in TRANSPARENT:
         return tensor.dtype == tf.int32
@@ -110,7 +114,10 @@ def _kernels(kind: str) -> list:
 
 
 def _kernel(operation: tf.Operation):
-    """Return the definition of the GPU kernel of an operation, or None."""
+    """Return the definition of the GPU kernel of an operation, or None, also for one that is assigned to the CPU."""
+    if "CPU" in operation.device:
+        return None
+
     def accepts(kernel) -> bool:
         for constraint in kernel.constraint:
             value = operation.node_def.attr[constraint.name]
@@ -124,6 +131,8 @@ def _kernel(operation: tf.Operation):
 
 
 def _size(tensor: tf.Tensor) -> int:
-    """Return the number of bytes of a tensor; a size that is unknown counts as 1."""
-    known = [size or 1 for size in tensor.shape.as_list()] if tensor.shape.rank is not None else []
-    return math.prod(known) * (tensor.dtype.size or 0)
+    """Return the number of bytes of a tensor, 0 for the handle of a variable."""
+    if tensor.dtype in (tf.resource, tf.variant):
+        return 0
+    sizes = tensor.shape.as_list() if tensor.shape.rank is not None else [None] * 4
+    return math.prod(UNKNOWN if size is None else size for size in sizes) * tensor.dtype.size

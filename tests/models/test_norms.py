@@ -28,7 +28,9 @@ def test_fused_and_portable_training_agree(shape):
         np.testing.assert_allclose(exact, portable, rtol=2e-4, atol=2e-4)
 
 
-def test_the_synchronized_gradient_equals_the_local_one_and_names_its_layer():
+@pytest.mark.parametrize("cpu", [True, False])
+def test_the_synchronized_gradient_equals_the_local_one_and_names_its_layer(cpu, monkeypatch):
+    monkeypatch.setattr(norms, "on_cpu", lambda: cpu)
     inputs, upstream = tf.constant(random(2, 5, 7, 4)), tf.constant(random(2, 5, 7, 4, seed=1))
     gamma, beta = tf.constant(random(4, seed=2)), tf.constant(random(4, seed=3))
 
@@ -45,7 +47,29 @@ def test_the_synchronized_gradient_equals_the_local_one_and_names_its_layer():
         np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4)
     operations = gradients.get_concrete_function(True).graph.get_operations()
     kernels = [operation.name for operation in operations if operation.type.startswith("FusedBatchNorm")]
-    assert len([name for name in kernels if name.startswith("gradient_tape/some.norm/")]) == 2 < len(kernels)
+    # A GPU's gradient has no kernel of its own but the one that normalizes.
+    assert len([name for name in kernels if name.startswith("gradient_tape/some.norm/")]) == 1 + cpu < len(kernels)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_a_frozen_norm_has_the_same_gradients_on_a_gpu(dtype, tolerance, monkeypatch):
+    inputs, upstream = (tf.cast(random(2, 5, 7, 4, seed=seed), dtype) for seed in (0, 1))
+    results = []
+    for cpu in (True, False):
+        monkeypatch.setattr(norms, "on_cpu", lambda cpu=cpu: cpu)
+        layer = BatchNormalization(name="n", trainable=False, dtype="float32" if dtype == "float32" else
+                                   f"mixed_{dtype}")
+        layer.build(inputs.shape)
+        layer.set_weights([random(4, seed=2), random(4, seed=3), random(4, seed=4), np.abs(random(4, seed=5)) + 0.5])
+        variables = [layer.gamma.value, layer.beta.value]
+        with tf.GradientTape() as tape:
+            tape.watch((inputs, *variables))
+            outputs = layer(inputs, training=True)
+        results.append([outputs, *tape.gradient(outputs, (inputs, *variables), upstream)])
+    for on_cpu, on_gpu in zip(*results):
+        assert on_cpu.dtype == on_gpu.dtype
+        np.testing.assert_allclose(*(tf.cast(values, tf.float32) for values in (on_cpu, on_gpu)), rtol=tolerance,
+                                   atol=tolerance)
 
 
 def test_statistics_of_small_inputs_are_exact():

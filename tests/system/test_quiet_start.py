@@ -53,6 +53,8 @@ def test_without_a_shell_nothing_is_held_back():
 
 
 START = ("import sys; from kseg.system import quiet_start; quiet_start.import_tensorflow(); "
+         "import os; assert os.environ['TF_FORCE_GPU_ALLOW_GROWTH'] == 'true'; "
+         "assert os.environ['TF_CUDNN_USE_AUTOTUNE'] == '0'; "
          "import tensorflow as tf; tf.constant(1) + 1; "
          "assert not sys.modules.keys() & set(quiet_start.OPTIONAL_PACKAGES); "
          "import IPython, cv2, jax, matplotlib, pandas, scipy, sklearn")

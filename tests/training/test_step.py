@@ -1,5 +1,7 @@
 """The compiled step: calls of several steps, accumulated gradients, the loss scale, and unreadable batches."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ import tensorflow as tf
 
 from kseg.config import Config
 from kseg.config.sections import Loss, Train
+from kseg.errors import ConfigError
 from kseg.models.norms import BatchNormalization
-from kseg.training import losses
+from kseg.training import losses, trainer
 from kseg.training.ema import ExponentialMovingAverage
 from kseg.training.optimizers import build_optimizer
 from kseg.training.step import LossScale, Steps
@@ -178,3 +181,11 @@ def test_overflowing_loss_scale_falls_until_steps_are_taken():
     skipped = steps.take(iter(batches(24)), 24).losses.numpy()[:, steps.names.index("skipped")]
     assert skipped[0] == 1 and skipped[-1] == 0
     assert float(steps.variables["loss_scale"]) == 2.0**24 / 2**skipped.sum()
+
+
+def test_xla_is_refused_for_several_replicas():
+    two = SimpleNamespace(num_replicas_in_sync=2)
+    with pytest.raises(ConfigError, match="jit_compile.* 2 "):
+        trainer.require_one_replica_for_xla(Train(jit_compile=True), two)
+    trainer.require_one_replica_for_xla(Train(jit_compile=False), two)
+    trainer.require_one_replica_for_xla(Train(jit_compile=True), SimpleNamespace(num_replicas_in_sync=1))
