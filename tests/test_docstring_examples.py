@@ -34,8 +34,8 @@ MODULES = sorted({path.relative_to(ROOT).with_suffix("").as_posix().removesuffix
                   if "\n        >>> " in (text := path.read_text(encoding="utf-8")) or "\n    >>> " in text})
 
 
-@pytest.fixture(scope="session")
-def trained_names(shapes_directory, tmp_path_factory):
+@pytest.fixture(scope="module")
+def trained_names(shallow_resnet18, shapes_directory, tmp_path_factory):
     """Return names that examples may use: data, workdir, image, image_bytes, address."""
     from kseg import config as configs
     from kseg.datasets import registry

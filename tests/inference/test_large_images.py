@@ -98,7 +98,7 @@ def test_rows_are_complete_once_their_source_rows_are(length, target):
         assert count >= independent - target / length
 
 
-@pytest.mark.parametrize("stripe", [1, 700, tiling.STRIPE])
+@pytest.mark.parametrize("stripe", all_of([1, tiling.STRIPE], 700))
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("resize_logits", ["once", "twice"])
 def test_classes_of_whole_images_for_any_stripe(monkeypatch, stripe, align_corners, resize_logits):
@@ -120,7 +120,8 @@ def test_classes_of_whole_images_for_any_stripe(monkeypatch, stripe, align_corne
         assert np.array_equal(ids, expected.argmax(-1)) and np.array_equal(non_finite, [0] * len(images))
 
 
-@pytest.mark.parametrize("pixels, stripe", [(900, 500), (sliding_window.PIXELS_PER_CALL, tiling.STRIPE)])
+@pytest.mark.parametrize("pixels, stripe", all_of(
+    [(900, 500)], (sliding_window.PIXELS_PER_CALL, tiling.STRIPE)))
 @pytest.mark.parametrize("window, stride", [
     ((16, 16), (11, 11)), ((16, 24), (16, 24)), ((10, 31), (3, 29)), ((40, 16), (1, 16)), ((64, 64), (43, 43)),
     ((1, 1), (1, 1))])

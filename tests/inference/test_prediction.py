@@ -81,7 +81,7 @@ def classes_agree(ids, expected, tolerance):
 
 
 @needs_fixtures
-@pytest.mark.parametrize("case", MMSEG_CASES)
+@pytest.mark.parametrize("case", all_of(["whole", "upright windows", "keep-ratio resize"], "square windows"))
 def test_logits_and_classes_of_mmseg(mmseg_model, case):
     evaluation, file = MMSEG_CASES[case]
     settings = Config(model=MODEL, evaluate=evaluation)
@@ -150,8 +150,9 @@ def test_mmseg_multi_scale_test_with_flip(mmseg_model, windows, file):
 
 
 @needs_fixtures
-@pytest.mark.parametrize("windows", [{}, WINDOWS])
-@pytest.mark.parametrize("average, file", [("logits", "logits"), ("before resizing", "probs")])
+@pytest.mark.parametrize("windows, average, file", all_of(
+    [({}, "before resizing", "probs"), (WINDOWS, "logits", "logits")],
+    ({}, "logits", "logits"), (WINDOWS, "before resizing", "probs")))
 def test_sss_multi_scale_test_with_flip(sss_model, windows, average, file):
     inputs = np.load(SSS / "input.npy")
     images = (inputs * np.array(Config().data.std) + Config().data.mean).astype(np.float32)

@@ -180,6 +180,8 @@ def exact(request):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(exact, precision):
     config, model = exact
+    if not ALL and precision == "mixed_float16" and config.head != "encnet":
+        pytest.skip("repeats a check for another case: `make test-all` runs it")
     policy = keras.config.dtype_policy()
     mixed = models.build(config, CLASSES, precision=precision)
     assert keras.config.dtype_policy() == policy

@@ -15,6 +15,7 @@ from kseg.training import losses, trainer
 from kseg.training.ema import ExponentialMovingAverage
 from kseg.training.optimizers import build_optimizer
 from kseg.training.step import LossScale, Steps
+from tests.helpers.exhaustive import all_of
 
 CLASSES = 3
 
@@ -81,9 +82,12 @@ def test_one_device_strategy_takes_the_same_steps(parts):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("loss", [Loss(average="valid"), Loss(average="all", class_weights=(0.2, 1.0, 3.0)), Loss(
-    average="valid", class_weights=(0.2, 1.0, 3.0))])
-@pytest.mark.parametrize("parts", [2, 8])
+VALID, ALL, WEIGHTED = Loss(average="valid"), Loss(average="all", class_weights=(0.2, 1.0, 3.0)), Loss(
+    average="valid", class_weights=(0.2, 1.0, 3.0))
+
+
+@pytest.mark.parametrize("parts, loss", all_of(
+    [(8, VALID), (2, ALL), (2, WEIGHTED)], (2, VALID), (8, ALL), (8, WEIGHTED)))
 def test_accumulated_gradients_give_the_weights_of_the_whole_batch(parts, loss):
     rows, weights = trained(settings(loss=loss), [3, 2])
     in_parts, others = trained(settings(loss=loss, accumulate=parts), [3, 2])
