@@ -1,7 +1,9 @@
 """Decode single examples outside of a graph and describe their faults."""
 
+import functools
 import io
 import re
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -135,10 +137,20 @@ def read_label(dataset: Dataset, name: str, data: tf.Tensor) -> np.ndarray:
     Raises DataError with `name` if the label is damaged or of another kind than the dataset's labels.
     """
     try:
-        return raw_labels.decode_raw_label(dataset, data, in_python=True).numpy()
+        return _label_decoder(dataset.label_colors, dataset.other_colors)(data).numpy()
     except tf.errors.OpError as error:
         fault = _label_fault(dataset, tf.strings.substr(data, 0, PNG_HEADER).numpy(), error)
         raise DataError(f"{name}: {fault}") from None
+
+
+@functools.cache
+def _label_decoder(colors: tuple, other_colors: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the compiled decoder of labels that store values, or colors of a table.
+
+    Outside of a graph, each of the dozens of operations would cost as much as a small label.
+    """
+    return tf.function(lambda data: raw_labels.decode_values(colors, other_colors, data, in_python=True),
+                       input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 
 
 def _label_fault(dataset: Dataset, header: bytes, error: Exception) -> str:

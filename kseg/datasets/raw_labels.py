@@ -26,8 +26,13 @@ def decode_raw_label(dataset: Dataset, data: tf.Tensor, in_python: bool) -> tf.T
     Returns:
         The raw values, uint8 of shape (H, W). A color that the dataset does not list is UNMAPPED.
     """
-    if dataset.label_colors:
-        return decode_color_label(data, dataset.label_colors, dataset.other_colors, in_python)
+    return decode_values(dataset.label_colors, dataset.other_colors, data, in_python)
+
+
+def decode_values(colors: tuple, other_colors: int, data: tf.Tensor, in_python: bool) -> tf.Tensor:
+    """Decode a label as `decode_raw_label` does, by a dataset's `label_colors` and `other_colors`."""
+    if colors:
+        return decode_color_label(data, colors, other_colors, in_python)
     return decode_label(data, in_python)
 
 
