@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.framework import kernels
+from tensorflow.core.protobuf import config_pb2, device_properties_pb2, rewriter_config_pb2
+from tensorflow.python.framework import kernels, meta_graph
+from tensorflow.python.grappler import cluster, tf_optimizer
 
 # Attributes of calls that name functions with operations of their own.
 CALLS = {"PartitionedCall": ["f"], "StatefulPartitionedCall": ["f"], "While": ["cond", "body"],
          "StatelessWhile": ["cond", "body"], "If": ["then_branch", "else_branch"],
          "StatelessIf": ["then_branch", "else_branch"]}
+GPU = "/job:localhost/replica:0/task:0/device:GPU:0"
 # The size of a dimension that is known only at run time. Vectors of that size are small, maps are not.
 UNKNOWN = 100
 # Operations that pass a tensor on where it is.
@@ -48,6 +51,28 @@ def crossings_and_missing(function: tf.types.experimental.ConcreteFunction) -> t
                 if _in_host_memory(tensor) != _expects_host_memory(operation, index):
                     crossings.append(Crossing(tensor.op.name, operation.name, operation.type, _size(tensor)))
     return crossings, missing
+
+
+def transposes(function: tf.types.experimental.ConcreteFunction) -> int:
+    """Return how many transposes TensorFlow's layout optimizer leaves in a function on a GPU with tensor cores."""
+    exported = meta_graph.create_meta_graph_def(graph=function.graph)
+    for node in exported.graph_def.node:
+        node.device = GPU
+    exported.collection_def["train_op"].node_list.value.extend(
+        [tensor.name for tensor in function.graph.outputs]
+        + [operation.name for operation in function.graph.control_outputs])
+    properties = device_properties_pb2.DeviceProperties(
+        type="GPU", vendor="NVIDIA", frequency=1000, num_cores=60, memory_size=2**34,
+        environment={"architecture": "8.0", "cuda": "12000", "cudnn": "9000"})
+    config = config_pb2.ConfigProto()
+    rewrites = config.graph_options.rewrite_options
+    rewrites.layout_optimizer, rewrites.min_graph_nodes = rewriter_config_pb2.RewriterConfig.ON, -1
+    rewrites.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    rewrites.optimizers.append("layout")
+    virtual = cluster.Cluster(devices=[device_properties_pb2.NamedDevice(name=GPU, properties=properties)])
+    optimized = tf_optimizer.OptimizeGraph(config, exported, cluster=virtual)
+    virtual.Shutdown()
+    return sum(node.op == "Transpose" for node in optimized.node)
 
 
 def _graphs(graph: tf.Graph) -> Iterator[tf.Graph]:
