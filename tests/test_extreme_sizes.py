@@ -93,8 +93,9 @@ def test_checks_and_statistics_of_one_pixel(tiny, count):
     assert results["val"]["sizes"] == {(1, 1): 1} and results["val"]["class_pixels"].tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("scale", [(), (8, 20)], ids=["own size", "fitted"])
-@pytest.mark.parametrize("scale_range", [(0.5, 2.0), (1.0, 1.0), (0.1, 0.2)])
+@pytest.mark.parametrize("scale, scale_range", all_of(
+    [((), (0.5, 2.0)), ((8, 20), (0.1, 0.2))],
+    ((8, 20), (0.5, 2.0)), ((), (0.1, 0.2)), ((), (1.0, 1.0)), ((8, 20), (1.0, 1.0))))
 def test_training_on_one_pixel(tiny, scale, scale_range):
     settings = config(tiny, crop=(16, 24))
     settings = dataclasses.replace(settings, augment=Augment(scale=scale, scale_range=scale_range, crop=(16, 24)),
