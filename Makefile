@@ -23,10 +23,10 @@ pipeline-demo: .venv/installed
 	@$(RUN) -m pipeline.run_local --config encnet_shapes --root "$(PIPELINE)/run" --floor 0.5 --set data.directory="$(PIPELINE)/shapes" $(DEMO_SET)
 	@$(RUN) -m pipeline.history --root "$(PIPELINE)/run"
 
-# Four processes, for two cores: some of them often wait for servers, hosts or clusters. Each wants 4 GB of memory.
+# Three processes, for two cores: one of them often waits for servers, hosts or clusters. Each wants 4 GB of memory.
 test: .venv/installed
 	@.venv/bin/lint-imports
-	@$(RUN) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Also the tests that repeat a check for another head, format or setting.
 test-all: .venv/installed

@@ -13,7 +13,7 @@ sys.dont_write_bytecode = False
 # machine, rounding is the same too: it decides on which side of 0 a ReLU's input falls, and one such input moves the
 # gradients of some parity fixtures by more than their tolerance.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# The operations of small networks are so short that a second thread costs more than it computes; and four processes
+# The operations of small networks are so short that a second thread costs more than it computes; and three processes
 # of tests share two cores.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
