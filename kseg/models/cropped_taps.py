@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kseg.models.shared_functions import call_shared
+from kseg.models.shared_functions import call_shared_with_gradients
 
 # Cost of a tap's product for one output and its sum, in half products, measured at 512 to 2048 channels.
 TAP_COST = 2.1
@@ -56,18 +56,7 @@ def cropped_convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int) -> 
     Returns:
         (N, H, W, D) of the same dtype, differentiable with respect to `inputs` and `kernel`.
     """
-    scope = tf.get_current_name_scope()
-
-    def convolve(inputs, kernel):
-        def gradients(upstream):
-            # TensorFlow names its own gradients this way, and a profile finds the layer by that name.
-            with tf.name_scope(f"gradient_tape/{scope}/"):
-                return call_shared(_gradients, (inputs, kernel, upstream), dilation)
-
-        return call_shared(_outputs, (inputs, kernel), dilation), gradients
-
-    # Variables are read here because a function with a custom gradient must not capture one.
-    return tf.custom_gradient(convolve)(tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel))
+    return call_shared_with_gradients(_outputs, _gradients, (inputs, kernel), dilation)
 
 
 def is_faster(kernel: tuple, dilations: tuple[int, int], dtype: str) -> bool:

@@ -1,7 +1,7 @@
 """Trace a computation once for all layers that have it in common.
 
-A convolution by Winograd's algorithm consists of hundreds of operations. Traced anew in every layer, they would be most
-of the graph of a training step and most of the time before its first step.
+A convolution by Winograd's algorithm or tap by tap consists of hundreds of operations. Traced anew in every layer, they
+would be most of the graph of a training step and most of the time before its first step.
 """
 
 import contextlib
@@ -46,3 +46,28 @@ def call_shared(compute: Callable, tensors: tuple[tf.Tensor, ...], *settings: Ha
         functions[key] = tf.function(named, autograph=False, experimental_attributes={"_noinline": True})
     # Without stop_gradient, TensorFlow would trace the function's own gradient beside it.
     return functions[key](*map(tf.stop_gradient, tensors))
+
+
+def call_shared_with_gradients(compute: Callable, gradients: Callable, tensors: tuple[tf.Tensor, ...],
+                               *settings: Hashable) -> tf.Tensor:
+    """Return compute(*tensors, *settings) with the gradients of the tensors, both by `call_shared`.
+
+    Args:
+        compute: a function of tensors and settings that returns a tensor.
+        gradients: a function of the tensors, the gradient of the result, and the settings; it returns the gradients of
+            the tensors.
+        tensors: tensors or variables.
+        settings: the other arguments of both.
+    """
+    scope = tf.get_current_name_scope()
+
+    def differentiable(*tensors):
+        def differentiate(upstream):
+            # TensorFlow names its own gradients this way, and a profile finds the layer by that name.
+            with tf.name_scope(f"gradient_tape/{scope}/"):
+                return call_shared(gradients, (*tensors, upstream), *settings)
+
+        return call_shared(compute, tensors, *settings), differentiate
+
+    # Variables are read here because a function with a custom gradient must not capture one.
+    return tf.custom_gradient(differentiable)(*map(tf.convert_to_tensor, tensors))

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kseg.models import cropped_taps
-from kseg.models.shared_functions import call_shared
+from kseg.models.shared_functions import call_shared, call_shared_with_gradients
 
 # Matrix G of section 4.1 turns the three taps of a kernel's axis into four factors.
 FACTORS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
@@ -64,18 +64,7 @@ def winograd_convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int = 1
     Returns:
         Float32 (N, H, W, D), differentiable with respect to `inputs` and `kernel`.
     """
-    scope = tf.get_current_name_scope()
-
-    def convolve(inputs, kernel):
-        def gradients(upstream):
-            # TensorFlow names its own gradients this way, and a profile finds the layer by that name.
-            with tf.name_scope(f"gradient_tape/{scope}/"):
-                return call_shared(_gradients, (inputs, kernel, upstream), dilation)
-
-        return call_shared(_outputs, (inputs, kernel), dilation), gradients
-
-    # Variables are read here because a function with a custom gradient must not capture one.
-    return tf.custom_gradient(convolve)(tf.convert_to_tensor(inputs), tf.convert_to_tensor(kernel))
+    return call_shared_with_gradients(_outputs, _gradients, (inputs, kernel), dilation)
 
 
 def num_tiles(length: int | tf.Tensor, dilation: int) -> int | tf.Tensor:
