@@ -90,6 +90,9 @@ def pipeline_settings(values: argparse.Namespace, config: Config, root: str, fin
 
     if values.images_per_shard < 1 or values.images_per_bundle < 1:
         raise ConfigError("--images-per-shard and --images-per-bundle must be at least 1")
+    if config.export.precision == "int8":
+        raise ConfigError("the pipeline cannot calibrate export.precision=int8: choose another one, and export with "
+                          "python -m kseg.export --calibrate")
     image = values.infra_validator
     return definition.Settings(
         config=config, root=root, span=span, serving=values.serving or f"{root}/serving", fingerprint=fingerprint,

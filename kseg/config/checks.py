@@ -63,6 +63,8 @@ def _check_together(config: Any) -> None:
              "cannot be combined with loss.ohem_kept, which compares all pixels of the batch", train.accumulate)
     _require(not train.loss_scale_growth or train.precision == "mixed_float16", "train.loss_scale_growth",
              "needs train.precision=mixed_float16", train.loss_scale_growth)
+    _require(config.export.precision != "int8" or config.export.device == "cpu", "export.device",
+             "must be cpu with export.precision=int8, which no GPU computes", config.export.device)
     _require(train.end_learning_rate <= train.learning_rate, "train.end_learning_rate",
              f"must not exceed train.learning_rate {train.learning_rate}", train.end_learning_rate)
 

@@ -318,9 +318,11 @@ class Evaluate:
 class Export:
     """The form of the exported model and its signatures."""
 
-    # Precision of the layers: float32, bfloat16, or float32 with kernels stored as int8 ("dynamic-range"), which take a
-    # quarter of the space.
-    precision: Literal["float32", "bfloat16", "dynamic-range"] = "float32"
+    # Precision of the layers: float32, bfloat16, float32 with kernels stored as int8 ("dynamic-range"), which take a
+    # quarter of the space, or convolutions computed in int8 ("int8"), which needs device=cpu and --calibrate.
+    precision: Literal["float32", "bfloat16", "dynamic-range", "int8"] = "float32"
+    # Maximum loss of mIoU by precision=int8, in points of 100; a model that loses more is not exported.
+    largest_loss: Annotated[float, AtLeast(0)] = 0.5
     # "any": the same operations on every device. "cpu": wide convolutions as matrix products with fewer
     # multiplications, which is faster on CPUs in float32 and slower on GPUs.
     device: Literal["any", "cpu"] = "any"

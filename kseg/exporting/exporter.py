@@ -15,10 +15,11 @@ import tensorflow as tf
 from kseg import config as configs
 from kseg.config import Config
 from kseg.datasets.registry import Dataset, Split
-from kseg.errors import UserError
+from kseg.errors import ConfigError, UserError
 from kseg.evaluation import confusion, metrics, results
 from kseg.evaluation.counter import Counter
-from kseg.exporting import warmup
+from kseg.exporting import int8_network, warmup
+from kseg.exporting.calibration import Calibration
 from kseg.exporting.precisions import export_network
 from kseg.exporting.signatures import Served
 from kseg.inference.prediction import protocol_of
@@ -29,7 +30,8 @@ from kseg.system.progress import Progress
 
 
 def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weights: Path | None = None,
-           version: int | None = None, report: Callable[[str], None] = print) -> Path:
+           version: int | None = None, report: Callable[[str], None] = print,
+           calibration: Calibration | None = None) -> Path:
     """Write a trained model as a SavedModel, OUT/VERSION.
 
     The version appears under its name by one rename, so a server that watches `out` sees it complete or not at all.
@@ -42,13 +44,17 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
         weights: The file of the weights, recorded in the provenance.
         version: The version number; by default one more than the highest in `out`.
         report: Receives progress lines.
+        calibration: The images for the precision int8, which needs them.
 
     Returns:
         The path of the new version.
 
     Raises:
-        UserError: The version already exists, it cannot be written, or TensorFlow cannot work with its path.
-        ConfigError: `config.export.precision` is unknown.
+        UserError: The version already exists, it cannot be written, TensorFlow cannot work with its path, or int8
+            loses more than `config.export.largest_loss`.
+        ConfigError: `config.export.precision` is unknown, or is int8 without a calibration or where TensorFlow cannot
+            compute it.
+        DataError: An image of the calibration cannot be read.
 
     Example:
         >>> from kseg.inference import trained_model
@@ -65,16 +71,21 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
     path = out / str(version)
     if path.exists():
         raise UserError(f"{path} already exists: choose another --version, or omit it to use {next_version(out)}")
+    if (options.precision == "int8") != (calibration is not None):
+        raise ConfigError(f"export.precision={options.precision}: int8 needs a calibration, and no other precision "
+                          "takes one")
+    quantized = int8_network.quantize_network(model, config, dataset, calibration, report) if calibration else None
     # The name is not a number, so no server loads it. It is in the same directory, so one rename publishes it.
     temporary = out / f".{version}-{uuid.uuid4().hex}.tmp"
     try:
         out.mkdir(parents=True, exist_ok=True)
         try:
-            network = export_network(model, config.model, options.precision, options.device)
+            network = (quantized.network if quantized
+                       else export_network(model, config.model, options.precision, options.device))
             served = Served(network, protocol_of(config), size, options.max_pixels, options.all_scores)
             with tempfile.TemporaryDirectory() as directory:
                 served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
-                    Path(directory), config, dataset, weights)]
+                    Path(directory), config, dataset, weights, quantized.facts if quantized else None)]
                 tf.saved_model.save(served, str(temporary), signatures=served.functions)
             atomic_files.write_text(temporary / "signatures.txt", signature_text(temporary))
             warmup.write_warmup(temporary, size, options.warmup_batches, report)
@@ -94,13 +105,19 @@ def next_version(out: Path) -> int:
     return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0) + 1
 
 
-def write_assets(directory: Path, config: Config, dataset: Dataset, weights: Path | None) -> list[Path]:
-    """Write the asset files of an export and return their paths."""
+def write_assets(directory: Path, config: Config, dataset: Dataset, weights: Path | None,
+                 int8_facts: dict | None = None) -> list[Path]:
+    """Write the asset files of an export and return their paths.
+
+    `int8_facts` are those of `int8_network.quantize_network`, which only an int8 export has.
+    """
     provenance = results.provenance(dataset.name, config.data.directory, weights)
     contents = {
         "classes.json": json.dumps({"classes": dataset.classes, "palette": dataset.palette}, indent=1) + "\n",
         "config.json": configs.to_json(config),
         "provenance.json": json.dumps(provenance, indent=1) + "\n"}
+    if int8_facts:
+        contents["int8.json"] = json.dumps(int8_facts, indent=1) + "\n"
     for name, text in contents.items():
         (directory / name).write_text(text, encoding="utf-8")
     return [directory / name for name in contents]

@@ -113,8 +113,10 @@ def export_network(model: keras.Model, settings: Model, precision: str, device: 
         device: "any" or "cpu", as in `export.device`.
 
     Raises:
-        ConfigError: The precision is unknown.
+        ConfigError: The precision is unknown, or is int8, which needs images.
     """
+    if precision == "int8":
+        raise ConfigError("export.precision=int8 has to be calibrated on images, which python -m kseg.export does")
     if precision not in PRECISIONS:
         raise ConfigError(unknown("precision", precision, PRECISIONS))
     return PRECISIONS[precision](model, settings, device)

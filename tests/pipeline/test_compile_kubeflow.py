@@ -63,7 +63,9 @@ def test_structure_with_the_infra_validator(tmp_path, capsys):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--set", "data.directory=/gcs/bucket/camvid"], "--out"),
-    (["--out", "x.json"], "data.directory")])
+    (["--out", "x.json"], "data.directory"),
+    (["--out", "x.json", "--set", "data.directory=/gcs/bucket/camvid", "export.precision=int8", "export.device=cpu"],
+     "cannot calibrate export.precision=int8")])
 def test_missing_arguments_are_reported(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in run_here(compile_kubeflow.main, [*ARGUMENTS, *arguments], capsys, status=2)
