@@ -1,11 +1,11 @@
-"""Write a model as a SavedModel for TF Serving, and compare it with the Keras model."""
+"""Write a model as a SavedModel for TF Serving or for other runtimes, and compare it with the Keras model."""
 
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -18,8 +18,10 @@ from kseg.datasets.registry import Dataset, Split
 from kseg.errors import ConfigError, UserError
 from kseg.evaluation import confusion, metrics, results
 from kseg.evaluation.counter import Counter
-from kseg.exporting import int8_network, warmup
+from kseg.exporting import formats as format_list
+from kseg.exporting import int8_network, litert_file, onnx_file, openvino_file, warmup
 from kseg.exporting.calibration import Calibration
+from kseg.exporting.class_maps import ClassMaps, plain_network
 from kseg.exporting.precisions import export_network
 from kseg.exporting.signatures import Served
 from kseg.inference.prediction import protocol_of
@@ -28,11 +30,14 @@ from kseg.system import atomic_files
 from kseg.system.paths import path_fault
 from kseg.system.progress import Progress
 
+# Formats other than the SavedModel -> function of a class map function, the metadata and the directory.
+WRITERS = {"onnx": onnx_file.write, "litert": litert_file.write, "openvino": openvino_file.write}
+
 
 def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weights: Path | None = None,
            version: int | None = None, report: Callable[[str], None] = print,
-           calibration: Calibration | None = None) -> Path:
-    """Write a trained model as a SavedModel, OUT/VERSION.
+           calibration: Calibration | None = None, formats: Sequence[str] = (format_list.SAVED_MODEL,)) -> Path:
+    """Write a trained model in one or more formats, OUT/VERSION.
 
     The version appears under its name by one rename, so a server that watches `out` sees it complete or not at all.
 
@@ -45,15 +50,16 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
         version: The version number; by default one more than the highest in `out`.
         report: Receives progress lines.
         calibration: The images for the precision int8, which needs them.
+        formats: Some of kseg.exporting.formats.NAMES.
 
     Returns:
         The path of the new version.
 
     Raises:
-        UserError: The version already exists, it cannot be written, TensorFlow cannot work with its path, or int8
-            loses more than `config.export.largest_loss`.
-        ConfigError: `config.export.precision` is unknown, or is int8 without a calibration or where TensorFlow cannot
-            compute it.
+        UserError: The version already exists, it cannot be written, TensorFlow cannot work with its path, int8 loses
+            more than `config.export.largest_loss`, or a library of a format is not installed.
+        ConfigError: `config.export.precision` or a format is unknown, a format cannot do what the config asks for, or
+            the precision is int8 without a calibration or where TensorFlow cannot compute it.
         DataError: An image of the calibration cannot be read.
 
     Example:
@@ -65,6 +71,7 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
     """
     if fault := path_fault(out):
         raise UserError(f"--out {out} {fault}")
+    format_list.require_formats(formats, config)
     version = next_version(out) if version is None else version
     options = config.export
     size = tuple(options.size or config.augment.crop)
@@ -80,15 +87,20 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
     try:
         out.mkdir(parents=True, exist_ok=True)
         try:
-            network = (quantized.network if quantized
-                       else export_network(model, config.model, options.precision, options.device))
-            served = Served(network, protocol_of(config), size, options.max_pixels, options.all_scores)
-            with tempfile.TemporaryDirectory() as directory:
-                served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
-                    Path(directory), config, dataset, weights, quantized.facts if quantized else None)]
-                tf.saved_model.save(served, str(temporary), signatures=served.functions)
-            atomic_files.write_text(temporary / "signatures.txt", signature_text(temporary))
-            warmup.write_warmup(temporary, size, options.warmup_batches, report)
+            contents = asset_contents(config, dataset, weights)
+            if quantized:
+                contents["int8.json"] = json.dumps(quantized.facts, indent=1) + "\n"
+            if format_list.SAVED_MODEL in formats:
+                network = (quantized.network if quantized
+                           else export_network(model, config.model, options.precision, options.device))
+                served = Served(network, protocol_of(config), size, options.max_pixels, options.all_scores)
+                with tempfile.TemporaryDirectory() as directory:
+                    served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
+                        Path(directory), contents)]
+                    tf.saved_model.save(served, str(temporary), signatures=served.functions)
+                atomic_files.write_text(temporary / "signatures.txt", signature_text(temporary))
+                warmup.write_warmup(temporary, size, options.warmup_batches, report)
+            write_others(model, config, formats, contents, temporary)
             os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -105,22 +117,33 @@ def next_version(out: Path) -> int:
     return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0) + 1
 
 
-def write_assets(directory: Path, config: Config, dataset: Dataset, weights: Path | None,
-                 int8_facts: dict | None = None) -> list[Path]:
-    """Write the asset files of an export and return their paths.
-
-    `int8_facts` are those of `int8_network.quantize_network`, which only an int8 export has.
-    """
+def asset_contents(config: Config, dataset: Dataset, weights: Path | None) -> dict[str, str]:
+    """Return the classes, the config and the provenance of an export as JSON, by file name."""
     provenance = results.provenance(dataset.name, config.data.directory, weights)
-    contents = {
+    return {
         "classes.json": json.dumps({"classes": dataset.classes, "palette": dataset.palette}, indent=1) + "\n",
         "config.json": configs.to_json(config),
         "provenance.json": json.dumps(provenance, indent=1) + "\n"}
-    if int8_facts:
-        contents["int8.json"] = json.dumps(int8_facts, indent=1) + "\n"
+
+
+def write_assets(directory: Path, contents: Mapping[str, str]) -> list[Path]:
+    """Write the asset files of an export and return their paths."""
     for name, text in contents.items():
         (directory / name).write_text(text, encoding="utf-8")
     return [directory / name for name in contents]
+
+
+def write_others(model: keras.Model, config: Config, formats: Sequence[str], contents: Mapping[str, str],
+                 directory: Path) -> None:
+    """Write a model in all of the formats but the SavedModel, with the contents of the assets inside each file."""
+    others = [name for name in formats if name != format_list.SAVED_MODEL]
+    if not others:
+        return
+    directory.mkdir(exist_ok=True)
+    network = plain_network(model)
+    for name in others:
+        maps = ClassMaps(network, protocol_of(config), format_list.image_size(name, config))
+        WRITERS[name](maps, contents, directory)
 
 
 def signature_text(directory: Path) -> str:

@@ -38,7 +38,7 @@ class Network(tf.Module):
 
 def folded_model(model: keras.Model, device: str) -> keras.Model:
     """Return a copy of the main head with folded batch norms, for a device of `export.device`."""
-    return folding.fold_batch_norms(models.main_only(model), device == "cpu")
+    return folding.fold_batch_norms(models.main_only(model), {} if device == "cpu" else folding.PORTABLE_CLASSES)
 
 
 def float32(model: keras.Model, settings: Model, device: str) -> Network:

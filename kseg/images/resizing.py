@@ -61,20 +61,25 @@ def resize_bytes(images: tf.Tensor, size: tuple) -> tf.Tensor:
     # times.
     with tf.device("CPU:0"):
         images = tf.cast(images, tf.int32)
-        lower, upper, weights = _linear_positions(tf.shape(images)[2], size[1])
+        lower, upper, weights = linear_positions(tf.shape(images)[2], size[1])
         images = (tf.gather(images, lower, axis=2) * weights[0][:, None]
                   + tf.gather(images, upper, axis=2) * weights[1][:, None])
-        lower, upper, weights = _linear_positions(tf.shape(images)[1], size[0])
+        lower, upper, weights = linear_positions(tf.shape(images)[1], size[0])
         images = tf.bitwise.right_shift(images, 4)
         parts = (tf.bitwise.right_shift(tf.gather(images, rows, axis=1) * weight[:, None, None], 16)
                  for rows, weight in ((lower, weights[0]), (upper, weights[1])))
         return tf.bitwise.right_shift(sum(parts) + 2, 2)
 
 
-def _linear_positions(length: tf.Tensor, target: tf.Tensor) -> tuple:
+def linear_positions(length: tf.Tensor | int, target: tf.Tensor | int) -> tuple:
     """Return the two neighboring source positions of each target position and their weights.
 
-    Positions and weights are int32 (target,); weights are in units of 1/2048.
+    Args:
+        length: Length of the source side in pixels.
+        target: Length of the resized side in pixels.
+
+    Returns:
+        The lower and the upper position, int32 (target,), and both weights, int32 (target,) in units of 1/2048.
     """
     # OpenCV inverts the scale factor in float64 and computes positions in float32; the rounding must match.
     inverse = 1 / (tf.cast(target, tf.float64) / tf.cast(length, tf.float64))

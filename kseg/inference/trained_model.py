@@ -62,14 +62,18 @@ def load_with_weights(config: configs.Config, dataset: "Dataset", path: Path, tt
 
     # Published metrics must be comparable, so evaluation uses full float32 whatever precision the training used.
     devices.set_tensor_float_32(False)
-    if tta:
-        config = replace(config, evaluate=replace(config.evaluate, scales=TEST_SCALES, flip=True))
+    config = with_augmentation(config) if tta else config
     model = models.build(config.model, len(dataset.classes))
     # init.channels describes the file that initialized the training; the weights that kseg writes are always RGB.
     channels = "RGB" if file_kinds.find_kind(path) == "hdf5" else config.init.channels
     for note in loading.load_checkpoint(model, path, config.model.head, channels=channels):
         print(f"note: {note}")
     return model, config, dataset
+
+
+def with_augmentation(config: Config) -> Config:
+    """Return a config with test-time augmentation."""
+    return replace(config, evaluate=replace(config.evaluate, scales=TEST_SCALES, flip=True))
 
 
 def read_config(workdir: Path, overrides: Sequence[str] = ()) -> Config:

@@ -1,5 +1,7 @@
 """Copies of models for inference, with batch normalization folded into the preceding convolutions."""
 
+from collections.abc import Mapping
+
 import keras
 import numpy as np
 
@@ -11,7 +13,7 @@ PORTABLE_CLASSES = {Convolution: keras.layers.Conv2D, DepthwiseConvolution: kera
 CONVOLUTIONS = (*PORTABLE_CLASSES, *PORTABLE_CLASSES.values())
 
 
-def fold_batch_norms(model: keras.Model, for_cpu: bool = False) -> keras.Model:
+def fold_batch_norms(model: keras.Model, classes: Mapping[type, type] = PORTABLE_CLASSES) -> keras.Model:
     """Return a copy of a functional model with its norms folded into convolutions.
 
     A norm that directly follows a convolution becomes part of it, computed in float64:
@@ -23,8 +25,8 @@ def fold_batch_norms(model: keras.Model, for_cpu: bool = False) -> keras.Model:
 
     Args:
         model: A functional model.
-        for_cpu: Whether the copy keeps the layers that are faster on a CPU without a GPU. Otherwise its convolutions
-            are Keras' plain ones, the same on every device.
+        classes: Class of a layer -> class of its copy with the same config and variables; other layers keep theirs. By
+            default convolutions become Keras' plain ones, the same on every device.
 
     Returns:
         A model with variables of its own. Its outputs agree with those of `model` up to rounding.
@@ -50,7 +52,7 @@ def fold_batch_norms(model: keras.Model, for_cpu: bool = False) -> keras.Model:
         settings = layer.get_config()
         if layer.name in norms:
             settings["use_bias"] = True
-        return (type(layer) if for_cpu else portable_class(layer)).from_config(settings)
+        return classes.get(type(layer), type(layer)).from_config(settings)
 
     copy = keras.models.clone_model(model, clone_function=clone)
     for layer in copy.layers:

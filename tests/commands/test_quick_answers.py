@@ -22,7 +22,8 @@ COMMANDS = {
     "kseg.evaluate": MODEL,
     "kseg.predict": [(["LICENSE", "--out", "x", *arguments], part) for arguments, part in MODEL]
     + [(["LICENSE", "--out", "x", "--save", "id"], "Did you mean ids")],
-    "kseg.export": [(["--out", "x", *arguments], part) for arguments, part in MODEL],
+    "kseg.export": [(["--out", "x", *arguments], part) for arguments, part in MODEL]
+    + [(["--out", "x", "--config", "encnet_shapes", "--weights", "x", "--format", "litert", "--tta"], "omit --tta")],
     "kseg.convert": [(["x.pth", "--out", "x.weights.h5", *TYPO], KEY), (["x.pth", "--out", "x.weights.h5"], MISSING),
                      (["--verify", "kseg", *UNKNOWN], NAME), ([], "--out NAME.weights.h5 is needed")],
     "kseg.data": [(["check", "shape"], "Did you mean shapes"),

@@ -37,7 +37,7 @@ def traced_operations(model, images):
 @pytest.fixture(scope="module")
 def tiled(main):
     """Return a copy with the fast layers and the types of its operations."""
-    copy = folding.fold_batch_norms(main, for_cpu=True)
+    copy = folding.fold_batch_norms(main, classes={})
     return copy, traced_operations(copy, np.zeros(SHAPE, np.float32))[0]
 
 
