@@ -1,6 +1,6 @@
 """Measure the ranges and means of a network's tensors on images of a split."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import keras
@@ -62,15 +62,28 @@ def spaced_indices(total: int, count: int) -> np.ndarray:
     return np.arange(min(count, total)) * total // min(count, total)
 
 
-def measure(model: keras.Model, plan: Plan, split: Split, images: int, protocol: Protocol,
+def calibration_images(split: Split, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and image, uint8 (H, W, 3), of `count` examples evenly spaced in a split.
+
+    Raises DataError for an image that cannot be read.
+    """
+    indices = spaced_indices(len(split.names), count)
+    examples = iter(batching.eval_examples(split, indices))
+    for index in indices:
+        try:
+            yield split.names[index], next(examples)["image"].numpy()
+        except tf.errors.OpError as error:
+            raise batching.reading_error(split, [int(index)], error) from None
+
+
+def measure(model: keras.Model, plan: Plan, images: Iterable[tuple[str, np.ndarray]], protocol: Protocol,
             progress: Progress) -> dict[str, ChannelStatistics]:
     """Measure the tensors that a plan needs, in float32, with the whole test protocol.
 
     Args:
         model: The functional model of the plan.
         plan: The plan.
-        split: The split with the images.
-        images: Maximum number of images.
+        images: Names and images, uint8 (H, W, 3).
         protocol: The test protocol: normalization, scales, flip, windows.
         progress: Updated with the number of measured images.
 
@@ -78,7 +91,7 @@ def measure(model: keras.Model, plan: Plan, split: Split, images: int, protocol:
         The statistics of the tensors in `plan.scaled`, and of the inputs of all convolutions on codes.
 
     Raises:
-        DataError: An image cannot be read or is too large.
+        DataError: An image is too large, or its scores are not finite.
     """
     names = {*plan.scaled, *(step.inputs[0] for step in plan.convolutions)}
     outputs = {name: model.get_layer(name).output for name in {*names, plan.target}}
@@ -92,21 +105,10 @@ def measure(model: keras.Model, plan: Plan, split: Split, images: int, protocol:
         return values[plan.target]
 
     predict = prediction.predictor(Network(call, [], outputs[plan.target].shape[-1]), protocol)
-    indices = spaced_indices(len(split.names), images)
-    for count, (index, image) in enumerate(zip(indices, read_images(split, indices), strict=True), 1):
+    for count, (name, image) in enumerate(images, 1):
         try:
             predict(image)
         except DataError as error:
-            raise DataError(f"{split.names[index]}: {error}") from None
+            raise DataError(f"{name}: {error}") from None
         progress.update(count)
     return {name: observer.statistics() for name, observer in observers.items()}
-
-
-def read_images(split: Split, indices: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the images (H, W, 3), uint8, of a split at indices; raises DataError for one that cannot be read."""
-    iterator = iter(batching.eval_examples(split, indices))
-    for index in indices:
-        try:
-            yield next(iterator)["image"].numpy()
-        except tf.errors.OpError as error:
-            raise batching.reading_error(split, [int(index)], error) from None

@@ -14,7 +14,7 @@ from kseg.errors import ConfigError, UserError
 from kseg.evaluation import metrics
 from kseg.evaluation.counter import Counter
 from kseg.exporting import quantized_layers
-from kseg.exporting.calibration import Calibration, ChannelStatistics, measure
+from kseg.exporting.calibration import Calibration, ChannelStatistics, calibration_images, measure
 from kseg.exporting.int8_plan import Form, Plan, Step, is_depthwise, plan_integers
 from kseg.exporting.precisions import Network, folded_model
 from kseg.exporting.quantized_layers import LARGEST_CODE, Codes, Geometry, IntegerConvolution
@@ -60,7 +60,8 @@ def quantize_network(model: keras.Model, config: Config, dataset: Dataset, calib
     split, test_split = calibration.split, calibration.test_split
     count = min(calibration.images, len(split.names))
     report(f"calibrating on {count} of {len(split.names)} images of {dataset.name} {split.name}")
-    statistics = measure(main, plan, split, count, protocol, Progress(count, "images", report))
+    images = calibration_images(split, count)
+    statistics = measure(main, plan, images, protocol, Progress(count, "images", report))
     classes = main.output.shape[-1]
     network = integer_network(main, plan, statistics)
     report(f"measuring the loss on {len(test_split.names)} images of {dataset.name} {test_split.name}, "

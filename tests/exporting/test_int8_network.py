@@ -14,7 +14,8 @@ from kseg.config.sections import Augment, Evaluate, Export, Model
 from kseg.datasets import registry
 from kseg.errors import ConfigError, UserError
 from kseg.exporting import exporter, int8_network, warmup
-from kseg.exporting.calibration import Calibration, ChannelStatistics, measure, spaced_indices
+from kseg.exporting.calibration import (Calibration, ChannelStatistics, calibration_images, measure,
+                                        spaced_indices)
 from kseg.exporting.int8_network import integer_network, quantize_network
 from kseg.exporting.int8_plan import Form, plan_integers
 from kseg.exporting.precisions import folded_model
@@ -61,7 +62,7 @@ class Case:
                                        registry.open_split(self.config.data, "val"))
         self.main, self.protocol = folded_model(self.model, "cpu"), protocol_of(self.config)
         self.plan = plan_integers(self.main)
-        self.statistics = measure(self.main, self.plan, self.calibration.split, 4, self.protocol,
+        self.statistics = measure(self.main, self.plan, calibration_images(self.calibration.split, 4), self.protocol,
                                   Progress(4, "images", print))
 
 
