@@ -72,7 +72,8 @@ LONGEST = ("commands/test_export.py", "pipeline/test_end_to_end.py", "commands/t
            "training/test_loop.py", "training/test_replicas.py", "conversion/test_verification.py",
            "input_pipeline/test_data_service.py", "input_pipeline/test_batch_reader.py", "training/test_precision.py",
            "evaluation/test_counter.py", "input_pipeline/test_augmentations.py", "tests/test_extreme_sizes.py",
-           "profiling/test_model_benchmark.py", "jobs/test_dask.py", "serving/test_server.py", "serving/test_guide.py")
+           "profiling/test_model_benchmark.py", "jobs/test_dask.py", "serving/test_server.py", "serving/test_guide.py",
+           "exporting/test_formats.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -326,7 +326,8 @@ class Export:
     # "any": the same operations on every device. "cpu": wide convolutions as matrix products with fewer
     # multiplications, which is faster on CPUs in float32 and slower on GPUs.
     device: Literal["any", "cpu"] = "any"
-    # Size (height, width) of the results of predict_map; empty: the size of the crop.
+    # Size (height, width) of the results of predict_map, and of the images that other formats than the SavedModel take;
+    # empty: the size of the crop, and any size if the format can.
     size: OptionalSize = ()
     # Maximum number of pixels of an image; larger images are rejected before they are decoded.
     max_pixels: Annotated[int, Above(0)] = 64_000_000

@@ -7,18 +7,22 @@ ignore what follows it, and readers of archives what precedes it.
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
-from kseg.exporting.class_maps import ClassMaps
 from kseg.exporting.formats import missing_library
+
+if TYPE_CHECKING:
+    from kseg.exporting.class_maps import ClassMaps
 
 FILE = "model.tflite"
 
 
-def write(maps: ClassMaps, metadata: Mapping[str, str], directory: Path) -> None:
+def write(maps: "ClassMaps", metadata: Mapping[str, str], directory: Path) -> None:
     """Write FILE in a directory, with metadata as associated files."""
+    import tensorflow as tf
+
     converter = tf.lite.TFLiteConverter.from_concrete_functions([maps.function.get_concrete_function()], maps)
     (directory / FILE).write_bytes(converter.convert())
     with zipfile.ZipFile(directory / FILE, "a") as archive:
@@ -26,12 +30,18 @@ def write(maps: ClassMaps, metadata: Mapping[str, str], directory: Path) -> None
             archive.writestr(name, text)
 
 
-def load(directory: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from images to class maps, uint8 (N, H, W, 3) to (N, H, W); raises UserError."""
+def load(directory: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that runs FILE of a directory with a number of threads.
+
+    It maps images, uint8 (N, H, W, 3), to class maps, uint8 (N, H, W).
+
+    Raises:
+        UserError: The runtime is not installed.
+    """
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         raise missing_library("litert", "ai-edge-litert") from None
-    runner = Interpreter(str(directory / FILE)).get_signature_runner()
+    runner = Interpreter(str(directory / FILE), num_threads=threads).get_signature_runner()
     # The file takes one image at a time.
     return lambda images: np.concatenate([runner(image=image[None])["class_map"] for image in images])

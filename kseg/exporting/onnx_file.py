@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kseg.exporting.class_maps import ClassMaps
 from kseg.exporting.formats import missing_library
 
 if TYPE_CHECKING:
     import onnx
     from tf2onnx.graph import Graph, Node
 
+    from kseg.exporting.class_maps import ClassMaps
+
 FILE = "model.onnx"
 # Runtimes since 2022 read it.
 OPSET = 17
 
 
-def write(maps: ClassMaps, metadata: Mapping[str, str], directory: Path) -> None:
+def write(maps: "ClassMaps", metadata: Mapping[str, str], directory: Path) -> None:
     """Write FILE in a directory, with metadata as its metadata_props."""
     import onnx
     import tf2onnx
@@ -32,13 +33,21 @@ def write(maps: ClassMaps, metadata: Mapping[str, str], directory: Path) -> None
     (directory / FILE).write_bytes(proto.SerializeToString())
 
 
-def load(directory: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from images to class maps, uint8 (N, H, W, 3) to (N, H, W); raises UserError."""
+def load(directory: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that runs FILE of a directory with a number of threads.
+
+    It maps images, uint8 (N, H, W, 3), to class maps, uint8 (N, H, W).
+
+    Raises:
+        UserError: The runtime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError:
         raise missing_library("onnx", "onnxruntime") from None
-    session = onnxruntime.InferenceSession(directory / FILE, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(directory / FILE, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["class_map"], {"image": images})[0]
 
 

@@ -3,11 +3,14 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kseg.exporting.class_maps import ClassMaps
 from kseg.exporting.formats import missing_library
+
+if TYPE_CHECKING:
+    from kseg.exporting.class_maps import ClassMaps
 
 # model.bin, beside it, holds the weights.
 FILE = "model.xml"
@@ -15,7 +18,7 @@ FILE = "model.xml"
 SECTION = "kseg"
 
 
-def write(maps: ClassMaps, metadata: Mapping[str, str], directory: Path) -> None:
+def write(maps: "ClassMaps", metadata: Mapping[str, str], directory: Path) -> None:
     """Write FILE and its weights in a directory, with metadata as runtime information."""
     import openvino
 
@@ -36,12 +39,19 @@ def write(maps: ClassMaps, metadata: Mapping[str, str], directory: Path) -> None
     openvino.save_model(model, directory / FILE, compress_to_fp16=False)
 
 
-def load(directory: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from images to class maps, uint8 (N, H, W, 3) to (N, H, W); raises UserError."""
+def load(directory: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that runs FILE of a directory with a number of threads.
+
+    It maps images, uint8 (N, H, W, 3), to class maps, uint8 (N, H, W).
+
+    Raises:
+        UserError: The runtime is not installed.
+    """
     try:
         import openvino
     except ImportError:
         raise missing_library("openvino", "openvino") from None
     # By default, OpenVINO computes in bfloat16 on CPUs that have it.
-    compiled = openvino.Core().compile_model(directory / FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(
+        directory / FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads})
     return lambda images: compiled(images)["class_map"]

@@ -106,7 +106,7 @@ def random_images(count, height, width):
 def test_class_maps_are_those_of_the_saved_model(case_of, head, name):
     require_installed(name)
     case, images = case_of(head), random_images(2, *SIZE)
-    assert case.reference.differences(images, LOADERS[name](case.path)(images)) < 1e-4
+    assert case.reference.differences(images, LOADERS[name](case.path, 1)(images)) < 1e-4
 
 
 @pytest.mark.parametrize("head", all_of(["deeplabv3plus"], "encnet", "apcnet"))
@@ -119,7 +119,7 @@ def test_files_without_a_size_take_any_size(case_of, head, tmp_path):
     reference = case.reference if plain.evaluate == case.config.evaluate else Reference(case.network, plain)
     path = exporter.export(case.model, plain, case.dataset, tmp_path, report=lambda line: None, formats=names)
     for name in names:
-        predict = LOADERS[name](path)
+        predict = LOADERS[name](path, 1)
         for count, size in ((1, (40, 56)), (3, (57, 33))):
             images = random_images(count, *size)
             assert reference.differences(images, predict(images)) < 1e-4
@@ -151,7 +151,7 @@ def test_the_example_of_the_documentation(case_of, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"images": images}
     exec(block, names)
-    assert (names["class_map"] == LOADERS[name](case.path)(images)).all()
+    assert (names["class_map"] == LOADERS[name](case.path, 1)(images)).all()
     assert names["classes"] == ["sky", "ground", "house"]
 
 
