@@ -12,7 +12,7 @@ import tensorflow as tf
 from kseg.errors import ConfigError
 
 # Processors without VNNI add two products of a code and an integer in int16, where 2 * 255 * 127 saturates. Up to this
-# integer the sums are exact, so the results are the same on every processor.
+# integer the sums are exact on every processor.
 LARGEST_INTEGER = 64
 LARGEST_CODE = 255
 
