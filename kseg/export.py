@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kseg import cli
-from kseg.errors import ConfigError, UserError
+from kseg.errors import ConfigError
 from kseg.exporting import formats
 from kseg.inference import trained_model
 from kseg.system import quiet_start
@@ -87,8 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     checked = cli.model_config(values)
     calibrated = calibration_choice(checked.export.precision, values.calibrate)
     formats.require_formats(values.formats, trained_model.with_augmentation(checked) if values.tta else checked)
-    if values.split and formats.SAVED_MODEL not in values.formats:
-        raise UserError(f"--split measures the {formats.SAVED_MODEL}: add it to --format, or omit --split")
+    if values.split:
+        formats.require_runtimes(values.formats)
     model, config, dataset = cli.load_model(values)
     from kseg.datasets import registry
     from kseg.exporting import exporter
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
                            formats=values.formats)
     if values.split and not calibration:
         split = registry.open_split(config.data, values.split)
-        exporter.compare_exported(model, path, config, dataset, split)
+        exporter.compare_exported(model, path, config, dataset, split, formats=values.formats)
     return 0
 
 

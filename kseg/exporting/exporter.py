@@ -15,7 +15,7 @@ import tensorflow as tf
 from kseg import config as configs
 from kseg.config import Config
 from kseg.datasets.registry import Dataset, Split
-from kseg.errors import ConfigError, UserError
+from kseg.errors import ConfigError, DataError, UserError
 from kseg.evaluation import confusion, metrics, results
 from kseg.evaluation.counter import Counter
 from kseg.exporting import formats as format_list
@@ -160,12 +160,32 @@ def signature_text(directory: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def exported_accuracy(path: Path, dataset: Dataset, split: Split, progress: Progress | None = None) -> dict:
-    """Return the metrics of an exported model's signature predict_tensor on a whole split."""
-    predict = tf.saved_model.load(str(path)).signatures["predict_tensor"]
+def load_saved_model(directory: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a SavedModel's signature predict_tensor as a function from images to class maps.
+
+    It maps images, uint8 (N, H, W, 3), to class maps, uint8 (N, H, W), with the threads of this process.
+    """
+    predict = tf.saved_model.load(str(directory)).signatures["predict_tensor"]
+    return lambda images: predict(image=tf.constant(images))["class_map"].numpy()
+
+
+LOADERS = {format_list.SAVED_MODEL: load_saved_model, "onnx": onnx_file.load, "litert": litert_file.load,
+           "openvino": openvino_file.load}
+
+
+def exported_accuracy(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split,
+                      progress: Progress | None = None) -> dict:
+    """Return the metrics of an exported model on a whole split.
+
+    Args:
+        predict: A function of LOADERS, from images to class maps.
+        dataset: The dataset record, which has the classes.
+        split: The split.
+        progress: Receives the number of images done.
+    """
     matrix = np.zeros((len(dataset.classes),) * 2, np.int64)
     for count, example in enumerate(batching.eval_examples(split), 1):
-        ids = predict(image=example["image"][None])["class_map"]
+        ids = predict(example["image"][None].numpy())
         matrix += confusion.confusion(example["label"][None], ids, len(dataset.classes)).numpy()
         if progress:
             progress.update(count)
@@ -173,12 +193,35 @@ def exported_accuracy(path: Path, dataset: Dataset, split: Split, progress: Prog
 
 
 def compare_exported(model: keras.Model, path: Path, config: Config, dataset: Dataset, split: Split,
-                     report: Callable[[str], None] = print) -> None:
-    """Report the mIoU of a model and of its export on a split."""
+                     report: Callable[[str], None] = print,
+                     formats: Sequence[str] = (format_list.SAVED_MODEL,)) -> None:
+    """Report the mIoU of a model and of its export on a split, each format in its own runtime.
+
+    Raises:
+        UserError: A runtime is not installed.
+        DataError: An image has another size than the one that a format takes.
+    """
     names = split.names
     counter = Counter(model, protocol_of(config), len(dataset.classes), tf.distribute.get_strategy())
     before = metrics.summarize(counter.count(split, Progress(len(names), "images", report)).matrix, dataset.classes)
-    after = exported_accuracy(path, dataset, split, Progress(len(names), "images", report))
-    report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split.name}: "
-           f"{100 * before['mIoU']:.3f} before, {100 * after['mIoU']:.3f} exported, "
-           f"{100 * (after['mIoU'] - before['mIoU']):+.3f}")
+    for name in formats:
+        predict = LOADERS[name](path, os.cpu_count())
+        if name != format_list.SAVED_MODEL:
+            predict = with_size(predict, name, format_list.image_size(name, config))
+        after = exported_accuracy(predict, dataset, split, Progress(len(names), "images", report))
+        exported = "exported" if name == format_list.SAVED_MODEL else f"exported as {name}"
+        report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split.name}: "
+               f"{100 * before['mIoU']:.3f} before, {100 * after['mIoU']:.3f} {exported}, "
+               f"{100 * (after['mIoU'] - before['mIoU']):+.3f}")
+
+
+def with_size(predict: Callable[[np.ndarray], np.ndarray], name: str,
+              size: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that raises DataError for images whose size the format `name` does not take."""
+    def predict_sized(images: np.ndarray) -> np.ndarray:
+        if size and images.shape[1:3] != size:
+            raise DataError(f"--split has an image of {images.shape[1]},{images.shape[2]} pixels, but the {name} file "
+                            f"takes {size[0]},{size[1]}: set export.size to the size of the images, or omit --split")
+        return predict(images)
+
+    return predict_sized

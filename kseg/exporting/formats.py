@@ -14,22 +14,24 @@ class Format(NamedTuple):
     Attributes:
         extra: Extra of kseg that installs the format's libraries.
         libraries: Modules that write the format, besides TensorFlow.
+        runtime: Module that runs it.
         precisions: Values of `export.precision` that it can store.
         any_size: Whether one file takes images of any size.
     """
 
     extra: str
     libraries: tuple[str, ...]
+    runtime: str
     precisions: tuple[str, ...]
     any_size: bool
 
 
 SAVED_MODEL = "savedmodel"
 # The formats that TensorFlow's graph is converted to. They take whole images at one scale.
-CONVERTED = {"onnx": Format("onnx", ("tf2onnx", "onnx"), ("float32",), any_size=True),
+CONVERTED = {"onnx": Format("onnx", ("tf2onnx", "onnx"), "onnxruntime", ("float32",), any_size=True),
              # TensorFlow itself writes it; the extra runs it.
-             "litert": Format("litert", (), ("float32",), any_size=False),
-             "openvino": Format("openvino", ("openvino",), ("float32",), any_size=True)}
+             "litert": Format("litert", (), "ai_edge_litert", ("float32",), any_size=False),
+             "openvino": Format("openvino", ("openvino",), "openvino", ("float32",), any_size=True)}
 NAMES = (SAVED_MODEL, *CONVERTED)
 
 
@@ -46,9 +48,20 @@ def require_formats(names: Iterable[str], config: Config) -> None:
         if name == SAVED_MODEL:
             continue
         _require_options(name, config)
-        missing = [library for library in CONVERTED[name].libraries if importlib.util.find_spec(library) is None]
-        if missing:
-            raise missing_library(name, " and ".join(missing))
+        _require_libraries(name, CONVERTED[name].libraries)
+
+
+def require_runtimes(names: Iterable[str]) -> None:
+    """Raise UserError if the runtime of a format is not installed."""
+    for name in names:
+        if name != SAVED_MODEL:
+            _require_libraries(name, (CONVERTED[name].runtime,))
+
+
+def _require_libraries(name: str, libraries: Iterable[str]) -> None:
+    missing = [library for library in libraries if importlib.util.find_spec(library) is None]
+    if missing:
+        raise missing_library(name, " and ".join(missing))
 
 
 def missing_library(name: str, library: str) -> UserError:

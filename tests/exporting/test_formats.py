@@ -14,12 +14,15 @@ import tensorflow as tf
 from kseg import export as command
 from kseg.config import Config
 from kseg.config.sections import Augment, Evaluate, Export, Model
+from kseg.datasets import registry
 from kseg.datasets.registry import find_dataset
-from kseg.errors import ConfigError, UserError
-from kseg.exporting import class_maps, exporter, formats, litert_file, onnx_file, openvino_file, plain_layers
+from kseg.errors import ConfigError, DataError, UserError
+from kseg.evaluation import metrics
+from kseg.exporting import class_maps, exporter, formats, plain_layers
 from kseg.exporting.precisions import export_network
 from kseg.exporting.signatures import Served
 from kseg.inference import prediction
+from kseg.input_pipeline import batching
 from kseg.models.layers import AdaptiveAveragePooling
 from tests.commands.test_export import random_model
 from tests.helpers.exhaustive import all_of
@@ -27,7 +30,7 @@ from tests.helpers.running import ROOT
 from tests.helpers.small_sets import folder
 
 pytestmark = pytest.mark.usefixtures("shallow_resnet18")
-LOADERS = {"onnx": onnx_file.load, "litert": litert_file.load, "openvino": openvino_file.load}
+LOADERS = {name: exporter.LOADERS[name] for name in formats.CONVERTED}
 # Modules that write and run each format.
 LIBRARIES = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "litert": ("ai_edge_litert",), "openvino": ("openvino",)}
 INSTALLED = [name for name in LOADERS if all(map(importlib.util.find_spec, LIBRARIES[name]))]
@@ -257,7 +260,32 @@ def test_a_format_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not list((tmp_path / "served").iterdir())
 
 
-def test_the_command_measures_only_the_saved_model():
-    with pytest.raises(UserError, match="--split measures the savedmodel"):
-        command.main(["--config", "encnet_camvid", "--weights", "x.pth", "--out", "x", "--format", "litert",
+def test_the_command_needs_runtimes_to_measure(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda library: None)
+    with pytest.raises(UserError, match=r"--format litert needs ai_edge_litert: pip install 'kseg\[litert\]'"):
+        command.main(["--config", "encnet_shapes", "--weights", "x.pth", "--out", "x", "--format", "litert",
                       "--split", "val"])
+
+
+def test_each_format_is_measured_in_its_runtime(case_of, tmp_path):
+    if not INSTALLED:
+        pytest.skip("no runtime is installed: pip install 'kseg[onnx,openvino,litert]'")
+    case, generator, lines = case_of("deeplabv3plus"), np.random.default_rng(0), []
+    data = folder(tmp_path / "set", {"val": [generator.integers(0, 3, SIZE) for _ in range(2)],
+                                     "other": [np.zeros((9, 9))]})
+    split = registry.open_split(data, "val")
+    exporter.compare_exported(case.model, case.path, case.config, case.dataset, split, lines.append, INSTALLED)
+    matrix = np.zeros((3, 3), np.int64)
+    for example in batching.eval_examples(split):
+        ids = case.reference.functions["predict_tensor"](image=example["image"][None])["class_map"][0]
+        np.add.at(matrix, (example["label"].numpy(), ids.numpy()), 1)
+    expected = metrics.summarize(matrix, case.dataset.classes)["mIoU"]
+    measured = [re.fullmatch(r"mIoU on 2 of 2 images of folder val: ([\d.]+) before, ([\d.]+) exported as (\w+), "
+                             r"[+-][\d.]+", line) for line in lines if line.startswith("mIoU")]
+    assert [match[3] for match in measured] == INSTALLED
+    for match in measured:
+        assert float(match[1]) == pytest.approx(100 * expected, abs=0.1)
+        assert float(match[2]) == pytest.approx(100 * expected, abs=0.1)
+    with pytest.raises(DataError, match=r"an image of 9,9 pixels, but the \w+ file takes 61,90: set export.size"):
+        exporter.compare_exported(case.model, case.path, case.config, case.dataset,
+                                  registry.open_split(data, "other"), lines.append, INSTALLED)
