@@ -43,6 +43,19 @@ def shallow_resnet18():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_graphs_run_unoptimized(request):
+    """Optimize no graph in the tests of some packages, where that takes a fifth of the time."""
+    from tests.helpers import small_graphs
+
+    if request.path.parent.name not in small_graphs.PACKAGES:
+        yield
+        return
+    small_graphs.set_optimized(False)
+    yield
+    small_graphs.set_optimized(True)
+
+
 @pytest.fixture(autouse=True)
 def determinism_ends_with_the_test():
     """What a test's training run sets for its process shall not change the tests that come after it."""

@@ -45,6 +45,17 @@ class Counts(NamedTuple):
         return self.bands.sum(axis=0)
 
 
+class Example(NamedTuple):
+    """An image with its label and its prediction.
+
+    `image` is uint8 (H, W, 3), `label` and `prediction` are class ids, uint8 (H, W). They may be on a GPU.
+    """
+
+    image: tf.Tensor
+    label: tf.Tensor
+    prediction: tf.Tensor
+
+
 class Counter:
     """Counts splits with one model, whose weights may change between two splits.
 
@@ -69,12 +80,14 @@ class Counter:
         self.hosts = 1
         self.step: Callable | None = None
 
-    def count(self, split: Split, progress: Progress | None = None) -> Counts:
+    def count(self, split: Split, progress: Progress | None = None,
+              examine: Callable[[int, Example], None] | None = None) -> Counts:
         """Count a whole split.
 
         Args:
             split: The split; on several hosts the same one on each host.
             progress: Updated with the number of counted images.
+            examine: Called with the index in the split and the example of each image that this host counts.
 
         Returns:
             The counts, the same on every host.
@@ -90,8 +103,10 @@ class Counter:
         self._reset()
         seen = 0
         for rows in self._rounds(split):
-            for index, row in rows:
-                table[index] += row
+            for index, row, example in rows:
+                table[index] += row.numpy()
+                if examine:
+                    examine(index, example)
             seen = min(seen + self.strategy.num_replicas_in_sync, len(names))
             if progress:
                 progress.update(seen)
@@ -110,8 +125,8 @@ class Counter:
         assert (counts.matrix.sum(axis=1) == truth.sum(axis=0)).all(), "the images do not add up to the split"
         return counts
 
-    def _rounds(self, split: Split) -> Iterator[list[tuple[int, np.ndarray]]]:
-        """Count one image on each replica at a time; yield (index, table row) of the images of this host."""
+    def _rounds(self, split: Split) -> Iterator[list[tuple[int, tf.Tensor, Example]]]:
+        """Count one image on each replica at a time; yield (index, table row, example) of the images of this host."""
         total, replicas = len(split.names), self.strategy.num_replicas_in_sync
         rounds = -(-total // replicas)
         local_indices = np.zeros(0, np.int64)
@@ -133,11 +148,12 @@ class Counter:
             except tf.errors.OpError as error:
                 indices = [int(index) for index in local_indices[number] if index >= 0]
                 raise batching.reading_error(split, indices, error) from None
-            images = self.strategy.experimental_local_results(element["image"])
+            images, labels = (self.strategy.experimental_local_results(element[key]) for key in ("image", "label"))
             for index, image in zip(local_indices[number], images):
                 self._require_size(split.names[index], image.shape)
-            rows = self.strategy.experimental_local_results(self.step(element))
-            yield [(int(index), np.asarray(row)) for index, row in zip(local_indices[number], rows) if index >= 0]
+            rows, ids = map(self.strategy.experimental_local_results, self.step(element))
+            yield [(int(index), row, Example(*example)) for index, row, *example
+                   in zip(local_indices[number], rows, images, labels, ids) if index >= 0]
 
     def _require_size(self, name: str, shape: tf.TensorShape) -> None:
         try:
@@ -146,8 +162,11 @@ class Counter:
             raise DataError(f"{name}: {error}") from None
 
     def _make_step(self, element_spec: dict) -> Callable:
-        """Compile the function that counts an image on each replica and returns the rows of the table."""
-        def count(example: dict) -> tf.Tensor:
+        """Compile the function that counts an image on each replica.
+
+        It returns the row of the table and the class ids, uint8 (H, W), of each replica's image.
+        """
+        def count(example: dict) -> tuple[tf.Tensor, tf.Tensor]:
             label = example["label"]
             size = tf.shape(label)
             ids, nonfinite = predict_checked(self.model, example["image"][None], (size[0], size[1]), self.protocol)
@@ -158,8 +177,9 @@ class Counter:
             labeled = tf.math.count_nonzero(tf.not_equal(label, IGNORED))
             # tf.linalg.diag_part has no GPU kernel for int64.
             hits = tf.reshape(matrix, [-1])[::self.classes + 1]
-            return tf.concat([hits, tf.reduce_sum(matrix, 1), tf.reduce_sum(matrix, 0),
-                              labeled[None], tf.cast(nonfinite, tf.int64), [1]], axis=0)
+            row = tf.concat([hits, tf.reduce_sum(matrix, 1), tf.reduce_sum(matrix, 0),
+                             labeled[None], tf.cast(nonfinite, tf.int64), [1]], axis=0)
+            return row, tf.cast(ids[0], tf.uint8)
 
         # Nothing in it needs AutoGraph, whose conversion takes seconds.
         return tf.function(lambda example: self.strategy.run(count, args=(example,)), input_signature=[element_spec],

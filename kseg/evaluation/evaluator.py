@@ -15,6 +15,7 @@ from kseg.distributed import devices, hosts
 from kseg.errors import WorkdirError
 from kseg.evaluation import html_report, metrics, results
 from kseg.evaluation.counter import Counter, Counts
+from kseg.evaluation.sample_images import SampleImages
 from kseg.images import drawing, image_files
 from kseg.inference import trained_model
 from kseg.inference.prediction import predictor, protocol_of
@@ -24,27 +25,6 @@ from kseg.system.progress import Progress
 PREVIEW_IMAGES = 6
 # Number of images in each group of the report: the worst ones, and those around the median.
 SAMPLES = 12
-
-
-def sample_rows(predict: Callable[[np.ndarray], np.ndarray], split: Split, palette: Sequence[tuple[int, int, int]],
-                count: int) -> list[list[np.ndarray]]:
-    """Draw image, ground truth and prediction of images spread evenly over a split.
-
-    Args:
-        predict: Function from an image, uint8 (H, W, 3), to class ids, uint8 (H, W).
-        split: The split.
-        palette: RGB color of each class.
-        count: Number of images.
-
-    Returns:
-        [image, ground truth, prediction] of each image, uint8 (H, W, 3).
-    """
-    total = len(split.names)
-    rows = []
-    for index in np.linspace(0, total - 1, min(count, total)).astype(int):
-        image, label, prediction = predict_example(predict, split, int(index))
-        rows.append([image, drawing.colorize(label, palette), drawing.colorize(prediction, palette)])
-    return rows
 
 
 def predict_example(predict: Callable[[np.ndarray], np.ndarray], split: Split,
@@ -114,7 +94,8 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
             raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
     started = time.monotonic()
     counter = Counter(model, protocol_of(config), len(dataset.classes), strategy)
-    counts = counter.count(split, Progress(len(names), "images", report))
+    samples = SampleImages(split, PREVIEW_IMAGES)
+    counts = counter.count(split, Progress(len(names), "images", report), samples.examine if writes else None)
     seconds = time.monotonic() - started
     summary = results.summarize_split(counts, config, dataset.classes, split.name) | {
         "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
@@ -123,7 +104,7 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
     try:
         # A character that stdout cannot print, or a closed pipe, must not lose hours of counting.
         if writes:
-            _write(predictor(model, protocol_of(config)), dataset, split, counts, summary, out, report)
+            _write(predictor(model, protocol_of(config)), dataset, split, counts, samples, summary, out, report)
     finally:
         # A full disk must not lose the scores either.
         report(metrics.class_table(summary))
@@ -152,16 +133,15 @@ def _headline(summary: dict) -> str:
                    f"difference {metrics.percent_points(summary['mIoU'] - miou, '+')}")
 
 
-def _write(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts, summary: dict,
-           out: Path, report: Callable[[str], None]) -> None:
+def _write(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts,
+           samples: SampleImages, summary: dict, out: Path, report: Callable[[str], None]) -> None:
     """Write the results, predictions.png and report.html to `out`; raises WorkdirError if that fails."""
     try:
         results.write_results(out, summary, counts, dataset.classes)
     except OSError as error:
         raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
     report("drawing the report")
-    rows = sample_rows(predict, split, dataset.palette, PREVIEW_IMAGES)
-    image_files.save_image(drawing.grid(rows, ("image", "ground truth", "prediction")), out / "predictions.png")
+    image_files.save_image(drawing.grid(samples.rows, ("image", "ground truth", "prediction")), out / "predictions.png")
     write_evaluation_report(predict, dataset, split, counts, summary, out)
 
 

@@ -4,6 +4,7 @@ The working directory stores the list of skipped examples, each with the step wh
 resumes before that step reads the same batches as before.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,11 @@ class BatchReader:
         self.position = 0
         self.iterator_skips: frozenset[int] = frozenset()
 
+    @functools.cached_property
+    def compiled(self) -> tf.types.experimental.ConcreteFunction:
+        """The function that reads one example, which every iterator uses."""
+        return batching.compile_example(self.split, self.config)
+
     def batches(self, step: int, count: int) -> Iterator:
         """Return an iterator over the distributed batches from `step` on.
 
@@ -83,10 +89,10 @@ class BatchReader:
     def _open(self, step: int, skipped: frozenset[int]) -> Iterator:
         if hosts.num_hosts(self.strategy) == 1:
             return iter(self.strategy.experimental_distribute_dataset(
-                batching.train_batches(self.split, self.config, step, skipped=skipped)))
+                batching.train_batches(self.split, self.config, step, None, skipped, self.compiled)))
         # With a finite dataset, the hosts would agree before each batch on whether there is one.
         return iter(self.strategy.distribute_datasets_from_function(
-            lambda host: batching.train_batches(self.split, self.config, step, host, skipped).repeat()))
+            lambda host: batching.train_batches(self.split, self.config, step, host, skipped, self.compiled).repeat()))
 
     def next_skip(self, step: int) -> int:
         """Return the first later step whose batch skips more examples.

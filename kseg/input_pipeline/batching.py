@@ -21,7 +21,8 @@ from kseg.input_pipeline import augmentations, data_service, kerascv_augmentatio
 
 
 def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.distribute.InputContext | None = None,
-                  skipped: Collection[int] = ()) -> tf.data.Dataset:
+                  skipped: Collection[int] = (), compiled: tf.types.experimental.ConcreteFunction | None = None
+                  ) -> tf.data.Dataset:
     """Return the training batches from `start_step` to the last step.
 
     Args:
@@ -31,6 +32,7 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
         worker: The input worker that reads. It reads only its part of each global batch, in batches of one replica; the
             parts of all workers make up the global batch.
         skipped: Indices of examples to skip. The next example of the split that is not skipped replaces each.
+        compiled: `compile_example(split, config)`, to compile it only once for several calls.
 
     Returns:
         A dataset of dicts: "image" float32 (B, h, w, 3), normalized and padded to the crop; "label" uint8 train ids
@@ -51,30 +53,23 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
         (True, tf.uint8)
     """
     batch = config.train.global_batch
-    extra = kerascv_augmentations.build_extra_augmentations(config.augment.extra)
     workers, worker_index = (worker.num_input_pipelines, worker.input_pipeline_id) if worker else (1, 0)
     per_worker, remainder = divmod(batch, workers)
     if remainder:
         raise ConfigError(f"train.global_batch={batch} is not divisible by {workers} workers")
     replicas = max(worker.num_replicas_in_sync // workers, 1) if worker else 1
     substitutes = tf.constant(_substitutes(len(split.names), skipped), tf.int64)
+    compiled = compiled or compile_example(split, config)
 
-    # AutoGraph would convert all the functions below, which takes seconds at each start; none of them needs it.
+    # Nothing needs AutoGraph, whose conversion takes seconds.
     @tf.autograph.experimental.do_not_convert
-    def example(position: tf.Tensor) -> dict:
-        index = tf.gather(substitutes, shuffled_index(position, len(split.names), config.train.seed))
-        seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
-        # The service's workers are other processes, which cannot run Python functions of this one.
-        image, label = read_augmented(split, index, seed, config.augment, in_python=not config.data.service)
-        image, label = finish_example(extra(image, seed), label, split.dataset.label_table, config.augment,
-                                      config.data.mean, config.data.std)
-        return {"image": image, "label": label, "index": index}
+    def example(number: tf.Tensor) -> dict:
+        return compiled(number // per_worker * batch + worker_index * per_worker + number % per_worker, substitutes)
 
     def worker_batches(first: tf.Tensor | int, end: tf.Tensor | int) -> tf.data.Dataset:
         """Return the worker's part of the batches of the steps [first, end)."""
         return tf.data.Dataset.range(first * per_worker, end * per_worker).map(
-            lambda number: example(number // per_worker * batch + worker_index * per_worker + number % per_worker),
-            num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(per_worker, drop_remainder=True)
+            example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(per_worker, drop_remainder=True)
 
     if config.data.service:
         batches = data_service.batches_in_order(config.data.service, config.data.memory,
@@ -89,6 +84,32 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.autotune.ram_budget = int(config.data.memory * 2**30)
     return batches.prefetch(2).with_options(options)
+
+
+def compile_example(split: Split, config: Config) -> tf.types.experimental.ConcreteFunction:
+    """Compile the function that reads one training example.
+
+    Args:
+        split: The training split.
+        config: The config; its sections data, augment and train apply.
+
+    Returns:
+        A function from a position in the training order, int64 scalar, and the index that replaces each index of the
+        split, int64 (N,), to the element of `train_batches` without its first axis.
+    """
+    extra = kerascv_augmentations.build_extra_augmentations(config.augment.extra)
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((), tf.int64), tf.TensorSpec((None,), tf.int64)])
+    def example(position: tf.Tensor, substitutes: tf.Tensor) -> dict:
+        index = tf.gather(substitutes, shuffled_index(position, len(split.names), config.train.seed))
+        seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
+        # The service's workers are other processes, which cannot run Python functions of this one.
+        image, label = read_augmented(split, index, seed, config.augment, in_python=not config.data.service)
+        image, label = finish_example(extra(image, seed), label, split.dataset.label_table, config.augment,
+                                      config.data.mean, config.data.std)
+        return {"image": image, "label": label, "index": index}
+
+    return example.get_concrete_function()
 
 
 def _substitutes(count: int, skipped: Collection[int]) -> list[int]:

@@ -16,9 +16,10 @@ from kseg.config.sections import Train
 from kseg.datasets.registry import Split
 from kseg.distributed import hosts
 from kseg.errors import WorkdirError
-from kseg.evaluation import evaluator, metrics
+from kseg.evaluation import metrics
 from kseg.evaluation.counter import Counter
-from kseg.inference.prediction import predictor, protocol_of
+from kseg.evaluation.sample_images import SampleImages
+from kseg.inference.prediction import protocol_of
 from kseg.system.atomic_files import append_text, write_text
 from kseg.system.progress import duration
 from kseg.training import working_directory
@@ -80,11 +81,11 @@ class Recorder:
         """Read the best validation so far; `split` is the validation split."""
         self.config, self.workdir, self.split, self.model, self.report = config, workdir, split, model, report
         self.ema, self.is_chief = ema, hosts.is_chief(strategy)
+        self.hosts, self.replicas = hosts.num_hosts(strategy), strategy.num_replicas_in_sync
         # All hosts know it, because they count the same pixels.
         self.best = read_best(workdir)
         self.counter = Counter(model, protocol_of(config), len(split.dataset.classes), strategy,
                                config.train.deterministic)
-        self.predict = predictor(model, protocol_of(config))
 
     def __enter__(self) -> "Recorder":
         if self.is_chief:
@@ -130,39 +131,43 @@ class Recorder:
 
     def validate(self, step: int) -> None:
         """Evaluate the validation split, log the results, and save the weights if they are the best so far."""
+        samples = SampleImages(self.split, FIXED_IMAGES, self.replicas if self.hosts > 1 else 1)
         with self.ema.swapped() if self.ema else contextlib.nullcontext():
-            counts = self.counter.count(self.split)
+            counts = self.counter.count(self.split, examine=samples.examine if self.is_chief else None)
             results = metrics.summarize(counts.matrix, self.split.dataset.classes)
             # A comparison with nan is false: a validation without a score is never the best.
             better = results["mIoU"] > self.best["mIoU"]
             if better:
                 self.best = {"step": step, "mIoU": results["mIoU"]}
             if self.is_chief:
-                self._write_validation(step, results, better)
+                self._write_validation(step, results, better, side_by_side(samples.rows))
         miou, accuracy = (metrics.percent_points(results[name]) for name in ("mIoU", "aAcc"))
         self.report(f"step {step}: validation mIoU {miou}  aAcc {accuracy} on {len(counts.names)} images"
                     + ("  (best so far)" if better else ""))
 
-    def _write_validation(self, step: int, results: dict, better: bool) -> None:
+    def _write_validation(self, step: int, results: dict, better: bool, images: tf.Tensor) -> None:
         if better:
             keras_files.save_weights(self.model, self.workdir / "best.weights.h5", self.report)
             write_text(self.workdir / "best.json", json.dumps(self.best, allow_nan=False) + "\n", self.report)
         self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
         with self.board.as_default(step=step):
-            tf.summary.image("validation", self.fixed_images(), max_outputs=FIXED_IMAGES)
+            tf.summary.image("validation", images, max_outputs=FIXED_IMAGES)
         self.board.flush()
 
-    def fixed_images(self) -> tf.Tensor:
-        """Draw the same few images at each validation.
 
-        Returns:
-            Image, ground truth and prediction side by side, uint8 (N, H, 3 W, 3).
-        """
-        rows = [np.concatenate(row, axis=1) for row in evaluator.sample_rows(
-            self.predict, self.split, self.split.dataset.palette, FIXED_IMAGES)]
-        # TensorBoard requires images of equal size.
-        smallest = min((row.shape[:2] for row in rows), key=lambda size: size[0] * size[1])
-        return tf.stack([tf.image.resize(row, smallest, method="nearest") for row in rows])
+def side_by_side(rows: list[list[np.ndarray]]) -> tf.Tensor:
+    """Place the images of each row side by side; all are resized to the smallest row.
+
+    Args:
+        rows: Images of equal size in each row, uint8 (H, W, 3).
+
+    Returns:
+        uint8 (N, h, w, 3).
+    """
+    wide = [np.concatenate(row, axis=1) for row in rows]
+    # TensorBoard requires images of equal size.
+    smallest = min((row.shape[:2] for row in wide), key=lambda size: size[0] * size[1])
+    return tf.stack([tf.image.resize(row, smallest, method="nearest") for row in wide])
 
 
 def read_best(workdir: Path) -> dict:

@@ -1,6 +1,6 @@
-"""Start commands in processes forked from one that has imported TensorFlow.
+"""Start commands in processes forked from one that has imported TensorFlow, without optimizing their graphs.
 
-That import would take most of the time of a short command.
+The import and the optimization would take most of the time of a short command.
 """
 
 import atexit
@@ -13,6 +13,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import small_graphs
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -99,5 +101,6 @@ def _run(module, arguments, directory, environment, output):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
+    small_graphs.set_optimized(False)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -15,10 +15,10 @@ def validate(best, matrix):
     """Validate with given counts, without files; return (best, lines)."""
     lines = []
     recorder = SimpleNamespace(
-        ema=None, is_chief=False, best=best, report=lines.append,
-        split=SimpleNamespace(dataset=SimpleNamespace(classes=("sky", "ground"))),
-        counter=SimpleNamespace(count=lambda split: SimpleNamespace(matrix=np.array(matrix), names=("a", "b"))))
-    recorder.split.count = recorder.counter.count
+        ema=None, is_chief=False, hosts=1, replicas=1, best=best, report=lines.append,
+        split=SimpleNamespace(names=("a", "b"), dataset=SimpleNamespace(classes=("sky", "ground"), palette=())),
+        counter=SimpleNamespace(
+            count=lambda split, examine: SimpleNamespace(matrix=np.array(matrix), names=split.names)))
     Recorder.validate(recorder, 7)
     return recorder.best, lines
 
