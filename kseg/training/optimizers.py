@@ -15,6 +15,10 @@ from kseg.errors import ConfigError
 from kseg.models.layers import on_tensorflow
 from kseg.training.schedule import PolynomialWithWarmup, schedule
 
+# Bytes of gradients that replicas exchange at once. The gradients of the last layers are exchanged while those of the
+# first ones are computed; smaller packs would cost more messages than they overlap.
+GRADIENT_PACK = 32 * 2**20
+
 # Names of the variables, in any layer, that are exempt from decay with train.decay_all=false.
 BIASES_AND_NORMS = ("bias", "gamma", "beta")
 
@@ -68,6 +72,11 @@ class Optimizer(keras.optimizers.Optimizer):
             with after_gradient(gradient):
                 self.update_variable(
                     index, ops.cast(gradient, variable.dtype), variable, self.step_values[factor])
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        # Keras exchanges all gradients in one pack, which waits for the whole backward pass.
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        return list(zip(sum_in_packs(gradients, GRADIENT_PACK), variables, strict=True))
 
     def scaled_rate(self, learning_rate: KerasTensor, factor: float) -> KerasTensor:
         """Return the learning rate of this step under a multiplier."""
@@ -189,6 +198,22 @@ class AdamW(Optimizer):
 
     def get_config(self):
         return super().get_config() | {"betas": list(self.betas), "epsilon": self.epsilon}
+
+
+def sum_in_packs(gradients: Sequence[KerasTensor], size: int) -> Sequence[KerasTensor]:
+    """Return the sums of gradients over all replicas, exchanged in packs.
+
+    Args:
+        gradients: The gradients of a replica, in the order of the layers; TensorFlow packs the last ones first.
+        size: Size of a pack in bytes.
+    """
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return gradients
+    options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=size)
+    return context.all_reduce("sum", list(gradients), options)
 
 
 def after_gradient(gradient: KerasTensor) -> contextlib.AbstractContextManager:

@@ -22,7 +22,7 @@ from kseg.errors import ConfigError
 from kseg.models import norms
 from kseg.models.resnet import BACKBONES
 from kseg.training import trainer
-from kseg.training.optimizers import MomentumSGD
+from kseg.training.optimizers import MomentumSGD, sum_in_packs
 from kseg.training.schedule import schedule
 from kseg.training.step import Steps, finite_or_nan
 from tests.helpers.small_training import build_small_networks
@@ -128,11 +128,31 @@ def norm_results(strategy):
     for form in (norms.fused_training, norms.normalize_training, norms.exact_training):
         step = tf.function(lambda form=form: strategy.run(replica_step, (form,)))
         results = [[value.numpy().tolist() for value in strategy.experimental_local_results(part)] for part in step()]
-        graph = step.get_concrete_function().graph.as_graph_def()
-        kinds = [node.op for function in graph.library.function for node in function.node_def]
-        kinds += [node.op for node in graph.node]
-        found[form.__name__] = {"results": results, "messages": len([
-            kind for kind in kinds if kind.startswith("CollectiveReduce")]) // 2}
+        found[form.__name__] = {"results": results, "messages": messages(step.get_concrete_function())}
+    return found
+
+
+def messages(function):
+    """Return how often each of two replicas sends in a compiled function."""
+    graph = function.graph.as_graph_def()
+    kinds = [node.op for body in graph.library.function for node in body.node_def]
+    kinds += [node.op for node in graph.node]
+    return len([kind for kind in kinds if kind.startswith("CollectiveReduce")]) // 2
+
+
+def packs(strategy):
+    """Return the sums of gradients of 400, 800 and 400 bytes for some sizes of a pack, and the messages they need."""
+    found = {}
+    for size in (0, 500, 2000):
+        def replica_step(size=size):
+            context = tf.distribute.get_replica_context()
+            value = tf.cast(context.replica_id_in_sync_group + 1, tf.float32)
+            return sum_in_packs([value * tf.ones(count) for count in (100, 200, 100)], size)
+
+        step = tf.function(lambda function=replica_step: strategy.run(function))
+        sums = [[float(tf.reduce_max(value)), float(tf.reduce_min(value)), int(tf.size(value))] for part in step()
+                for value in strategy.experimental_local_results(part)]
+        found[str(size)] = {"sums": sums, "messages": messages(step.get_concrete_function())}
     return found
 
 
@@ -172,7 +192,7 @@ def main(arguments):
     cases = {"encnet": (encnet, LOSSES["valid"])} | {name: (shallow, loss) for name, loss in LOSSES.items()}
     print(json.dumps({
         "status": status, "printed": printed.getvalue(), "uneven": uneven(), "skips": skips(strategies[0]),
-        "norms": norm_results(strategies[0]),
+        "norms": norm_results(strategies[0]), "packs": packs(strategies[0]),
         "losses": {title: {name: losses(strategy, loss, build) for name, strategy in by_name.items()}
                    for title, (build, loss) in cases.items()}}))
 

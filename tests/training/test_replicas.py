@@ -66,3 +66,10 @@ def test_nonfinite_gradient_of_one_replica_skips_the_step_on_all(results):
     # The gradients of both replicas are 1, and the learning rate is 0.1.
     assert steps["finite"] == {"first": [pytest.approx([0.8, 0.8])] * 2, "second": [pytest.approx(1.8)] * 2,
                                "first velocity": [[2.0, 2.0]] * 2, "second velocity": [2.0] * 2, "skipped": 0.0}
+
+
+def test_gradients_are_exchanged_in_packs(results):
+    # Beginning with the last one, a pack is full once it exceeds the size.
+    assert {size: found["messages"] for size, found in results["packs"].items()} == {"0": 1, "500": 2, "2000": 1}
+    for found in results["packs"].values():
+        assert found["sums"] == [[3.0, 3.0, count] for count in (100, 100, 200, 200, 100, 100)]
