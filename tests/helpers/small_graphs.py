@@ -7,9 +7,10 @@ import tensorflow as tf
 
 from tests.helpers.exhaustive import ALL
 
-# The packages whose tests are not about the graph. Tests of models, exports, inference and serving keep the optimizer,
-# as do those that start a command of their own.
-PACKAGES = ("datasets", "evaluation", "input_pipeline", "training")
+# The tests that are not about the graph. Those of models, exports, inference and serving keep the optimizer, as do
+# those that start a command of their own.
+PLACES = ("tests/commands/test_train", "tests/datasets/", "tests/evaluation/", "tests/input_pipeline/",
+          "tests/pipeline/", "tests/training/")
 
 
 def set_optimized(optimized):
