@@ -37,7 +37,7 @@ class Crossing(NamedTuple):
 def crossings_and_missing(function: tf.types.experimental.ConcreteFunction) -> tuple[list[Crossing], set[str]]:
     """Return the copies between host and GPU in a function and the types of operations without a GPU kernel.
 
-    Every operation with a GPU kernel is assumed to run on the GPU. Arguments and results of functions are in the memory
+    Every operation with a GPU kernel is assumed to run on the GPU, unless it is assigned to a CPU. Arguments and results of functions are in the memory
     of the host if they are int32, as in TensorFlow's runtime. The bodies of called functions are walked once.
     """
     crossings, missing = [], set()
@@ -51,6 +51,13 @@ def crossings_and_missing(function: tf.types.experimental.ConcreteFunction) -> t
                 if _in_host_memory(tensor) != _expects_host_memory(operation, index):
                     crossings.append(Crossing(tensor.op.name, operation.name, operation.type, _size(tensor)))
     return crossings, missing
+
+
+def as_on_gpus(function: tf.types.experimental.ConcreteFunction) -> None:
+    """Assign what a function assigns to virtual CPUs, as which replicas were traced, to GPUs."""
+    for graph in _graphs(function.graph):
+        for operation in graph.get_operations():
+            operation._set_device(operation.device.replace("CPU", "GPU"))
 
 
 def transposes(function: tf.types.experimental.ConcreteFunction) -> int:

@@ -19,12 +19,13 @@ from kseg import train
 from kseg.config import Config
 from kseg.config.sections import Loss, Model, Train
 from kseg.errors import ConfigError
-from kseg.models import norms
+from kseg.models import layers, norms
 from kseg.models.resnet import BACKBONES
 from kseg.training import trainer
 from kseg.training.optimizers import MomentumSGD, sum_in_packs
 from kseg.training.schedule import schedule
 from kseg.training.step import Steps, finite_or_nan
+from tests.helpers.gpu_kernels import as_on_gpus, crossings_and_missing
 from tests.helpers.small_training import build_small_networks
 
 STEPS, BATCH, CLASSES = 20, 4, 5
@@ -78,6 +79,24 @@ def losses(strategy, loss, build):
     images = {name: np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "index")}
     data = tf.data.Dataset.from_tensor_slices(images).batch(BATCH).with_options(options)
     return [float(step(batch)["loss"]) for batch in strategy.experimental_distribute_dataset(data)]
+
+
+def walk(strategy):
+    """Return what lacks a GPU kernel, and what crosses to the host, in the step of two replicas of 1x512x1024."""
+    config = Config(model=Model(backbone="resnet18", width=8, channels=16), train=Train(global_batch=2))
+    spec = {"image": tf.TensorSpec((1, 512, 1024, 3)), "label": tf.TensorSpec((1, 512, 1024), tf.uint8)}
+    with pytest.MonkeyPatch.context() as patch, strategy.scope():
+        for module in (layers, norms):
+            patch.setattr(module, "on_cpu", lambda: False)
+        model, optimizer = encnet(config)
+        step = Steps(model, optimizer, config, strategy).step
+        batch = strategy.experimental_distribute_values_from_function(
+            lambda context: tf.nest.map_structure(lambda each: tf.zeros(each.shape, each.dtype), spec))
+        function = step.get_concrete_function(batch)
+    as_on_gpus(function)
+    crossings, missing = crossings_and_missing(function)
+    return {"missing": sorted(missing), "crossings": sorted({each.type for each in crossings if each.bytes > 1000}),
+            "messages": messages(function)}
 
 
 def skips(strategy):
@@ -192,7 +211,7 @@ def main(arguments):
     cases = {"encnet": (encnet, LOSSES["valid"])} | {name: (shallow, loss) for name, loss in LOSSES.items()}
     print(json.dumps({
         "status": status, "printed": printed.getvalue(), "uneven": uneven(), "skips": skips(strategies[0]),
-        "norms": norm_results(strategies[0]), "packs": packs(strategies[0]),
+        "norms": norm_results(strategies[0]), "walk": walk(strategies[0]), "packs": packs(strategies[0]),
         "losses": {title: {name: losses(strategy, loss, build) for name, strategy in by_name.items()}
                    for title, (build, loss) in cases.items()}}))
 

@@ -73,3 +73,8 @@ def test_gradients_are_exchanged_in_packs(results):
     assert {size: found["messages"] for size, found in results["packs"].items()} == {"0": 1, "500": 2, "2000": 1}
     for found in results["packs"].values():
         assert found["sums"] == [[3.0, 3.0, count] for count in (100, 100, 200, 200, 100, 100)]
+
+
+def test_the_step_of_two_replicas_stays_on_the_gpus(results):
+    assert results["walk"]["missing"] == [] and results["walk"]["crossings"] == []
+    assert results["walk"]["messages"] > 1
