@@ -64,7 +64,8 @@ def test_a_training_step_stays_on_the_gpu(head, precision):
     strategy = tf.distribute.get_strategy()
     model, optimizer, average = trainer.build_training(config, 19, lambda line: None)
     step = Steps(model, optimizer, config, strategy, average).step.get_concrete_function(
-        {"image": tf.TensorSpec((2, 512, 1024, 3)), "label": tf.TensorSpec((2, 512, 1024), tf.uint8)})
+        {"image": tf.TensorSpec((2, 512, 1024, 3), tf.uint8), "inside": tf.TensorSpec((2, 4), tf.int32),
+         "label": tf.TensorSpec((2, 512, 1024), tf.uint8)})
     assert large_crossings(step) == set()
     assert transposes(step) <= (FLOAT32_TRANSPOSES[head] if precision == "float32" else HALF_TRANSPOSES.get(head, 0))
 

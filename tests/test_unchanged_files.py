@@ -29,12 +29,15 @@ def first_batches_and_examples(directory, count):
     from kseg.config import Augment, Config, Data, Train
     from kseg.datasets.registry import open_split
     from kseg.input_pipeline.batching import eval_examples, train_batches
+    from kseg.input_pipeline.normalization import normalize_batch
 
     config = Config(data=Data(name="folder", directory=str(directory)), augment=Augment(crop=(32, 40)),
                     train=Train(global_batch=2, steps=count, seed=3))
+    batches = [each | {"image": normalize_batch(each["image"], each["inside"], config.data.mean, config.data.std,
+                                                config.augment.pad_color)}
+               for each in train_batches(open_split(config.data, "train"), config)]
     return [[{key: value.numpy() for key, value in each.items()} for each in dataset]
-            for dataset in (train_batches(open_split(config.data, "train"), config),
-                            eval_examples(open_split(config.data, "val")))]
+            for dataset in (batches, eval_examples(open_split(config.data, "val")))]
 
 
 def reading_facts(directory):

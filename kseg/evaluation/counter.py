@@ -179,7 +179,8 @@ class Counter:
             hits = tf.reshape(matrix, [-1])[::self.classes + 1]
             row = tf.concat([hits, tf.reduce_sum(matrix, 1), tf.reduce_sum(matrix, 0),
                              labeled[None], tf.cast(nonfinite, tf.int64), [1]], axis=0)
-            return row, tf.cast(ids[0], tf.uint8)
+            # A slice of a map would go through the memory of the host.
+            return row, tf.squeeze(tf.cast(ids, tf.uint8), 0)
 
         # Nothing in it needs AutoGraph, whose conversion takes seconds.
         return tf.function(lambda example: self.strategy.run(count, args=(example,)), input_signature=[element_spec],

@@ -1,7 +1,7 @@
 """Evaluate a model on a split: count its pixels, compute the scores, and write results and report."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import keras

@@ -16,7 +16,6 @@ from kseg.datasets.raw_labels import decode_raw_label
 from kseg.datasets.registry import UNMAPPED, Split
 from kseg.errors import ConfigError, DataError
 from kseg.images.decoding import ONLY_HERE, decode_window, read_image
-from kseg.images.resizing import normalize
 from kseg.input_pipeline import augmentations, data_service, kerascv_augmentations
 
 
@@ -35,8 +34,9 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
         compiled: `compile_example(split, config)`, to compile it only once for several calls.
 
     Returns:
-        A dataset of dicts: "image" float32 (B, h, w, 3), normalized and padded to the crop; "label" uint8 train ids
-        (B, h, w), 255 ignored; "index" int64 (B,), the index of each example in the split.
+        A dataset of dicts: "image" uint8 RGB (B, h, w, 3), padded to the crop, for `normalization.normalize_batch`;
+        "label" uint8 train ids (B, h, w), 255 ignored; "index" int64 (B,), the index of each example in the split;
+        "inside" int32 (B, 4), the (top, left, bottom, right) of each image in the crop.
 
     Raises:
         DataError: All examples are skipped.
@@ -49,7 +49,7 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
         >>> config = trained_model.read_config(workdir)
         >>> split = registry.open_split(config.data, config.data.train_split)
         >>> batch = next(iter(train_batches(split, config)))
-        >>> batch["image"].shape[1:] == (*config.augment.crop, 3), batch["label"].dtype
+        >>> batch["image"].shape[1:] == (*config.augment.crop, 3), batch["image"].dtype
         (True, tf.uint8)
     """
     batch = config.train.global_batch
@@ -105,9 +105,8 @@ def compile_example(split: Split, config: Config) -> tf.types.experimental.Concr
         seed = tf.stack([tf.constant(config.train.seed, tf.int32), tf.cast(position, tf.int32)])
         # The service's workers are other processes, which cannot run Python functions of this one.
         image, label = read_augmented(split, index, seed, config.augment, in_python=not config.data.service)
-        image, label = finish_example(extra(image, seed), label, split.dataset.label_table, config.augment,
-                                      config.data.mean, config.data.std)
-        return {"image": image, "label": label, "index": index}
+        image, label, inside = finish_example(extra(image, seed), label, split.dataset.label_table, config.augment)
+        return {"image": image, "label": label, "index": index, "inside": inside}
 
     return example.get_concrete_function()
 
@@ -144,48 +143,41 @@ def read_augmented(split: Split, index: tf.Tensor, seed: tf.Tensor, augment: Aug
     return augmentations.augment(decode, label, tf.constant(split.dataset.label_table, tf.uint8), seed, augment)
 
 
-def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...], augment: Augment,
-                   mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Normalize an image, map its label to train ids, and pad both to the crop.
+def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...],
+                   augment: Augment) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Convert an image to bytes, map its label to train ids, and pad both to the crop.
 
-    The image is placed at augment.pad in the crop. Padding has the color augment.pad_color and the label 255. If the
-    padding is odd, the additional row or column is below or to the right.
+    The image is placed at augment.pad in the crop. Padding is black and has the label 255. If it is odd, the additional
+    row or column is below or to the right.
 
     Args:
-        image: RGB 0..255, (H, W, 3), at most as large as the crop.
+        image: RGB, whole numbers 0..255, (H, W, 3), at most as large as the crop.
         label: Raw uint8 values (H, W).
         table: Train id of each raw value. Evaluating the result fails for an unmapped value.
-        augment: The crop and the padding.
-        mean, std: Normalization of the channels.
+        augment: The crop and the place of the padding.
 
     Returns:
-        The image, float32 (h, w, 3), and its train ids, uint8 (h, w).
+        The image, uint8 (h, w, 3), its train ids, uint8 (h, w), and its place (top, left, bottom, right), int32 (4,).
     """
     crop, size = augment.crop, tf.shape(label)
     first = [(crop[axis] - size[axis]) // 2 if augment.pad == "center" else 0 for axis in (0, 1)]
     sides = [[first[axis], crop[axis] - size[axis] - first[axis]] for axis in (0, 1)]
-    image, label = tf.pad(image, [*sides, [0, 0]]), tf.pad(label, sides)
-    image, label, known = _finish(tf.ensure_shape(image, (*crop, 3)), tf.ensure_shape(label, crop), tf.stack(first),
-                                  size, table, augment, mean, std)
+    image, label = tf.pad(tf.cast(image, tf.uint8), [*sides, [0, 0]]), tf.pad(label, sides)
+    first = tf.stack(first)
+    label, known = _train_ids(tf.ensure_shape(label, crop), first, first + size, table)
     with tf.control_dependencies([tf.debugging.Assert(known, ["label value outside the table"])]):
-        return tf.identity(image), tf.identity(label)
+        return tf.ensure_shape(image, (*crop, 3)), tf.identity(label), tf.concat([first, first + size], 0)
 
 
 # XLA fuses the operations on a pixel into one pass.
 @tf.function(jit_compile=True, autograph=False)
-def _finish(image: tf.Tensor, label: tf.Tensor, first: tf.Tensor, size: tf.Tensor, table: tuple[int, ...],
-            augment: Augment, mean: tuple[float, ...],
-            std: tuple[float, ...]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    rows, columns = ((tf.range(augment.crop[axis]) >= first[axis])
-                     & (tf.range(augment.crop[axis]) < first[axis] + size[axis]) for axis in (0, 1))
-    inside = rows[:, None] & columns
+def _train_ids(label: tf.Tensor, first: tf.Tensor, end: tf.Tensor,
+               table: tuple[int, ...]) -> tuple[tf.Tensor, tf.Tensor]:
+    rows, columns = ((tf.range(length) >= first[axis]) & (tf.range(length) < end[axis])
+                     for axis, length in enumerate(label.shape))
     label = tf.gather(tf.constant(table, tf.uint8), tf.cast(label, tf.int32))
-    label = tf.where(inside, label, tf.constant(IGNORED, tf.uint8))
-    image = normalize(image, mean, std)
-    # 0 is black before normalization and the mean after it.
-    if augment.pad_color == "mean":
-        image = tf.where(inside[..., None], image, 0.0)
-    return image, label, tf.reduce_all(tf.not_equal(label, UNMAPPED))
+    label = tf.where(rows[:, None] & columns, label, tf.constant(IGNORED, tf.uint8))
+    return label, tf.reduce_all(tf.not_equal(label, UNMAPPED))
 
 
 def eval_examples(split: Split, indices: np.ndarray | None = None) -> tf.data.Dataset:

@@ -17,6 +17,7 @@ from kseg.datasets.registry import Dataset, Split
 from kseg.errors import ConfigError
 from kseg.images import drawing, image_files
 from kseg.input_pipeline import batching
+from kseg.input_pipeline.normalization import normalize_batch
 
 LARGEST_CROP = (512, 1024)
 # Preferred ratio of width to height of the sheet.
@@ -99,7 +100,10 @@ def _samples(config: Config, split: Split, count: int, step: int) -> list[tuple[
         except tf.errors.OpError as error:
             indices = batching.batch_indices(len(split.names), config.train, number)
             raise batching.reading_error(split, indices, error) from None
-        samples += zip(*(batch[part].numpy() for part in ("image", "label", "index")))
+        # Padding gets the color that the network sees.
+        images = normalize_batch(batch["image"], batch["inside"], config.data.mean, config.data.std,
+                                 config.augment.pad_color)
+        samples += zip(images.numpy(), batch["label"].numpy(), batch["index"].numpy())
     return samples[:count]
 
 

@@ -25,7 +25,7 @@ from kseg.input_pipeline import augmentations, batching, kerascv_augmentations
 
 READ, LABEL, CROP, IMAGE, RESIZE, DISTORT, FINISH = STAGES = (
     "read the bytes", "decode the label", "choose the crop", "decode the image", "resize",
-    "flip and distort", "normalize, pad, batch")
+    "flip and distort", "pad, batch")
 
 # More steps than any measurement takes.
 ENDLESS = 10 ** 6

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from kseg.config import Config
+from kseg.input_pipeline.normalization import normalize_batch
 from kseg.training import losses
 from kseg.training.ema import ExponentialMovingAverage
 
@@ -68,7 +69,9 @@ class Steps:
         """Take `count` steps on the distributed batches of an iterator.
 
         Args:
-            iterator: yields {"image": float32 (N, H, W, 3), "label": (N, H, W)} distributed over the replicas.
+            iterator: yields batches distributed over the replicas: {"image": uint8 (N, H, W, 3), "inside": int32
+                (N, 4), "label": (N, H, W)} of `batching.train_batches`, or with float32 images that are normalized
+                already and need no "inside".
             count: the number of steps.
             stop_requested: whether this host requests a stop; the results tell it to all hosts.
 
@@ -156,8 +159,12 @@ class Steps:
     def _differentiate(self, batch: dict, counts: tf.Tensor | None) -> tuple[tf.Tensor, list]:
         """Return (loss and its terms, gradients) of some images, float32; without `counts` they are computed."""
         config, variables = self.config, self.model.trainable_variables
+        images = batch["image"]
+        if images.dtype == tf.uint8:
+            images = normalize_batch(images, batch["inside"], config.data.mean, config.data.std,
+                                     config.augment.pad_color)
         with tf.GradientTape() as tape:
-            outputs = self.model(batch["image"], training=True)
+            outputs = self.model(images, training=True)
             terms = losses.loss_terms(outputs, batch["label"], config.loss, config.model.align_corners)
             if counts is None:
                 counts = sum_over_replicas(tf.stack([terms[name][2] for name in self.terms]))

@@ -84,7 +84,8 @@ def losses(strategy, loss, build):
 def walk(strategy):
     """Return what lacks a GPU kernel, and what crosses to the host, in the step of two replicas of 1x512x1024."""
     config = Config(model=Model(backbone="resnet18", width=8, channels=16), train=Train(global_batch=2))
-    spec = {"image": tf.TensorSpec((1, 512, 1024, 3)), "label": tf.TensorSpec((1, 512, 1024), tf.uint8)}
+    spec = {"image": tf.TensorSpec((1, 512, 1024, 3), tf.uint8), "inside": tf.TensorSpec((1, 4), tf.int32),
+            "label": tf.TensorSpec((1, 512, 1024), tf.uint8)}
     with pytest.MonkeyPatch.context() as patch, strategy.scope():
         for module in (layers, norms):
             patch.setattr(module, "on_cpu", lambda: False)

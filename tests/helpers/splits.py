@@ -6,6 +6,7 @@ from kseg.config import Config
 from kseg.datasets import registry
 from kseg.datasets.registry import Split
 from kseg.input_pipeline import batching
+from kseg.input_pipeline.normalization import normalize_batch
 
 
 def train_split(config: Config) -> Split:
@@ -19,6 +20,11 @@ def val_split(config: Config) -> Split:
 def train_batches(config: Config, *arguments, **options) -> tf.data.Dataset:
     """Return `batching.train_batches` of the config's training split."""
     return batching.train_batches(train_split(config), config, *arguments, **options)
+
+
+def network_inputs(batch: dict, config: Config) -> tf.Tensor:
+    """Return the normalized images of a training batch, float32 (N, H, W, 3)."""
+    return normalize_batch(batch["image"], batch["inside"], config.data.mean, config.data.std, config.augment.pad_color)
 
 
 def step_indices(config: Config, step: int) -> list[int]:

@@ -17,6 +17,7 @@ from kseg.input_pipeline.augmentations import CROP, FLIP, SCALE
 from tests.helpers import slow_augmentations
 from tests.helpers.distributions import COUNT, distance, plant, samples
 from tests.helpers.exhaustive import all_of
+from tests.helpers.splits import network_inputs
 from tests.helpers.whole_images import augment, crop_window
 
 # Sizes.
@@ -231,7 +232,8 @@ def whole(config, count=1200):
 
     def example(seed):
         found, ids = augment(tf.constant(image), tf.constant(label), seed, config)
-        return batching.finish_example(found, ids, tuple(range(256)), config, settings.data.mean, settings.data.std)
+        padded, ids, inside = batching.finish_example(found, ids, tuple(range(256)), config)
+        return network_inputs({"image": padded[None], "inside": inside[None]}, settings)[0], ids
 
     images, labels = samples(example, count)
     return images * np.float32(settings.data.std) + np.float32(settings.data.mean), labels

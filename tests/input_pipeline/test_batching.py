@@ -16,7 +16,7 @@ from kseg.errors import DataError
 from kseg.images import decoding
 from kseg.input_pipeline import batching
 from tests.helpers.small_sets import config, folder, write
-from tests.helpers.splits import step_indices, train_batches
+from tests.helpers.splits import network_inputs, step_indices, train_batches
 
 RANDOM = np.random.default_rng(5)
 LABEL = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
@@ -110,9 +110,8 @@ def test_shuffled_index_is_a_permutation_of_each_epoch(count):
 def test_index_identifies_the_image_in_the_batch(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL] * 5}), crop=(2, 3))
     for batch in drain(train_batches(settings).take(3)):
-        values = batch["image"] * np.float32(settings.data.std) + np.float32(settings.data.mean)
         # All pixels of image i are i.
-        assert np.allclose(values, batch["index"][:, None, None, None], atol=1e-3)
+        assert (batch["image"] == batch["index"][:, None, None, None]).all()
         assert (batch["label"] == LABEL).all()
 
 
@@ -120,11 +119,14 @@ def test_types_and_padding(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL]}), crop=(4, 5), batch=1)
     (batch,) = drain(train_batches(settings).take(1))
     assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
-        "image": ("float32", (1, 4, 5, 3)), "label": ("uint8", (1, 4, 5)), "index": ("int64", (1,))}
+        "image": ("uint8", (1, 4, 5, 3)), "label": ("uint8", (1, 4, 5)), "index": ("int64", (1,)),
+        "inside": ("int32", (1, 4))}
     assert batch["label"][0].tolist() == [[0, 1, 2, 255, 255], [2, 1, 255, 255, 255], [255] * 5, [255] * 5]
-    assert (batch["image"][0, 2:] == 0).all() and (batch["image"][0, :, 3:] == 0).all()
+    assert batch["inside"][0].tolist() == [0, 0, 2, 3]
+    inputs = network_inputs(batch, settings).numpy()[0]
+    assert (inputs[2:] == 0).all() and (inputs[:, 3:] == 0).all()
     # Black is (0 - mean) / std.
-    assert np.allclose(batch["image"][0, 0, 0], [-123.675 / 58.395, -116.28 / 57.12, -103.53 / 57.375])
+    assert np.allclose(inputs[0, 0], [-123.675 / 58.395, -116.28 / 57.12, -103.53 / 57.375])
 
 
 MEAN = (123.675, 116.28, 103.53)
@@ -135,12 +137,13 @@ MEAN = (123.675, 116.28, 103.53)
 def test_position_and_color_of_padding(pad, top, left, color, raw):
     settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_color=color))
     # 2x3 in 5x6: of the 3 padded rows and columns, the smaller part comes first.
-    image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
-                                           settings.augment, settings.data.mean, settings.data.std)
+    image, label, inside = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
+                                                   settings.augment)
     expected = np.full((5, 6), 255, np.uint8)
     expected[top:top + 2, left:left + 3] = LABEL
     assert np.array_equal(label, expected)
-    shown = image.numpy() * (58.395, 57.12, 57.375) + MEAN
+    inputs = network_inputs({"image": image[None], "inside": inside[None]}, settings).numpy()[0]
+    shown = inputs * (58.395, 57.12, 57.375) + MEAN
     around = np.ones((5, 6), bool)
     around[top:top + 2, left:left + 3] = False
     assert np.allclose(shown[around], raw, atol=1e-4) and np.allclose(shown[~around], 200, atol=1e-4)
@@ -148,9 +151,9 @@ def test_position_and_color_of_padding(pad, top, left, color, raw):
 
 def test_image_of_the_crop_size_is_not_padded():
     settings = Config(augment=Augment(crop=(2, 3), pad="center", pad_color="black"))
-    image, label = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
-                                           settings.augment, settings.data.mean, settings.data.std)
-    assert np.array_equal(label, LABEL) and np.allclose(image[..., 0], (200 - 123.675) / 58.395)
+    image, label, inside = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
+                                                   settings.augment)
+    assert np.array_equal(label, LABEL) and (image == 200).numpy().all() and inside.numpy().tolist() == [0, 0, 2, 3]
 
 
 def test_eval_examples_are_complete_ordered_and_not_resized(tmp_path):
