@@ -38,8 +38,8 @@ def crossings_and_missing(function: tf.types.experimental.ConcreteFunction) -> t
     """Return the copies between host and GPU in a function and the types of operations without a GPU kernel.
 
     Every operation with a GPU kernel is assumed to run on the GPU, unless it is assigned to a CPU. Arguments and
-    results of functions are in the memory of the host if they are int32, as in TensorFlow's runtime. The bodies of called
-    functions are walked once.
+    results of functions are in the memory of the host if they are int32, as in TensorFlow's runtime. The bodies of
+    called functions are walked once.
     """
     crossings, missing = [], set()
     for graph in _graphs(function.graph):
