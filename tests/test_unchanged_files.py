@@ -79,8 +79,9 @@ def evaluation_facts(directory):
     """Return all figures of an evaluation but when and where it was made, its counts, and the table of its images."""
     figures = json.loads((directory / "metrics.json").read_text())
     del figures["timing"], figures["provenance"], figures["config"]["data"]["directory"]
-    # This key is new, and its default changes nothing.
+    # These keys are new, and their defaults change nothing.
     assert figures["config"]["data"].pop("value_range") == []
+    assert figures["config"]["export"].pop("largest_loss") == 0.5
     rows = [line.split(",") for line in (directory / "per_image.csv").read_text().splitlines()]
     images = {row[0]: [float(cell) if cell else None for cell in row[1:]] for row in rows[1:]}
     confusion = np.load(directory / "confusion.npy")
