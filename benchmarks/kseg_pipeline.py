@@ -1,4 +1,4 @@
-"""Run kseg's input pipeline for benchmarks.input_pipeline: the batches of kseg.train under a config.
+"""Run kseg's input pipeline for benchmarks.input_pipeline: the batches of kseg.train under a config, normalized.
 
     PYTHON -m benchmarks.kseg_pipeline THREADS CONFIG [KEY=VALUE ...]
 """
@@ -18,19 +18,28 @@ def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable
     from kseg import __version__
     from kseg.datasets import registry
     from kseg.input_pipeline import batching
+    from kseg.input_pipeline.normalization import normalize_batch
 
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     config = configs.load(name, overrides)
     batches = iter(batching.train_batches(registry.open_split(config.data, config.data.train_split), config))
-    first = next(batches)
+
+    # The training step normalizes images; the peer's pipeline does it.
+    @tf.function(autograph=False)
+    def network_input(batch: dict) -> tf.Tensor:
+        return normalize_batch(batch["image"], batch["inside"], config.data.mean, config.data.std,
+                               config.augment.pad_color)
 
     def step() -> int:
-        return len(next(batches)["image"])
+        return len(network_input(next(batches)))
+
+    first = next(batches)
+    images = network_input(first)
 
     return {"versions": {"kseg": __version__, "tensorflow": tf.__version__,
                          "numpy": importlib.metadata.version("numpy")},
-            "image": [first["image"].dtype.name, *first["image"].shape], "label": list(first["label"].shape)}, step
+            "image": [images.dtype.name, *images.shape], "label": list(first["label"].shape)}, step
 
 
 if __name__ == "__main__":
