@@ -16,6 +16,9 @@ from kseg.training.step import Steps
 from tests.helpers.exhaustive import all_of
 from tests.helpers.gpu_kernels import crossings_and_missing, transposes
 
+# The blocks of a stage have the same operations.
+pytestmark = pytest.mark.usefixtures("shallow_resnet18")
+
 HEADS, PRECISIONS = tuple(models.HEADS), ("float32", "mixed_bfloat16", "mixed_float16")
 # Every head and every precision once; the other pairs repeat them.
 ALWAYS = [(head, PRECISIONS[index % 3]) for index, head in enumerate(HEADS)]

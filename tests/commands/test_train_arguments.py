@@ -13,7 +13,7 @@ from tests.helpers.running import run_here, tiny
 def test_dry_run(shapes_directory, capsys):
     output = run_here(train.main, [*tiny(shapes_directory), "--dry-run"], capsys)
     assert '"crop": [\n      64,\n      64\n    ]' in output
-    assert "image (2, 64, 64, 3) float32, label (2, 64, 64) uint8" in output
+    assert "image (2, 64, 64, 3) uint8, label (2, 64, 64) uint8" in output
     assert "parameters: " in output and devices.device_line() in output
 
 
