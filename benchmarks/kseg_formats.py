@@ -1,4 +1,4 @@
-"""Run one format of an export for benchmarks.formats, from an image to class ids.
+"""Run one format of an export for benchmarks.formats and benchmarks.precisions, from an image to class ids.
 
     PYTHON -m benchmarks.kseg_formats THREADS FORMAT DIRECTORY IDS_FILE HEIGHT WIDTH
 

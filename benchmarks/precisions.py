@@ -62,8 +62,11 @@ def measure_head(head: str, arguments: argparse.Namespace, reported: set[str]) -
         try:
             for precision in arguments.precisions:
                 processes[precision] = start(
-                    [sys.executable, "-m", "benchmarks.kseg_exported", str(Path(directory, precision)),
-                     str(arguments.threads), *map(str, arguments.size)], ENVIRONMENT)
+                    [sys.executable, "-m", "benchmarks.kseg_formats", str(arguments.threads), "savedmodel",
+                     f"{directory}/{precision}", f"{directory}/{precision}.npy", *map(str, arguments.size)],
+                    ENVIRONMENT)
+                processes[precision].description["bytes"] = sum(
+                    path.stat().st_size for path in Path(directory, precision).rglob("*") if path.is_file())
             return comparison.measure_models(head, processes, arguments.rounds, arguments.images)
         finally:
             for process in processes.values():

@@ -53,7 +53,7 @@ def small_graphs_run_unoptimized(request):
         return
     import tensorflow as tf
 
-    # What is set before TensorFlow's first operation, tf.data keeps for the whole process.
+    # tf.data keeps, for the whole process, what is set before TensorFlow's first operation.
     tf.zeros(())
     small_graphs.set_optimized(False)
     yield

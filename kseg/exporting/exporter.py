@@ -165,8 +165,9 @@ def load_saved_model(directory: Path, threads: int) -> Callable[[np.ndarray], np
 
     It maps images, uint8 (N, H, W, 3), to class maps, uint8 (N, H, W), with the threads of this process.
     """
-    predict = tf.saved_model.load(str(directory)).signatures["predict_tensor"]
-    return lambda images: predict(image=tf.constant(images))["class_map"].numpy()
+    # The signature belongs to the model, which has to stay in memory.
+    model = tf.saved_model.load(str(directory))
+    return lambda images: model.signatures["predict_tensor"](image=tf.constant(images))["class_map"].numpy()
 
 
 LOADERS = {format_list.SAVED_MODEL: load_saved_model, "onnx": onnx_file.load, "litert": litert_file.load,
@@ -201,6 +202,7 @@ def compare_exported(model: keras.Model, path: Path, config: Config, dataset: Da
         UserError: A runtime is not installed.
         DataError: An image has another size than the one that a format takes.
     """
+    format_list.require_runtimes(formats)
     names = split.names
     counter = Counter(model, protocol_of(config), len(dataset.classes), tf.distribute.get_strategy())
     before = metrics.summarize(counter.count(split, Progress(len(names), "images", report)).matrix, dataset.classes)

@@ -9,7 +9,7 @@ from kseg.errors import ConfigError, UserError, unknown
 
 
 class Format(NamedTuple):
-    """What a format other than the SavedModel can do.
+    """Hold what a format other than the SavedModel can do.
 
     Attributes:
         extra: Extra of kseg that installs the format's libraries.
@@ -61,12 +61,7 @@ def require_runtimes(names: Iterable[str]) -> None:
 def _require_libraries(name: str, libraries: Iterable[str]) -> None:
     missing = [library for library in libraries if importlib.util.find_spec(library) is None]
     if missing:
-        raise missing_library(name, " and ".join(missing))
-
-
-def missing_library(name: str, library: str) -> UserError:
-    """Return the error for a format whose library is not installed."""
-    return UserError(f"--format {name} needs {library}: pip install 'kseg[{CONVERTED[name].extra}]'")
+        raise UserError(f"--format {name} needs {' and '.join(missing)}: pip install 'kseg[{CONVERTED[name].extra}]'")
 
 
 def image_size(name: str, config: Config) -> tuple[int, int] | None:

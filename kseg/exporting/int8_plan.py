@@ -100,7 +100,7 @@ class _Graph:
     def _keeps_nonnegative(self, node: _Node) -> bool:
         if isinstance(node.layer, layers.Activation):
             return node.layer.activation in NONNEGATIVE_ACTIVATIONS
-        # Of its second input a resize uses only the size.
+        # A resize uses only the size of its second input.
         values = node.inputs[:1] if isinstance(node.layer, ResizeLike) else node.inputs
         return isinstance(node.layer, KEEPING_SIGN) and self.nonnegative.issuperset(values)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kseg.exporting.formats import missing_library
 
 if TYPE_CHECKING:
     from kseg.exporting.class_maps import ClassMaps
@@ -34,14 +33,9 @@ def load(directory: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that runs FILE of a directory with a number of threads.
 
     It maps images, uint8 (N, H, W, 3), to class maps, uint8 (N, H, W).
-
-    Raises:
-        UserError: The runtime is not installed.
     """
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        raise missing_library("litert", "ai-edge-litert") from None
+    from ai_edge_litert.interpreter import Interpreter
+
     runner = Interpreter(str(directory / FILE), num_threads=threads).get_signature_runner()
     # The file takes one image at a time.
     return lambda images: np.concatenate([runner(image=image[None])["class_map"] for image in images])

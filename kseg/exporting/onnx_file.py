@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kseg.exporting.formats import missing_library
 
 if TYPE_CHECKING:
     import onnx
@@ -37,14 +36,9 @@ def load(directory: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that runs FILE of a directory with a number of threads.
 
     It maps images, uint8 (N, H, W, 3), to class maps, uint8 (N, H, W).
-
-    Raises:
-        UserError: The runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise missing_library("onnx", "onnxruntime") from None
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(directory / FILE, options, providers=["CPUExecutionProvider"])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kseg.exporting.formats import missing_library
 
 if TYPE_CHECKING:
     from kseg.exporting.class_maps import ClassMaps
@@ -43,14 +42,9 @@ def load(directory: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that runs FILE of a directory with a number of threads.
 
     It maps images, uint8 (N, H, W, 3), to class maps, uint8 (N, H, W).
-
-    Raises:
-        UserError: The runtime is not installed.
     """
-    try:
-        import openvino
-    except ImportError:
-        raise missing_library("openvino", "openvino") from None
+    import openvino
+
     # By default, OpenVINO computes in bfloat16 on CPUs that have it.
     compiled = openvino.Core().compile_model(
         directory / FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads})
