@@ -11,7 +11,7 @@ index gets it as a folder, made elsewhere for the machine's version of Python:
     PYTHONPATH=PACKAGES python -m benchmarks.gpu --out gpu.json --budget 540
 
 Keras and namex are pure Python, optree is compiled. Their other dependencies (absl-py, h5py, ml-dtypes, numpy,
-packaging, rich) may have to come along. docs/performance.md describes the measurement.
+packaging, rich, typing-extensions) may have to come along. docs/performance.md describes the measurement.
 """
 
 import argparse
@@ -150,9 +150,10 @@ def measure_system(work: Work, system: str, peer_python: str, caches: str, limit
     """Yield a row per task of a system in a process, which ends after `limit` seconds."""
     module, *first = PROCESSES[system]
     python = sys.executable if system == KSEG else peer_python
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Compiled packages brought for this version of Python would fail under another one.
+    brought = os.environ.get("PYTHONPATH") if python == sys.executable else None
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths), "KERAS_BACKEND": "jax",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), brought))), "KERAS_BACKEND": "jax",
         # Otherwise JAX would take most of the memory before it is needed.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         # Compiled functions that initialize weights serve all processes of this run.
