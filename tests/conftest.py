@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import sys
+from contextlib import nullcontext
 
 # Where no bytecode is kept, each start of TensorFlow compiles its 2000 modules, 10 s of a processor's time; the tests
 # start dozens of commands.
@@ -30,16 +31,12 @@ def shapes_directory(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def shallow_resnet18():
-    """Give resnet18 one block in each stage instead of two, for a module whose tests do not depend on the model.
+@pytest.fixture(autouse=True, scope="module")
+def resnet18_is_shallow(request):
+    """Build only one block in each stage of resnet18 where its depth does not matter."""
+    from tests.helpers import small_models
 
-    Most of the time of a small model goes into the graph of its layers.
-    """
-    from kseg.models.resnet import BACKBONES
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "resnet18", ((1, 1, 1, 1), False))
+    with small_models.shallow_resnet18() if request.node.nodeid.startswith(small_models.SHALLOW) else nullcontext():
         yield
 
 

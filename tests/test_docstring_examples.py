@@ -35,7 +35,7 @@ MODULES = sorted({path.relative_to(ROOT).with_suffix("").as_posix().removesuffix
 
 
 @pytest.fixture(scope="module")
-def trained_names(shallow_resnet18, shapes_directory, tmp_path_factory):
+def trained_names(shapes_directory, tmp_path_factory):
     """Return names that examples may use: data, workdir, image, image_bytes, address."""
     from kseg import config as configs
     from kseg.datasets import registry

@@ -49,7 +49,7 @@ def own_images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def resnet18(shallow_resnet18, tmp_path_factory):
+def resnet18(tmp_path_factory):
     """Backbone weights of the config, in torchvision's names and with its classifier."""
     config = configs.load("encnet_camvid", SMALL)
     keras.utils.set_random_seed(9)

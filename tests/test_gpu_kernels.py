@@ -17,7 +17,6 @@ from tests.helpers.exhaustive import all_of
 from tests.helpers.gpu_kernels import crossings_and_missing, transposes
 
 # The blocks of a stage have the same operations.
-pytestmark = pytest.mark.usefixtures("shallow_resnet18")
 
 HEADS, PRECISIONS = tuple(models.HEADS), ("float32", "mixed_bfloat16", "mixed_float16")
 # Every head and every precision once; the other pairs repeat them.

@@ -32,7 +32,6 @@ from tests.helpers.shared_files import CAMVID
 from tests.helpers.small_sets import folder
 from tests.helpers.splits import val_split
 
-pytestmark = pytest.mark.usefixtures("shallow_resnet18")
 CLASSES = 3
 SIZES = ((40, 56), (33, 47), (64, 30), (1, 1), (57, 40))
 PROTOCOLS = {"encnet": Evaluate(scales=(0.75,), flip=True), "apcnet": Evaluate(resize=(48, 80)),

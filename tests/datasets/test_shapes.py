@@ -68,6 +68,16 @@ def test_examples_are_png_files_in_order(directory: Path, split: str, count: int
             np.testing.assert_array_equal(decoded, drawn)
 
 
+def test_no_figure_exceeds_its_box(monkeypatch):
+    """Drawn over the whole image, figures have the same pixels; the last two have pixels far outside an outline."""
+    indices = (0, 1112, 1116)
+    drawn = [shapes.draw_example("train", index) for index in indices]
+    monkeypatch.setattr(shapes, "REACH", 100.0)
+    for index, example in zip(indices, drawn, strict=True):
+        for actual, expected in zip(example, shapes.draw_example("train", index), strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
 def test_images_differ_from_each_other(directory: Path):
     digests = {hashlib.sha256(pixels(example, "image").tobytes()).hexdigest()
                for split in shapes.COUNTS for example in examples(directory, split)}

@@ -29,7 +29,6 @@ from tests.helpers.exhaustive import all_of
 from tests.helpers.running import ROOT
 from tests.helpers.small_sets import folder
 
-pytestmark = pytest.mark.usefixtures("shallow_resnet18")
 LOADERS = {name: exporter.LOADERS[name] for name in formats.CONVERTED}
 # Modules that write and run each format.
 LIBRARIES = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "litert": ("ai_edge_litert",), "openvino": ("openvino",)}

@@ -28,7 +28,7 @@ from tests.helpers.exhaustive import all_of
 from tests.helpers.integers import NEEDS_INTEGER_KERNELS
 from tests.helpers.small_sets import example, folder
 
-pytestmark = [NEEDS_INTEGER_KERNELS, pytest.mark.usefixtures("shallow_resnet18")]
+pytestmark = NEEDS_INTEGER_KERNELS
 # These test protocols call the network inside loops.
 PROTOCOLS = {"fcn": Evaluate(flip=True), "apcnet": Evaluate(window=(32, 40), stride=(20, 24))}
 ANY_LOSS = 100.0

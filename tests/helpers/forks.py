@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import small_graphs
+from tests.helpers import small_graphs, small_models
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -30,7 +30,8 @@ class Forked:
         preload(_preloaded or TRAINING)
         reader, writer = CONTEXT.Pipe(duplex=False)
         self._process = CONTEXT.Process(target=_run, args=(
-            module, list(map(str, arguments)), str(directory), dict(environment), str(output) if output else writer))
+            module, list(map(str, arguments)), str(directory), dict(environment), str(output) if output else writer,
+            small_models.is_shallow()))
         self._process.start()
         writer.close()
         self.stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
@@ -88,7 +89,14 @@ def preload(modules):
         _preloaded[:] = modules
 
 
-def _run(module, arguments, directory, environment, output):
+def make_small(shallow):
+    """Run this process's graphs unoptimized, on a shallow resnet18 if the process that forks this one has it."""
+    small_graphs.set_optimized(False)
+    if shallow:
+        small_models.make_shallow()
+
+
+def _run(module, arguments, directory, environment, output, shallow):
     target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if isinstance(output, str) else output.fileno()
     for descriptor in (1, 2):
         os.dup2(target, descriptor)
@@ -101,6 +109,6 @@ def _run(module, arguments, directory, environment, output):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
-    small_graphs.set_optimized(False)
+    make_small(shallow)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -9,7 +9,7 @@ import sys
 import traceback
 from importlib import import_module
 
-from tests.helpers import forks
+from tests.helpers import forks, small_models
 
 PRELOADED = ("pipeline.run_local", "pipeline.definition", "pipeline.metadata.metadata_store",
              "pipeline.metadata.summary", "tfx.orchestration.local.local_dag_runner")
@@ -27,19 +27,21 @@ def run(arguments, log, replacements=None, kill_at=None, after=False):
     """
     forks.preload(PRELOADED)
     process = forks.CONTEXT.Process(target=_run,
-                                    args=(list(map(str, arguments)), str(log), replacements or {}, kill_at, after))
+                                    args=(list(map(str, arguments)), str(log), replacements or {}, kill_at, after,
+                                          small_models.is_shallow()))
     process.start()
     process.join()
     return process.exitcode
 
 
-def _run(arguments, log, replacements, kill_at, after):
+def _run(arguments, log, replacements, kill_at, after, shallow):
     with open(log, "wb") as file:
         for output in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), output.fileno())
     from kseg import cli
     from pipeline import run_local
 
+    forks.make_small(shallow)
     # TFX parses the arguments of the process.
     sys.argv = ["run_local"]
     for (module, name), replacement in replacements.items():

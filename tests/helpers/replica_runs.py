@@ -20,12 +20,12 @@ from kseg.config import Config
 from kseg.config.sections import Loss, Model, Train
 from kseg.errors import ConfigError
 from kseg.models import layers, norms
-from kseg.models.resnet import BACKBONES
 from kseg.training import trainer
 from kseg.training.optimizers import MomentumSGD, sum_in_packs
 from kseg.training.schedule import schedule
 from kseg.training.step import Steps, finite_or_nan
 from tests.helpers.gpu_kernels import as_on_gpus, crossings_and_missing
+from tests.helpers.small_models import shallow_resnet18
 from tests.helpers.small_training import build_small_networks
 
 STEPS, BATCH, CLASSES = 20, 4, 5
@@ -49,8 +49,7 @@ def batch_of(step):
 
 def encnet(config):
     """Return EncNet on the shortest ResNet, whose graph takes most of the time of this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "resnet18", ((1, 1, 1, 1), False))
+    with shallow_resnet18():
         return trainer.build_training(config, CLASSES, print)[:2]
 
 

@@ -4,8 +4,39 @@ import contextlib
 
 import keras
 import numpy as np
+import pytest
 
 from kseg.config.sections import Model
+from kseg.models.resnet import BACKBONES
+from tests.helpers.exhaustive import ALL
+
+# The tests for which the depth of the backbone does not matter. Building and tracing its layers takes most of the time
+# of a small model. `make test-all` keeps the depth.
+SHALLOW = ("tests/commands/test_benchmark.py", "tests/commands/test_export.py", "tests/commands/test_train",
+           "tests/datasets/", "tests/evaluation/", "tests/exporting/", "tests/inference/test_large_images.py",
+           "tests/inference/test_segmenter.py", "tests/input_pipeline/", "tests/models/test_folding.py",
+           "tests/models/test_gradient_checkpointing.py", "tests/models/test_models_contract.py", "tests/pipeline/",
+           "tests/profiling/", "tests/serving/", "tests/training/", "tests/test_docstring_examples.py",
+           "tests/test_end_to_end.py", "tests/test_extreme_sizes.py", "tests/test_gpu_kernels.py")
+SHORTEST = (1, 1, 1, 1), False
+
+
+@contextlib.contextmanager
+def shallow_resnet18():
+    """Give resnet18 one block in each stage instead of two, here and in forked processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not ALL:
+            patch.setitem(BACKBONES, "resnet18", SHORTEST)
+        yield
+
+
+def is_shallow():
+    return BACKBONES["resnet18"] == SHORTEST
+
+
+def make_shallow():
+    """Give resnet18 one block in each stage for the rest of this process."""
+    BACKBONES["resnet18"] = SHORTEST
 
 
 def tiny(**settings):

@@ -50,7 +50,7 @@ def test_purposes(name, type_, expected):
 
 
 @pytest.fixture(scope="module")
-def explained(shallow_resnet18, shapes_directory):
+def explained(shapes_directory):
     """Return the config, the results and the reported lines of a real run."""
     config = configs.load("encnet_shapes", [
         f"data.directory={shapes_directory}", *TINY, "train.deterministic=false", "train.steps_per_call=2"])
