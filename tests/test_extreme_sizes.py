@@ -59,7 +59,7 @@ def test_checks_and_statistics_of_a_huge_pair(huge, count):
     assert result["class_pixels"].tolist() == [SIDE * SIDE // 2, 0, SIDE * SIDE // 2]
 
 
-@pytest.mark.parametrize("scale", [(), (512, 2048)], ids=["own size", "fitted"])
+@pytest.mark.parametrize("scale", all_of([(512, 2048)], ((),)), ids=["fitted", "own size"])
 def test_training_on_a_huge_pair(huge, scale):
     settings = config(huge, crop=(64, 96), batch=1, steps=2)
     augment = Augment(scale=scale, scale_range=(0.5, 1.0), crop=(64, 96), flip=0.5, photometric=False)

@@ -3,21 +3,21 @@
 import pytest
 
 from tests.helpers.before import TRAININGS, printed, recorded, require_same, start, training, training_facts
-from tests.helpers.exhaustive import ALL
+from tests.helpers.exhaustive import exhaustive
 
-# One head with the usual settings; `make test-all` trains all heads, and each option once.
-CHOSEN = list(TRAININGS) if ALL else ["encnet"]
+# In `make test`, the run of those days that test_unchanged_files continues shows the same for EncNet.
+pytestmark = exhaustive
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shapes_directory):
     """Train one after another in a process, since each process starts TensorFlow, and return the directory of all."""
     directory = tmp_path_factory.mktemp("trained")
-    assert start({name: training(name, shapes_directory, name) for name in CHOSEN}, directory).wait(1800) == 0
+    assert start({name: training(name, shapes_directory, name) for name in TRAININGS}, directory).wait(1800) == 0
     return directory
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_losses_and_weights_are_as_before(trained, name):
     printed(trained, name)
     before = recorded("trainings")

@@ -145,7 +145,7 @@ def one(tmp_path_factory):
     return case
 
 
-@pytest.fixture(scope="module", params=all_of(["deeplabv3plus", "encnet"], "apcnet", "deeplabv3"))
+@pytest.fixture(scope="module", params=all_of(["encnet"], "deeplabv3plus", "apcnet", "deeplabv3"))
 def case(request, one, tmp_path_factory):
     return one if request.param == "deeplabv3plus" else Case(
         tmp_path_factory.mktemp("a path with spaces"), request.param)

@@ -21,6 +21,7 @@ from kseg.errors import DataError, WorkdirError
 from kseg.evaluation import evaluator, results
 from kseg.evaluation.counter import Counts
 from kseg.training import working_directory
+from tests.helpers.exhaustive import all_of
 from tests.helpers.splits import val_split
 
 SIZES = ((40, 56), (33, 47), (64, 30))
@@ -74,7 +75,7 @@ def evaluate(model, config, out=None, report=lambda line: None):
     return evaluator.evaluate(model, config, split.dataset, split, out, report)
 
 
-@pytest.mark.parametrize("resize", [(), (48, 80)])
+@pytest.mark.parametrize("resize", all_of([(48, 80)], ((),)))
 def test_counts_and_files_against_a_slow_count(folder, tiny_model, tmp_path, resize):
     config = config_of(folder, evaluate=Evaluate(resize=resize))
     lines = []

@@ -39,7 +39,7 @@ BOX = (48, 80)
 CASES = {"deeplabv3plus": (Evaluate(), False), "encnet": (Evaluate(resize=BOX), False),
          "deeplabv3": (Evaluate(resize=BOX, resize_logits="once"), False), "apcnet": (Evaluate(resize=BOX), True),
          "pspnet": (Evaluate(resize=BOX, resize_logits="once"), True), "fcn": (Evaluate(), True)}
-HEADS = all_of(["deeplabv3plus", "encnet"], "deeplabv3", "apcnet", "pspnet", "fcn")
+HEADS = all_of(["encnet"], "deeplabv3plus", "deeplabv3", "apcnet", "pspnet", "fcn")
 
 
 def require_installed(name):

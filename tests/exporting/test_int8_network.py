@@ -71,7 +71,7 @@ def case(tmp_path_factory):
     return Case(tmp_path_factory.mktemp("int8"), "fcn")
 
 
-@pytest.mark.parametrize("head", all_of(["fcn", "deeplabv3plus"], "encnet", "apcnet", "pspnet", "deeplabv3"))
+@pytest.mark.parametrize("head", all_of(["deeplabv3plus"], "fcn", "encnet", "apcnet", "pspnet", "deeplabv3"))
 def test_logits_are_close_to_float32(case, tmp_path, head):
     """Odd sizes and batches are covered."""
     if head != "fcn":

@@ -135,7 +135,7 @@ WINDOWS = {"window": (64, 64), "stride": (43, 43)}
 
 
 @needs_fixtures
-@pytest.mark.parametrize("windows, file", [({}, "tta_whole"), (WINDOWS, "tta_slide")])
+@pytest.mark.parametrize("windows, file", all_of([(WINDOWS, "tta_slide")], ({}, "tta_whole")))
 def test_mmseg_multi_scale_test_with_flip(mmseg_model, windows, file):
     image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     # The scales apply to the image's original size; evaluate.resize must have no effect.
@@ -151,8 +151,8 @@ def test_mmseg_multi_scale_test_with_flip(mmseg_model, windows, file):
 
 @needs_fixtures
 @pytest.mark.parametrize("windows, average, file", all_of(
-    [({}, "before resizing", "probs"), (WINDOWS, "logits", "logits")],
-    ({}, "logits", "logits"), (WINDOWS, "before resizing", "probs")))
+    [({}, "before resizing", "probs")],
+    (WINDOWS, "logits", "logits"), ({}, "logits", "logits"), (WINDOWS, "before resizing", "probs")))
 def test_sss_multi_scale_test_with_flip(sss_model, windows, average, file):
     inputs = np.load(SSS / "input.npy")
     images = (inputs * np.array(Config().data.std) + Config().data.mean).astype(np.float32)
@@ -224,9 +224,9 @@ def scaled(inputs, factor):
 
 
 @needs_fixtures
-@pytest.mark.parametrize("evaluation, file", [
-    (Evaluate(resize_logits="once"), "tta_whole_logits"),
-    (Evaluate(window=(64, 64), stride=(43, 43), resize_logits="once"), "tta_slide_logits")])
+@pytest.mark.parametrize("evaluation, file", all_of(
+    [(Evaluate(window=(64, 64), stride=(43, 43), resize_logits="once"), "tta_slide_logits")],
+    (Evaluate(resize_logits="once"), "tta_whole_logits")))
 def test_sss_on_scaled_and_flipped_inputs(sss_model, evaluation, file):
     logits, passes = compiled(sss_model, Config(model=MODEL, evaluate=evaluation)), []
     for factor in (0.5, 1.0, 1.25):

@@ -10,7 +10,7 @@ import sys
 
 from tests.helpers.running import ROOT
 
-COUNT = int(os.environ.get("KSEG_MUTATED_FILES", 96))
+COUNT = int(os.environ.get("KSEG_MUTATED_FILES", 48))
 
 
 def test_mutated_files_are_read_or_refused():

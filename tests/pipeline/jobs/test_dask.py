@@ -27,12 +27,16 @@ from kseg.training import working_directory
 from kseg.weights import keras_files
 from pipeline import artifacts, options
 from pipeline.jobs import counting
+from tests.helpers import forks
 from tests.helpers.exhaustive import exhaustive
 from tests.helpers.running import ROOT
 from tests.helpers.stored_artifacts import ingested
 from tests.helpers.splits import val_split
 
 IMAGES = 16
+# What each process of the cluster would import.
+PRELOADED = ("distributed.client", "distributed.scheduler", "distributed.worker", "kseg.inference.trained_model",
+             "pipeline.jobs.counting")
 
 
 def test_beam_flags():
@@ -54,10 +58,10 @@ def cluster(tmp_path_factory):
     directory = tmp_path_factory.mktemp("cluster")
     common = ["--scheduler-file", str(directory / "scheduler.json"), "--no-dashboard"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    forks.preload(PRELOADED)
 
     def start(kind, *arguments):
-        return subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{kind}", *common, *arguments],
-                                cwd=directory, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return forks.Forked(f"distributed.cli.dask_{kind}", [*common, *arguments], directory, environment, os.devnull)
 
     processes = [start("scheduler", "--port", "0", "--host", "127.0.0.1")]
     try:
