@@ -22,7 +22,7 @@ from kseg.system import quiet_start
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m kseg.benchmark", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.benchmark"), description=__doc__.splitlines()[0])
     parsers = parser.add_subparsers(dest="command", required=True)
     data = parsers.add_parser("data", help="images/s of each stage of the input pipeline, and the slowest stage")
     cli.add_config_arguments(data)

@@ -13,6 +13,11 @@ from kseg.errors import ConfigError, UserError
 from kseg.system import quiet_start
 
 
+def program(module: str) -> str:
+    """Return how a command was called, for its help: `kseg train`, or `python -m kseg.train`."""
+    return sys.argv[0] if sys.argv[0].startswith("kseg ") else f"python -m {module}"
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --config NAME[:VARIANT] and --set KEY=VALUE ..."""
     parser.add_argument("--config", metavar="NAME[:VARIANT]",

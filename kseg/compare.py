@@ -36,7 +36,7 @@ def regression_status(comparison: paired_bootstrap.Comparison) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kseg.compare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.compare"), description=__doc__.splitlines()[0])
     for name in ("A", "B"):
         parser.add_argument(name.lower(), metavar=name, type=Path,
                             help="a metrics.json that kseg.evaluate wrote, with its per_image.npz beside it, or their "

@@ -53,7 +53,7 @@ from kseg.weights import downloads
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     first, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m kseg.convert", description=first, epilog=rest,
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.convert"), description=first, epilog=rest,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT",
                         help="a .pth, .pt or .npz file of a whole model (default: the variant's published file)")

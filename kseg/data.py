@@ -22,7 +22,7 @@ from kseg.system import quiet_start
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m kseg.data", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.data"), description=__doc__.splitlines()[0])
     parsers = parser.add_subparsers(dest="command", required=True)
     every = f"datasets: {', '.join(names.DATASETS)}"
     check = parsers.add_parser("check", help="read every file and count the label values", epilog=every)

@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Callable:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kseg.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.evaluate"), description=__doc__.splitlines()[0])
     cli.add_model_arguments(parser)
     parser.add_argument("--split", help="split to evaluate (default: data.val_split of the config)")
     parser.add_argument("--out", type=Path, metavar="DIR",

@@ -70,7 +70,7 @@ def calibration_choice(precision: str, text: str | None) -> tuple[str, int] | No
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kseg.export", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.export"), description=__doc__.splitlines()[0])
     cli.add_model_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", required=True,
                         help="the directory that a server watches; DIR/VERSION is written")

@@ -55,7 +55,7 @@ PORT = 5555
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the arguments before `--`."""
-    parser = argparse.ArgumentParser(prog="python -m kseg.launch", description=__doc__,
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.launch"), description=__doc__,
                                      usage="%(prog)s [options] -- -m kseg.train ...",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     hosts = parser.add_mutually_exclusive_group(required=True)

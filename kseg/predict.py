@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Callable:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kseg.predict", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.predict"), description=__doc__.splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="INPUT",
                         help="an image or video, a directory (searched recursively for both), or a quoted pattern "
                              f"like 'photos/**/*.jpg'; video suffixes: {' '.join(video_files.SUFFIXES)}")

@@ -59,7 +59,7 @@ def parse_step_range(text: str, steps: int) -> tuple[int, int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m kseg.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.train"), description=__doc__.splitlines()[0])
     cli.add_config_arguments(parser)
     parser.add_argument("--workdir", type=Path, metavar="DIR",
                         help="where the run is written and resumed (default: runs/NAME, or runs/NAME-VARIANT)")

@@ -13,7 +13,7 @@ from kseg.config import zoo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kseg.zoo", description=__doc__,
+    parser = argparse.ArgumentParser(prog=cli.program("kseg.zoo"), description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pattern", nargs="?", default="", help="print the rows that contain this text (default: all)")
     parser.add_argument("--write", type=Path, metavar="FILE", nargs="+", default=[],

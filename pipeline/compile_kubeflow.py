@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     from pipeline import options
 
-    parser = argparse.ArgumentParser(prog="python -m pipeline.compile_kubeflow", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("pipeline.compile_kubeflow"), description=__doc__.splitlines()[0])
     cli.add_config_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the .json or .yaml file to write")
     parser.add_argument("--image", metavar="NAME", help="container image of all components")

@@ -85,7 +85,7 @@ def artifact_facts(artifact: StoredArtifact, step: Execution) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.history", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("pipeline.history"), description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="the --root of pipeline.run_local")
     parser.add_argument("--version", metavar="N", help="print the lineage of this pushed version")
     values = parser.parse_args(arguments)

@@ -48,7 +48,7 @@ def require_docker() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.run_local", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("pipeline.run_local"), description=__doc__.splitlines()[0])
     cli.add_config_arguments(parser)
     parser.add_argument("--root", type=Path, required=True, metavar="DIR",
                         help="directory of artifacts, metadata and unfinished trainings")

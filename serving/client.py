@@ -22,7 +22,7 @@ from serving.clients.segment_files import cost_table, find_colors, segment_files
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serving.client", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=cli.program("serving.client"), description=__doc__.splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="IMG",
                         help="an image, a directory (searched recursively), or a quoted pattern: 'photos/**/*.jpg'")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")

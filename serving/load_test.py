@@ -26,7 +26,8 @@ CONCURRENCY = (1, 2, 4, 8, 16)
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m serving.load_test", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+        prog=cli.program("serving.load_test"), description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMG", help="images, directories of images, or quoted patterns")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument("--rest", action="store_true", help="HOST:PORT is the REST port instead of the gRPC port")

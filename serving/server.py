@@ -74,10 +74,15 @@ def _print_versions() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Serve as the arguments of the process say, and end the process with the exit status."""
     status = main(sys.argv[1:])
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     # A regular exit would wait for the threads of requests that outlived the grace period.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    run()

@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 
 from kseg import config as configs
+from kseg import __main__ as kseg_main
 from kseg import models
 from kseg.datasets import registry
 from kseg.weights import loading
@@ -29,6 +30,15 @@ def documented_commands():
     for block in documents.run_by("test_end_to_end"):
         lines += [" ".join(words).removeprefix(".venv/bin/") for words in documents.commands(block.text)]
     return list(dict.fromkeys(lines))
+
+
+def module_and_arguments(words):
+    """Return the module and the arguments of `kseg NAME ...` or `python -m MODULE ...`."""
+    if words[0] == "kseg":
+        name, arguments = kseg_main.find_command(words[1:])
+        return kseg_main.COMMANDS[name].module, arguments
+    assert words[:2] == ["python", "-m"] and words[2].startswith(("kseg.", "serving.")), words
+    return words[2], words[3:]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +98,7 @@ def test_every_documented_command_is_known():
     commands = documented_commands()
     assert commands[:2] == ["make demo", "make test"]
     assert {"demo", "test"} <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert all(re.match(r"python -m (kseg|serving)\.", command) for command in commands[2:])
+    assert all(module_and_arguments(command.split()) for command in commands[2:])
 
 
 def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatch, capsys):
@@ -101,7 +111,7 @@ def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatc
         for command in documented_commands()[2:]:
             words = [word.replace("DATA", str(own_images)).replace("=resnet18", f"={resnet18}")
                      for word in command.split()]
-            module, arguments = words[2], words[3:]
+            module, arguments = module_and_arguments(words)
             if module == "serving.server":
                 # Others may use the machine's usual ports.
                 port = stack.enter_context(serving([*arguments, "--port=-1", "--drain_seconds=0"], tmp_path))

@@ -33,6 +33,7 @@ COMMANDS = {
                   (["show", "camvid", "--out", "x.png", "--config", "encnet_shapes"], "is for shapes, not for camvid")],
     "kseg.benchmark": [(["data", *TYPO], KEY), (["model", *UNKNOWN], NAME), (["model"], MISSING),
                        (["model", "--config", "encnet_shapes", "--size", "5"], "HEIGHT,WIDTH")],
+    "kseg.explain": [(["train.stepz"], KEY), (UNKNOWN, NAME)],
     "kseg.zoo": [(["no such row"], "no such row")],
     "kseg.compare": [(["no/a.json", "no/b.json"], "no/a.json")],
     "kseg.launch": [(["--local", "2"], "--local 2 -- -m kseg.train")],
