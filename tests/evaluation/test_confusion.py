@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kseg.evaluation import confusion
 from tests.helpers import slow_metrics
+from tests.helpers.exhaustive import exhaustive
 from tests.helpers.running import ON_JAX, ROOT
 
 # (N, H, W), with maps of one pixel and maps narrower than the widest band.
@@ -73,6 +74,7 @@ def test_bands_are_the_same_eagerly_and_in_a_graph_of_known_size():
         np.testing.assert_array_equal(fixed(labels, predictions), expected)
 
 
+@exhaustive
 def test_bands_on_jax(tmp_path):
     if importlib.util.find_spec("jax") is None:
         pytest.skip("JAX is not installed")

@@ -14,10 +14,12 @@ from tests.helpers.exhaustive import ALL
 # of a small model. `make test-all` keeps the depth.
 SHALLOW = ("tests/commands/test_benchmark.py", "tests/commands/test_export.py", "tests/commands/test_train",
            "tests/datasets/", "tests/evaluation/", "tests/exporting/", "tests/inference/test_large_images.py",
-           "tests/inference/test_segmenter.py", "tests/input_pipeline/", "tests/models/test_folding.py",
-           "tests/models/test_gradient_checkpointing.py", "tests/models/test_models_contract.py", "tests/pipeline/",
-           "tests/profiling/", "tests/serving/", "tests/training/", "tests/test_docstring_examples.py",
-           "tests/test_end_to_end.py", "tests/test_extreme_sizes.py", "tests/test_gpu_kernels.py")
+           "tests/inference/test_segmenter.py", "tests/input_pipeline/", "tests/models/test_gradient_checkpointing.py",
+           "tests/models/test_models_contract.py", "tests/pipeline/", "tests/profiling/test_step_time.py",
+           "tests/serving/", "tests/training/", "tests/test_docstring_examples.py", "tests/test_end_to_end.py",
+           "tests/test_extreme_sizes.py", "tests/test_gpu_kernels.py")
+# Of those, the ones for which it does.
+DEEP = ("tests/training/test_precision.py",)
 SHORTEST = (1, 1, 1, 1), False
 
 

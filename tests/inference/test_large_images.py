@@ -122,9 +122,9 @@ def test_classes_of_whole_images_for_any_stripe(monkeypatch, stripe, align_corne
 
 @pytest.mark.parametrize("pixels, stripe", all_of(
     [(900, 500)], (sliding_window.PIXELS_PER_CALL, tiling.STRIPE)))
-@pytest.mark.parametrize("window, stride", [
-    ((16, 16), (11, 11)), ((16, 24), (16, 24)), ((10, 31), (3, 29)), ((40, 16), (1, 16)), ((64, 64), (43, 43)),
-    ((1, 1), (1, 1))])
+@pytest.mark.parametrize("window, stride", all_of(
+    [((16, 24), (16, 24)), ((10, 31), (3, 29)), ((1, 1), (1, 1))],
+    ((16, 16), (11, 11)), ((40, 16), (1, 16)), ((64, 64), (43, 43))))
 def test_windows_equal_a_slow_loop_in_one_graph(monkeypatch, window, stride, pixels, stripe):
     monkeypatch.setattr(sliding_window, "PIXELS_PER_CALL", pixels)
     monkeypatch.setattr(tiling, "STRIPE", stripe)

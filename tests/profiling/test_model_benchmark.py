@@ -25,6 +25,7 @@ ARGUMENTS = ["model", "--config", "encnet_shapes", "--set", *TINY, "model.head=f
 FACTS = Facts(1_234_567, 1_200_000, 1_000_000, 4_500_000, 987_654_321, "processor, 2 threads", {"TensorFlow": "2.0"})
 
 
+@exhaustive
 def test_command_prints_and_writes_all_forms(tmp_path, capfd):
     path = tmp_path / "figures.json"
     assert benchmark.main([*ARGUMENTS, "--size", "32,48", "--batch", "2", "--rounds", "2", "--seconds", "0.05",

@@ -8,7 +8,7 @@ import pytest
 
 from kseg.system import quiet_start
 from tests.helpers.exhaustive import all_of
-from tests.helpers.running import ROOT
+from tests.helpers.running import ROOT, TINY
 
 NOTE = "I0000 00:00:1795999530.979704    9731 cudart_stub.cc:31] Could not find cuda drivers on your machine"
 PROGRAM = f"""
@@ -83,7 +83,7 @@ def test_an_unknown_level_is_refused():
 @pytest.mark.parametrize("log, quiet", all_of([("", True)], ("debug", False)))
 def test_a_dry_run_prints_nothing_on_stderr(shapes_directory, log, quiet):
     command = [sys.executable, "-m", "kseg.train", "--config", "encnet_shapes", "--dry-run", "--set",
-               f"data.directory={shapes_directory}"]
+               f"data.directory={shapes_directory}", *TINY]
     # oneDNN, which the tests enable, reports what it lacks on a CPU for which TensorFlow would not have chosen it.
     environment = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
     result = subprocess.run(command, cwd=ROOT, env=environment | {"KSEG_LOG": log}, text=True, capture_output=True)
