@@ -1,10 +1,10 @@
 """Compare kseg's heads with MMSegmentation's and segmentation_models.pytorch's, from an image to class ids.
 
-    python -m benchmarks.heads --peer-python PEER/bin/python
+    python -m benchmarks.heads --peer-python PEER/bin/python --smp-python SMP/bin/python
     python -m benchmarks.heads --peer-python PEER/bin/python --quick --heads encnet,deeplabv3
 
-ResNet-50, output stride 8, 19 classes, random weights, CPU. docs/performance.md describes the peers' environment and
-the measurement. If a peer cannot be measured, the reason is printed.
+ResNet-50, output stride 8, 19 classes, random weights, CPU. docs/performance.md describes the peers' environments
+and the measurement. If a peer cannot be measured, the reason is printed.
 """
 
 import argparse
@@ -33,7 +33,8 @@ def main() -> int:
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.heads", description=__doc__.partition("\n")[0])
-    parser.add_argument("--peer-python", metavar="FILE", help="Python of the peers' environment")
+    parser.add_argument("--peer-python", metavar="FILE", help="Python of MMSegmentation's environment")
+    parser.add_argument("--smp-python", metavar="FILE", help="Python of segmentation_models.pytorch's environment")
     parser.add_argument("--heads", default=",".join(HEADS), metavar="NAME,...", help=f"some of {', '.join(HEADS)}")
     parser.add_argument("--quick", action="store_true", help="use images of 256x512 instead of 512x1024")
     parser.add_argument("--threads", type=int, default=os.cpu_count(),
@@ -78,9 +79,11 @@ def start_kseg(head: str, arguments: argparse.Namespace) -> MeasuredProcess:
 
 def start_peer(system: str, form: str, head: str, arguments: argparse.Namespace) -> MeasuredProcess:
     """Start a peer's model; raises RuntimeError with the reason if it cannot work."""
-    if not arguments.peer_python:
-        raise RuntimeError("no --peer-python")
-    return start([arguments.peer_python, "-m", "benchmarks.peer_heads", system, form, str(arguments.threads), head,
+    option = "smp_python" if system == "smp" else "peer_python"
+    python = getattr(arguments, option)
+    if not python:
+        raise RuntimeError(f"no --{option.replace('_', '-')}")
+    return start([python, "-m", "benchmarks.peer_heads", system, form, str(arguments.threads), head,
                   *map(str, arguments.size)],
                  {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": str(arguments.threads)})
 

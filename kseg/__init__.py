@@ -1,12 +1,26 @@
 """kseg: semantic segmentation from training to TF Serving, with Keras functional models."""
 
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kseg.config import Config
     from kseg.inference.segmenter import Segmenter
+    from kseg.run import Run
 
+__all__ = ["Config", "Run", "__version__", "load"]
 __version__ = "0.1.0"
+
+# Name here -> the module that defines it.
+HOMES = {"Config": "kseg.config", "Run": "kseg.run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class when it is used (PEP 562), so that importing kseg stays quick."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(HOMES[name]), name)
 
 
 def load(directory: Path | str, weights: Path | str | None = None, tta: bool = False) -> "Segmenter":

@@ -14,7 +14,8 @@ FORBIDDEN = ["pypi" + ".org", "python" + "hosted.org", "/wo" + "rk/", "/ro" + "o
 
 
 HEAVY = ["tensorflow", "keras", "tfx", "torch", "cv2"]
-COMMANDS = ("train", "evaluate", "predict", "export", "convert", "data", "benchmark", "zoo", "compare", "launch")
+COMMANDS = ("train", "evaluate", "predict", "export", "convert", "data", "benchmark", "zoo", "compare", "launch",
+            "explain", "__main__")
 
 
 def modules_of(package):
@@ -23,7 +24,7 @@ def modules_of(package):
 
 
 @pytest.mark.parametrize("statement", [
-    "import kseg", "import kseg.cli", "import kseg.variants",
+    "import kseg; kseg.Run; kseg.Config", "import kseg.cli", "import kseg.variants",
     f"import {', '.join(modules_of('config'))}", f"import {', '.join(modules_of('system'))}",
     f"import {', '.join(f'kseg.{name}' for name in COMMANDS)}",
     "import serving.server, serving.client, serving.load_test",

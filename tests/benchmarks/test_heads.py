@@ -85,7 +85,7 @@ def test_peers_start_in_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with pytest.raises(RuntimeError, match="No module named"):
-        heads.start_peer("smp", "best", "pspnet", heads.parse(["--peer-python", sys.executable]))
+        heads.start_peer("smp", "best", "pspnet", heads.parse(["--smp-python", sys.executable]))
     with pytest.raises(RuntimeError, match="No module named"):
         training.start_step(sys.executable, "peer_training", "fcn", "plain", training.parse([]))
     with pytest.raises(RuntimeError, match="No module named"):

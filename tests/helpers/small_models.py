@@ -17,7 +17,7 @@ SHALLOW = ("tests/commands/test_benchmark.py", "tests/commands/test_export.py", 
            "tests/inference/test_segmenter.py", "tests/input_pipeline/", "tests/models/test_gradient_checkpointing.py",
            "tests/models/test_models_contract.py", "tests/pipeline/", "tests/profiling/test_step_time.py",
            "tests/serving/", "tests/training/", "tests/test_docstring_examples.py", "tests/test_end_to_end.py",
-           "tests/test_extreme_sizes.py", "tests/test_gpu_kernels.py")
+           "tests/test_extreme_sizes.py", "tests/test_gpu_kernels.py", "tests/test_run.py")
 # Of those, the ones for which it does.
 DEEP = ("tests/training/test_precision.py",)
 SHORTEST = (1, 1, 1, 1), False
