@@ -15,9 +15,9 @@ ROOT, PACKAGES = Path(kseg.__file__).resolve().parents[1], ("kseg", "pipeline", 
 def code_digest(*names: str) -> str:
     """Return the digest of modules, of all project modules that they import, and of kseg's version.
 
-    The digest covers the syntax of the sources, and ignores comments and layout. Imports inside functions count. The
-    packages that contain a module do not count: an __init__.py that imports many modules would make every module depend
-    on all of them.
+    The digest covers the syntax of the sources, and ignores comments and layout. Imports inside functions count, those
+    for type checkers do not. The packages that contain a module do not count: an __init__.py that imports many modules
+    would make every module depend on all of them.
     """
     result = hashlib.sha256(kseg.__version__.encode())
     for name, syntax in sorted(module_syntax(*names).items()):
@@ -52,10 +52,21 @@ def parse_module(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _imported_modules(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in _executed_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if module_file(alias.name))
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level and module_file(node.module):
             # An imported name is either a module of the package, or something that the module itself defines.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from {name if module_file(name) else node.module for name in names}
+
+
+def _executed_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and all nodes below it, but not what only type checkers read."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from _executed_nodes(other)
+        else:
+            yield from _executed_nodes(child)

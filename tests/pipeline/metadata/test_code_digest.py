@@ -51,6 +51,19 @@ def test_the_version_changes_the_digest(sources, monkeypatch):
     assert code_digest.code_digest("pipeline.one") != before
 
 
+def test_imports_for_type_checkers_do_not_count():
+    _, imported = code_digest.parse_module("""
+if TYPE_CHECKING:
+    from kseg.training import loop
+else:
+    import kseg.cli
+def f():
+    from kseg.training import step
+""")
+    assert set(imported) & {"kseg.training.loop", "kseg.cli", "kseg.training.step"} == {
+        "kseg.cli", "kseg.training.step"}
+
+
 def test_a_change_of_the_evaluator_does_not_retrain():
     trained = code_digest.module_syntax("pipeline.components.trainer")
     evaluated = code_digest.module_syntax("pipeline.components.evaluator")
