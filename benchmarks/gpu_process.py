@@ -3,12 +3,12 @@
 The process prints a JSON object for each task as soon as it is measured, or one for all of them if it cannot start.
 """
 
-import json
-import os
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from benchmarks.measured_process import open_answers
 
 INFERENCE, TRAINING = "inference", "training"
 TASKS = (INFERENCE, TRAINING)
@@ -20,7 +20,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Work:
-    """What a process measures: a head, a batch of images (N, height, width), a precision and a kind of device.
+    """Describe a process: a head, a batch of images (N, height, width), a precision and a kind of device.
 
     Each of `rounds` has `steps` timed steps.
     """
@@ -70,13 +70,7 @@ def report(build: Callable[[], tuple[dict, dict[str, Callable[[], dict]]]]) -> N
 
     `build` returns the description of the system and its tasks. A task that fails does not end the others.
     """
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # Prints of libraries go to standard error, so that answers are the only output.
-    os.dup2(2, 1)
-
-    def send(answer: dict) -> None:
-        print(json.dumps(answer), file=answers)
-
+    send = open_answers()
     # Out of memory has another class in every library, and any failure has to become a row of the table.
     try:
         description, tasks = build()

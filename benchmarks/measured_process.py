@@ -117,19 +117,21 @@ def _read_answer(process: subprocess.Popen, errors: IO[str]) -> dict:
     raise RuntimeError(f"{' '.join(process.args[:3])} exited with status {process.returncode}: {''.join(last_line)}")
 
 
+def open_answers() -> Callable[[dict], None]:
+    """Return a function that prints an answer, and send everything else that is printed to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # Libraries print, too, and answers have to be the only output.
+    os.dup2(2, 1)
+    return lambda answer: print(json.dumps(answer), file=answers)
+
+
 def serve(build: Callable[[], tuple[dict, Callable[[], int]]]) -> None:
     """Work on request in this process.
 
     `build` returns the process's description and a step, which returns its number of items. An ImportError in `build`
     is reported as the reason why the process cannot work.
     """
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # Prints of libraries go to standard error, so that answers are the only output.
-    os.dup2(2, 1)
-
-    def send(answer: dict) -> None:
-        print(json.dumps(answer), file=answers)
-
+    send = open_answers()
     try:
         description, step = build()
     except ImportError as error:

@@ -148,20 +148,23 @@ def complete(words: list[str]) -> str:
     if last_option == "--set" or typed == ["config"]:
         return " ".join(key + "=" * (last_option == "--set") for key in dotted_keys(Config))
     try:
-        name, _ = find_command(typed or [""])
+        name, arguments = find_command(typed or [""])
     except ConfigError:
         depth = len(typed)
-        following = {tuple(name.split())[depth] for name in COMMANDS
-                     if name.split()[:depth] == typed and len(name.split()) > depth}
+        following = {parts[depth] for parts in map(str.split, COMMANDS)
+                     if parts[:depth] == typed and len(parts) > depth}
         return " ".join(sorted(following))
-    return " ".join(options_of(COMMANDS[name].module))
+    return " ".join(options_of(COMMANDS[name].module, arguments))
 
 
-def options_of(module: str) -> list[str]:
-    """Return the options that a command's help names."""
+def options_of(module: str, arguments: list[str]) -> list[str]:
+    """Return the options that a command's help names, or its subcommand's if that is the first argument."""
+    subcommand = [word for word in arguments[:1] if not word.startswith("-")]
     output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        importlib.import_module(module).main(["--help"])
+    # A wrong subcommand is reported when the command runs.
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()), \
+            contextlib.suppress(SystemExit):
+        importlib.import_module(module).main([*subcommand, "--help"])
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]*", output.getvalue())))
 
 

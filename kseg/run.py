@@ -132,7 +132,7 @@ class Run:
             config = configs.replace_value(config, key, value)
         self.config = checks.check_config(config)
         if self.workdir is None:
-            self.workdir = Path("runs") / config.name.replace(":", "-")
+            self.workdir = configs.default_workdir(config)
         self._segmenter: "Segmenter | None" = None
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kseg import cli
+from kseg import config as configs
 from kseg.config import zoo
 from kseg.errors import ConfigError
 from kseg.system import quiet_start
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     quiet_start.import_tensorflow(for_training=True)
     from kseg.distributed import hosts
     from kseg.profiling import step_time
-    from kseg.training import trainer, working_directory
+    from kseg.training import trainer
 
     # The start waits for all hosts, so a host can be lost there as well.
     with hosts.exit_on_host_loss():
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         if values.explain:
             print(step_time.step_time_table(step_time.explain_step_time(config, strategy)))
             return 0
-        workdir = values.workdir or working_directory.default_workdir(config)
+        workdir = values.workdir or configs.default_workdir(config)
         try:
             trainer.train(config, workdir, strategy, profiled=profiled)
         except Stopped as stopped:

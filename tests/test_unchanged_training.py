@@ -5,7 +5,7 @@ import pytest
 from tests.helpers.before import TRAININGS, printed, recorded, require_same, start, training, training_facts
 from tests.helpers.exhaustive import exhaustive
 
-# In `make test`, the run of those days that test_unchanged_files continues shows the same for EncNet.
+# `make test` shows the same for EncNet: test_unchanged_files continues a killed run of kseg 0.1.0.
 pytestmark = exhaustive
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kseg.config import files
 from kseg.config.checks import check_config
@@ -72,6 +73,14 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Config:
     for override in overrides:
         config = set_value(config, override)
     return check_config(config)
+
+
+def default_workdir(config: Config) -> Path:
+    """Return runs/NAME or runs/NAME-VARIANT, where a run of a config is written.
+
+    The colon of a variant's name is replaced because it separates directories in search paths.
+    """
+    return Path("runs") / config.name.replace(":", "-")
 
 
 def to_dict(config: Config) -> dict:

@@ -40,14 +40,6 @@ CHANGEABLE = ("name", "data.directory", "data.unreadable", "data.memory", "data.
               "train.recompute", "train.nonfinite_batches", "train.patience")
 
 
-def default_workdir(config: Config) -> Path:
-    """Return runs/NAME or runs/NAME-VARIANT.
-
-    The colon of a variant's name is replaced because it separates directories in search paths.
-    """
-    return Path("runs") / config.name.replace(":", "-")
-
-
 def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
     """Create or reopen the working directory of a run and lock it.
 

@@ -6,7 +6,7 @@ import math
 import keras
 import pytest
 
-from benchmarks import gpu, gpu_process, gpu_rows, kseg_gpu
+from benchmarks import gpu, gpu_process, gpu_rows, kseg_gpu, measured_process
 from benchmarks.gpu_rows import Row
 from kseg import models
 
@@ -126,7 +126,7 @@ def test_a_failed_task_does_not_end_the_others(monkeypatch, capfd):
     def fail():
         raise MemoryError("out of memory\nallocating 9 GiB")
 
-    monkeypatch.setattr(gpu_process.os, "dup2", lambda *_: None)
+    monkeypatch.setattr(measured_process.os, "dup2", lambda *_: None)
     gpu_process.report(lambda: ({"device": "cpu"}, {"inference": fail, "training": lambda: {"peak": 1}}))
     first, second = map(json.loads, capfd.readouterr().out.splitlines())
     assert (first["task"], first["error"]) == ("inference", "MemoryError: out of memory")

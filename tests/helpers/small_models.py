@@ -18,7 +18,7 @@ SHALLOW = ("tests/commands/test_benchmark.py", "tests/commands/test_export.py", 
            "tests/models/test_models_contract.py", "tests/pipeline/", "tests/profiling/test_step_time.py",
            "tests/serving/", "tests/training/", "tests/test_docstring_examples.py", "tests/test_end_to_end.py",
            "tests/test_extreme_sizes.py", "tests/test_gpu_kernels.py", "tests/test_run.py")
-# Of those, the ones for which it does.
+# Depth matters for these, although their directory is listed above.
 DEEP = ("tests/training/test_precision.py",)
 SHORTEST = (1, 1, 1, 1), False
 

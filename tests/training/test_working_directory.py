@@ -141,7 +141,7 @@ def test_second_model_of_a_process_has_the_same_variable_names():
     ("encnet_shapes", "runs/encnet_shapes"),
     ("encnet_cityscapes:r101-d8-769x769-80k", "runs/encnet_cityscapes-r101-d8-769x769-80k")])
 def test_default_workdir_has_no_colon(name, directory):
-    assert working_directory.default_workdir(configs.load(name)) == Path(directory)
+    assert configs.default_workdir(configs.load(name)) == Path(directory)
 
 
 def state(value):

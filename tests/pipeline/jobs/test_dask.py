@@ -34,7 +34,7 @@ from tests.helpers.stored_artifacts import ingested
 from tests.helpers.splits import val_split
 
 IMAGES = 16
-# What each process of the cluster would import.
+# Each process of the cluster would import these.
 PRELOADED = ("distributed.client", "distributed.scheduler", "distributed.worker", "kseg.inference.trained_model",
              "pipeline.jobs.counting")
 
