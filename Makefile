@@ -10,7 +10,7 @@ DEMO_SET ?=
 # Where the pipeline's demo is written.
 PIPELINE ?= pipeline-demo
 
-.PHONY: demo pipeline-demo test test-all lock clean
+.PHONY: demo pipeline-demo lint format test test-all lock clean
 
 # Trains EncNet on the built-in synthetic set, evaluates it and draws what it predicts.
 demo: .venv/installed
@@ -23,9 +23,18 @@ pipeline-demo: .venv/installed
 	@$(RUN) -m pipeline.run_local --config encnet_shapes --root "$(PIPELINE)/run" --floor 0.5 --set data.directory="$(PIPELINE)/shapes" $(DEMO_SET)
 	@$(RUN) -m pipeline.history --root "$(PIPELINE)/run"
 
-# Three processes, for two cores: one of them often waits for servers, hosts or clusters. Each wants 4 GB of memory.
-test: .venv/installed
+# The order of the packages, and ruff's rules and format.
+lint: .venv/installed
 	@.venv/bin/lint-imports
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --quiet --check .
+
+format: .venv/installed
+	@.venv/bin/ruff check --quiet --fix .
+	@.venv/bin/ruff format .
+
+# Three processes, for two cores: one of them often waits for servers, hosts or clusters. Each wants 4 GB of memory.
+test: .venv/installed lint
 	@$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Also the tests that repeat a check for another head, format or setting.

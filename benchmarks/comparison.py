@@ -67,15 +67,20 @@ def start_or_report(name: str, start: Callable[[], MeasuredProcess], reported: s
         return None
 
 
-def measure_in_turn(processes: dict[str, MeasuredProcess], rounds: int, warm_up: int, count: int,
-                    report: Callable[[int, dict[str, list[Round]]], None] | None = None) -> dict[str, list[Round]]:
+def measure_in_turn(
+    processes: dict[str, MeasuredProcess],
+    rounds: int,
+    warm_up: int,
+    count: int,
+    report: Callable[[int, dict[str, list[Round]]], None] | None = None,
+) -> dict[str, list[Round]]:
     """Return the rounds of all processes.
 
     One process works at a time. The order is reversed in every other round. `report` is called after every round.
     """
     results: dict[str, list[Round]] = {name: [] for name in processes}
     for number in range(rounds):
-        for name in list(processes)[::-1 if number % 2 else 1]:
+        for name in list(processes)[:: -1 if number % 2 else 1]:
             results[name].append(processes[name].work(warm_up, count))
         if report:
             report(number + 1, results)
@@ -97,15 +102,33 @@ def measure_models(head: str, processes: dict[str, MeasuredProcess], rounds: int
     for process in processes.values():
         # The first items choose kernels and fill caches.
         process.work(1, 1)
-    results = measure_in_turn(processes, rounds, 0, count, lambda number, done: print(
-        f"{head}, round {number} of {rounds}: "
-        + ", ".join(f"{name} {1 / rounds_of[-1].rate:.2f} s" for name, rounds_of in done.items()), flush=True))
+    results = measure_in_turn(
+        processes,
+        rounds,
+        0,
+        count,
+        lambda number, done: print(
+            f"{head}, round {number} of {rounds}: "
+            + ", ".join(f"{name} {1 / rounds_of[-1].rate:.2f} s" for name, rounds_of in done.items()),
+            flush=True,
+        ),
+    )
     seconds = {name: [1 / done.rate for done in results[name]] for name in results}
     cpu = {name: [done.cpu_seconds for done in results[name]] for name in results}
     first = next(iter(processes))
-    return [ModelRow(head, name, seconds[name], median_ratio(seconds[name], seconds[first]), cpu[name],
-                     median_ratio(cpu[name], cpu[first]), process.peak(), process.description)
-            for name, process in processes.items()]
+    return [
+        ModelRow(
+            head,
+            name,
+            seconds[name],
+            median_ratio(seconds[name], seconds[first]),
+            cpu[name],
+            median_ratio(cpu[name], cpu[first]),
+            process.peak(),
+            process.description,
+        )
+        for name, process in processes.items()
+    ]
 
 
 def ratio_cells(row: ModelRow, reference: str) -> tuple[str, str]:
@@ -119,9 +142,12 @@ def versions(rows: list[ModelRow]) -> str:
     return ", ".join(f"{name} {version}" for name, version in merged.items())
 
 
-def compare_models(arguments: argparse.Namespace, title: str,
-                   measure_head: Callable[[str, argparse.Namespace, set[str]], list[ModelRow]],
-                   table: Callable[[list[ModelRow]], str]) -> int:
+def compare_models(
+    arguments: argparse.Namespace,
+    title: str,
+    measure_head: Callable[[str, argparse.Namespace, set[str]], list[ModelRow]],
+    table: Callable[[list[ModelRow]], str],
+) -> int:
     """Measure all heads, print the table and return the exit status.
 
     `measure_head` gets a head, the arguments and the set of reasons already reported. With `arguments.out`, all results

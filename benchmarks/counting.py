@@ -33,8 +33,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="counting-") as directory:
         maps = Path(directory) / "maps.npz"
         write_maps(maps, arguments.maps)
-        print(f"{arguments.maps} maps of {'x'.join(map(str, street_pairs.SIZE))}, {CLASSES} classes; "
-              f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+        print(
+            f"{arguments.maps} maps of {'x'.join(map(str, street_pairs.SIZE))}, {CLASSES} classes; "
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        )
         try:
             start_all(processes, maps, arguments.peer_python)
             require_equal(processes)
@@ -91,8 +93,10 @@ def start_all(processes: dict[str, MeasuredProcess], maps: Path, peer_python: st
         processes[PEER] = peer
     for name, kind in KINDS.items():
         # The peer counts on the CPU, so no GPU is used.
-        processes[name] = start([sys.executable, "-m", "benchmarks.kseg_counting", str(maps), kind],
-                                {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"})
+        processes[name] = start(
+            [sys.executable, "-m", "benchmarks.kseg_counting", str(maps), kind],
+            {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"},
+        )
     for name, process in processes.items():
         process.settle()
         print(f"{name}: {', '.join(' '.join(pair) for pair in process.description['versions'].items())}")
@@ -122,11 +126,16 @@ def summarize(rounds: dict[str, list[Round]]) -> dict:
         times = [1000 / turn.rate for turn in done]
         cpu_times = [1000 * turn.cpu_seconds for turn in done]
         results[name] = {
-            "milliseconds": statistics.median(times), "fastest": min(times), "slowest": max(times), "times": times,
+            "milliseconds": statistics.median(times),
+            "fastest": min(times),
+            "slowest": max(times),
+            "times": times,
             "ratio": comparison.median_ratio([1000 / turn.rate for turn in peer], times) if peer else None,
             "cpu_milliseconds": statistics.median(cpu_times),
             "cpu_ratio": comparison.median_ratio([1000 * turn.cpu_seconds for turn in peer], cpu_times)
-            if peer else None}
+            if peer
+            else None,
+        }
     return results
 
 

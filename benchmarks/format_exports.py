@@ -22,8 +22,9 @@ def main() -> int:
     from kseg.datasets import registry
     from kseg.exporting import exporter
 
-    config = configs.load(f"{head}_cityscapes", ["evaluate.resize=", f"export.size={height},{width}",
-                                                 "export.warmup_batches=1"])
+    config = configs.load(
+        f"{head}_cityscapes", ["evaluate.resize=", f"export.size={height},{width}", "export.warmup_batches=1"]
+    )
     dataset = registry.find_dataset(config.data)
     keras.utils.set_random_seed(0)
     model = models.build(config.model, len(dataset.classes))

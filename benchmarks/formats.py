@@ -25,13 +25,20 @@ from benchmarks.measured_process import ROOT, start
 
 # Name in the table -> the format, the version that has it, and the files of the format.
 SAVED_MODEL = "SavedModel, device=cpu"
-SYSTEMS = {SAVED_MODEL: ("savedmodel", 2, ("saved_model.pb", "variables/*")),
-           "SavedModel, device=any": ("savedmodel", 1, ("saved_model.pb", "variables/*")),
-           "ONNX": ("onnx", 1, ("model.onnx",)), "OpenVINO": ("openvino", 1, ("model.xml", "model.bin")),
-           "LiteRT": ("litert", 1, ("model.tflite",))}
+SYSTEMS = {
+    SAVED_MODEL: ("savedmodel", 2, ("saved_model.pb", "variables/*")),
+    "SavedModel, device=any": ("savedmodel", 1, ("saved_model.pb", "variables/*")),
+    "ONNX": ("onnx", 1, ("model.onnx",)),
+    "OpenVINO": ("openvino", 1, ("model.xml", "model.bin")),
+    "LiteRT": ("litert", 1, ("model.tflite",)),
+}
 # Modules that write and run each format.
-LIBRARIES = {"savedmodel": (), "onnx": ("tf2onnx", "onnx", "onnxruntime"), "openvino": ("openvino",),
-             "litert": ("ai_edge_litert",)}
+LIBRARIES = {
+    "savedmodel": (),
+    "onnx": ("tf2onnx", "onnx", "onnxruntime"),
+    "openvino": ("openvino",),
+    "litert": ("ai_edge_litert",),
+}
 
 
 def main() -> int:
@@ -44,8 +51,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.formats", description=__doc__.partition("\n")[0])
     parser.add_argument("--heads", default="encnet", metavar="NAME,...", help=f"some of {', '.join(HEADS)}")
     parser.add_argument("--size", default="512,1024", metavar="HEIGHT,WIDTH", help="of the image (default: 512,1024)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(),
-                        help="threads of every runtime (default: the number of cores)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of every runtime (default: the number of cores)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of every format (default 5)")
     parser.add_argument("--images", type=int, default=1, help="images timed per turn (default 1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results of all rounds as JSON")
@@ -66,14 +74,26 @@ def measure_head(head: str, arguments: argparse.Namespace, reported: set[str]) -
     with tempfile.TemporaryDirectory() as directory:
         size = tuple(map(str, arguments.size))
         forms = {form for form, _, _ in systems.values()} - {"savedmodel"}
-        subprocess.run([sys.executable, "-m", "benchmarks.format_exports", directory, head, *size, *sorted(forms)],
-                       cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.format_exports", directory, head, *size, *sorted(forms)],
+            cwd=ROOT,
+            check=True,
+        )
         try:
             for name, (form, version, _) in systems.items():
                 processes[name] = start(
-                    [sys.executable, "-m", "benchmarks.kseg_formats", str(arguments.threads), form,
-                     f"{directory}/{version}", f"{directory}/{name}.npy", *size],
-                    {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"})
+                    [
+                        sys.executable,
+                        "-m",
+                        "benchmarks.kseg_formats",
+                        str(arguments.threads),
+                        form,
+                        f"{directory}/{version}",
+                        f"{directory}/{name}.npy",
+                        *size,
+                    ],
+                    {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"},
+                )
             rows = comparison.measure_models(head, processes, arguments.rounds, arguments.images)
         finally:
             for process in processes.values():
@@ -81,8 +101,9 @@ def measure_head(head: str, arguments: argparse.Namespace, reported: set[str]) -
         expected = np.load(f"{directory}/{SAVED_MODEL}.npy")
         for row in rows:
             _, version, patterns = systems[row.system]
-            row.description["file_bytes"] = sum(path.stat().st_size for pattern in patterns
-                                                for path in Path(directory, str(version)).glob(pattern))
+            row.description["file_bytes"] = sum(
+                path.stat().st_size for pattern in patterns for path in Path(directory, str(version)).glob(pattern)
+            )
             row.description["different"] = float((np.load(f"{directory}/{row.system}.npy") != expected).mean())
     return rows
 
@@ -98,14 +119,19 @@ def is_installed(form: str, reported: set[str]) -> bool:
 
 def table(rows: list[ModelRow]) -> str:
     """Return the results as a Markdown table with the versions below."""
-    lines = ["| head | format | s/image (min..max) | times the SavedModel's | CPU s/image | times the SavedModel's "
-             "| loaded in s | peak MiB | files MB | other pixels |", "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| head | format | s/image (min..max) | times the SavedModel's | CPU s/image | times the SavedModel's "
+        "| loaded in s | peak MiB | files MB | other pixels |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         ratio, cpu_ratio = comparison.ratio_cells(row, SAVED_MODEL)
-        lines.append(f"| {row.head} | {row.system} | {comparison.spread(row.seconds)} | {ratio} "
-                     f"| {statistics.median(row.cpu_seconds):.2f} | {cpu_ratio} "
-                     f"| {row.description['load_seconds']:.1f} | {row.peak / MIB:.0f} "
-                     f"| {row.description['file_bytes'] / 1e6:.0f} | {100 * row.description['different']:.4f} % |")
+        lines.append(
+            f"| {row.head} | {row.system} | {comparison.spread(row.seconds)} | {ratio} "
+            f"| {statistics.median(row.cpu_seconds):.2f} | {cpu_ratio} "
+            f"| {row.description['load_seconds']:.1f} | {row.peak / MIB:.0f} "
+            f"| {row.description['file_bytes'] / 1e6:.0f} | {100 * row.description['different']:.4f} % |"
+        )
     return "\n".join([*lines, "", comparison.versions(rows)])
 
 

@@ -36,8 +36,11 @@ from benchmarks.heads import HEADS
 from benchmarks.measured_process import ROOT
 
 # System -> the module and the first arguments of its process.
-PROCESSES = {KSEG: ["benchmarks.kseg_gpu"], "eager": ["benchmarks.peer_gpu", "eager"],
-             "compiled": ["benchmarks.peer_gpu", "compiled"]}
+PROCESSES = {
+    KSEG: ["benchmarks.kseg_gpu"],
+    "eager": ["benchmarks.peer_gpu", "eager"],
+    "compiled": ["benchmarks.peer_gpu", "compiled"],
+}
 SIZES, QUICK_SIZES = "8x512x1024,16x512x512", "2x128x128"
 
 
@@ -57,23 +60,41 @@ def main() -> int:
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0])
-    parser.add_argument("--peer-python", default=sys.executable, metavar="FILE",
-                        help="Python that has PyTorch (default: this one)")
+    parser.add_argument(
+        "--peer-python", default=sys.executable, metavar="FILE", help="Python that has PyTorch (default: this one)"
+    )
     parser.add_argument("--heads", default=",".join(HEADS), metavar="NAME,...", help=f"some of {', '.join(HEADS)}")
-    parser.add_argument("--systems", default=",".join(PROCESSES), metavar="NAME,...",
-                        help=f"some of {', '.join(PROCESSES)}; the last two are PyTorch's")
-    parser.add_argument("--precisions", default="bfloat16,tf32", metavar="NAME,...",
-                        help=f"some of {', '.join(PRECISIONS)}; tf32 and float32 are float32 with and without "
-                             "TensorFloat-32 (default bfloat16,tf32)")
+    parser.add_argument(
+        "--systems",
+        default=",".join(PROCESSES),
+        metavar="NAME,...",
+        help=f"some of {', '.join(PROCESSES)}; the last two are PyTorch's",
+    )
+    parser.add_argument(
+        "--precisions",
+        default="bfloat16,tf32",
+        metavar="NAME,...",
+        help=f"some of {', '.join(PRECISIONS)}; tf32 and float32 are float32 with and without "
+        "TensorFloat-32 (default bfloat16,tf32)",
+    )
     parser.add_argument("--sizes", metavar="NxHxW,...", help=f"batches (default {SIZES})")
     parser.add_argument("--device", choices=(GPU, CPU), default=GPU, help="cpu: only to try the script")
     parser.add_argument("--rounds", type=int, help="timed rounds (default 3)")
     parser.add_argument("--steps", type=int, help="steps of a round (default 10)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SIZES}, one round of one step")
-    parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS",
-                        help="start no process that would not end in time, and end one that does not")
-    parser.add_argument("--peak-tflops", default="", metavar="PRECISION=N,...",
-                        help="peak of the device in TFLOP/s, if it is not one of the known ones")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="start no process that would not end in time, and end one that does not",
+    )
+    parser.add_argument(
+        "--peak-tflops",
+        default="",
+        metavar="PRECISION=N,...",
+        help="peak of the device in TFLOP/s, if it is not one of the known ones",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON after every row")
     arguments = parser.parse_args(words)
     for name, choices in (("heads", HEADS), ("systems", PROCESSES), ("precisions", PRECISIONS)):
@@ -136,8 +157,16 @@ def measure(arguments: argparse.Namespace, caches: str, begin: float) -> Iterato
             # The first process of a system is taken to need as long as the longest of another one.
             expected = longest.get(system, max(longest.values(), default=0.0))
             if limit <= expected:
-                yield from (Row(work, system, task, {}, f"missing: it may take {expected:.0f} s, and "
-                                f"{max(limit, 0):.0f} s of --budget are left") for task in TASKS)
+                yield from (
+                    Row(
+                        work,
+                        system,
+                        task,
+                        {},
+                        f"missing: it may take {expected:.0f} s, and {max(limit, 0):.0f} s of --budget are left",
+                    )
+                    for task in TASKS
+                )
                 continue
             for row in measure_system(work, system, arguments.peer_python, caches, limit):
                 if system == KSEG:
@@ -153,19 +182,27 @@ def measure_system(work: Work, system: str, peer_python: str, caches: str, limit
     # Compiled packages brought for this version of Python would fail under another one.
     brought = os.environ.get("PYTHONPATH") if python == sys.executable else None
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), brought))), "KERAS_BACKEND": "jax",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), brought))),
+        "KERAS_BACKEND": "jax",
         # Otherwise JAX would take most of the memory before it is needed.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         # Compiled functions that initialize weights serve all processes of this run.
-        "JAX_COMPILATION_CACHE_DIR": f"{caches}/jax", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TORCHINDUCTOR_CACHE_DIR": f"{caches}/torch"}
+        "JAX_COMPILATION_CACHE_DIR": f"{caches}/jax",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TORCHINDUCTOR_CACHE_DIR": f"{caches}/torch",
+    }
     if work.device == CPU:
         environment |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
     left = list(TASKS)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:
-            process = subprocess.Popen([python, "-m", module, *first, *work.words()], stdout=subprocess.PIPE,
-                                       stderr=errors, text=True, env=environment)
+            process = subprocess.Popen(
+                [python, "-m", module, *first, *work.words()],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+            )
         except OSError as error:
             yield from (Row(work, system, task, {}, f"{python}: {error.strerror}") for task in left)
             return
@@ -193,8 +230,9 @@ def measure_system(work: Work, system: str, peer_python: str, caches: str, limit
             process.stdout.close()
         errors.seek(0)
         last_line = "".join([line.strip() for line in errors if line.strip()][-1:])
-    reason = "missing: ended by --budget" if late.is_set() else \
-        f"exited with status {process.returncode}: {last_line[:200]}"
+    reason = (
+        "missing: ended by --budget" if late.is_set() else f"exited with status {process.returncode}: {last_line[:200]}"
+    )
     yield from (Row(work, system, task, {}, reason) for task in left)
 
 

@@ -87,5 +87,7 @@ def report(build: Callable[[], tuple[dict, dict[str, Callable[[], dict]]]]) -> N
 def failure(error: Exception) -> dict:
     """Return the reason of a failure in one line, and its traceback."""
     first_line = str(error).strip().partition("\n")[0]
-    return {"error": f"{type(error).__name__}: {first_line}"[:200],
-            "traceback": "".join(traceback.format_exception(error))[-8000:]}
+    return {
+        "error": f"{type(error).__name__}: {first_line}"[:200],
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+    }

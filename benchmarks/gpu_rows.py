@@ -18,12 +18,16 @@ NAMES = {KSEG: "kseg on JAX", "eager": "PyTorch", "compiled": "PyTorch, compiled
 _H100_SXM = {"bfloat16": 989.4, "tf32": 494.7, "float32": 66.9}
 _A100 = {"bfloat16": 312.0, "tf32": 156.0, "float32": 19.5}
 PEAK_TFLOPS = {
-    "NVIDIA H200": _H100_SXM, "NVIDIA H100 80GB HBM3": _H100_SXM,
+    "NVIDIA H200": _H100_SXM,
+    "NVIDIA H100 80GB HBM3": _H100_SXM,
     "NVIDIA H100 PCIe": {"bfloat16": 756.0, "tf32": 378.0, "float32": 51.0},
-    "NVIDIA A100-SXM4-40GB": _A100, "NVIDIA A100-SXM4-80GB": _A100, "NVIDIA A100-PCIE-40GB": _A100,
+    "NVIDIA A100-SXM4-40GB": _A100,
+    "NVIDIA A100-SXM4-80GB": _A100,
+    "NVIDIA A100-PCIE-40GB": _A100,
     "NVIDIA A100 80GB PCIe": _A100,
     "NVIDIA L4": {"bfloat16": 121.0, "tf32": 60.0, "float32": 30.3},
-    "NVIDIA A10": {"bfloat16": 125.0, "tf32": 62.5, "float32": 31.2}}
+    "NVIDIA A10": {"bfloat16": 125.0, "tf32": 62.5, "float32": 31.2},
+}
 # The backward pass computes two products, with the gradients of inputs and of kernels, for each of the forward pass.
 PASSES = {task: 3 if task == TRAINING else 1 for task in TASKS}
 LOSS_TOLERANCE, MULTIPLY_ADDS_TOLERANCE = 0.1, 0.01
@@ -86,25 +90,35 @@ def table(rows: list[Row], peaks: dict[str, float]) -> str:
     """Return the results as a Markdown table below the devices, the date and the versions."""
     measured = [row for row in rows if not row.reason]
     versions = {name: version for row in measured for name, version in row.results["versions"].items()}
-    lines = [f"{', '.join(dict.fromkeys(row.results['device'] for row in measured)) or 'no device'}, "
-             f"{datetime.date.today().isoformat()}, "
-             + (", ".join(f"{name} {version}" for name, version in versions.items()) or "nothing measured"), "",
-             "| head | batch | precision | task | system | images/s (min..max) | TFLOP/s | share of peak | peak MiB "
-             "| first step, s |", "|---|---|---|---|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        f"{', '.join(dict.fromkeys(row.results['device'] for row in measured)) or 'no device'}, "
+        f"{datetime.date.today().isoformat()}, "
+        + (", ".join(f"{name} {version}" for name, version in versions.items()) or "nothing measured"),
+        "",
+        "| head | batch | precision | task | system | images/s (min..max) | TFLOP/s | share of peak | peak MiB "
+        "| first step, s |",
+        "|---|---|---|---|---|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         cells = [*key(row), f"not measured: {row.reason}", "", "", "", ""]
         if not row.reason:
             peak, memory = peak_of(row, peaks), row.results["peak"]
             teraflops = row.flops() / 1e12
-            cells = [*key(row), comparison.spread(row.rates()), f"{teraflops:.2f}",
-                     f"{100 * teraflops / peak:.1f} %" if peak else "",
-                     f"{memory / MIB:.0f}" if memory is not None else "", f"{row.results['first_seconds']:.1f}"]
+            cells = [
+                *key(row),
+                comparison.spread(row.rates()),
+                f"{teraflops:.2f}",
+                f"{100 * teraflops / peak:.1f} %" if peak else "",
+                f"{memory / MIB:.0f}" if memory is not None else "",
+                f"{row.results['first_seconds']:.1f}",
+            ]
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     lines += ["", "TensorFloat-32, on both sides: off at float32, otherwise on for products of float32 values."]
     used = {(row.results["device"], row.work.precision): peak_of(row, peaks) for row in measured}
     for (device, precision), peak in used.items():
-        lines.append(f"Peak of {device} at {precision}: " + (f"{peak:g} TFLOP/s" if peak else
-                                                            "unknown; --peak-tflops sets it"))
+        lines.append(
+            f"Peak of {device} at {precision}: " + (f"{peak:g} TFLOP/s" if peak else "unknown; --peak-tflops sets it")
+        )
     missing = [" ".join(key(row)) for row in rows if row.reason]
     lines.append(f"{len(measured)} of {len(rows)} rows measured" + (f"; not: {'; '.join(missing)}" if missing else ""))
     return "\n".join(lines)

@@ -21,8 +21,12 @@ from benchmarks.peer_heads import SMP
 HEADS = ("encnet", "deeplabv3", "deeplabv3plus", "apcnet", "pspnet", "fcn")
 KSEG = "kseg, compiled"
 # Name in the table -> arguments of peer_heads.
-PEERS = {"MMSegmentation": ("mmseg", "plain"), "MMSegmentation, best": ("mmseg", "best"),
-         "smp": ("smp", "plain"), "smp, best": ("smp", "best")}
+PEERS = {
+    "MMSegmentation": ("mmseg", "plain"),
+    "MMSegmentation, best": ("mmseg", "best"),
+    "smp": ("smp", "plain"),
+    "smp, best": ("smp", "best"),
+}
 SIZE, QUICK_SIZE = (512, 1024), (256, 512)
 
 
@@ -37,8 +41,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--smp-python", metavar="FILE", help="Python of segmentation_models.pytorch's environment")
     parser.add_argument("--heads", default=",".join(HEADS), metavar="NAME,...", help=f"some of {', '.join(HEADS)}")
     parser.add_argument("--quick", action="store_true", help="use images of 256x512 instead of 512x1024")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(),
-                        help="threads of every system (default: the number of cores)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of every system (default: the number of cores)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of every system (default 5)")
     parser.add_argument("--images", type=int, default=1, help="images timed per turn (default 1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results of all rounds as JSON")
@@ -58,13 +63,15 @@ def measure_head(head: str, arguments: argparse.Namespace, reported: set[str]) -
             if system == "smp" and head not in SMP:
                 continue
             process = comparison.start_or_report(
-                name, lambda system=system, form=form: start_peer(system, form, head, arguments), reported)
+                name, lambda system=system, form=form: start_peer(system, form, head, arguments), reported
+            )
             if process:
                 processes[name] = process
         for name, process in processes.items():
             if process.description["ids"] != list(arguments.size):
-                raise RuntimeError(f"{name} returns ids of size {process.description['ids']} instead of "
-                                   f"{arguments.size}")
+                raise RuntimeError(
+                    f"{name} returns ids of size {process.description['ids']} instead of {arguments.size}"
+                )
         return comparison.measure_models(head, processes, arguments.rounds, arguments.images)
     finally:
         for process in processes.values():
@@ -73,8 +80,10 @@ def measure_head(head: str, arguments: argparse.Namespace, reported: set[str]) -
 
 def start_kseg(head: str, arguments: argparse.Namespace) -> MeasuredProcess:
     """Start kseg's model; raises RuntimeError if it cannot work."""
-    return start([sys.executable, "-m", "benchmarks.kseg_heads", str(arguments.threads), head,
-                  *map(str, arguments.size)], {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"})
+    return start(
+        [sys.executable, "-m", "benchmarks.kseg_heads", str(arguments.threads), head, *map(str, arguments.size)],
+        {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
 
 
 def start_peer(system: str, form: str, head: str, arguments: argparse.Namespace) -> MeasuredProcess:
@@ -83,21 +92,27 @@ def start_peer(system: str, form: str, head: str, arguments: argparse.Namespace)
     python = getattr(arguments, option)
     if not python:
         raise RuntimeError(f"no --{option.replace('_', '-')}")
-    return start([python, "-m", "benchmarks.peer_heads", system, form, str(arguments.threads), head,
-                  *map(str, arguments.size)],
-                 {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": str(arguments.threads)})
+    return start(
+        [python, "-m", "benchmarks.peer_heads", system, form, str(arguments.threads), head, *map(str, arguments.size)],
+        {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": str(arguments.threads)},
+    )
 
 
 def table(rows: list[ModelRow]) -> str:
     """Return the results as a Markdown table with the versions below."""
-    lines = ["| head | system | s/image (min..max) | times kseg's | CPU s/image | times kseg's | parameters, M "
-             "| multiply-adds, G | peak MiB |", "|---|---|--:|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| head | system | s/image (min..max) | times kseg's | CPU s/image | times kseg's | parameters, M "
+        "| multiply-adds, G | peak MiB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         ratio, cpu_ratio = comparison.ratio_cells(row, KSEG)
-        lines.append(f"| {row.head} | {row.system} | {comparison.spread(row.seconds)} | {ratio} "
-                     f"| {statistics.median(row.cpu_seconds):.2f} | {cpu_ratio} "
-                     f"| {row.description['parameters'] / 1e6:.1f} | {row.description['multiply_adds'] / 1e9:.1f} "
-                     f"| {row.peak / MIB:.0f} |")
+        lines.append(
+            f"| {row.head} | {row.system} | {comparison.spread(row.seconds)} | {ratio} "
+            f"| {statistics.median(row.cpu_seconds):.2f} | {cpu_ratio} "
+            f"| {row.description['parameters'] / 1e6:.1f} | {row.description['multiply_adds'] / 1e9:.1f} "
+            f"| {row.peak / MIB:.0f} |"
+        )
     return "\n".join([*lines, "", comparison.versions(rows)])
 
 

@@ -1,6 +1,6 @@
 """Count pixels in TensorFlow for benchmarks.counting: kseg's confusion matrix, boundary bands, or Keras' metric.
 
-    PYTHON -m benchmarks.kseg_counting MAPS confusion|counts|keras
+PYTHON -m benchmarks.kseg_counting MAPS confusion|counts|keras
 """
 
 import importlib.metadata
@@ -28,8 +28,10 @@ def counter(kind: str, classes: int) -> tuple[Callable, Callable]:
     count = {"confusion": confusion.confusion, "counts": confusion.banded_confusion}[kind]
     bands = () if kind == "confusion" else (len(metrics.BOUNDARY_WIDTHS) + 1,)
     total = tf.Variable(tf.zeros((*bands, classes, classes), tf.int64))
-    return (lambda label, prediction: total.assign_add(count(label[None], prediction[None], classes)),
-            lambda: total.numpy().reshape(-1, classes, classes).sum(0))
+    return (
+        lambda label, prediction: total.assign_add(count(label[None], prediction[None], classes)),
+        lambda: total.numpy().reshape(-1, classes, classes).sum(0),
+    )
 
 
 def build(path: Path, kind: str) -> tuple[dict, Callable[[], int]]:
@@ -37,11 +39,14 @@ def build(path: Path, kind: str) -> tuple[dict, Callable[[], int]]:
     import tensorflow as tf
 
     with np.load(path) as file:
-        pairs = [(tf.constant(label), tf.constant(prediction.astype(np.int32)))
-                 for label, prediction in zip(file["labels"], file["predictions"])]
+        pairs = [
+            (tf.constant(label), tf.constant(prediction.astype(np.int32)))
+            for label, prediction in zip(file["labels"], file["predictions"])
+        ]
         update, matrix = counter(kind, int(file["classes"]))
-    compiled = tf.function(update, input_signature=[
-        tf.TensorSpec((None, None), tf.uint8), tf.TensorSpec((None, None), tf.int32)])
+    compiled = tf.function(
+        update, input_signature=[tf.TensorSpec((None, None), tf.uint8), tf.TensorSpec((None, None), tf.int32)]
+    )
     for pair in pairs:
         compiled(*pair)
     total = matrix()
@@ -51,8 +56,12 @@ def build(path: Path, kind: str) -> tuple[dict, Callable[[], int]]:
         compiled(*next(endless))
         return 1
 
-    return {"versions": {package: importlib.metadata.version(package) for package in ("tensorflow", "keras")},
-            "hits": np.diag(total).tolist(), "truth": total.sum(1).tolist(), "predicted": total.sum(0).tolist()}, step
+    return {
+        "versions": {package: importlib.metadata.version(package) for package in ("tensorflow", "keras")},
+        "hits": np.diag(total).tolist(),
+        "truth": total.sum(1).tolist(),
+        "predicted": total.sum(0).tolist(),
+    }, step
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from benchmarks import measured_process
 RUNTIMES = {"savedmodel": "tensorflow", "onnx": "onnxruntime", "openvino": "openvino", "litert": "ai-edge-litert"}
 
 
-def build(threads: int, form: str, directory: Path, ids_file: Path, size: tuple[int, int]) -> tuple[
-        dict, Callable[[], int]]:
+def build(
+    threads: int, form: str, directory: Path, ids_file: Path, size: tuple[int, int]
+) -> tuple[dict, Callable[[], int]]:
     """Return the description of the format and a step that predicts one image."""
     image = drawn_image(size)
     load = load_saved_model if form == "savedmodel" else importlib.import_module(f"kseg.exporting.{form}_file").load
@@ -56,5 +57,8 @@ def drawn_image(size: tuple[int, int]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    measured_process.serve(lambda: build(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]),
-                                         (int(sys.argv[5]), int(sys.argv[6]))))
+    measured_process.serve(
+        lambda: build(
+            int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), (int(sys.argv[5]), int(sys.argv[6]))
+        )
+    )

@@ -36,11 +36,16 @@ def build(work: Work) -> tuple[dict, dict[str, Callable[[], dict]]]:
     model = models.build(settings, CLASSES, (work.height, work.width), POLICIES[layers])
     images, labels = jax.device_put(example(work.height, work.width, work.batch))
     trained = sum(math.prod(variable.shape) for variable in model.trainable_variables)
-    description = {"device": device.device_kind, "parameters": trained,
-                   "versions": {"kseg": __version__, "Keras": keras.__version__, "JAX": jax.__version__}}
+    description = {
+        "device": device.device_kind,
+        "parameters": trained,
+        "versions": {"kseg": __version__, "Keras": keras.__version__, "JAX": jax.__version__},
+    }
     # The update overwrites the weights, so inference comes first.
-    return description, {INFERENCE: lambda: measure_inference(model, images, work),
-                         TRAINING: lambda: measure_training(model, images, labels, work)}
+    return description, {
+        INFERENCE: lambda: measure_inference(model, images, work),
+        TRAINING: lambda: measure_training(model, images, labels, work),
+    }
 
 
 def measure_inference(model, images, work: Work) -> dict:
@@ -58,8 +63,9 @@ def measure_inference(model, images, work: Work) -> dict:
         logits, _ = main.stateless_call(trainable, fixed, images, training=False)
         return ops.argmax(resize(logits, images.shape[1:3]), axis=-1)
 
-    values = [[variable.value for variable in group]
-              for group in (main.trainable_variables, main.non_trainable_variables)]
+    values = [
+        [variable.value for variable in group] for group in (main.trainable_variables, main.non_trainable_variables)
+    ]
     results = gpu_process.timed(lambda: predict(*values, images), jax.block_until_ready, work)
     return results | {"multiply_adds": multiply_adds(main), "peak": peak()}
 
@@ -87,8 +93,10 @@ def measure_training(model, images, labels, work: Work) -> dict:
         return loss, (trainable, fixed, slots)
 
     compiled = jax.jit(update, donate_argnums=0)
-    state = [[variable.value for variable in group]
-             for group in (model.trainable_variables, model.non_trainable_variables, optimizer.variables)]
+    state = [
+        [variable.value for variable in group]
+        for group in (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
+    ]
     computed = []
 
     def step():

@@ -1,6 +1,6 @@
 """Run one of kseg's heads for benchmarks.heads: a compiled model with random weights, from an image to class ids.
 
-    PYTHON -m benchmarks.kseg_heads THREADS HEAD HEIGHT WIDTH
+PYTHON -m benchmarks.kseg_heads THREADS HEAD HEIGHT WIDTH
 """
 
 import sys
@@ -36,9 +36,12 @@ def build(threads: int, head: str, height: int, width: int) -> tuple[dict, Calla
         predict(image)
         return 1
 
-    return {"versions": {"kseg": __version__, "TensorFlow": tf.__version__, "Keras": keras.__version__},
-            "parameters": sum(int(np.prod(weight.shape)) for weight in main.trainable_weights),
-            "multiply_adds": count_macs(main, (1, height, width, 3)), "ids": list(predict(image).shape)}, step
+    return {
+        "versions": {"kseg": __version__, "TensorFlow": tf.__version__, "Keras": keras.__version__},
+        "parameters": sum(int(np.prod(weight.shape)) for weight in main.trainable_weights),
+        "multiply_adds": count_macs(main, (1, height, width, 3)),
+        "ids": list(predict(image).shape),
+    }, step
 
 
 if __name__ == "__main__":

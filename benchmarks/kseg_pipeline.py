@@ -1,6 +1,6 @@
 """Run kseg's input pipeline for benchmarks.input_pipeline: the batches of kseg.train under a config, normalized.
 
-    PYTHON -m benchmarks.kseg_pipeline THREADS CONFIG [KEY=VALUE ...]
+PYTHON -m benchmarks.kseg_pipeline THREADS CONFIG [KEY=VALUE ...]
 """
 
 import importlib.metadata
@@ -14,8 +14,8 @@ def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable
     """Return the description of the pipeline and a step that takes one batch and returns its number of images."""
     import tensorflow as tf
 
-    from kseg import config as configs
     from kseg import __version__
+    from kseg import config as configs
     from kseg.datasets import registry
     from kseg.input_pipeline import batching
     from kseg.input_pipeline.normalization import normalize_batch
@@ -28,8 +28,9 @@ def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable
     # The training step normalizes images; the peer's pipeline does it.
     @tf.function(autograph=False)
     def network_input(batch: dict) -> tf.Tensor:
-        return normalize_batch(batch["image"], batch["inside"], config.data.mean, config.data.std,
-                               config.augment.pad_color)
+        return normalize_batch(
+            batch["image"], batch["inside"], config.data.mean, config.data.std, config.augment.pad_color
+        )
 
     def step() -> int:
         return len(network_input(next(batches)))
@@ -37,9 +38,11 @@ def build(threads: int, name: str, overrides: list[str]) -> tuple[dict, Callable
     first = next(batches)
     images = network_input(first)
 
-    return {"versions": {"kseg": __version__, "tensorflow": tf.__version__,
-                         "numpy": importlib.metadata.version("numpy")},
-            "image": [images.dtype.name, *images.shape], "label": list(first["label"].shape)}, step
+    return {
+        "versions": {"kseg": __version__, "tensorflow": tf.__version__, "numpy": importlib.metadata.version("numpy")},
+        "image": [images.dtype.name, *images.shape],
+        "label": list(first["label"].shape),
+    }, step
 
 
 if __name__ == "__main__":

@@ -63,8 +63,11 @@ def build(threads: int, head: str, height: int, width: int, batch: int, form: st
         take()
         return 1
 
-    return {"versions": {"kseg": __version__, "TensorFlow": tf.__version__, "Keras": keras.__version__},
-            "loss": loss, "first_seconds": time.perf_counter() - begin}, step
+    return {
+        "versions": {"kseg": __version__, "TensorFlow": tf.__version__, "Keras": keras.__version__},
+        "loss": loss,
+        "first_seconds": time.perf_counter() - begin,
+    }, step
 
 
 if __name__ == "__main__":

@@ -95,8 +95,14 @@ def start(command: list[str], environment: dict[str, str]) -> MeasuredProcess:
     """
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
     try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                                   env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        )
     except OSError as error:
         errors.close()
         raise RuntimeError(f"{command[0]}: {error.strerror}") from None

@@ -24,9 +24,13 @@ def build(path: Path) -> tuple[dict, Callable[[], int]]:
 
     with np.load(path) as file:
         # Both maps are int64 in MMSegmentation: argmax returns the prediction, and PackSegInputs the label.
-        samples = [{"gt_sem_seg": {"data": torch.from_numpy(label.astype(np.int64))[None]},
-                    "pred_sem_seg": {"data": torch.from_numpy(prediction.astype(np.int64))[None]}}
-                   for label, prediction in zip(file["labels"], file["predictions"])]
+        samples = [
+            {
+                "gt_sem_seg": {"data": torch.from_numpy(label.astype(np.int64))[None]},
+                "pred_sem_seg": {"data": torch.from_numpy(prediction.astype(np.int64))[None]},
+            }
+            for label, prediction in zip(file["labels"], file["predictions"])
+        ]
         classes = [str(index) for index in range(int(file["classes"]))]
     metric = IoUMetric(ignore_index=255)
     metric.dataset_meta = {"classes": classes}
@@ -40,8 +44,12 @@ def build(path: Path) -> tuple[dict, Callable[[], int]]:
         metric.process({}, [next(endless)])
         return 1
 
-    return {"versions": {"mmseg": mmseg.__version__, "torch": torch.__version__},
-            "hits": hits, "truth": truth, "predicted": predicted}, step
+    return {
+        "versions": {"mmseg": mmseg.__version__, "torch": torch.__version__},
+        "hits": hits,
+        "truth": truth,
+        "predicted": predicted,
+    }, step
 
 
 if __name__ == "__main__":

@@ -35,8 +35,11 @@ def build(form: str, work: Work) -> tuple[dict, dict[str, Callable[[], dict]]]:
     images, labels = (torch.from_numpy(values).to(device) for values in example(work.height, work.width, work.batch))
     images = images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     trained = sum(parameter.numel() for parameter in model.parameters())
-    description = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "parameters": trained,
-                   "versions": {"PyTorch": torch.__version__}}
+    description = {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "parameters": trained,
+        "versions": {"PyTorch": torch.__version__},
+    }
     if on_gpu:
         description["versions"] |= {"CUDA": torch.version.cuda, "cuDNN": str(torch.backends.cudnn.version())}
 
@@ -46,7 +49,8 @@ def build(form: str, work: Work) -> tuple[dict, dict[str, Callable[[], dict]]]:
     compile_or_not = torch.compile if form == "compiled" else lambda function: function
     return description, {
         INFERENCE: lambda: measure_inference(model, images, autocast, compile_or_not, work),
-        TRAINING: lambda: measure_training(model, images, labels, autocast, compile_or_not, work)}
+        TRAINING: lambda: measure_training(model, images, labels, autocast, compile_or_not, work),
+    }
 
 
 def measure_inference(model, images, autocast: Callable, compile_or_not: Callable, work: Work) -> dict:

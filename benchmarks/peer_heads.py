@@ -16,8 +16,11 @@ from benchmarks.peer_models import build_model
 CLASSES = 19
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 # Head -> smp's class for the same paper, with output stride 8 where smp supports it.
-SMP = {"deeplabv3": ("DeepLabV3", {"encoder_output_stride": 8}),
-       "deeplabv3plus": ("DeepLabV3Plus", {"encoder_output_stride": 8}), "pspnet": ("PSPNet", {})}
+SMP = {
+    "deeplabv3": ("DeepLabV3", {"encoder_output_stride": 8}),
+    "deeplabv3plus": ("DeepLabV3Plus", {"encoder_output_stride": 8}),
+    "pspnet": ("PSPNet", {}),
+}
 
 
 def build(system: str, form: str, threads: int, head: str, height: int, width: int) -> tuple[dict, Callable[[], int]]:
@@ -39,8 +42,12 @@ def build(system: str, form: str, threads: int, head: str, height: int, width: i
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ids = predict()
     # FlopCounterMode counts a multiply-add as two operations.
-    return {"versions": versions | {"torch": torch.__version__}, "parameters": parameters,
-            "multiply_adds": counter.get_total_flops() // 2, "ids": list(ids.shape)}, step
+    return {
+        "versions": versions | {"torch": torch.__version__},
+        "parameters": parameters,
+        "multiply_adds": counter.get_total_flops() // 2,
+        "ids": list(ids.shape),
+    }, step
 
 
 def build_mmseg(head: str, best: bool, image) -> tuple[dict, int, Callable]:
@@ -84,8 +91,11 @@ def build_smp(head: str, best: bool, image) -> tuple[dict, int, Callable]:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return model(inputs).argmax(1)[0].numpy()
 
-    return ({"segmentation_models_pytorch": segmentation_models_pytorch.__version__},
-            sum(value.numel() for value in model.parameters()), predict)
+    return (
+        {"segmentation_models_pytorch": segmentation_models_pytorch.__version__},
+        sum(value.numel() for value in model.parameters()),
+        predict,
+    )
 
 
 if __name__ == "__main__":

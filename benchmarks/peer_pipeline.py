@@ -45,7 +45,8 @@ def pipeline(tree: Path):
 
     register_all_modules()
     return CityscapesDataset(
-        data_root=str(tree), data_prefix={"img_path": "leftImg8bit/train", "seg_map_path": "gtFine/train"},
+        data_root=str(tree),
+        data_prefix={"img_path": "leftImg8bit/train", "seg_map_path": "gtFine/train"},
         pipeline=[
             {"type": "LoadImageFromFile"},
             {"type": "LoadAnnotations"},
@@ -53,7 +54,9 @@ def pipeline(tree: Path):
             {"type": "RandomCrop", "crop_size": CROP, "cat_max_ratio": 0.75},
             {"type": "RandomFlip", "prob": 0.5},
             {"type": "PhotoMetricDistortion"},
-            {"type": "PackSegInputs"}])
+            {"type": "PackSegInputs"},
+        ],
+    )
 
 
 def build(tree: Path, workers: int, batch: int) -> tuple[dict, Callable[[], int]]:
@@ -68,8 +71,14 @@ def build(tree: Path, workers: int, batch: int) -> tuple[dict, Callable[[], int]
     from mmseg.models import SegDataPreProcessor
 
     dataset = pipeline(tree)
-    preprocess = SegDataPreProcessor(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
-                                     pad_val=0, seg_pad_val=255, size=CROP)
+    preprocess = SegDataPreProcessor(
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=CROP,
+    )
 
     def collate(examples):
         batch = preprocess(pseudo_collate(examples), training=True)
@@ -77,8 +86,14 @@ def build(tree: Path, workers: int, batch: int) -> tuple[dict, Callable[[], int]
 
     # MMSegmentation's recipes also disable OpenCV's threads, which slow down parallel workers.
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=batch, sampler=InfiniteSampler(dataset, shuffle=True, seed=0), num_workers=workers,
-        persistent_workers=True, collate_fn=collate, worker_init_fn=lambda worker: cv2.setNumThreads(0))
+        dataset,
+        batch_size=batch,
+        sampler=InfiniteSampler(dataset, shuffle=True, seed=0),
+        num_workers=workers,
+        persistent_workers=True,
+        collate_fn=collate,
+        worker_init_fn=lambda worker: cv2.setNumThreads(0),
+    )
     batches = iter(loader)
     image, label = next(batches)
 
@@ -86,11 +101,18 @@ def build(tree: Path, workers: int, batch: int) -> tuple[dict, Callable[[], int]
         image, _ = next(batches)
         return len(image)
 
-    return {"versions": {"mmseg": mmseg.__version__, "mmcv": mmcv.__version__, "mmengine": mmengine.__version__,
-                         "torch": torch.__version__, "OpenCV": cv2.__version__},
-            # The shape is reported with channels last for the comparison with kseg.
-            "image": [str(image.dtype).removeprefix("torch."), *image.permute(0, 2, 3, 1).shape],
-            "label": list(label.shape)}, step
+    return {
+        "versions": {
+            "mmseg": mmseg.__version__,
+            "mmcv": mmcv.__version__,
+            "mmengine": mmengine.__version__,
+            "torch": torch.__version__,
+            "OpenCV": cv2.__version__,
+        },
+        # The shape is reported with channels last for the comparison with kseg.
+        "image": [str(image.dtype).removeprefix("torch."), *image.permute(0, 2, 3, 1).shape],
+        "label": list(label.shape),
+    }, step
 
 
 if __name__ == "__main__":

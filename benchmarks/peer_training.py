@@ -47,8 +47,11 @@ def build(threads: int, head: str, height: int, width: int, batch: int, form: st
         take()
         return 1
 
-    return {"versions": versions | {"torch": torch.__version__}, "loss": loss,
-            "first_seconds": time.perf_counter() - begin}, step
+    return {
+        "versions": versions | {"torch": torch.__version__},
+        "loss": loss,
+        "first_seconds": time.perf_counter() - begin,
+    }, step
 
 
 def data_samples(labels) -> list:

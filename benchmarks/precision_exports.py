@@ -1,6 +1,6 @@
 """Write exports of a head with random weights in several precisions for benchmarks.precisions.
 
-    PYTHON -m benchmarks.precision_exports DIRECTORY HEAD PRECISION ...
+PYTHON -m benchmarks.precision_exports DIRECTORY HEAD PRECISION ...
 """
 
 import sys
@@ -28,8 +28,11 @@ def main(directory: Path, head: str, precisions: list[str]) -> None:
     keras.utils.set_random_seed(0)
     model = models.build(config.model, CLASSES)
     for precision in precisions:
-        network = integer_network(model, config) if precision == "int8" else export_network(
-            model, config.model, precision, "cpu")
+        network = (
+            integer_network(model, config)
+            if precision == "int8"
+            else export_network(model, config.model, precision, "cpu")
+        )
         served = Served(network, protocol_of(config), SIZE, config.export.max_pixels, all_scores=False)
         tf.saved_model.save(served, str(directory / precision), signatures=served.functions)
 

@@ -32,8 +32,12 @@ def main() -> int:
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precisions", description=__doc__.partition("\n")[0])
     parser.add_argument("--heads", default="encnet", metavar="NAME,...", help=f"some of {', '.join(HEADS)}")
-    parser.add_argument("--precisions", default="float32,int8", metavar="NAME,...",
-                        help=f"some of {', '.join(PRECISIONS)}; ratios are to the first one")
+    parser.add_argument(
+        "--precisions",
+        default="float32,int8",
+        metavar="NAME,...",
+        help=f"some of {', '.join(PRECISIONS)}; ratios are to the first one",
+    )
     parser.add_argument("--quick", action="store_true", help="use images of 256x512 instead of 512x1024")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: the number of cores)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of every precision (default 5)")
@@ -55,18 +59,32 @@ def measure_head(head: str, arguments: argparse.Namespace, reported: set[str]) -
     processes = {}
     with tempfile.TemporaryDirectory() as directory:
         # The memory of making the exports is not part of a server's.
-        made = subprocess.run([sys.executable, "-m", "benchmarks.precision_exports", directory, head,
-                               *arguments.precisions], env=os.environ | ENVIRONMENT, cwd=ROOT, check=False)
+        made = subprocess.run(
+            [sys.executable, "-m", "benchmarks.precision_exports", directory, head, *arguments.precisions],
+            env=os.environ | ENVIRONMENT,
+            cwd=ROOT,
+            check=False,
+        )
         if made.returncode:
             raise RuntimeError(f"the exports of {head} were not made")
         try:
             for precision in arguments.precisions:
                 processes[precision] = start(
-                    [sys.executable, "-m", "benchmarks.kseg_formats", str(arguments.threads), "savedmodel",
-                     f"{directory}/{precision}", f"{directory}/{precision}.npy", *map(str, arguments.size)],
-                    ENVIRONMENT)
+                    [
+                        sys.executable,
+                        "-m",
+                        "benchmarks.kseg_formats",
+                        str(arguments.threads),
+                        "savedmodel",
+                        f"{directory}/{precision}",
+                        f"{directory}/{precision}.npy",
+                        *map(str, arguments.size),
+                    ],
+                    ENVIRONMENT,
+                )
                 processes[precision].description["bytes"] = sum(
-                    path.stat().st_size for path in Path(directory, precision).rglob("*") if path.is_file())
+                    path.stat().st_size for path in Path(directory, precision).rglob("*") if path.is_file()
+                )
             return comparison.measure_models(head, processes, arguments.rounds, arguments.images)
         finally:
             for process in processes.values():
@@ -75,13 +93,16 @@ def measure_head(head: str, arguments: argparse.Namespace, reported: set[str]) -
 
 def table(rows: list[ModelRow]) -> str:
     """Return the rows as a Markdown table."""
-    lines = ["| head | precision | s/image | times | CPU s | times | MB on disk | peak MiB |",
-             "|---|---|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| head | precision | s/image | times | CPU s | times | MB on disk | peak MiB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         lines.append(
             f"| {row.head} | {row.system} | {comparison.spread(row.seconds)} | {row.ratio:.2f} | "
             f"{statistics.median(row.cpu_seconds):.2f} | {row.cpu_ratio:.2f} | {row.description['bytes'] / 1e6:.0f} | "
-            f"{row.peak / MIB:.0f} |")
+            f"{row.peak / MIB:.0f} |"
+        )
     return "\n".join([*lines, "", comparison.versions(rows)])
 
 

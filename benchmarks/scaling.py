@@ -106,8 +106,9 @@ def all_reduce(cluster: Cluster, gpus: int, size: float) -> float:
         return 0.0
     hosts = gpus // inside
     # Between hosts there is one ring per GPU; together they share the bandwidth of the host.
-    rings = (ring(inside, size, cluster.inside_us, cluster.inside_gbytes)
-             + ring(hosts, size, cluster.between_us, cluster.between_gbytes))
+    rings = ring(inside, size, cluster.inside_us, cluster.inside_gbytes) + ring(
+        hosts, size, cluster.between_us, cluster.between_gbytes
+    )
     return cluster.launch_us / 1e6 + min(rings, tree(cluster, inside, hosts, size))
 
 
@@ -120,23 +121,33 @@ def step(work: Workload, cluster: Cluster, gpus: int, images: float) -> Step:
     # A checkpoint is written and read back.
     checkpoint = 2 * work.state / cluster.storage_gbytes / 1e9
     validation = VALIDATION_IMAGES / gpus * work.image
-    return Step(compute, norms, gradients, OTHER_MESSAGES * all_reduce(cluster, gpus, FLOAT),
-                images / (cluster.cores * cluster.images_per_core),
-                checkpoint / CHECKPOINT_EVERY + validation / VALIDATE_EVERY)
+    return Step(
+        compute,
+        norms,
+        gradients,
+        OTHER_MESSAGES * all_reduce(cluster, gpus, FLOAT),
+        images / (cluster.cores * cluster.images_per_core),
+        checkpoint / CHECKPOINT_EVERY + validation / VALIDATE_EVERY,
+    )
 
 
 def table(work: Workload, cluster: Cluster, images_per_gpu: dict[int, float]) -> str:
     """Return a Markdown table by number of GPUs; efficiency compares images/s per GPU with the first row."""
-    lines = ["| GPUs | global batch | computing, ms | norms | gradients | reading | steps/s | images/s | efficiency "
-             "| largest part |", "|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"]
+    lines = [
+        "| GPUs | global batch | computing, ms | norms | gradients | reading | steps/s | images/s | efficiency "
+        "| largest part |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
     first = None
     for gpus, images in images_per_gpu.items():
         parts = step(work, cluster, gpus, images)
         rate = gpus * images / parts.seconds
         first = first or rate / gpus
         cells = (f"{1000 * part:.1f}" for part in (parts.compute, parts.norms, parts.gradients, parts.reading))
-        lines.append(f"| {gpus} | {gpus * images:.0f} | {' | '.join(cells)} | {1 / parts.seconds:.2f} | {rate:,.0f} "
-                     f"| {100 * rate / gpus / first:.0f} % | {parts.largest} |")
+        lines.append(
+            f"| {gpus} | {gpus * images:.0f} | {' | '.join(cells)} | {1 / parts.seconds:.2f} | {rate:,.0f} "
+            f"| {100 * rate / gpus / first:.0f} % | {parts.largest} |"
+        )
     return "\n".join(lines)
 
 
@@ -145,16 +156,21 @@ def sensitivity(work: Workload, cluster: Cluster) -> str:
     changes = {
         "as assumed": (work, cluster),
         "GPUs twice as fast": (replace(work, image=work.image / 2), cluster),
-        "one 100 Gbit/s Ethernet port a host, six times the latency":
-            (work, replace(cluster, between_us=6 * cluster.between_us, between_gbytes=12.5)),
+        "one 100 Gbit/s Ethernet port a host, six times the latency": (
+            work,
+            replace(cluster, between_us=6 * cluster.between_us, between_gbytes=12.5),
+        ),
         "a collective's launch twice as long": (work, replace(cluster, launch_us=2 * cluster.launch_us)),
         "four all-reduces a norm instead of two": (replace(work, norm_messages=4 * (FLOAT,)), cluster),
         "norms not synchronized": (replace(work, norm_messages=()), cluster),
         "gradients sent during the whole backward pass": (work, replace(cluster, overlap=1.0)),
-        "a quarter of the cores": (work, replace(cluster, cores=cluster.cores / 4))}
+        "a quarter of the cores": (work, replace(cluster, cores=cluster.cores / 4)),
+    }
     counts = (1, 8, 64, 1024)
-    lines = ["| | " + " | ".join(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in counts) + " |",
-             "|---|" + "--:|" * len(counts)]
+    lines = [
+        "| | " + " | ".join(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in counts) + " |",
+        "|---|" + "--:|" * len(counts),
+    ]
     for name, (changed_work, changed_cluster) in changes.items():
         rates = (2 * gpus / step(changed_work, changed_cluster, gpus, 2).seconds for gpus in counts)
         lines.append(f"| {name} | {' | '.join(f'{rate:,.0f}' for rate in rates)} |")
@@ -168,11 +184,16 @@ def workload(network, teraflops: float, image: float | None = None) -> tuple[Wor
     """
     from kseg.models.norms import BatchNormalization
 
-    trainable, fixed = (FLOAT * sum(math.prod(weight.shape) for weight in weights)
-                        for weights in (network.trainable_variables, network.non_trainable_variables))
+    trainable, fixed = (
+        FLOAT * sum(math.prod(weight.shape) for weight in weights)
+        for weights in (network.trainable_variables, network.non_trainable_variables)
+    )
     norms = tuple(layer.gamma.shape[0] for layer in network.layers if isinstance(layer, BatchNormalization))
-    multiply_adds = sum(math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
-                        for layer in network.layers if hasattr(layer, "kernel"))
+    multiply_adds = sum(
+        math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
+        for layer in network.layers
+        if hasattr(layer, "kernel")
+    )
     if image is None:
         image = 2 * PASSES * multiply_adds / teraflops / 1e12
     # A checkpoint also contains the momentum of every trainable weight.
@@ -182,16 +203,27 @@ def workload(network, teraflops: float, image: float | None = None) -> tuple[Wor
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.partition("\n")[0])
     parser.add_argument("--heads", default=",".join(HEADS), metavar="NAME,...", help=f"default {','.join(HEADS)}")
-    parser.add_argument("--seconds-per-image", default="", metavar="HEAD=S,...",
-                        help="training time per image on one GPU by head; other heads follow --teraflops")
+    parser.add_argument(
+        "--seconds-per-image",
+        default="",
+        metavar="HEAD=S,...",
+        help="training time per image on one GPU by head; other heads follow --teraflops",
+    )
     for item in fields(Cluster):
-        parser.add_argument(f"--{item.name.replace('_', '-')}", type=item.type, default=item.default, metavar="X",
-                            help=f"{item.metadata['help']} (default {item.default:g})")
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            type=item.type,
+            default=item.default,
+            metavar="X",
+            help=f"{item.metadata['help']} (default {item.default:g})",
+        )
     arguments = parser.parse_args(words)
     cluster = Cluster(**{item.name: getattr(arguments, item.name) for item in fields(Cluster)})
     try:
-        seconds_per_image = {head: float(value) for head, value in (
-            pair.split("=") for pair in arguments.seconds_per_image.split(",") if pair)}
+        seconds_per_image = {
+            head: float(value)
+            for head, value in (pair.split("=") for pair in arguments.seconds_per_image.split(",") if pair)
+        }
     except ValueError:
         parser.error(f"--seconds-per-image takes HEAD=SECONDS,...; got {arguments.seconds_per_image}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -199,12 +231,15 @@ def main(words: list[str]) -> None:
     from kseg.config.sections import Model
 
     for head in arguments.heads.split(","):
-        work, multiply_adds = workload(models.build(Model(head=head), CLASSES, CROP), cluster.teraflops,
-                                       seconds_per_image.get(head))
-        print(f"{head}: {work.gradients / 1e6:.1f} MB of gradients, {len(work.norms)} batch normalizations, "
-              f"checkpoints of {work.state / 1e6:.0f} MB, {multiply_adds / 1e9:.1f} G multiply-adds and "
-              f"{1000 * work.image:.2f} ms per image")
-        print(f"\n2 images per GPU:\n\n{table(work, cluster, {gpus: 2.0 for gpus in GPU_COUNTS})}")
+        work, multiply_adds = workload(
+            models.build(Model(head=head), CLASSES, CROP), cluster.teraflops, seconds_per_image.get(head)
+        )
+        print(
+            f"{head}: {work.gradients / 1e6:.1f} MB of gradients, {len(work.norms)} batch normalizations, "
+            f"checkpoints of {work.state / 1e6:.0f} MB, {multiply_adds / 1e9:.1f} G multiply-adds and "
+            f"{1000 * work.image:.2f} ms per image"
+        )
+        print(f"\n2 images per GPU:\n\n{table(work, cluster, dict.fromkeys(GPU_COUNTS, 2.0))}")
         for batch in (8, 16):
             images_per_gpu = {gpus: batch / gpus for gpus in GPU_COUNTS if gpus <= batch}
             print(f"\nGlobal batch {batch}:\n\n{table(work, cluster, images_per_gpu)}")

@@ -29,9 +29,23 @@ class ServedProcess:
         self.name = name
         self.log = tempfile.NamedTemporaryFile("w+", encoding="utf-8", errors="replace", suffix=".log")
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "serving.server", f"--model_name={name}", f"--model_base_path={base}",
-             "--port=-1", "--rest_api_port=-1", "--log_requests=false", *flags], stdout=self.log,
-            stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+            [
+                sys.executable,
+                "-u",
+                "-m",
+                "serving.server",
+                f"--model_name={name}",
+                f"--model_base_path={base}",
+                "--port=-1",
+                "--rest_api_port=-1",
+                "--log_requests=false",
+                *flags,
+            ],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
         try:
             self.grpc, self.rest = self._addresses()
         except BaseException:

@@ -48,7 +48,7 @@ def main() -> int:
         # The server takes a directory of versions, which contains only this one.
         (base / "1").symlink_to(arguments.model.resolve())
         image = Path(directory, "street.jpg")
-        Image.fromarray(draw_pair()[0][:SIZE[0], :SIZE[1]]).save(image, quality=90)
+        Image.fromarray(draw_pair()[0][: SIZE[0], : SIZE[1]]).save(image, quality=90)
         for part in arguments.parts:
             print(f"\n### {part}\n", flush=True)
             results[part] = PARTS[part](arguments, base, image)
@@ -60,13 +60,15 @@ def main() -> int:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.server", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR/VERSION")
     parser.add_argument("--parts", default=",".join(PARTS), metavar="NAME,...", help="parts to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of every setting (default 5)")
-    parser.add_argument("--seconds", type=float, default=15.0, metavar="S",
-                        help="duration of a turn with clients (default 15)")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, metavar="S", help="duration of a turn with clients (default 15)"
+    )
     parser.add_argument("--pairs", type=int, default=60, metavar="N", help="single calls of every kind (default 60)")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 4 s and 8 pairs, only to check that it works")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write all results as JSON")
@@ -84,8 +86,13 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def run_direct(*words: object) -> dict[str, list[float]]:
     """Run benchmarks.server_direct and return its results."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.server_direct", *map(str, words)], text=True,
-                           stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.server_direct", *map(str, words)],
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     return json.loads(done.stdout)
 
 
@@ -95,8 +102,10 @@ def calls_table(seconds: dict[str, list[float]], reference: str) -> str:
     for name, values in seconds.items():
         ratio = median_ratio(values, seconds[reference])
         median, late = np.percentile(values, (50, 95))
-        lines.append(f"| {name} | {1000 * median:.1f} | {1000 * late:.1f} "
-                     f"| {median / statistics.median(seconds[reference]):.3f} | {ratio:.3f} |")
+        lines.append(
+            f"| {name} | {1000 * median:.1f} | {1000 * late:.1f} "
+            f"| {median / statistics.median(seconds[reference]):.3f} | {ratio:.3f} |"
+        )
     return "\n".join(lines)
 
 
@@ -121,8 +130,14 @@ def measure_export(arguments: argparse.Namespace, base: Path, image: Path) -> di
 def measure_threads(arguments: argparse.Namespace, base: Path, image: Path) -> dict:
     """Compare the documented settings with TensorFlow's defaults."""
     request = load_requests.grpc_request(MODEL, "serving_default", "image_bytes", image.read_bytes())
-    return measure_settings(arguments, MODEL, base, request, CLIENTS, {
-        "TensorFlow's own threads": (), f"intra_op 1, inter_op {CPUS}": SHIPPED})
+    return measure_settings(
+        arguments,
+        MODEL,
+        base,
+        request,
+        CLIENTS,
+        {"TensorFlow's own threads": (), f"intra_op 1, inter_op {CPUS}": SHIPPED},
+    )
 
 
 def measure_batching(arguments: argparse.Namespace, base: Path, image: Path) -> dict:
@@ -135,14 +150,31 @@ def measure_batching(arguments: argparse.Namespace, base: Path, image: Path) -> 
         small_exports.export(Path(directory), (1,))
         pixels = np.random.default_rng(0).integers(0, 256, (*TINY, 3), np.uint8)
         request = load_requests.grpc_request(MODEL, "predict_tensor", "image", pixels)
-        return measure_settings(arguments, MODEL, Path(directory), request, TINY_CLIENTS, {
-            "no batching": flags,
-            "batching.config": (*flags, "--enable_batching",
-                                f"--batching_parameters_file={ROOT / 'serving' / 'batching.config'}")})
+        return measure_settings(
+            arguments,
+            MODEL,
+            Path(directory),
+            request,
+            TINY_CLIENTS,
+            {
+                "no batching": flags,
+                "batching.config": (
+                    *flags,
+                    "--enable_batching",
+                    f"--batching_parameters_file={ROOT / 'serving' / 'batching.config'}",
+                ),
+            },
+        )
 
 
-def measure_settings(arguments: argparse.Namespace, name: str, base: Path, request: bytes, clients: int,
-                     settings: dict[str, tuple[str, ...]]) -> dict[str, list[dict]]:
+def measure_settings(
+    arguments: argparse.Namespace,
+    name: str,
+    base: Path,
+    request: bytes,
+    clients: int,
+    settings: dict[str, tuple[str, ...]],
+) -> dict[str, list[dict]]:
     """Measure servers with different flags in turn, print a table and return their rounds.
 
     Only one server has clients at a time. The table compares answers/s with those of the first setting.
@@ -151,17 +183,21 @@ def measure_settings(arguments: argparse.Namespace, name: str, base: Path, reque
     try:
         for label, flags in settings.items():
             servers[label] = ServedProcess(name, base, *flags)
-            pools[label] = load_generator.Clients(load_generator.Target(servers[label].grpc, "", 300.0), [request],
-                                                  PROCESSES)
+            pools[label] = load_generator.Clients(
+                load_generator.Target(servers[label].grpc, "", 300.0), [request], PROCESSES
+            )
         for number in range(arguments.rounds):
-            for label in list(settings)[::-1 if number % 2 else 1]:
+            for label in list(settings)[:: -1 if number % 2 else 1]:
                 cpu = CpuPerAnswer(servers[label].process.pid)
                 load = pools[label].run(clients, arguments.seconds, 2.0, cpu)
                 if load.failures:
                     raise RuntimeError(f"{label}: {dict(load.failures)} {load.messages}")
                 results[label].append(load_report.report_json(load) | {"cpu_seconds": cpu.seconds()})
-            print(f"round {number + 1} of {arguments.rounds}: " + ", ".join(
-                f"{label} {rounds[-1]['requests_per_second']:.1f}/s" for label, rounds in results.items()), flush=True)
+            print(
+                f"round {number + 1} of {arguments.rounds}: "
+                + ", ".join(f"{label} {rounds[-1]['requests_per_second']:.1f}/s" for label, rounds in results.items()),
+                flush=True,
+            )
     finally:
         for pool in pools.values():
             pool.close()
@@ -189,15 +225,20 @@ class CpuPerAnswer:
 def rates_table(results: dict[str, list[dict]]) -> str:
     """Return a Markdown table of medians, with ratios to the first setting's rate within rounds."""
     reference = [turn["requests_per_second"] for turn in next(iter(results.values()))]
-    lines = ["| setting | answers/s (min..max) | times the first | p50 ms | p99 ms | CPU ms per answer "
-             "| clients busy |", "|---|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| setting | answers/s (min..max) | times the first | p50 ms | p99 ms | CPU ms per answer | clients busy |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for label, rounds in results.items():
         rates = [turn["requests_per_second"] for turn in rounds]
         ratio = median_ratio(rates, reference)
-        p50, p99, cpu, busy = (statistics.median(turn[key] for turn in rounds)
-                               for key in ("p50", "p99", "cpu_seconds", "clients_busy"))
-        lines.append(f"| {label} | {statistics.median(rates):.1f} ({min(rates):.1f}..{max(rates):.1f}) | {ratio:.2f} "
-                     f"| {1000 * p50:.1f} | {1000 * p99:.1f} | {1000 * cpu:.2f} | {busy:.0%} |")
+        p50, p99, cpu, busy = (
+            statistics.median(turn[key] for turn in rounds) for key in ("p50", "p99", "cpu_seconds", "clients_busy")
+        )
+        lines.append(
+            f"| {label} | {statistics.median(rates):.1f} ({min(rates):.1f}..{max(rates):.1f}) | {ratio:.2f} "
+            f"| {1000 * p50:.1f} | {1000 * p99:.1f} | {1000 * cpu:.2f} | {busy:.0%} |"
+        )
     return "\n".join(lines)
 
 
@@ -207,8 +248,9 @@ def measure_all_forms(arguments: argparse.Namespace, base: Path, image: Path) ->
     try:
         content = ServedProcess(MODEL, base, *SHIPPED, "--enable_serialization_as_tensor_content")
         try:
-            results = measure_forms(MODEL, arguments.model, image, {"values": values, "content": content},
-                                    max(3, arguments.pairs // 4))
+            results = measure_forms(
+                MODEL, arguments.model, image, {"values": values, "content": content}, max(3, arguments.pairs // 4)
+            )
         finally:
             content.stop()
     finally:
@@ -217,8 +259,13 @@ def measure_all_forms(arguments: argparse.Namespace, base: Path, image: Path) ->
     return results
 
 
-PARTS: dict[str, Callable] = {"overhead": measure_overhead, "threads": measure_threads, "batching": measure_batching,
-                              "export": measure_export, "forms": measure_all_forms}
+PARTS: dict[str, Callable] = {
+    "overhead": measure_overhead,
+    "threads": measure_threads,
+    "batching": measure_batching,
+    "export": measure_export,
+    "forms": measure_all_forms,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

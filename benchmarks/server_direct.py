@@ -1,7 +1,7 @@
 """Time calls in turn for benchmarks.server and print their seconds as JSON.
 
-    python -m benchmarks.server_direct overhead MODEL_DIRECTORY NAME HOST:PORT IMAGE PAIRS THREADS
-    python -m benchmarks.server_direct export MODEL_DIRECTORY HEIGHT WIDTH PAIRS
+python -m benchmarks.server_direct overhead MODEL_DIRECTORY NAME HOST:PORT IMAGE PAIRS THREADS
+python -m benchmarks.server_direct export MODEL_DIRECTORY HEIGHT WIDTH PAIRS
 """
 
 import json
@@ -34,7 +34,8 @@ def overhead(directory: str, name: str, server: str, image: str, pairs: int, thr
     session = session_model.load_session_model(Path(directory), ("serve",), session_model.Threads(0, 1, threads))
     function = tf.saved_model.load(directory).signatures["serving_default"]
     stub = prediction_service_pb2_grpc.PredictionServiceStub(
-        grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)]))
+        grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)])
+    )
     outputs = tuple(session.signatures["serving_default"].outputs)
 
     def predict() -> bytes:
@@ -44,9 +45,11 @@ def overhead(directory: str, name: str, server: str, image: str, pairs: int, thr
         request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([data]))
         return stub.Predict(request, timeout=300).outputs["png_bytes"].string_val[0]
 
-    calls = {"gRPC": predict,
-             "session": lambda: session.run("serving_default", {"image_bytes": values}, outputs, None)["png_bytes"][0],
-             "function": lambda: function(image_bytes=tf.constant([data]))["png_bytes"].numpy()[0]}
+    calls = {
+        "gRPC": predict,
+        "session": lambda: session.run("serving_default", {"image_bytes": values}, outputs, None)["png_bytes"][0],
+        "function": lambda: function(image_bytes=tf.constant([data]))["png_bytes"].numpy()[0],
+    }
     if len({call() for call in calls.values()}) > 1:
         raise ValueError("the server and a direct call give different answers")
     return in_turn(calls, pairs)
@@ -76,15 +79,20 @@ def export(directory: str, height: int, width: int, pairs: int) -> dict[str, lis
 
     exported = tf.saved_model.load(directory).signatures["predict_tensor"]
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8))
-    return in_turn({"Keras model, compiled": lambda: compiled(image).numpy(),
-                    "exported": lambda: exported(image=image)["class_map"].numpy()}, pairs)
+    return in_turn(
+        {
+            "Keras model, compiled": lambda: compiled(image).numpy(),
+            "exported": lambda: exported(image=image)["class_map"].numpy(),
+        },
+        pairs,
+    )
 
 
 def in_turn(calls: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Return the seconds of all calls in all rounds; the order is reversed in every other round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(WARM_UP + rounds):
-        for name in list(calls)[::-1 if number % 2 else 1]:
+        for name in list(calls)[:: -1 if number % 2 else 1]:
             begin = time.perf_counter()
             calls[name]()
             if number >= WARM_UP:

@@ -18,15 +18,22 @@ from serving.clients.load_generator import PREDICT
 
 # Signature -> name of its input.
 ENCODED, PIXELS, EXAMPLE = "image_bytes", "image", "examples"
-INPUTS = {"serving_default": ENCODED, "predict_map": ENCODED, "serve_tf_examples": EXAMPLE, "predict_tensor": PIXELS,
-          "predict_scores": PIXELS, "predict_all_scores": PIXELS}
+INPUTS = {
+    "serving_default": ENCODED,
+    "predict_map": ENCODED,
+    "serve_tf_examples": EXAMPLE,
+    "predict_tensor": PIXELS,
+    "predict_scores": PIXELS,
+    "predict_all_scores": PIXELS,
+}
 # gRPC with answers as lists of numbers, gRPC with answers as tensor_content, and REST.
 PROTOCOLS = ("gRPC, values", "gRPC, content", "REST")
 MEGABYTE = 1e6
 
 
-def measure_forms(name: str, directory: Path, image: Path, servers: dict[str, ServedProcess],
-                  rounds: int) -> dict[str, dict]:
+def measure_forms(
+    name: str, directory: Path, image: Path, servers: dict[str, ServedProcess], rounds: int
+) -> dict[str, dict]:
     """Measure all forms in turn.
 
     Args:
@@ -39,19 +46,30 @@ def measure_forms(name: str, directory: Path, image: Path, servers: dict[str, Se
     Returns:
         {form: bytes sent and received, and the seconds of all rounds}.
     """
-    signatures = [line for line in (directory / "signatures.txt").read_text(encoding="utf-8").splitlines()
-                  if not line.startswith(" ")]
+    signatures = [
+        line
+        for line in (directory / "signatures.txt").read_text(encoding="utf-8").splitlines()
+        if not line.startswith(" ")
+    ]
     calls = {}
     for signature in sorted(signatures, key=list(INPUTS).index):
         value = input_value(INPUTS[signature], image)
         message = load_requests.grpc_request(name, signature, INPUTS[signature], value)
         body = load_requests.rest_request(signature, INPUTS[signature], value)
-        for protocol, call, request in zip(PROTOCOLS, (
-                grpc_call(servers["values"].grpc), grpc_call(servers["content"].grpc),
-                rest_call(servers["values"].rest, f"/v1/models/{name}:predict")), (message, message, body)):
+        for protocol, call, request in zip(
+            PROTOCOLS,
+            (
+                grpc_call(servers["values"].grpc),
+                grpc_call(servers["content"].grpc),
+                rest_call(servers["values"].rest, f"/v1/models/{name}:predict"),
+            ),
+            (message, message, body),
+        ):
             calls[f"{signature} | {protocol}"] = (call, request)
-    results = {form: {"sent": len(request), "received": len(call(request)), "seconds": []}
-               for form, (call, request) in calls.items()}
+    results = {
+        form: {"sent": len(request), "received": len(call(request)), "seconds": []}
+        for form, (call, request) in calls.items()
+    }
     for _ in range(rounds):
         for form, (call, request) in calls.items():
             begin = time.perf_counter()
@@ -69,8 +87,11 @@ def input_value(name: str, image: Path) -> bytes | np.ndarray:
         return data
     import tensorflow as tf
 
-    return tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: tf.train.Feature(
-        bytes_list=tf.train.BytesList(value=[data]))})).SerializeToString()
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={IMAGE_FEATURE: tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
+        )
+    ).SerializeToString()
 
 
 def grpc_call(server: str) -> Callable[[bytes], bytes]:
@@ -102,6 +123,8 @@ def forms_table(results: dict[str, dict]) -> str:
     lines = ["| signature | protocol | MB sent | MB received | p50 ms (min..max) |", "|---|---|--:|--:|--:|"]
     for form, row in results.items():
         median, fastest, slowest = (1000 * function(row["seconds"]) for function in (statistics.median, min, max))
-        lines.append(f"| {form} | {row['sent'] / MEGABYTE:.3f} | {row['received'] / MEGABYTE:.3f} "
-                     f"| {median:.0f} ({fastest:.0f}..{slowest:.0f}) |")
+        lines.append(
+            f"| {form} | {row['sent'] / MEGABYTE:.3f} | {row['received'] / MEGABYTE:.3f} "
+            f"| {median:.0f} ({fastest:.0f}..{slowest:.0f}) |"
+        )
     return "\n".join(lines)

@@ -14,8 +14,10 @@ from kseg.datasets import registry
 from kseg.exporting import exporter
 from kseg.exporting.signatures import IMAGE_FEATURE
 
-CONFIG, OVERRIDES = "encnet_shapes", ("model.width=4", "model.channels=8", "model.auxiliary_channels=4",
-                                      "model.output_stride=16", "augment.crop=48,64")
+CONFIG, OVERRIDES = (
+    "encnet_shapes",
+    ("model.width=4", "model.channels=8", "model.auxiliary_channels=4", "model.output_stride=16", "augment.crop=48,64"),
+)
 Arrays = dict[str, np.ndarray]
 
 
@@ -67,31 +69,57 @@ def cases(seed: int = 0) -> list[Case]:
 
     def encoded(*sizes: tuple[int, int]) -> np.ndarray:
         images = [random_image(*size) for size in sizes]
-        return np.array([(tf.io.encode_png if number % 2 else tf.io.encode_jpeg)(image).numpy()
-                         for number, image in enumerate(images)], object)
+        return np.array(
+            [
+                (tf.io.encode_png if number % 2 else tf.io.encode_jpeg)(image).numpy()
+                for number, image in enumerate(images)
+            ],
+            object,
+        )
 
     def examples(*sizes: tuple[int, int]) -> np.ndarray:
-        return np.array([tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: tf.train.Feature(
-            bytes_list=tf.train.BytesList(value=[data]))})).SerializeToString() for data in encoded(*sizes)], object)
+        return np.array(
+            [
+                tf.train.Example(
+                    features=tf.train.Features(
+                        feature={IMAGE_FEATURE: tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
+                    )
+                ).SerializeToString()
+                for data in encoded(*sizes)
+            ],
+            object,
+        )
 
-    return [Case("serving_default", {"image_bytes": encoded((120, 160))}),
-            Case("serving_default", {"image_bytes": encoded((97, 131), (64, 200), (33, 20))}),
-            Case("predict_map", {"image_bytes": encoded((150, 100), (60, 80))}),
-            Case("predict_tensor", {"image": random_image(96, 128)[None]}),
-            Case("predict_tensor", {"image": np.stack([random_image(40, 56) for _ in range(3)])}),
-            Case("predict_scores", {"image": random_image(50, 70)[None]}),
-            Case("serve_tf_examples", {"examples": examples((80, 90), (30, 40))})]
+    return [
+        Case("serving_default", {"image_bytes": encoded((120, 160))}),
+        Case("serving_default", {"image_bytes": encoded((97, 131), (64, 200), (33, 20))}),
+        Case("predict_map", {"image_bytes": encoded((150, 100), (60, 80))}),
+        Case("predict_tensor", {"image": random_image(96, 128)[None]}),
+        Case("predict_tensor", {"image": np.stack([random_image(40, 56) for _ in range(3)])}),
+        Case("predict_scores", {"image": random_image(50, 70)[None]}),
+        Case("serve_tf_examples", {"examples": examples((80, 90), (30, 40))}),
+    ]
 
 
 def answers(directory: Path, requests: list[Case]) -> list[Arrays]:
     """Return the answers of an exported version to requests, computed without a server."""
     signatures = tf.saved_model.load(str(directory)).signatures
-    return [{name: values.numpy() for name, values in signatures[case.signature](
-        **{name: tf.constant(values) for name, values in case.inputs.items()}).items()} for case in requests]
+    return [
+        {
+            name: values.numpy()
+            for name, values in signatures[case.signature](
+                **{name: tf.constant(values) for name, values in case.inputs.items()}
+            ).items()
+        }
+        for case in requests
+    ]
 
 
 def equal(actual: Arrays, expected: Arrays) -> bool:
     """Return whether all outputs have the same names, dtypes, shapes and values."""
     return set(actual) == set(expected) and all(
-        actual[name].dtype == values.dtype and actual[name].shape == values.shape
-        and actual[name].tolist() == values.tolist() for name, values in expected.items())
+        actual[name].dtype == values.dtype
+        and actual[name].shape == values.shape
+        and actual[name].tolist() == values.tolist()
+        for name, values in expected.items()
+    )

@@ -31,7 +31,7 @@ from benchmarks.soak_clients import MAX_PROBLEMS, Client, Expected, GrpcClient, 
 
 MODEL = "soak"
 SEEDS = (1, 2, 3)
-MIB = 2 ** 20
+MIB = 2**20
 # Every fourth change is a rollback, and three versions stay on disk.
 ROLLBACK_EVERY, KEPT = 4, 3
 # Maximum time until the server's state matches the directory.
@@ -122,13 +122,15 @@ class Memory(threading.Thread):
     def minima(self) -> list[float]:
         """Return the minimum MiB of all whole minutes; at other times an additional version may be loading."""
         minutes = int(self.samples[-1][0] / 60)
-        return [min(size for seconds, size in self.samples if 60 * minute <= seconds < 60 * (minute + 1)) / MIB
-                for minute in range(minutes)]
+        return [
+            min(size for seconds, size in self.samples if 60 * minute <= seconds < 60 * (minute + 1)) / MIB
+            for minute in range(minutes)
+        ]
 
     def slope(self) -> float:
         """Return the growth of the minima after SETTLED_FRACTION of the time in MiB per minute (least squares)."""
         minima = self.minima()
-        settled = minima[int(SETTLED_FRACTION * len(minima)):]
+        settled = minima[int(SETTLED_FRACTION * len(minima)) :]
         return float(np.polyfit(range(len(settled)), settled, 1)[0]) if len(settled) > 1 else 0.0
 
 
@@ -147,8 +149,9 @@ def main() -> int:
         versions = Versions(Path(directory, "served"), sources, next=1)
         versions.base.mkdir()
         timeline = Timeline(versions.publish())
-        server = ServedProcess(MODEL, versions.base, "--file_system_poll_wait_seconds=1", *SHIPPED,
-                               *arguments.server_flags.split())
+        server = ServedProcess(
+            MODEL, versions.base, "--file_system_poll_wait_seconds=1", *SHIPPED, *arguments.server_flags.split()
+        )
         try:
             memory = Memory(server)
             tally = soak(arguments, server, memory, expected, versions, timeline)
@@ -160,20 +163,34 @@ def main() -> int:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="duration (default 10)")
-    parser.add_argument("--swap-seconds", type=float, default=30.0, metavar="S",
-                        help="interval of changes (default 30)")
-    parser.add_argument("--clients", type=int, default=12, metavar="N",
-                        help="number of clients, every third over REST (default 12, more than two cores run at once)")
-    parser.add_argument("--growth", type=float, default=3.0, metavar="MIB",
-                        help="allowed growth per minute in the second half (default 3); runs shorter than "
-                             f"{MIN_MINUTES:g} minutes are not judged")
-    parser.add_argument("--server-flags", default="", metavar="FLAGS",
-                        help="additional flags of the server, in one argument")
-    parser.add_argument("--encoded", action="store_true",
-                        help="send no pixels: their different sizes cannot be batched")
+    parser.add_argument(
+        "--swap-seconds", type=float, default=30.0, metavar="S", help="interval of changes (default 30)"
+    )
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=12,
+        metavar="N",
+        help="number of clients, every third over REST (default 12, more than two cores run at once)",
+    )
+    parser.add_argument(
+        "--growth",
+        type=float,
+        default=3.0,
+        metavar="MIB",
+        help="allowed growth per minute in the second half (default 3); runs shorter than "
+        f"{MIN_MINUTES:g} minutes are not judged",
+    )
+    parser.add_argument(
+        "--server-flags", default="", metavar="FLAGS", help="additional flags of the server, in one argument"
+    )
+    parser.add_argument(
+        "--encoded", action="store_true", help="send no pixels: their different sizes cannot be batched"
+    )
     parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log to this file")
     arguments = parser.parse_args(words)
     if arguments.clients < 1 or arguments.minutes <= 0 or arguments.swap_seconds <= 0:
@@ -181,13 +198,22 @@ def parse(words: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def soak(arguments: argparse.Namespace, server: ServedProcess, memory: Memory, expected: Expected, versions: Versions,
-         timeline: Timeline) -> Tally:
+def soak(
+    arguments: argparse.Namespace,
+    server: ServedProcess,
+    memory: Memory,
+    expected: Expected,
+    versions: Versions,
+    timeline: Timeline,
+) -> Tally:
     """Run the clients while versions change, and return the total of their tallies."""
     stopped = threading.Event()
-    clients: list[Client] = [(RestClient if number % 3 == 2 else GrpcClient)(
-        server.rest if number % 3 == 2 else server.grpc, expected, timeline, number)
-        for number in range(arguments.clients)]
+    clients: list[Client] = [
+        (RestClient if number % 3 == 2 else GrpcClient)(
+            server.rest if number % 3 == 2 else server.grpc, expected, timeline, number
+        )
+        for number in range(arguments.clients)
+    ]
     threads = [threading.Thread(target=client.work, args=(stopped,), daemon=True) for client in clients]
     memory.start()
     for thread in threads:
@@ -195,15 +221,20 @@ def soak(arguments: argparse.Namespace, server: ServedProcess, memory: Memory, e
     stub = model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(server.grpc))
     end, swap = memory.begin + 60 * arguments.minutes, memory.begin + arguments.swap_seconds
     reported = memory.begin
-    while (now := time.monotonic()) < end and server.process.poll() is None and all(map(threading.Thread.is_alive,
-                                                                                        threads)):
+    while (
+        (now := time.monotonic()) < end
+        and server.process.poll() is None
+        and all(map(threading.Thread.is_alive, threads))
+    ):
         if now >= swap:
             versions.change(timeline, stub)
             swap, now = swap + arguments.swap_seconds, time.monotonic()
         if now >= reported + 10:
             reported = now
-            print(f"{now - memory.begin:.0f} of {60 * arguments.minutes:.0f} s: {progress(clients, versions, memory)}",
-                  flush=True)
+            print(
+                f"{now - memory.begin:.0f} of {60 * arguments.minutes:.0f} s: {progress(clients, versions, memory)}",
+                flush=True,
+            )
         time.sleep(0.2)
     alive = sum(map(threading.Thread.is_alive, threads))
     stopped.set()
@@ -222,9 +253,11 @@ def soak(arguments: argparse.Namespace, server: ServedProcess, memory: Memory, e
 def progress(clients: list[Client], versions: Versions, memory: Memory) -> str:
     """Return the counts so far as text."""
     good = sum(client.tally.good.total() for client in clients)
-    return (f"{good} answers, {sum(client.tally.refused.total() for client in clients)} refused, "
-            f"{sum(client.tally.failed for client in clients)} failed, {sum(client.tally.wrong for client in clients)} "
-            f"wrong, {len(versions.changes)} changes, {memory.samples[-1][1] / MIB:.0f} MiB")
+    return (
+        f"{good} answers, {sum(client.tally.refused.total() for client in clients)} refused, "
+        f"{sum(client.tally.failed for client in clients)} failed, {sum(client.tally.wrong for client in clients)} "
+        f"wrong, {len(versions.changes)} changes, {memory.samples[-1][1] / MIB:.0f} MiB"
+    )
 
 
 def report(arguments: argparse.Namespace, tally: Tally, versions: Versions, memory: Memory, status: int) -> int:
@@ -235,29 +268,61 @@ def report(arguments: argparse.Namespace, tally: Tally, versions: Versions, memo
     slope = memory.slope()
     judged = seconds >= 60 * MIN_MINUTES
     grows = judged and slope > arguments.growth
-    rows = [("seconds, clients", f"{seconds:.0f}, {arguments.clients}"),
-            ("answers, all compared", f"{good}, {good / seconds:.1f}/s"),
-            ("slowest answer", f"{tally.slowest:.2f} s"),
-            ("answers over REST", sum(count for name, count in tally.good.items() if name.startswith("REST"))),
-            ("bad requests, refused as required", tally.refused.total()),
-            ("failed requests", tally.failed), ("wrong answers", tally.wrong),
-            ("changes of version", f"{len(versions.changes)}: {kinds['new version']} new, {kinds['rollback']} "
-                                   f"rollbacks; slowest {slowest:.1f} s"),
-            ("failed changes", len(versions.failures)),
-            ("exit status of the server after SIGTERM", status), ("MiB at the start", f"{memory.at(0):.0f}")]
+    rows = [
+        ("seconds, clients", f"{seconds:.0f}, {arguments.clients}"),
+        ("answers, all compared", f"{good}, {good / seconds:.1f}/s"),
+        ("slowest answer", f"{tally.slowest:.2f} s"),
+        ("answers over REST", sum(count for name, count in tally.good.items() if name.startswith("REST"))),
+        ("bad requests, refused as required", tally.refused.total()),
+        ("failed requests", tally.failed),
+        ("wrong answers", tally.wrong),
+        (
+            "changes of version",
+            f"{len(versions.changes)}: {kinds['new version']} new, {kinds['rollback']} "
+            f"rollbacks; slowest {slowest:.1f} s",
+        ),
+        ("failed changes", len(versions.failures)),
+        ("exit status of the server after SIGTERM", status),
+        ("MiB at the start", f"{memory.at(0):.0f}"),
+    ]
     rows += [(f"minimum MiB in minute {minute}", f"{size:.0f}") for minute, size in enumerate(memory.minima(), 1)]
     peak = max(size for _, size in memory.samples) / MIB
-    rows += [("MiB at the end, peak", f"{memory.at(seconds):.0f}, {peak:.0f}"),
-             ("growth of the minimum in the second half, MiB per minute",
-              f"{slope:+.2f}" + ("" if judged else " (too short to judge)"))]
-    print("\n".join(["", "| | |", "|---|--:|", *(f"| {name} | {value} |" for name, value in rows), "",
-                     "| kind | number |", "|---|--:|", *(f"| {name} | {count} |" for name, count in sorted(
-                         [*tally.good.items(), *tally.refused.items()])), "", *tally.problems[:MAX_PROBLEMS],
-                     *versions.failures]))
-    failed = [text for text, holds in (
-        ("wrong answers", tally.wrong), ("failed requests", tally.failed), ("memory grows", grows),
-        ("a version was not switched", versions.failures), ("the server did not stop cleanly", status),
-        ("no answers", not good)) if holds]
+    rows += [
+        ("MiB at the end, peak", f"{memory.at(seconds):.0f}, {peak:.0f}"),
+        (
+            "growth of the minimum in the second half, MiB per minute",
+            f"{slope:+.2f}" + ("" if judged else " (too short to judge)"),
+        ),
+    ]
+    print(
+        "\n".join(
+            [
+                "",
+                "| | |",
+                "|---|--:|",
+                *(f"| {name} | {value} |" for name, value in rows),
+                "",
+                "| kind | number |",
+                "|---|--:|",
+                *(f"| {name} | {count} |" for name, count in sorted([*tally.good.items(), *tally.refused.items()])),
+                "",
+                *tally.problems[:MAX_PROBLEMS],
+                *versions.failures,
+            ]
+        )
+    )
+    failed = [
+        text
+        for text, holds in (
+            ("wrong answers", tally.wrong),
+            ("failed requests", tally.failed),
+            ("memory grows", grows),
+            ("a version was not switched", versions.failures),
+            ("the server did not stop cleanly", status),
+            ("no answers", not good),
+        )
+        if holds
+    ]
     print(f"FAILED: {', '.join(failed)}" if failed else "passed")
     return 1 if failed else 0
 

@@ -38,8 +38,9 @@ class Timeline:
         with self.lock:
             entries = list(self.entries)
         ends = [start for start, _ in entries[1:]] + [float("inf")]
-        return set().union(*(versions for (start, versions), stop in zip(entries, ends)
-                             if start <= end and stop >= begin))
+        return set().union(
+            *(versions for (start, versions), stop in zip(entries, ends) if start <= end and stop >= begin)
+        )
 
 
 @dataclass
@@ -107,8 +108,9 @@ class GrpcClient(Client):
 
     def __init__(self, server: str, expected: Expected, timeline: Timeline, seed: int):
         super().__init__(expected, timeline, seed)
-        channel = grpc.insecure_channel(server, [("grpc.use_local_subchannel_pool", 1),
-                                                 ("grpc.max_receive_message_length", -1)])
+        channel = grpc.insecure_channel(
+            server, [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        )
         self.stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self.requests = [case.message(expected.model) for case in expected.cases]
         self.bad = bad_messages(expected)
@@ -160,8 +162,15 @@ class RestClient(Client):
     def __init__(self, server: str, expected: Expected, timeline: Timeline, seed: int):
         super().__init__(expected, timeline, seed)
         self.connection = http.client.HTTPConnection(server, timeout=TIMEOUT)
-        self.bodies = [json.dumps({"signature_name": case.signature, "inputs": {
-            name: _json(values) for name, values in case.inputs.items()}}).encode() for case in expected.cases]
+        self.bodies = [
+            json.dumps(
+                {
+                    "signature_name": case.signature,
+                    "inputs": {name: _json(values) for name, values in case.inputs.items()},
+                }
+            ).encode()
+            for case in expected.cases
+        ]
         self.bad = bad_bodies(expected)
 
     def post(self, path: str, body: bytes) -> tuple[int, bytes]:
@@ -199,9 +208,11 @@ class RestClient(Client):
 
 def _matches(outputs: dict | list, expected: Arrays) -> bool:
     """Return whether JSON outputs have the expected values; the only output of a signature has no name in JSON."""
-    outputs = outputs if isinstance(outputs, dict) else {name: outputs for name in expected}
-    decoded = {name: ([base64.b64decode(row["b64"]) for row in values] if name.endswith("_bytes") else values)
-               for name, values in outputs.items()}
+    outputs = outputs if isinstance(outputs, dict) else dict.fromkeys(expected, outputs)
+    decoded = {
+        name: ([base64.b64decode(row["b64"]) for row in values] if name.endswith("_bytes") else values)
+        for name, values in outputs.items()
+    }
     return decoded == {name: values.tolist() for name, values in expected.items()}
 
 
@@ -216,25 +227,28 @@ def bad_messages(expected: Expected) -> list[tuple]:
     code = grpc.StatusCode
     good = expected.cases[0].inputs["image_bytes"][0]
 
-    def message(signature: str = "serving_default", model: str = expected.model,
-                **inputs: np.ndarray) -> predict_pb2.PredictRequest:
+    def message(
+        signature: str = "serving_default", model: str = expected.model, **inputs: np.ndarray
+    ) -> predict_pb2.PredictRequest:
         return Case(signature, inputs).message(model)
 
-    text, cut = np.array([b"not an image"], object), np.array([good[:len(good) // 2]], object)
+    text, cut = np.array([b"not an image"], object), np.array([good[: len(good) // 2]], object)
     whole, pixels = np.array([good], object), np.zeros((1, 8, 8, 3), np.uint8)
     unknown_version, unknown_output, late = (message(image_bytes=whole) for _ in range(3))
     unknown_version.model_spec.version.value = 999_999
     unknown_output.output_filter.append("nothing")
-    requests = [("text as an image", message(image_bytes=text), TIMEOUT, code.INVALID_ARGUMENT),
-                ("half an image", message(image_bytes=cut), TIMEOUT, code.INVALID_ARGUMENT),
-                ("unknown model", message(model="nobody", image_bytes=whole), TIMEOUT, code.NOT_FOUND),
-                ("unknown version", unknown_version, TIMEOUT, code.NOT_FOUND),
-                ("unknown signature", message("nothing", image_bytes=whole), TIMEOUT, code.FAILED_PRECONDITION),
-                ("unknown input", message(nothing=whole), TIMEOUT, code.INVALID_ARGUMENT),
-                ("unknown output", unknown_output, TIMEOUT, code.INVALID_ARGUMENT),
-                ("floats", message("predict_tensor", image=pixels.astype(np.float32)), TIMEOUT, code.INVALID_ARGUMENT),
-                ("late", late, 1e-4, code.DEADLINE_EXCEEDED),
-                ("canceled", expected.cases[1].message(expected.model), TIMEOUT, code.CANCELLED)]
+    requests = [
+        ("text as an image", message(image_bytes=text), TIMEOUT, code.INVALID_ARGUMENT),
+        ("half an image", message(image_bytes=cut), TIMEOUT, code.INVALID_ARGUMENT),
+        ("unknown model", message(model="nobody", image_bytes=whole), TIMEOUT, code.NOT_FOUND),
+        ("unknown version", unknown_version, TIMEOUT, code.NOT_FOUND),
+        ("unknown signature", message("nothing", image_bytes=whole), TIMEOUT, code.FAILED_PRECONDITION),
+        ("unknown input", message(nothing=whole), TIMEOUT, code.INVALID_ARGUMENT),
+        ("unknown output", unknown_output, TIMEOUT, code.INVALID_ARGUMENT),
+        ("floats", message("predict_tensor", image=pixels.astype(np.float32)), TIMEOUT, code.INVALID_ARGUMENT),
+        ("late", late, 1e-4, code.DEADLINE_EXCEEDED),
+        ("canceled", expected.cases[1].message(expected.model), TIMEOUT, code.CANCELLED),
+    ]
     if any("image" in case.inputs for case in expected.cases):
         requests.append(("wrong rank", message("predict_tensor", image=pixels[0]), TIMEOUT, code.INVALID_ARGUMENT))
     return requests
@@ -244,9 +258,13 @@ def bad_bodies(expected: Expected) -> list[tuple]:
     """Return bad requests as (name, path, body, expected status)."""
     path = f"/v1/models/{expected.model}:predict"
     text = json.dumps({"instances": [{"b64": base64.b64encode(b"not an image").decode()}]}).encode()
-    return [("text as an image", path, text, 400), ("invalid JSON", path, b'{"instances": [', 400),
-            ("no inputs", path, b"{}", 400), ("unknown model", "/v1/models/nobody:predict", text, 404),
-            ("unknown version", f"/v1/models/{expected.model}/versions/999999:predict", text, 404),
-            ("unknown signature", path, text[:-1] + b', "signature_name": "nothing"}', 400),
-            ("strings as pixels", path, b'{"signature_name": "predict_tensor", "instances": ["a"]}', 400),
-            ("unknown verb", f"/v1/models/{expected.model}:explain", text, 400)]
+    return [
+        ("text as an image", path, text, 400),
+        ("invalid JSON", path, b'{"instances": [', 400),
+        ("no inputs", path, b"{}", 400),
+        ("unknown model", "/v1/models/nobody:predict", text, 404),
+        ("unknown version", f"/v1/models/{expected.model}/versions/999999:predict", text, 404),
+        ("unknown signature", path, text[:-1] + b', "signature_name": "nothing"}', 400),
+        ("strings as pixels", path, b'{"signature_name": "predict_tensor", "instances": ["a"]}', 400),
+        ("unknown verb", f"/v1/models/{expected.model}:explain", text, 400),
+    ]

@@ -21,7 +21,7 @@ def draw_pair(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     has about 2.5 MB. The label has Cityscapes' labelIds.
     """
     random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:SIZE[0], :SIZE[1]].astype(np.float32)
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]].astype(np.float32)
     rows += 60 * texture(random, 1.9)
     columns += 60 * texture(random, 1.9)
     nearest, region = np.full(SIZE, np.inf, np.float32), np.zeros(SIZE, np.uint8)
@@ -44,7 +44,7 @@ def texture(random: np.random.Generator, power: float) -> np.ndarray:
     vertical, horizontal = np.fft.fftfreq(SIZE[0])[:, None], np.fft.rfftfreq(SIZE[1])[None]
     frequency = np.hypot(vertical, horizontal)
     frequency[0, 0] = np.inf
-    spectrum = np.fft.rfft2(random.standard_normal(SIZE, np.float32)) / frequency ** power
+    spectrum = np.fft.rfft2(random.standard_normal(SIZE, np.float32)) / frequency**power
     noise = np.fft.irfft2(spectrum, SIZE).astype(np.float32)
     return noise / noise.std()
 
@@ -53,8 +53,9 @@ def read_pair(image: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a pair from two files; raises ValueError unless they are an image and 8-bit labelIds of its size."""
     pixels, ids = np.array(Image.open(image).convert("RGB")), np.array(Image.open(label))
     if ids.dtype != np.uint8 or ids.shape != pixels.shape[:2]:
-        raise ValueError(f"{label} is {ids.dtype} {ids.shape} instead of 8-bit ids of the image's size "
-                         f"{pixels.shape[:2]}")
+        raise ValueError(
+            f"{label} is {ids.dtype} {ids.shape} instead of 8-bit ids of the image's size {pixels.shape[:2]}"
+        )
     return pixels, ids
 
 
@@ -72,10 +73,14 @@ def write_tree(directory: Path, image: np.ndarray, label: np.ndarray) -> tuple[i
     labels.mkdir(parents=True)
     for number in range(VARIANTS):
         name = f"city_{number:06d}_000019"
-        pixels, ids = (np.roll(values[:, ::-1] if number % 2 else values, number * label.shape[1] // VARIANTS, 1)
-                       for values in (image, label))
+        pixels, ids = (
+            np.roll(values[:, ::-1] if number % 2 else values, number * label.shape[1] // VARIANTS, 1)
+            for values in (image, label)
+        )
         Image.fromarray(pixels).save(images / f"{name}_leftImg8bit.png")
         Image.fromarray(ids).save(labels / f"{name}_gtFine_labelIds.png")
         Image.fromarray(table[ids]).save(labels / f"{name}_gtFine_labelTrainIds.png")
-    return tuple(sum(path.stat().st_size for path in paths) // VARIANTS for paths in (
-        images.glob("*.png"), labels.glob("*_labelIds.png")))
+    return tuple(
+        sum(path.stat().st_size for path in paths) // VARIANTS
+        for paths in (images.glob("*.png"), labels.glob("*_labelIds.png"))
+    )

@@ -19,22 +19,32 @@ POOL_SCALES = (1, 2, 3, 6)
 AUXILIARY, PRESENCE = 0.4, 0.2
 
 
-def convolution(inputs: int, outputs: int, kernel: int, dilation: int = 1, stride: int = 1,
-                groups: int = 1) -> nn.Conv2d:
+def convolution(
+    inputs: int, outputs: int, kernel: int, dilation: int = 1, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
     """Return a convolution without bias that keeps the size, but for its stride."""
     return nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False)
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1) -> nn.Sequential:
     """Return MMSegmentation's ConvModule."""
-    return nn.Sequential(OrderedDict(conv=convolution(inputs, outputs, kernel, dilation, groups=groups),
-                                     bn=nn.BatchNorm2d(outputs), relu=nn.ReLU(inplace=True)))
+    return nn.Sequential(
+        OrderedDict(
+            conv=convolution(inputs, outputs, kernel, dilation, groups=groups),
+            bn=nn.BatchNorm2d(outputs),
+            relu=nn.ReLU(inplace=True),
+        )
+    )
 
 
 def separable(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
     """Return MMSegmentation's DepthwiseSeparableConvModule."""
-    return nn.Sequential(OrderedDict(depthwise_conv=conv_bn_relu(inputs, inputs, 3, dilation, groups=inputs),
-                                     pointwise_conv=conv_bn_relu(inputs, outputs, 1)))
+    return nn.Sequential(
+        OrderedDict(
+            depthwise_conv=conv_bn_relu(inputs, inputs, 3, dilation, groups=inputs),
+            pointwise_conv=conv_bn_relu(inputs, outputs, 1),
+        )
+    )
 
 
 def resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -52,8 +62,9 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = convolution(planes, 4 * planes, 1), nn.BatchNorm2d(4 * planes)
         self.downsample = None
         if stride > 1 or inputs != 4 * planes:
-            self.downsample = nn.Sequential(convolution(inputs, 4 * planes, 1, stride=stride),
-                                            nn.BatchNorm2d(4 * planes))
+            self.downsample = nn.Sequential(
+                convolution(inputs, 4 * planes, 1, stride=stride), nn.BatchNorm2d(4 * planes)
+            )
 
     def forward(self, inputs):
         outputs = functional.relu(self.bn1(self.conv1(inputs)), inplace=True)
@@ -76,8 +87,11 @@ class ResNet(nn.Module):
         for stage, (blocks, stride, dilation) in enumerate(STAGES):
             layers = []
             for block in range(blocks):
-                layers.append(Bottleneck(inputs, 64 * 2**stage, 1 if block else stride,
-                                         dilation if block else max(dilation // 2, 1)))
+                layers.append(
+                    Bottleneck(
+                        inputs, 64 * 2**stage, 1 if block else stride, dilation if block else max(dilation // 2, 1)
+                    )
+                )
                 inputs = FEATURES[stage]
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
 
@@ -130,7 +144,8 @@ class Pspnet(Head):
     def __init__(self, classes: int):
         super().__init__(CHANNELS, classes)
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(scale), conv_bn_relu(FEATURES[3], CHANNELS, 1)) for scale in POOL_SCALES)
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), conv_bn_relu(FEATURES[3], CHANNELS, 1)) for scale in POOL_SCALES
+        )
         self.bottleneck = conv_bn_relu(FEATURES[3] + len(POOL_SCALES) * CHANNELS, CHANNELS, 3)
 
     def forward(self, features):
@@ -148,8 +163,9 @@ class AtrousPyramid(Head):
         self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_bn_relu(inputs, CHANNELS, 1))
         self.aspp_modules = nn.ModuleList([conv_bn_relu(inputs, CHANNELS, 1)])
         for dilation in (12, 24, 36):
-            self.aspp_modules.append(separable(inputs, CHANNELS, dilation) if plus
-                                     else conv_bn_relu(inputs, CHANNELS, 3, dilation))
+            self.aspp_modules.append(
+                separable(inputs, CHANNELS, dilation) if plus else conv_bn_relu(inputs, CHANNELS, 3, dilation)
+            )
         self.bottleneck = conv_bn_relu(5 * CHANNELS, CHANNELS, 3)
         self.plus = plus
         if plus:
@@ -178,8 +194,11 @@ class Encoding(nn.Module):
     def forward(self, inputs):
         with torch.autocast(inputs.device.type, enabled=False):
             positions = inputs.float().flatten(2).transpose(1, 2)
-            distance = (positions.square().sum(2, keepdim=True) - 2 * positions @ self.codewords.T
-                        + self.codewords.square().sum(1))
+            distance = (
+                positions.square().sum(2, keepdim=True)
+                - 2 * positions @ self.codewords.T
+                + self.codewords.square().sum(1)
+            )
             assignment = (self.scale * distance).softmax(2)
             return assignment.transpose(1, 2) @ positions - assignment.sum(1)[:, :, None] * self.codewords
 
@@ -245,8 +264,13 @@ class Apcnet(Head):
 
 
 HEADS: dict[str, Callable[[int], Head]] = {
-    "encnet": Encnet, "deeplabv3": lambda classes: AtrousPyramid(classes, plus=False),
-    "deeplabv3plus": lambda classes: AtrousPyramid(classes, plus=True), "apcnet": Apcnet, "pspnet": Pspnet, "fcn": Fcn}
+    "encnet": Encnet,
+    "deeplabv3": lambda classes: AtrousPyramid(classes, plus=False),
+    "deeplabv3plus": lambda classes: AtrousPyramid(classes, plus=True),
+    "apcnet": Apcnet,
+    "pspnet": Pspnet,
+    "fcn": Fcn,
+}
 
 
 class Segmentation(nn.Module):
@@ -298,6 +322,6 @@ def total_loss(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.
     if "se" in outputs:
         logits = outputs["se"].float()
         present = torch.zeros(len(labels), IGNORED + 1, device=labels.device).scatter_(1, labels.flatten(1), 1.0)
-        present = present[:, :logits.shape[1]]
+        present = present[:, : logits.shape[1]]
         total += PRESENCE * functional.binary_cross_entropy_with_logits(logits, present)
     return total

@@ -39,15 +39,21 @@ def main() -> int:
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.partition("\n")[0])
     parser.add_argument("--peer-python", metavar="FILE", help="Python of the peer's environment")
-    parser.add_argument("--heads", default=DEFAULT_HEADS, metavar="NAME,...",
-                        help=f"some of {', '.join(HEADS)} (default {DEFAULT_HEADS})")
+    parser.add_argument(
+        "--heads",
+        default=DEFAULT_HEADS,
+        metavar="NAME,...",
+        help=f"some of {', '.join(HEADS)} (default {DEFAULT_HEADS})",
+    )
     parser.add_argument("--quick", action="store_true", help=f"use images of {QUICK_SIZE}x{QUICK_SIZE}")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images per step (default {BATCH})")
     parser.add_argument("--xla", action="store_true", help="also measure kseg's step with train.jit_compile")
-    parser.add_argument("--replicas", action="store_true",
-                        help="also measure kseg's step on two virtual devices that share the batch")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(),
-                        help="threads of every system (default: the number of cores)")
+    parser.add_argument(
+        "--replicas", action="store_true", help="also measure kseg's step on two virtual devices that share the batch"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of every system (default: the number of cores)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of every system (default 5)")
     parser.add_argument("--steps", type=int, default=2, help="steps timed per turn (default 2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results of all rounds as JSON")
@@ -68,8 +74,10 @@ def measure_head(head: str, arguments: argparse.Namespace, reported: set[str]) -
                 processes[name] = start_step(sys.executable, "kseg_training", head, form, arguments)
         for name, form in PEERS.items():
             process = comparison.start_or_report(
-                name, lambda form=form: start_step(arguments.peer_python, "peer_training", head, form, arguments),
-                reported)
+                name,
+                lambda form=form: start_step(arguments.peer_python, "peer_training", head, form, arguments),
+                reported,
+            )
             if process:
                 processes[name] = process
         kseg_loss = processes[KSEG].description["loss"]
@@ -87,22 +95,36 @@ def start_step(python: str | None, script: str, head: str, form: str, arguments:
     """Start a system's step; raises RuntimeError with the reason if it cannot work."""
     if not python:
         raise RuntimeError("no --peer-python")
-    environment = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2",
-                   "OMP_NUM_THREADS": str(arguments.threads)}
-    return start([python, "-m", f"benchmarks.{script}", str(arguments.threads), head,
-                  *map(str, (arguments.size, arguments.size, arguments.batch)), form], environment)
+    environment = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": str(arguments.threads)}
+    return start(
+        [
+            python,
+            "-m",
+            f"benchmarks.{script}",
+            str(arguments.threads),
+            head,
+            *map(str, (arguments.size, arguments.size, arguments.batch)),
+            form,
+        ],
+        environment,
+    )
 
 
 def table(rows: list[ModelRow]) -> str:
     """Return the results as a Markdown table with the versions below."""
     peaks = {row.head: row.peak for row in rows if row.system == KSEG}
-    lines = ["| head | system | s/step (min..max) | times kseg's | CPU s/step | times kseg's | peak MiB "
-             "| kseg's peak / this | first step, s |", "|---|---|--:|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| head | system | s/step (min..max) | times kseg's | CPU s/step | times kseg's | peak MiB "
+        "| kseg's peak / this | first step, s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         ratio, cpu_ratio = comparison.ratio_cells(row, KSEG)
-        lines.append(f"| {row.head} | {row.system} | {comparison.spread(row.seconds)} | {ratio} "
-                     f"| {statistics.median(row.cpu_seconds):.2f} | {cpu_ratio} | {row.peak / MIB:.0f} "
-                     f"| {peaks[row.head] / row.peak:.2f} | {row.description['first_seconds']:.1f} |")
+        lines.append(
+            f"| {row.head} | {row.system} | {comparison.spread(row.seconds)} | {ratio} "
+            f"| {statistics.median(row.cpu_seconds):.2f} | {cpu_ratio} | {row.peak / MIB:.0f} "
+            f"| {peaks[row.head] / row.peak:.2f} | {row.description['first_seconds']:.1f} |"
+        )
     return "\n".join([*lines, "", comparison.versions(rows)])
 
 

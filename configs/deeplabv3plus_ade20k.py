@@ -23,15 +23,27 @@ def config() -> Config:
 
 VARIANTS = {
     "r50-d8-512x512-80k": mmsegmentation(
-        {}, "deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512", 42.72, 43.75,
-        "deeplabv3plus_r50-d8_512x512_80k_ade20k_20200614_185028-bf1400d8.pth"),
+        {},
+        "deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512",
+        42.72,
+        43.75,
+        "deeplabv3plus_r50-d8_512x512_80k_ade20k_20200614_185028-bf1400d8.pth",
+    ),
     "r50-d8-512x512-160k": mmsegmentation(
-        steps(160_000), "deeplabv3plus_r50-d8_4xb4-160k_ade20k-512x512", 43.95, 44.93,
-        "deeplabv3plus_r50-d8_512x512_160k_ade20k_20200615_124504-6135c7e0.pth"),
+        steps(160_000),
+        "deeplabv3plus_r50-d8_4xb4-160k_ade20k-512x512",
+        43.95,
+        44.93,
+        "deeplabv3plus_r50-d8_512x512_160k_ade20k_20200615_124504-6135c7e0.pth",
+    ),
     "r101-d8-512x512-80k": mmsegmentation(R101, "deeplabv3plus_r101-d8_4xb4-80k_ade20k-512x512"),
     "r101-d8-512x512-160k": mmsegmentation(
-        R101 | steps(160_000), "deeplabv3plus_r101-d8_4xb4-160k_ade20k-512x512", 45.47, 46.35,
-        "deeplabv3plus_r101-d8_512x512_160k_ade20k_20200615_123232-38ed86bb.pth"),
+        R101 | steps(160_000),
+        "deeplabv3plus_r101-d8_4xb4-160k_ade20k-512x512",
+        45.47,
+        46.35,
+        "deeplabv3plus_r101-d8_512x512_160k_ade20k_20200615_123232-38ed86bb.pth",
+    ),
     "r50-d8-512x512-130e": sssegmentation(SSS_ADE20K, "deeplabv3plus_resnet50os8_ade20k", 44.51),
     "r50-d16-512x512-130e": sssegmentation(D16 | SSS_ADE20K, "deeplabv3plus_resnet50os16_ade20k", 43.21),
     "r101-d8-512x512-130e": sssegmentation(R101 | SSS_ADE20K, "deeplabv3plus_resnet101os8_ade20k", 45.72),

@@ -7,7 +7,7 @@ Without a variant: R-50-D8, 512x512, 80k steps, MMSegmentation's recipe.
 """
 
 from kseg.config import Augment, Config, Data, Evaluate, Init, Model, Train
-from kseg.config.variants import D16, R101, R50S, SSS_ADE20K, mmsegmentation, sssegmentation, steps
+from kseg.config.variants import D16, R50S, R101, SSS_ADE20K, mmsegmentation, sssegmentation, steps
 
 
 def config() -> Config:
@@ -23,17 +23,33 @@ def config() -> Config:
 
 VARIANTS = {
     "r50-d8-512x512-80k": mmsegmentation(
-        {}, "encnet_r50-d8_4xb4-80k_ade20k-512x512", 39.53, 41.17,
-        "encnet_r50-d8_512x512_80k_ade20k_20200622_042412-44b46b04.pth"),
+        {},
+        "encnet_r50-d8_4xb4-80k_ade20k-512x512",
+        39.53,
+        41.17,
+        "encnet_r50-d8_512x512_80k_ade20k_20200622_042412-44b46b04.pth",
+    ),
     "r50-d8-512x512-160k": mmsegmentation(
-        steps(160_000), "encnet_r50-d8_4xb4-160k_ade20k-512x512", 40.1, 41.71,
-        "encnet_r50-d8_512x512_160k_ade20k_20200622_101059-b2db95e0.pth"),
+        steps(160_000),
+        "encnet_r50-d8_4xb4-160k_ade20k-512x512",
+        40.1,
+        41.71,
+        "encnet_r50-d8_512x512_160k_ade20k_20200622_101059-b2db95e0.pth",
+    ),
     "r101-d8-512x512-80k": mmsegmentation(
-        R101, "encnet_r101-d8_4xb4-80k_ade20k-512x512", 42.11, 43.61,
-        "encnet_r101-d8_512x512_80k_ade20k_20200622_101128-dd35e237.pth"),
+        R101,
+        "encnet_r101-d8_4xb4-80k_ade20k-512x512",
+        42.11,
+        43.61,
+        "encnet_r101-d8_512x512_80k_ade20k_20200622_101128-dd35e237.pth",
+    ),
     "r101-d8-512x512-160k": mmsegmentation(
-        R101 | steps(160_000), "encnet_r101-d8_4xb4-160k_ade20k-512x512", 42.61, 44.01,
-        "encnet_r101-d8_512x512_160k_ade20k_20200622_073348-7989641f.pth"),
+        R101 | steps(160_000),
+        "encnet_r101-d8_4xb4-160k_ade20k-512x512",
+        42.61,
+        44.01,
+        "encnet_r101-d8_512x512_160k_ade20k_20200622_073348-7989641f.pth",
+    ),
     "r50s-d8-512x512-80k": mmsegmentation(R50S, "encnet_r50s-d8_4xb4-80k_ade20k-512x512"),
     "r50-d8-512x512-130e": sssegmentation(SSS_ADE20K, "encnet_resnet50os8_ade20k", 40.6),
     "r50-d16-512x512-130e": sssegmentation(D16 | SSS_ADE20K, "encnet_resnet50os16_ade20k", 39.7),

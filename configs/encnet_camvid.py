@@ -14,6 +14,13 @@ def config() -> Config:
         augment=Augment(crop=(256, 320)),
         # With one 7x7 convolution as stem, torchvision's ImageNet weights fit: --set init.backbone=FILE.
         model=Model(backbone="resnet18", stem="7x7", output_stride=16, channels=128, auxiliary_channels=64),
-        train=Train(global_batch=8, steps=2400, learning_rate=0.02, warmup_steps=100, log_every=20,
-                    validate_every=400, checkpoint_every=200),
+        train=Train(
+            global_batch=8,
+            steps=2400,
+            learning_rate=0.02,
+            warmup_steps=100,
+            log_every=20,
+            validate_every=400,
+            checkpoint_every=200,
+        ),
     )

@@ -13,6 +13,13 @@ def config() -> Config:
         data=Data(name="shapes"),
         augment=Augment(crop=(128, 256)),
         model=Model(backbone="resnet18", width=32, output_stride=8, channels=64, auxiliary_channels=32),
-        train=Train(global_batch=8, steps=300, learning_rate=0.05, warmup_steps=20, log_every=10, validate_every=100,
-                    checkpoint_every=100),
+        train=Train(
+            global_batch=8,
+            steps=300,
+            learning_rate=0.05,
+            warmup_steps=20,
+            log_every=10,
+            validate_every=100,
+            checkpoint_every=100,
+        ),
     )

@@ -14,8 +14,14 @@ def config() -> Config:
     return Config(
         data=Data(name="cityscapes"),
         augment=Augment(scale=(1024, 2048), crop=(512, 1024), crop_tries=9, pad="center"),
-        model=Model(backbone="resnet50", output_stride=8, head="fcn", auxiliary_channels=512,
-                    initial_weights="uniform", fcn=Fcn(concat_input=False)),
+        model=Model(
+            backbone="resnet50",
+            output_stride=8,
+            head="fcn",
+            auxiliary_channels=512,
+            initial_weights="uniform",
+            fcn=Fcn(concat_input=False),
+        ),
         init=Init(backbone="resnet50_v1c"),
         loss=Loss(average="valid"),
         train=Train(global_batch=8, steps=81_840, end_step=81_840, validate_every=8_184),

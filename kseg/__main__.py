@@ -32,41 +32,59 @@ class Command(NamedTuple):
 
 GROUPS = {
     "Data": {
-        "data": Command("kseg.data", "check, count, show or prepare a dataset",
-                        "check folder --directory DATA"),
-        "benchmark": Command("kseg.benchmark", "measure reading and training, or a model",
-                             "data --config encnet_shapes")},
+        "data": Command("kseg.data", "check, count, show or prepare a dataset", "check folder --directory DATA"),
+        "benchmark": Command(
+            "kseg.benchmark", "measure reading and training, or a model", "data --config encnet_shapes"
+        ),
+    },
     "Configs": {
         "config": Command("kseg.explain", "explain the keys of a config", "train.steps"),
         "zoo": Command("kseg.zoo", "list the published variants with their results", "deeplabv3_city"),
-        "convert": Command("kseg.convert", "bring weights of PyTorch systems",
-                           "iter_80000.pth --config encnet_cityscapes --out encnet.weights.h5")},
+        "convert": Command(
+            "kseg.convert",
+            "bring weights of PyTorch systems",
+            "iter_80000.pth --config encnet_cityscapes --out encnet.weights.h5",
+        ),
+    },
     "Training and evaluation": {
-        "train": Command("kseg.train", "start or resume a run",
-                         "--config encnet_shapes --workdir runs/shapes"),
-        "launch": Command("kseg.launch", "train on several hosts",
-                          "--hosts a:2222,b:2222 -- -m kseg.train --config encnet_cityscapes"),
-        "evaluate": Command("kseg.evaluate", "measure mIoU and write a report",
-                            "--workdir runs/shapes --out results"),
+        "train": Command("kseg.train", "start or resume a run", "--config encnet_shapes --workdir runs/shapes"),
+        "launch": Command(
+            "kseg.launch", "train on several hosts", "--hosts a:2222,b:2222 -- -m kseg.train --config encnet_cityscapes"
+        ),
+        "evaluate": Command("kseg.evaluate", "measure mIoU and write a report", "--workdir runs/shapes --out results"),
         "compare": Command("kseg.compare", "compare two evaluations", "results/a results/b"),
-        "predict": Command("kseg.predict", "segment images and videos",
-                           "photos --workdir runs/shapes --out predicted")},
+        "predict": Command("kseg.predict", "segment images and videos", "photos --workdir runs/shapes --out predicted"),
+    },
     "Serving": {
-        "export": Command("kseg.export", "write a SavedModel, ONNX, LiteRT or OpenVINO model",
-                          "--workdir runs/shapes --out served/shapes"),
-        "serve": Command("serving.server", "serve models by gRPC and REST",
-                         "--model_name=shapes --model_base_path=served/shapes"),
-        "client": Command("serving.client", "send images to a server",
-                          "photos --server localhost:8500 --model shapes --out answers"),
-        "load-test": Command("serving.load_test", "measure a server under load",
-                             "photo.jpg --server localhost:8500 --model shapes")},
+        "export": Command(
+            "kseg.export",
+            "write a SavedModel, ONNX, LiteRT or OpenVINO model",
+            "--workdir runs/shapes --out served/shapes",
+        ),
+        "serve": Command(
+            "serving.server", "serve models by gRPC and REST", "--model_name=shapes --model_base_path=served/shapes"
+        ),
+        "client": Command(
+            "serving.client", "send images to a server", "photos --server localhost:8500 --model shapes --out answers"
+        ),
+        "load-test": Command(
+            "serving.load_test", "measure a server under load", "photo.jpg --server localhost:8500 --model shapes"
+        ),
+    },
     "Pipeline": {
-        "pipeline run": Command("pipeline.run_local", "ingest, train, evaluate and push",
-                                "--config encnet_shapes --root pipelines/shapes"),
-        "pipeline history": Command("pipeline.history", "list the runs and what they pushed",
-                                    "--root pipelines/shapes"),
-        "pipeline compile": Command("pipeline.compile_kubeflow", "compile for Kubeflow Pipelines",
-                                    "--config encnet_cityscapes --out pipeline.yaml --image IMAGE")}}
+        "pipeline run": Command(
+            "pipeline.run_local", "ingest, train, evaluate and push", "--config encnet_shapes --root pipelines/shapes"
+        ),
+        "pipeline history": Command(
+            "pipeline.history", "list the runs and what they pushed", "--root pipelines/shapes"
+        ),
+        "pipeline compile": Command(
+            "pipeline.compile_kubeflow",
+            "compile for Kubeflow Pipelines",
+            "--config encnet_cityscapes --out pipeline.yaml --image IMAGE",
+        ),
+    },
+}
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 # The scripts ask `kseg completion words` for what may follow the words typed so far.
@@ -80,7 +98,8 @@ complete -o default -F _kseg kseg""",
     compadd -- $(kseg completion words "${(@)words[2,CURRENT-1]}") || _files
 }
 compdef _kseg kseg""",
-    "fish": "complete -c kseg -a '(kseg completion words (commandline -opc)[2..])'"}
+    "fish": "complete -c kseg -a '(kseg completion words (commandline -opc)[2..])'",
+}
 
 
 def main() -> int | None:
@@ -112,9 +131,15 @@ def help_text() -> str:
         lines += ["", group]
         for name, command in commands.items():
             lines += [f"  {name:<17} {command.purpose}", f"  {'':<17} kseg {name} {command.example}"]
-    return "\n".join([*lines, "", "`kseg COMMAND --help` lists a command's arguments. "
-                      f"`kseg completion {'|'.join(COMPLETION)}` prints a script for your shell.",
-                      "`kseg --version` prints the version."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "`kseg COMMAND --help` lists a command's arguments. "
+            f"`kseg completion {'|'.join(COMPLETION)}` prints a script for your shell.",
+            "`kseg --version` prints the version.",
+        ]
+    )
 
 
 def find_command(words: list[str]) -> tuple[str, list[str]]:
@@ -151,8 +176,9 @@ def complete(words: list[str]) -> str:
         name, arguments = find_command(typed or [""])
     except ConfigError:
         depth = len(typed)
-        following = {parts[depth] for parts in map(str.split, COMMANDS)
-                     if parts[:depth] == typed and len(parts) > depth}
+        following = {
+            parts[depth] for parts in map(str.split, COMMANDS) if parts[:depth] == typed and len(parts) > depth
+        }
         return " ".join(sorted(following))
     return " ".join(options_of(COMMANDS[name].module, arguments))
 
@@ -162,8 +188,7 @@ def options_of(module: str, arguments: list[str]) -> list[str]:
     subcommand = [word for word in arguments[:1] if not word.startswith("-")]
     output = io.StringIO()
     # A wrong subcommand is reported when the command runs.
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()), \
-            contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         importlib.import_module(module).main([*subcommand, "--help"])
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]*", output.getvalue())))
 

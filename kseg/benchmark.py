@@ -31,8 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_config_arguments(model)
     model.add_argument("--size", metavar="H,W", help="height and width of the images (default: the config's crop)")
     model.add_argument("--batch", type=int, default=1, metavar="N", help="images in a call (default 1)")
-    model.add_argument("--seconds", type=float, default=5.0, metavar="S",
-                       help="how long each form runs in a round, at least one call (default 5)")
+    model.add_argument(
+        "--seconds",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="how long each form runs in a round, at least one call (default 5)",
+    )
     model.add_argument("--threads", type=int, metavar="N", help="threads on the CPU (default: TensorFlow's choice)")
     model.add_argument("--xla", action="store_true", help="also measure the form compiled by XLA")
     for command in (data, model):

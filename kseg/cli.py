@@ -20,11 +20,21 @@ def program(module: str) -> str:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --config NAME[:VARIANT] and --set KEY=VALUE ..."""
-    parser.add_argument("--config", metavar="NAME[:VARIANT]",
-                        help="a named config or the path of a .py file, optionally with one of its variants, which "
-                             f"`python -m kseg.train --list` prints; names: {', '.join(config_names())}")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
-                        help="override config values, such as train.steps=100 augment.crop=256,320")
+    parser.add_argument(
+        "--config",
+        metavar="NAME[:VARIANT]",
+        help="a named config or the path of a .py file, optionally with one of its variants, which "
+        f"`python -m kseg.train --list` prints; names: {', '.join(config_names())}",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override config values, such as train.steps=100 augment.crop=256,320",
+    )
 
 
 def load_config(arguments: argparse.Namespace) -> Config:
@@ -33,8 +43,10 @@ def load_config(arguments: argparse.Namespace) -> Config:
     Raises ConfigError if --config is missing, or for an unknown name or key or a refused value.
     """
     if not arguments.config:
-        raise ConfigError(f"--config is needed; names: {', '.join(config_names())}; "
-                          "`python -m kseg.train --list` prints their variants")
+        raise ConfigError(
+            f"--config is needed; names: {', '.join(config_names())}; "
+            "`python -m kseg.train --list` prints their variants"
+        )
     return configs.load(arguments.config, arguments.overrides)
 
 
@@ -42,12 +54,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a trained model: --workdir, or --config with --weights."""
     add_config_arguments(parser)
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="a working directory written by kseg.train")
-    parser.add_argument("--weights", type=Path, metavar="FILE",
-                        help="a .weights.h5 file, or a .pth or .npz file of MMSegmentation or SSSegmentation "
-                             "(default: best.weights.h5 in --workdir)")
-    parser.add_argument("--tta", action="store_true",
-                        help="test-time augmentation: average over scales 0.5 to 1.75 and over mirrored images "
-                             "(evaluate.scales, evaluate.flip)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a .weights.h5 file, or a .pth or .npz file of MMSegmentation or SSSegmentation "
+        "(default: best.weights.h5 in --workdir)",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: average over scales 0.5 to 1.75 and over mirrored images "
+        "(evaluate.scales, evaluate.flip)",
+    )
 
 
 def model_config(arguments: argparse.Namespace) -> Config:

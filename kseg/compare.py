@@ -38,23 +38,44 @@ def regression_status(comparison: paired_bootstrap.Comparison) -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=cli.program("kseg.compare"), description=__doc__.splitlines()[0])
     for name in ("A", "B"):
-        parser.add_argument(name.lower(), metavar=name, type=Path,
-                            help="a metrics.json that kseg.evaluate wrote, with its per_image.npz beside it, or their "
-                                 "directory")
-    parser.add_argument("--samples", type=int, default=2000, metavar="N",
-                        help="number of bootstrap resamples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N",
-                        help="seed of the resamples; the same seed gives the same intervals (default: %(default)s)")
-    parser.add_argument("--confidence", type=float, default=0.95, metavar="FRACTION",
-                        help="fraction of the resamples that an interval contains (default: %(default)s)")
+        parser.add_argument(
+            name.lower(),
+            metavar=name,
+            type=Path,
+            help="a metrics.json that kseg.evaluate wrote, with its per_image.npz beside it, or their directory",
+        )
+    parser.add_argument(
+        "--samples", type=int, default=2000, metavar="N", help="number of bootstrap resamples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the resamples; the same seed gives the same intervals (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="FRACTION",
+        help="fraction of the resamples that an interval contains (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the comparison to FILE, as fractions")
-    parser.add_argument("--fail-on-regression", action="store_true",
-                        help="exit with status 1 if B is worse than A, that is, if the interval of the mIoU difference "
-                             "lies below 0; exit with status 2 if there are too few images to decide")
+    parser.add_argument(
+        "--fail-on-regression",
+        action="store_true",
+        help="exit with status 1 if B is worse than A, that is, if the interval of the mIoU difference "
+        "lies below 0; exit with status 2 if there are too few images to decide",
+    )
     values = parser.parse_args(arguments)
     comparison = paired_bootstrap.compare_evaluations(
-        results.read_evaluation(values.a), results.read_evaluation(values.b), values.samples, values.seed,
-        values.confidence)
+        results.read_evaluation(values.a),
+        results.read_evaluation(values.b),
+        values.samples,
+        values.seed,
+        values.confidence,
+    )
     a, b = comparison.a, comparison.b
     print(f"A: {a.path}\nB: {b.path}\n{a.dataset} {a.split}, {len(a.names)} image{'s' * (len(a.names) != 1)}\n")
     print(paired_bootstrap.comparison_table(comparison))

@@ -53,19 +53,35 @@ from kseg.weights import downloads
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     first, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(prog=cli.program("kseg.convert"), description=first, epilog=rest,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT",
-                        help="a .pth, .pt or .npz file of a whole model (default: the variant's published file)")
+    parser = argparse.ArgumentParser(
+        prog=cli.program("kseg.convert"),
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .pth, .pt or .npz file of a whole model (default: the variant's published file)",
+    )
     cli.add_config_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="NAME.weights.h5", help="the file of Keras weights to write")
-    parser.add_argument("--backbone", action="store_true",
-                        help="CHECKPOINT holds only a ResNet; the heads keep their initial weights")
-    parser.add_argument("--average", action="store_true",
-                        help="convert the EMA weights, if the file contains them besides the plain ones")
-    parser.add_argument("--verify", type=Path, metavar="DIR",
-                        help="compare our numbers with those that an original system wrote to DIR; --config replaces "
-                             "its config.json")
+    parser.add_argument(
+        "--backbone", action="store_true", help="CHECKPOINT holds only a ResNet; the heads keep their initial weights"
+    )
+    parser.add_argument(
+        "--average",
+        action="store_true",
+        help="convert the EMA weights, if the file contains them besides the plain ones",
+    )
+    parser.add_argument(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="compare our numbers with those that an original system wrote to DIR; --config replaces its config.json",
+    )
     return parser
 
 
@@ -77,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _convert(values: argparse.Namespace) -> int:
     if not values.out or not values.out.name.endswith(converter.OUT_SUFFIX) or values.out.name == converter.OUT_SUFFIX:
         raise ConfigError(
-            f"--out NAME{converter.OUT_SUFFIX} is needed, got {str(values.out) if values.out else 'nothing'}")
+            f"--out NAME{converter.OUT_SUFFIX} is needed, got {str(values.out) if values.out else 'nothing'}"
+        )
     config = cli.load_config(values)
     if values.backbone and (values.average or not values.checkpoint):
         raise ConfigError("--backbone takes a CHECKPOINT, and no --average")
@@ -88,19 +105,24 @@ def _convert(values: argparse.Namespace) -> int:
     quiet_start.import_tensorflow()
     record = converter.convert(checkpoint, config, values.out, origin, values.average, values.backbone)
     source = record["source"]
-    print(f"{checkpoint}: {source['system']}, {record['tensors']} tensors, {record['parameters']:,} parameters, "
-          f"sha256 {source['sha256'][:8]}")
+    print(
+        f"{checkpoint}: {source['system']}, {record['tensors']} tensors, {record['parameters']:,} parameters, "
+        f"sha256 {source['sha256'][:8]}"
+    )
     for note in record["notes"]:
         print(f"note: {note}")
-    print(f"wrote {values.out} ({record['weights']['bytes'] / converter.MEBIBYTE:.1f} MiB), which reads back bit for "
-          f"bit, and {converter.provenance_path(values.out).name}")
+    print(
+        f"wrote {values.out} ({record['weights']['bytes'] / converter.MEBIBYTE:.1f} MiB), which reads back bit for "
+        f"bit, and {converter.provenance_path(values.out).name}"
+    )
     return 0
 
 
 def _verify(values: argparse.Namespace) -> int:
     if values.checkpoint or values.out or values.backbone or values.average:
-        raise ConfigError("--verify reads DIR/model.pth and writes nothing; omit CHECKPOINT, --out, --backbone and "
-                          "--average")
+        raise ConfigError(
+            "--verify reads DIR/model.pth and writes nothing; omit CHECKPOINT, --out, --backbone and --average"
+        )
     if not values.verify.is_dir():
         raise ConfigError(f"--verify takes a directory, and {values.verify} is not one")
     if not values.config and values.overrides:

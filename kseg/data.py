@@ -1,10 +1,10 @@
 """Check, summarize, draw and prepare a dataset, or read it for training runs on other machines.
 
-    python -m kseg.data check NAME [--directory DIR] [--split SPLIT ...]
-    python -m kseg.data stats NAME [--directory DIR] [--split SPLIT ...] [--json FILE]
-    python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
-    python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
-    python -m kseg.data serve [--dispatcher grpc://HOST:PORT] [--port PORT] [--host HOST]
+python -m kseg.data check NAME [--directory DIR] [--split SPLIT ...]
+python -m kseg.data stats NAME [--directory DIR] [--split SPLIT ...] [--json FILE]
+python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
+python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
+python -m kseg.data serve [--dispatcher grpc://HOST:PORT] [--port PORT] [--host HOST]
 """
 
 import argparse
@@ -30,8 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     show = parsers.add_parser("show", help="draw augmented training samples", epilog=every)
     for command in (check, stats, show):
         command.add_argument("name", metavar="NAME", help="a dataset's name")
-        command.add_argument("--directory", default="", metavar="DIR",
-                             help="the dataset's directory (default: $KSEG_DATA/NAME, or data/NAME without KSEG_DATA)")
+        command.add_argument(
+            "--directory",
+            default="",
+            metavar="DIR",
+            help="the dataset's directory (default: $KSEG_DATA/NAME, or data/NAME without KSEG_DATA)",
+        )
     for command in (check, stats):
         command.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
     stats.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE as JSON")
@@ -40,30 +44,59 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--count", type=int, default=8, help="how many samples (default 8)")
     show.add_argument("--step", type=int, default=0, help="the training step to start at (default 0)")
     cli.add_config_arguments(show)
-    prepare = parsers.add_parser("prepare", help="check archives or extracted files, and write them as record files",
-                                 epilog=f"datasets: {', '.join(names.PREPARABLE)}")
+    prepare = parsers.add_parser(
+        "prepare",
+        help="check archives or extracted files, and write them as record files",
+        epilog=f"datasets: {', '.join(names.PREPARABLE)}",
+    )
     prepare.add_argument("name", metavar="NAME", help="a dataset's name")
-    prepare.add_argument("--source", type=Path, required=True, metavar="DIR",
-                         help="the directory of the published archives, or of the files extracted from them")
-    prepare.add_argument("--directory", default="", metavar="OUT",
-                         help="where to write the prepared dataset (default: $KSEG_DATA/NAME, or data/NAME without "
-                              "KSEG_DATA)")
+    prepare.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the directory of the published archives, or of the files extracted from them",
+    )
+    prepare.add_argument(
+        "--directory",
+        default="",
+        metavar="OUT",
+        help="where to write the prepared dataset (default: $KSEG_DATA/NAME, or data/NAME without KSEG_DATA)",
+    )
     prepare.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
     prepare.add_argument("--subset", action="store_true", help="accept splits that are smaller than published")
-    prepare.add_argument("--fast", action="store_true",
-                         help="write decoded pixels instead of record files: several times larger and faster to read")
+    prepare.add_argument(
+        "--fast",
+        action="store_true",
+        help="write decoded pixels instead of record files: several times larger and faster to read",
+    )
     for command in (check, prepare):
-        command.add_argument("--value-range", type=float, nargs=2, default=(), metavar=("LOW", "HIGH"),
-                             help="the values of images with more than 8 bits that become black and white, as "
-                                  "data.value_range in a config (default: 0 65535)")
-    serve = parsers.add_parser("serve", help="read for training runs on other machines: a tf.data service",
-                               epilog="set data.service to the dispatcher's address; all machines must see the same "
-                                      "paths")
-    serve.add_argument("--dispatcher", default="", metavar="ADDRESS",
-                       help="work for the dispatcher at this address (default: be the dispatcher)")
+        command.add_argument(
+            "--value-range",
+            type=float,
+            nargs=2,
+            default=(),
+            metavar=("LOW", "HIGH"),
+            help="the values of images with more than 8 bits that become black and white, as "
+            "data.value_range in a config (default: 0 65535)",
+        )
+    serve = parsers.add_parser(
+        "serve",
+        help="read for training runs on other machines: a tf.data service",
+        epilog="set data.service to the dispatcher's address; all machines must see the same paths",
+    )
+    serve.add_argument(
+        "--dispatcher",
+        default="",
+        metavar="ADDRESS",
+        help="work for the dispatcher at this address (default: be the dispatcher)",
+    )
     serve.add_argument("--port", type=int, default=0, help="the port to listen on (default: any free port)")
-    serve.add_argument("--host", default="localhost",
-                       help="the name of this machine for the others (default localhost: this machine only)")
+    serve.add_argument(
+        "--host",
+        default="localhost",
+        help="the name of this machine for the others (default localhost: this machine only)",
+    )
     return parser
 
 
@@ -78,8 +111,10 @@ def show_config(values: argparse.Namespace) -> Config | None:
         return None
     config = cli.load_config(values)
     if config.data.name != values.name:
-        raise ConfigError(f"config {values.config} is for {config.data.name}, not for {values.name}; add --set "
-                          f"data.name={values.name} to use it anyway")
+        raise ConfigError(
+            f"config {values.config} is for {config.data.name}, not for {values.name}; add --set "
+            f"data.name={values.name} to use it anyway"
+        )
     return replace(config, data=replace(config.data, **_data_arguments(values)))
 
 

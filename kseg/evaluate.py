@@ -30,11 +30,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=cli.program("kseg.evaluate"), description=__doc__.splitlines()[0])
     cli.add_model_arguments(parser)
     parser.add_argument("--split", help="split to evaluate (default: data.val_split of the config)")
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="directory for report.html, metrics.json, per_image.csv, confusion.npy and "
-                             "predictions.png (default with --workdir: WORKDIR/SPLIT; otherwise none are written)")
-    parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
-                        help="number of virtual devices to split the CPU into, on a host without GPUs (default: 1)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="directory for report.html, metrics.json, per_image.csv, confusion.npy and "
+        "predictions.png (default with --workdir: WORKDIR/SPLIT; otherwise none are written)",
+    )
+    parser.add_argument(
+        "--cpu-replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of virtual devices to split the CPU into, on a host without GPUs (default: 1)",
+    )
     values = parser.parse_args(arguments)
     # Invalid arguments are reported before TensorFlow is imported and before this host waits for the others.
     cli.model_config(values)

@@ -1,8 +1,8 @@
 """Explain the keys of a config: what each means, its type, limits and default.
 
-    kseg config                                     # every key with its value
-    kseg config train                               # a section
-    kseg config train.steps --config encnet_camvid  # one key, with its value in a config
+kseg config                                     # every key with its value
+kseg config train                               # a section
+kseg config train.steps --config encnet_camvid  # one key, with its value in a config
 """
 
 import argparse
@@ -17,11 +17,13 @@ WIDTH = 100
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=cli.program("kseg.explain"), description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=cli.program("kseg.explain"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("key", nargs="?", default="", metavar="KEY", help="a key or a section (default: all keys)")
-    parser.add_argument("--write", type=Path, metavar="FILE",
-                        help="update the marked table of a Markdown file, and print nothing")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="update the marked table of a Markdown file, and print nothing"
+    )
     cli.add_config_arguments(parser)
     given = parser.parse_args(arguments)
     if given.write:

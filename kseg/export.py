@@ -61,8 +61,10 @@ def calibration_choice(precision: str, text: str | None) -> tuple[str, int] | No
             raise ConfigError(f"--calibrate serves export.precision=int8, but export.precision={precision}")
         return None
     if text is None:
-        raise ConfigError("export.precision=int8 measures the ranges of its tensors on images: add --calibrate "
-                          "SPLIT:COUNT, such as --calibrate train:200")
+        raise ConfigError(
+            "export.precision=int8 measures the ranges of its tensors on images: add --calibrate "
+            "SPLIT:COUNT, such as --calibrate train:200"
+        )
     split, _, count = text.rpartition(":")
     if not split or not (count.isascii() and count.isdigit() and int(count)):
         raise ConfigError(f"--calibrate takes SPLIT:COUNT with at least one image, such as train:200; got {text!r}")
@@ -72,17 +74,34 @@ def calibration_choice(precision: str, text: str | None) -> tuple[str, int] | No
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=cli.program("kseg.export"), description=__doc__.splitlines()[0])
     cli.add_model_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True,
-                        help="the directory that a server watches; DIR/VERSION is written")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="the directory that a server watches; DIR/VERSION is written",
+    )
     parser.add_argument("--version", type=int, metavar="N", help="default: one more than the highest in DIR")
-    parser.add_argument("--format", dest="formats", choices=formats.NAMES, nargs="+", default=[formats.SAVED_MODEL],
-                        help=f"one or more formats, written into one version: {', '.join(formats.NAMES)} (default: "
-                             f"{formats.SAVED_MODEL}); all but {formats.SAVED_MODEL} take whole images at one scale")
-    parser.add_argument("--split", metavar="SPLIT", help="also print the split's mIoU before and after the export; "
-                                                         "int8 always does (default: data.val_split)")
-    parser.add_argument("--calibrate", metavar="SPLIT:COUNT",
-                        help="the images on which export.precision=int8 measures its ranges, such as train:200; the "
-                             "export runs on x86-64 CPUs with TF_ENABLE_ONEDNN_OPTS=1")
+    parser.add_argument(
+        "--format",
+        dest="formats",
+        choices=formats.NAMES,
+        nargs="+",
+        default=[formats.SAVED_MODEL],
+        help=f"one or more formats, written into one version: {', '.join(formats.NAMES)} (default: "
+        f"{formats.SAVED_MODEL}); all but {formats.SAVED_MODEL} take whole images at one scale",
+    )
+    parser.add_argument(
+        "--split",
+        metavar="SPLIT",
+        help="also print the split's mIoU before and after the export; int8 always does (default: data.val_split)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="SPLIT:COUNT",
+        help="the images on which export.precision=int8 measures its ranges, such as train:200; the "
+        "export runs on x86-64 CPUs with TF_ENABLE_ONEDNN_OPTS=1",
+    )
     values = parser.parse_args(arguments)
     checked = cli.model_config(values)
     calibrated = calibration_choice(checked.export.precision, values.calibrate)
@@ -96,12 +115,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     calibration = None
     if calibrated:
-        split, test_split = (registry.open_split(config.data, name)
-                             for name in (calibrated[0], values.split or config.data.val_split))
+        split, test_split = (
+            registry.open_split(config.data, name) for name in (calibrated[0], values.split or config.data.val_split)
+        )
         calibration = Calibration(split, calibrated[1], test_split)
     weights = values.weights or trained_model.best_weights(values.workdir)
-    path = exporter.export(model, config, dataset, values.out, weights, values.version, calibration=calibration,
-                           formats=values.formats)
+    path = exporter.export(
+        model, config, dataset, values.out, weights, values.version, calibration=calibration, formats=values.formats
+    )
     if values.split and not calibration:
         split = registry.open_split(config.data, values.split)
         exporter.compare_exported(model, path, config, dataset, split, formats=values.formats)

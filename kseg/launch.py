@@ -55,36 +55,52 @@ PORT = 5555
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the arguments before `--`."""
-    parser = argparse.ArgumentParser(prog=cli.program("kseg.launch"), description=__doc__,
-                                     usage="%(prog)s [options] -- -m kseg.train ...",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=cli.program("kseg.launch"),
+        description=__doc__,
+        usage="%(prog)s [options] -- -m kseg.train ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     hosts = parser.add_mutually_exclusive_group(required=True)
     hosts.add_argument("--local", type=int, metavar="N", help="N processes on this machine, which has no GPU")
-    hosts.add_argument("--hosts", metavar="HOST:PORT,...",
-                       help="the addresses of all hosts, in the same order on every host")
+    hosts.add_argument(
+        "--hosts", metavar="HOST:PORT,...", help="the addresses of all hosts, in the same order on every host"
+    )
     hosts.add_argument("--slurm", action="store_true", help="the nodes of the job step that srun started")
-    hosts.add_argument("--kubernetes", metavar="SERVICE",
-                       help="the pods JOB-0, JOB-1, ... of an indexed Job, below its headless service")
-    parser.add_argument("--index", type=int, metavar="I",
-                        help="with --hosts: the position of this host in the list, from 0 (default: the address that "
-                             "belongs to this machine)")
+    hosts.add_argument(
+        "--kubernetes",
+        metavar="SERVICE",
+        help="the pods JOB-0, JOB-1, ... of an indexed Job, below its headless service",
+    )
+    parser.add_argument(
+        "--index",
+        type=int,
+        metavar="I",
+        help="with --hosts: the position of this host in the list, from 0 (default: the address that "
+        "belongs to this machine)",
+    )
     parser.add_argument("--count", type=int, metavar="N", help="with --kubernetes: the Job's completions")
     first, last = cluster_managers.SLURM_PORTS[0], cluster_managers.SLURM_PORTS[-1]
-    parser.add_argument("--port", type=int, metavar="PORT",
-                        help=f"the first port on each host (default: {PORT}; on Slurm a port from {first} to {last} "
-                             "that follows from the job's number)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="PORT",
+        help=f"the first port on each host (default: {PORT}; on Slurm a port from {first} to {last} "
+        "that follows from the job's number)",
+    )
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    values, command = build_parser().parse_args(arguments[:end]), arguments[end + 1:]
+    values, command = build_parser().parse_args(arguments[:end]), arguments[end + 1 :]
     if not command:
         raise ConfigError("a command is needed after `--`: python -m kseg.launch --local 2 -- -m kseg.train ...")
     if os.environ.get("TF_CONFIG"):
-        raise ConfigError(f"TF_CONFIG is already set to {os.environ['TF_CONFIG']}; unset it, or run the command "
-                          "without kseg.launch")
+        raise ConfigError(
+            f"TF_CONFIG is already set to {os.environ['TF_CONFIG']}; unset it, or run the command without kseg.launch"
+        )
     if values.local is not None:
         return launcher.run_local(values.local, command)
     addresses, index = _cluster(values)
@@ -102,8 +118,9 @@ def _cluster(values: argparse.Namespace) -> tuple[tuple[str, ...], int]:
         return cluster_managers.from_list(values.hosts, values.index)
     if values.slurm:
         return cluster_managers.from_slurm(os.environ, values.port, launcher.visible_gpus(os.environ))
-    return cluster_managers.from_kubernetes(os.environ, values.kubernetes, values.count, values.port or PORT,
-                                            socket.gethostname())
+    return cluster_managers.from_kubernetes(
+        os.environ, values.kubernetes, values.count, values.port or PORT, socket.gethostname()
+    )
 
 
 if __name__ == "__main__":

@@ -36,17 +36,31 @@ def __getattr__(name: str) -> Callable:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=cli.program("kseg.predict"), description=__doc__.splitlines()[0])
-    parser.add_argument("inputs", nargs="+", metavar="INPUT",
-                        help="an image or video, a directory (searched recursively for both), or a quoted pattern "
-                             f"like 'photos/**/*.jpg'; video suffixes: {' '.join(video_files.SUFFIXES)}")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="an image or video, a directory (searched recursively for both), or a quoted pattern "
+        f"like 'photos/**/*.jpg'; video suffixes: {' '.join(video_files.SUFFIXES)}",
+    )
     cli.add_model_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True,
-                        help="where to write legend.png and one directory for each kind of result; existing files are "
-                             "overwritten")
-    parser.add_argument("--save", metavar="KIND[,KIND...]", nargs="+", action="extend", default=[],
-                        help="kinds of results (default: ids and overlay for images, overlay for videos): "
-                             + "; ".join(f"{name}: {kind.description}" for name, kind in KINDS.items())
-                             + "; for a video every kind but overlay is one file for each frame")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="where to write legend.png and one directory for each kind of result; existing files are overwritten",
+    )
+    parser.add_argument(
+        "--save",
+        metavar="KIND[,KIND...]",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="kinds of results (default: ids and overlay for images, overlay for videos): "
+        + "; ".join(f"{name}: {kind.description}" for name, kind in KINDS.items())
+        + "; for a video every kind but overlay is one file for each frame",
+    )
     values = parser.parse_args(arguments)
     kinds = output_kinds.parse_kinds(values.save) if values.save else ()
     # A wrong path is reported here, before loading a model takes its time.
@@ -56,10 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     protocol = prediction.protocol_of(config)
     failures = file_prediction.predict_files(
-        prediction.predictor(model, protocol), values.inputs, values.out, dataset, kinds=kinds,
-        probability_predictor=(segmenter.probability_predictor(model, protocol)
-                               if output_kinds.need_probabilities(kinds) else None),
-        value_range=config.data.value_range)
+        prediction.predictor(model, protocol),
+        values.inputs,
+        values.out,
+        dataset,
+        kinds=kinds,
+        probability_predictor=(
+            segmenter.probability_predictor(model, protocol) if output_kinds.need_probabilities(kinds) else None
+        ),
+        value_range=config.data.value_range,
+    )
     return 1 if failures else 0
 
 

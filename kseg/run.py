@@ -33,11 +33,16 @@ class Scores(dict):
     """
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{_percent(scores['iou'])}</td>"
-                       f"<td>{_percent(scores['accuracy'])}</td></tr>" for name, scores in self["classes"].items())
-        return (f"<p>mIoU <b>{_percent(self['mIoU'])}</b>, aAcc {_percent(self['aAcc'])}, mAcc "
-                f"{_percent(self['mAcc'])} on {self['images']} images of {html.escape(self['split'])}</p>"
-                f"<table><tr><th>class</th><th>IoU</th><th>accuracy</th></tr>{rows}</table>")
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{_percent(scores['iou'])}</td>"
+            f"<td>{_percent(scores['accuracy'])}</td></tr>"
+            for name, scores in self["classes"].items()
+        )
+        return (
+            f"<p>mIoU <b>{_percent(self['mIoU'])}</b>, aAcc {_percent(self['aAcc'])}, mAcc "
+            f"{_percent(self['mAcc'])} on {self['images']} images of {html.escape(self['split'])}</p>"
+            f"<table><tr><th>class</th><th>IoU</th><th>accuracy</th></tr>{rows}</table>"
+        )
 
 
 def _percent(fraction: float) -> str:
@@ -63,8 +68,9 @@ class Segmentation:
     def fractions(self) -> dict[str, float]:
         """Return the fraction of the pixels of each class that occurs, the largest first."""
         counts = np.bincount(self.ids.ravel(), minlength=len(self.classes)) / self.ids.size
-        return {self.classes[index]: float(counts[index]) for index in np.argsort(-counts, kind="stable")
-                if counts[index]}
+        return {
+            self.classes[index]: float(counts[index]) for index in np.argsort(-counts, kind="stable") if counts[index]
+        }
 
     def overlay(self, opacity: float = 0.5) -> np.ndarray:
         """Return the image blended with the class colors.
@@ -86,7 +92,9 @@ class Segmentation:
         Image.fromarray(self.overlay()).save(file, "PNG")
         legend = ", ".join(
             f'<span style="color: rgb{self.palette[self.classes.index(name)]}">&#9632;</span> {html.escape(name)} '
-            f"{_percent(fraction)} %" for name, fraction in self.fractions().items())
+            f"{_percent(fraction)} %"
+            for name, fraction in self.fractions().items()
+        )
         picture = base64.b64encode(file.getvalue()).decode()
         return f'<img width="{SHOWN_WIDTH}" src="data:image/png;base64,{picture}"><p>{legend}</p>'
 
@@ -133,7 +141,7 @@ class Run:
         self.config = checks.check_config(config)
         if self.workdir is None:
             self.workdir = configs.default_workdir(config)
-        self._segmenter: "Segmenter | None" = None
+        self._segmenter: Segmenter | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.config.name!r}, {str(self.workdir)!r})"
@@ -158,8 +166,9 @@ class Run:
         self._segmenter = None
         return trainer.train(self.config, self.workdir, trainer.prepare_strategy(self.config.train), report)
 
-    def evaluate(self, split: str | None = None, out: Path | str | None = None,
-                 report: Callable[[str], None] = print) -> Scores:
+    def evaluate(
+        self, split: str | None = None, out: Path | str | None = None, report: Callable[[str], None] = print
+    ) -> Scores:
         """Measure the best weights on a split at original resolution.
 
         Args:
@@ -180,8 +189,11 @@ class Run:
         model, dataset, weights = self._load()
         name = split or self.config.data.val_split
         out = self.workdir / name if out is None else Path(out)
-        return Scores(evaluator.evaluate(model, self.config, dataset, registry.open_split(self.config.data, name), out,
-                                         report, weights=weights))
+        return Scores(
+            evaluator.evaluate(
+                model, self.config, dataset, registry.open_split(self.config.data, name), out, report, weights=weights
+            )
+        )
 
     def predict(self, images: "ImageLike | Iterable[ImageLike]") -> Segmentation | list[Segmentation]:
         """Segment an image, or each of several.
@@ -207,8 +219,9 @@ class Run:
         pixels = segmenter.as_rgb_array(images, self.config.data.value_range)
         return Segmentation(pixels, self._segmenter(pixels), self._segmenter.classes, self._segmenter.palette)
 
-    def export(self, out: Path | str, formats: Sequence[str] = ("savedmodel",),
-               calibrate: tuple[str, int] | None = None) -> Path:
+    def export(
+        self, out: Path | str, formats: Sequence[str] = ("savedmodel",), calibrate: tuple[str, int] | None = None
+    ) -> Path:
         """Write the best weights as a version that a server loads.
 
         Args:
@@ -233,11 +246,13 @@ class Run:
         model, dataset, weights = self._load()
         calibration = None
         if calibrate:
-            measured, tested = (registry.open_split(self.config.data, name)
-                                for name in (calibrate[0], self.config.data.val_split))
+            measured, tested = (
+                registry.open_split(self.config.data, name) for name in (calibrate[0], self.config.data.val_split)
+            )
             calibration = Calibration(measured, calibrate[1], tested)
-        return exporter.export(model, self.config, dataset, Path(out), weights, calibration=calibration,
-                               formats=list(formats))
+        return exporter.export(
+            model, self.config, dataset, Path(out), weights, calibration=calibration, formats=list(formats)
+        )
 
     def _load(self) -> tuple:
         """Return (model with the best weights, dataset record of the training, file of the weights)."""

@@ -48,8 +48,9 @@ def parse_step_range(text: str, steps: int) -> tuple[int, int]:
     """
     match = STEP_RANGE.fullmatch(text)
     if not match:
-        raise ConfigError(f"--profile must be FIRST:LAST, the first and the last step to record, such as 11:15; "
-                          f"got {text!r}")
+        raise ConfigError(
+            f"--profile must be FIRST:LAST, the first and the last step to record, such as 11:15; got {text!r}"
+        )
     first, last = int(match[1]), int(match[2])
     if not 1 <= first <= last:
         raise ConfigError(f"--profile FIRST:LAST counts steps from 1, and FIRST must not exceed LAST; got {text!r}")
@@ -62,18 +63,37 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog=cli.program("kseg.train"), description=__doc__.splitlines()[0])
     cli.add_config_arguments(parser)
-    parser.add_argument("--workdir", type=Path, metavar="DIR",
-                        help="where the run is written and resumed (default: runs/NAME, or runs/NAME-VARIANT)")
-    parser.add_argument("--list", metavar="TEXT", nargs="?", const="",
-                        help="print every named variant with its published results, or only rows that contain TEXT")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="print the resolved config, parameter counts, the first batch's shapes and the device")
-    parser.add_argument("--cpu-replicas", type=int, default=1, metavar="N",
-                        help="without a GPU: split the CPU into N virtual devices (default 1)")
-    parser.add_argument("--profile", metavar="FIRST:LAST",
-                        help="record these steps, counted from 1, for TensorBoard's profiler")
-    parser.add_argument("--explain", action="store_true",
-                        help="print where the time of a training step goes, without training")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="where the run is written and resumed (default: runs/NAME, or runs/NAME-VARIANT)",
+    )
+    parser.add_argument(
+        "--list",
+        metavar="TEXT",
+        nargs="?",
+        const="",
+        help="print every named variant with its published results, or only rows that contain TEXT",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, parameter counts, the first batch's shapes and the device",
+    )
+    parser.add_argument(
+        "--cpu-replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="without a GPU: split the CPU into N virtual devices (default 1)",
+    )
+    parser.add_argument(
+        "--profile", metavar="FIRST:LAST", help="record these steps, counted from 1, for TensorBoard's profiler"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="print where the time of a training step goes, without training"
+    )
     return parser
 
 

@@ -1,8 +1,8 @@
 """Print every named variant with its published results, or update the tables in Markdown files.
 
-    python -m kseg.zoo                      # all variants; `python -m kseg.train --list` prints the same
-    python -m kseg.zoo deeplabv3_city       # the rows that contain this text
-    python -m kseg.zoo --write docs/zoo.md
+python -m kseg.zoo                      # all variants; `python -m kseg.train --list` prints the same
+python -m kseg.zoo deeplabv3_city       # the rows that contain this text
+python -m kseg.zoo --write docs/zoo.md
 """
 
 import argparse
@@ -13,11 +13,18 @@ from kseg.config import zoo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=cli.program("kseg.zoo"), description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=cli.program("kseg.zoo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pattern", nargs="?", default="", help="print the rows that contain this text (default: all)")
-    parser.add_argument("--write", type=Path, metavar="FILE", nargs="+", default=[],
-                        help="update the marked tables of Markdown files, and print nothing")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        nargs="+",
+        default=[],
+        help="update the marked tables of Markdown files, and print nothing",
+    )
     values = parser.parse_args(arguments)
     for path in values.write:
         path.write_text(zoo.with_updated_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -61,8 +61,11 @@ def encode_example(name: str, image: bytes, label: bytes, scalars: dict, form: p
     # The features are filled in place: passing messages to a constructor would copy the image.
     for key, value in ((form.image, image), (form.label, label), (form.name, name.encode())):
         features[key].bytes_list.value.append(value)
-    for key, values in (("height", [scalars["height"]]), ("width", [scalars["width"]]),
-                        ("class_pixels", scalars["class_pixels"])):
+    for key, values in (
+        ("height", [scalars["height"]]),
+        ("width", [scalars["width"]]),
+        ("class_pixels", scalars["class_pixels"]),
+    ):
         features[key].int64_list.value.extend(values)
     features["void_share"].float_list.value.append(scalars["void_share"])
     return example.SerializeToString(deterministic=True)
@@ -89,8 +92,10 @@ def write_artifact_index(uri: str, dataset: Dataset, records: dict[str, list[tup
         _write_text(posixpath.join(directory, prepared.INDEX.format(split=form.stored_split(split))), text)
         splits.append({"name": form.stored_split(split), "shardLengths": [str(len(examples))]})
     if name == "folder":
-        _write_text(posixpath.join(directory, CLASSES),
-                    class_list.classes_text(dataset.classes, dataset.palette, dataset.label_table))
+        _write_text(
+            posixpath.join(directory, CLASSES),
+            class_list.classes_text(dataset.classes, dataset.palette, dataset.label_table),
+        )
     _write_text(posixpath.join(directory, prepared.DESCRIPTION), json.dumps({"name": name, "splits": splits}) + "\n")
 
 

@@ -24,8 +24,11 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_config_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the .json or .yaml file to write")
     parser.add_argument("--image", metavar="NAME", help="container image of all components")
-    parser.add_argument("--pipeline-root", metavar="URI",
-                        help="location of the artifacts: gs://BUCKET/DIR, or a path that is mounted in all containers")
+    parser.add_argument(
+        "--pipeline-root",
+        metavar="URI",
+        help="location of the artifacts: gs://BUCKET/DIR, or a path that is mounted in all containers",
+    )
     parser.add_argument("--print-fingerprint", action="store_true", help="only print the fingerprint of the data")
     options.add_arguments(parser)
     return parser
@@ -45,8 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         raise UserError(f"missing arguments: {', '.join('--' + name.replace('_', '-') for name in missing)}")
     if not config.data.directory.startswith("/"):
-        raise UserError("data.directory must be the absolute path of the data in the containers, got "
-                        f"{config.data.directory!r}")
+        raise UserError(
+            f"data.directory must be the absolute path of the data in the containers, got {config.data.directory!r}"
+        )
     quiet_start.import_tensorflow()
     write_specification(values, config)
     print(f"wrote {values.out}")
@@ -66,21 +70,31 @@ def write_specification(values: argparse.Namespace, config: Config) -> None:
 
     from pipeline import definition, options
 
-    settings = options.pipeline_settings(values, config, root=values.pipeline_root,
-                                         fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
-                                         platform=infra_validator_pb2.KubernetesConfig())
+    settings = options.pipeline_settings(
+        values,
+        config,
+        root=values.pipeline_root,
+        fingerprint=RuntimeParameter(name="fingerprint", ptype=str),
+        platform=infra_validator_pb2.KubernetesConfig(),
+    )
     # Kubeflow supports only this strategy. A repeated run is therefore compared with its own model there.
-    resolver = Resolver(strategy_class=LatestBlessedModelStrategy, model=types.Channel(type=standard_artifacts.Model),
-                        model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessed")
+    resolver = Resolver(
+        strategy_class=LatestBlessedModelStrategy,
+        model=types.Channel(type=standard_artifacts.Model),
+        model_blessing=types.Channel(type=standard_artifacts.ModelBlessing),
+    ).with_id("LastBlessed")
     created = pipeline.Pipeline(
-        pipeline_name=settings.name.replace("_", "-"), pipeline_root=values.pipeline_root,
+        pipeline_name=settings.name.replace("_", "-"),
+        pipeline_root=values.pipeline_root,
         components=definition.components(settings, lambda ingest: resolver, lambda trainer: resolver),
-        enable_cache=True, beam_pipeline_args=list(settings.beam))
+        enable_cache=True,
+        beam_pipeline_args=list(settings.beam),
+    )
     out = values.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     kubeflow_v2_dag_runner.KubeflowV2DagRunner(
-        kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=values.image), str(out.parent),
-        out.name).run(created)
+        kubeflow_v2_dag_runner.KubeflowV2DagRunnerConfig(default_image=values.image), str(out.parent), out.name
+    ).run(created)
 
 
 if __name__ == "__main__":

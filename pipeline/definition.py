@@ -75,20 +75,29 @@ class Settings:
 
 def base_model_resolver(ingest: Ingest) -> Resolver:
     """Return the resolver of the last blessed model that was trained on other examples."""
-    return Resolver(strategy_class=resolvers.LastBlessedOnOtherExamples, examples=ingest.outputs["examples"],
-                    model=types.Channel(type=standard_artifacts.Model),
-                    model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessedData")
+    return Resolver(
+        strategy_class=resolvers.LastBlessedOnOtherExamples,
+        examples=ingest.outputs["examples"],
+        model=types.Channel(type=standard_artifacts.Model),
+        model_blessing=types.Channel(type=standard_artifacts.ModelBlessing),
+    ).with_id("LastBlessedData")
 
 
 def baseline_resolver(trainer: Trainer) -> Resolver:
     """Return the resolver of the last blessed model other than the trained candidate."""
-    return Resolver(strategy_class=resolvers.LastBlessedBefore, candidate=trainer.outputs["model"],
-                    model=types.Channel(type=standard_artifacts.Model),
-                    model_blessing=types.Channel(type=standard_artifacts.ModelBlessing)).with_id("LastBlessed")
+    return Resolver(
+        strategy_class=resolvers.LastBlessedBefore,
+        candidate=trainer.outputs["model"],
+        model=types.Channel(type=standard_artifacts.Model),
+        model_blessing=types.Channel(type=standard_artifacts.ModelBlessing),
+    ).with_id("LastBlessed")
 
 
-def components(settings: Settings, make_base_model_resolver: Callable[[Ingest], Resolver] = base_model_resolver,
-               make_baseline_resolver: Callable[[Trainer], Resolver] = baseline_resolver) -> list:
+def components(
+    settings: Settings,
+    make_base_model_resolver: Callable[[Ingest], Resolver] = base_model_resolver,
+    make_baseline_resolver: Callable[[Trainer], Resolver] = baseline_resolver,
+) -> list:
     """Return the components in the order they run.
 
     Args:
@@ -102,47 +111,79 @@ def components(settings: Settings, make_base_model_resolver: Callable[[Ingest], 
     if data.value_range:
         # Without it, the key stays the same, so that sets ingested before stay cached.
         source["value_range"] = data.value_range
-    ingest = Ingest(data=json.dumps(source),
-                    splits=json.dumps([data.train_split, data.val_split]), fingerprint=settings.fingerprint,
-                    span=settings.span, images_per_shard=settings.images_per_shard,
-                    max_unreadable_fraction=settings.max_unreadable_fraction)
+    ingest = Ingest(
+        data=json.dumps(source),
+        splits=json.dumps([data.train_split, data.val_split]),
+        fingerprint=settings.fingerprint,
+        span=settings.span,
+        images_per_shard=settings.images_per_shard,
+        max_unreadable_fraction=settings.max_unreadable_fraction,
+    )
     # The location of the source must not affect the cache of the training; fingerprint and records represent the data.
     config = dataclasses.replace(settings.config, data=dataclasses.replace(data, directory=""))
     base = make_base_model_resolver(ingest)
-    examiner = Examiner(examples=ingest.outputs["examples"], baseline_model=base.outputs["model"],
-                        drift=settings.drift, new_classes=settings.new_classes)
-    trainer = Trainer(run_fn=f"{TRAINER}.run_fn", examples=ingest.outputs["examples"],
-                      schema=examiner.outputs["schema"],
-                      base_model=base.outputs["model"] if settings.warm_start else None,
-                      train_args=trainer_pb2.TrainArgs(splits=[data.train_split]),
-                      eval_args=trainer_pb2.EvalArgs(splits=[data.val_split]),
-                      custom_config={"config": configs.to_json(config), "training": f"{settings.root}/training",
-                                     "program": code_digest.code_digest(TRAINER)})
+    examiner = Examiner(
+        examples=ingest.outputs["examples"],
+        baseline_model=base.outputs["model"],
+        drift=settings.drift,
+        new_classes=settings.new_classes,
+    )
+    trainer = Trainer(
+        run_fn=f"{TRAINER}.run_fn",
+        examples=ingest.outputs["examples"],
+        schema=examiner.outputs["schema"],
+        base_model=base.outputs["model"] if settings.warm_start else None,
+        train_args=trainer_pb2.TrainArgs(splits=[data.train_split]),
+        eval_args=trainer_pb2.EvalArgs(splits=[data.val_split]),
+        custom_config={
+            "config": configs.to_json(config),
+            "training": f"{settings.root}/training",
+            "program": code_digest.code_digest(TRAINER),
+        },
+    )
     baseline = make_baseline_resolver(trainer)
-    evaluator = Evaluator(examples=ingest.outputs["examples"], model=trainer.outputs["model"],
-                          baseline_model=baseline.outputs["model"],
-                          baseline_blessing=baseline.outputs["model_blessing"],
-                          split=data.val_split, rule=json.dumps(dataclasses.asdict(settings.rule)),
-                          force=settings.force, images_per_bundle=settings.images_per_bundle)
-    validator = Validator(model=trainer.outputs["model"], model_blessing=evaluator.outputs["blessing"],
-                          max_latency_ms=settings.max_latency_ms)
+    evaluator = Evaluator(
+        examples=ingest.outputs["examples"],
+        model=trainer.outputs["model"],
+        baseline_model=baseline.outputs["model"],
+        baseline_blessing=baseline.outputs["model_blessing"],
+        split=data.val_split,
+        rule=json.dumps(dataclasses.asdict(settings.rule)),
+        force=settings.force,
+        images_per_bundle=settings.images_per_bundle,
+    )
+    validator = Validator(
+        model=trainer.outputs["model"],
+        model_blessing=evaluator.outputs["blessing"],
+        max_latency_ms=settings.max_latency_ms,
+    )
     container_trial, container_blessing = [], None
     if settings.container:
         requests = Requests(examples=ingest.outputs["examples"], split=data.val_split)
         infra_validator = InfraValidator(trainer.outputs["model"], requests.outputs["requests"], settings.container)
         container_trial, container_blessing = [requests, infra_validator], infra_validator.outputs["blessing"]
-    pusher = Pusher(model=trainer.outputs["model"], model_blessing=evaluator.outputs["blessing"],
-                    infra_blessing=validator.outputs["blessing"], container_blessing=container_blessing,
-                    examples=ingest.outputs["examples"], evaluation=evaluator.outputs["evaluation"],
-                    directory=settings.serving)
+    pusher = Pusher(
+        model=trainer.outputs["model"],
+        model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=validator.outputs["blessing"],
+        container_blessing=container_blessing,
+        examples=ingest.outputs["examples"],
+        evaluation=evaluator.outputs["evaluation"],
+        directory=settings.serving,
+    )
     # Both resolvers may be the same object, which must appear only once.
-    return list(dict.fromkeys([ingest, base, examiner, trainer, baseline, evaluator, validator, *container_trial,
-                               pusher]))
+    return list(
+        dict.fromkeys([ingest, base, examiner, trainer, baseline, evaluator, validator, *container_trial, pusher])
+    )
 
 
 def create(settings: Settings, database: str, cache: bool = True) -> pipeline.Pipeline:
     """Return the pipeline with its metadata in the SQLite file `database`."""
     return pipeline.Pipeline(
-        pipeline_name=settings.name, pipeline_root=f"{settings.root}/artifacts", components=components(settings),
-        enable_cache=cache, beam_pipeline_args=list(settings.beam),
-        metadata_connection_config=metadata.sqlite_metadata_connection_config(database))
+        pipeline_name=settings.name,
+        pipeline_root=f"{settings.root}/artifacts",
+        components=components(settings),
+        enable_cache=cache,
+        beam_pipeline_args=list(settings.beam),
+        metadata_connection_config=metadata.sqlite_metadata_connection_config(database),
+    )

@@ -1,7 +1,7 @@
 """Print the runs of a pipeline, or the lineage of a pushed version, from ML Metadata.
 
-    python -m pipeline.history --root runs/pipeline
-    python -m pipeline.history --root runs/pipeline --version 1795290896
+python -m pipeline.history --root runs/pipeline
+python -m pipeline.history --root runs/pipeline --version 1795290896
 """
 
 import argparse
@@ -38,8 +38,14 @@ def run_lines(runs: Iterable[Run]) -> Iterator[str]:
 
 def producing_steps(runs: Iterable[Run]) -> dict[int, Execution]:
     """Return the step that produced each artifact, by the artifact's id; cached steps produce none."""
-    return {artifact.id: step for run in runs for step in run.steps if step.state == "complete"
-            and not step.kind.endswith(summary.RESOLVER) for outputs in step.outputs.values() for artifact in outputs}
+    return {
+        artifact.id: step
+        for run in runs
+        for step in run.steps
+        if step.state == "complete" and not step.kind.endswith(summary.RESOLVER)
+        for outputs in step.outputs.values()
+        for artifact in outputs
+    }
 
 
 def lineage_lines(runs: list[Run], version: str) -> Iterator[str]:
@@ -48,15 +54,20 @@ def lineage_lines(runs: list[Run], version: str) -> Iterator[str]:
     Raises UserError with the pushed versions if the version was never pushed.
     """
     producers = producing_steps(runs)
-    pushed = {artifact.properties["pushed_version"]: artifact for step in producers.values()
-              for artifact in step.outputs.get("pushed_model", ()) if artifact.properties.get("pushed") == 1}
+    pushed = {
+        artifact.properties["pushed_version"]: artifact
+        for step in producers.values()
+        for artifact in step.outputs.get("pushed_model", ())
+        if artifact.properties.get("pushed") == 1
+    }
     if version not in pushed:
         raise UserError(unknown("version", version, pushed) if pushed else "no version has been pushed yet")
     yield from _tree_lines(pushed[version], producers, "", set())
 
 
-def _tree_lines(artifact: StoredArtifact, producers: dict[int, Execution], indent: str,
-                shown: set[int]) -> Iterator[str]:
+def _tree_lines(
+    artifact: StoredArtifact, producers: dict[int, Execution], indent: str, shown: set[int]
+) -> Iterator[str]:
     step = producers.get(artifact.id)
     repeated = " (see above)" if artifact.id in shown else ""
     yield f"{indent}{artifact.type} {artifact.id}, by {step.node if step else '?'}: {artifact.uri}{repeated}"
@@ -74,8 +85,10 @@ def artifact_facts(artifact: StoredArtifact, step: Execution) -> list[str]:
     """Return details of an artifact: the source of examples, the config of a model, the reasons of a blessing."""
     values = artifact.properties
     if artifact.type == "Examples":
-        return [f"{values.get('images')} images of {values.get('data')}, span {values.get('span', 0)}, fingerprint "
-                f"{values.get('fingerprint')}"]
+        return [
+            f"{values.get('images')} images of {values.get('data')}, span {values.get('span', 0)}, fingerprint "
+            f"{values.get('fingerprint')}"
+        ]
     if artifact.type == "Model":
         config = json.loads(json.loads(step.properties["custom_config"])["config"])
         return [f"config {config['name']}: {json.dumps(config)}"]

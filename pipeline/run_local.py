@@ -42,19 +42,30 @@ def require_docker() -> None:
         finally:
             client.close()
     except DockerException as error:
-        raise UserError(f"--infra-validator: Docker does not answer at {docker_address() or 'its default address'}: "
-                        f"{error}; start it, or omit the flag") from None
+        raise UserError(
+            f"--infra-validator: Docker does not answer at {docker_address() or 'its default address'}: "
+            f"{error}; start it, or omit the flag"
+        ) from None
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog=cli.program("pipeline.run_local"), description=__doc__.splitlines()[0])
     cli.add_config_arguments(parser)
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR",
-                        help="directory of artifacts, metadata and unfinished trainings")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory of artifacts, metadata and unfinished trainings",
+    )
     options.add_arguments(parser)
-    parser.add_argument("--span", type=int, metavar="N",
-                        help="number that replaces {SPAN} in data.directory (default: the highest existing number)")
+    parser.add_argument(
+        "--span",
+        type=int,
+        metavar="N",
+        help="number that replaces {SPAN} in data.directory (default: the highest existing number)",
+    )
     parser.add_argument("--no-cache", action="store_true", help="run all components, even with cached results")
     return parser
 
@@ -72,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = cli.load_config(values)
     root = values.root.resolve()
     for option, path in (("--root", root), ("--serving", Path(values.serving or root).resolve())):
-        if (fault := path_fault(path)):
+        if fault := path_fault(path):
             raise UserError(f"{option} {path} {fault}")
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -107,8 +118,11 @@ def run_pipeline(values: argparse.Namespace, config: Config, root: Path) -> int:
     docker = infra_validator_pb2.LocalDockerConfig(client_base_url=docker_address())
     settings = options.pipeline_settings(values, config, str(root), fingerprint, docker, span)
     created = definition.create(settings, str(root / metadata_store.DATABASE), cache=not values.no_cache)
-    previous_runs = len(list(metadata_store.read_runs(metadata_store.open_store(root)))
-                        ) if (root / metadata_store.DATABASE).is_file() else 0
+    previous_runs = (
+        len(list(metadata_store.read_runs(metadata_store.open_store(root))))
+        if (root / metadata_store.DATABASE).is_file()
+        else 0
+    )
     failure = None
     try:
         LocalDagRunner().run(created)

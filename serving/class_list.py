@@ -22,10 +22,13 @@ def read_class_list(path: Path) -> tuple[list[str], list[list[int]]]:
     # Invalid JSON and invalid UTF-8 both raise subclasses of ValueError.
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} does not contain classes and palette: {type(error).__name__}: {error}") from None
-    valid_colors = all(len(color) == 3 and all(type(value) is int and 0 <= value <= 255 for value in color)
-                       for color in palette)
+    valid_colors = all(
+        len(color) == 3 and all(type(value) is int and 0 <= value <= 255 for value in color) for color in palette
+    )
     valid_names = all(isinstance(name, str) for name in classes)
     if not (valid_names and valid_colors and 0 < len(classes) == len(palette) <= MAX_CLASSES):
-        raise UserError(f"{path} contains {len(classes)} classes and {len(palette)} colors; it needs one color of "
-                        f"three bytes for each of 1 to {MAX_CLASSES} class names")
+        raise UserError(
+            f"{path} contains {len(classes)} classes and {len(palette)} colors; it needs one color of "
+            f"three bytes for each of 1 to {MAX_CLASSES} class names"
+        )
     return classes, palette

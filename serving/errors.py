@@ -12,10 +12,25 @@ if TYPE_CHECKING:
 # TensorFlow Serving cuts longer messages.
 MAX_MESSAGE_BYTES = 1024
 TRUNCATED = "...TRUNCATED"
-HTTP = {"OK": 200, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, "UNAUTHENTICATED": 401,
-        "PERMISSION_DENIED": 403, "NOT_FOUND": 404, "ALREADY_EXISTS": 409, "ABORTED": 409, "RESOURCE_EXHAUSTED": 429,
-        "CANCELLED": 499, "UNKNOWN": 500, "INTERNAL": 500, "DATA_LOSS": 500, "UNIMPLEMENTED": 501, "UNAVAILABLE": 503,
-        "DEADLINE_EXCEEDED": 504}
+HTTP = {
+    "OK": 200,
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "OUT_OF_RANGE": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "ABORTED": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499,
+    "UNKNOWN": 500,
+    "INTERNAL": 500,
+    "DATA_LOSS": 500,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
 # gRPC and TensorFlow use the same numbers.
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -33,7 +48,7 @@ class ServingError(Exception):
     def __init__(self, code: grpc.StatusCode, message: str, bug: Exception | None = None):
         encoded = message.encode()
         if len(encoded) > MAX_MESSAGE_BYTES:
-            message = encoded[:MAX_MESSAGE_BYTES - len(TRUNCATED)].decode(errors="ignore") + TRUNCATED
+            message = encoded[: MAX_MESSAGE_BYTES - len(TRUNCATED)].decode(errors="ignore") + TRUNCATED
         super().__init__(message)
         self.code, self.message, self.bug = code, message, bug
 

@@ -26,8 +26,13 @@ ANY_PORT = -1
 # this server is closing.
 KEEP_ALIVE_SECONDS = 90
 # The keepalive settings detect clients that disappeared, and drop their unfinished requests.
-CHANNEL_ARGUMENTS = {"grpc.so_reuseport": 0, "grpc.max_send_message_length": -1, "grpc.keepalive_time_ms": 60_000,
-                     "grpc.keepalive_timeout_ms": 20_000, "grpc.http2.min_ping_interval_without_data_ms": 5_000}
+CHANNEL_ARGUMENTS = {
+    "grpc.so_reuseport": 0,
+    "grpc.max_send_message_length": -1,
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.http2.min_ping_interval_without_data_ms": 5_000,
+}
 
 
 def check_port(host: str, port: int) -> None:
@@ -49,9 +54,9 @@ class Grpc:
         """
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_requests + SPARE_THREADS, "grpc"),
-            handlers=services.handlers(backend, options.enable_serialization_as_tensor_content,
-                                       options.log_requests),
-            options=list(channel_arguments(options).items()))
+            handlers=services.handlers(backend, options.enable_serialization_as_tensor_content, options.log_requests),
+            options=list(channel_arguments(options).items()),
+        )
         self.health = services.add_health(self._server) if options.enable_grpc_healthcheck_service else None
         services.add_reflection(self._server, self.health is not None)
         self.port = 0
@@ -68,13 +73,19 @@ class Grpc:
         try:
             if config is None:
                 return self._server.add_insecure_port(address)
-            return self._server.add_secure_port(address, grpc.ssl_server_credentials(
-                [(config.server_key.encode(), config.server_cert.encode())], config.custom_ca.encode() or None,
-                config.client_verify))
+            return self._server.add_secure_port(
+                address,
+                grpc.ssl_server_credentials(
+                    [(config.server_key.encode(), config.server_cert.encode())],
+                    config.custom_ca.encode() or None,
+                    config.client_verify,
+                ),
+            )
         except (RuntimeError, ValueError) as error:
             keys = f", or the keys and certificates in {options.ssl_config_file} are invalid" if config else ""
-            raise ServingError(grpc.StatusCode.UNAVAILABLE,
-                               f"cannot listen on {address}: it may be in use{keys} ({error})") from None
+            raise ServingError(
+                grpc.StatusCode.UNAVAILABLE, f"cannot listen on {address}: it may be in use{keys} ({error})"
+            ) from None
 
     def start(self) -> None:
         """Begin to answer requests."""
@@ -100,11 +111,19 @@ class Rest:
         """Bind the port; raises ServingError if it cannot be bound."""
         self._socket = _bound_socket(options.host, options.rest_api_port)
         self.port = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(
-            application, log_config=None, access_log=False, server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, int(options.grace_seconds))))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="rest",
-                                        daemon=True)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=max(1, int(options.grace_seconds)),
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="rest", daemon=True
+        )
 
     def start(self) -> None:
         """Begin to accept connections and answer them in a separate thread."""
@@ -149,8 +168,9 @@ def _bound_socket(host: str, port: int) -> socket.socket:
         bound.bind((host, 0 if port == ANY_PORT else port))
     except OSError as error:
         bound.close()
-        raise ServingError(grpc.StatusCode.UNAVAILABLE,
-                           f"cannot listen on port {port} of {host}: {error.strerror}") from None
+        raise ServingError(
+            grpc.StatusCode.UNAVAILABLE, f"cannot listen on port {port} of {host}: {error.strerror}"
+        ) from None
     return bound
 
 

@@ -26,26 +26,51 @@ CONCURRENCY = (1, 2, 4, 8, 16)
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog=cli.program("serving.load_test"), description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog=cli.program("serving.load_test"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("images", nargs="+", metavar="IMG", help="images, directories of images, or quoted patterns")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument("--rest", action="store_true", help="HOST:PORT is the REST port instead of the gRPC port")
     parser.add_argument("--model", default="default", metavar="NAME", help="name of the model (default: default)")
-    parser.add_argument("--signature", default="serving_default", metavar="S",
-                        help="a signature that takes encoded images or pixels (default: serving_default)")
-    parser.add_argument("--concurrency", type=_numbers, default=CONCURRENCY, metavar="N,...",
-                        help=f"numbers of clients, run one after another (default {','.join(map(str, CONCURRENCY))})")
-    parser.add_argument("--seconds", type=_positive, default=10.0, metavar="S",
-                        help="measured seconds for each number of clients (default 10)")
-    parser.add_argument("--warm-up", type=_positive, default=1.0, metavar="S",
-                        help="seconds of load before the measurement (default 1)")
-    parser.add_argument("--deadline", type=_positive, default=60.0, metavar="S",
-                        help="seconds that a request may take (default 60)")
-    parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
-                        help="processes that share the clients, which are threads (default: one per core, at most 4)")
-    parser.add_argument("--tls-ca", type=Path, metavar="FILE",
-                        help="enable TLS for gRPC; PEM certificates of the authority that signed the server's")
+    parser.add_argument(
+        "--signature",
+        default="serving_default",
+        metavar="S",
+        help="a signature that takes encoded images or pixels (default: serving_default)",
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=_numbers,
+        default=CONCURRENCY,
+        metavar="N,...",
+        help=f"numbers of clients, run one after another (default {','.join(map(str, CONCURRENCY))})",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=10.0,
+        metavar="S",
+        help="measured seconds for each number of clients (default 10)",
+    )
+    parser.add_argument(
+        "--warm-up", type=_positive, default=1.0, metavar="S", help="seconds of load before the measurement (default 1)"
+    )
+    parser.add_argument(
+        "--deadline", type=_positive, default=60.0, metavar="S", help="seconds that a request may take (default 60)"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that share the clients, which are threads (default: one per core, at most 4)",
+    )
+    parser.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="enable TLS for gRPC; PEM certificates of the authority that signed the server's",
+    )
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write the results to this file")
     values = parser.parse_args(arguments)
     if values.processes < 1:
@@ -60,12 +85,15 @@ def main(arguments: list[str] | None = None) -> int:
     paths = [file.path for file in find_input_files(values.images, Path(os.devnull), ()) if not file.is_video]
     if not paths:
         raise UserError(f"no images among {', '.join(values.images)}, only videos")
-    requests = load_requests.read_requests(paths, values.server, values.rest, values.model, values.signature,
-                                           values.tls_ca)
+    requests = load_requests.read_requests(
+        paths, values.server, values.rest, values.model, values.signature, values.tls_ca
+    )
     path = f"/v1/models/{urllib.parse.quote(values.model, safe='')}:predict" if values.rest else ""
     target = load_generator.Target(values.server, path, values.deadline, read_certificates(values.tls_ca))
-    print(f"{len(requests)} images, {sum(map(len, requests)) / len(requests) / 1e3:.1f} kB per request, to "
-          f"{values.signature} of {values.model} at {values.server} over {'REST' if values.rest else 'gRPC'}")
+    print(
+        f"{len(requests)} images, {sum(map(len, requests)) / len(requests) / 1e3:.1f} kB per request, to "
+        f"{values.signature} of {values.model} at {values.server} over {'REST' if values.rest else 'gRPC'}"
+    )
     with load_generator.clients(target, requests, min(values.processes, max(values.concurrency))) as clients:
         loads = load_report.run_loads(clients, values.concurrency, values.seconds, values.warm_up)
     if values.out:

@@ -54,16 +54,27 @@ class Server:
         self._scheduler = None if batching is None else Scheduler(batching, self._monitor)
         self.models = manager.ModelManager(
             versions.VersionSettings(
-                poll_seconds=options.file_system_poll_wait_seconds, load_retries=options.max_num_load_retries,
-                retry_seconds=options.load_retry_interval_micros / 1e6, load_threads=options.num_load_threads,
+                poll_seconds=options.file_system_poll_wait_seconds,
+                load_retries=options.max_num_load_retries,
+                retry_seconds=options.load_retry_interval_micros / 1e6,
+                load_threads=options.num_load_threads,
                 unload_threads=options.num_unload_threads,
-                allow_unavailable_labels=options.allow_version_labels_for_unavailable_models),
+                allow_unavailable_labels=options.allow_version_labels_for_unavailable_models,
+            ),
             loading.make_loader(options, self._scheduler, self._monitor),
-            on_loaded=self._on_loaded, on_unloaded=self._on_unloaded)
+            on_loaded=self._on_loaded,
+            on_unloaded=self._on_unloaded,
+        )
         self._max_running = options.max_running_requests or max(
-            options.grpc_max_threads, 0 if batching is None else BATCHING_SLOTS)
-        self._backend = Backend(self.models, self._monitor, AdmissionControl(
-            self._max_running, options.max_waiting_requests, options.max_waiting_bytes, self._monitor.queue))
+            options.grpc_max_threads, 0 if batching is None else BATCHING_SLOTS
+        )
+        self._backend = Backend(
+            self.models,
+            self._monitor,
+            AdmissionControl(
+                self._max_running, options.max_waiting_requests, options.max_waiting_bytes, self._monitor.queue
+            ),
+        )
         self._grpc = self._rest = None
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self.grpc_port, self.rest_port = 0, 0
@@ -75,8 +86,11 @@ class Server:
         options = self.options
         rest_port = options.rest_api_port
         if rest_port > 0 and rest_port == options.port:
-            logs.log_event(logging.ERROR, "REST disabled", {
-                "message": "--rest_api_port equals --port: gRPC and REST need different ports"})
+            logs.log_event(
+                logging.ERROR,
+                "REST disabled",
+                {"message": "--rest_api_port equals --port: gRPC and REST need different ports"},
+            )
             rest_port = 0
         try:
             for port in filter(None, (options.port, rest_port)):
@@ -96,8 +110,11 @@ class Server:
             raise
         if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
             threading.Thread(target=self._poll_config, name="config", daemon=True).start()
-        logs.log_event(logging.INFO, "started", {"grpc_port": self.grpc_port, "rest_port": self.rest_port,
-                                                 "grpc_socket_path": options.grpc_socket_path})
+        logs.log_event(
+            logging.INFO,
+            "started",
+            {"grpc_port": self.grpc_port, "rest_port": self.rest_port, "grpc_socket_path": options.grpc_socket_path},
+        )
 
     def stop(self, drain_seconds: float = 0, grace_seconds: float | None = None) -> None:
         """Stop the server; a second call waits for the first one.
@@ -142,8 +159,10 @@ class Server:
             try:
                 with self.models.use(model_pb2.ModelSpec(name=name)) as handle:
                     names = sorted(key for key in handle.model.signatures if not key.startswith("__"))
-                    lines.append(f"serving {name}, version {handle.version} of {handle.model.directory.parent}: "
-                                 f"{', '.join(names)}")
+                    lines.append(
+                        f"serving {name}, version {handle.version} of {handle.model.directory.parent}: "
+                        f"{', '.join(names)}"
+                    )
             except ServingError as error:
                 lines.append(f"not serving {name}: {error.message}")
         host = f"[{self.options.host}]" if ":" in self.options.host else self.options.host
@@ -152,15 +171,22 @@ class Server:
         if self.options.grpc_socket_path:
             lines.append(f"gRPC at unix:{self.options.grpc_socket_path}")
         if self.rest_port:
-            lines.append(f"REST at http://{host}:{self.rest_port}/v1/models/NAME"
-                         f"{f', a page at http://{host}:{self.rest_port}/' if self.options.page else ''}")
+            lines.append(
+                f"REST at http://{host}:{self.rest_port}/v1/models/NAME"
+                f"{f', a page at http://{host}:{self.rest_port}/' if self.options.page else ''}"
+            )
         return "\n".join([*lines, "press Ctrl-C or send SIGTERM to stop the server"])
 
     def _rest_application(self) -> "Starlette":
         from serving.rest_api import app, page
 
-        return app.application(self.models, self._monitor, self._backend.admission, self.options,
-                               extra_routes=page.routes(self.models, self.options))
+        return app.application(
+            self.models,
+            self._monitor,
+            self._backend.admission,
+            self.options,
+            extra_routes=page.routes(self.models, self.options),
+        )
 
     def _on_loaded(self, name: str, version: int, failure: "ServingError | None", seconds: float) -> None:
         self._monitor.loaded(name, version, failure is None, seconds)

@@ -81,15 +81,34 @@ def log_levels_end_with_the_test():
 
 
 # These files take minutes: started first, they leave the shorter ones to fill up what the processes have left.
-LONGEST = ("commands/test_export.py", "pipeline/test_end_to_end.py", "commands/test_train.py",
-           "training/test_several_hosts.py", "tests/test_end_to_end.py", "pipeline/test_kills.py",
-           "tests/test_unchanged_files.py", "tests/test_docstring_examples.py", "models/test_other_backends.py",
-           "models/test_models_contract.py", "commands/test_train_faults.py", "tests/test_unchanged_training.py",
-           "training/test_loop.py", "training/test_replicas.py", "conversion/test_verification.py",
-           "input_pipeline/test_data_service.py", "input_pipeline/test_batch_reader.py", "training/test_precision.py",
-           "evaluation/test_counter.py", "input_pipeline/test_augmentations.py", "tests/test_extreme_sizes.py",
-           "profiling/test_model_benchmark.py", "jobs/test_dask.py", "serving/test_server.py", "serving/test_guide.py",
-           "exporting/test_formats.py")
+LONGEST = (
+    "commands/test_export.py",
+    "pipeline/test_end_to_end.py",
+    "commands/test_train.py",
+    "training/test_several_hosts.py",
+    "tests/test_end_to_end.py",
+    "pipeline/test_kills.py",
+    "tests/test_unchanged_files.py",
+    "tests/test_docstring_examples.py",
+    "models/test_other_backends.py",
+    "models/test_models_contract.py",
+    "commands/test_train_faults.py",
+    "tests/test_unchanged_training.py",
+    "training/test_loop.py",
+    "training/test_replicas.py",
+    "conversion/test_verification.py",
+    "input_pipeline/test_data_service.py",
+    "input_pipeline/test_batch_reader.py",
+    "training/test_precision.py",
+    "evaluation/test_counter.py",
+    "input_pipeline/test_augmentations.py",
+    "tests/test_extreme_sizes.py",
+    "profiling/test_model_benchmark.py",
+    "jobs/test_dask.py",
+    "serving/test_server.py",
+    "serving/test_guide.py",
+    "exporting/test_formats.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -46,14 +46,18 @@ def python_commands(words):
     """Yield (module, arguments) of a command and of what it launches."""
     for index, word in enumerate(words):
         if word == "-m" and index + 1 < len(words):
-            arguments = words[index + 2:]
+            arguments = words[index + 2 :]
             end = arguments.index("--") if "--" in arguments else len(arguments)
             yield words[index + 1], arguments[:end]
 
 
-ALL_COMMANDS = [(str(block.page.relative_to(ROOT)), name, arguments) for block in documents.blocks()
-                for words in documents.commands(block.text) for name, arguments in python_commands(words)
-                if name.partition(".")[0] in ("kseg", "serving", "pipeline", "benchmarks")]
+ALL_COMMANDS = [
+    (str(block.page.relative_to(ROOT)), name, arguments)
+    for block in documents.blocks()
+    for words in documents.commands(block.text)
+    for name, arguments in python_commands(words)
+    if name.partition(".")[0] in ("kseg", "serving", "pipeline", "benchmarks")
+]
 
 
 def test_every_shell_block_is_run_or_says_why_not():
@@ -63,8 +67,10 @@ def test_every_shell_block_is_run_or_says_why_not():
             paths = ROOT.glob(f"tests/**/{block.runner}.py")
             assert any(call in path.read_text(encoding="utf-8") for path in paths), (block.page, call)
         else:
-            assert block.reason, (f"{block.page}: above a block stands neither <!-- not run: REASON --> nor "
-                                  f"<!-- run by TEST_MODULE -->:\n{block.text}")
+            assert block.reason, (
+                f"{block.page}: above a block stands neither <!-- not run: REASON --> nor "
+                f"<!-- run by TEST_MODULE -->:\n{block.text}"
+            )
 
 
 @pytest.mark.parametrize("page", documents.PAGES, ids=IDS)
@@ -158,15 +164,20 @@ def test_options_and_values_of_a_command_exist(page, name, arguments, help_of):
 
 def following(arguments, index):
     """The values of an option that takes several."""
-    end = next((number for number in range(index + 1, len(arguments)) if arguments[number].startswith("--")),
-               len(arguments))
-    return arguments[index + 1:end]
+    end = next(
+        (number for number in range(index + 1, len(arguments)) if arguments[number].startswith("--")), len(arguments)
+    )
+    return arguments[index + 1 : end]
 
 
-@pytest.mark.parametrize("text, runner, reason", [
-    ("```sh\nls\n```\n", "test_end_to_end", ""),
-    ("<!-- not run: slow -->\n```sh\nls\n```\n", "", "slow"),
-    ("<!-- run by test_other -->\n```sh\nls\n```\n", "test_other", "")])
+@pytest.mark.parametrize(
+    "text, runner, reason",
+    [
+        ("```sh\nls\n```\n", "test_end_to_end", ""),
+        ("<!-- not run: slow -->\n```sh\nls\n```\n", "", "slow"),
+        ("<!-- run by test_other -->\n```sh\nls\n```\n", "test_other", ""),
+    ],
+)
 def test_a_marker_says_who_runs_a_block(text, runner, reason, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text(text)

@@ -12,16 +12,23 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kseg import config as configs
 from kseg import __main__ as kseg_main
+from kseg import config as configs
 from kseg import models
 from kseg.datasets import registry
 from kseg.weights import loading
 from tests.helpers import documents
 from tests.helpers.running import ROOT, run_here, start
 
-SMALL = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=48,64",
-         "train.global_batch=2", "train.steps=3", "train.log_every=1"]
+SMALL = [
+    "model.width=4",
+    "model.channels=8",
+    "model.auxiliary_channels=4",
+    "augment.crop=48,64",
+    "train.global_batch=2",
+    "train.steps=3",
+    "train.log_every=1",
+]
 
 
 def documented_commands():
@@ -109,8 +116,9 @@ def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as stack:
         for command in documented_commands()[2:]:
-            words = [word.replace("DATA", str(own_images)).replace("=resnet18", f"={resnet18}")
-                     for word in command.split()]
+            words = [
+                word.replace("DATA", str(own_images)).replace("=resnet18", f"={resnet18}") for word in command.split()
+            ]
             module, arguments = module_and_arguments(words)
             if module == "serving.server":
                 # Others may use the machine's usual ports.
@@ -142,8 +150,14 @@ def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatc
 def test_make_demo(tmp_path):
     """README.md's first command on fewer steps, smaller crops and a narrower network, in another directory."""
     shorter = "train.steps=50 train.validate_every=50 augment.crop=64,128 model.width=24"
-    result = subprocess.run(["make", "demo", f"DEMO={tmp_path / 'a demo'}", f"DEMO_SET={shorter}"], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800)
+    result = subprocess.run(
+        ["make", "demo", f"DEMO={tmp_path / 'a demo'}", f"DEMO_SET={shorter}"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1800,
+    )
     assert result.returncode == 0, result.stdout
     assert "finished 50 steps" in result.stdout
     results = json.loads((tmp_path / "a demo" / "metrics.json").read_text())

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from kseg.config.sections import Augment, Train
-from kseg.datasets import checks
-from kseg.datasets import registry
+from kseg.datasets import checks, registry
 from kseg.input_pipeline import batching
 from tests.helpers.exhaustive import all_of
 from tests.helpers.small_sets import config, example, folder
@@ -22,6 +21,7 @@ GRAY, RGB, PALETTE = 0, 2, 3
 
 def flat_png(side, kind, first, second):
     """Return a PNG with an upper half of `first` and a lower half of `second` pixels without a full image in memory."""
+
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
@@ -33,8 +33,13 @@ def flat_png(side, kind, first, second):
     header = struct.pack(">IIBBBBB", side, side, 8, kind, 0, 0, 0)
     # All entries of the palette are equal, so indices cannot be derived from colors.
     palette = chunk(b"PLTE", bytes([90] * 768)) if kind == PALETTE else b""
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette
-            + chunk(b"IDAT", b"".join([*rows, packer.flush()])) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", b"".join([*rows, packer.flush()]))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.fixture(scope="module", params=all_of([PALETTE], GRAY), ids={GRAY: "gray", PALETTE: "palette"}.get)
@@ -42,8 +47,10 @@ def huge(request, tmp_path_factory):
     """Return a set with one pair of 144 megapixels: black with label 0 above (250, 120, 30) with label 2."""
     directory = tmp_path_factory.mktemp("huge")
     source = folder(directory, {})
-    for part, content in (("images", flat_png(SIDE, RGB, bytes(3), bytes([250, 120, 30]))),
-                          ("labels", flat_png(SIDE, request.param, b"\0", b"\2"))):
+    for part, content in (
+        ("images", flat_png(SIDE, RGB, bytes(3), bytes([250, 120, 30]))),
+        ("labels", flat_png(SIDE, request.param, b"\0", b"\2")),
+    ):
         (directory / "train" / part).mkdir(parents=True)
         (directory / "train" / part / "e00.png").write_bytes(content)
     return source
@@ -93,13 +100,23 @@ def test_checks_and_statistics_of_one_pixel(tiny, count):
     assert results["val"]["sizes"] == {(1, 1): 1} and results["val"]["class_pixels"].tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("scale, scale_range", all_of(
-    [((), (0.5, 2.0)), ((8, 20), (0.1, 0.2))],
-    ((8, 20), (0.5, 2.0)), ((), (0.1, 0.2)), ((), (1.0, 1.0)), ((8, 20), (1.0, 1.0))))
+@pytest.mark.parametrize(
+    "scale, scale_range",
+    all_of(
+        [((), (0.5, 2.0)), ((8, 20), (0.1, 0.2))],
+        ((8, 20), (0.5, 2.0)),
+        ((), (0.1, 0.2)),
+        ((), (1.0, 1.0)),
+        ((8, 20), (1.0, 1.0)),
+    ),
+)
 def test_training_on_one_pixel(tiny, scale, scale_range):
     settings = config(tiny, crop=(16, 24))
-    settings = dataclasses.replace(settings, augment=Augment(scale=scale, scale_range=scale_range, crop=(16, 24)),
-                                   train=Train(global_batch=3, steps=8))
+    settings = dataclasses.replace(
+        settings,
+        augment=Augment(scale=scale, scale_range=scale_range, crop=(16, 24)),
+        train=Train(global_batch=3, steps=8),
+    )
     steps = 0
     for batch in train_batches(settings):
         image, label, index = (batch[key].numpy() for key in ("image", "label", "index"))

@@ -54,20 +54,33 @@ def test_the_walk_finds_missing_kernels_and_crossings():
     crossings, missing = crossings_and_missing(function.get_concrete_function())
     assert missing == {"Roll"}
     assert {(crossing.type, crossing.bytes) for crossing in crossings} == {
-        ("Roll", 64 * 64), ("Cast", 64 * 64), ("Cast", 64 * 64 * 4)}
+        ("Roll", 64 * 64),
+        ("Cast", 64 * 64),
+        ("Cast", 64 * 64 * 4),
+    }
 
 
 # Statistics of small maps are computed by other operations, so the maps have their real size.
-@pytest.mark.parametrize("head, precision", all_of(ALWAYS, *(
-    (head, precision) for head in HEADS for precision in PRECISIONS if (head, precision) not in ALWAYS)))
+@pytest.mark.parametrize(
+    "head, precision",
+    all_of(
+        ALWAYS, *((head, precision) for head in HEADS for precision in PRECISIONS if (head, precision) not in ALWAYS)
+    ),
+)
 def test_a_training_step_stays_on_the_gpu(head, precision):
-    config = Config(model=tiny(head), train=Train(global_batch=2, precision=precision, loss_scale_growth=2000
-                                                  if precision == "mixed_float16" else 0))
+    config = Config(
+        model=tiny(head),
+        train=Train(global_batch=2, precision=precision, loss_scale_growth=2000 if precision == "mixed_float16" else 0),
+    )
     strategy = tf.distribute.get_strategy()
     model, optimizer, average = trainer.build_training(config, 19, lambda line: None)
     step = Steps(model, optimizer, config, strategy, average).step.get_concrete_function(
-        {"image": tf.TensorSpec((2, 512, 1024, 3), tf.uint8), "inside": tf.TensorSpec((2, 4), tf.int32),
-         "label": tf.TensorSpec((2, 512, 1024), tf.uint8)})
+        {
+            "image": tf.TensorSpec((2, 512, 1024, 3), tf.uint8),
+            "inside": tf.TensorSpec((2, 4), tf.int32),
+            "label": tf.TensorSpec((2, 512, 1024), tf.uint8),
+        }
+    )
     assert large_crossings(step) == set()
     assert transposes(step) <= (FLOAT32_TRANSPOSES[head] if precision == "float32" else HALF_TRANSPOSES.get(head, 0))
 
@@ -78,21 +91,30 @@ def model():
 
 
 # Images are resized in exact integers on the host, which has the decoded bytes anyway.
-@pytest.mark.parametrize("evaluate, expected", [
-    (Evaluate(), set()), (Evaluate(resize=(1024, 2048)), {"Cast"}), (Evaluate(scales=(0.5, 1.0), flip=True), {"Cast"})])
+@pytest.mark.parametrize(
+    "evaluate, expected",
+    [
+        (Evaluate(), set()),
+        (Evaluate(resize=(1024, 2048)), {"Cast"}),
+        (Evaluate(scales=(0.5, 1.0), flip=True), {"Cast"}),
+    ],
+)
 def test_counting_stays_on_the_gpu(model, evaluate, expected):
     counter = Counter(model, Protocol((0.0,) * 3, (1.0,) * 3, evaluate, False), 19, tf.distribute.get_strategy())
-    step = counter._make_step({"image": tf.TensorSpec((None, None, 3), tf.uint8),
-                               "label": tf.TensorSpec((None, None), tf.uint8)})
+    step = counter._make_step(
+        {"image": tf.TensorSpec((None, None, 3), tf.uint8), "label": tf.TensorSpec((None, None), tf.uint8)}
+    )
     assert large_crossings(step.get_concrete_function()) == expected
 
 
 def test_deterministic_counting_stays_on_the_cpu(model):
     """TensorFlow refuses to count deterministically on a GPU."""
-    counter = Counter(model, Protocol((0.0,) * 3, (1.0,) * 3, Evaluate(), False), 19, tf.distribute.get_strategy(),
-                      deterministic=True)
-    step = counter._make_step({"image": tf.TensorSpec((None, None, 3), tf.uint8),
-                               "label": tf.TensorSpec((None, None), tf.uint8)}).get_concrete_function()
+    counter = Counter(
+        model, Protocol((0.0,) * 3, (1.0,) * 3, Evaluate(), False), 19, tf.distribute.get_strategy(), deterministic=True
+    )
+    step = counter._make_step(
+        {"image": tf.TensorSpec((None, None, 3), tf.uint8), "label": tf.TensorSpec((None, None), tf.uint8)}
+    ).get_concrete_function()
     counts = [operation for operation in step.graph.get_operations() if operation.type == "DenseBincount"]
     assert counts and all("CPU:0" in operation.device for operation in counts)
 

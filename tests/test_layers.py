@@ -40,17 +40,23 @@ SERVING = "A package of serving imports only the packages below it"
 PIPELINE = "A package of pipeline imports only the packages below it"
 
 
-@pytest.mark.parametrize("file, line, contract", [
-    ("kseg/models/layers.py", "from kseg.training import losses", KSEG),
-    ("kseg/training/step.py", "import kseg.train", KSEG),
-    ("kseg/stray.py", "", KSEG),
-    ("kseg/inference/prediction.py", "def f():\n    from serving import errors",
-     "kseg imports neither serving nor pipeline"),
-    ("serving/core/loading.py", "from kseg.training import step", "The server needs no training"),
-    ("serving/stray.py", "", SERVING),
-    ("pipeline/artifacts.py", "from pipeline import definition",
-     PIPELINE),
-    ("pipeline/components/trainer.py", "import kseg.train", "Nobody imports a command")])
+@pytest.mark.parametrize(
+    "file, line, contract",
+    [
+        ("kseg/models/layers.py", "from kseg.training import losses", KSEG),
+        ("kseg/training/step.py", "import kseg.train", KSEG),
+        ("kseg/stray.py", "", KSEG),
+        (
+            "kseg/inference/prediction.py",
+            "def f():\n    from serving import errors",
+            "kseg imports neither serving nor pipeline",
+        ),
+        ("serving/core/loading.py", "from kseg.training import step", "The server needs no training"),
+        ("serving/stray.py", "", SERVING),
+        ("pipeline/artifacts.py", "from pipeline import definition", PIPELINE),
+        ("pipeline/components/trainer.py", "import kseg.train", "Nobody imports a command"),
+    ],
+)
 def test_a_forbidden_import_breaks_its_contract(copy, file, line, contract):
     path = copy / file
     before = path.read_text() if path.exists() else None

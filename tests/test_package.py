@@ -14,8 +14,20 @@ FORBIDDEN = ["pypi" + ".org", "python" + "hosted.org", "/wo" + "rk/", "/ro" + "o
 
 
 HEAVY = ["tensorflow", "keras", "tfx", "torch", "cv2"]
-COMMANDS = ("train", "evaluate", "predict", "export", "convert", "data", "benchmark", "zoo", "compare", "launch",
-            "explain", "__main__")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "convert",
+    "data",
+    "benchmark",
+    "zoo",
+    "compare",
+    "launch",
+    "explain",
+    "__main__",
+)
 
 
 def modules_of(package):
@@ -23,23 +35,35 @@ def modules_of(package):
     return [f"kseg.{package}.{path.stem}" for path in sorted((ROOT / "kseg" / package).glob("[a-z]*.py"))]
 
 
-@pytest.mark.parametrize("statement", [
-    "import kseg; kseg.Run; kseg.Config", "import kseg.cli", "import kseg.variants",
-    f"import {', '.join(modules_of('config'))}", f"import {', '.join(modules_of('system'))}",
-    f"import {', '.join(f'kseg.{name}' for name in COMMANDS)}",
-    "import serving.server, serving.client, serving.load_test",
-    "import pipeline.run_local, pipeline.compile_kubeflow",
-    "from kseg.config import zoo; zoo.listing()",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import kseg; kseg.Run; kseg.Config",
+        "import kseg.cli",
+        "import kseg.variants",
+        f"import {', '.join(modules_of('config'))}",
+        f"import {', '.join(modules_of('system'))}",
+        f"import {', '.join(f'kseg.{name}' for name in COMMANDS)}",
+        "import serving.server, serving.client, serving.load_test",
+        "import pipeline.run_local, pipeline.compile_kubeflow",
+        "from kseg.config import zoo; zoo.listing()",
+    ],
+)
 def test_imports_stay_light(statement):
     code = f"import sys; {statement}; print(*sorted(name for name in {HEAVY!r} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
 
 
-@pytest.mark.parametrize("module, name, home", [
-    ("train", "train", "kseg.training.trainer"), ("evaluate", "evaluate", "kseg.evaluation.evaluator"),
-    ("export", "export", "kseg.exporting.exporter"), ("predict", "predict", "kseg.inference.file_prediction")])
+@pytest.mark.parametrize(
+    "module, name, home",
+    [
+        ("train", "train", "kseg.training.trainer"),
+        ("evaluate", "evaluate", "kseg.evaluation.evaluator"),
+        ("export", "export", "kseg.exporting.exporter"),
+        ("predict", "predict", "kseg.inference.file_prediction"),
+    ],
+)
 def test_commands_offer_their_function(module, name, home):
     command = importlib.import_module(f"kseg.{module}")
     assert getattr(command, name).__module__ == home

@@ -12,17 +12,30 @@ import kseg
 from kseg.errors import ConfigError, WorkdirError
 from kseg.inference import trained_model
 
-CHANGES = {"model.width": 4, "model.channels": 8, "model.auxiliary_channels": 4, "model.output_stride": 16,
-           "augment.crop": (64, 64), "train.global_batch": 2, "train.steps": 2, "train.validate_every": 2,
-           "train.checkpoint_every": 2, "train.log_every": 1}
+CHANGES = {
+    "model.width": 4,
+    "model.channels": 8,
+    "model.auxiliary_channels": 4,
+    "model.output_stride": 16,
+    "augment.crop": (64, 64),
+    "train.global_batch": 2,
+    "train.steps": 2,
+    "train.validate_every": 2,
+    "train.checkpoint_every": 2,
+    "train.log_every": 1,
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, shapes_directory):
     """Return a run after its two steps, with the lines that it reported."""
     lines = []
-    made = kseg.Run("encnet_shapes", tmp_path_factory.mktemp("runs") / "a run", **CHANGES,
-                    **{"data.directory": str(shapes_directory)})
+    made = kseg.Run(
+        "encnet_shapes",
+        tmp_path_factory.mktemp("runs") / "a run",
+        **CHANGES,
+        **{"data.directory": str(shapes_directory)},
+    )
     assert made.train(lines.append)["step"] == 2
     assert any("step 2/2" in line for line in lines)
     return made
@@ -63,7 +76,8 @@ def test_predictions_are_those_of_a_segmenter(run, tmp_path):
         np.testing.assert_array_equal(other.ids, expected)
     fractions = one.fractions()
     assert sum(fractions.values()) == pytest.approx(1) and list(fractions.values()) == sorted(
-        fractions.values(), reverse=True)
+        fractions.values(), reverse=True
+    )
     assert fractions[one.classes[int(expected[0, 0])]] == (expected == expected[0, 0]).mean()
     assert one.overlay().shape == image.shape and not np.array_equal(one.overlay(), image)
     page = one._repr_html_()

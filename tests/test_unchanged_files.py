@@ -10,13 +10,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.before import (BEFORE, KERNELS, ROOT, RUN, digest, printed, recorded, require_same, start,
-                                  training_facts, unpack, weight_facts)
+from tests.helpers.before import (
+    BEFORE,
+    KERNELS,
+    ROOT,
+    RUN,
+    digest,
+    printed,
+    recorded,
+    require_same,
+    start,
+    training_facts,
+    unpack,
+    weight_facts,
+)
 
 CHECKPOINT = ROOT.parent / "shared" / "fixtures" / "mmseg" / "deeplabv3plus_r18_d16" / "model.pth"
-CHECKPOINT_MODEL = ["model.width=4", "model.stem_channels=4", "model.output_stride=16", "model.head=deeplabv3plus",
-                    "model.channels=8", "model.auxiliary_channels=4", "model.deeplab.dilations=1,2,3,4",
-                    "model.deeplab.shortcut_channels=2"]
+CHECKPOINT_MODEL = [
+    "model.width=4",
+    "model.stem_channels=4",
+    "model.output_stride=16",
+    "model.head=deeplabv3plus",
+    "model.channels=8",
+    "model.auxiliary_channels=4",
+    "model.deeplab.dilations=1,2,3,4",
+    "model.deeplab.shortcut_channels=2",
+]
 IMAGES = sorted(BEFORE.glob("images/*"))
 KINDS = ("prepared", "prepared-fast")
 
@@ -31,24 +50,48 @@ def first_batches_and_examples(directory, count):
     from kseg.input_pipeline.batching import eval_examples, train_batches
     from kseg.input_pipeline.normalization import normalize_batch
 
-    config = Config(data=Data(name="folder", directory=str(directory)), augment=Augment(crop=(32, 40)),
-                    train=Train(global_batch=2, steps=count, seed=3))
-    batches = [each | {"image": normalize_batch(each["image"], each["inside"], config.data.mean, config.data.std,
-                                                config.augment.pad_color)}
-               for each in train_batches(open_split(config.data, "train"), config)]
-    return [[{key: value.numpy() for key, value in each.items()} for each in dataset]
-            for dataset in (batches, eval_examples(open_split(config.data, "val")))]
+    config = Config(
+        data=Data(name="folder", directory=str(directory)),
+        augment=Augment(crop=(32, 40)),
+        train=Train(global_batch=2, steps=count, seed=3),
+    )
+    batches = [
+        each
+        | {
+            "image": normalize_batch(
+                each["image"], each["inside"], config.data.mean, config.data.std, config.augment.pad_color
+            )
+        }
+        for each in train_batches(open_split(config.data, "train"), config)
+    ]
+    return [
+        [{key: value.numpy() for key, value in each.items()} for each in dataset]
+        for dataset in (batches, eval_examples(open_split(config.data, "val")))
+    ]
 
 
 def reading_facts(directory):
     """Return what is read of a prepared set: ids and places of examples to the bit, normalised pixels nearly so."""
     batches, examples = first_batches_and_examples(directory, 4)
-    return {"batches": [{"index": batch["index"].tolist(), "label": digest(batch["label"]),
-                         "image": {"bits": digest(batch["image"]), "shape": list(batch["image"].shape),
-                                   "mean": float(batch["image"].mean()), "norm": float(np.linalg.norm(batch["image"]))}}
-                        for batch in batches],
-            "examples": [{"index": int(each["index"]), "image": digest(each["image"]), "label": digest(each["label"])}
-                         for each in examples]}
+    return {
+        "batches": [
+            {
+                "index": batch["index"].tolist(),
+                "label": digest(batch["label"]),
+                "image": {
+                    "bits": digest(batch["image"]),
+                    "shape": list(batch["image"].shape),
+                    "mean": float(batch["image"].mean()),
+                    "norm": float(np.linalg.norm(batch["image"])),
+                },
+            }
+            for batch in batches
+        ],
+        "examples": [
+            {"index": int(each["index"]), "image": digest(each["image"]), "label": digest(each["label"])}
+            for each in examples
+        ],
+    }
 
 
 def jobs(directory, shapes):
@@ -59,19 +102,39 @@ def jobs(directory, shapes):
     source = unpack("source", directory)
     trained = ["--workdir", made, "--weights", unpack("trained", directory) / "trained.weights.h5"]
     data = ["--set", f"data.directory={shapes}"]
-    found = {"evaluated": ["kseg.evaluate", *trained, "--out", "evaluated", *data],
-             "predicted": ["kseg.predict", *IMAGES, *trained, "--out", "predicted", "--save", "ids", *data],
-             "exported": ["kseg.export", *trained, "--out", "exported", *data],
-             "compared": ["kseg.compare", "evaluations/a", "evaluations/b", "--json", "compared.json"],
-             "prepared": ["kseg.data", "prepare", "folder", "--source", source, "--directory", "prepared"],
-             "prepared-fast": ["kseg.data", "prepare", "folder", "--source", source, "--directory", "prepared-fast",
-                               "--fast"],
-             "continued": ["kseg.train", "--config", "encnet_shapes", "--workdir", "continued/run", *data, *RUN]}
+    found = {
+        "evaluated": ["kseg.evaluate", *trained, "--out", "evaluated", *data],
+        "predicted": ["kseg.predict", *IMAGES, *trained, "--out", "predicted", "--save", "ids", *data],
+        "exported": ["kseg.export", *trained, "--out", "exported", *data],
+        "compared": ["kseg.compare", "evaluations/a", "evaluations/b", "--json", "compared.json"],
+        "prepared": ["kseg.data", "prepare", "folder", "--source", source, "--directory", "prepared"],
+        "prepared-fast": [
+            "kseg.data",
+            "prepare",
+            "folder",
+            "--source",
+            source,
+            "--directory",
+            "prepared-fast",
+            "--fast",
+        ],
+        "continued": ["kseg.train", "--config", "encnet_shapes", "--workdir", "continued/run", *data, *RUN],
+    }
     if CHECKPOINT.is_file():
         (directory / "four").mkdir()
         (directory / "four" / "classes.txt").write_text("a\nb\nc\nd\n")
-        found["converted"] = ["kseg.convert", CHECKPOINT, "--config", "encnet_shapes", "--out", "converted.weights.h5",
-                              "--set", "data.name=folder", "data.directory=four", *CHECKPOINT_MODEL]
+        found["converted"] = [
+            "kseg.convert",
+            CHECKPOINT,
+            "--config",
+            "encnet_shapes",
+            "--out",
+            "converted.weights.h5",
+            "--set",
+            "data.name=folder",
+            "data.directory=four",
+            *CHECKPOINT_MODEL,
+        ]
     return found
 
 
@@ -85,15 +148,22 @@ def evaluation_facts(directory):
     rows = [line.split(",") for line in (directory / "per_image.csv").read_text().splitlines()]
     images = {row[0]: [float(cell) if cell else None for cell in row[1:]] for row in rows[1:]}
     confusion = np.load(directory / "confusion.npy")
-    return {"figures": figures, "columns": rows[0], "images": images,
-            "confusion": {"bits": digest(confusion), "shares": (confusion / confusion.sum()).tolist()},
-            "order": {"bits": [row[0] for row in rows]}}
+    return {
+        "figures": figures,
+        "columns": rows[0],
+        "images": images,
+        "confusion": {"bits": digest(confusion), "shares": (confusion / confusion.sum()).tolist()},
+        "order": {"bits": [row[0] for row in rows]},
+    }
 
 
 def ids_facts(ids):
     """Return the bits and size of class ids (H, W), and the share of each class."""
-    return {"bits": digest(ids), "shape": list(ids.shape),
-            "shares": (np.bincount(ids.ravel(), minlength=7) / ids.size).tolist()}
+    return {
+        "bits": digest(ids),
+        "shape": list(ids.shape),
+        "shares": (np.bincount(ids.ravel(), minlength=7) / ids.size).tolist(),
+    }
 
 
 def prediction_facts(directory):
@@ -105,22 +175,34 @@ def response_facts(*places):
     command = [sys.executable, "-m", "tests.helpers.before_responses", *places, "--", *IMAGES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=os.environ | KERNELS)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()[-len(places):]]
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(places) :]]
 
 
 def history_facts(root, version):
     """Return what pipeline.history tells: of each run its components' states, scores and version, and a lineage."""
-    told = [subprocess.run([sys.executable, "-m", "pipeline.history", "--root", root, *more], cwd=ROOT, text=True,
-                           capture_output=True, timeout=600, env=os.environ | KERNELS | {"PYTHONPATH": str(ROOT)})
-            for more in ([], ["--version", version])]
+    told = [
+        subprocess.run(
+            [sys.executable, "-m", "pipeline.history", "--root", root, *more],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=600,
+            env=os.environ | KERNELS | {"PYTHONPATH": str(ROOT)},
+        )
+        for more in ([], ["--version", version])
+    ]
     assert [each.returncode for each in told] == [0, 0], told
     runs, lineage = (each.stdout for each in told)
     states = r"\b(Ingest|Examiner|Trainer|Evaluator|Validator|Pusher) (complete|cached|failed)"
-    return {"states": re.findall(states, runs), "times": len(re.findall(r"(?m)^\d{4}-\d\d-\d\d \d\d:", runs)),
-            "pushed": re.findall(r"(?m)pushed: (?:.*/)?(\S+)$", runs), "numbers": re.findall(r"\d+\.\d\d\b", runs),
-            "artifacts": re.findall(r"(?m)^ *([A-Z]\w+) (\d+), by (\w+)", lineage),
-            "fingerprints": re.findall(r"fingerprint (\S+)", lineage),
-            "configs": re.findall(r"config (\S+?):? \{", lineage)}
+    return {
+        "states": re.findall(states, runs),
+        "times": len(re.findall(r"(?m)^\d{4}-\d\d-\d\d \d\d:", runs)),
+        "pushed": re.findall(r"(?m)pushed: (?:.*/)?(\S+)$", runs),
+        "numbers": re.findall(r"\d+\.\d\d\b", runs),
+        "artifacts": re.findall(r"(?m)^ *([A-Z]\w+) (\d+), by (\w+)", lineage),
+        "fingerprints": re.findall(r"fingerprint (\S+)", lineage),
+        "configs": re.findall(r"config (\S+?):? \{", lineage),
+    }
 
 
 @pytest.fixture(scope="module")

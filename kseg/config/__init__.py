@@ -12,13 +12,47 @@ from pathlib import Path
 
 from kseg.config import files
 from kseg.config.checks import check_config
-from kseg.config.sections import (IGNORED, Apcnet, Augment, Data, Deeplab, Encnet, Evaluate, Export, Fcn, Init, Loss,
-                                  Model, Pspnet, Train)
+from kseg.config.sections import (
+    IGNORED,
+    Apcnet,
+    Augment,
+    Data,
+    Deeplab,
+    Encnet,
+    Evaluate,
+    Export,
+    Fcn,
+    Init,
+    Loss,
+    Model,
+    Pspnet,
+    Train,
+)
 from kseg.config.values import read_dict, replace_value, set_value
 from kseg.errors import ConfigError
 
-__all__ = ["IGNORED", "Apcnet", "Augment", "Config", "Data", "Deeplab", "Encnet", "Evaluate", "Export", "Fcn", "Init",
-           "Loss", "Model", "Pspnet", "Train", "from_dict", "from_json", "load", "to_dict", "to_json"]
+__all__ = [
+    "IGNORED",
+    "Apcnet",
+    "Augment",
+    "Config",
+    "Data",
+    "Deeplab",
+    "Encnet",
+    "Evaluate",
+    "Export",
+    "Fcn",
+    "Init",
+    "Loss",
+    "Model",
+    "Pspnet",
+    "Train",
+    "from_dict",
+    "from_json",
+    "load",
+    "to_dict",
+    "to_json",
+]
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,12 @@ def _check_limits(key: str, value: Any, limits: tuple) -> None:
         if isinstance(limit, LENGTHS):
             _require(limit.accepts(len(items)), key, f"takes {limit}", value)
     bounds = [limit for limit in limits if not isinstance(limit, LENGTHS)]
-    _require(all(bound.accepts(item) for bound in bounds for item in items), key,
-             f"must be {' and '.join(map(str, bounds))}", value)
+    _require(
+        all(bound.accepts(item) for bound in bounds for item in items),
+        key,
+        f"must be {' and '.join(map(str, bounds))}",
+        value,
+    )
 
 
 def _check_together(config: Any) -> None:
@@ -49,24 +53,60 @@ def _check_together(config: Any) -> None:
     low, high = config.augment.scale_range
     _require(low <= high, "augment.scale_range", "must not decrease", (low, high))
     stem = "model.stem_channels" if model.stem_channels else "model.width"
-    _require(model.stem != "deep" or (model.stem_channels or model.width) % 2 == 0,
-             stem, "must be even with the deep stem", model.stem_channels or model.width)
-    _require(not (init.backbone and init.weights), "init.weights",
-             f"already contains a backbone; set init.backbone= instead of init.backbone={init.backbone}", init.weights)
-    _require(not loss.ohem_threshold or loss.ohem_kept, "loss.ohem_threshold",
-             "needs loss.ohem_kept above 0", loss.ohem_threshold)
-    _require(bool(evaluate.window) == bool(evaluate.stride), "evaluate.stride",
-             "must be set together with evaluate.window", evaluate.stride)
-    _require(all(step <= side for step, side in zip(evaluate.stride, evaluate.window)), "evaluate.stride",
-             f"must not exceed evaluate.window {evaluate.window}, which would skip pixels", evaluate.stride)
-    _require(train.accumulate == 1 or not loss.ohem_kept, "train.accumulate",
-             "cannot be combined with loss.ohem_kept, which compares all pixels of the batch", train.accumulate)
-    _require(not train.loss_scale_growth or train.precision == "mixed_float16", "train.loss_scale_growth",
-             "needs train.precision=mixed_float16", train.loss_scale_growth)
-    _require(config.export.precision != "int8" or config.export.device == "cpu", "export.device",
-             "must be cpu with export.precision=int8, which no GPU computes", config.export.device)
-    _require(train.end_learning_rate <= train.learning_rate, "train.end_learning_rate",
-             f"must not exceed train.learning_rate {train.learning_rate}", train.end_learning_rate)
+    _require(
+        model.stem != "deep" or (model.stem_channels or model.width) % 2 == 0,
+        stem,
+        "must be even with the deep stem",
+        model.stem_channels or model.width,
+    )
+    _require(
+        not (init.backbone and init.weights),
+        "init.weights",
+        f"already contains a backbone; set init.backbone= instead of init.backbone={init.backbone}",
+        init.weights,
+    )
+    _require(
+        not loss.ohem_threshold or loss.ohem_kept,
+        "loss.ohem_threshold",
+        "needs loss.ohem_kept above 0",
+        loss.ohem_threshold,
+    )
+    _require(
+        bool(evaluate.window) == bool(evaluate.stride),
+        "evaluate.stride",
+        "must be set together with evaluate.window",
+        evaluate.stride,
+    )
+    _require(
+        all(step <= side for step, side in zip(evaluate.stride, evaluate.window)),
+        "evaluate.stride",
+        f"must not exceed evaluate.window {evaluate.window}, which would skip pixels",
+        evaluate.stride,
+    )
+    _require(
+        train.accumulate == 1 or not loss.ohem_kept,
+        "train.accumulate",
+        "cannot be combined with loss.ohem_kept, which compares all pixels of the batch",
+        train.accumulate,
+    )
+    _require(
+        not train.loss_scale_growth or train.precision == "mixed_float16",
+        "train.loss_scale_growth",
+        "needs train.precision=mixed_float16",
+        train.loss_scale_growth,
+    )
+    _require(
+        config.export.precision != "int8" or config.export.device == "cpu",
+        "export.device",
+        "must be cpu with export.precision=int8, which no GPU computes",
+        config.export.device,
+    )
+    _require(
+        train.end_learning_rate <= train.learning_rate,
+        "train.end_learning_rate",
+        f"must not exceed train.learning_rate {train.learning_rate}",
+        train.end_learning_rate,
+    )
 
 
 def host_and_port(address: str) -> tuple[str, int]:

@@ -35,8 +35,11 @@ def describe_fields(config: Any) -> list[FieldDescription]:
         for group in groups:
             section = getattr(section, group)
         kind = field_types(type(section))[name]
-        descriptions.append(FieldDescription(key, type_text(kind), default, ", ".join(map(str, limits)),
-                                             field_comments(type(section)).get(name, "")))
+        descriptions.append(
+            FieldDescription(
+                key, type_text(kind), default, ", ".join(map(str, limits)), field_comments(type(section)).get(name, "")
+            )
+        )
     return descriptions
 
 
@@ -76,8 +79,15 @@ def reference_table(config: Any) -> str:
     sections: dict[str, list[str]] = {}
     for key, kind, default, limits, description in describe_fields(config):
         section, _, name = key.rpartition(".")
-        rows = sections.setdefault(section, [f"### {section or 'the config itself'}", "",
-                                             "| key | type and limits | default | meaning |", "|---|---|---|---|"])
+        rows = sections.setdefault(
+            section,
+            [
+                f"### {section or 'the config itself'}",
+                "",
+                "| key | type and limits | default | meaning |",
+                "|---|---|---|---|",
+            ],
+        )
         cells = (f"`{name}`", f"{kind}, {limits}" if limits else kind, f"`{value_text(default)}`", description)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n\n".join("\n".join(rows) for rows in sections.values())

@@ -53,8 +53,11 @@ def accept_old_names(section: str):
             for name in old_names.keys() & keywords.keys():
                 value = keywords.pop(name)
                 keywords[current_key(old_names[name]).rpartition(".")[2]] = value
-            initialize(self, *arguments, **{
-                name: current_value(f"{section}.{name}", value) for name, value in keywords.items()})
+            initialize(
+                self,
+                *arguments,
+                **{name: current_value(f"{section}.{name}", value) for name, value in keywords.items()},
+            )
 
         cls.__init__ = initialize_renamed
         for name, key in old_names.items():

@@ -61,8 +61,15 @@ def type_of(node: Any, key: str) -> Any:
             raise ConfigError(f"{key}: {'.'.join(names[:depth])} is a value, not a group")
         types = field_types(kind)
         if name not in types:
-            raise ConfigError(unknown("config key", name, types, "".join(f"{part}." for part in names[:depth]),
-                                      keys_named(type(node), name) if depth == len(names) - 1 else ()))
+            raise ConfigError(
+                unknown(
+                    "config key",
+                    name,
+                    types,
+                    "".join(f"{part}." for part in names[:depth]),
+                    keys_named(type(node), name) if depth == len(names) - 1 else (),
+                )
+            )
         kind = types[name]
     if dataclasses.is_dataclass(kind):
         choices = (f"{key}.{choice}" for choice in field_types(kind))

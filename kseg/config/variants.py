@@ -33,8 +33,13 @@ class Variant:
     weights: str = ""
 
 
-def mmsegmentation(overrides: dict[str, Any], original: str, miou: float | None = None,
-                   miou_ms_flip: float | None = None, weights: str = "") -> Variant:
+def mmsegmentation(
+    overrides: dict[str, Any],
+    original: str,
+    miou: float | None = None,
+    miou_ms_flip: float | None = None,
+    weights: str = "",
+) -> Variant:
     """Return a variant of MMSegmentation's model zoo.
 
     `weights` is the name of the weights' file, from which the URL follows: the file's directory has its name without
@@ -65,32 +70,50 @@ def steps(count: int) -> dict[str, Any]:
 # Backbones. The configs' default is ResNet-50 v1c, which has the deep stem, at output stride 8.
 R101 = {"model.backbone": "resnet101", "init.backbone": "resnet101_v1c"}
 # The published ResNet-18 models have a quarter of the channels in both heads.
-R18 = {"model.backbone": "resnet18", "init.backbone": "resnet18_v1c",
-       "model.channels": 128, "model.auxiliary_channels": 64, "model.deeplab.shortcut_channels": 12}
+R18 = {
+    "model.backbone": "resnet18",
+    "init.backbone": "resnet18_v1c",
+    "model.channels": 128,
+    "model.auxiliary_channels": 64,
+    "model.deeplab.shortcut_channels": 12,
+}
 # ResNet v1b has one 7x7 convolution as stem and starts from torchvision's weights.
 R50B = {"model.stem": "7x7", "init.backbone": "resnet50"}
 R101B = R101 | {"model.stem": "7x7", "init.backbone": "resnet101"}
 R18B = R18 | {"model.stem": "7x7", "init.backbone": "resnet18"}
 # A wider stem starts from the file of the usual stem; the weights whose shape depends on its width start at random.
-R50S = {"model.stem_channels": 128,
-        "init.skip": ("stem.*", "layer1.0.conv1.weight", "layer1.0.downsample.0.weight")}
+R50S = {"model.stem_channels": 128, "init.skip": ("stem.*", "layer1.0.conv1.weight", "layer1.0.downsample.0.weight")}
 
 D16 = {"model.output_stride": 16}
 # These variants include hard example mining: the 100000 pixels with the largest loss in each image count.
 D16_MG124 = D16 | {"model.multi_grid": (1, 2, 4), "loss.ohem_kept": 100_000}
 
 # Square crops of Cityscapes, tested in overlapping windows.
-CROP_769 = {"augment.scale": (1025, 2049), "augment.crop": (769, 769), "model.align_corners": True,
-            "evaluate.resize": (1025, 2049), "evaluate.window": (769, 769), "evaluate.stride": (513, 513)}
+CROP_769 = {
+    "augment.scale": (1025, 2049),
+    "augment.crop": (769, 769),
+    "model.align_corners": True,
+    "evaluate.resize": (1025, 2049),
+    "evaluate.window": (769, 769),
+    "evaluate.stride": (513, 513),
+}
 
 # Mixed precision.
 AMP = {"train.precision": "mixed_float16", "train.loss_scale": 512.0}
 
 # Differences of SSSegmentation's recipes from MMSegmentation's, for every head. SSSegmentation draws at most ten crops;
 # MMSegmentation takes an eleventh without checking it.
-SSS = {"augment.crop_tries": 9, "augment.pad": "center", "augment.pad_color": "mean", "model.auxiliary_channels": 512,
-       "model.initial_weights": "uniform", "loss.average": "valid", "evaluate.resize_logits": "once",
-       "evaluate.scale_of": "input", "evaluate.average": "logits"}
+SSS = {
+    "augment.crop_tries": 9,
+    "augment.pad": "center",
+    "augment.pad_color": "mean",
+    "model.auxiliary_channels": 512,
+    "model.initial_weights": "uniform",
+    "loss.average": "valid",
+    "evaluate.resize_logits": "once",
+    "evaluate.scale_of": "input",
+    "evaluate.average": "logits",
+}
 # 220 epochs of 372 steps, 130 of 1263 and 60 of 661. The learning rate would reach its end one step after the last.
 SSS_CITYSCAPES = SSS | steps(81_840) | {"train.end_step": 81_840}
 SSS_ADE20K = SSS | steps(164_190) | {"train.end_step": 164_190}

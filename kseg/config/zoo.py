@@ -30,8 +30,12 @@ def published(config: Config, split: str) -> dict | None:
     if variant not in variants or variants[variant].miou is None:
         return None
     row = variants[variant]
-    return {"config": f"{name}:{variant}", "source": row.source, "mIoU": row.miou / 100,
-            "mIoU_tta": None if row.miou_ms_flip is None else row.miou_ms_flip / 100}
+    return {
+        "config": f"{name}:{variant}",
+        "source": row.source,
+        "mIoU": row.miou / 100,
+        "mIoU_tta": None if row.miou_ms_flip is None else row.miou_ms_flip / 100,
+    }
 
 
 class ZooRow(NamedTuple):
@@ -72,9 +76,18 @@ def row_cells(row: ZooRow) -> tuple[str, ...]:
     """Return a row's texts in the order of COLUMNS."""
     config, variant = row.config, row.variant
     height, width = config.augment.crop
-    return (row.name, backbone_label(config), str(config.model.output_stride), f"{height}x{width}",
-            str(config.train.steps), str(config.train.global_batch), variant.source, percent_text(variant.miou),
-            percent_text(variant.miou_ms_flip), "yes" if variant.weights else "-")
+    return (
+        row.name,
+        backbone_label(config),
+        str(config.model.output_stride),
+        f"{height}x{width}",
+        str(config.train.steps),
+        str(config.train.global_batch),
+        variant.source,
+        percent_text(variant.miou),
+        percent_text(variant.miou_ms_flip),
+        "yes" if variant.weights else "-",
+    )
 
 
 def listing(pattern: str = "") -> str:
@@ -100,14 +113,21 @@ def whole_table() -> str:
     """Return a Markdown table for each config; the name of the original config links to its weights."""
     lines = []
     for name, group in itertools.groupby(zoo_rows(), config_name):
-        lines += [f"## {name}", "", "| variant | backbone | stride | crop | steps | batch | source | mIoU | ms+flip |",
-                  "|---|---|--:|---|--:|--:|---|--:|--:|"]
+        lines += [
+            f"## {name}",
+            "",
+            "| variant | backbone | stride | crop | steps | batch | source | mIoU | ms+flip |",
+            "|---|---|--:|---|--:|--:|---|--:|--:|",
+        ]
         for row in group:
             _, backbone, stride, crop, steps, batch, source, single_scale, multi_scale, _ = row_cells(row)
-            original = f"[{row.variant.original}]({row.variant.weights})" if row.variant.weights else (
-                row.variant.original)
-            lines.append(f"| `{row.name.partition(':')[2]}` | {backbone} | {stride} | {crop} | {steps} | {batch} | "
-                         f"{source}: {original} | {single_scale} | {multi_scale} |")
+            original = (
+                f"[{row.variant.original}]({row.variant.weights})" if row.variant.weights else (row.variant.original)
+            )
+            lines.append(
+                f"| `{row.name.partition(':')[2]}` | {backbone} | {stride} | {crop} | {steps} | {batch} | "
+                f"{source}: {original} | {single_scale} | {multi_scale} |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -123,8 +143,10 @@ def summary_table() -> str:
         if row.variant.miou is not None and (previous is None or row.variant.miou > previous.variant.miou):
             best[key][name] = row
     columns = [key for key in sorted(best) if best[key]]
-    lines = ["| config | " + " | ".join(f"{source} R-{depth}-D{stride}" for source, depth, stride in columns) + " |",
-             "|---|" + "--:|" * len(columns)]
+    lines = [
+        "| config | " + " | ".join(f"{source} R-{depth}-D{stride}" for source, depth, stride in columns) + " |",
+        "|---|" + "--:|" * len(columns),
+    ]
     for name in sorted({name for column in best.values() for name in column}):
         texts = [_result_text(best[key][name].variant) if name in best[key] else "" for key in columns]
         lines.append(f"| `{name}` | " + " | ".join(texts) + " |")
@@ -145,6 +167,10 @@ def with_updated_tables(text: str) -> str:
     for name, make_table in BLOCKS.items():
         start, end = f"<!-- zoo {name} -->", f"<!-- end of zoo {name} -->"
         if start in text:
-            text = re.sub(f"{re.escape(start)}.*{re.escape(end)}", lambda _: f"{start}\n{make_table()}\n{end}", text,
-                          flags=re.DOTALL)
+            text = re.sub(
+                f"{re.escape(start)}.*{re.escape(end)}",
+                lambda _: f"{start}\n{make_table()}\n{end}",
+                text,
+                flags=re.DOTALL,
+            )
     return text

@@ -49,8 +49,9 @@ def published_address(name: str) -> str:
     return address
 
 
-def load_original_weights(model: "keras.Model", checkpoint: Path, config: Config, average: bool,
-                          backbone: bool) -> tuple[str, list[str]]:
+def load_original_weights(
+    model: "keras.Model", checkpoint: Path, config: Config, average: bool, backbone: bool
+) -> tuple[str, list[str]]:
     """Load a checkpoint, or only a backbone, into a model.
 
     Returns the system that wrote the file, and notes on the loaded weights. Raises WeightsError if the file does not
@@ -59,8 +60,10 @@ def load_original_weights(model: "keras.Model", checkpoint: Path, config: Config
     from kseg.weights import file_kinds, foreign_files, loading
 
     if file_kinds.find_kind(checkpoint) == "hdf5" and not backbone:
-        raise WeightsError(f"{checkpoint} is a file of Keras, which needs no conversion of a whole model; with "
-                           "--backbone, a file of keras.applications is converted")
+        raise WeightsError(
+            f"{checkpoint} is a file of Keras, which needs no conversion of a whole model; with "
+            "--backbone, a file of keras.applications is converted"
+        )
     channels = config.init.channels
     system = foreign_files.open_foreign_checkpoint(checkpoint, channels, average).system
     if backbone:
@@ -70,8 +73,9 @@ def load_original_weights(model: "keras.Model", checkpoint: Path, config: Config
     return system, notes + loading.load_checkpoint(model, checkpoint, config.model.head, skip, channels, average)
 
 
-def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", average: bool = False,
-            backbone: bool = False) -> dict[str, Any]:
+def convert(
+    checkpoint: Path, config: Config, out: Path, origin: str = "", average: bool = False, backbone: bool = False
+) -> dict[str, Any]:
     """Convert a checkpoint to a .weights.h5 file, with its provenance in a file next to it.
 
     The written file is read back and compared before it gets its name.
@@ -105,14 +109,25 @@ def convert(checkpoint: Path, config: Config, out: Path, origin: str = "", avera
     system, notes = load_original_weights(model, checkpoint, config, average, backbone)
     variables = loading.mmseg_names(model)
     record = {
-        "source": {"origin": origin or str(checkpoint.resolve()), "file": checkpoint.name, **_fingerprint(checkpoint),
-                   "system": system, "meta": read_meta(checkpoint)},
-        "config": {"name": config.name, "values": configs.to_dict(config), "dataset": dataset.name,
-                   "classes": len(dataset.classes)},
+        "source": {
+            "origin": origin or str(checkpoint.resolve()),
+            "file": checkpoint.name,
+            **_fingerprint(checkpoint),
+            "system": system,
+            "meta": read_meta(checkpoint),
+        },
+        "config": {
+            "name": config.name,
+            "values": configs.to_dict(config),
+            "dataset": dataset.name,
+            "classes": len(dataset.classes),
+        },
         "tensors": len(variables),
         "parameters": sum(_size(variable) for variable in variables.values() if variable.trainable),
         "statistics": sum(_size(variable) for variable in variables.values() if not variable.trainable),
-        "notes": notes, "kseg": __version__}
+        "notes": notes,
+        "kseg": __version__,
+    }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -144,11 +159,16 @@ def require_equal(model: "keras.Model", path: Path, config: Config, classes: int
     loaded = models.build(config.model, classes)
     loading.load_keras(loaded, path)
     expected, actual = loading.mmseg_names(model), loading.mmseg_names(loaded)
-    different = [name for name in expected
-                 if not np.array_equal(np.asarray(expected[name].value), np.asarray(actual[name].value))]
+    different = [
+        name
+        for name in expected
+        if not np.array_equal(np.asarray(expected[name].value), np.asarray(actual[name].value))
+    ]
     if different:
-        raise WeightsError(f"{path} differs from what was written in {len(different)} of {len(expected)} weights, "
-                           f"first in {different[0]}; check the disk")
+        raise WeightsError(
+            f"{path} differs from what was written in {len(different)} of {len(expected)} weights, "
+            f"first in {different[0]}; check the disk"
+        )
 
 
 def _size(variable: "keras.Variable") -> int:

@@ -23,8 +23,9 @@ class TrainStep(NamedTuple):
     statistics: dict[str, np.ndarray]
 
 
-def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss: Loss,
-               align_corners: bool) -> TrainStep:
+def train_step(
+    model: keras.Model, images: np.ndarray, labels: np.ndarray, loss: Loss, align_corners: bool
+) -> TrainStep:
     """Compute one training step without changing the model.
 
     Args:
@@ -50,9 +51,11 @@ def train_step(model: keras.Model, images: np.ndarray, labels: np.ndarray, loss:
     differentiate = DIFFERENTIATE.get(keras.backend.backend(), lambda function, values: (function(values), None))
     (value, (terms, updated)), gradients = differentiate(total, values)
     names = {id(variable): name for name, variable in loading.mmseg_names(model).items()}
-    return TrainStep({name: float(term) for name, term in (terms | {"total": value}).items()},
-                     None if gradients is None else _named(names, model.trainable_variables, gradients),
-                     _named(names, model.non_trainable_variables, updated))
+    return TrainStep(
+        {name: float(term) for name, term in (terms | {"total": value}).items()},
+        None if gradients is None else _named(names, model.trainable_variables, gradients),
+        _named(names, model.non_trainable_variables, updated),
+    )
 
 
 def _differentiate_on_tensorflow(function: Callable, values: list) -> tuple[Any, list]:
@@ -77,5 +80,8 @@ DIFFERENTIATE = {"tensorflow": _differentiate_on_tensorflow, "jax": _differentia
 
 def _named(names: Mapping[int, str], variables: list, values: list) -> dict[str, np.ndarray]:
     """Return float64 values by name. States of random generators have no name and are skipped."""
-    return {names[id(variable)]: ops.convert_to_numpy(value).astype(np.float64)
-            for variable, value in zip(variables, values) if id(variable) in names}
+    return {
+        names[id(variable)]: ops.convert_to_numpy(value).astype(np.float64)
+        for variable, value in zip(variables, values)
+        if id(variable) in names
+    }

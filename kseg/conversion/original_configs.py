@@ -14,10 +14,22 @@ from kseg.conversion.options import MMSEG_FIXED, RELU, SSS_FIXED, WITHOUT_EFFECT
 from kseg.errors import ConfigError
 from kseg.models.resnet import BACKBONES, STAGES
 
-MMSEG_HEADS = {"EncHead": "encnet", "ASPPHead": "deeplabv3", "DepthwiseSeparableASPPHead": "deeplabv3plus",
-               "APCHead": "apcnet", "PSPHead": "pspnet", "FCNHead": "fcn"}
-SSS_HEADS = {"ENCNet": "encnet", "Deeplabv3": "deeplabv3", "Deeplabv3Plus": "deeplabv3plus", "APCNet": "apcnet",
-             "PSPNet": "pspnet", "FCN": "fcn"}
+MMSEG_HEADS = {
+    "EncHead": "encnet",
+    "ASPPHead": "deeplabv3",
+    "DepthwiseSeparableASPPHead": "deeplabv3plus",
+    "APCHead": "apcnet",
+    "PSPHead": "pspnet",
+    "FCNHead": "fcn",
+}
+SSS_HEADS = {
+    "ENCNet": "encnet",
+    "Deeplabv3": "deeplabv3",
+    "Deeplabv3Plus": "deeplabv3plus",
+    "APCNet": "apcnet",
+    "PSPNet": "pspnet",
+    "FCN": "fcn",
+}
 
 
 class Original(NamedTuple):
@@ -64,8 +76,11 @@ def from_mmseg(cfg: Mapping[str, Any]) -> Original:
     backbone, widths = _mmseg_backbone(root.group("backbone"))
     values = _mmseg_head_values(kind, head, widths)
     channels, classes, dropout, align_corners, term = _mmseg_head(head)
-    loss = {"main": term.weight, "average": "valid" if term.labelled_only else "all",
-            "class_weights": term.class_weights}
+    loss = {
+        "main": term.weight,
+        "average": "valid" if term.labelled_only else "all",
+        "class_weights": term.class_weights,
+    }
     if kind == "encnet":
         loss["se"] = _mmseg_se_weight(head)
     if head.values.get("sampler") is not None:
@@ -86,15 +101,27 @@ def from_mmseg(cfg: Mapping[str, Any]) -> Original:
         side.expect("num_convs", 1, default=2)
         side.expect("concat_input", False, default=True)
         auxiliary, *shared, side_term = _mmseg_head(side)
-        _require_equal(head, side, {"num_classes": classes, "dropout_ratio": dropout, "align_corners": align_corners},
-                       shared)
-        _require_equal(head.group("loss_decode"), side.group("loss_decode"),
-                       {"class_weight": term.class_weights, "avg_non_ignore": term.labelled_only}, side_term[1:])
+        _require_equal(
+            head, side, {"num_classes": classes, "dropout_ratio": dropout, "align_corners": align_corners}, shared
+        )
+        _require_equal(
+            head.group("loss_decode"),
+            side.group("loss_decode"),
+            {"class_weight": term.class_weights, "avg_non_ignore": term.labelled_only},
+            side_term[1:],
+        )
         loss["auxiliary"] = side_term.weight
         side.finish(MMSEG_FIXED["head"] | MMSEG_FIXED["fcn"], WITHOUT_EFFECT["mmseg head"])
     root.finish(MMSEG_FIXED["model"], WITHOUT_EFFECT["mmseg model"])
-    model = Model(**backbone, **values, head=kind, channels=channels, dropout=dropout, align_corners=align_corners,
-                  auxiliary_channels=auxiliary)
+    model = Model(
+        **backbone,
+        **values,
+        head=kind,
+        channels=channels,
+        dropout=dropout,
+        align_corners=align_corners,
+        auxiliary_channels=auxiliary,
+    )
     return _checked(model, Loss(**loss), classes)
 
 
@@ -102,8 +129,10 @@ def _require_equal(head: Options, side: Options, main: Mapping[str, Any], auxili
     """Raise ConfigError if the auxiliary head differs from the main one in a value that kseg's heads share."""
     for (key, value), side_value in zip(main.items(), auxiliary):
         if value != side_value:
-            raise ConfigError(f"{side.name(key)} = {side_value!r} is not supported with {head.name(key)} = {value!r}; "
-                              "both heads share one value")
+            raise ConfigError(
+                f"{side.name(key)} = {side_value!r} is not supported with {head.name(key)} = {value!r}; "
+                "both heads share one value"
+            )
 
 
 def _mmseg_backbone(options: Options) -> tuple[dict[str, Any], list[int]]:
@@ -120,11 +149,16 @@ def _mmseg_backbone(options: Options) -> tuple[dict[str, Any], list[int]]:
         raise options.unsupported("strides", f"{strides} with dilations {dilations}", choices)
     options.expect("style", "pytorch", "caffe", default="pytorch")
     _norm(options, MMSEG_FIXED, {"type": "BN"})
-    values = {"stem": "deep" if deep else "7x7", "downsample": "average" if averaged else "convolution",
-              "output_stride": output_stride, "stem_channels": options.take("stem_channels", 64, int),
-              "stride_on": "1x1" if options.values.get("style") == "caffe" else "3x3",
-              "contract_dilation": options.take("contract_dilation", False, bool),
-              "multi_grid": options.numbers("multi_grid", None), "initial_weights": "kaiming"}
+    values = {
+        "stem": "deep" if deep else "7x7",
+        "downsample": "average" if averaged else "convolution",
+        "output_stride": output_stride,
+        "stem_channels": options.take("stem_channels", 64, int),
+        "stride_on": "1x1" if options.values.get("style") == "caffe" else "3x3",
+        "contract_dilation": options.take("contract_dilation", False, bool),
+        "multi_grid": options.numbers("multi_grid", None),
+        "initial_weights": "kaiming",
+    }
     return _with_stages(options, values, MMSEG_FIXED["backbone"], WITHOUT_EFFECT["mmseg backbone"])
 
 
@@ -153,12 +187,19 @@ def _mmseg_head(head: Options) -> tuple[int, int, float, bool, Term]:
     name = options.take("loss_name", "loss_ce", str)
     if not name.startswith("loss_"):
         raise options.unsupported("loss_name", name, "names that start with loss_, since others are only logged")
-    term = Term(float(options.take("loss_weight", 1.0, (int, float))),
-                tuple(map(float, options.numbers("class_weight", None, (int, float)))),
-                options.take("avg_non_ignore", False, bool))
+    term = Term(
+        float(options.take("loss_weight", 1.0, (int, float))),
+        tuple(map(float, options.numbers("class_weight", None, (int, float)))),
+        options.take("avg_non_ignore", False, bool),
+    )
     options.finish(MMSEG_FIXED["loss"])
-    return (head.take("channels", kind=int), classes, float(head.take("dropout_ratio", 0.1, (int, float))),
-            head.take("align_corners", False, bool), term)
+    return (
+        head.take("channels", kind=int),
+        classes,
+        float(head.take("dropout_ratio", 0.1, (int, float))),
+        head.take("align_corners", False, bool),
+        term,
+    )
 
 
 def _mmseg_head_values(kind: str, head: Options, widths: list[int]) -> dict[str, Any]:
@@ -168,8 +209,11 @@ def _mmseg_head_values(kind: str, head: Options, widths: list[int]) -> dict[str,
         inputs = [3] if head.values.get("in_index") == [3] and not lateral else [1, 2, 3]
         head.expect("in_index", inputs)
         head.expect("in_channels", [widths[stage] for stage in inputs])
-        return {"encnet": Encnet(codewords=head.take("num_codes", 32, int), lateral=lateral,
-                                 se=head.take("use_se_loss", True, bool))}
+        return {
+            "encnet": Encnet(
+                codewords=head.take("num_codes", 32, int), lateral=lateral, se=head.take("use_se_loss", True, bool)
+            )
+        }
     head.expect("in_index", 3, -1, default=-1)
     head.expect("in_channels", widths[3])
     if kind == "deeplabv3plus":
@@ -179,12 +223,14 @@ def _mmseg_head_values(kind: str, head: Options, widths: list[int]) -> dict[str,
     if kind == "deeplabv3":
         return {"deeplab": Deeplab(dilations=head.numbers("dilations", [1, 6, 12, 18]))}
     if kind == "apcnet":
-        return {"apcnet": Apcnet(pool_scales=head.numbers("pool_scales", [1, 2, 3, 6]),
-                                 fusion=head.take("fusion", True, bool))}
+        return {
+            "apcnet": Apcnet(
+                pool_scales=head.numbers("pool_scales", [1, 2, 3, 6]), fusion=head.take("fusion", True, bool)
+            )
+        }
     if kind == "pspnet":
         return {"pspnet": Pspnet(pool_scales=head.numbers("pool_scales", [1, 2, 3, 6]))}
-    return {"fcn": Fcn(convolutions=head.take("num_convs", 2, int),
-                       concat_input=head.take("concat_input", True, bool))}
+    return {"fcn": Fcn(convolutions=head.take("num_convs", 2, int), concat_input=head.take("concat_input", True, bool))}
 
 
 def _mmseg_se_weight(head: Options) -> float:
@@ -219,8 +265,12 @@ def from_sss(cfg: Mapping[str, Any]) -> Original:
         _require_equal(head, side, {"dropout": dropout}, [float(side.take("dropout", kind=(int, float)))])
         side.finish(SSS_FIXED["auxiliary"])
         side_term = _sss_term(losses, "loss_aux", "loss")
-        _require_equal(losses.group("loss_cls"), losses.group("loss_aux"), {"class_weight": term.class_weights},
-                       [side_term.class_weights])
+        _require_equal(
+            losses.group("loss_cls"),
+            losses.group("loss_aux"),
+            {"class_weight": term.class_weights},
+            [side_term.class_weights],
+        )
         loss["auxiliary"] = side_term.weight
     if kind == "encnet":
         # Without presence logits SSSegmentation never computes this term, although its config may contain it.
@@ -229,8 +279,15 @@ def from_sss(cfg: Mapping[str, Any]) -> Original:
     losses.finish({})
     align_corners, classes = root.take("align_corners", kind=bool), root.take("num_classes", kind=int)
     root.finish(SSS_FIXED["model"], WITHOUT_EFFECT["sss model"])
-    model = Model(**backbone, **values, head=kind, channels=channels, dropout=dropout, align_corners=align_corners,
-                  auxiliary_channels=auxiliary)
+    model = Model(
+        **backbone,
+        **values,
+        head=kind,
+        channels=channels,
+        dropout=dropout,
+        align_corners=align_corners,
+        auxiliary_channels=auxiliary,
+    )
     return _checked(model, Loss(**loss), classes)
 
 
@@ -245,11 +302,15 @@ def _sss_backbone(options: Options, kind: str, norm: Any) -> tuple[dict[str, Any
         raise options.unsupported("outstride", output_stride, ", ".join(map(str, STAGES)))
     averaged = options.take("use_avg_for_downsample", False, bool)
     options.expect("style", "pytorch", "caffe", default="pytorch")
-    values = {"stem": "deep" if options.take("use_conv3x3_stem", True, bool) else "7x7",
-              "downsample": "average" if averaged else "convolution", "output_stride": output_stride,
-              "stem_channels": options.take("stem_channels", 64, int),
-              "stride_on": "1x1" if options.values.get("style") == "caffe" else "3x3",
-              "contract_dilation": options.take("contract_dilation", True, bool), "initial_weights": "uniform"}
+    values = {
+        "stem": "deep" if options.take("use_conv3x3_stem", True, bool) else "7x7",
+        "downsample": "average" if averaged else "convolution",
+        "output_stride": output_stride,
+        "stem_channels": options.take("stem_channels", 64, int),
+        "stride_on": "1x1" if options.values.get("style") == "caffe" else "3x3",
+        "contract_dilation": options.take("contract_dilation", True, bool),
+        "initial_weights": "uniform",
+    }
     return _with_stages(options, values, SSS_FIXED["backbone"], WITHOUT_EFFECT["sss backbone"])
 
 
@@ -264,8 +325,11 @@ def _sss_head_values(kind: str, head: Options, widths: list[int]) -> dict[str, A
         return {"encnet": Encnet(codewords=head.take("num_codes", kind=int), se=se)}
     if kind == "deeplabv3plus":
         head.expect("in_channels", [widths[0], widths[3]])
-        return {"deeplab": Deeplab(dilations=head.numbers("dilations"),
-                                   shortcut_channels=head.take("shortcut_channels", kind=int))}
+        return {
+            "deeplab": Deeplab(
+                dilations=head.numbers("dilations"), shortcut_channels=head.take("shortcut_channels", kind=int)
+            )
+        }
     head.expect("in_channels", widths[3])
     if kind == "deeplabv3":
         return {"deeplab": Deeplab(dilations=head.numbers("dilations"))}

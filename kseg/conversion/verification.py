@@ -41,8 +41,16 @@ SUMS_LIMIT = 1e-3
 STEP_FILES = ("losses.json", "grads.json", "bn_after_step.json")
 
 # Name in losses.json -> loss term of kseg, for MMSegmentation and then for SSSegmentation.
-LOSS_TERMS = {"decode.loss_ce": "main", "aux.loss_ce": "aux", "decode.loss_se": "se", "total": "total",
-              "loss_cls": "main", "loss_aux": "aux", "loss_se": "se", "loss_total": "total"}
+LOSS_TERMS = {
+    "decode.loss_ce": "main",
+    "aux.loss_ce": "aux",
+    "decode.loss_se": "se",
+    "total": "total",
+    "loss_cls": "main",
+    "loss_aux": "aux",
+    "loss_se": "se",
+    "loss_total": "total",
+}
 
 
 class ArrayComparison(NamedTuple):
@@ -80,15 +88,21 @@ class Report(NamedTuple):
         for row in self.rows:
             verdict = "ok" if row.ok else "DIFFERS, here first" if row is first else "DIFFERS"
             shape, detail = "x".join(map(str, row.shape)), f"  ({row.detail})" if row.detail else ""
-            lines.append(f"{row.name:<17} {shape:<16} {row.difference:>9.2e} {row.relative:>9.2e} {row.limit:>8.0e}  "
-                         f"{verdict}{detail}")
+            lines.append(
+                f"{row.name:<17} {shape:<16} {row.difference:>9.2e} {row.relative:>9.2e} {row.limit:>8.0e}  "
+                f"{verdict}{detail}"
+            )
         within = sum(row.ok for row in self.rows)
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join([*lines, f"{self.directory}: {within} of {len(self.rows)} comparisons within their limits"])
 
 
-def verify(directory: str | Path, values: Original | None = None, skip: Sequence[str] = (),
-           channels: Literal["RGB", "BGR"] = "RGB") -> Report:
+def verify(
+    directory: str | Path,
+    values: Original | None = None,
+    skip: Sequence[str] = (),
+    channels: Literal["RGB", "BGR"] = "RGB",
+) -> Report:
     """Compare kseg's results with all reference files in a directory.
 
     Args:
@@ -105,8 +119,10 @@ def verify(directory: str | Path, values: Original | None = None, skip: Sequence
     directory = Path(directory)
     images, logits = _array(directory / "input.npy").astype(np.float32), _array(directory / "logits.npy")
     if images.ndim != 4 or images.shape[-1] != 3 or logits.ndim != 4:
-        raise DataError(f"{directory}: input.npy has shape {images.shape} and logits.npy {logits.shape}; they must be "
-                        "NHWC with 3 channels and with one channel per class")
+        raise DataError(
+            f"{directory}: input.npy has shape {images.shape} and logits.npy {logits.shape}; they must be "
+            "NHWC with 3 channels and with one channel per class"
+        )
     values = _values(directory, values)
     head, align_corners = values.model.head, values.model.align_corners
     # Dropout is random, so reference and comparison omit it.
@@ -132,7 +148,7 @@ def _values(directory: Path, given: Original | None) -> Original:
         raise ConfigError(f"{directory} contains a config.json; omit --config")
     description = _json(path)
     if "cfg" not in description:
-        raise DataError(f"{path} has no \"cfg\", the original's model configuration")
+        raise DataError(f'{path} has no "cfg", the original\'s model configuration')
     try:
         return translate(description["cfg"])
     except ConfigError as error:
@@ -143,8 +159,10 @@ def _array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; model.pth, input.npy and logits.npy are required, and label.npy for "
-                        "the results of a training step") from None
+        raise DataError(
+            f"{path} does not exist; model.pth, input.npy and logits.npy are required, and label.npy for "
+            "the results of a training step"
+        ) from None
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is damaged or not an .npy file ({error})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not array.size or not array.ndim:
@@ -159,8 +177,10 @@ def _labels(path: Path, shape: tuple[int, ...], classes: int) -> np.ndarray:
         raise DataError(f"{path} has shape {labels.shape}, but the images have {shape}")
     invalid = sorted(set(np.unique(labels).tolist()) - {*range(classes), IGNORED})
     if invalid:
-        raise DataError(f"{path} has the values {', '.join(map(str, invalid[:5]))}; labels are 0 to {classes - 1}, or "
-                        f"{IGNORED} (ignored)")
+        raise DataError(
+            f"{path} has the values {', '.join(map(str, invalid[:5]))}; labels are 0 to {classes - 1}, or "
+            f"{IGNORED} (ignored)"
+        )
     return labels
 
 
@@ -177,17 +197,28 @@ def _json(path: Path) -> dict[str, Any]:
 def stage_layers(model: keras.Model) -> list[keras.Layer]:
     """Return the last layers of the four stages of a model's backbone."""
     ends = [layer for layer in model.layers if re.fullmatch(r"backbone\.layer\d\.\d+\.relu", layer.name)]
-    return [max((layer for layer in ends if layer.name.startswith(f"backbone.layer{stage}.")),
-                key=lambda layer: int(layer.name.split(".")[2])) for stage in (1, 2, 3, 4)]
+    return [
+        max(
+            (layer for layer in ends if layer.name.startswith(f"backbone.layer{stage}.")),
+            key=lambda layer: int(layer.name.split(".")[2]),
+        )
+        for stage in (1, 2, 3, 4)
+    ]
 
 
-def _forward_rows(directory: Path, model: keras.Model, align_corners: bool, images: np.ndarray,
-                  notes: list[str]) -> list[ArrayComparison]:
+def _forward_rows(
+    directory: Path, model: keras.Model, align_corners: bool, images: np.ndarray, notes: list[str]
+) -> list[ArrayComparison]:
     outputs = model.output | {f"stage {index}": layer.output for index, layer in enumerate(stage_layers(model))}
     actual = keras.Model(model.input, outputs)(ops.convert_to_tensor(images), training=False)
     actual["full"], rows = resize(actual["main"], images.shape[1:3], align_corners), []
-    for file, output in (*((f"backbone_{index}", f"stage {index}") for index in range(4)), ("aux_logits", "aux"),
-                         ("se_logits", "se"), ("logits", "main"), ("logits_full", "full")):
+    for file, output in (
+        *((f"backbone_{index}", f"stage {index}") for index in range(4)),
+        ("aux_logits", "aux"),
+        ("se_logits", "se"),
+        ("logits", "main"),
+        ("logits_full", "full"),
+    ):
         path = directory / f"{file}.npy"
         if path.exists():
             if output not in actual:
@@ -211,8 +242,13 @@ def compare_arrays(name: str, actual: keras.KerasTensor | np.ndarray, expected: 
         detail = f"kseg's shape is {'x'.join(map(str, actual.shape))}"
         return ArrayComparison(name, expected.shape, np.inf, np.inf, limit, detail)
     difference = np.abs(actual - expected)
-    return ArrayComparison(name, expected.shape, float(np.max(difference)),
-                           float(np.max(difference / np.maximum(np.abs(expected), 1))), limit)
+    return ArrayComparison(
+        name,
+        expected.shape,
+        float(np.max(difference)),
+        float(np.max(difference / np.maximum(np.abs(expected), 1))),
+        limit,
+    )
 
 
 def _step_rows(directory: Path, step: TrainStep, model: Model, notes: list[str]) -> list[ArrayComparison]:
@@ -228,8 +264,9 @@ def _step_rows(directory: Path, step: TrainStep, model: Model, notes: list[str])
         if not (directory / f"{file}.json").exists():
             continue
         if actual is None:
-            notes.append(f"{file}: not computed on {keras.backend.backend()}; gradients need "
-                         f"{' or '.join(DIFFERENTIATE)}")
+            notes.append(
+                f"{file}: not computed on {keras.backend.backend()}; gradients need {' or '.join(DIFFERENTIATE)}"
+            )
         else:
             rows.append(_compare_sums(file, actual, _sums(directory / f"{file}.json", model)))
     return rows
@@ -237,8 +274,11 @@ def _step_rows(directory: Path, step: TrainStep, model: Model, notes: list[str])
 
 def _sums(path: Path, model: Model) -> dict[str, tuple[float, float]]:
     """Return {MMSegmentation's name: (norm, sum)} from a file with names of either system."""
-    pairs = {name: pair for name, pair in _json(path).items()
-             if not name.startswith("_") and not name.endswith("num_batches_tracked")}
+    pairs = {
+        name: pair
+        for name, pair in _json(path).items()
+        if not name.startswith("_") and not name.endswith("num_batches_tracked")
+    }
     if any(name.startswith("backbone_net.") for name in pairs):
         pairs = {sss_to_mmseg(name, model.head, model.fcn.convolutions): pair for name, pair in pairs.items()}
     for name, pair in pairs.items():
@@ -247,8 +287,9 @@ def _sums(path: Path, model: Model) -> dict[str, tuple[float, float]]:
     return pairs
 
 
-def _compare_sums(file: str, actual: dict[str, np.ndarray],
-                  expected: dict[str, tuple[float, float]]) -> ArrayComparison:
+def _compare_sums(
+    file: str, actual: dict[str, np.ndarray], expected: dict[str, tuple[float, float]]
+) -> ArrayComparison:
     """Return the worst comparison of the arrays' norms and sums.
 
     A difference of norms is relative to the norm. A difference of sums is relative to the largest sum of n elements
@@ -257,16 +298,20 @@ def _compare_sums(file: str, actual: dict[str, np.ndarray],
     a bias before a norm, is meaningless.
     """
     if unmatched := sorted(actual.keys() ^ expected.keys()):
-        raise DataError(f"{file}.json and the model have different names: {', '.join(unmatched[:3])}"
-                        + (f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else ""))
+        raise DataError(
+            f"{file}.json and the model have different names: {', '.join(unmatched[:3])}"
+            + (f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else "")
+        )
     floor = 1e-3 * max(norm for norm, _ in expected.values())
     worst = ArrayComparison(file, (len(expected),), 0.0, 0.0, SUMS_LIMIT)
     for name, (norm, total) in expected.items():
-        difference = max(abs(np.linalg.norm(actual[name]) - norm),
-                         abs(actual[name].sum() - total) / actual[name].size ** 0.5)
+        difference = max(
+            abs(np.linalg.norm(actual[name]) - norm), abs(actual[name].sum() - total) / actual[name].size ** 0.5
+        )
         relative = difference / max(norm, floor)
         # The negated comparison also replaces the worst one if the difference is nan.
         if not relative <= worst.relative:
-            worst = ArrayComparison(file, (len(expected),), float(difference),
-                                    float(relative), SUMS_LIMIT, f"worst: {name}")
+            worst = ArrayComparison(
+                file, (len(expected),), float(difference), float(relative), SUMS_LIMIT, f"worst: {name}"
+            )
     return worst

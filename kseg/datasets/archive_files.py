@@ -47,10 +47,14 @@ def tree_files(root: Path, directories: tuple[str, ...]) -> dict[str, File]:
 
     Missing directories count as empty. Hidden files are skipped.
     """
-    paths = (path for directory in directories for path in (root / directory).rglob("*")
-             if not path.name.startswith("."))
-    return {require_utf8(path).relative_to(root).as_posix(): File(str(path), path.stat().st_size, path.read_bytes)
-            for path in paths if path.is_file()}
+    paths = (
+        path for directory in directories for path in (root / directory).rglob("*") if not path.name.startswith(".")
+    )
+    return {
+        require_utf8(path).relative_to(root).as_posix(): File(str(path), path.stat().st_size, path.read_bytes)
+        for path in paths
+        if path.is_file()
+    }
 
 
 def zip_files(path: Path, prefix: str = "") -> dict[str, File]:
@@ -73,8 +77,9 @@ def zip_files(path: Path, prefix: str = "") -> dict[str, File]:
     both = sorted(directories & {member.filename for member in files})
     if both:
         raise DataError(f"{path} is damaged: {both[0]} is a file and a directory in it. Download it again")
-    return {member.filename.removeprefix(prefix): file(member) for member in files
-            if member.filename.startswith(prefix)}
+    return {
+        member.filename.removeprefix(prefix): file(member) for member in files if member.filename.startswith(prefix)
+    }
 
 
 def tar_files(path: Path, prefix: str = "") -> dict[str, File]:
@@ -92,8 +97,11 @@ def tar_files(path: Path, prefix: str = "") -> dict[str, File]:
     def file(member: tarfile.TarInfo) -> File:
         return File(f"{path}: {member.name}", member.size, lambda: archive.extractfile(member).read())
 
-    return {member.name.removeprefix("./").removeprefix(prefix): file(member) for member in members
-            if member.name.removeprefix("./").startswith(prefix) and member.isfile()}
+    return {
+        member.name.removeprefix("./").removeprefix(prefix): file(member)
+        for member in members
+        if member.name.removeprefix("./").startswith(prefix) and member.isfile()
+    }
 
 
 def damaged_archive(path: Path, error: Exception) -> DataError:
@@ -107,6 +115,8 @@ def files_in(files: dict[str, File], directory: str, suffix: str) -> dict[str, F
     Hidden files are skipped.
     """
     start = len(directory) + 1
-    return {path[start:-len(suffix)]: file for path, file in files.items()
-            if path.startswith(f"{directory}/") and path.endswith(suffix) and "/" not in path[start:]
-            and path[start] != "."}
+    return {
+        path[start : -len(suffix)]: file
+        for path, file in files.items()
+        if path.startswith(f"{directory}/") and path.endswith(suffix) and "/" not in path[start:] and path[start] != "."
+    }

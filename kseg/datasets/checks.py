@@ -63,8 +63,9 @@ def check_dataset(data: Data, splits: Sequence[str] = (), report: Callable[[str]
     return results
 
 
-def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = None,
-                  report: Callable[[str], None] = print) -> dict[str, dict]:
+def dataset_stats(
+    data: Data, splits: Sequence[str] = (), out: Path | None = None, report: Callable[[str], None] = print
+) -> dict[str, dict]:
     """Report image sizes, class frequencies and the void fraction of each split.
 
     Labels are decoded, images are not. Damage behind an image's header therefore goes unnoticed.
@@ -97,9 +98,14 @@ def dataset_stats(data: Data, splits: Sequence[str] = (), out: Path | None = Non
     return results
 
 
-def _inspect(data: Data, splits: Sequence[str], findings: Plausibility,
-             image_size: Callable[[str, tf.Tensor], tuple[int, int]], describe: Callable[[Dataset, str, dict], str],
-             report: Callable[[str], None]) -> dict[str, dict]:
+def _inspect(
+    data: Data,
+    splits: Sequence[str],
+    findings: Plausibility,
+    image_size: Callable[[str, tf.Tensor], tuple[int, int]],
+    describe: Callable[[Dataset, str, dict], str],
+    report: Callable[[str], None],
+) -> dict[str, dict]:
     """Report and return the summary of each split."""
     dataset = findings.dataset
     available = registry.split_names(data)
@@ -158,13 +164,20 @@ def _next_steps(data: Data, images: int) -> str:
         if wanted not in available:
             settings += f" data.{key}={next((name for name in likely if name in available), 'SPLIT')}"
             absent += f"there is no split {wanted!r}, so choose one of {', '.join(available)} with data.{key}\n"
-    return (f"{absent}no faults in {images} images. Next, look at augmented samples and start training:\n"
-            f"  python -m kseg.data show {data.name} --directory {shlex.quote(directory)} --out samples.png\n"
-            f"  python -m kseg.train --config {config} --set {settings}")
+    return (
+        f"{absent}no faults in {images} images. Next, look at augmented samples and start training:\n"
+        f"  python -m kseg.data show {data.name} --directory {shlex.quote(directory)} --out samples.png\n"
+        f"  python -m kseg.train --config {config} --set {settings}"
+    )
 
 
-def _countable_examples(split: Split, read: Callable[[int], tuple[ExampleCounts | None, str, dict[int, bytes]]],
-                        findings: Plausibility, progress: Progress, faults: list[str]) -> Iterator[ExampleCounts]:
+def _countable_examples(
+    split: Split,
+    read: Callable[[int], tuple[ExampleCounts | None, str, dict[int, bytes]]],
+    findings: Plausibility,
+    progress: Progress,
+    faults: list[str],
+) -> Iterator[ExampleCounts]:
     """Yield the counts of a split's readable examples; collect faults in `faults`, and labels in `findings`."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -182,8 +195,9 @@ def _countable_examples(split: Split, read: Callable[[int], tuple[ExampleCounts 
         pool.shutdown(cancel_futures=True)
 
 
-def _read(split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]],
-          index: int) -> tuple[ExampleCounts | None, str, dict[int, bytes]]:
+def _read(
+    split: Split, image_size: Callable[[str, tf.Tensor], tuple[int, int]], index: int
+) -> tuple[ExampleCounts | None, str, dict[int, bytes]]:
     """Return an example's counts, None if it cannot be read, its fault or "", and the colors of its indices."""
     name, label_name = split.names[index], split.label_names[index]
     try:

@@ -124,11 +124,15 @@ def _repeated(line: _Line, key: int | str) -> str:
     if key == OTHERS:
         return f"{OTHERS} is repeated; one line may select all other values"
     if not line.selector:
-        return (f"value {key} is repeated: a line without a value has the number of classes before it; write VALUE "
-                f"{line.name}")
+        return (
+            f"value {key} is repeated: a line without a value has the number of classes before it; write VALUE "
+            f"{line.name}"
+        )
     if line.selector.count(",") == 2:
-        return (f"value {key} is repeated; if {line.selector} is a label color, every line needs a color, such as "
-                f"`{_hex_of(line.selector)} {line.name}`")
+        return (
+            f"value {key} is repeated; if {line.selector} is a label color, every line needs a color, such as "
+            f"`{_hex_of(line.selector)} {line.name}`"
+        )
     return f"value {key} is repeated; a value belongs to one line"
 
 
@@ -150,8 +154,10 @@ def _read_colors(path: str, lines: Sequence[_Line]) -> ClassList:
         if line.selector == OTHERS and others != UNMAPPED:
             raise DataError(f"{place}: {OTHERS} is repeated; one line may select all other colors")
         if line.color and colors:
-            raise DataError(f"{place}: {line.selector} and {line.color} are two colors; the color in front is also "
-                            f"the one of the palette: write `{line.selector} {line.name}`")
+            raise DataError(
+                f"{place}: {line.selector} and {line.color} are two colors; the color in front is also "
+                f"the one of the palette: write `{line.selector} {line.name}`"
+            )
         train_id = _add_class(place, line, names, palette, colors)
         label_colors |= dict.fromkeys(colors, train_id)
         if line.selector == OTHERS:
@@ -167,19 +173,28 @@ def _colors(place: str, line: _Line) -> list[tuple[int, int, int]]:
         return [tuple(bytes.fromhex(word[1:])) for word in line.selector.split(",")]
     numbers = [int(word) for word in line.selector.split(",") if word]
     if not numbers:
-        raise DataError(f"{place}: {line.name!r} has no color, but another line begins with one, which selects label "
-                        f"colors. If labels store colors, write `#rrggbb {line.name}`; if they store values, write "
-                        "the colors behind the names, as in `road #804080`")
+        raise DataError(
+            f"{place}: {line.name!r} has no color, but another line begins with one, which selects label "
+            f"colors. If labels store colors, write `#rrggbb {line.name}`; if they store values, write "
+            "the colors behind the names, as in `road #804080`"
+        )
     if len(numbers) != 3:
-        raise DataError(f"{place}: {line.selector} is not a color, but another line begins with one; labels store "
-                        "either values (`7 road #804080`) or colors (`#804080 road`)")
+        raise DataError(
+            f"{place}: {line.selector} is not a color, but another line begins with one; labels store "
+            "either values (`7 road #804080`) or colors (`#804080 road`)"
+        )
     if max(numbers) > 255:
         raise DataError(f"{place}: {max(numbers)} in the color {line.selector} is above 255")
     return [tuple(numbers)]
 
 
-def _add_class(place: str, line: _Line, names: list[str], palette: list[tuple[int, int, int]],
-               colors: Sequence[tuple[int, int, int]] = ()) -> int:
+def _add_class(
+    place: str,
+    line: _Line,
+    names: list[str],
+    palette: list[tuple[int, int, int]],
+    colors: Sequence[tuple[int, int, int]] = (),
+) -> int:
     """Append a line's class and its color, unless it is ignored, and return the train id.
 
     `colors` are the label colors that the line selects.
@@ -211,8 +226,10 @@ def classes_text(names: Sequence[str], palette: Sequence[tuple[int, int, int]], 
         label_table: 256 train ids, one per raw label value.
     """
     values = [[raw for raw, train_id in enumerate(label_table) if train_id == index] for index in range(len(names))]
-    lines = [f"{','.join(map(str, raw))} {name} #{bytes(color).hex()}\n"
-             for raw, name, color in zip(values, names, palette, strict=True)]
+    lines = [
+        f"{','.join(map(str, raw))} {name} #{bytes(color).hex()}\n"
+        for raw, name, color in zip(values, names, palette, strict=True)
+    ]
     ignored = [raw for raw, train_id in enumerate(label_table) if train_id == IGNORED and raw != IGNORED]
     lines += [f"{raw} ignore\n" for raw in ignored]
     if not ignored and all(len(raw) == 3 for raw in values):

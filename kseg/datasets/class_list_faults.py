@@ -8,14 +8,64 @@ from collections.abc import Sequence
 
 FORMS = "write NAME or VALUE NAME, optionally followed by a color such as #40a0ff"
 # Names that annotation tools give to pixels without a class, in lower case and without marks.
-IGNORED_NAMES = frozenset(("ignore", "ignored", "ignorelabel", "ignoreregion", "void", "unlabeled", "unlabelled",
-                           "unannotated", "dontcare", "backgroundignore", "ignorebackground"))
+IGNORED_NAMES = frozenset(
+    (
+        "ignore",
+        "ignored",
+        "ignorelabel",
+        "ignoreregion",
+        "void",
+        "unlabeled",
+        "unlabelled",
+        "unannotated",
+        "dontcare",
+        "backgroundignore",
+        "ignorebackground",
+    )
+)
 # Words of a table's header, in lower case and without marks.
-NAMING_WORDS = frozenset(("name", "names", "class", "classes", "classname", "classnames", "label", "labels",
-                          "labelname", "category", "categories", "categoryname"))
-NUMBER_WORDS = frozenset(("id", "ids", "idx", "index", "value", "pixelvalue", "pixel", "grayvalue", "labelid",
-                          "classid", "categoryid", "trainid", "rgb", "colorrgb", "color", "colour", "hex", "parts",
-                          "actions", "ratio", "train", "val"))
+NAMING_WORDS = frozenset(
+    (
+        "name",
+        "names",
+        "class",
+        "classes",
+        "classname",
+        "classnames",
+        "label",
+        "labels",
+        "labelname",
+        "category",
+        "categories",
+        "categoryname",
+    )
+)
+NUMBER_WORDS = frozenset(
+    (
+        "id",
+        "ids",
+        "idx",
+        "index",
+        "value",
+        "pixelvalue",
+        "pixel",
+        "grayvalue",
+        "labelid",
+        "classid",
+        "categoryid",
+        "trainid",
+        "rgb",
+        "colorrgb",
+        "color",
+        "colour",
+        "hex",
+        "parts",
+        "actions",
+        "ratio",
+        "train",
+        "val",
+    )
+)
 CHANNELS = (("r", "g", "b"), ("red", "green", "blue"))
 SEPARATORS = re.compile(r"[,;:|=\t]")
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
@@ -67,8 +117,10 @@ def _converted_json(lines: Sequence[str]) -> str:
     if isinstance(value, dict):
         entries = [f"{key} {entry}" for key, entry in value.items()]
     else:
-        entries = [" ".join(str(part) for part in entry.values()) if isinstance(entry, dict) else str(entry)
-                   for entry in (value if isinstance(value, list) else [])]
+        entries = [
+            " ".join(str(part) for part in entry.values()) if isinstance(entry, dict) else str(entry)
+            for entry in (value if isinstance(value, list) else [])
+        ]
     line = entries and (suggestion(entries[0]) or entries[0])
     return f": write `{line}` as the first one" if line else ", as in `road`"
 
@@ -145,7 +197,8 @@ class LineFaults:
         selected = [name for selector, name in lines if selector and not is_ignored(name)]
         # A third column of numbers, such as train ids. A single name may end in a number.
         self.all_numbered = len(selected) > 1 and all(
-            _stem(name) != name and self.stems[_stem(name)] == 1 and not COLOR_INSIDE.search(name) for name in selected)
+            _stem(name) != name and self.stems[_stem(name)] == 1 and not COLOR_INSIDE.search(name) for name in selected
+        )
 
     def describe(self, line: str, selector: str, name: str) -> str:
         """Return what is wrong with a line and what to write; "" for a correct line."""
@@ -154,31 +207,47 @@ class LineFaults:
             return f"{line!r} ends with a remark, which would be part of the name; write `{suggestion(bare) or bare}`"
         meant = suggestion(f"{selector} {_stem(name)}" if selector and self.all_numbered else line)
         if not selector and is_ignored(name):
-            return (f"`{name}` needs the value to ignore; write VALUE ignore, as in `255 ignore`, or remove the line "
-                    "if only the value 255 is ignored")
+            return (
+                f"`{name}` needs the value to ignore; write VALUE ignore, as in `255 ignore`, or remove the line "
+                "if only the value 255 is ignored"
+            )
         if any(unicodedata.category(character) == "Cc" for character in name):
             return f"{line!r} holds a control character; save the file as UTF-8 text"
         if NUMBER.fullmatch(name):
-            return (f"the name {name!r} is a number; write VALUE NAME, as in `{name} road`" if name.isdecimal()
-                    and int(name) < 256 else f"the name {name!r} is a number; values are 0 to 255 and names begin "
-                    "with a letter, as in `7 road`")
+            return (
+                f"the name {name!r} is a number; write VALUE NAME, as in `{name} road`"
+                if name.isdecimal() and int(name) < 256
+                else f"the name {name!r} is a number; values are 0 to 255 and names begin with a letter, as in `7 road`"
+            )
         if re.match(r"[+-]\d", name):
             return f"{line!r} is not a class name; label values are 0 to 255, so remove the line or write VALUE NAME"
         if name == "*":
             return "`*` needs a name; write `* ignore` to ignore all other values, or `* NAME`"
         is_malformed = (
-            name.startswith(("#", "//", '"', "'", "*", ",", ";", ":", "|", "=")) or name.endswith(",")
-            or not selector and NUMBERED.match(name) or _has_numeric_field(name)
+            name.startswith(("#", "//", '"', "'", "*", ",", ";", ":", "|", "="))
+            or name.endswith(",")
+            or not selector
+            and NUMBERED.match(name)
+            or _has_numeric_field(name)
             or NUMBER.fullmatch(name.split()[0])
-            or COLOR_INSIDE.search(name) or selector and self.all_numbered and _stem(name) != name)
+            or COLOR_INSIDE.search(name)
+            or selector
+            and self.all_numbered
+            and _stem(name) != name
+        )
         if is_malformed:
             return f"{line!r} is not a class name; {_instead(line, meant)}"
         if self._ends_with_value(selector, name):
-            meant = [f"`{suggestion(other)}`" for other_selector, other in self.lines
-                     if self._ends_with_value(other_selector, other)]
-            return (f"{line!r} looks like a name with its label value, which comes first: write "
-                    f"{' and '.join(meant[:4])}. If {name.rsplit(maxsplit=1)[1]} is part of the name, write VALUE "
-                    f"{name}")
+            meant = [
+                f"`{suggestion(other)}`"
+                for other_selector, other in self.lines
+                if self._ends_with_value(other_selector, other)
+            ]
+            return (
+                f"{line!r} looks like a name with its label value, which comes first: write "
+                f"{' and '.join(meant[:4])}. If {name.rsplit(maxsplit=1)[1]} is part of the name, write VALUE "
+                f"{name}"
+            )
         return ""
 
     def _ends_with_value(self, selector: str, name: str) -> bool:

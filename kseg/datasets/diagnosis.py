@@ -13,21 +13,14 @@ from kseg.datasets import raw_labels, statistics
 from kseg.datasets.registry import UNMAPPED, Dataset, Split
 from kseg.errors import DataError
 from kseg.images import decoder_choice, picture_reader
-from kseg.images.decoding import (
-    DEPTH,
-    GRAY,
-    KIND,
-    ONLY_HERE,
-    PALETTE,
-    PNG_HEADER,
-    PNG_SIGNATURE,
-    decode_image,
-)
+from kseg.images.decoding import DEPTH, GRAY, KIND, ONLY_HERE, PALETTE, PNG_HEADER, PNG_SIGNATURE, decode_image
 from kseg.images.picture_reader import Picture
 
 # Prefixes of TensorFlow's messages that locate the error in a graph or in a chain of datasets.
-GRAPH_LOCATION = re.compile(r"(\{\{\w+ [^}]*\}\} )?"
-                            r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )?")
+GRAPH_LOCATION = re.compile(
+    r"(\{\{\w+ [^}]*\}\} )?"
+    r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )?"
+)
 
 
 def decode_example(split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,13 +32,20 @@ def decode_example(split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: The image or the label cannot be used; the message names the file, the value and the choices.
     """
-    picture, label = decode_pair(split.dataset, split.names[index], split.label_names[index],
-                                 *read_pair(split, index), split.value_range)
+    picture, label = decode_pair(
+        split.dataset, split.names[index], split.label_names[index], *read_pair(split, index), split.value_range
+    )
     return picture.pixels, label
 
 
-def decode_pair(dataset: Dataset, name: str, label_name: str, image_data: tf.Tensor,
-                label_data: tf.Tensor, value_range: tuple[float, ...] = ()) -> tuple[Picture, np.ndarray]:
+def decode_pair(
+    dataset: Dataset,
+    name: str,
+    label_name: str,
+    image_data: tf.Tensor,
+    label_data: tf.Tensor,
+    value_range: tuple[float, ...] = (),
+) -> tuple[Picture, np.ndarray]:
     """Decode an encoded image (string scalar) and its label.
 
     Args:
@@ -73,8 +73,9 @@ def read_pair(split: Split, index: int) -> tuple[tf.Tensor, tf.Tensor]:
     try:
         return split.read(tf.constant(index, tf.int64))
     except tf.errors.OpError as error:
-        raise DataError(f"{split.names[index]} or its label {split.label_names[index]} cannot be read: "
-                        f"{error_summary(error)}") from None
+        raise DataError(
+            f"{split.names[index]} or its label {split.label_names[index]} cannot be read: {error_summary(error)}"
+        ) from None
 
 
 def read_picture(name: str, data: tf.Tensor, value_range: tuple[float, ...] = ()) -> Picture:
@@ -149,8 +150,11 @@ def _label_decoder(colors: tuple, other_colors: int) -> Callable[[tf.Tensor], tf
 
     Outside of a graph, each of the dozens of operations would cost as much as a small label.
     """
-    return tf.function(lambda data: raw_labels.decode_values(colors, other_colors, data, in_python=True),
-                       input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+    return tf.function(
+        lambda data: raw_labels.decode_values(colors, other_colors, data, in_python=True),
+        input_signature=[tf.TensorSpec((), tf.string)],
+        autograph=False,
+    )
 
 
 def _label_fault(dataset: Dataset, header: bytes, error: Exception) -> str:
@@ -164,8 +168,9 @@ def _label_fault(dataset: Dataset, header: bytes, error: Exception) -> str:
             return f"{kind}; a label with colors must have 8 bits per channel"
     elif header[KIND] != PALETTE and (header[KIND], header[DEPTH]) != (GRAY, 8):
         hint = ". If its colors stand for classes, list them in classes.txt, as in `#804080 road`"
-        return (f"{kind}; a label must be 8-bit gray or palette, one class id per pixel"
-                + hint * (dataset.name == "folder" and header[DEPTH] == 8))
+        return f"{kind}; a label must be 8-bit gray or palette, one class id per pixel" + hint * (
+            dataset.name == "folder" and header[DEPTH] == 8
+        )
     if "two headers" in str(error):
         return "a PNG with two headers (IHDR chunks), which programs read differently; save it again"
     return f"damaged PNG ({error_summary(error)})"
@@ -174,10 +179,14 @@ def _label_fault(dataset: Dataset, header: bytes, error: Exception) -> str:
 def require_same_size(name: str, size: tuple[int, int], label_name: str, label_size: tuple[int, int]) -> None:
     """Raise DataError if the (height, width) of an image and its label differ."""
     if tuple(size) != tuple(label_size):
-        turned = ("; an image with an EXIF orientation is read upright, so turn the label as well"
-                  if tuple(size) == tuple(label_size)[::-1] else "")
-        raise DataError(f"{label_name} is {label_size[1]}x{label_size[0]}, its image {name} {size[1]}x{size[0]}"
-                        f"{turned}")
+        turned = (
+            "; an image with an EXIF orientation is read upright, so turn the label as well"
+            if tuple(size) == tuple(label_size)[::-1]
+            else ""
+        )
+        raise DataError(
+            f"{label_name} is {label_size[1]}x{label_size[0]}, its image {name} {size[1]}x{size[0]}{turned}"
+        )
 
 
 def has_exif_orientation(data: tf.Tensor) -> bool:
@@ -224,21 +233,25 @@ def require_plain(split: Split, index: int) -> None:
     for name, data in ((split.names[index], image_data), (split.label_names[index], label_data)):
         is_label = data is label_data
         if decoder_choice.may_be_turned(data) or not is_label and decoder_choice.needs_care(data, in_python=False):
-            way = (f"convert the set: python -m kseg.data prepare {split.dataset.name} --source {split.location} "
-                   "--directory OUT, then set data.directory=OUT")
+            way = (
+                f"convert the set: python -m kseg.data prepare {split.dataset.name} --source {split.location} "
+                "--directory OUT, then set data.directory=OUT"
+            )
             if not is_label and read_picture(name, data, split.value_range).values is not None:
                 way = "save it with 8 bits per channel"
             raise DataError(
                 f"{name}: {ONLY_HERE}, not by a tf.data service (data.service): it has an orientation, more than 8 "
-                f"bits, or a format that only Pillow reads; {way}")
+                f"bits, or a format that only Pillow reads; {way}"
+            )
 
 
 def error_summary(error: Exception) -> str:
     """Return the first informative line of an error's message, or its type's name."""
     lines = str(getattr(error, "message", error)).splitlines()
     # TensorFlow's messages begin with the location in the graph.
-    informative = [line for line in lines
-                   if line and not line.startswith((" ", "\t", "Graph execution error", "Detected at"))]
+    informative = [
+        line for line in lines if line and not line.startswith((" ", "\t", "Graph execution error", "Detected at"))
+    ]
     return GRAPH_LOCATION.sub("", informative[0] if informative else type(error).__name__, count=1)[:200]
 
 

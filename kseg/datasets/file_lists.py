@@ -51,15 +51,18 @@ def files_by_stem(directory: Path, suffixes: tuple[str, ...]) -> DirectoryFiles:
             paths[require_utf8(path).stem] = path
         elif path.is_dir():
             count = sum(file.suffix.lower() in suffixes and not file.name.startswith(".") for file in path.rglob("*"))
-            notes += [f"{path} is not read, because it is a subdirectory ({count} file{'s' * (count > 1)}); move its "
-                      f"files to {directory}"] * (count > 0)
+            notes += [
+                f"{path} is not read, because it is a subdirectory ({count} file{'s' * (count > 1)}); move its "
+                f"files to {directory}"
+            ] * (count > 0)
         else:
             others[path.stem] = path
     if others:
         counts = Counter(path.suffix or "no suffix" for path in others.values())
         found = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(counts.items()))
-        notes.append(f"files of {directory} are not read because of their suffixes: {found}; read are "
-                     f"{' '.join(suffixes)}")
+        notes.append(
+            f"files of {directory} are not read because of their suffixes: {found}; read are {' '.join(suffixes)}"
+        )
     return DirectoryFiles(paths, others, tuple(notes))
 
 
@@ -111,8 +114,10 @@ def listed_names(file: str, content: bytes) -> list[str]:
     names = []
     for number, words in enumerate(map(str.split, lines), 1):
         if len(words) > 1:
-            raise DataError(f"{file}, line {number}: one name is expected, found {len(words)} columns, "
-                            f"{' '.join(words)!r}; keep the first one: cut -d' ' -f1")
+            raise DataError(
+                f"{file}, line {number}: one name is expected, found {len(words)} columns, "
+                f"{' '.join(words)!r}; keep the first one: cut -d' ' -f1"
+            )
         names += words
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated or not names:

@@ -44,4 +44,5 @@ def require_labeled_pixels(split: Split) -> None:
             f"such as {split.label_names[0]}, hold only the ignored value{'s' * (len(found) > 1)} "
             f"{', '.join(map(str, sorted(found)))}. The values of classes are "
             f"{', '.join(map(str, defined[:10]))}{', ...' if len(defined) > 10 else ''}; correct the labels, or choose "
-            "other splits: data.train_split and data.val_split in training, --split in evaluation")
+            "other splits: data.train_split and data.val_split in training, --split in evaluation"
+        )

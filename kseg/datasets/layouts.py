@@ -54,8 +54,9 @@ def file_examples(pairs: list[tuple[Path, Path]], notes: tuple[str, ...] = ()) -
     return Examples(tuple(images), tuple(labels), read, notes=notes)
 
 
-def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path],
-            others: Sequence[DirectoryFiles] = ()) -> list[tuple[Path, Path]]:
+def pair_up(
+    split: str, images: dict[str, Path], labels: dict[str, Path], others: Sequence[DirectoryFiles] = ()
+) -> list[tuple[Path, Path]]:
     """Return (image, label) of each key, sorted by the image's key.
 
     Args:
@@ -69,11 +70,14 @@ def pair_up(split: str, images: dict[str, Path], labels: dict[str, Path],
     """
     label_of, unpaired = file_lists.match_keys(images, labels), []
     for kind, counterpart, files in (
-            ("image", "label", {key: file for key, file in images.items() if key not in label_of}),
-            ("label", "image", {key: labels[key] for key in labels.keys() - set(label_of.values())})):
+        ("image", "label", {key: file for key, file in images.items() if key not in label_of}),
+        ("label", "image", {key: labels[key] for key in labels.keys() - set(label_of.values())}),
+    ):
         if files:
-            unpaired.append(f"{kind} without {counterpart}: {first_three(map(str, files.values()))}"
-                            + file_lists.suffix_hint(files, others))
+            unpaired.append(
+                f"{kind} without {counterpart}: {first_three(map(str, files.values()))}"
+                + file_lists.suffix_hint(files, others)
+            )
     if unpaired:
         raise DataError(f"split {split!r}: {'; '.join(unpaired)}")
     if not images:
@@ -98,8 +102,10 @@ def folder_notes(directory: Path) -> tuple[str, ...]:
             continue
         similar = [name for name in children if name.lower() in SIMILAR_TO_IMAGES]
         if similar and "images" not in similar:
-            notes.append(f"{path} is no split and is not read, because its images are in {similar[0]}; rename that "
-                         f"directory to {path.name}/images and the one with the labels to {path.name}/labels")
+            notes.append(
+                f"{path} is no split and is not read, because its images are in {similar[0]}; rename that "
+                f"directory to {path.name}/images and the one with the labels to {path.name}/labels"
+            )
     return tuple(notes)
 
 
@@ -120,6 +126,7 @@ def folder_examples(directory: Path, split: str) -> Examples:
 
 def cityscapes_examples(directory: Path, split: str) -> Examples:
     """Return the examples of an extracted Cityscapes tree: leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY (labelIds)."""
+
     def by_frame(part: str, suffix: str) -> dict[str, Path]:
         paths = (directory / part / split).glob(f"*/*{suffix}")
         # macOS leaves hidden files beside others, whose names begin with ._ and end like theirs.
@@ -188,10 +195,14 @@ def voc2012_examples(directory: Path, split: str) -> Examples:
         labels |= files_by_stem(root / part, (".png",)).paths
     # A list may write a name in another Unicode form than the files.
     image_of, label_of = (file_lists.match_keys(dict.fromkeys(names), files) for files in (images, labels))
-    missing = [f"without {kind} {directories}/NAME{suffix}: {first_three(absent)}"
-               for kind, directories, suffix, absent in (
-                   ("image", "JPEGImages", ".jpg", set(names) - image_of.keys()),
-                   ("label", " or ".join(parts), ".png", set(names) - label_of.keys())) if absent]
+    missing = [
+        f"without {kind} {directories}/NAME{suffix}: {first_three(absent)}"
+        for kind, directories, suffix, absent in (
+            ("image", "JPEGImages", ".jpg", set(names) - image_of.keys()),
+            ("label", " or ".join(parts), ".png", set(names) - label_of.keys()),
+        )
+        if absent
+    ]
     if missing:
         raise DataError(f"{path} lists examples {'; '.join(missing)}")
     return file_examples([(images[image_of[name]], labels[label_of[name]]) for name in sorted(names)])
@@ -212,18 +223,26 @@ def prepared_examples(location: str, name: str, split: str) -> Examples:
         return pixels_examples(location, split, prepared.open_pixels(location, name, split))
     records, layout = prepared.open_records(location, name, split), prepared.FORMATS[name]
     names = tuple(f"{location}/{split}/{image_name}" for image_name in records.names)
-    return Examples(names, tuple(f"label of {image_name}" for image_name in names),
-                    record_reader(records, layout.image, layout.label), records)
+    return Examples(
+        names,
+        tuple(f"label of {image_name}" for image_name in names),
+        record_reader(records, layout.image, layout.label),
+        records,
+    )
 
 
-def record_reader(records: Records, image_key: str,
-                  label_key: str) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+def record_reader(
+    records: Records, image_key: str, label_key: str
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Return a function that reads an example's encoded image and label.
 
     It takes an int64 index and returns two features of the record.
     """
-    files, shards, offsets = tf.constant(records.files), tf.constant(records.shards), tf.constant(
-        records.offsets, tf.int64)
+    files, shards, offsets = (
+        tf.constant(records.files),
+        tf.constant(records.shards),
+        tf.constant(records.offsets, tf.int64),
+    )
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in (image_key, label_key)}
 
     # Callers outside of a graph need a compiled function.
@@ -242,7 +261,8 @@ def pixels_examples(location: str, split: str, image_names: tuple[str, ...]) -> 
 
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         number = tf.strings.as_string(index, width=prepared.DIGITS, fill="0")
-        return tuple(tf.io.read_file(tf.strings.join([f"{location}/{split}/", number, f".{kind}"]))
-                     for kind in prepared.KINDS)
+        return tuple(
+            tf.io.read_file(tf.strings.join([f"{location}/{split}/", number, f".{kind}"])) for kind in prepared.KINDS
+        )
 
     return Examples(names, tuple(f"label of {image_name}" for image_name in names), read, is_pixels=True)

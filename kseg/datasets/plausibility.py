@@ -55,8 +55,10 @@ class Plausibility:
         if not self._value_range and (note := picture_reader.range_note(self._extents)):
             notes.append(note)
         if self._several_pages:
-            notes.append(f"only the first page or frame is read of {len(self._several_pages)} "
-                         f"image{'s' * (len(self._several_pages) > 1)}: {file_lists.first_three(self._several_pages)}")
+            notes.append(
+                f"only the first page or frame is read of {len(self._several_pages)} "
+                f"image{'s' * (len(self._several_pages) > 1)}: {file_lists.first_three(self._several_pages)}"
+            )
         if note := self._ignored_class_note():
             notes.append(note)
         return notes
@@ -66,14 +68,21 @@ class Plausibility:
         dataset = self.dataset
         pixels = statistics.counts_by_class(np.array(dataset.label_table), self._counts, len(dataset.classes))
         unseen = [name for name, count in zip(dataset.classes, pixels, strict=True) if not count]
-        if (dataset.name != "folder" or dataset.label_colors or len(unseen) != len(dataset.classes) - 1
-                or dataset.label_table[IGNORED] != IGNORED or not self._counts[IGNORED]):
+        if (
+            dataset.name != "folder"
+            or dataset.label_colors
+            or len(unseen) != len(dataset.classes) - 1
+            or dataset.label_table[IGNORED] != IGNORED
+            or not self._counts[IGNORED]
+        ):
             return ""
         [seen] = set(dataset.classes) - set(unseen)
         fraction = self._counts[IGNORED] / self._counts.sum()
-        return (f"the labels have pixels of one class only, {seen!r}, and {fraction:.1%} of their pixels have the "
-                f"value {IGNORED}, which is ignored; if that is {unseen[0]!r}, write `{IGNORED} {unseen[0]}` in "
-                "classes.txt")
+        return (
+            f"the labels have pixels of one class only, {seen!r}, and {fraction:.1%} of their pixels have the "
+            f"value {IGNORED}, which is ignored; if that is {unseen[0]!r}, write `{IGNORED} {unseen[0]}` in "
+            "classes.txt"
+        )
 
     def palette_fault(self) -> str:
         """Return a message on palettes that make the labels ambiguous, or ""."""

@@ -22,8 +22,17 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from kseg.config.sections import Data
-from kseg.datasets import (archive_files, class_list, diagnosis, file_lists, layouts, prepared, registry, sources,
-                           tfds_builder)
+from kseg.datasets import (
+    archive_files,
+    class_list,
+    diagnosis,
+    file_lists,
+    layouts,
+    prepared,
+    registry,
+    sources,
+    tfds_builder,
+)
 from kseg.datasets.diagnosis import decode_pair, image_size
 from kseg.datasets.palettes import used_colors
 from kseg.datasets.plausibility import Plausibility
@@ -43,8 +52,14 @@ MEASURED = 50
 NAMES = "names.txt"
 
 
-def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset: bool = False, fast: bool = False,
-                    report: Callable[[str], None] = print) -> Path:
+def prepare_dataset(
+    data: Data,
+    source: Path,
+    splits: Sequence[str] = (),
+    subset: bool = False,
+    fast: bool = False,
+    report: Callable[[str], None] = print,
+) -> Path:
     """Convert the dataset in `source` to a prepared set in the directory of `data`.
 
     An existing prepared set is left unchanged.
@@ -75,8 +90,9 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
     if final.is_dir():
         existing = prepared.prepared_split_names(str(final), data.name)
         if not set(splits) <= set(existing):
-            raise DataError(f"{final} already exists with only {', '.join(existing)}; delete it to prepare other "
-                            "splits")
+            raise DataError(
+                f"{final} already exists with only {', '.join(existing)}; delete it to prepare other splits"
+            )
         report(f"{final} already exists with {', '.join(existing)}; delete it to prepare it again")
         return final
     pairs = sources.SOURCES[data.name](source, chosen, report)
@@ -91,11 +107,12 @@ def prepare_dataset(data: Data, source: Path, splits: Sequence[str] = (), subset
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DataError(f"another process is preparing {data.name} in {hidden}") from None
-            parts = {split: hidden / f"{split}-{_digest(dataset, examples, data.value_range)}"
-                     for split, examples in pairs.items()}
+            parts = {
+                split: hidden / f"{split}-{_digest(dataset, examples, data.value_range)}"
+                for split, examples in pairs.items()
+            }
             _remove_leftovers(hidden, parts, report)
-            remaining = {split: examples for split, examples in pairs.items()
-                         if not (parts[split] / NAMES).is_file()}
+            remaining = {split: examples for split, examples in pairs.items() if not (parts[split] / NAMES).is_file()}
             needed = _pixels_size(remaining) if fast else _records_size(source, data.name, hidden, remaining)
             require_disk_space(hidden, needed, report)
             findings = Plausibility(dataset, data.value_range)
@@ -127,8 +144,10 @@ def _choose(data: Data, source: Path, splits: Sequence[str]) -> tuple[Dataset, t
     if data.name not in sources.SOURCES:
         raise DataError(unknown("dataset to prepare", data.name, sources.SOURCES))
     if not source.is_dir():
-        raise DataError(f"no directory {source}; --source takes the directory of the archives or of the extracted "
-                        f"tree of {data.name}")
+        raise DataError(
+            f"no directory {source}; --source takes the directory of the archives or of the extracted "
+            f"tree of {data.name}"
+        )
     file_lists.require_utf8(source)
     dataset = registry.read_classes(source) if data.name == "folder" else registry.DATASETS[data.name]
     available = dataset.splits or layouts.folder_splits(source)
@@ -195,7 +214,7 @@ def _pixels_size(remaining: Pairs) -> int:
     """Return the estimated size in bytes of the decoded pixels."""
     needed = 0.0
     for examples in remaining.values():
-        measured = examples[::len(examples) // MEASURED + 1]
+        measured = examples[:: len(examples) // MEASURED + 1]
         areas = [math.prod(image_size(pair.image.name, tf.constant(pair.image.read()))) for pair in measured]
         # A pixel takes three bytes of color and one class id.
         needed += 4 * len(examples) * sum(areas) / len(areas)
@@ -214,8 +233,16 @@ def require_disk_space(directory: Path, needed: int, report: Callable[[str], Non
     report(line)
 
 
-def _write_part(findings: Plausibility, value_range: tuple[float, ...], source: Path, split: str, examples: list[Pair],
-                part: Path, fast: bool, report: Callable[[str], None]) -> None:
+def _write_part(
+    findings: Plausibility,
+    value_range: tuple[float, ...],
+    source: Path,
+    split: str,
+    examples: list[Pair],
+    part: Path,
+    fast: bool,
+    report: Callable[[str], None],
+) -> None:
     """Check a split, write its records or pixels to `part`, and finally its names; add to `findings`."""
     dataset = findings.dataset
     # The progress report runs inside a generator that the builder consumes with its output suppressed, so it restores
@@ -238,16 +265,23 @@ def _write_part(findings: Plausibility, value_range: tuple[float, ...], source: 
     os.replace(part / f".{NAMES}", part / NAMES)
 
 
-def _decode(findings: Plausibility, value_range: tuple[float, ...], examples: list[Pair],
-            update: Callable[[int], None]) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
+def _decode(
+    findings: Plausibility, value_range: tuple[float, ...], examples: list[Pair], update: Callable[[int], None]
+) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
     """Yield each pair with its image and raw label; add them to `findings`.
 
     Raises DataError naming the first unusable file.
     """
     for done, pair in enumerate(examples, 1):
         image_data, label_data = pair.image.read(), pair.label.read()
-        picture, label = decode_pair(findings.dataset, pair.image.name, pair.label.name, tf.constant(image_data),
-                                     tf.constant(label_data), value_range)
+        picture, label = decode_pair(
+            findings.dataset,
+            pair.image.name,
+            pair.label.name,
+            tf.constant(image_data),
+            tf.constant(label_data),
+            value_range,
+        )
         findings.add_picture(pair.image.name, picture)
         counts = value_counts(label)
         findings.add_counts(counts)
@@ -256,11 +290,15 @@ def _decode(findings: Plausibility, value_range: tuple[float, ...], examples: li
         update(done)
 
 
-def _features(dataset: Dataset, value_range: tuple[float, ...], pair: Pair, image: np.ndarray,
-              label: np.ndarray) -> dict[str, bytes | str]:
+def _features(
+    dataset: Dataset, value_range: tuple[float, ...], pair: Pair, image: np.ndarray, label: np.ndarray
+) -> dict[str, bytes | str]:
     """Return the features of a pair's record."""
-    return {"image": diagnosis.stored_image(pair.image.read(), image, value_range),
-            "segmentation_mask": diagnosis.stored_label(dataset, pair.label.read(), label), "name": pair.name}
+    return {
+        "image": diagnosis.stored_image(pair.image.read(), image, value_range),
+        "segmentation_mask": diagnosis.stored_label(dataset, pair.label.read(), label),
+        "name": pair.name,
+    }
 
 
 def _write_pixels(decoded: Iterator[tuple[Pair, np.ndarray, np.ndarray]], part: Path) -> None:
@@ -282,11 +320,15 @@ def _write_cityscapes(source: Path, split: str, decoded: Iterator, part: Path, r
     builder = tfds.builder("cityscapes/semantic_segmentation", data_dir=part)
     generators = builder._split_generators
     if (source / "leftImg8bit").is_dir() and (source / "gtFine").is_dir():
-        builder._split_generators = lambda dl_manager: {stored_split: builder._generate_examples(
-            images_left=str(source / "leftImg8bit" / split), segmentation_labels=str(source / "gtFine" / split))}
+        builder._split_generators = lambda dl_manager: {
+            stored_split: builder._generate_examples(
+                images_left=str(source / "leftImg8bit" / split), segmentation_labels=str(source / "gtFine" / split)
+            )
+        }
     else:
         builder._split_generators = lambda dl_manager: [
-            generator for generator in generators(dl_manager) if generator.name == stored_split]
+            generator for generator in generators(dl_manager) if generator.name == stored_split
+        ]
     report(f"tensorflow-datasets is writing {split} of cityscapes")
     tfds_builder.write_split(builder, part.parent / "downloads", source)
 

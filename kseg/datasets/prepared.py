@@ -53,12 +53,20 @@ class Format:
         return self.splits.get(split, split)
 
 
-FORMATS = {name: Format(records_directory=f"{name}/{VERSION}", pixels_directory=f"{name}_pixels/{VERSION}")
-           for name in ("ade20k", "voc2012", "camvid", "folder")} | {
+FORMATS = {
+    name: Format(records_directory=f"{name}/{VERSION}", pixels_directory=f"{name}_pixels/{VERSION}")
+    for name in ("ade20k", "voc2012", "camvid", "folder")
+} | {
     # The format of the tensorflow-datasets builder cityscapes/semantic_segmentation.
-    "cityscapes": Format(records_directory="cityscapes/semantic_segmentation/1.0.0",
-                         pixels_directory=f"cityscapes_pixels/{VERSION}", image="image_left",
-                         label="segmentation_label", name="image_id", splits={"val": "validation"})}
+    "cityscapes": Format(
+        records_directory="cityscapes/semantic_segmentation/1.0.0",
+        pixels_directory=f"cityscapes_pixels/{VERSION}",
+        image="image_left",
+        label="segmentation_label",
+        name="image_id",
+        splits={"val": "validation"},
+    )
+}
 
 
 def find_prepared(directory: str, name: str) -> str:
@@ -93,8 +101,12 @@ def open_records(location: str, name: str, split: str) -> Records:
         files = sorted({file for _, file, _ in lines})
         shard_of = {file: shard for shard, file in enumerate(files)}
         paths = tuple(posixpath.join(location, file) for file in files)
-        records = Records(paths, tuple(shard_of[file] for _, file, _ in lines),
-                          tuple(int(offset) for offset, _, _ in lines), tuple(name for _, _, name in lines))
+        records = Records(
+            paths,
+            tuple(shard_of[file] for _, file, _ in lines),
+            tuple(int(offset) for offset, _, _ in lines),
+            tuple(name for _, _, name in lines),
+        )
         # Record files are opened on demand; a missing file must be reported now, not in the middle of training.
         for path in paths:
             tf.io.gfile.stat(path)
@@ -166,14 +178,18 @@ def _read_description(location: str) -> dict:
     try:
         with tf.io.gfile.GFile(posixpath.join(location, DESCRIPTION), "r") as file:
             description = json.load(file)
-        return {PIXELS: description.get(PIXELS, False),
-                "splits": [{"name": split["name"], "shardLengths": split["shardLengths"]}
-                           for split in description["splits"]]}
+        return {
+            PIXELS: description.get(PIXELS, False),
+            "splits": [
+                {"name": split["name"], "shardLengths": split["shardLengths"]} for split in description["splits"]
+            ],
+        }
     except READ_ERRORS as error:
         raise _damaged(location, error) from error
 
 
 def _damaged(location: str, reason: Exception | str) -> DataError:
     reason = getattr(reason, "message", reason)
-    return DataError(f"the prepared set in {location} is damaged; delete that directory and prepare the set again: "
-                     f"{reason}")
+    return DataError(
+        f"the prepared set in {location} is damaged; delete that directory and prepare the set again: {reason}"
+    )

@@ -54,11 +54,15 @@ def unknown_colors(dataset: Dataset, label: np.ndarray, data: bytes) -> str:
     order = np.argsort(-counts, kind="stable")[:COLORS_LISTED]
     listed = ", ".join(
         f"#{found[index].tobytes().hex()} ({counts[index]} pixel{'s' * int(counts[index] > 1)}, first at column "
-        f"{columns[first[index]]}, row {rows[first[index]]})" for index in order)
+        f"{columns[first[index]]}, row {rows[first[index]]})"
+        for index in order
+    )
     more = f" and {len(found) - len(order)} more" if len(found) > len(order) else ""
     example = f"#{found[order[0]].tobytes().hex()}"
-    text = (f"color{'s' * (len(found) > 1)} {listed}{more} not in classes.txt; add a line such as `{example} NAME` or "
-            f"`{example} ignore`, or ignore all other colors with `* ignore`")
+    text = (
+        f"color{'s' * (len(found) > 1)} {listed}{more} not in classes.txt; add a line such as `{example} NAME` or "
+        f"`{example} ignore`, or ignore all other colors with `* ignore`"
+    )
     if is_gray:
         text += ". If the gray values are class ids, write the colors in classes.txt behind the names"
     elif len(found) > MANY_COLORS:

@@ -116,8 +116,14 @@ def read_classes(directory: str | Path) -> Dataset:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from None
     listed = class_list.parse_classes(path, text)
-    return replace(DATASETS["folder"], classes=listed.names, palette=listed.palette, label_table=listed.label_table,
-                   label_colors=listed.label_colors, other_colors=listed.other_colors)
+    return replace(
+        DATASETS["folder"],
+        classes=listed.names,
+        palette=listed.palette,
+        label_table=listed.label_table,
+        label_colors=listed.label_colors,
+        other_colors=listed.other_colors,
+    )
 
 
 def location_of(data: Data) -> str:
@@ -184,8 +190,9 @@ def _locate(data: Data) -> tuple[str, str]:
         raise DataError(f"{data.name}: no directory {location}. {_how_to_get(data)}")
     prepared_path = prepared.find_prepared(location, data.name)
     if is_address(location) and not prepared_path:
-        raise DataError(f"{location} holds no prepared {data.name}, and an address must hold a prepared set. "
-                        f"{_how_to_get(data)}")
+        raise DataError(
+            f"{location} holds no prepared {data.name}, and an address must hold a prepared set. {_how_to_get(data)}"
+        )
     return location, prepared_path
 
 
@@ -244,10 +251,18 @@ def open_split(data: Data, name: str) -> Split:
         examples = dataset.open_examples(Path(location), name)
         if dataset.open_examples is layouts.folder_examples:
             notes += layouts.folder_notes(Path(location))
-    return Split(name=name, dataset=dataset, location=location, names=examples.names,
-                 label_names=examples.label_names, read=examples.read, records=examples.records,
-                 is_pixels=examples.is_pixels, value_range=data.value_range,
-                 notes=notes + examples.notes)
+    return Split(
+        name=name,
+        dataset=dataset,
+        location=location,
+        names=examples.names,
+        label_names=examples.label_names,
+        read=examples.read,
+        records=examples.records,
+        is_pixels=examples.is_pixels,
+        value_range=data.value_range,
+        notes=notes + examples.notes,
+    )
 
 
 def _class_notes(dataset: Dataset) -> tuple[str, ...]:
@@ -256,59 +271,90 @@ def _class_notes(dataset: Dataset) -> tuple[str, ...]:
     if dataset.label_colors or train_id >= UNMAPPED:
         return ()
     name = dataset.classes[train_id]
-    return (f"value {IGNORED} is the class {name!r} in classes.txt, whereas most tools mark ignored pixels with it; if "
-            f"labels do so, write `{IGNORED} ignore`",)
+    return (
+        f"value {IGNORED} is the class {name!r} in classes.txt, whereas most tools mark ignored pixels with it; if "
+        f"labels do so, write `{IGNORED} ignore`",
+    )
 
 
 # Common end of all `how_to_get` instructions.
-ELSEWHERE = ("or convert archives or a tree to record files: python -m kseg.data prepare {name} --source DIR,\n"
-             "or set another directory: --set data.directory=DIR (kseg.data: --directory DIR)")
+ELSEWHERE = (
+    "or convert archives or a tree to record files: python -m kseg.data prepare {name} --source DIR,\n"
+    "or set another directory: --set data.directory=DIR (kseg.data: --directory DIR)"
+)
 
 DATASETS = {
     "shapes": Dataset(
-        name="shapes", classes=shapes.CLASSES, palette=shapes.PALETTE,
+        name="shapes",
+        classes=shapes.CLASSES,
+        palette=shapes.PALETTE,
         label_table=label_table({index: index for index in range(len(shapes.CLASSES))} | {IGNORED: IGNORED}),
-        splits=("train", "val"), open_examples=layouts.shapes_examples,
-        how_to_get="drawn into {directory} on first use"),
+        splits=("train", "val"),
+        open_examples=layouts.shapes_examples,
+        how_to_get="drawn into {directory} on first use",
+    ),
     "camvid": Dataset(
-        name="camvid", classes=tuple(class_names.CAMVID), palette=tuple(class_names.CAMVID.values()),
+        name="camvid",
+        classes=tuple(class_names.CAMVID),
+        palette=tuple(class_names.CAMVID.values()),
         # Raw value 11 is void.
         label_table=label_table({index: index for index in range(11)} | {11: IGNORED, IGNORED: IGNORED}),
-        splits=("train", "val", "test"), open_examples=layouts.folder_examples,
+        splits=("train", "val", "test"),
+        open_examples=layouts.folder_examples,
         how_to_get="Get CamVid in SegNet's split (480x360, 367/101/233 pairs) from the SegNet tutorial's repository\n"
-                   "and arrange it as {directory}/{{train,val,test}}/images/NAME and .../labels/NAME.png,\n"
-                   + ELSEWHERE,
-        published={"train": 367, "val": 101, "test": 233}),
+        "and arrange it as {directory}/{{train,val,test}}/images/NAME and .../labels/NAME.png,\n" + ELSEWHERE,
+        published={"train": 367, "val": 101, "test": 233},
+    ),
     "cityscapes": Dataset(
-        name="cityscapes", classes=tuple(class_names.CITYSCAPES), palette=tuple(class_names.CITYSCAPES.values()),
+        name="cityscapes",
+        classes=tuple(class_names.CITYSCAPES),
+        palette=tuple(class_names.CITYSCAPES.values()),
         # Raw values are labelIds 0..33; those outside the 19 classes are void.
-        label_table=label_table({value: IGNORED for value in range(34)} | {IGNORED: IGNORED}
-                                | {value: index for index, value in enumerate(class_names.CITYSCAPES_LABEL_IDS)}),
-        splits=("train", "val", "test"), open_examples=layouts.cityscapes_examples,
+        label_table=label_table(
+            dict.fromkeys(range(34), IGNORED)
+            | {IGNORED: IGNORED}
+            | {value: index for index, value in enumerate(class_names.CITYSCAPES_LABEL_IDS)}
+        ),
+        splits=("train", "val", "test"),
+        open_examples=layouts.cityscapes_examples,
         how_to_get="Register at cityscapes-dataset.com\n"
-                   "and download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; extract both so that\n"
-                   "{directory}/leftImg8bit and {directory}/gtFine exist,\n" + ELSEWHERE,
-        published={"train": 2975, "val": 500, "test": 1525}),
+        "and download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip; extract both so that\n"
+        "{directory}/leftImg8bit and {directory}/gtFine exist,\n" + ELSEWHERE,
+        published={"train": 2975, "val": 500, "test": 1525},
+    ),
     "ade20k": Dataset(
-        name="ade20k", classes=tuple(class_names.ADE20K), palette=tuple(class_names.ADE20K.values()),
+        name="ade20k",
+        classes=tuple(class_names.ADE20K),
+        palette=tuple(class_names.ADE20K.values()),
         # Raw value 0 marks pixels of none of the 150 classes.
         label_table=label_table({0: IGNORED, IGNORED: IGNORED} | {index + 1: index for index in range(150)}),
-        splits=("train", "val"), open_examples=layouts.ade20k_examples,
+        splits=("train", "val"),
+        open_examples=layouts.ade20k_examples,
         how_to_get="Get data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and extract it so that\n"
-                   "{directory}/ADEChallengeData2016 exists, with images and annotations,\n" + ELSEWHERE,
-        published={"train": 20210, "val": 2000}),
+        "{directory}/ADEChallengeData2016 exists, with images and annotations,\n" + ELSEWHERE,
+        published={"train": 20210, "val": 2000},
+    ),
     "voc2012": Dataset(
-        name="voc2012", classes=tuple(class_names.VOC2012), palette=tuple(class_names.VOC2012.values()),
+        name="voc2012",
+        classes=tuple(class_names.VOC2012),
+        palette=tuple(class_names.VOC2012.values()),
         label_table=label_table({index: index for index in range(21)} | {IGNORED: IGNORED}),
-        splits=("train", "trainaug", "val"), open_examples=layouts.voc2012_examples,
+        splits=("train", "trainaug", "val"),
+        open_examples=layouts.voc2012_examples,
         how_to_get="Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012 and extract it so\n"
-                   "that {directory}/VOCdevkit/VOC2012 exists. For trainaug add SegmentationClassAug/NAME.png, the\n"
-                   "masks of Hariharan et al. 2011 (SBD) as ids, and ImageSets/Segmentation/trainaug.txt, its names,\n"
-                   + ELSEWHERE,
-        published={"train": 1464, "trainaug": 10582, "val": 1449}),
+        "that {directory}/VOCdevkit/VOC2012 exists. For trainaug add SegmentationClassAug/NAME.png, the\n"
+        "masks of Hariharan et al. 2011 (SBD) as ids, and ImageSets/Segmentation/trainaug.txt, its names,\n"
+        + ELSEWHERE,
+        published={"train": 1464, "trainaug": 10582, "val": 1449},
+    ),
     "folder": Dataset(
-        name="folder", classes=(), palette=(), label_table=(), splits=(), open_examples=layouts.folder_examples,
+        name="folder",
+        classes=(),
+        palette=(),
+        label_table=(),
+        splits=(),
+        open_examples=layouts.folder_examples,
         how_to_get="Arrange your images as {directory}/SPLIT/images/NAME.jpg with labels in\n"
-                   "{directory}/SPLIT/labels/NAME.png, and list one class per line in {directory}/classes.txt,\n"
-                   + ELSEWHERE),
+        "{directory}/SPLIT/labels/NAME.png, and list one class per line in {directory}/classes.txt,\n" + ELSEWHERE,
+    ),
 }

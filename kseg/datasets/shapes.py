@@ -113,7 +113,13 @@ def _clouds(x: Grid, y: Grid, period: float, generator: np.random.Generator) -> 
 # One texture per class of CLASSES[1:]. With probability FREE_TEXTURE, a figure takes the texture of a random class.
 # Each function takes x, y and a period in pixels and returns values in 0..1.
 TEXTURES: tuple[Callable[[Grid, Grid, float, np.random.Generator], Grid], ...] = (
-    _ripples, _checks, _stripes, _gradient, _dots, _clouds)
+    _ripples,
+    _checks,
+    _stripes,
+    _gradient,
+    _dots,
+    _clouds,
+)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -155,15 +161,18 @@ def _figure_colors(x: Grid, y: Grid, kind: int, generator: np.random.Generator) 
     return first + (second - first) * weave[..., None]
 
 
-def _choose_center(figures: list[tuple[float, float, float]], radius: float,
-                   generator: np.random.Generator) -> tuple[float, float]:
+def _choose_center(
+    figures: list[tuple[float, float, float]], radius: float, generator: np.random.Generator
+) -> tuple[float, float]:
     """Return the most isolated of three random centers (row, column).
 
     Figures may overlap but seldom hide each other. `figures` are the (row, column, radius) drawn so far.
     """
     candidates = generator.uniform((4.0, 4.0), (HEIGHT - 4.0, WIDTH - 4.0), (3, 2))
-    distances = [min((np.hypot(row - r, column - c) - radius - other for r, c, other in figures), default=0.0)
-                 for row, column in candidates]
+    distances = [
+        min((np.hypot(row - r, column - c) - radius - other for r, c, other in figures), default=0.0)
+        for row, column in candidates
+    ]
     row, column = candidates[int(np.argmax(distances))]
     return float(row), float(column)
 
@@ -239,14 +248,17 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Textured figures on textured ground, with labels for semantic segmentation.",
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=(HEIGHT, WIDTH, 3), encoding_format="png"),
-                "segmentation_mask": tfds.features.Image(shape=(HEIGHT, WIDTH, 1), encoding_format="png"),
-                "name": tfds.features.Text(),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(HEIGHT, WIDTH, 3), encoding_format="png"),
+                    "segmentation_mask": tfds.features.Image(shape=(HEIGHT, WIDTH, 1), encoding_format="png"),
+                    "name": tfds.features.Text(),
+                }
+            ),
             supervised_keys=("image", "segmentation_mask"),
             # Keeps the order, so that example i of the files is drawn with index i.
-            disable_shuffling=True)
+            disable_shuffling=True,
+        )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         return {split: self._generate_examples(split) for split in COUNTS}
@@ -277,8 +289,10 @@ def prepare_shapes(directory: Path, split: str) -> Records:
     files = tuple(sorted(map(str, Path(builder.data_dir).glob(f"*-{split}.tfrecord-*"))))
     locations = [(shard, offset) for shard, file in enumerate(files) for offset in record_offsets(file)]
     if len(locations) != COUNTS[split]:
-        raise DataError(f"the dataset in {builder.data_dir} is damaged; delete that directory, and the next use draws "
-                        f"it again: {len(locations)} of {COUNTS[split]} examples of {split}")
+        raise DataError(
+            f"the dataset in {builder.data_dir} is damaged; delete that directory, and the next use draws "
+            f"it again: {len(locations)} of {COUNTS[split]} examples of {split}"
+        )
     names = tuple(f"shapes/{split}/{index:05d}" for index in range(len(locations)))
     return Records(files, tuple(shard for shard, _ in locations), tuple(offset for _, offset in locations), names)
 

@@ -56,6 +56,7 @@ def read_sbd_archive(path: Path, update: Callable[[int], None]) -> dict[str, Fil
 
 def read_sbd_tree(root: Path) -> dict[str, File]:
     """Return SBD's masks in an extracted benchmark_RELEASE/dataset by image name, converted on reading."""
+
     def file(path: Path) -> File:
         return File(str(path), path.stat().st_size, lambda: sbd_mask_file(str(path), path.read_bytes()).read())
 
@@ -108,6 +109,7 @@ Pairs = dict[str, list[Pair]]
 
 def open_folder(source: Path, splits: Sequence[str], report: Callable[[str], None]) -> Pairs:
     """Return the pairs of a tree with `SPLIT/images` and `SPLIT/labels`."""
+
     def file(path: str) -> File:
         return File(path, Path(path).stat().st_size, Path(path).read_bytes)
 
@@ -115,8 +117,10 @@ def open_folder(source: Path, splits: Sequence[str], report: Callable[[str], Non
     for split in splits:
         examples = layouts.folder_examples(source, split)
         notes += examples.notes
-        pairs[split] = [Pair(Path(image).name, file(image), file(label))
-                        for image, label in zip(examples.names, examples.label_names, strict=True)]
+        pairs[split] = [
+            Pair(Path(image).name, file(image), file(label))
+            for image, label in zip(examples.names, examples.label_names, strict=True)
+        ]
     for note in notes:
         report(printable(f"warning: {note}"))
     return pairs
@@ -132,9 +136,16 @@ def open_ade20k(source: Path, splits: Sequence[str], report: Callable[[str], Non
         report(f"reading {root}")
         files = archive_files.zip_files(root, "ADEChallengeData2016/")
     parts = {"train": "training", "val": "validation"}
-    return {split: _paired(root, split, ".jpg",
-                           _require_files(root, files, f"images/{parts[split]}", ".jpg"),
-                           _require_files(root, files, f"annotations/{parts[split]}", ".png")) for split in splits}
+    return {
+        split: _paired(
+            root,
+            split,
+            ".jpg",
+            _require_files(root, files, f"images/{parts[split]}", ".jpg"),
+            _require_files(root, files, f"annotations/{parts[split]}", ".png"),
+        )
+        for split in splits
+    }
 
 
 def open_cityscapes(source: Path, splits: Sequence[str], report: Callable[[str], None]) -> Pairs:
@@ -150,16 +161,28 @@ def open_cityscapes(source: Path, splits: Sequence[str], report: Callable[[str],
         files = archive_files.zip_files(roots[0]) | archive_files.zip_files(roots[1])
 
     def by_frame(root: Path, part: str, split: str, suffix: str) -> dict[str, File]:
-        frames = {path.rsplit("/", 1)[1].removesuffix(suffix): file for path, file in files.items()
-                  if path.startswith(f"{part}/{split}/") and path.endswith(suffix) and path.count("/") == 3
-                  and not path.rsplit("/", 1)[1].startswith(".")}
+        frames = {
+            path.rsplit("/", 1)[1].removesuffix(suffix): file
+            for path, file in files.items()
+            if path.startswith(f"{part}/{split}/")
+            and path.endswith(suffix)
+            and path.count("/") == 3
+            and not path.rsplit("/", 1)[1].startswith(".")
+        }
         if not frames:
             raise DataError(f"no {part}/{split}/CITY/FRAME{suffix} in {root}")
         return frames
 
-    return {split: _paired(source, split, "_leftImg8bit.png",
-                           by_frame(roots[0], "leftImg8bit", split, "_leftImg8bit.png"),
-                           by_frame(roots[1], "gtFine", split, "_gtFine_labelIds.png")) for split in splits}
+    return {
+        split: _paired(
+            source,
+            split,
+            "_leftImg8bit.png",
+            by_frame(roots[0], "leftImg8bit", split, "_leftImg8bit.png"),
+            by_frame(roots[1], "gtFine", split, "_gtFine_labelIds.png"),
+        )
+        for split in splits
+    }
 
 
 def cityscapes_roots(source: Path) -> tuple[Path, Path]:
@@ -182,8 +205,10 @@ def open_voc2012(source: Path, splits: Sequence[str], report: Callable[[str], No
     """
     tree = _tree(source, ("VOC2012", "VOCdevkit/VOC2012"), LISTS)
     if tree:
-        root, files = tree, archive_files.tree_files(
-            tree, ("JPEGImages", "SegmentationClass", "SegmentationClassAug", LISTS))
+        root, files = (
+            tree,
+            archive_files.tree_files(tree, ("JPEGImages", "SegmentationClass", "SegmentationClassAug", LISTS)),
+        )
     else:
         root = _archive(source, VOC_TAR, f"{LISTS} in it, in VOC2012 or in VOCdevkit/VOC2012")
         report(f"reading {root}")
@@ -191,8 +216,9 @@ def open_voc2012(source: Path, splits: Sequence[str], report: Callable[[str], No
     images = _require_files(root, files, "JPEGImages", ".jpg")
     official = _require_files(root, files, "SegmentationClass", ".png")
     needed = {*splits, "train", "val"} if "trainaug" in splits else set(splits)
-    lists = {name: _read_list(root, files, name) for name in needed
-             if name != "trainaug" or f"{LISTS}/trainaug.txt" in files}
+    lists = {
+        name: _read_list(root, files, name) for name in needed if name != "trainaug" or f"{LISTS}/trainaug.txt" in files
+    }
     pairs = {}
     for split in splits:
         labels = official
@@ -200,8 +226,14 @@ def open_voc2012(source: Path, splits: Sequence[str], report: Callable[[str], No
             labels = _augmented_masks(source, files, report) | official
             derived = (labels.keys() - official.keys() | set(lists["train"])) - set(lists["val"])
             lists.setdefault("trainaug", sorted(derived))
-        missing = [f"without {kind}: {file_lists.first_three(absent)}" for kind, absent in (
-            ("image", set(lists[split]) - images.keys()), ("label", set(lists[split]) - labels.keys())) if absent]
+        missing = [
+            f"without {kind}: {file_lists.first_three(absent)}"
+            for kind, absent in (
+                ("image", set(lists[split]) - images.keys()),
+                ("label", set(lists[split]) - labels.keys()),
+            )
+            if absent
+        ]
         if missing:
             raise DataError(f"{root}: {split}.txt lists examples {'; '.join(missing)}")
         pairs[split] = [Pair(f"{name}.jpg", images[name], labels[name]) for name in sorted(lists[split])]
@@ -215,13 +247,15 @@ def _augmented_masks(source: Path, files: dict[str, File], report: Callable[[str
     tree.
     """
     masks = archive_files.files_in(files, "SegmentationClassAug", ".png") or archive_files.files_in(
-        archive_files.tree_files(source, ("SegmentationClassAug",)), "SegmentationClassAug", ".png")
+        archive_files.tree_files(source, ("SegmentationClassAug",)), "SegmentationClassAug", ".png"
+    )
     if masks:
         return masks
     if (source / AUG_ZIP).is_file():
         report(f"reading {source / AUG_ZIP}")
-        return _require_files(source / AUG_ZIP, archive_files.zip_files(source / AUG_ZIP), "SegmentationClassAug",
-                              ".png")
+        return _require_files(
+            source / AUG_ZIP, archive_files.zip_files(source / AUG_ZIP), "SegmentationClassAug", ".png"
+        )
     if (source / SBD_TGZ).is_file():
         path = source / SBD_TGZ
         report(f"reading {path}")
@@ -234,9 +268,11 @@ def _augmented_masks(source: Path, files: dict[str, File], report: Callable[[str
     masks = read_sbd_tree(source / Path(MASKS).parent)
     if masks:
         return masks
-    raise DataError(f"no masks for trainaug: neither a directory SegmentationClassAug beside SegmentationClass or in "
-                    f"{source}, nor {AUG_ZIP}, {SBD_TGZ} or {MASKS} in {source}; without them, use "
-                    "--split train val")
+    raise DataError(
+        f"no masks for trainaug: neither a directory SegmentationClassAug beside SegmentationClass or in "
+        f"{source}, nor {AUG_ZIP}, {SBD_TGZ} or {MASKS} in {source}; without them, use "
+        "--split train val"
+    )
 
 
 def _read_list(root: Path, files: dict[str, File], split: str) -> list[str]:
@@ -287,5 +323,9 @@ def _archive(source: Path, name: str, tree: str) -> Path:
 
 
 SOURCES: dict[str, Callable[[Path, Sequence[str], Callable[[str], None]], Pairs]] = {
-    "ade20k": open_ade20k, "cityscapes": open_cityscapes, "voc2012": open_voc2012, "camvid": open_folder,
-    "folder": open_folder}
+    "ade20k": open_ade20k,
+    "cityscapes": open_cityscapes,
+    "voc2012": open_voc2012,
+    "camvid": open_folder,
+    "folder": open_folder,
+}

@@ -86,10 +86,18 @@ def summarize_split(dataset: Dataset, examples: Iterable[ExampleCounts]) -> dict
     fill = np.full(classes, np.nan)
     np.divide(class_pixels, containing_pixels, out=fill, where=class_pixels > 0)
     return {
-        "images": sum(sizes.values()), "sizes": dict(sizes), "smallest": smallest, "largest": largest,
-        "pixels": pixels, "images_with": images_with, "class_pixels": class_pixels, "class_images": class_images,
-        "fill": fill, "void_share": float(pixels[table == IGNORED].sum() / total) if total else math.nan,
-        "void_images": void_images, "turned": oriented,
+        "images": sum(sizes.values()),
+        "sizes": dict(sizes),
+        "smallest": smallest,
+        "largest": largest,
+        "pixels": pixels,
+        "images_with": images_with,
+        "class_pixels": class_pixels,
+        "class_images": class_images,
+        "fill": fill,
+        "void_share": float(pixels[table == IGNORED].sum() / total) if total else math.nan,
+        "void_images": void_images,
+        "turned": oriented,
         "unseen": [name for name, count in zip(dataset.classes, class_pixels) if not count],
         "weights": class_weights(fill),
     }
@@ -122,13 +130,20 @@ def describe_values(dataset: Dataset, name: str, result: dict) -> str:
     for value, train_id in enumerate(dataset.label_table):
         if train_id >= UNMAPPED and not pixels[value]:
             continue
-        number, title = {IGNORED: (IGNORED, "ignored"), UNMAPPED: ("-", "not a label value")}.get(
-            train_id) or (train_id, dataset.classes[train_id])
-        lines.append(f"  {value:>5}  {number:>8}  {title:<{width}}  {pixels[value]:>15,}  "
-                     f"{100 * pixels[value] / total:>6.2f}%  {result['images_with'][value]:>7}")
-    lines += [f"  never seen: {', '.join(result['unseen']) or 'none'}",
-              f"  void: {100 * result['void_share']:.2f}% of all pixels", *_orientation_lines(result),
-              "  median-frequency weights: " + " ".join(f"{weight:.4f}" for weight in result["weights"])]
+        number, title = {IGNORED: (IGNORED, "ignored"), UNMAPPED: ("-", "not a label value")}.get(train_id) or (
+            train_id,
+            dataset.classes[train_id],
+        )
+        lines.append(
+            f"  {value:>5}  {number:>8}  {title:<{width}}  {pixels[value]:>15,}  "
+            f"{100 * pixels[value] / total:>6.2f}%  {result['images_with'][value]:>7}"
+        )
+    lines += [
+        f"  never seen: {', '.join(result['unseen']) or 'none'}",
+        f"  void: {100 * result['void_share']:.2f}% of all pixels",
+        *_orientation_lines(result),
+        "  median-frequency weights: " + " ".join(f"{weight:.4f}" for weight in result["weights"]),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -140,14 +155,17 @@ def describe_classes(dataset: Dataset, name: str, result: dict) -> str:
     lines = [images_line(dataset, name, result), *_size_lines(result)]
     width = max(map(len, (*dataset.classes, "class")))
     if labeled:
-        lines.append(f"  {'class':<{width}}  {'train id':>8}  {'pixels':>15}  {'percent':>7}  {'images':>7}  "
-                     f"{'of all':>7}  {'fills there':>11}")
+        lines.append(
+            f"  {'class':<{width}}  {'train id':>8}  {'pixels':>15}  {'percent':>7}  {'images':>7}  "
+            f"{'of all':>7}  {'fills there':>11}"
+        )
     for train_id in np.argsort(-result["class_pixels"], kind="stable"):
         count, images = result["class_pixels"][train_id], result["class_images"][train_id]
         if count:
             lines.append(
                 f"  {dataset.classes[train_id]:<{width}}  {train_id:>8}  {count:>15,}  {100 * count / labeled:>6.2f}%"
-                f"  {images:>7}  {100 * images / result['images']:>6.2f}%  {100 * result['fill'][train_id]:>10.2f}%")
+                f"  {images:>7}  {100 * images / result['images']:>6.2f}%  {100 * result['fill'][train_id]:>10.2f}%"
+            )
     unseen = result["unseen"]
     lines.append(f"  never seen: {', '.join(unseen) or 'none'}" + f" ({len(unseen)} classes)" * (len(unseen) > 1))
     void = f"  void: {100 * result['void_share']:.2f}% of all {result['pixels'].sum():,} pixels"
@@ -175,8 +193,10 @@ def sizes_line(sizes: dict[tuple[int, int], int]) -> str:
     if len(sizes) <= SIZES_LISTED:
         return ", ".join(f"{width}x{height} ({count})" for (height, width), count in sorted(sizes.items()))
     height, width = side_quantiles(sizes)
-    return (f"width {width[0]} to {width[2]}, median {width[1]}; height {height[0]} to {height[2]}, "
-            f"median {height[1]} ({len(sizes)} sizes)")
+    return (
+        f"width {width[0]} to {width[2]}, median {width[1]}; height {height[0]} to {height[2]}, "
+        f"median {height[1]} ({len(sizes)} sizes)"
+    )
 
 
 def side_quantiles(sizes: dict[tuple[int, int], int]) -> list[list[int]]:
@@ -194,9 +214,11 @@ def _size_lines(result: dict) -> list[str]:
         return [f"  sizes: {sizes_line(sizes)}"]
     height, width = side_quantiles(sizes)
     common = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:SIZES_LISTED]
-    lines = [f"  sizes: {len(sizes)}, width {width[0]} to {width[2]}, median {width[1]}; "
-             f"height {height[0]} to {height[2]}, median {height[1]}",
-             "  most common: " + ", ".join(f"{across}x{down} ({count})" for (down, across), count in common)]
+    lines = [
+        f"  sizes: {len(sizes)}, width {width[0]} to {width[2]}, median {width[1]}; "
+        f"height {height[0]} to {height[2]}, median {height[1]}",
+        "  most common: " + ", ".join(f"{across}x{down} ({count})" for (down, across), count in common),
+    ]
     for kind in ("smallest", "largest"):
         (down, across), name = result[kind]
         lines.append(f"  {kind}: {across}x{down}, {name}")
@@ -211,8 +233,10 @@ def _orientation_lines(result: dict) -> list[str]:
 
 def orientation_note(count: int) -> str:
     """Return a sentence on a number of images with an EXIF orientation other than upright."""
-    return (f"{_plural(count, 'image has', 'images have')} an EXIF orientation; all commands read it upright, so its "
-            "label must be drawn on the upright image")
+    return (
+        f"{_plural(count, 'image has', 'images have')} an EXIF orientation; all commands read it upright, so its "
+        "label must be drawn on the upright image"
+    )
 
 
 def _plural(count: int, singular: str, plural: str) -> str:
@@ -230,16 +254,28 @@ def plain_summary(dataset: Dataset, name: str, result: dict) -> dict:
     order = np.argsort(-result["class_pixels"], kind="stable").tolist()
     common = sorted(result["sizes"].items(), key=lambda item: (-item[1], item[0]))
     return {
-        "images": result["images"], "published": dataset.published.get(name),
-        "width": dict(zip(quantile_names, width)), "height": dict(zip(quantile_names, height)),
+        "images": result["images"],
+        "published": dataset.published.get(name),
+        "width": dict(zip(quantile_names, width)),
+        "height": dict(zip(quantile_names, height)),
         "sizes": [{"width": across, "height": down, "images": count} for (down, across), count in common],
-        "pixels": int(result["pixels"].sum()), "labelled_pixels": labeled, "void_share": result["void_share"],
-        "void_images": result["void_images"], "turned": result["turned"],
-        "classes": [{
-            "name": dataset.classes[index], "train_id": index, "pixels": int(result["class_pixels"][index]),
-            "share": int(result["class_pixels"][index]) / labeled if labeled else None,
-            "images": int(result["class_images"][index]), "fill": _finite_or_none(result["fill"][index]),
-            "weight": _finite_or_none(result["weights"][index])} for index in order],
+        "pixels": int(result["pixels"].sum()),
+        "labelled_pixels": labeled,
+        "void_share": result["void_share"],
+        "void_images": result["void_images"],
+        "turned": result["turned"],
+        "classes": [
+            {
+                "name": dataset.classes[index],
+                "train_id": index,
+                "pixels": int(result["class_pixels"][index]),
+                "share": int(result["class_pixels"][index]) / labeled if labeled else None,
+                "images": int(result["class_images"][index]),
+                "fill": _finite_or_none(result["fill"][index]),
+                "weight": _finite_or_none(result["weights"][index]),
+            }
+            for index in order
+        ],
     }
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from kseg.datasets.prepared import VERSION
 
 # Number of distinct keys that tensorflow-datasets can sort.
-KEYS = 2 ** 128
+KEYS = 2**128
 
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -32,14 +32,17 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Images with labels for semantic segmentation.",
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-                "name": tfds.features.Text(),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                    "name": tfds.features.Text(),
+                }
+            ),
             supervised_keys=("image", "segmentation_mask"),
             # Keeps the order of the source, so that example i of the files is pair i.
-            disable_shuffling=True)
+            disable_shuffling=True,
+        )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         return {self.split: self._generate_examples()}
@@ -94,8 +97,9 @@ def write_split(builder: tfds.core.DatasetBuilder, downloads: Path | None = None
     # The builder announces a download even without one, and requires a directory for it.
     with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
         try:
-            builder.download_and_prepare(download_dir=downloads or unused, file_format="tfrecord",
-                                         download_config=config)
+            builder.download_and_prepare(
+                download_dir=downloads or unused, file_format="tfrecord", download_config=config
+            )
         # The record writer raises RuntimeError, for example on a full disk.
         except RuntimeError as error:
             raise OSError(str(error)) from error

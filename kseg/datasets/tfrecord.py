@@ -39,8 +39,11 @@ def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
         String scalar. Evaluating it fails with an OpError if the file is missing or a checksum is wrong.
     """
     variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=tf.reshape(path, [1]), compression_type=tf.constant(""), buffer_size=tf.constant(BUFFER, tf.int64),
-        byte_offsets=tf.reshape(offset, [1]))
+        filenames=tf.reshape(path, [1]),
+        compression_type=tf.constant(""),
+        buffer_size=tf.constant(BUFFER, tf.int64),
+        byte_offsets=tf.reshape(offset, [1]),
+    )
     kind = {"output_types": [tf.string], "output_shapes": [[]]}
     variant = tf.raw_ops.TakeDataset(input_dataset=variant, count=tf.constant(1, tf.int64), **kind)
     return tf.raw_ops.DatasetToSingleElement(dataset=variant, **kind)[0]

@@ -26,8 +26,10 @@ def from_list(text: str, index: int | None) -> tuple[tuple[str, ...], int]:
         local = [number for number, address in enumerate(addresses) if is_here(address.rpartition(":")[0].strip("[]"))]
         if len(local) != 1:
             names = ", ".join(addresses[number] for number in local) or "none"
-            raise ConfigError(f"--index I is needed, 0 to {len(addresses) - 1}: of --hosts {text}, {names} "
-                              f"{'are' if len(local) > 1 else 'is'} this machine ({socket.gethostname()})")
+            raise ConfigError(
+                f"--index I is needed, 0 to {len(addresses) - 1}: of --hosts {text}, {names} "
+                f"{'are' if len(local) > 1 else 'is'} this machine ({socket.gethostname()})"
+            )
         index = local[0]
     if not 0 <= index < len(addresses):
         raise ConfigError(f"--index must be from 0 to {len(addresses) - 1} for --hosts {text}; got {index}")
@@ -65,16 +67,21 @@ def from_slurm(environment: Mapping[str, str], port: int | None, gpus: int) -> t
     names = ("SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_JOB_ID")
     missing = [name for name in names if not environment.get(name)]
     if missing:
-        raise ConfigError(f"{', '.join(missing)} not set: --slurm is for tasks that srun starts, also inside an sbatch "
-                          "script: `srun python -m kseg.launch --slurm -- ...`")
+        raise ConfigError(
+            f"{', '.join(missing)} not set: --slurm is for tasks that srun starts, also inside an sbatch "
+            "script: `srun python -m kseg.launch --slurm -- ...`"
+        )
     nodes, tasks = expand_nodes(environment[names[0]]), expand_counts(environment[names[1]])
     node, local, job = (_number(environment, name) for name in names[2:])
     if len(nodes) != len(tasks) or not (node < len(nodes) and local < tasks[node]):
-        raise ConfigError("Slurm's variables contradict each other: "
-                          + ", ".join(f"{name}={environment[name]}" for name in names))
+        raise ConfigError(
+            "Slurm's variables contradict each other: " + ", ".join(f"{name}={environment[name]}" for name in names)
+        )
     if gpus and max(tasks) > 1:
-        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={environment[names[1]]}, but the nodes have GPUs, all of which "
-                          "one process uses; start one process on each node with --ntasks-per-node=1")
+        raise ConfigError(
+            f"SLURM_STEP_TASKS_PER_NODE={environment[names[1]]}, but the nodes have GPUs, all of which "
+            "one process uses; start one process on each node with --ntasks-per-node=1"
+        )
     port = port or SLURM_PORTS[job % (len(SLURM_PORTS) - max(tasks))]
     addresses = tuple(f"{name}:{port + task}" for name, count in zip(nodes, tasks) for task in range(count))
     return addresses, sum(tasks[:node]) + local
@@ -90,8 +97,10 @@ def expand_nodes(text: str) -> tuple[str, ...]:
         raise ConfigError(f"a list of nodes must be like a,n[01-03,07]; got {text!r}")
     nodes: list[str] = []
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        parts = [_expand_ranges(part[1:-1], text) if part.startswith("[") else [part]
-                 for part in re.findall(r"\[[^\]]*\]|[^\[]+", name)]
+        parts = [
+            _expand_ranges(part[1:-1], text) if part.startswith("[") else [part]
+            for part in re.findall(r"\[[^\]]*\]|[^\[]+", name)
+        ]
         nodes += map("".join, itertools.product(*parts))
     return tuple(nodes)
 
@@ -115,8 +124,9 @@ def expand_counts(text: str) -> tuple[int, ...]:
     return tuple(count for part in parts for count in [int(part[1])] * int(part[2] or 1))
 
 
-def from_kubernetes(environment: Mapping[str, str], service: str, count: int | None, port: int,
-                    hostname: str) -> tuple[tuple[str, ...], int]:
+def from_kubernetes(
+    environment: Mapping[str, str], service: str, count: int | None, port: int, hostname: str
+) -> tuple[tuple[str, ...], int]:
     """Return the addresses JOB-INDEX.SERVICE:PORT of all pods of an indexed Job, and this pod's position.
 
     Args:
@@ -130,8 +140,9 @@ def from_kubernetes(environment: Mapping[str, str], service: str, count: int | N
         ConfigError: this process does not run in a pod of such a Job.
     """
     if not environment.get("JOB_COMPLETION_INDEX"):
-        raise ConfigError("JOB_COMPLETION_INDEX is not set: --kubernetes is for pods of a Job with "
-                          "completionMode: Indexed")
+        raise ConfigError(
+            "JOB_COMPLETION_INDEX is not set: --kubernetes is for pods of a Job with completionMode: Indexed"
+        )
     index = _number(environment, "JOB_COMPLETION_INDEX")
     if count is None or count < 1:
         raise ConfigError("--kubernetes needs --count N, the Job's completions, which must equal its parallelism")
@@ -139,8 +150,9 @@ def from_kubernetes(environment: Mapping[str, str], service: str, count: int | N
         raise ConfigError(f"--count must be the Job's completions: JOB_COMPLETION_INDEX={index} is not below {count}")
     job, hyphen, number = hostname.partition(".")[0].rpartition("-")
     if not hyphen or number != str(index):
-        raise ConfigError(f"this pod's host name is {hostname}, not JOB-{index}; remove hostname from the Job's "
-                          "template")
+        raise ConfigError(
+            f"this pod's host name is {hostname}, not JOB-{index}; remove hostname from the Job's template"
+        )
     return tuple(f"{job}-{other}.{service}:{port}" for other in range(count)), index
 
 

@@ -24,8 +24,7 @@ def claim_devices(cpu_replicas: int = 1) -> tf.distribute.Strategy:
     gpus = tf.config.list_physical_devices("GPU")
     if cpu_replicas > 1 and not gpus:
         processor = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(
-            processor, [tf.config.LogicalDeviceConfiguration()] * cpu_replicas)
+        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * cpu_replicas)
     devices = [device.name for device in tf.config.list_logical_devices("GPU" if gpus else "CPU")]
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy(devices)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 import tensorflow as tf
+
 # TensorFlow has no public interface to the heartbeat timeout, nor to the key-value store that the hosts share.
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
 from tensorflow.python.eager import context
@@ -24,8 +25,20 @@ from kseg.distributed import devices, tf_config
 from kseg.distributed.tf_config import HostLost
 from kseg.errors import ConfigError, UserError
 
-__all__ = ["HostLost", "HostsDisagree", "claim_hosts", "exit_on_host_loss", "host_index", "host_loss", "host_names",
-           "is_chief", "num_hosts", "on_chief", "raise_host_loss", "require_agreement"]
+__all__ = [
+    "HostLost",
+    "HostsDisagree",
+    "claim_hosts",
+    "exit_on_host_loss",
+    "host_index",
+    "host_loss",
+    "host_names",
+    "is_chief",
+    "num_hosts",
+    "on_chief",
+    "raise_host_loss",
+    "require_agreement",
+]
 
 Result = TypeVar("Result")
 
@@ -43,8 +56,13 @@ MAX_NAMED = 3
 
 # TensorFlow's errors identify another host by its task, or only by one of these phrases.
 _TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
-_HOST_LOSS_PHRASES = ("Collective ops is aborted", "stopped sending heartbeats", "CoordinationService",
-                      "coordination service", "remote target /job:")
+_HOST_LOSS_PHRASES = (
+    "Collective ops is aborted",
+    "stopped sending heartbeats",
+    "CoordinationService",
+    "coordination service",
+    "remote target /job:",
+)
 
 # Numbers the exchanges between hosts. All hosts make the same exchanges in the same order, so their numbers agree.
 _turns = itertools.count()
@@ -75,12 +93,19 @@ def claim_hosts(cpu_replicas: int = 1) -> tf.distribute.Strategy:
         raise ConfigError("--cpu-replicas is for one host, but TF_CONFIG lists several")
     devices.grow_memory()
     leader = cluster.tasks[0][0]
-    jobs = [CoordinatedJob(name=name, num_tasks=sum(job == name for job, _, _ in cluster.tasks))
-            for name in tf_config.JOBS if any(job == name for job, _, _ in cluster.tasks)]
+    jobs = [
+        CoordinatedJob(name=name, num_tasks=sum(job == name for job, _, _ in cluster.tasks))
+        for name in tf_config.JOBS
+        if any(job == name for job, _, _ in cluster.tasks)
+    ]
     tf_config.wait_for_all_hosts(cluster, tf_config.host_wait_seconds(), lambda line: print(line, file=sys.stderr))
     context.context().configure_coordination_service(
-        "standalone", service_leader=f"/job:{leader}/replica:0/task:0", coordinated_jobs=jobs,
-        cluster_register_timeout_in_ms=1000 * START, heartbeat_timeout_in_ms=1000 * HEARTBEAT)
+        "standalone",
+        service_leader=f"/job:{leader}/replica:0/task:0",
+        coordinated_jobs=jobs,
+        cluster_register_timeout_in_ms=1000 * START,
+        heartbeat_timeout_in_ms=1000 * HEARTBEAT,
+    )
     # If a host is lost after the meeting, the leader waits forever for it and holds Python's lock meanwhile.
     faulthandler.dump_traceback_later(2 * START, exit=True)
     try:
@@ -141,10 +166,14 @@ def differences(names: tuple[str, ...], all_facts: list[dict[str, str]]) -> list
         for name, facts in zip(names, all_facts, strict=True):
             hosts_of.setdefault(facts.get(key, "unknown"), []).append(name)
         if len(hosts_of) > 1:
-            lines.append(f"  {key}: " + "; ".join(
-                f"{value} on {', '.join(hosts[:MAX_NAMED])}"
-                + (f" and {len(hosts) - MAX_NAMED} more" if len(hosts) > MAX_NAMED else "")
-                for value, hosts in hosts_of.items()))
+            lines.append(
+                f"  {key}: "
+                + "; ".join(
+                    f"{value} on {', '.join(hosts[:MAX_NAMED])}"
+                    + (f" and {len(hosts) - MAX_NAMED} more" if len(hosts) > MAX_NAMED else "")
+                    for value, hosts in hosts_of.items()
+                )
+            )
     return lines
 
 
@@ -209,8 +238,11 @@ def host_loss(error: BaseException) -> HostLost | None:
     if isinstance(error, HostLost):
         return error
     several = context.context().coordination_service is not None
-    if several and isinstance(error, tf.errors.OpError) and any(
-            phrase in error.message for phrase in _HOST_LOSS_PHRASES):
+    if (
+        several
+        and isinstance(error, tf.errors.OpError)
+        and any(phrase in error.message for phrase in _HOST_LOSS_PHRASES)
+    ):
         return _to_host_loss(error)
     return None
 
@@ -226,13 +258,21 @@ def _to_host_loss(error: tf.errors.OpError) -> HostLost:
     cluster = tf_config.read_cluster()
     this_host = cluster.names[cluster.position]
     by_task = {(job, str(index)): name for (job, index, _), name in zip(cluster.tasks, cluster.names)}
-    lost = dict.fromkeys(by_task[task] for task in _TASK.findall(error.message)
-                         if by_task.get(task, this_host) != this_host)
+    lost = dict.fromkeys(
+        by_task[task] for task in _TASK.findall(error.message) if by_task.get(task, this_host) != this_host
+    )
     silent = "stopped sending heartbeats" in error.message
-    what = (f"no heartbeat from {', '.join(lost)} for {HEARTBEAT} s" if silent and lost else
-            f"the connection to {next(iter(lost))} broke" if lost else "the connection to another host broke")
-    return HostLost(f"{what}: {_first_line(error)}. If that host exited by itself, its output tells why. The saved "
-                    "state is complete: the same command, on the same or another number of hosts, resumes from it")
+    what = (
+        f"no heartbeat from {', '.join(lost)} for {HEARTBEAT} s"
+        if silent and lost
+        else f"the connection to {next(iter(lost))} broke"
+        if lost
+        else "the connection to another host broke"
+    )
+    return HostLost(
+        f"{what}: {_first_line(error)}. If that host exited by itself, its output tells why. The saved "
+        "state is complete: the same command, on the same or another number of hosts, resumes from it"
+    )
 
 
 def _first_line(error: tf.errors.OpError) -> str:

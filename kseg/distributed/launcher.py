@@ -36,18 +36,27 @@ def run_local(count: int, command: list[str]) -> int:
         raise ConfigError(f"--local must be at least 1, got {count}")
     gpus = visible_gpus(os.environ)
     if gpus and count > 1:
-        raise ConfigError(f"--local {count}: one process uses all {gpus} GPUs of this machine; run the command "
-                          "without kseg.launch, or set CUDA_VISIBLE_DEVICES= to use the CPU")
+        raise ConfigError(
+            f"--local {count}: one process uses all {gpus} GPUs of this machine; run the command "
+            "without kseg.launch, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
     addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(count))
     with Signals() as signals:
-        hosts = [subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            # In a session of its own, a process does not receive a terminal's Ctrl-C in addition to the forwarded
-            # SIGINT; two of them stop it without saving.
-            start_new_session=True, env=os.environ | {"TF_CONFIG": tf_config.tf_config_text(addresses, index)})
-            for index in range(count)]
-        readers = [threading.Thread(target=_copy_output, args=(index, host), daemon=True)
-                   for index, host in enumerate(hosts)]
+        hosts = [
+            subprocess.Popen(
+                [sys.executable, *command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # In a session of its own, a process does not receive a terminal's Ctrl-C in addition to the forwarded
+                # SIGINT; two of them stop it without saving.
+                start_new_session=True,
+                env=os.environ | {"TF_CONFIG": tf_config.tf_config_text(addresses, index)},
+            )
+            for index in range(count)
+        ]
+        readers = [
+            threading.Thread(target=_copy_output, args=(index, host), daemon=True) for index, host in enumerate(hosts)
+        ]
         for reader in readers:
             reader.start()
         try:

@@ -78,8 +78,9 @@ def _parse(text: str) -> Cluster:
 def _parse_tasks(jobs: dict, text: str) -> tuple[tuple[str, int, str], ...]:
     for job, addresses in jobs.items():
         if job not in JOBS:
-            raise _malformed(f"has the job {job!r}; all hosts train alike, and their job is "
-                             f"{' or '.join(map(repr, JOBS))}", text)
+            raise _malformed(
+                f"has the job {job!r}; all hosts train alike, and their job is {' or '.join(map(repr, JOBS))}", text
+            )
         if not isinstance(addresses, list) or not addresses:
             raise _malformed(f"lists no addresses for {job!r}", text)
         for address in addresses:
@@ -110,8 +111,11 @@ def _position_of(task: object, tasks: tuple[tuple[str, int, str], ...], text: st
         index = int(index)
     positions = [position for position, (name, number, _) in enumerate(tasks) if (name, number) == (job, index)]
     if not positions or isinstance(index, bool):
-        ranges = ", ".join(f"{name} 0 to {max(number for other, number, _ in tasks if other == name)}"
-                           for name in JOBS if any(other == name for other, _, _ in tasks))
+        ranges = ", ".join(
+            f"{name} 0 to {max(number for other, number, _ in tasks if other == name)}"
+            for name in JOBS
+            if any(other == name for other, _, _ in tasks)
+        )
         raise _malformed(f'identifies this host as {job!r} {index!r}, but "cluster" has {ranges}', text)
     return positions[0]
 
@@ -153,8 +157,10 @@ def wait_for_all_hosts(cluster: Cluster, seconds: float, report: Callable[[str],
                 return
             names = ", ".join(f"{cluster.names[position]}: {reason}" for position, reason in missing.items())
             if time.monotonic() > deadline:
-                raise HostLost(f"{len(missing)} of {len(cluster.tasks)} hosts did not start within {seconds:g} s "
-                               f"({WAIT_VARIABLE}): {names}. Run the same command on each host")
+                raise HostLost(
+                    f"{len(missing)} of {len(cluster.tasks)} hosts did not start within {seconds:g} s "
+                    f"({WAIT_VARIABLE}): {names}. Run the same command on each host"
+                )
             if time.monotonic() - reported > REPORT_EVERY:
                 reported = time.monotonic()
                 report(f"waiting for {len(missing)} of {len(cluster.tasks)} hosts: {names}")
@@ -169,13 +175,18 @@ def _listening(address: str, deadline: float) -> Iterator[None]:
     while True:
         try:
             # The kernel completes connections up to the backlog, so nothing has to accept them.
-            listener = socket.create_server(("", port), family=socket.AF_INET6 if dualstack else socket.AF_INET,
-                                            backlog=4096, dualstack_ipv6=dualstack)
+            listener = socket.create_server(
+                ("", port),
+                family=socket.AF_INET6 if dualstack else socket.AF_INET,
+                backlog=4096,
+                dualstack_ipv6=dualstack,
+            )
             break
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ConfigError(f"cannot listen on port {port}, which TF_CONFIG assigns to this host as {address}: "
-                                  f"{error.strerror}") from None
+                raise ConfigError(
+                    f"cannot listen on port {port}, which TF_CONFIG assigns to this host as {address}: {error.strerror}"
+                ) from None
             time.sleep(PAUSE)
     with listener:
         yield

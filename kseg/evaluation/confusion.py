@@ -66,11 +66,13 @@ def banded_confusion(labels: KerasTensor, predictions: KerasTensor, classes: int
     return _matrices(labels, predictions, classes, len(BOUNDARY_WIDTHS) + 1, boundary_bands(labels))
 
 
-def _matrices(labels: KerasTensor, predictions: KerasTensor, classes: int, count: int,
-              bands: KerasTensor | None) -> KerasTensor:
+def _matrices(
+    labels: KerasTensor, predictions: KerasTensor, classes: int, count: int, bands: KerasTensor | None
+) -> KerasTensor:
     if classes > IGNORED:
-        raise ValueError(f"label {IGNORED} marks ignored pixels, so there can be at most {IGNORED} classes, "
-                         f"got {classes}")
+        raise ValueError(
+            f"label {IGNORED} marks ignored pixels, so there can be at most {IGNORED} classes, got {classes}"
+        )
     shapes = tuple(labels.shape), tuple(predictions.shape)
     # Otherwise a single row could be broadcast. A graph for any size has None for unknown dimensions.
     if len(shapes[0]) != len(shapes[1]) or any(a != b for a, b in zip(*shapes) if None not in (a, b)):
@@ -80,8 +82,8 @@ def _matrices(labels: KerasTensor, predictions: KerasTensor, classes: int, count
     side = classes + 2
     cells = _clipped(labels, classes) * side + _clipped(predictions, classes) + (side + 1)
     if bands is not None:
-        cells = cells + bands * side ** 2
-    histogram = ops.cast(_histogram(ops.reshape(cells, (-1,)), count * side ** 2), "int64")
+        cells = cells + bands * side**2
+    histogram = ops.cast(_histogram(ops.reshape(cells, (-1,)), count * side**2), "int64")
     return ops.reshape(histogram, (count, side, side))[:, 1:-1, 1:-1]
 
 
@@ -138,7 +140,7 @@ def boundary_bands(labels: KerasTensor) -> KerasTensor:
 def _radii(height: int | KerasTensor, width: int | KerasTensor) -> list:
     """Return the radius of each band in pixels, for sizes known now or only when the graph runs."""
     if isinstance(height, int) and isinstance(width, int):
-        diagonal = math.sqrt(height ** 2 + width ** 2)
+        diagonal = math.sqrt(height**2 + width**2)
         return [max(1, round(fraction * diagonal)) for fraction in BOUNDARY_WIDTHS]
     # float64 and rounding half to even match Python: in 3:4 images many of the products are halves.
     diagonal = ops.sqrt(ops.cast(height, "float64") ** 2 + ops.cast(width, "float64") ** 2)
@@ -149,12 +151,17 @@ def _at_edges(labels: KerasTensor) -> KerasTensor:
     """Return bool (N, H, W): whether a pixel has a 4-neighbor with another label."""
     rows, columns = ops.not_equal(labels[:, 1:], labels[:, :-1]), ops.not_equal(labels[:, :, 1:], labels[:, :, :-1])
     no_row, no_column = ops.zeros_like(labels[:, :1], "bool"), ops.zeros_like(labels[:, :, :1], "bool")
-    return (ops.concatenate([rows, no_row], 1) | ops.concatenate([no_row, rows], 1)
-            | ops.concatenate([columns, no_column], 2) | ops.concatenate([no_column, columns], 2))
+    return (
+        ops.concatenate([rows, no_row], 1)
+        | ops.concatenate([no_row, rows], 1)
+        | ops.concatenate([columns, no_column], 2)
+        | ops.concatenate([no_column, columns], 2)
+    )
 
 
 def _widen(near: KerasTensor, reach: int, radius: int) -> tuple[KerasTensor, int]:
     """Extend the pixels within `reach` of an edge to those within `radius`; return them and `radius`."""
+
     def step(near, reach):
         # Copies of a square with side 2 * reach - 1 leave no gap up to this shift, so each step about triples it.
         shift = ops.minimum(2 * reach - 1, radius - reach)

@@ -68,20 +68,30 @@ class Counter:
             the maps are counted on the CPU.
     """
 
-    def __init__(self, model: keras.Model, protocol: Protocol, classes: int, strategy: tf.distribute.Strategy,
-                 deterministic: bool = False):
+    def __init__(
+        self,
+        model: keras.Model,
+        protocol: Protocol,
+        classes: int,
+        strategy: tf.distribute.Strategy,
+        deterministic: bool = False,
+    ):
         self.model, self.protocol, self.classes, self.strategy = model, protocol, classes, strategy
         self.deterministic = deterministic
         with strategy.scope():
             # Each replica adds to its own copy; reading the variable sums the copies.
             self.bands = tf.Variable(
-                tf.zeros((len(BOUNDARY_WIDTHS) + 1, classes, classes), tf.int64), trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ, aggregation=tf.VariableAggregation.SUM)
+                tf.zeros((len(BOUNDARY_WIDTHS) + 1, classes, classes), tf.int64),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
         self.hosts = 1
         self.step: Callable | None = None
 
-    def count(self, split: Split, progress: Progress | None = None,
-              examine: Callable[[int, Example], None] | None = None) -> Counts:
+    def count(
+        self, split: Split, progress: Progress | None = None, examine: Callable[[int, Example], None] | None = None
+    ) -> Counts:
         """Count a whole split.
 
         Args:
@@ -114,13 +124,17 @@ class Counter:
         labeled, nonfinite, times = table[:, -3:].T
         require_finite_scores(names, nonfinite)
         if not (times == 1).all():
-            raise DataError(f"only {int((times == 1).sum())} of the {len(names)} images of split {split.name!r} were "
-                            "counted exactly once")
+            raise DataError(
+                f"only {int((times == 1).sum())} of the {len(names)} images of split {split.name!r} were "
+                "counted exactly once"
+            )
         hits, truth, predicted = np.split(table[:, :-3], 3, axis=1)
         if not (truth.sum(axis=1) == labeled).all():
             index = int(np.argmax(truth.sum(axis=1) != labeled))
-            raise DataError(f"{names[index]}: {labeled[index] - truth[index].sum()} pixels have a label or a "
-                            f"prediction outside the {self.classes} classes")
+            raise DataError(
+                f"{names[index]}: {labeled[index] - truth[index].sum()} pixels have a label or a "
+                f"prediction outside the {self.classes} classes"
+            )
         counts = Counts(self.bands.numpy(), names, hits, truth, predicted)
         assert (counts.matrix.sum(axis=1) == truth.sum(axis=0)).all(), "the images do not add up to the split"
         return counts
@@ -152,8 +166,11 @@ class Counter:
             for index, image in zip(local_indices[number], images):
                 self._require_size(split.names[index], image.shape)
             rows, ids = map(self.strategy.experimental_local_results, self.step(element))
-            yield [(int(index), row, Example(*example)) for index, row, *example
-                   in zip(local_indices[number], rows, images, labels, ids) if index >= 0]
+            yield [
+                (int(index), row, Example(*example))
+                for index, row, *example in zip(local_indices[number], rows, images, labels, ids)
+                if index >= 0
+            ]
 
     def _require_size(self, name: str, shape: tf.TensorShape) -> None:
         try:
@@ -166,6 +183,7 @@ class Counter:
 
         It returns the row of the table and the class ids, uint8 (H, W), of each replica's image.
         """
+
         def count(example: dict) -> tuple[tf.Tensor, tf.Tensor]:
             label = example["label"]
             size = tf.shape(label)
@@ -176,15 +194,25 @@ class Counter:
             matrix = tf.reduce_sum(bands, axis=0)
             labeled = tf.math.count_nonzero(tf.not_equal(label, IGNORED))
             # tf.linalg.diag_part has no GPU kernel for int64.
-            hits = tf.reshape(matrix, [-1])[::self.classes + 1]
-            row = tf.concat([hits, tf.reduce_sum(matrix, 1), tf.reduce_sum(matrix, 0),
-                             labeled[None], tf.cast(nonfinite, tf.int64), [1]], axis=0)
+            hits = tf.reshape(matrix, [-1])[:: self.classes + 1]
+            row = tf.concat(
+                [
+                    hits,
+                    tf.reduce_sum(matrix, 1),
+                    tf.reduce_sum(matrix, 0),
+                    labeled[None],
+                    tf.cast(nonfinite, tf.int64),
+                    [1],
+                ],
+                axis=0,
+            )
             # A slice of a map would go through the memory of the host.
             return row, tf.squeeze(tf.cast(ids, tf.uint8), 0)
 
         # Nothing in it needs AutoGraph, whose conversion takes seconds.
-        return tf.function(lambda example: self.strategy.run(count, args=(example,)), input_signature=[element_spec],
-                           autograph=False)
+        return tf.function(
+            lambda example: self.strategy.run(count, args=(example,)), input_signature=[element_spec], autograph=False
+        )
 
     @tf.function(autograph=False)
     def _reset(self) -> None:
@@ -212,6 +240,13 @@ def require_finite_scores(names: tuple[str, ...], pixels: np.ndarray) -> None:
         return
     lines = [f"  {names[index]}: {pixels[index]:,} pixels" for index in affected[:LISTED_IMAGES]]
     more = [f"  and {len(affected) - LISTED_IMAGES} more images"] if len(affected) > LISTED_IMAGES else []
-    raise WeightsError("\n".join([
-        f"evaluation aborted: the model's scores are nan or infinite in {len(affected)} of {len(names)} images, "
-        f"{pixels.sum():,} pixels:", *lines, *more]))
+    raise WeightsError(
+        "\n".join(
+            [
+                f"evaluation aborted: the model's scores are nan or infinite in {len(affected)} of {len(names)} "
+                f"images, {pixels.sum():,} pixels:",
+                *lines,
+                *more,
+            ]
+        )
+    )

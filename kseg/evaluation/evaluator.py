@@ -27,8 +27,9 @@ PREVIEW_IMAGES = 6
 SAMPLES = 12
 
 
-def predict_example(predict: Callable[[np.ndarray], np.ndarray], split: Split,
-                    index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predict_example(
+    predict: Callable[[np.ndarray], np.ndarray], split: Split, index: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the image (H, W, 3), label (H, W) and prediction (H, W) of an example, all uint8."""
     image, raw = diagnosis.decode_example(split, index)
     return image, np.array(split.dataset.label_table, np.uint8)[raw], predict(image)
@@ -41,12 +42,19 @@ def choose_samples(counts: Counts) -> list[tuple[str, int]]:
     worst, rest = order[:SAMPLES], order[SAMPLES:]
     # The range is centered on the median of all images, and shifted if it would overlap the worst ones.
     first = max(0, min((len(order) - SAMPLES) // 2 - len(worst), len(rest) - SAMPLES))
-    return [("worst", index) for index in worst] + [("typical", index) for index in rest[first:first + SAMPLES]]
+    return [("worst", index) for index in worst] + [("typical", index) for index in rest[first : first + SAMPLES]]
 
 
-def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split, out: Path | None = None,
-             report: Callable[[str], None] = print, strategy: tf.distribute.Strategy | None = None,
-             weights: Path | None = None) -> dict:
+def evaluate(
+    model: keras.Model,
+    config: Config,
+    dataset: Dataset,
+    split: Split,
+    out: Path | None = None,
+    report: Callable[[str], None] = print,
+    strategy: tf.distribute.Strategy | None = None,
+    weights: Path | None = None,
+) -> dict:
     """Evaluate a model on a split at original resolution.
 
     Args:
@@ -98,9 +106,13 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
     counts = counter.count(split, Progress(len(names), "images", report), samples.examine if writes else None)
     seconds = time.monotonic() - started
     summary = results.summarize_split(counts, config, dataset.classes, split.name) | {
-        "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
-                   "devices": devices.devices_line(strategy)},
-        "provenance": results.provenance(dataset.name, config.data.directory, weights)}
+        "timing": {
+            "seconds": seconds,
+            "images_per_second": len(names) / seconds,
+            "devices": devices.devices_line(strategy),
+        },
+        "provenance": results.provenance(dataset.name, config.data.directory, weights),
+    }
     try:
         # A character that stdout cannot print, or a closed pipe, must not lose hours of counting.
         if writes:
@@ -109,8 +121,10 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
         # A full disk must not lose the scores either.
         report(metrics.class_table(summary))
         report(_headline(summary))
-        report(f"{len(counts.names)} of {len(names)} images of {dataset.name} {split.name} in {seconds:.0f} s "
-               f"on {devices.devices_line(strategy)}")
+        report(
+            f"{len(counts.names)} of {len(names)} images of {dataset.name} {split.name} in {seconds:.0f} s "
+            f"on {devices.devices_line(strategy)}"
+        )
     if writes:
         report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")
     return summary
@@ -118,8 +132,10 @@ def evaluate(model: keras.Model, config: Config, dataset: Dataset, split: Split,
 
 def _headline(summary: dict) -> str:
     """State the boundary mIoU and, if one was published for the protocol, the published mIoU."""
-    line = (f"boundary mIoU {metrics.percent_points(summary['boundary_mIoU'])} within "
-            f"{summary['boundary']['width']:.1%} of the diagonal")
+    line = (
+        f"boundary mIoU {metrics.percent_points(summary['boundary_mIoU'])} within "
+        f"{summary['boundary']['width']:.1%} of the diagonal"
+    )
     published = summary["published"]
     if not published:
         return line
@@ -128,13 +144,23 @@ def _headline(summary: dict) -> str:
     miou = published["mIoU_tta"] if averaged else published["mIoU"]
     if miou is None:
         return line
-    return line + (f"\npublished mIoU of {published['config']} ({published['source']}"
-                   f"{', multiple scales and flip' if averaged else ''}): {100 * miou:.2f}, "
-                   f"difference {metrics.percent_points(summary['mIoU'] - miou, '+')}")
+    return line + (
+        f"\npublished mIoU of {published['config']} ({published['source']}"
+        f"{', multiple scales and flip' if averaged else ''}): {100 * miou:.2f}, "
+        f"difference {metrics.percent_points(summary['mIoU'] - miou, '+')}"
+    )
 
 
-def _write(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts,
-           samples: SampleImages, summary: dict, out: Path, report: Callable[[str], None]) -> None:
+def _write(
+    predict: Callable[[np.ndarray], np.ndarray],
+    dataset: Dataset,
+    split: Split,
+    counts: Counts,
+    samples: SampleImages,
+    summary: dict,
+    out: Path,
+    report: Callable[[str], None],
+) -> None:
     """Write the results, predictions.png and report.html to `out`; raises WorkdirError if that fails."""
     try:
         results.write_results(out, summary, counts, dataset.classes)
@@ -145,10 +171,18 @@ def _write(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split:
     write_evaluation_report(predict, dataset, split, counts, summary, out)
 
 
-def write_evaluation_report(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, counts: Counts,
-                            summary: dict, out: Path) -> None:
+def write_evaluation_report(
+    predict: Callable[[np.ndarray], np.ndarray],
+    dataset: Dataset,
+    split: Split,
+    counts: Counts,
+    summary: dict,
+    out: Path,
+) -> None:
     """Write report.html to `out`."""
     names, mious = results.image_names(counts), results.image_mious(counts)
-    samples = [html_report.Sample(names[index], *predict_example(predict, split, index), float(mious[index]), group)
-               for group, index in choose_samples(counts)]
+    samples = [
+        html_report.Sample(names[index], *predict_example(predict, split, index), float(mious[index]), group)
+        for group, index in choose_samples(counts)
+    ]
     html_report.write_report(out / "report.html", summary, counts.matrix, samples, dataset.classes, dataset.palette)

@@ -44,8 +44,14 @@ class Sample(NamedTuple):
     group: str
 
 
-def write_report(path: Path | str, results: dict, matrix: np.ndarray, samples: Sequence[Sample], classes: Sequence[str],
-                 palette: Sequence[tuple[int, int, int]]) -> None:
+def write_report(
+    path: Path | str,
+    results: dict,
+    matrix: np.ndarray,
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> None:
     """Write the report atomically.
 
     Args:
@@ -65,17 +71,32 @@ def write_report(path: Path | str, results: dict, matrix: np.ndarray, samples: S
         raise ValueError(f"{len(classes)} classes and {len(palette)} colors for a matrix of shape {matrix.shape}")
     for sample in samples:
         if sample.group not in GROUPS or not sample.image.shape[:2] == sample.label.shape == sample.prediction.shape:
-            raise ValueError(f"{sample.name}: group {sample.group!r}, sizes {sample.image.shape[:2]}, "
-                             f"{sample.label.shape} and {sample.prediction.shape}")
-    text = _environment().get_template("report.html.jinja").render(
-        results=results, metrics=METRICS, comparison=_comparison(results), rows=_class_rows(results, classes, palette),
-        bars=report_graphics.bar_charts([printable(name) for name in classes],
-                                        [results["classes"][name]["iou"] for name in classes],
-                                        _number(results["mIoU"])),
-        confusion=_confusion(matrix, classes), groups=_groups(samples, palette),
-        ignored_color=_hex(report_graphics.ignored_color(palette)), error_color=_hex(report_graphics.ERROR_COLOR),
-        ignored_gray=_hex((report_graphics.IGNORED_GRAY,) * 3), boundary=_boundary(results, samples),
-        settings=list(_settings(results["config"])))
+            raise ValueError(
+                f"{sample.name}: group {sample.group!r}, sizes {sample.image.shape[:2]}, "
+                f"{sample.label.shape} and {sample.prediction.shape}"
+            )
+    text = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            results=results,
+            metrics=METRICS,
+            comparison=_comparison(results),
+            rows=_class_rows(results, classes, palette),
+            bars=report_graphics.bar_charts(
+                [printable(name) for name in classes],
+                [results["classes"][name]["iou"] for name in classes],
+                _number(results["mIoU"]),
+            ),
+            confusion=_confusion(matrix, classes),
+            groups=_groups(samples, palette),
+            ignored_color=_hex(report_graphics.ignored_color(palette)),
+            error_color=_hex(report_graphics.ERROR_COLOR),
+            ignored_gray=_hex((report_graphics.IGNORED_GRAY,) * 3),
+            boundary=_boundary(results, samples),
+            settings=list(_settings(results["config"])),
+        )
+    )
     try:
         atomic_files.write_text(path, text)
     except OSError as error:
@@ -87,14 +108,20 @@ def printable(text: str) -> str:
     # This is the usual case, and data URIs are long.
     if text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-                   for letter in text)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
 
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"percent": _percent, "points": _points, "fixed": _fixed, "minutes": _minutes}
     return environment
 
@@ -144,15 +171,21 @@ def _comparison(results: dict) -> dict:
     if published is None:
         return {"words": words, "miou": None, "difference": None}
     miou = published["mIoU_tta" if parts else "mIoU"]
-    return {"words": words, "miou": miou,
-            "difference": None if miou is None else _number(results["mIoU"]) - miou}
+    return {"words": words, "miou": miou, "difference": None if miou is None else _number(results["mIoU"]) - miou}
 
 
 def _class_rows(results: dict, classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> list[dict]:
     boundary_ious = results["boundary"]["classes"]
-    return [{"name": name, "color": _hex(color), "boundary": boundary_ious.get(name),
-             "fraction": results["classes"][name]["pixels"] / results["pixels"] if results["pixels"] else None,
-             **results["classes"][name]} for name, color in zip(classes, palette)]
+    return [
+        {
+            "name": name,
+            "color": _hex(color),
+            "boundary": boundary_ious.get(name),
+            "fraction": results["classes"][name]["pixels"] / results["pixels"] if results["pixels"] else None,
+            **results["classes"][name],
+        }
+        for name, color in zip(classes, palette)
+    ]
 
 
 def _confusion(matrix: np.ndarray, classes: Sequence[str]) -> dict:
@@ -165,19 +198,35 @@ def _confusion(matrix: np.ndarray, classes: Sequence[str]) -> dict:
         # They are ranked by pixels: a ranking by fractions would fill the map with rare classes that are never correct.
         shown = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CONFUSED_CLASSES])
     errors = np.where(wrong > 0, fractions, 0)
-    largest = [np.unravel_index(index, errors.shape)
-               for index in np.argsort(-errors, axis=None, kind="stable")[:LARGEST_CONFUSIONS]]
-    return {"map": report_graphics.heat_map(fractions[np.ix_(shown, shown)],
-                                            [printable(classes[index]) for index in shown]),
-            "shown": len(shown), "all": len(classes),
-            "largest": [{"label": classes[row], "prediction": classes[column],
-                         "fraction": float(errors[row, column]), "pixels": int(matrix[row, column])}
-                        for row, column in largest if errors[row, column] > 0]}
+    largest = [
+        np.unravel_index(index, errors.shape)
+        for index in np.argsort(-errors, axis=None, kind="stable")[:LARGEST_CONFUSIONS]
+    ]
+    return {
+        "map": report_graphics.heat_map(
+            fractions[np.ix_(shown, shown)], [printable(classes[index]) for index in shown]
+        ),
+        "shown": len(shown),
+        "all": len(classes),
+        "largest": [
+            {
+                "label": classes[row],
+                "prediction": classes[column],
+                "fraction": float(errors[row, column]),
+                "pixels": int(matrix[row, column]),
+            }
+            for row, column in largest
+            if errors[row, column] > 0
+        ],
+    }
 
 
 def _groups(samples: Sequence[Sample], palette: Sequence[tuple[int, int, int]]) -> list[dict]:
-    return [{"title": title, "cards": [_card(sample, palette) for sample in samples if sample.group == group]}
-            for group, title in GROUPS.items() if any(sample.group == group for sample in samples)]
+    return [
+        {"title": title, "cards": [_card(sample, palette) for sample in samples if sample.group == group]}
+        for group, title in GROUPS.items()
+        if any(sample.group == group for sample in samples)
+    ]
 
 
 def _card(sample: Sample, palette: Sequence[tuple[int, int, int]]) -> dict:
@@ -185,14 +234,21 @@ def _card(sample: Sample, palette: Sequence[tuple[int, int, int]]) -> dict:
     pixels = np.count_nonzero(labeled)
     wrong = np.count_nonzero((sample.prediction != sample.label) & labeled)
     height, width = sample.label.shape
-    return {"name": sample.name, "miou": sample.miou, "width": width, "height": height,
-            "wrong": wrong / pixels if pixels else None,
-            "images": {
-                "image": report_graphics.jpeg_image(sample.image),
-                "ground truth": report_graphics.png_label_map(sample.label, palette),
-                "prediction": report_graphics.png_label_map(sample.prediction, palette),
-                "errors": report_graphics.jpeg_image(
-                    report_graphics.error_map(sample.image, sample.label, sample.prediction))}}
+    return {
+        "name": sample.name,
+        "miou": sample.miou,
+        "width": width,
+        "height": height,
+        "wrong": wrong / pixels if pixels else None,
+        "images": {
+            "image": report_graphics.jpeg_image(sample.image),
+            "ground truth": report_graphics.png_label_map(sample.label, palette),
+            "prediction": report_graphics.png_label_map(sample.prediction, palette),
+            "errors": report_graphics.jpeg_image(
+                report_graphics.error_map(sample.image, sample.label, sample.prediction)
+            ),
+        },
+    }
 
 
 def _boundary(results: dict, samples: Sequence[Sample]) -> dict:
@@ -201,14 +257,26 @@ def _boundary(results: dict, samples: Sequence[Sample]) -> dict:
     sizes = sorted((sample.label.shape for sample in samples), key=lambda size: np.hypot(*size))
     size = sizes[len(sizes) // 2] if sizes else None
     radii = [size and max(1, round(width * float(np.hypot(*size)))) for width in boundary["widths"]]
-    labels = [f"{100 * width:g}%" + (f"\n{radius} px" if radius else "")
-              for width, radius in zip(boundary["widths"], radii)]
-    rows = [{"width": f"{100 * width:g}", "radius": radius, "miou": miou, "marked": width == boundary["width"],
-             "fraction": count / results["pixels"] if count is not None and results["pixels"] else None}
-            for width, radius, miou, count in zip(boundary["widths"], radii, boundary["mIoU"], boundary["pixels"])]
-    return {"rows": rows, "size": size and f"{size[1]} x {size[0]}",
-            "curve": report_graphics.boundary_curve(boundary["widths"], boundary["mIoU"], labels, boundary["width"],
-                                                    _number(results["mIoU"]))}
+    labels = [
+        f"{100 * width:g}%" + (f"\n{radius} px" if radius else "") for width, radius in zip(boundary["widths"], radii)
+    ]
+    rows = [
+        {
+            "width": f"{100 * width:g}",
+            "radius": radius,
+            "miou": miou,
+            "marked": width == boundary["width"],
+            "fraction": count / results["pixels"] if count is not None and results["pixels"] else None,
+        }
+        for width, radius, miou, count in zip(boundary["widths"], radii, boundary["mIoU"], boundary["pixels"])
+    ]
+    return {
+        "rows": rows,
+        "size": size and f"{size[1]} x {size[0]}",
+        "curve": report_graphics.boundary_curve(
+            boundary["widths"], boundary["mIoU"], labels, boundary["width"], _number(results["mIoU"])
+        ),
+    }
 
 
 def _settings(config: dict, prefix: str = "") -> Iterator[tuple[str, str]]:

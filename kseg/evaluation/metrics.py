@@ -121,17 +121,33 @@ def summarize(matrix: np.ndarray, classes: tuple[str, ...]) -> dict:
     hits, labels, predictions = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     iou, recall = iou_and_accuracy(hits, labels, predictions)
     precision = _ratio(hits, predictions)
-    scores = {"iou": iou, "accuracy": recall, "dice": _ratio(2 * hits, labels + predictions),
-              "fscore": _ratio(2 * precision * recall, precision + recall), "precision": precision, "recall": recall}
-    per_class = {name: {kind: float(values[index]) for kind, values in scores.items()} | {"pixels": int(labels[index])}
-                 for index, name in enumerate(classes)}
-    means = {"mIoU": "iou", "mAcc": "accuracy", "mDice": "dice", "mFscore": "fscore", "mPrecision": "precision",
-             "mRecall": "recall"}
+    scores = {
+        "iou": iou,
+        "accuracy": recall,
+        "dice": _ratio(2 * hits, labels + predictions),
+        "fscore": _ratio(2 * precision * recall, precision + recall),
+        "precision": precision,
+        "recall": recall,
+    }
+    per_class = {
+        name: {kind: float(values[index]) for kind, values in scores.items()} | {"pixels": int(labels[index])}
+        for index, name in enumerate(classes)
+    }
+    means = {
+        "mIoU": "iou",
+        "mAcc": "accuracy",
+        "mDice": "dice",
+        "mFscore": "fscore",
+        "mPrecision": "precision",
+        "mRecall": "recall",
+    }
     pixels = int(matrix.sum())
     return {name: float(mean_over_classes(scores[kind])) for name, kind in means.items()} | {
         "aAcc": float(pixel_accuracy(hits, labels)),
         "fwIoU": float(np.nansum(iou * labels) / pixels) if pixels else math.nan,
-        "pixels": pixels, "classes": per_class}
+        "pixels": pixels,
+        "classes": per_class,
+    }
 
 
 def boundary_summary(bands: np.ndarray, classes: tuple[str, ...]) -> dict:
@@ -150,9 +166,13 @@ def boundary_summary(bands: np.ndarray, classes: tuple[str, ...]) -> dict:
     # A wide band includes the narrower ones; the last matrix is of the pixels outside all bands.
     cumulative = [summarize(matrix, classes) for matrix in np.cumsum(np.asarray(bands, np.int64)[:-1], axis=0)]
     headline = cumulative[BOUNDARY_WIDTHS.index(BOUNDARY_WIDTH)]["classes"]
-    return {"width": BOUNDARY_WIDTH, "widths": list(BOUNDARY_WIDTHS), "mIoU": [band["mIoU"] for band in cumulative],
-            "pixels": [band["pixels"] for band in cumulative],
-            "classes": {name: row["iou"] for name, row in headline.items()}}
+    return {
+        "width": BOUNDARY_WIDTH,
+        "widths": list(BOUNDARY_WIDTHS),
+        "mIoU": [band["mIoU"] for band in cumulative],
+        "pixels": [band["pixels"] for band in cumulative],
+        "classes": {name: row["iou"] for name, row in headline.items()},
+    }
 
 
 def class_table(results: dict) -> str:

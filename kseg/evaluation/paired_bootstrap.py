@@ -61,23 +61,29 @@ def pair_images(a: Evaluation, b: Evaluation) -> tuple[Evaluation, Evaluation]:
     """
     for kind, one, other in (("dataset", a.dataset, b.dataset), ("split", a.split, b.split)):
         if one != other:
-            raise DataError(f"{a.path} has {kind} {one!r}, but {b.path} has {other!r}: only evaluations of the same "
-                            "images can be compared")
+            raise DataError(
+                f"{a.path} has {kind} {one!r}, but {b.path} has {other!r}: only evaluations of the same "
+                "images can be compared"
+            )
     if a.classes != b.classes:
-        raise DataError(f"the {len(a.classes)} classes of {a.path} and the {len(b.classes)} classes of {b.path} "
-                        f"differ: {_difference(a.classes, b.classes, 'class') or 'their order is not the same'}")
+        raise DataError(
+            f"the {len(a.classes)} classes of {a.path} and the {len(b.classes)} classes of {b.path} "
+            f"differ: {_difference(a.classes, b.classes, 'class') or 'their order is not the same'}"
+        )
     names_a, names_b = _distinct_parts(a.names), _distinct_parts(b.names)
     if difference := _difference(names_a, names_b, "image"):
-        raise DataError(f"the {len(names_a)} images of {a.path} and the {len(names_b)} images of {b.path} differ: "
-                        f"{difference}")
+        raise DataError(
+            f"the {len(names_a)} images of {a.path} and the {len(names_b)} images of {b.path} differ: {difference}"
+        )
     order = np.empty(len(names_a), np.int64)
     # The sort is stable: images with equal names are matched in their order.
     order[np.argsort(names_a, kind="stable")] = np.argsort(names_b, kind="stable")
     b = b._replace(names=a.names, hits=b.hits[order], truth=b.truth[order], predicted=b.predicted[order])
     relabeled = [name for name, differs in zip(a.names, (a.truth != b.truth).any(1)) if differs]
     if relabeled:
-        raise DataError(f"{a.path} and {b.path} were computed with different labels for "
-                        f"{count_with_names(relabeled, 'image')}")
+        raise DataError(
+            f"{a.path} and {b.path} were computed with different labels for {count_with_names(relabeled, 'image')}"
+        )
     return a, b
 
 
@@ -86,15 +92,20 @@ def _distinct_parts(names: tuple[str, ...]) -> tuple[str, ...]:
     paths = [name.split("/") for name in names]
     common = len(os.path.commonprefix([path[:-1] for path in paths]))
     stems = [os.path.splitext(path[-1]) for path in paths]
-    return tuple("/".join([*path[common:-1], stem if suffix.lower() in image_files.SUFFIXES else stem + suffix])
-                 for path, (stem, suffix) in zip(paths, stems))
+    return tuple(
+        "/".join([*path[common:-1], stem if suffix.lower() in image_files.SUFFIXES else stem + suffix])
+        for path, (stem, suffix) in zip(paths, stems)
+    )
 
 
 def _difference(a: tuple[str, ...], b: tuple[str, ...], noun: str) -> str:
     """Describe the names that only one side has; "" if both sides have the same names."""
     exclusive = {"first": Counter(a) - Counter(b), "second": Counter(b) - Counter(a)}
-    return "; ".join(f"only the {side} has {count_with_names(list(names.elements()), noun)}"
-                     for side, names in exclusive.items() if names)
+    return "; ".join(
+        f"only the {side} has {count_with_names(list(names.elements()), noun)}"
+        for side, names in exclusive.items()
+        if names
+    )
 
 
 def draw_resamples(images: int, samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -115,15 +126,16 @@ def resample(a: Evaluation, b: Evaluation, samples: int, seed: int, block: int =
     rows = max(1, block // (4 * images + 20 * classes))
     differences = np.empty((samples, classes + len(MEANS)))
     for start in range(0, samples, rows):
-        part = differences[start:start + rows]
+        part = differences[start : start + rows]
         sums = draw_resamples(images, len(part), generator) @ counts
         truth, a_hits, a_predicted, b_hits, b_predicted = np.split(sums, 5, 1)
         part[:] = ious_and_means(b_hits, truth, b_predicted) - ious_and_means(a_hits, truth, a_predicted)
     return differences
 
 
-def compare_evaluations(a: Evaluation, b: Evaluation, samples: int = 2000, seed: int = 0,
-                        confidence: float = 0.95) -> Comparison:
+def compare_evaluations(
+    a: Evaluation, b: Evaluation, samples: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Comparison:
     """Compute the score differences B - A with bootstrap percentile intervals.
 
     A single image has no intervals. A verdict needs so many images that, if A and B were equally good, the probability
@@ -144,16 +156,17 @@ def compare_evaluations(a: Evaluation, b: Evaluation, samples: int = 2000, seed:
         raise ConfigError(f"--confidence must be above 0 and at most {MAX_CONFIDENCE}, got {confidence:g}")
     least = math.ceil(round(2 / (1 - confidence), 6))
     if not least <= samples <= MAX_SAMPLES:
-        raise ConfigError(f"--samples must be between {least} and {MAX_SAMPLES} at a confidence of "
-                          f"{_percent(confidence)}, got {samples}")
+        raise ConfigError(
+            f"--samples must be between {least} and {MAX_SAMPLES} at a confidence of "
+            f"{_percent(confidence)}, got {samples}"
+        )
     if seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {seed}")
     a, b = pair_images(a, b)
     needed = math.ceil(round(1 - math.log2(1 - confidence), 6))
     images = len(a.names)
     image_counts = [*((a.truth + a.predicted + b.predicted) > 0).sum(0).tolist(), *[images] * len(MEANS)]
-    scores_a, scores_b = (ious_and_means(side.hits.sum(0), side.truth.sum(0), side.predicted.sum(0))
-                          for side in (a, b))
+    scores_a, scores_b = (ious_and_means(side.hits.sum(0), side.truth.sum(0), side.predicted.sum(0)) for side in (a, b))
     resampled = resample(a, b, samples, seed) if images > 1 else np.full((1, len(image_counts)), np.nan)
     rows = []
     for index, name in enumerate((*a.classes, *MEANS)):
@@ -163,10 +176,16 @@ def compare_evaluations(a: Evaluation, b: Evaluation, samples: int = 2000, seed:
         # Without a difference on the whole split, the differences of some resamples mean nothing.
         low, high = np.quantile(defined, tails) if defined.size and np.isfinite(difference) else (np.nan, np.nan)
         verdict = "" if image_counts[index] < needed else "worse" if high < 0 else "better" if low > 0 else ""
-        rows.append(ClassDifference(name, *map(float, (scores_a[index], scores_b[index], difference, low, high)),
-                                    image_counts[index], verdict))
-    classes = sorted(rows[:-len(MEANS)], key=lambda row: math.inf if math.isnan(row.difference) else row.difference)
-    return Comparison(a, b, tuple(classes), tuple(rows[-len(MEANS):]), samples, seed, confidence, needed)
+        rows.append(
+            ClassDifference(
+                name,
+                *map(float, (scores_a[index], scores_b[index], difference, low, high)),
+                image_counts[index],
+                verdict,
+            )
+        )
+    classes = sorted(rows[: -len(MEANS)], key=lambda row: math.inf if math.isnan(row.difference) else row.difference)
+    return Comparison(a, b, tuple(classes), tuple(rows[-len(MEANS) :]), samples, seed, confidence, needed)
 
 
 def _percent(fraction: float) -> str:
@@ -180,14 +199,27 @@ def _interval(row: ClassDifference) -> str:
 def comparison_table(comparison: Comparison) -> str:
     """Format the differences as a text table in percent; an undefined value is "-"."""
     width = max(len(row.name) for row in (*comparison.classes, *comparison.means))
-    head = ("class".ljust(width), f"{'IoU A':>6}", f"{'IoU B':>6}", f"{'B - A':>7}",
-            f"{_percent(comparison.confidence) + ' interval':>16}", f"{'images':>6}")
+    head = (
+        "class".ljust(width),
+        f"{'IoU A':>6}",
+        f"{'IoU B':>6}",
+        f"{'B - A':>7}",
+        f"{_percent(comparison.confidence) + ' interval':>16}",
+        f"{'images':>6}",
+    )
     lines = ["  ".join(head)]
     for position, row in enumerate((*comparison.classes, *comparison.means)):
         if position == len(comparison.classes):
             lines.append("")
-        cells = (row.name.ljust(width), f"{percent_points(row.a):>6}", f"{percent_points(row.b):>6}",
-                 f"{percent_points(row.difference, '+'):>7}", f"{_interval(row):>16}", f"{row.images:>6}", row.verdict)
+        cells = (
+            row.name.ljust(width),
+            f"{percent_points(row.a):>6}",
+            f"{percent_points(row.b):>6}",
+            f"{percent_points(row.difference, '+'):>7}",
+            f"{_interval(row):>16}",
+            f"{row.images:>6}",
+            row.verdict,
+        )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -204,8 +236,10 @@ def verdict_text(comparison: Comparison) -> str:
         result = f"B is {'better' if row.difference > 0 else 'worse'} than A by {size} points of mIoU"
     if row.images == 1:
         return f"{result} on a single image; an interval needs at least two images"
-    result += (f" ({_percent(comparison.confidence)} interval {_interval(row)}; {comparison.samples} resamples of "
-               f"{row.images} images)")
+    result += (
+        f" ({_percent(comparison.confidence)} interval {_interval(row)}; {comparison.samples} resamples of "
+        f"{row.images} images)"
+    )
     if row.images < comparison.needed:
         return f"{result}: too few images to judge significance, at least {comparison.needed} are needed"
     return f"{result}: {'significant' if row.verdict else 'not significant'}"
@@ -218,8 +252,10 @@ def remarks(comparison: Comparison) -> list[str]:
     lines = []
     judged = [row for row in comparison.classes if not math.isnan(row.low) and row.images >= comparison.needed]
     if significant := [row for row in judged if row.verdict]:
-        lines.append(f"{len(significant)} of {len(judged)} classes differ significantly; by chance alone about "
-                     f"{(1 - comparison.confidence) * len(judged):.1f} would")
+        lines.append(
+            f"{len(significant)} of {len(judged)} classes differ significantly; by chance alone about "
+            f"{(1 - comparison.confidence) * len(judged):.1f} would"
+        )
     if rare := [row.name for row in comparison.classes if 0 < row.images < comparison.needed]:
         lines.append(f"not judged, in fewer than {comparison.needed} images: {count_with_names(rare, 'class')}")
     return lines
@@ -227,12 +263,21 @@ def remarks(comparison: Comparison) -> list[str]:
 
 def comparison_json(comparison: Comparison) -> str:
     """Format the comparison as JSON; scores and differences are fractions, null where they are undefined."""
+
     def plain(row: ClassDifference) -> dict:
         return {key: None if value != value else value for key, value in row._asdict().items() if key != "name"}
 
-    values = {"a": str(comparison.a.path), "b": str(comparison.b.path), "dataset": comparison.a.dataset,
-              "split": comparison.a.split, "images": len(comparison.a.names), "samples": comparison.samples,
-              "seed": comparison.seed, "confidence": comparison.confidence, "verdict": verdict_text(comparison),
-              **{row.name: plain(row) for row in comparison.means},
-              "classes": {row.name: plain(row) for row in comparison.classes}}
+    values = {
+        "a": str(comparison.a.path),
+        "b": str(comparison.b.path),
+        "dataset": comparison.a.dataset,
+        "split": comparison.a.split,
+        "images": len(comparison.a.names),
+        "samples": comparison.samples,
+        "seed": comparison.seed,
+        "confidence": comparison.confidence,
+        "verdict": verdict_text(comparison),
+        **{row.name: plain(row) for row in comparison.means},
+        "classes": {row.name: plain(row) for row in comparison.classes},
+    }
     return json.dumps(values, indent=2) + "\n"

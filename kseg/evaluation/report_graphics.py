@@ -58,10 +58,12 @@ def bar_charts(names: Sequence[str], values: Sequence[float], mean: float) -> li
     order = np.argsort(values, kind="stable")
     columns = 1 if len(order) <= 12 else 2 if len(order) <= 40 else 3
     length = -(-len(order) // columns)
-    parts = [order[start:start + length] for start in range(0, len(order), length)]
+    parts = [order[start : start + length] for start in range(0, len(order), length)]
     labels = [_shortened(name) for name in names]
-    return [_bar_chart([labels[index] for index in part], values[part], mean, _label_width(labels), f"bars{number}")
-            for number, part in enumerate(parts)]
+    return [
+        _bar_chart([labels[index] for index in part], values[part], mean, _label_width(labels), f"bars{number}")
+        for number, part in enumerate(parts)
+    ]
 
 
 def _bar_chart(labels: Sequence[str], values: np.ndarray, mean: float, left: float, name: str) -> str:
@@ -75,8 +77,16 @@ def _bar_chart(labels: Sequence[str], values: np.ndarray, mean: float, left: flo
     axes.xaxis.tick_top()
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     for row, value in zip(rows, values):
-        axes.annotate(f"{100 * value:.1f}" if value == value else "–", (100, row), (BAR_RIGHT - 6, 0), ha="right",
-                      va="center", textcoords="offset points", color=INK, fontsize=FONT_SIZE)
+        axes.annotate(
+            f"{100 * value:.1f}" if value == value else "–",
+            (100, row),
+            (BAR_RIGHT - 6, 0),
+            ha="right",
+            va="center",
+            textcoords="offset points",
+            color=INK,
+            fontsize=FONT_SIZE,
+        )
     if mean == mean:
         axes.axvline(100 * mean, color=INK, linewidth=1, linestyle=(0, (3, 2)))
     return _svg(figure, name, f"IoU in percent, from {labels[0]} to {labels[-1]}; the table lists all values")
@@ -111,14 +121,26 @@ def heat_map(fractions: np.ndarray, names: Sequence[str]) -> str:
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
     axes.grid(which="minor", color=GRID, linewidth=0.6)
     for row, column in zip(*np.nonzero(np.rint(100 * filled))):
-        axes.text(column, row, f"{100 * filled[row, column]:.0f}", ha="center", va="center", color=INK,
-                  fontsize=min(FONT_SIZE, cell * 0.42))
-    return _svg(figure, "heat", "Confusion matrix in percent of the ground truth, one row per class; the largest "
-                                "confusions are listed beside it")
+        axes.text(
+            column,
+            row,
+            f"{100 * filled[row, column]:.0f}",
+            ha="center",
+            va="center",
+            color=INK,
+            fontsize=min(FONT_SIZE, cell * 0.42),
+        )
+    return _svg(
+        figure,
+        "heat",
+        "Confusion matrix in percent of the ground truth, one row per class; the largest "
+        "confusions are listed beside it",
+    )
 
 
-def boundary_curve(widths: Sequence[float], values: Sequence[float], labels: Sequence[str], marked: float,
-                   overall: float) -> str:
+def boundary_curve(
+    widths: Sequence[float], values: Sequence[float], labels: Sequence[str], marked: float, overall: float
+) -> str:
     """Draw the mIoU against the width of the boundary band as SVG.
 
     Args:
@@ -135,14 +157,28 @@ def boundary_curve(widths: Sequence[float], values: Sequence[float], labels: Seq
     axes.plot(positions, heights, color=ACCENT, linewidth=2, marker="o", markersize=5)
     for position, height in zip(positions, heights):
         if height == height:
-            axes.annotate(f"{height:.1f}", (position, height), (0, 8), textcoords="offset points", ha="center",
-                          color=INK, fontsize=FONT_SIZE, weight="bold" if widths[position] == marked else "normal")
+            axes.annotate(
+                f"{height:.1f}",
+                (position, height),
+                (0, 8),
+                textcoords="offset points",
+                ha="center",
+                color=INK,
+                fontsize=FONT_SIZE,
+                weight="bold" if widths[position] == marked else "normal",
+            )
     shown = [*heights[np.isfinite(heights)]]
     if overall == overall:
         shown.append(100 * overall)
         axes.axhline(100 * overall, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(f"all pixels {100 * overall:.1f}", (0, 100 * overall), (0, 5), textcoords="offset points",
-                      color=MUTED, fontsize=FONT_SIZE)
+        axes.annotate(
+            f"all pixels {100 * overall:.1f}",
+            (0, 100 * overall),
+            (0, 5),
+            textcoords="offset points",
+            color=MUTED,
+            fontsize=FONT_SIZE,
+        )
     low, high = (min(shown), max(shown)) if shown else (0, 100)
     margin = max(2, 0.15 * (high - low))
     axes.set(xlim=(-0.35, len(widths) - 0.65), ylim=(max(0, low - margin), min(104, high + 1.6 * margin)))
@@ -174,18 +210,20 @@ def _svg(figure: Figure, name: str, description: str) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     body = text.getvalue()
-    body = body[body.index(">", body.index("<svg")) + 1:]
+    body = body[body.index(">", body.index("<svg")) + 1 :]
     for placeholder, color in PAGE_COLORS.items():
         body = body.replace(placeholder, color)
     # All charts are on one page, and matplotlib numbers the ids of each from axes_1.
     body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", body)
     width, height = (round(size / UNIT) for size in figure.get_size_inches())
-    return (f'<svg class="chart" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-            f'aria-label="{html.escape(description)}">{body}')
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{html.escape(description)}">{body}'
+    )
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME - 1].rstrip() + "…"
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1].rstrip() + "…"
 
 
 def _label_width(labels: Sequence[str]) -> float:
@@ -246,7 +284,7 @@ def png_label_map(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> d
         {"uri", "width", "height"}.
     """
     table = np.zeros((256, 3), np.uint8)
-    table[:min(len(palette), IGNORED)] = np.reshape(palette[:IGNORED], (-1, 3))
+    table[: min(len(palette), IGNORED)] = np.reshape(palette[:IGNORED], (-1, 3))
     table[IGNORED] = ignored_color(palette)
     reduced = Image.fromarray(ids)
     reduced = reduced.resize(_fitted(reduced.size), Image.Resampling.NEAREST)

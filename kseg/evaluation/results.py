@@ -21,7 +21,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,9 +64,15 @@ def summarize_split(counts: "Counts", config: Config, classes: tuple[str, ...], 
     """Compute the scores of a split, and add the published ones and the config."""
     boundary = metrics.boundary_summary(counts.bands, classes)
     headline = boundary["mIoU"][boundary["widths"].index(boundary["width"])]
-    return {"split": split, "images": len(counts.names), **metrics.summarize(counts.matrix, classes),
-            "boundary_mIoU": headline, "boundary": boundary, "published": zoo.published(config, split),
-            "config": configs.to_dict(config)}
+    return {
+        "split": split,
+        "images": len(counts.names),
+        **metrics.summarize(counts.matrix, classes),
+        "boundary_mIoU": headline,
+        "boundary": boundary,
+        "published": zoo.published(config, split),
+        "config": configs.to_dict(config),
+    }
 
 
 def provenance(dataset: str, directory: str, weights: Path | None) -> dict:
@@ -75,11 +81,19 @@ def provenance(dataset: str, directory: str, weights: Path | None) -> dict:
     if weights:
         with weights.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"kseg": kseg.__version__, "git": _revision(), "tensorflow": importlib.metadata.version("tensorflow"),
-            "keras": importlib.metadata.version("keras"), "python": platform.python_version(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": shlex.join(sys.orig_argv),
-            "weights": str(weights) if weights else None, "weights_sha256": digest, "dataset": dataset,
-            "directory": directory}
+    return {
+        "kseg": kseg.__version__,
+        "git": _revision(),
+        "tensorflow": importlib.metadata.version("tensorflow"),
+        "keras": importlib.metadata.version("keras"),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "weights": str(weights) if weights else None,
+        "weights_sha256": digest,
+        "dataset": dataset,
+        "directory": directory,
+    }
 
 
 def _revision() -> str | None:
@@ -88,8 +102,9 @@ def _revision() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True,
-                              check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     # Git may be missing, and it refuses to read a checkout of another user.
     except (OSError, subprocess.SubprocessError):
         return None
@@ -115,8 +130,14 @@ def write_results(out: Path, results: dict, counts: "Counts", classes: tuple[str
     """Write all files but the report to a directory; raises OSError if that fails."""
     np.save(out / "confusion.npy", counts.matrix)
     np.save(out / "bands.npy", counts.bands)
-    np.savez_compressed(out / "per_image.npz", names=np.array(image_names(counts), str), classes=np.array(classes, str),
-                        hits=counts.hits, truth=counts.truth, predicted=counts.predicted)
+    np.savez_compressed(
+        out / "per_image.npz",
+        names=np.array(image_names(counts), str),
+        classes=np.array(classes, str),
+        hits=counts.hits,
+        truth=counts.truth,
+        predicted=counts.predicted,
+    )
     atomic_files.write_text(out / "per_image.csv", per_image_csv(counts, classes))
     # JSON has no nan: an undefined score becomes null.
     plain = json.loads(json.dumps(results), parse_constant=lambda name: None)
@@ -137,8 +158,15 @@ def per_image_csv(counts: "Counts", classes: tuple[str, ...]) -> str:
     ious = metrics.iou_and_accuracy(counts.hits, counts.truth, counts.predicted)[0]
     accuracies = metrics.pixel_accuracy(counts.hits, counts.truth)
     for index in worst_first(counts):
-        writer.writerow([names[index], _fraction(mious[index]), _fraction(accuracies[index]), pixels[index],
-                         *map(_fraction, ious[index])])
+        writer.writerow(
+            [
+                names[index],
+                _fraction(mious[index]),
+                _fraction(accuracies[index]),
+                pixels[index],
+                *map(_fraction, ious[index]),
+            ]
+        )
     return text.getvalue()
 
 
@@ -171,29 +199,38 @@ def read_evaluation(path: Path) -> Evaluation:
     path = path / "metrics.json" if path.is_dir() else path
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        dataset, split, images, classes = (results["provenance"]["dataset"], results["split"], results["images"],
-                                           tuple(results["classes"]))
+        dataset, split, images, classes = (
+            results["provenance"]["dataset"],
+            results["split"],
+            results["images"],
+            tuple(results["classes"]),
+        )
         means = [math.nan if results[name] is None else float(results[name]) for name in metrics.MEANS]
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; write it with python -m kseg.evaluate --out DIR") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except KeyError as error:
-        raise DataError(f"{path} has no key {error}; write it again with python -m kseg.evaluate --out DIR "
-                        "of this version") from None
+        raise DataError(
+            f"{path} has no key {error}; write it again with python -m kseg.evaluate --out DIR of this version"
+        ) from None
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}") from None
     counts_path = path.with_name("per_image.npz")
     counted_classes, names, *counts = _read_counts(counts_path)
     if (len(names), counted_classes) != (images, classes):
-        raise DataError(f"{counts_path} has {len(names)} images of {len(counted_classes)} classes, but {path} has "
-                        f"{images} of {len(classes)}{'' if counted_classes == classes else ' with other names'}: they "
-                        "come from different evaluations")
-    recomputed = metrics.ious_and_means(*(part.sum(0) for part in counts))[-len(metrics.MEANS):]
+        raise DataError(
+            f"{counts_path} has {len(names)} images of {len(counted_classes)} classes, but {path} has "
+            f"{images} of {len(classes)}{'' if counted_classes == classes else ' with other names'}: they "
+            "come from different evaluations"
+        )
+    recomputed = metrics.ious_and_means(*(part.sum(0) for part in counts))[-len(metrics.MEANS) :]
     for name, written, counted in zip(metrics.MEANS, means, recomputed):
         if not np.isclose(written, counted, rtol=0, atol=TOLERANCE, equal_nan=True):
-            raise DataError(f"the counts in {counts_path} yield {name} {counted:.12g}, but {path} states "
-                            f"{written:.12g}: they come from different evaluations")
+            raise DataError(
+                f"the counts in {counts_path} yield {name} {counted:.12g}, but {path} states "
+                f"{written:.12g}: they come from different evaluations"
+            )
     return Evaluation(path, str(dataset), str(split), names, classes, *counts)
 
 
@@ -203,24 +240,37 @@ def _read_counts(path: Path) -> tuple:
         with np.load(path) as file:
             names, classes, *counts = (file[key] for key in ("names", "classes", "hits", "truth", "predicted"))
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; python -m kseg.evaluate --out DIR writes it beside "
-                        "metrics.json") from None
+        raise DataError(
+            f"{path} does not exist; python -m kseg.evaluate --out DIR writes it beside metrics.json"
+        ) from None
     except KeyError as error:
         raise DataError(f"{path} is damaged: {error.args[0]}") from None
     # NumPy, zipfile and zlib raise these for arbitrary bytes.
-    except (OSError, ValueError, IndexError, TypeError, AttributeError, EOFError, NotImplementedError,
-            zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(f"{path} is damaged or not an archive of arrays: {error}") from None
     expected = {"names": (names, "U", (names.size,)), "classes": (classes, "U", (classes.size,))} | {
-        key: (part, "i", (names.size, classes.size)) for key, part in zip(("hits", "truth", "predicted"), counts)}
+        key: (part, "i", (names.size, classes.size)) for key, part in zip(("hits", "truth", "predicted"), counts)
+    }
     for key, (array, kind, shape) in expected.items():
         if array.dtype.kind != kind or array.shape != shape or not array.size:
             raise DataError(f"{path} is damaged: {key} has dtype {array.dtype} and shape {array.shape}")
     hits, truth, predicted = (part.astype(np.int64) for part in counts)
     inconsistent = ((hits < 0) | (hits > truth) | (hits > predicted)).any(1) | (truth.sum(1) != predicted.sum(1))
     if inconsistent.any():
-        raise DataError(f"{path} is damaged: the counts are inconsistent in "
-                        f"{count_with_names(names[inconsistent].tolist(), 'image')}")
+        raise DataError(
+            f"{path} is damaged: the counts are inconsistent in "
+            f"{count_with_names(names[inconsistent].tolist(), 'image')}"
+        )
     return tuple(classes.tolist()), tuple(names.tolist()), hits, truth, predicted
 
 

@@ -24,5 +24,10 @@ class SampleImages:
     def examine(self, index: int, example: Example) -> None:
         """Draw an example if its image is one of the chosen ones."""
         if index in self.indices:
-            self.rows.append([example.image.numpy(), drawing.colorize(example.label.numpy(), self.palette),
-                              drawing.colorize(example.prediction.numpy(), self.palette)])
+            self.rows.append(
+                [
+                    example.image.numpy(),
+                    drawing.colorize(example.label.numpy(), self.palette),
+                    drawing.colorize(example.prediction.numpy(), self.palette),
+                ]
+            )

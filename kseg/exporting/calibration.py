@@ -76,8 +76,9 @@ def calibration_images(split: Split, count: int) -> Iterator[tuple[str, np.ndarr
             raise batching.reading_error(split, [int(index)], error) from None
 
 
-def measure(model: keras.Model, plan: Plan, images: Iterable[tuple[str, np.ndarray]], protocol: Protocol,
-            progress: Progress) -> dict[str, ChannelStatistics]:
+def measure(
+    model: keras.Model, plan: Plan, images: Iterable[tuple[str, np.ndarray]], protocol: Protocol, progress: Progress
+) -> dict[str, ChannelStatistics]:
     """Measure the tensors that a plan needs, in float32, with the whole test protocol.
 
     Args:

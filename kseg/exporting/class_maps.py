@@ -37,8 +37,10 @@ class ClassMaps(tf.Module):
     def __init__(self, network: keras.Model, protocol: Protocol, size: tuple[int, int] | None):
         super().__init__()
         self.network, self.protocol, self.size = network, protocol, size
-        self.values = [[variable.numpy() for variable in variables] for variables in (
-            network.trainable_variables, network.non_trainable_variables)]
+        self.values = [
+            [variable.numpy() for variable in variables]
+            for variables in (network.trainable_variables, network.non_trainable_variables)
+        ]
         self.input_size = size
         if size and protocol.evaluate.resize:
             self.input_size = tuple(int(side) for side in resizing.fit_size(*size, protocol.evaluate.resize))
@@ -74,10 +76,15 @@ def resize_bytes(images: tf.Tensor, size: tuple[int, int], target: tuple[int, in
     with tf.init_scope():
         (above, below, row_weights), (left, right, column_weights) = (
             (lower.numpy(), upper.numpy(), np.stack([weight.numpy() for weight in weights]))
-            for lower, upper, weights in map(resizing.linear_positions, size, target))
+            for lower, upper, weights in map(resizing.linear_positions, size, target)
+        )
     images = tf.cast(images, tf.int32)
-    images = (tf.gather(images, left, axis=2) * column_weights[0][:, None]
-              + tf.gather(images, right, axis=2) * column_weights[1][:, None]) // 16
-    parts = (tf.gather(images, rows, axis=1) * weights[:, None, None] // 65536
-             for rows, weights in ((above, row_weights[0]), (below, row_weights[1])))
+    images = (
+        tf.gather(images, left, axis=2) * column_weights[0][:, None]
+        + tf.gather(images, right, axis=2) * column_weights[1][:, None]
+    ) // 16
+    parts = (
+        tf.gather(images, rows, axis=1) * weights[:, None, None] // 65536
+        for rows, weights in ((above, row_weights[0]), (below, row_weights[1]))
+    )
     return (sum(parts) + 2) // 4

@@ -34,9 +34,17 @@ from kseg.system.progress import Progress
 WRITERS = {"onnx": onnx_file.write, "litert": litert_file.write, "openvino": openvino_file.write}
 
 
-def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weights: Path | None = None,
-           version: int | None = None, report: Callable[[str], None] = print,
-           calibration: Calibration | None = None, formats: Sequence[str] = (format_list.SAVED_MODEL,)) -> Path:
+def export(
+    model: keras.Model,
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    weights: Path | None = None,
+    version: int | None = None,
+    report: Callable[[str], None] = print,
+    calibration: Calibration | None = None,
+    formats: Sequence[str] = (format_list.SAVED_MODEL,),
+) -> Path:
     """Write a trained model in one or more formats, OUT/VERSION.
 
     The version appears under its name by one rename, so a server that watches `out` sees it complete or not at all.
@@ -79,8 +87,9 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
     if path.exists():
         raise UserError(f"{path} already exists: choose another --version, or omit it to use {next_version(out)}")
     if (options.precision == "int8") != (calibration is not None):
-        raise ConfigError(f"export.precision={options.precision}: int8 needs a calibration, and no other precision "
-                          "takes one")
+        raise ConfigError(
+            f"export.precision={options.precision}: int8 needs a calibration, and no other precision takes one"
+        )
     quantized = int8_network.quantize_network(model, config, dataset, calibration, report) if calibration else None
     # The name is not a number, so no server loads it. It is in the same directory, so one rename publishes it.
     temporary = out / f".{version}-{uuid.uuid4().hex}.tmp"
@@ -91,12 +100,16 @@ def export(model: keras.Model, config: Config, dataset: Dataset, out: Path, weig
             if quantized:
                 contents["int8.json"] = json.dumps(quantized.facts, indent=1) + "\n"
             if format_list.SAVED_MODEL in formats:
-                network = (quantized.network if quantized
-                           else export_network(model, config.model, options.precision, options.device))
+                network = (
+                    quantized.network
+                    if quantized
+                    else export_network(model, config.model, options.precision, options.device)
+                )
                 served = Served(network, protocol_of(config), size, options.max_pixels, options.all_scores)
                 with tempfile.TemporaryDirectory() as directory:
-                    served.assets = [tf.saved_model.Asset(str(path)) for path in write_assets(
-                        Path(directory), contents)]
+                    served.assets = [
+                        tf.saved_model.Asset(str(path)) for path in write_assets(Path(directory), contents)
+                    ]
                     tf.saved_model.save(served, str(temporary), signatures=served.functions)
                 atomic_files.write_text(temporary / "signatures.txt", signature_text(temporary))
                 warmup.write_warmup(temporary, size, options.warmup_batches, report)
@@ -123,7 +136,8 @@ def asset_contents(config: Config, dataset: Dataset, weights: Path | None) -> di
     return {
         "classes.json": json.dumps({"classes": dataset.classes, "palette": dataset.palette}, indent=1) + "\n",
         "config.json": configs.to_json(config),
-        "provenance.json": json.dumps(provenance, indent=1) + "\n"}
+        "provenance.json": json.dumps(provenance, indent=1) + "\n",
+    }
 
 
 def write_assets(directory: Path, contents: Mapping[str, str]) -> list[Path]:
@@ -133,8 +147,9 @@ def write_assets(directory: Path, contents: Mapping[str, str]) -> list[Path]:
     return [directory / name for name in contents]
 
 
-def write_others(model: keras.Model, config: Config, formats: Sequence[str], contents: Mapping[str, str],
-                 directory: Path) -> None:
+def write_others(
+    model: keras.Model, config: Config, formats: Sequence[str], contents: Mapping[str, str], directory: Path
+) -> None:
     """Write a model in all of the formats but the SavedModel, with the contents of the assets inside each file."""
     others = [name for name in formats if name != format_list.SAVED_MODEL]
     if not others:
@@ -170,12 +185,17 @@ def load_saved_model(directory: Path, threads: int) -> Callable[[np.ndarray], np
     return lambda images: model.signatures["predict_tensor"](image=tf.constant(images))["class_map"].numpy()
 
 
-LOADERS = {format_list.SAVED_MODEL: load_saved_model, "onnx": onnx_file.load, "litert": litert_file.load,
-           "openvino": openvino_file.load}
+LOADERS = {
+    format_list.SAVED_MODEL: load_saved_model,
+    "onnx": onnx_file.load,
+    "litert": litert_file.load,
+    "openvino": openvino_file.load,
+}
 
 
-def exported_accuracy(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split,
-                      progress: Progress | None = None) -> dict:
+def exported_accuracy(
+    predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, split: Split, progress: Progress | None = None
+) -> dict:
     """Return the metrics of an exported model on a whole split.
 
     Args:
@@ -193,9 +213,15 @@ def exported_accuracy(predict: Callable[[np.ndarray], np.ndarray], dataset: Data
     return metrics.summarize(matrix, dataset.classes)
 
 
-def compare_exported(model: keras.Model, path: Path, config: Config, dataset: Dataset, split: Split,
-                     report: Callable[[str], None] = print,
-                     formats: Sequence[str] = (format_list.SAVED_MODEL,)) -> None:
+def compare_exported(
+    model: keras.Model,
+    path: Path,
+    config: Config,
+    dataset: Dataset,
+    split: Split,
+    report: Callable[[str], None] = print,
+    formats: Sequence[str] = (format_list.SAVED_MODEL,),
+) -> None:
     """Report the mIoU of a model and of its export on a split, each format in its own runtime.
 
     Raises:
@@ -212,18 +238,24 @@ def compare_exported(model: keras.Model, path: Path, config: Config, dataset: Da
             predict = with_size(predict, name, format_list.image_size(name, config))
         after = exported_accuracy(predict, dataset, split, Progress(len(names), "images", report))
         exported = "exported" if name == format_list.SAVED_MODEL else f"exported as {name}"
-        report(f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split.name}: "
-               f"{100 * before['mIoU']:.3f} before, {100 * after['mIoU']:.3f} {exported}, "
-               f"{100 * (after['mIoU'] - before['mIoU']):+.3f}")
+        report(
+            f"mIoU on {len(names)} of {len(names)} images of {dataset.name} {split.name}: "
+            f"{100 * before['mIoU']:.3f} before, {100 * after['mIoU']:.3f} {exported}, "
+            f"{100 * (after['mIoU'] - before['mIoU']):+.3f}"
+        )
 
 
-def with_size(predict: Callable[[np.ndarray], np.ndarray], name: str,
-              size: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:
+def with_size(
+    predict: Callable[[np.ndarray], np.ndarray], name: str, size: tuple[int, int] | None
+) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that raises DataError for images whose size the format `name` does not take."""
+
     def predict_sized(images: np.ndarray) -> np.ndarray:
         if size and images.shape[1:3] != size:
-            raise DataError(f"--split has an image of {images.shape[1]},{images.shape[2]} pixels, but the {name} file "
-                            f"takes {size[0]},{size[1]}: set export.size to the size of the images, or omit --split")
+            raise DataError(
+                f"--split has an image of {images.shape[1]},{images.shape[2]} pixels, but the {name} file "
+                f"takes {size[0]},{size[1]}: set export.size to the size of the images, or omit --split"
+            )
         return predict(images)
 
     return predict_sized

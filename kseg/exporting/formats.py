@@ -28,10 +28,12 @@ class Format(NamedTuple):
 
 SAVED_MODEL = "savedmodel"
 # The formats that TensorFlow's graph is converted to. They take whole images at one scale.
-CONVERTED = {"onnx": Format("onnx", ("tf2onnx", "onnx"), "onnxruntime", ("float32",), any_size=True),
-             # TensorFlow itself writes it; the extra runs it.
-             "litert": Format("litert", (), "ai_edge_litert", ("float32",), any_size=False),
-             "openvino": Format("openvino", ("openvino",), "openvino", ("float32",), any_size=True)}
+CONVERTED = {
+    "onnx": Format("onnx", ("tf2onnx", "onnx"), "onnxruntime", ("float32",), any_size=True),
+    # TensorFlow itself writes it; the extra runs it.
+    "litert": Format("litert", (), "ai_edge_litert", ("float32",), any_size=False),
+    "openvino": Format("openvino", ("openvino",), "openvino", ("float32",), any_size=True),
+}
 NAMES = (SAVED_MODEL, *CONVERTED)
 
 
@@ -76,16 +78,23 @@ def _require_options(name: str, config: Config) -> None:
     evaluate, precision = config.evaluate, config.export.precision
     if precision not in CONVERTED[name].precisions:
         choices = " or ".join(f"export.precision={value}" for value in CONVERTED[name].precisions)
-        raise ConfigError(f"--format {name} cannot store export.precision={precision}: use --set {choices}, or "
-                          f"--format {SAVED_MODEL}")
+        raise ConfigError(
+            f"--format {name} cannot store export.precision={precision}: use --set {choices}, or --format {SAVED_MODEL}"
+        )
     if evaluate.window:
-        raise ConfigError(f"--format {name} cannot hold sliding windows: export whole images with "
-                          f"--set evaluate.window= evaluate.stride=, or use --format {SAVED_MODEL}")
+        raise ConfigError(
+            f"--format {name} cannot hold sliding windows: export whole images with "
+            f"--set evaluate.window= evaluate.stride=, or use --format {SAVED_MODEL}"
+        )
     if evaluate.scales or evaluate.flip:
-        raise ConfigError(f"--format {name} cannot hold test-time augmentation: omit --tta, "
-                          f"--set evaluate.scales= evaluate.flip=false, or use --format {SAVED_MODEL}")
+        raise ConfigError(
+            f"--format {name} cannot hold test-time augmentation: omit --tta, "
+            f"--set evaluate.scales= evaluate.flip=false, or use --format {SAVED_MODEL}"
+        )
     if evaluate.resize and image_size(name, config) is None:
         height, width = evaluate.resize
-        raise ConfigError(f"--format {name} cannot fit images of any size into evaluate.resize={height},{width}: name "
-                          "the size of your images, such as --set export.size=512,1024, or take images as they are "
-                          "with --set evaluate.resize=")
+        raise ConfigError(
+            f"--format {name} cannot fit images of any size into evaluate.resize={height},{width}: name "
+            "the size of your images, such as --set export.size=512,1024, or take images as they are "
+            "with --set evaluate.resize="
+        )

@@ -33,8 +33,13 @@ class Quantized(NamedTuple):
     facts: dict
 
 
-def quantize_network(model: keras.Model, config: Config, dataset: Dataset, calibration: Calibration,
-                     report: Callable[[str], None] = print) -> Quantized:
+def quantize_network(
+    model: keras.Model,
+    config: Config,
+    dataset: Dataset,
+    calibration: Calibration,
+    report: Callable[[str], None] = print,
+) -> Quantized:
     """Quantize a trained model, and refuse a result that loses too much accuracy.
 
     Args:
@@ -64,8 +69,10 @@ def quantize_network(model: keras.Model, config: Config, dataset: Dataset, calib
     statistics = measure(main, plan, images, protocol, Progress(count, "images", report))
     classes = main.output.shape[-1]
     network = integer_network(main, plan, statistics)
-    report(f"measuring the loss on {len(test_split.names)} images of {dataset.name} {test_split.name}, "
-           "in float32 and in int8")
+    report(
+        f"measuring the loss on {len(test_split.names)} images of {dataset.name} {test_split.name}, "
+        "in float32 and in int8"
+    )
     exact = Network(lambda images: main(images, training=False), [], classes)
     before, after = (mean_iou(each, dataset, test_split, protocol, report) for each in (exact, network))
     loss, limit = 100 * (before - after), config.export.largest_loss
@@ -74,18 +81,24 @@ def quantize_network(model: keras.Model, config: Config, dataset: Dataset, calib
     if not loss <= limit:
         raise UserError(
             f"int8 costs {loss:.2f} points of mIoU on {dataset.name} {test_split.name}, and export.largest_loss is "
-            f"{limit:g}: calibrate on more images, set export.largest_loss, or choose another export.precision")
+            f"{limit:g}: calibrate on more images, set export.largest_loss, or choose another export.precision"
+        )
     integers = [step.layer.name for step in plan.convolutions]
-    return Quantized(network, {
-        "calibration": {"split": split.name, "images": count},
-        "mIoU": {"split": test_split.name, "images": len(test_split.names), "float32": before, "int8": after},
-        "runs_on": "x86-64 CPUs, by TensorFlow with oneDNN (TF_ENABLE_ONEDNN_OPTS=1)",
-        "int8_layers": integers,
-        "float32_layers": [layer.name for layer in main.layers if layer.weights and layer.name not in integers]})
+    return Quantized(
+        network,
+        {
+            "calibration": {"split": split.name, "images": count},
+            "mIoU": {"split": test_split.name, "images": len(test_split.names), "float32": before, "int8": after},
+            "runs_on": "x86-64 CPUs, by TensorFlow with oneDNN (TF_ENABLE_ONEDNN_OPTS=1)",
+            "int8_layers": integers,
+            "float32_layers": [layer.name for layer in main.layers if layer.weights and layer.name not in integers],
+        },
+    )
 
 
-def mean_iou(model: keras.Model, dataset: Dataset, split: Split, protocol: Protocol,
-             report: Callable[[str], None]) -> float:
+def mean_iou(
+    model: keras.Model, dataset: Dataset, split: Split, protocol: Protocol, report: Callable[[str], None]
+) -> float:
     """Return the mIoU of a model, a fraction, on a whole split."""
     counter = Counter(model, protocol, len(dataset.classes), tf.distribute.get_strategy())
     counts = counter.count(split, Progress(len(split.names), "images", report))
@@ -102,8 +115,11 @@ def integer_network(model: keras.Model, plan: Plan, statistics: dict[str, Channe
     """
     scales = code_scales(plan, statistics)
     # The constants of a function are stored once, however many signatures call it.
-    call = tf.function(_Execution(plan, scales, statistics).run, autograph=False,
-                       input_signature=[tf.TensorSpec(model.input.shape, tf.float32)])
+    call = tf.function(
+        _Execution(plan, scales, statistics).run,
+        autograph=False,
+        input_signature=[tf.TensorSpec(model.input.shape, tf.float32)],
+    )
     variables = [variable.value for step in plan.steps if step.form is Form.FLOAT for variable in step.layer.variables]
     return Network(call, variables, model.output.shape[-1])
 
@@ -138,8 +154,9 @@ class _Execution:
     def __init__(self, plan: Plan, scales: dict[str, np.ndarray], statistics: dict[str, ChannelStatistics]):
         self.plan, self.scales = plan, scales
         shifted = {step.output for step in plan.steps if step.form is Form.SHIFTED}
-        self.convolutions = {step.output: _integer_convolution(step, scales, statistics, shifted)
-                             for step in plan.convolutions}
+        self.convolutions = {
+            step.output: _integer_convolution(step, scales, statistics, shifted) for step in plan.convolutions
+        }
 
     def run(self, images: tf.Tensor) -> tf.Tensor:
         tensors = _Tensors(self.plan.source, images, self.scales)
@@ -182,18 +199,20 @@ def move(layer: layers.Layer, inputs: list[Codes]) -> Codes:
     values, scale = inputs[0]
     match layer:
         case layers.Concatenate():
-            return Codes(tf.concat([codes.values for codes in inputs], -1),
-                         np.concatenate([codes.scale for codes in inputs]))
+            return Codes(
+                tf.concat([codes.values for codes in inputs], -1), np.concatenate([codes.scale for codes in inputs])
+            )
         case layers.ZeroPadding2D():
             # The code of zero is zero.
             return Codes(tf.pad(values, [[0, 0], *layer.padding, [0, 0]]), scale)
         case layers.MaxPooling2D(pool_size=(1, 1)):
-            return Codes(values[:, ::layer.strides[0], ::layer.strides[1]], scale)
+            return Codes(values[:, :: layer.strides[0], :: layer.strides[1]], scale)
     return Codes(tf.nn.max_pool2d(values, layer.pool_size, layer.strides, layer.padding.upper()), scale)
 
 
-def _integer_convolution(step: Step, scales: dict[str, np.ndarray], statistics: dict[str, ChannelStatistics],
-                         shifted: set[str]) -> IntegerConvolution:
+def _integer_convolution(
+    step: Step, scales: dict[str, np.ndarray], statistics: dict[str, ChannelStatistics], shifted: set[str]
+) -> IntegerConvolution:
     """Return the convolution of a step; `shifted` are the tensors that have a shift added to them."""
     layer, source = step.layer, step.inputs[0]
     kernel, *biases = layer.get_weights()
@@ -203,5 +222,11 @@ def _integer_convolution(step: Step, scales: dict[str, np.ndarray], statistics: 
     if step.form is Form.RECTIFIED_SUM and step.inputs[1] in shifted:
         bias = bias - shift_of(statistics[step.inputs[1]])
     return IntegerConvolution(
-        kernel, bias, is_depthwise(layer), Geometry(layer.strides, layer.padding, layer.dilation_rate), scales[source],
-        statistics[source].mean, scales[step.output])
+        kernel,
+        bias,
+        is_depthwise(layer),
+        Geometry(layer.strides, layer.padding, layer.dilation_rate),
+        scales[source],
+        statistics[source].mean,
+        scales[step.output],
+    )

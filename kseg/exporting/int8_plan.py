@@ -18,8 +18,18 @@ from kseg.models.layers import AdaptiveAveragePooling, ChannelDropout, ResizeLik
 ALIASES = (layers.Identity, ChannelDropout)
 NONNEGATIVE_ACTIVATIONS = (keras.activations.relu, keras.activations.sigmoid, keras.activations.softmax)
 # The outputs of these layers are not negative if no input is.
-KEEPING_SIGN = (layers.Add, layers.Multiply, layers.Concatenate, layers.ZeroPadding2D, layers.MaxPooling2D,
-                layers.AveragePooling2D, layers.Reshape, AdaptiveAveragePooling, ResizeLike, RegionMixture)
+KEEPING_SIGN = (
+    layers.Add,
+    layers.Multiply,
+    layers.Concatenate,
+    layers.ZeroPadding2D,
+    layers.MaxPooling2D,
+    layers.AveragePooling2D,
+    layers.Reshape,
+    AdaptiveAveragePooling,
+    ResizeLike,
+    RegionMixture,
+)
 # These layers move values without changing them, so they can move codes.
 MOVING = (layers.ZeroPadding2D, layers.MaxPooling2D, layers.Concatenate)
 
@@ -117,14 +127,24 @@ class _Graph:
         is_plain = layer.depth_multiplier == 1 if is_depthwise(layer) else layer.groups == 1
         # The size is only known after pooling to a small grid, where a convolution costs nothing.
         is_large = None in layer.input.shape[1:3]
-        return (is_plain and is_large and layer.activation is keras.activations.linear
-                and node.inputs[0] in self.nonnegative and self.has_one_user(name))
+        return (
+            is_plain
+            and is_large
+            and layer.activation is keras.activations.linear
+            and node.inputs[0] in self.nonnegative
+            and self.has_one_user(name)
+        )
 
     def is_overwritable(self, name: str, convolution: _Node, total: _Node) -> bool:
         """Return whether the codes of a summand are unused once the convolution that adds to them starts."""
         others = {user.output for user in self.users[name] if user is not total}
-        return (name in self.nonnegative and name != self.target and others <= self.ancestors[convolution.output]
-                and convolution.output not in others and self._is_uniform(name))
+        return (
+            name in self.nonnegative
+            and name != self.target
+            and others <= self.ancestors[convolution.output]
+            and convolution.output not in others
+            and self._is_uniform(name)
+        )
 
     def _is_uniform(self, name: str) -> bool:
         """Return whether the codes of a tensor can have one scale, which concatenated codes cannot."""
@@ -170,8 +190,9 @@ def plan_integers(model: keras.Model) -> Plan:
         if step.form is not Form.FLOAT:
             needed.update(step.inputs)
     forms = {step.output: step.form for step in steps}
-    scaled = tuple(name for name, form in forms.items()
-                   if form is not Form.MOVED and (form is not Form.FLOAT or name in needed))
+    scaled = tuple(
+        name for name, form in forms.items() if form is not Form.MOVED and (form is not Form.FLOAT or name in needed)
+    )
     uniform = {name for name in scaled if forms[name] is not Form.RECTIFIED}
     for step in reversed(steps):
         if step.form is Form.RECTIFIED_SUM:

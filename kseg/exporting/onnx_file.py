@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-
 if TYPE_CHECKING:
     import onnx
     from tf2onnx.graph import Graph, Node
@@ -23,9 +22,12 @@ def write(maps: "ClassMaps", metadata: Mapping[str, str], directory: Path) -> No
     import onnx
     import tf2onnx
 
-    proto, _ = tf2onnx.convert.from_function(maps.function, input_signature=maps.function.input_signature,
-                                             opset=OPSET,
-                                             custom_op_handlers={"ResizeBilinear": (_resize_to_size, [])})
+    proto, _ = tf2onnx.convert.from_function(
+        maps.function,
+        input_signature=maps.function.input_signature,
+        opset=OPSET,
+        custom_op_handlers={"ResizeBilinear": (_resize_to_size, [])},
+    )
     _pad_explicitly(proto)
     onnx.helper.set_model_props(proto, dict(metadata))
     onnx.checker.check_model(proto)
@@ -83,5 +85,12 @@ def _resize_to_size(graph: "Graph", node: "Node", name: str, arguments: list) ->
     none = constant("none", [], np.float32)
     resized = add("Resize", [planes, none, none, sizes], mode="linear", coordinate_transformation_mode=centers)
     graph.remove_node(node.name)
-    graph.make_node("Transpose", [resized], {"perm": [0, 2, 3, 1]}, name=node.name, outputs=node.output, shapes=shapes,
-                    dtypes=dtypes)
+    graph.make_node(
+        "Transpose",
+        [resized],
+        {"perm": [0, 2, 3, 1]},
+        name=node.name,
+        outputs=node.output,
+        shapes=shapes,
+        dtypes=dtypes,
+    )

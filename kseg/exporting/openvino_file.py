@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-
 if TYPE_CHECKING:
     from kseg.exporting.class_maps import ClassMaps
 
@@ -47,5 +46,6 @@ def load(directory: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
 
     # By default, OpenVINO computes in bfloat16 on CPUs that have it.
     compiled = openvino.Core().compile_model(
-        directory / FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads})
+        directory / FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    )
     return lambda images: compiled(images)["class_map"]

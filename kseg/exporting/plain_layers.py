@@ -22,8 +22,12 @@ class PlainDepthwiseConvolution(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs):
         outputs = tf.raw_ops.DepthwiseConv2dNative(
-            input=inputs, filter=self.kernel, strides=(1, *self.strides, 1), padding=self.padding.upper(),
-            dilations=(1, *self.dilation_rate, 1))
+            input=inputs,
+            filter=self.kernel,
+            strides=(1, *self.strides, 1),
+            padding=self.padding.upper(),
+            dilations=(1, *self.dilation_rate, 1),
+        )
         return self.activation(tf.nn.bias_add(outputs, self.bias) if self.use_bias else outputs)
 
 
@@ -48,6 +52,10 @@ def bin_weights(length: int, bins: int) -> np.ndarray:
 
 
 # Class of a layer -> class whose operations every converter knows.
-PLAIN_CLASSES = {Convolution: PlainConvolution, DepthwiseConvolution: PlainDepthwiseConvolution,
-                 keras.layers.Conv2D: PlainConvolution, keras.layers.DepthwiseConv2D: PlainDepthwiseConvolution,
-                 AdaptiveAveragePooling: PlainPooling}
+PLAIN_CLASSES = {
+    Convolution: PlainConvolution,
+    DepthwiseConvolution: PlainDepthwiseConvolution,
+    keras.layers.Conv2D: PlainConvolution,
+    keras.layers.DepthwiseConv2D: PlainDepthwiseConvolution,
+    AdaptiveAveragePooling: PlainPooling,
+}

@@ -44,8 +44,11 @@ def folded_model(model: keras.Model, device: str) -> keras.Model:
 def float32(model: keras.Model, settings: Model, device: str) -> Network:
     """Return a network with the model's weights, computed in float32."""
     main = folded_model(model, device)
-    return Network(lambda images: main(images, training=False), [variable.value for variable in main.variables],
-                   main.output.shape[-1])
+    return Network(
+        lambda images: main(images, training=False),
+        [variable.value for variable in main.variables],
+        main.output.shape[-1],
+    )
 
 
 def bfloat16(model: keras.Model, settings: Model, device: str) -> Network:
@@ -54,8 +57,11 @@ def bfloat16(model: keras.Model, settings: Model, device: str) -> Network:
     unfolded = models.build(settings, main.output.shape[-1], precision="mixed_bfloat16")
     mixed = folded_model(unfolded, device)
     mixed.set_weights(main.get_weights())
-    return Network(lambda images: mixed(images, training=False), [variable.value for variable in mixed.variables],
-                   main.output.shape[-1])
+    return Network(
+        lambda images: mixed(images, training=False),
+        [variable.value for variable in mixed.variables],
+        main.output.shape[-1],
+    )
 
 
 def dynamic_range(model: keras.Model, settings: Model, device: str) -> Network:
@@ -78,9 +84,12 @@ def dynamic_range(model: keras.Model, settings: Model, device: str) -> Network:
 
     def call(images: tf.Tensor) -> tf.Tensor:
         values = [read() for read in readers]
-        outputs, _ = main.stateless_call([value for value, flag in zip(values, is_trainable) if flag],
-                                         [value for value, flag in zip(values, is_trainable) if not flag], images,
-                                         training=False)
+        outputs, _ = main.stateless_call(
+            [value for value, flag in zip(values, is_trainable) if flag],
+            [value for value, flag in zip(values, is_trainable) if not flag],
+            images,
+            training=False,
+        )
         return outputs
 
     return Network(call, saved, main.output.shape[-1])

@@ -37,16 +37,26 @@ def quantize(tensor: tf.Tensor, scale: np.ndarray) -> Codes:
 
     Negative values become 0, and values above 255 * scale become 255. `scale` (C,) is the same in all channels.
     """
-    values = tf.raw_ops.QuantizeV2(input=tensor, min_range=0.0, max_range=LARGEST_CODE * float(scale[0]), T=tf.quint8,
-                                   mode="SCALED", round_mode="HALF_TO_EVEN").output
+    values = tf.raw_ops.QuantizeV2(
+        input=tensor,
+        min_range=0.0,
+        max_range=LARGEST_CODE * float(scale[0]),
+        T=tf.quint8,
+        mode="SCALED",
+        round_mode="HALF_TO_EVEN",
+    ).output
     return Codes(tf.bitcast(values, tf.uint8), scale)
 
 
 def dequantize(codes: Codes) -> tf.Tensor:
     """Return the float32 tensor (N, H, W, C) that codes represent."""
     if np.ptp(codes.scale) == 0:
-        return tf.raw_ops.Dequantize(input=tf.bitcast(codes.values, tf.quint8), min_range=0.0,
-                                     max_range=LARGEST_CODE * float(codes.scale[0]), mode="SCALED")
+        return tf.raw_ops.Dequantize(
+            input=tf.bitcast(codes.values, tf.quint8),
+            min_range=0.0,
+            max_range=LARGEST_CODE * float(codes.scale[0]),
+            mode="SCALED",
+        )
     return tf.cast(codes.values, tf.float32) * codes.scale
 
 
@@ -96,8 +106,16 @@ class IntegerConvolution:
         [6, 200, 255]
     """
 
-    def __init__(self, kernel: np.ndarray, bias: np.ndarray, is_depthwise: bool, geometry: Geometry,
-                 input_scale: np.ndarray, input_mean: np.ndarray, output_scale: np.ndarray):
+    def __init__(
+        self,
+        kernel: np.ndarray,
+        bias: np.ndarray,
+        is_depthwise: bool,
+        geometry: Geometry,
+        input_scale: np.ndarray,
+        input_mean: np.ndarray,
+        output_scale: np.ndarray,
+    ):
         input_scale = input_scale.astype(np.float64)
         scaled = kernel.astype(np.float64) * input_scale[:, None]
         self.integers, steps = integer_kernel(scaled, is_depthwise)
@@ -105,15 +123,18 @@ class IntegerConvolution:
         shift = rounding * (input_mean / input_scale)[:, None]
         corrected = bias - (shift[:, 0] if is_depthwise else shift.sum(0))
         # The kernels of TensorFlow cache a float bias without a lock, but use an integer one as it is.
-        self.bias = np.clip(np.rint(corrected / steps), -2.0**31, 2.0**31 - 1).astype(np.int32)
+        self.bias = np.clip(np.rint(corrected / steps), -(2.0**31), 2.0**31 - 1).astype(np.int32)
         # The operations derive a channel's step from the range of its kernel.
         self.ranges = (127 * steps / output_scale).astype(np.float32)
         self.is_depthwise, self.geometry, self.output_scale = is_depthwise, geometry, output_scale
 
     def rectified(self, codes: Codes) -> Codes:
         """Return the codes of ReLU(convolution(x) + bias)."""
-        operation = (tf.raw_ops.QuantizedDepthwiseConv2DWithBiasAndReluAndRequantize if self.is_depthwise
-                     else tf.raw_ops.QuantizedConv2DWithBiasAndReluAndRequantize)
+        operation = (
+            tf.raw_ops.QuantizedDepthwiseConv2DWithBiasAndReluAndRequantize
+            if self.is_depthwise
+            else tf.raw_ops.QuantizedConv2DWithBiasAndReluAndRequantize
+        )
         return Codes(tf.bitcast(operation(**self._arguments(codes)).output, tf.uint8), self.output_scale)
 
     def rectified_sum(self, codes: Codes, summand: Codes) -> Codes:
@@ -125,17 +146,30 @@ class IntegerConvolution:
         """
         ratio = float(summand.scale[0]) / float(self.output_scale[0])
         result = tf.raw_ops.QuantizedConv2DWithBiasSumAndReluAndRequantize(
-            **self._arguments(codes), summand=tf.bitcast(summand.values, tf.quint8), min_summand=0.0,
-            max_summand=LARGEST_CODE * ratio)
+            **self._arguments(codes),
+            summand=tf.bitcast(summand.values, tf.quint8),
+            min_summand=0.0,
+            max_summand=LARGEST_CODE * ratio,
+        )
         return Codes(tf.bitcast(result.output, tf.uint8), self.output_scale)
 
     def _arguments(self, codes: Codes) -> dict:
         strides, padding, dilations = self.geometry
-        return {"input": tf.bitcast(codes.values, tf.quint8), "filter": _constant(self.integers, "qint8", tf.qint8),
-                "bias": _constant(self.bias, "qint32", tf.qint32), "min_input": 0.0, "max_input": float(LARGEST_CODE),
-                "min_filter": tf.constant(-self.ranges), "max_filter": tf.constant(self.ranges),
-                "min_freezed_output": 0.0, "max_freezed_output": float(LARGEST_CODE), "out_type": tf.quint8,
-                "strides": [1, *strides, 1], "padding": padding.upper(), "dilations": [1, *dilations, 1]}
+        return {
+            "input": tf.bitcast(codes.values, tf.quint8),
+            "filter": _constant(self.integers, "qint8", tf.qint8),
+            "bias": _constant(self.bias, "qint32", tf.qint32),
+            "min_input": 0.0,
+            "max_input": float(LARGEST_CODE),
+            "min_filter": tf.constant(-self.ranges),
+            "max_filter": tf.constant(self.ranges),
+            "min_freezed_output": 0.0,
+            "max_freezed_output": float(LARGEST_CODE),
+            "out_type": tf.quint8,
+            "strides": [1, *strides, 1],
+            "padding": padding.upper(),
+            "dilations": [1, *dilations, 1],
+        }
 
 
 def _constant(values: np.ndarray, name: str, dtype: tf.DType) -> tf.Tensor:
@@ -157,6 +191,7 @@ def require_kernels() -> None:
         raise ConfigError(
             "export.precision=int8 needs TensorFlow with oneDNN on an x86-64 processor, which TensorFlow enables by "
             "itself only on processors with AVX-512 VNNI: set TF_ENABLE_ONEDNN_OPTS=1 in the environment, here and "
-            "where the export is served") from None
+            "where the export is served"
+        ) from None
     if doubled != 6:
         raise ConfigError("export.precision=int8: TensorFlow's integer convolutions give wrong results here")

@@ -56,14 +56,19 @@ class Served(tf.Module):
         pixels = tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")
         examples = tf.TensorSpec((None,), tf.string, name="examples")
         methods: dict[str, tuple[Callable, tf.TensorSpec]] = {
-            "serving_default": (self.serve, strings), "predict_map": (self.predict_map, strings),
-            "predict_tensor": (self.predict_tensor, pixels), "predict_scores": (self.predict_scores, pixels),
-            "serve_tf_examples": (self.serve_tf_examples, examples)}
+            "serving_default": (self.serve, strings),
+            "predict_map": (self.predict_map, strings),
+            "predict_tensor": (self.predict_tensor, pixels),
+            "predict_scores": (self.predict_scores, pixels),
+            "serve_tf_examples": (self.serve_tf_examples, examples),
+        }
         if all_scores:
             methods["predict_all_scores"] = (self.predict_all_scores, pixels)
         # The attribute cannot be called `signatures`, a name that tf.saved_model reserves.
-        self.functions = {name: tf.function(method, input_signature=[spec], autograph=False)
-                          for name, (method, spec) in methods.items()}
+        self.functions = {
+            name: tf.function(method, input_signature=[spec], autograph=False)
+            for name, (method, spec) in methods.items()
+        }
 
     def _ids(self, images: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(images)
@@ -79,8 +84,11 @@ class Served(tf.Module):
 
         # One image is decoded while the network works on another; by default ten would occupy memory.
         png_bytes, size = tf.map_fn(
-            one, image_bytes, parallel_iterations=2,
-            fn_output_signature=(tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32)))
+            one,
+            image_bytes,
+            parallel_iterations=2,
+            fn_output_signature=(tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32)),
+        )
         return {"png_bytes": png_bytes, "size": size}
 
     def predict_map(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -91,8 +99,11 @@ class Served(tf.Module):
             fitted = resizing.resize_bytes(image[None], self.size)[0]
             return tf.ensure_shape(tf.cast(fitted, tf.uint8), (*self.size, 3)), tf.shape(image)[:2]
 
-        images, size = tf.map_fn(one, image_bytes, fn_output_signature=(
-            tf.TensorSpec((*self.size, 3), tf.uint8), tf.TensorSpec((2,), tf.int32)))
+        images, size = tf.map_fn(
+            one,
+            image_bytes,
+            fn_output_signature=(tf.TensorSpec((*self.size, 3), tf.uint8), tf.TensorSpec((2,), tf.int32)),
+        )
         return {"class_map": tf.ensure_shape(self.ids(images), (None, *self.size)), "size": size}
 
     def predict_tensor(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -126,14 +137,19 @@ class Served(tf.Module):
 
     def _require_max_pixels(self, sides: tf.Tensor) -> tf.Operation:
         pixels = tf.cast(sides[0], tf.int64) * tf.cast(sides[1], tf.int64)
-        return tf.debugging.Assert(pixels <= self.max_pixels, [
-            "image of", sides, "pixels (height, width); maximum:", self.max_pixels])
+        return tf.debugging.Assert(
+            pixels <= self.max_pixels, ["image of", sides, "pixels (height, width); maximum:", self.max_pixels]
+        )
 
     def _decoded(self, data: tf.Tensor) -> tf.Tensor:
         """Decode JPEG or PNG bytes; an image that is too large fails before it is decoded."""
-        sides = tf.case([(tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data)[:2]),
-                         (tf.equal(tf.strings.substr(data, 0, 8), PNG_SIGNATURE), lambda: _png_sides(data))],
-                        default=lambda: _refuse_bytes(data))
+        sides = tf.case(
+            [
+                (tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data)[:2]),
+                (tf.equal(tf.strings.substr(data, 0, 8), PNG_SIGNATURE), lambda: _png_sides(data)),
+            ],
+            default=lambda: _refuse_bytes(data),
+        )
         with tf.control_dependencies([self._require_max_pixels(sides)]):
             return decode_image(tf.identity(data))
 
@@ -147,6 +163,7 @@ def _png_sides(data: tf.Tensor) -> tf.Tensor:
 
 
 def _refuse_bytes(data: tf.Tensor) -> tf.Tensor:
-    with tf.control_dependencies([tf.debugging.Assert(
-            False, ["image_bytes is neither a JPEG nor a PNG; length:", tf.strings.length(data)])]):
+    with tf.control_dependencies(
+        [tf.debugging.Assert(False, ["image_bytes is neither a JPEG nor a PNG; length:", tf.strings.length(data)])]
+    ):
         return tf.zeros((2,), tf.int32)

@@ -14,8 +14,9 @@ from kseg.exporting.signatures import IMAGE_FEATURE
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 
 
-def write_warmup(directory: Path, size: tuple[int, int], batches: tuple[int, ...],
-                 report: Callable[[str], None]) -> None:
+def write_warmup(
+    directory: Path, size: tuple[int, int], batches: tuple[int, ...], report: Callable[[str], None]
+) -> None:
     """Write one request per signature and batch size of a SavedModel, read them back and run them.
 
     Without the extra [serving], which has the classes of the messages, nothing is written but a line of `report`.
@@ -57,13 +58,17 @@ def replay_warmup(path: Path, signatures: Mapping[str, Callable]) -> int:
     return count
 
 
-def example_inputs(signature: tf.types.experimental.ConcreteFunction, size: tuple[int, int],
-                   batch: int) -> dict[str, np.ndarray]:
+def example_inputs(
+    signature: tf.types.experimental.ConcreteFunction, size: tuple[int, int], batch: int
+) -> dict[str, np.ndarray]:
     """Return the inputs of a signature for `batch` images of (height, width) `size` that show a gray ramp."""
     image = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8)[:, None], (*size, 3))
     encoded = tf.io.encode_jpeg(image).numpy()
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
     example = tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: feature}))
-    values = {"image_bytes": np.array([encoded] * batch, object), "image": np.stack([image] * batch),
-              "examples": np.array([example.SerializeToString()] * batch, object)}
+    values = {
+        "image_bytes": np.array([encoded] * batch, object),
+        "image": np.stack([image] * batch),
+        "examples": np.array([example.SerializeToString()] * batch, object),
+    }
     return {key: values[key] for key in signature.structured_input_signature[1]}

@@ -7,10 +7,12 @@ from kseg.images import picture_reader, png
 # Parts of a file in which an orientation is searched, in bytes: it precedes the pixels or follows them.
 SEARCHED_HEAD, SEARCHED_TAIL = 1 << 17, 1 << 16
 # An orientation other than 1 in EXIF data, as a big-endian or little-endian entry, or in XMP. `\\C` matches any byte.
-ORIENTED = (r"(?s)\C*(?:(?:eXIf|Exif\x00\x00)\C*(?:\x01\x12\x00\C\x00\x00\x00\x01(?:[\x02-\x08]|\x00[\x02-\x08])"
-            r"|\x01\x12\x00\C\x00\x00\x00\x01\x00\x00\x00[\x02-\x08]"
-            r"|\x12\x01\C\x00\x01\x00\x00\x00[\x02-\x08])"
-            r"|tiff:Orientation(?:=\"|>)[02-9]|Raw profile type exif|XML:com\.adobe\.xmp\x00\x01)\C*")
+ORIENTED = (
+    r"(?s)\C*(?:(?:eXIf|Exif\x00\x00)\C*(?:\x01\x12\x00\C\x00\x00\x00\x01(?:[\x02-\x08]|\x00[\x02-\x08])"
+    r"|\x01\x12\x00\C\x00\x00\x00\x01\x00\x00\x00[\x02-\x08]"
+    r"|\x12\x01\C\x00\x01\x00\x00\x00[\x02-\x08])"
+    r"|tiff:Orientation(?:=\"|>)[02-9]|Raw profile type exif|XML:com\.adobe\.xmp\x00\x01)\C*"
+)
 # Header of the BMP files that all readers decode alike: 24 bits, not compressed. It begins after the file's sizes.
 BMP_HEADER_START, BMP_HEADER_LENGTH = 14, 20
 PIXELS_HEADER_LENGTH = 25
@@ -32,22 +34,32 @@ def needs_care(data: tf.Tensor, in_python: bool) -> tf.Tensor:
         in_python: Follow all chunks of a PNG in a Python function, which other processes cannot call. Otherwise, only
             the ends of the file are searched for an orientation.
     """
+
     def png_needs_care() -> tf.Tensor:
         if in_python:
             # tf.numpy_function never frees the strings that it passes to Python; tf.py_function does.
-            care = tf.py_function(lambda encoded: png.needs_care(encoded.numpy(), picture_reader.MAX_PIXELS), [data],
-                                  tf.bool)
+            care = tf.py_function(
+                lambda encoded: png.needs_care(encoded.numpy(), picture_reader.MAX_PIXELS), [data], tf.bool
+            )
             return tf.ensure_shape(care, ())
         header = _first_bytes(data, png.FIRST_CHUNK)
         deep = tf.equal(header[png.KIND], 16)
-        return deep | (big_endian(header[16:20]) * big_endian(header[20:24]) > picture_reader.MAX_PIXELS
-                       ) | may_be_turned(data)
+        return (
+            deep
+            | (big_endian(header[16:20]) * big_endian(header[20:24]) > picture_reader.MAX_PIXELS)
+            | may_be_turned(data)
+        )
 
     # tf.case would compute all conditions for every image.
     return tf.cond(
-        tf.io.is_jpeg(data), lambda: _jpeg_needs_care(data), lambda: tf.cond(
-            is_png(data), png_needs_care, lambda: tf.cond(
-                is_pixels(data), lambda: tf.constant(False), lambda: ~_is_plain_bmp(data))))
+        tf.io.is_jpeg(data),
+        lambda: _jpeg_needs_care(data),
+        lambda: tf.cond(
+            is_png(data),
+            png_needs_care,
+            lambda: tf.cond(is_pixels(data), lambda: tf.constant(False), lambda: ~_is_plain_bmp(data)),
+        ),
+    )
 
 
 def is_png(data: tf.Tensor) -> tf.Tensor:
@@ -76,11 +88,13 @@ def _jpeg_needs_care(data: tf.Tensor) -> tf.Tensor:
     shape = tf.cast(tf.io.extract_jpeg_shape(data), tf.int64)
     # TensorFlow reads CMYK without Adobe's marker as inverted.
     unusual = (tf.not_equal(shape[2], 1) & tf.not_equal(shape[2], 3)) | (
-        shape[0] * shape[1] > picture_reader.MAX_PIXELS)
+        shape[0] * shape[1] > picture_reader.MAX_PIXELS
+    )
     # The metadata of a JPEG precede its pixels.
     head = tf.strings.substr(data, 0, SEARCHED_HEAD)
-    return unusual | tf.cond(_has_metadata(head), lambda: tf.strings.regex_full_match(head, ORIENTED),
-                             lambda: tf.constant(False))
+    return unusual | tf.cond(
+        _has_metadata(head), lambda: tf.strings.regex_full_match(head, ORIENTED), lambda: tf.constant(False)
+    )
 
 
 def _has_metadata(head: tf.Tensor) -> tf.Tensor:

@@ -46,7 +46,8 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
         tf.io.is_jpeg(data),
         # Other readers use the accurate transform; the default one differs by a few gray levels.
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: _decode_non_jpeg(data))
+        lambda: _decode_non_jpeg(data),
+    )
     return tf.ensure_shape(image, (None, None, 3))
 
 
@@ -70,7 +71,8 @@ def read_image(data: tf.Tensor, value_range: tuple[float, ...], in_python: bool)
 
 def _read_carefully(data: tf.Tensor, value_range: tuple[float, ...]) -> tf.Tensor:
     pixels = tf.py_function(
-        lambda encoded: picture_reader.read_picture(encoded.numpy(), "image", value_range).pixels, [data], tf.uint8)
+        lambda encoded: picture_reader.read_picture(encoded.numpy(), "image", value_range).pixels, [data], tf.uint8
+    )
     return tf.ensure_shape(pixels, (None, None, 3))
 
 
@@ -79,8 +81,9 @@ def refuse_elsewhere(care: tf.Tensor) -> tf.Operation:
     return tf.debugging.Assert(~care, [ONLY_HERE])
 
 
-def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bool,
-                  value_range: tuple[float, ...] = ()) -> tf.Tensor:
+def decode_window(
+    data: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bool, value_range: tuple[float, ...] = ()
+) -> tf.Tensor:
     """Decode one window of an upright image of any kind, with the same pixels as in the whole image.
 
     Args:
@@ -101,9 +104,12 @@ def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bo
             crop_bottom = tf.minimum(bottom + JPEG_MARGIN, size[0])
             crop_right = tf.minimum(right + JPEG_MARGIN, size[1])
         crop = tf.image.decode_and_crop_jpeg(
-            data, tf.stack([crop_top, crop_left, crop_bottom - crop_top, crop_right - crop_left]), channels=3,
-            dct_method="INTEGER_ACCURATE")
-        return crop[top - crop_top:bottom - crop_top, left - crop_left:right - crop_left]
+            data,
+            tf.stack([crop_top, crop_left, crop_bottom - crop_top, crop_right - crop_left]),
+            channels=3,
+            dct_method="INTEGER_ACCURATE",
+        )
+        return crop[top - crop_top : bottom - crop_top, left - crop_left : right - crop_left]
 
     def crop_whole(image: tf.Tensor) -> tf.Tensor:
         with tf.control_dependencies([_assert_same_size(tf.shape(image)[:2], size)]):
@@ -114,16 +120,24 @@ def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bo
 
     def decode_png_window() -> tf.Tensor:
         # tf.numpy_function never frees the strings that it passes to Python; tf.py_function does.
-        rows, state = tf.py_function(lambda *arguments: _png_rows(*arguments, value_range), [data, bottom, size],
-                                     [tf.uint8, tf.int32])
+        rows, state = tf.py_function(
+            lambda *arguments: _png_rows(*arguments, value_range), [data, bottom, size], [tf.uint8, tf.int32]
+        )
         rows, state = tf.ensure_shape(rows, (None, None, 3)), tf.ensure_shape(state, ())
-        return tf.case([(tf.equal(state, UPPER), lambda: rows[top:bottom, left:right]),
-                        (tf.equal(state, WHOLE), lambda: crop_whole(rows))],
-                       default=lambda: crop_whole(_decode_non_jpeg(data)))
+        return tf.case(
+            [
+                (tf.equal(state, UPPER), lambda: rows[top:bottom, left:right]),
+                (tf.equal(state, WHOLE), lambda: crop_whole(rows)),
+            ],
+            default=lambda: crop_whole(_decode_non_jpeg(data)),
+        )
 
     def decode_other_window() -> tf.Tensor:
-        return tf.cond(decoder_choice.needs_care(data, in_python),
-                       lambda: crop_whole(_read_carefully(data, value_range)), decode_plain)
+        return tf.cond(
+            decoder_choice.needs_care(data, in_python),
+            lambda: crop_whole(_read_carefully(data, value_range)),
+            decode_plain,
+        )
 
     if in_python:
         image = tf.cond(decoder_choice.is_png(data), decode_png_window, decode_other_window)
@@ -133,8 +147,9 @@ def decode_window(data: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bo
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def _png_rows(data: tf.Tensor, rows: tf.Tensor, size: tf.Tensor,
-              value_range: tuple[float, ...]) -> tuple[tf.Tensor | np.ndarray, int]:
+def _png_rows(
+    data: tf.Tensor, rows: tf.Tensor, size: tf.Tensor, value_range: tuple[float, ...]
+) -> tuple[tf.Tensor | np.ndarray, int]:
     """Decode the first `rows` rows of a PNG, or all of it if only `picture_reader` decodes it right.
 
     Returns (uint8 (rows, W, 3), UPPER), (uint8 (H, W, 3), WHOLE), or (no pixels, UNDECODED) if the PNG has another
@@ -155,8 +170,11 @@ def _assert_same_size(actual: tf.Tensor, size: tf.Tensor) -> tf.Operation:
 
 
 def _decode_non_jpeg(data: tf.Tensor) -> tf.Tensor:
-    return tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P6\n"), lambda: _decode_pixels(data, 3),
-                   lambda: tf.io.decode_image(data, channels=3, expand_animations=False))
+    return tf.cond(
+        tf.equal(tf.strings.substr(data, 0, 3), "P6\n"),
+        lambda: _decode_pixels(data, 3),
+        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+    )
 
 
 def decode_label(data: tf.Tensor, in_python: bool) -> tf.Tensor:
@@ -169,8 +187,11 @@ def decode_label(data: tf.Tensor, in_python: bool) -> tf.Tensor:
     Returns:
         The values, uint8 of shape (H, W).
     """
-    label = tf.cond(tf.equal(tf.strings.substr(data, 0, 3), "P5\n"), lambda: tf.squeeze(_decode_pixels(data, 1), -1),
-                    lambda: _decode_png_label(data, in_python))
+    label = tf.cond(
+        tf.equal(tf.strings.substr(data, 0, 3), "P5\n"),
+        lambda: tf.squeeze(_decode_pixels(data, 1), -1),
+        lambda: _decode_png_label(data, in_python),
+    )
     return tf.ensure_shape(label, (None, None))
 
 
@@ -188,17 +209,24 @@ def _decode_png_label(data: tf.Tensor, in_python: bool) -> tf.Tensor:
 
     def decode() -> tf.Tensor:
         # decode_png converts palette indices to the luminance of their colors.
-        return tf.cond(is_palette, lambda: _decode_palette_indices(data, header),
-                       lambda: tf.squeeze(tf.io.decode_png(data, channels=1), -1))
+        return tf.cond(
+            is_palette,
+            lambda: _decode_palette_indices(data, header),
+            lambda: tf.squeeze(tf.io.decode_png(data, channels=1), -1),
+        )
 
     def decode_carefully() -> tf.Tensor:
         indices = tf.py_function(
-            lambda encoded: picture_reader.read_indices(encoded.numpy(), "label"), [data], tf.uint8)
+            lambda encoded: picture_reader.read_indices(encoded.numpy(), "label"), [data], tf.uint8
+        )
         return tf.ensure_shape(indices, (None, None))
 
-    with tf.control_dependencies([
+    with tf.control_dependencies(
+        [
             tf.debugging.Assert(is_png & (is_gray | is_palette), ["a label must be an 8-bit gray or a palette PNG"]),
-            tf.debugging.Assert(pixels <= picture_reader.MAX_PIXELS, ["more pixels than", picture_reader.MAX_PIXELS])]):
+            tf.debugging.Assert(pixels <= picture_reader.MAX_PIXELS, ["more pixels than", picture_reader.MAX_PIXELS]),
+        ]
+    ):
         turned = decoder_choice.may_be_turned(data)
     if in_python:
         return tf.cond(turned, decode_carefully, decode)
@@ -213,8 +241,9 @@ def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
     change[KIND] = PALETTE ^ GRAY
     checksum_change = zlib.crc32(bytes(CHECKSUM - 12)) ^ zlib.crc32(bytes(change[12:CHECKSUM]))
     change[CHECKSUM:] = list(checksum_change.to_bytes(4, "big"))
-    gray_header = tf.strings.reduce_join(tf.gather(tf.constant(BYTES), tf.cast(tf.bitwise.bitwise_xor(header, change),
-                                                                               tf.int32)))
+    gray_header = tf.strings.reduce_join(
+        tf.gather(tf.constant(BYTES), tf.cast(tf.bitwise.bitwise_xor(header, change), tf.int32))
+    )
 
     length = tf.strings.length(data)
 
@@ -231,13 +260,15 @@ def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
     pixels = tf.minimum(pixels, length)
     # Readers differ in which of two headers they believe. The search also covers what only looks like a header.
     start = tf.minimum(PNG_HEADER, length)
-    second = tf.strings.regex_full_match(tf.strings.substr(data, start, pixels - start),
-                                         r"(?s)\C*\x00\x00\x00\x0dIHDR\C*")
+    second = tf.strings.regex_full_match(
+        tf.strings.substr(data, start, pixels - start), r"(?s)\C*\x00\x00\x00\x0dIHDR\C*"
+    )
     with tf.control_dependencies([tf.debugging.Assert(~second, ["two headers (IHDR chunks)"])]):
         pixels = tf.identity(pixels)
     # A slice would copy the values, a squeeze does not.
     values = tf.squeeze(
-        tf.io.decode_png(tf.strings.join([gray_header, tf.strings.substr(data, pixels, -1)]), channels=1), -1)
+        tf.io.decode_png(tf.strings.join([gray_header, tf.strings.substr(data, pixels, -1)]), channels=1), -1
+    )
     # decode_png scales gray values of fewer than 8 bits to 0..255.
     largest = tf.bitwise.left_shift(tf.constant(1, tf.uint8), tf.minimum(header[DEPTH], 7))
     largest = tf.where(tf.equal(header[DEPTH], 8), tf.constant(255, tf.uint8), largest - 1)
@@ -246,8 +277,9 @@ def _decode_palette_indices(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
 
 def _decode_pixels(data: tf.Tensor, channels: int) -> tf.Tensor:
     """Decode the uint8 (H, W, channels) pixels that `encode_pixels` wrote."""
-    width, height = (tf.strings.to_number(tf.strings.strip(tf.strings.substr(data, start, 8)), tf.int32)
-                     for start in (3, 12))
+    width, height = (
+        tf.strings.to_number(tf.strings.strip(tf.strings.substr(data, start, 8)), tf.int32) for start in (3, 12)
+    )
     values = tf.io.decode_raw(data, tf.uint8)[PIXELS_START:]
     return tf.reshape(values, (height, width, channels))
 
@@ -258,6 +290,7 @@ def encode_pixels(pixels: np.ndarray) -> bytes:
     Args:
         pixels: An RGB image of shape (H, W, 3), or class ids of shape (H, W); uint8.
     """
-    header = PIXELS_HEADER.format(magic="P6" if pixels.ndim == 3 else "P5", width=pixels.shape[1],
-                                  height=pixels.shape[0])
+    header = PIXELS_HEADER.format(
+        magic="P6" if pixels.ndim == 3 else "P5", width=pixels.shape[1], height=pixels.shape[0]
+    )
     return header.encode() + np.ascontiguousarray(pixels).tobytes()

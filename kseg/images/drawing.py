@@ -30,12 +30,13 @@ def colorize(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.nda
     if ids.dtype != np.uint8 or ids.ndim != 2:
         raise ValueError(f"ids must be uint8 (H, W), got {ids.dtype} {ids.shape}")
     table = np.zeros((256, 3), np.uint8)
-    table[:min(len(palette), IGNORED)] = np.reshape(palette[:IGNORED], (-1, 3))
+    table[: min(len(palette), IGNORED)] = np.reshape(palette[:IGNORED], (-1, 3))
     return table[ids]
 
 
-def overlay(image: np.ndarray, ids: np.ndarray, palette: Sequence[tuple[int, int, int]],
-            opacity: float = 0.5) -> np.ndarray:
+def overlay(
+    image: np.ndarray, ids: np.ndarray, palette: Sequence[tuple[int, int, int]], opacity: float = 0.5
+) -> np.ndarray:
     """Blend an image with the colors of its classes.
 
     Args:

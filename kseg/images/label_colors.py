@@ -12,8 +12,9 @@ from kseg.images.decoding import DEPTH, PNG_HEADER, PNG_SIGNATURE, refuse_elsewh
 RGB_BITS = 0xFFFFFF
 
 
-def decode_color_label(data: tf.Tensor, label_colors: Sequence[tuple[tuple[int, int, int], int]],
-                       other_colors: int, in_python: bool) -> tf.Tensor:
+def decode_color_label(
+    data: tf.Tensor, label_colors: Sequence[tuple[tuple[int, int, int], int]], other_colors: int, in_python: bool
+) -> tf.Tensor:
     """Decode a label to the values of its colors, upright.
 
     Args:
@@ -30,8 +31,13 @@ def decode_color_label(data: tf.Tensor, label_colors: Sequence[tuple[tuple[int, 
     depth = tf.io.decode_raw(header, tf.uint8)[DEPTH]
     is_png = tf.equal(tf.strings.substr(header, 0, len(PNG_SIGNATURE)), PNG_SIGNATURE)
     # decode_png also reads JPEGs, whose colors are not exact, and drops the lower byte of 16 bits.
-    with tf.control_dependencies([tf.debugging.Assert(
-            is_png & (depth <= 8), ["a label with colors must be a PNG of at most 8 bits per channel"])]):
+    with tf.control_dependencies(
+        [
+            tf.debugging.Assert(
+                is_png & (depth <= 8), ["a label with colors must be a PNG of at most 8 bits per channel"]
+            )
+        ]
+    ):
         turned = decoder_choice.may_be_turned(data)
     if in_python:
         pixels = tf.cond(turned, lambda: _read_upright(data), lambda: tf.io.decode_png(data, channels=4))
@@ -41,19 +47,22 @@ def decode_color_label(data: tf.Tensor, label_colors: Sequence[tuple[tuple[int, 
     pixels = tf.ensure_shape(pixels, (None, None, 4))
     codes = tf.bitwise.bitwise_and(tf.bitcast(pixels, tf.int32), RGB_BITS)
     pairs = sorted((_code(color), value) for color, value in label_colors)
-    known, values = (tf.constant(np.array(column, dtype)) for column, dtype in
-                     zip(zip(*pairs), (np.int32, np.uint8), strict=True))
+    known, values = (
+        tf.constant(np.array(column, dtype)) for column, dtype in zip(zip(*pairs), (np.int32, np.uint8), strict=True)
+    )
     flat = tf.reshape(codes, (1, -1))
     positions = tf.minimum(tf.searchsorted(known[None], flat), len(pairs) - 1)
-    found = tf.where(tf.equal(tf.gather(known, positions), flat), tf.gather(values, positions),
-                     tf.constant(other_colors, tf.uint8))
+    found = tf.where(
+        tf.equal(tf.gather(known, positions), flat), tf.gather(values, positions), tf.constant(other_colors, tf.uint8)
+    )
     return tf.reshape(found, tf.shape(codes))
 
 
 def _read_upright(data: tf.Tensor) -> tf.Tensor:
     """Return the colors of a turned PNG with an alpha of 0, uint8 (H, W, 4)."""
-    colors = tf.py_function(lambda encoded: picture_reader.read_picture(encoded.numpy(), "label").pixels, [data],
-                            tf.uint8)
+    colors = tf.py_function(
+        lambda encoded: picture_reader.read_picture(encoded.numpy(), "label").pixels, [data], tf.uint8
+    )
     return tf.pad(tf.ensure_shape(colors, (None, None, 3)), [[0, 0], [0, 0], [0, 1]])
 
 

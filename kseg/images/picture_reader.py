@@ -48,8 +48,7 @@ class Picture(NamedTuple):
     values: np.ndarray | None
 
 
-def read_picture(source: Path | str | bytes | BinaryIO, name: Path | str,
-                 value_range: Sequence[float] = ()) -> Picture:
+def read_picture(source: Path | str | bytes | BinaryIO, name: Path | str, value_range: Sequence[float] = ()) -> Picture:
     """Read an image as 8-bit RGB, upright according to its EXIF orientation.
 
     Transparency is dropped, not composited: the colors stored under it remain.
@@ -104,7 +103,7 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
     turned = array.swapaxes(0, 1) if orientation >= 5 else array
     # The axes to mirror after the exchange of rows and columns.
     rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return turned[::-1 if rows else 1, ::-1 if columns else 1]
+    return turned[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def reduce_values(values: np.ndarray, name: Path | str, value_range: Sequence[float] = ()) -> np.ndarray:
@@ -122,12 +121,16 @@ def reduce_values(values: np.ndarray, name: Path | str, value_range: Sequence[fl
         scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
         return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
     if values.dtype.kind == "f":
-        raise DataError(f"{name}: floating-point pixels have an unknown scale; name the values that are black and "
-                        "white in the config, data.value_range=LOW,HIGH, or save it with 8 or 16 bits per channel")
+        raise DataError(
+            f"{name}: floating-point pixels have an unknown scale; name the values that are black and "
+            "white in the config, data.value_range=LOW,HIGH, or save it with 8 or 16 bits per channel"
+        )
     lowest, highest = values.min(), values.max()
     if lowest < 0 or highest > LARGEST_16_BIT:
-        raise DataError(f"{name}: gray values {lowest}..{highest} exceed the 16-bit range 0..65535; name the values "
-                        "that are black and white in the config, data.value_range=LOW,HIGH")
+        raise DataError(
+            f"{name}: gray values {lowest}..{highest} exceed the 16-bit range 0..65535; name the values "
+            "that are black and white in the config, data.value_range=LOW,HIGH"
+        )
     # Colors keep their high byte, as all decoders do. Adding 128 rounds to the nearest value; 257 is 65535 / 255.
     reduced = values >> 8 if values.ndim == 3 else (values.astype(np.int32) + 128) // 257
     return reduced.astype(np.uint8)
@@ -145,9 +148,11 @@ def range_note(extents: Sequence[tuple[float, float]]) -> str:
     if highest - lowest >= CORNER:
         return ""
     count = f"{len(extents)} image{'s' * (len(extents) > 1)} with more than 8 bits"
-    return (f"{count} use{'s' * (len(extents) == 1)} only the values {lowest:g}..{highest:g} of 0..65535, so that "
-            "little contrast is left in 8 bits; set the values that are black and white in the config, such as "
-            "data.value_range=0,4095 for 12 bits")
+    return (
+        f"{count} use{'s' * (len(extents) == 1)} only the values {lowest:g}..{highest:g} of 0..65535, so that "
+        "little contrast is left in 8 bits; set the values that are black and white in the config, such as "
+        "data.value_range=0,4095 for 12 bits"
+    )
 
 
 @contextlib.contextmanager
@@ -183,20 +188,23 @@ def _opened(source: Path | str | bytes | BinaryIO, name: Path | str) -> Iterator
     """Open an image and check its header."""
     with _stream(source) as file, Image.open(file) as image:
         if math.prod(image.size) > MAX_PIXELS:
-            raise DataError(f"{name}: {image.width} x {image.height} is {math.prod(image.size)} pixels, more than the "
-                            f"limit of {MAX_PIXELS}")
+            raise DataError(
+                f"{name}: {image.width} x {image.height} is {math.prod(image.size)} pixels, more than the "
+                f"limit of {MAX_PIXELS}"
+            )
         if image.format == "PNG" and image.fp is not None:
             position = image.fp.tell()
             headers = png.count_headers(image.fp)
             image.fp.seek(position)
             if headers > 1:
-                raise DataError(f"{name}: a PNG with {headers} headers (IHDR chunks), which programs read differently; "
-                                "save it again")
+                raise DataError(
+                    f"{name}: a PNG with {headers} headers (IHDR chunks), which programs read differently; "
+                    "save it again"
+                )
         yield image
 
 
-def _picture(image: Image.Image, name: Path | str, value_range: Sequence[float],
-             colors: np.ndarray | None) -> Picture:
+def _picture(image: Image.Image, name: Path | str, value_range: Sequence[float], colors: np.ndarray | None) -> Picture:
     """Return the first page of an opened image; `colors` are its 16-bit colors, None if it has none."""
     image.load()
     orientation = _orientation(image)
@@ -264,7 +272,12 @@ def _decode_as(source: Path | str | bytes | BinaryIO, change_raw_mode: Callable[
     """Decode an image as stored, uint8 (H, W, channels), with another layout of its bytes."""
     with _stream(source) as file, Image.open(file) as image:
         image.tile = [
-            tile._replace(args=change_raw_mode(tile.args) if isinstance(tile.args, str)
-                          else (change_raw_mode(tile.args[0]), *tile.args[1:])) for tile in image.tile]
+            tile._replace(
+                args=change_raw_mode(tile.args)
+                if isinstance(tile.args, str)
+                else (change_raw_mode(tile.args[0]), *tile.args[1:])
+            )
+            for tile in image.tile
+        ]
         image.load()
         return np.asarray(image)

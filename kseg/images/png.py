@@ -54,9 +54,9 @@ def _pixel_chunks(data: bytes) -> list[memoryview]:
         length, kind = struct.unpack_from(">I4s", data, start)
         end = start + 8 + length
         if kind == b"IDAT":
-            if (isal_zlib.crc32(view[start + 4:end]),) != struct.unpack_from(">I", data, end):
+            if (isal_zlib.crc32(view[start + 4 : end]),) != struct.unpack_from(">I", data, end):
                 raise ValueError("checksum")
-            chunks.append(view[start + 8:end])
+            chunks.append(view[start + 8 : end])
         elif chunks or kind == b"IEND":
             return chunks
         start = end + 4
@@ -66,25 +66,34 @@ def _stored_png(width: int, height: int, rows: bytes) -> bytes:
     """Return a PNG that holds filtered rows without compression."""
     view, parts = memoryview(rows), [b"IDAT\x78\x01"]
     for start in range(0, len(rows), BLOCK):
-        block = view[start:start + BLOCK]
+        block = view[start : start + BLOCK]
         parts += [struct.pack("<BHH", start + BLOCK >= len(rows), len(block), len(block) ^ 0xFFFF), block]
     parts.append(struct.pack(">I", isal_zlib.adler32(rows)))
     checksum = 0
     for part in parts:
         checksum = isal_zlib.crc32(part, checksum)
     header = struct.pack(">4sII", b"IHDR", width, height) + RGB
-    return b"".join([
-        SIGNATURE, struct.pack(">I", len(header) - 4), header, struct.pack(">I", zlib.crc32(header)),
-        struct.pack(">I", sum(map(len, parts)) - 4), *parts, struct.pack(">I", checksum), END])
+    return b"".join(
+        [
+            SIGNATURE,
+            struct.pack(">I", len(header) - 4),
+            header,
+            struct.pack(">I", zlib.crc32(header)),
+            struct.pack(">I", sum(map(len, parts)) - 4),
+            *parts,
+            struct.pack(">I", checksum),
+            END,
+        ]
+    )
 
 
 def palette(data: bytes) -> bytes:
     """Return the RGB colors of a palette PNG, three bytes for each index, or b"" for another file."""
     start = FIRST_CHUNK
-    while data[KIND + 1:KIND + 2] == b"\x03" and start + 8 <= len(data):
+    while data[KIND + 1 : KIND + 2] == b"\x03" and start + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
         if kind in (b"PLTE", b"IDAT"):
-            return data[start + 8:start + 8 + length] if kind == b"PLTE" else b""
+            return data[start + 8 : start + 8 + length] if kind == b"PLTE" else b""
         start += 12 + length
     return b""
 
@@ -107,7 +116,7 @@ def needs_care(data: bytes, max_pixels: int) -> bool:
     of its pixels, which only Pillow refuses.
     """
     height, width = png_size(data)
-    if height * width > max_pixels or data[KIND:KIND + 1] == b"\x10":
+    if height * width > max_pixels or data[KIND : KIND + 1] == b"\x10":
         return True
     start, headers, kind = len(SIGNATURE), 0, b"IDAT"
     while start + 8 <= len(data):
@@ -117,7 +126,7 @@ def needs_care(data: bytes, max_pixels: int) -> bool:
             content, end = start + 8, start + 8 + length
             if headers > 1 or kind in (b"eXIf", b"acTL") or kind in TEXTS and data.startswith(ORIENTED_TEXTS, content):
                 return True
-            if isal_zlib.crc32(data[start + 4:end]) != int.from_bytes(data[end:end + 4]):
+            if isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4]):
                 return True
             if kind == b"IEND":
                 return False

@@ -62,12 +62,16 @@ def resize_bytes(images: tf.Tensor, size: tuple) -> tf.Tensor:
     with tf.device("CPU:0"):
         images = tf.cast(images, tf.int32)
         lower, upper, weights = linear_positions(tf.shape(images)[2], size[1])
-        images = (tf.gather(images, lower, axis=2) * weights[0][:, None]
-                  + tf.gather(images, upper, axis=2) * weights[1][:, None])
+        images = (
+            tf.gather(images, lower, axis=2) * weights[0][:, None]
+            + tf.gather(images, upper, axis=2) * weights[1][:, None]
+        )
         lower, upper, weights = linear_positions(tf.shape(images)[1], size[0])
         images = tf.bitwise.right_shift(images, 4)
-        parts = (tf.bitwise.right_shift(tf.gather(images, rows, axis=1) * weight[:, None, None], 16)
-                 for rows, weight in ((lower, weights[0]), (upper, weights[1])))
+        parts = (
+            tf.bitwise.right_shift(tf.gather(images, rows, axis=1) * weight[:, None, None], 16)
+            for rows, weight in ((lower, weights[0]), (upper, weights[1]))
+        )
         return tf.bitwise.right_shift(sum(parts) + 2, 2)
 
 

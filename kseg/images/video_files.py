@@ -51,7 +51,7 @@ class Video:
         # Applying the file's rotation is OpenCV's documented default, but not the default of every build.
         self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         count, rate = self._capture.get(cv2.CAP_PROP_FRAME_COUNT), self._capture.get(cv2.CAP_PROP_FPS)
-        self.frame_count = int(count) if 0 < count < 2 ** 53 else None
+        self.frame_count = int(count) if 0 < count < 2**53 else None
         self.rate_known = 0 < rate <= MAX_RATE
         self.rate = rate if self.rate_known else DEFAULT_RATE
 
@@ -75,19 +75,25 @@ class Video:
                 break
             size = size or frame.shape
             if frame.shape != size:
-                raise DataError(f"{self.path}: frame {count} has {frame.shape[1]} x {frame.shape[0]} pixels, the "
-                                f"previous frames have {size[1]} x {size[0]}; {self._describe_count(count)}")
+                raise DataError(
+                    f"{self.path}: frame {count} has {frame.shape[1]} x {frame.shape[0]} pixels, the "
+                    f"previous frames have {size[1]} x {size[0]}; {self._describe_count(count)}"
+                )
             # OpenCV's channel order is BGR.
             yield np.ascontiguousarray(frame[..., ::-1])
             count += 1
         self._capture.release()
         if self._length.missing_bytes:
-            raise DataError(f"{self.path}: the file is cut off {self._length.missing_bytes} bytes before its end; "
-                            + self._describe_count(count))
+            raise DataError(
+                f"{self.path}: the file is cut off {self._length.missing_bytes} bytes before its end; "
+                + self._describe_count(count)
+            )
         tolerance = 0 if self._length.has_frame_count else math.ceil(self.rate)
         if not count or self.frame_count is not None and count < self.frame_count - tolerance:
-            raise DataError(f"{self.path}: {self._describe_count(count)}; it is damaged, hides frames as a trimmed "
-                            "video does, or has a longer sound track")
+            raise DataError(
+                f"{self.path}: {self._describe_count(count)}; it is damaged, hides frames as a trimmed "
+                "video does, or has a longer sound track"
+            )
 
     def _describe_count(self, count: int) -> str:
         if self.frame_count is not None and count <= self.frame_count:
@@ -116,17 +122,19 @@ def video_writer(path: Path | str, size: tuple[int, int], rate: float) -> Iterat
     import cv2
 
     if not is_utf8(os.path.abspath(path)):
-        raise UserError(f"cannot write {path}: OpenCV cannot write files whose path is not UTF-8; "
-                        "choose another path")
+        raise UserError(f"cannot write {path}: OpenCV cannot write files whose path is not UTF-8; choose another path")
     height, width = size
     with image_files.replacing_file(path, suffix=".mp4") as temporary:
         # OpenCV does not report a missing permission or a full disk; creating the file does.
         temporary.touch()
-        video = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate,
-                                (width + width % 2, height + height % 2))
+        video = cv2.VideoWriter(
+            str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width + width % 2, height + height % 2)
+        )
         if not video.isOpened():
-            raise UserError(f"cannot write {path}: OpenCV cannot write an MPEG-4 video of {width} x {height} pixels at "
-                            f"{rate:g} frames per second")
+            raise UserError(
+                f"cannot write {path}: OpenCV cannot write an MPEG-4 video of {width} x {height} pixels at "
+                f"{rate:g} frames per second"
+            )
         count = 0
 
         def append(frame: np.ndarray) -> None:

@@ -39,10 +39,16 @@ class PredictionRun(NamedTuple):
     report: Callable[[str], None]
 
 
-def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequence[str | Path], out: Path,
-                  dataset: "Dataset", report: Callable[[str], None] = print, kinds: Sequence[str] = (),
-                  probability_predictor: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
-                  value_range: Sequence[float] = ()) -> list[FailedFile]:
+def predict_files(
+    predictor: Callable[[np.ndarray], np.ndarray],
+    inputs: Sequence[str | Path],
+    out: Path,
+    dataset: "Dataset",
+    report: Callable[[str], None] = print,
+    kinds: Sequence[str] = (),
+    probability_predictor: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+    value_range: Sequence[float] = (),
+) -> list[FailedFile]:
     """Predict image and video files, and write the results and a legend to a directory.
 
     A file that cannot be read, or for which the predictor raises DataError, is reported on stderr and skipped. Results
@@ -77,6 +83,7 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
         >>> sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
         ['ids/street.png', 'legend.png', 'overlay/street.png']
     """
+
     def predict(image: np.ndarray) -> Prediction:
         if output_kinds.need_probabilities(kinds):
             return Prediction(image, *probability_predictor(image))
@@ -86,12 +93,15 @@ def predict_files(predictor: Callable[[np.ndarray], np.ndarray], inputs: Sequenc
     files = find_input_files(inputs, out, kinds or DEFAULT_KINDS)
     output_kinds.require_classes(kinds, dataset)
     if "cityscapes-labelids" in kinds:
-        ambiguous = output_kinds.ambiguous_names(file.result_path("cityscapes-labelids", 0 if file.is_video else None)
-                                                 for file in files)
+        ambiguous = output_kinds.ambiguous_names(
+            file.result_path("cityscapes-labelids", 0 if file.is_video else None) for file in files
+        )
         if ambiguous:
-            report(f"note: Cityscapes' test server finds each result by the CITY_SEQUENCE_FRAME at the start of its "
-                   f"name, which must be unique; {len(ambiguous)} of {len(files)} names do not qualify, such as "
-                   f"{ambiguous[0]}")
+            report(
+                f"note: Cityscapes' test server finds each result by the CITY_SEQUENCE_FRAME at the start of its "
+                f"name, which must be unique; {len(ambiguous)} of {len(files)} names do not qualify, such as "
+                f"{ambiguous[0]}"
+            )
     if note := skipped_files_note(inputs, out):
         report(printable(f"note: {note}"))
     if missing := drawing.missing_characters(dataset.classes):
@@ -122,8 +132,9 @@ def _predict_images(run: PredictionRun, images: Sequence[InputFile]) -> list[Fai
             picture = picture_reader.read_picture(file.path, file.path, run.value_range)
             image = picture.pixels
             if picture.pages > 1:
-                run.report(printable(f"note: {file.path}: only the first of {picture.pages} pages or frames is "
-                                     "predicted"))
+                run.report(
+                    printable(f"note: {file.path}: only the first of {picture.pages} pages or frames is predicted")
+                )
             if picture.values is not None:
                 extents.append((picture.values.min(), picture.values.max()))
             arrays = _result_arrays(run, image, run.kinds or DEFAULT_KINDS, str(file.path))
@@ -165,7 +176,8 @@ def _predict_video(run: PredictionRun, file: InputFile, failures: list[FailedFil
                         if kind not in writers:
                             path = run.out / file.result_path(kind)
                             writers[kind] = stack.enter_context(
-                                video_files.video_writer(path, array.shape[:2], video.rate))
+                                video_files.video_writer(path, array.shape[:2], video.rate)
+                            )
                         writers[kind](array)
                     else:
                         output_kinds.save_result(array, run.out / file.result_path(kind, done))

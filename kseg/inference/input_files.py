@@ -73,8 +73,9 @@ def find_input_files(inputs: Sequence[str | Path], out: Path, kinds: Sequence[st
             results = [file.result_path(kind)] + [file.result_path(kind, 0).parent] * file.is_video
             for result in results:
                 if (out / result).resolve() in sources:
-                    raise UserError(f"{out / result}, the result of {file.path}, would overwrite an input: choose "
-                                    "another --out")
+                    raise UserError(
+                        f"{out / result}, the result of {file.path}, would overwrite an input: choose another --out"
+                    )
     return files
 
 
@@ -83,8 +84,12 @@ def skipped_files_note(inputs: Sequence[str | Path], out: Path) -> str:
 
     Takes the arguments of `find_input_files`, which must have succeeded.
     """
-    counts = Counter(path.suffix or "no suffix" for value in inputs
-                     for path in _list_input(os.path.expanduser(value), out)[1] if not _is_wanted(path, value))
+    counts = Counter(
+        path.suffix or "no suffix"
+        for value in inputs
+        for path in _list_input(os.path.expanduser(value), out)[1]
+        if not _is_wanted(path, value)
+    )
     if not counts:
         return ""
     found = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(counts.items()))
@@ -115,12 +120,14 @@ def _list_input(value: str, out: Path) -> tuple[Path, list[Path]]:
     # --out may be inside the input directory, so results of previous runs are excluded.
     resolved_base, written = base.resolve(), [(out / kind).resolve() for kind in (*KINDS, "legend.png")]
     written = [path.relative_to(resolved_base) for path in written if resolved_base in path.parents]
-    return base, [path for path in paths
-                  if not any(path.relative_to(base).is_relative_to(result) for result in written)]
+    return base, [
+        path for path in paths if not any(path.relative_to(base).is_relative_to(result) for result in written)
+    ]
 
 
 def _list_recursively(directory: str) -> list[Path]:
     """Return the files below a directory, sorted, without hidden ones (such as macOS's ._NAME files)."""
+
     def raise_user_error(error: OSError) -> None:
         raise UserError(f"cannot list {error.filename}: {error.strerror}")
 
@@ -142,15 +149,18 @@ def _result_names(sources: list[tuple[Path, PurePath]]) -> list[PurePath]:
     keep_suffix = set()
     suffixes = [".mp4" if _is_video(path) else ".png" for path, _ in sources]
     while True:
-        names = [relative.with_name(relative.name + suffix) if index in keep_suffix else relative.with_suffix(suffix)
-                 for index, ((_, relative), suffix) in enumerate(zip(sources, suffixes))]
+        names = [
+            relative.with_name(relative.name + suffix) if index in keep_suffix else relative.with_suffix(suffix)
+            for index, ((_, relative), suffix) in enumerate(zip(sources, suffixes))
+        ]
         # A video also needs a directory for its frames.
         taken = [(name, name.with_suffix("")) if name.suffix == ".mp4" else (name,) for name in names]
         counts = Counter(path for paths in taken for path in paths)
         # The result of a.jpg must not have the name of the directory that the result of a.png/b.jpg needs.
         folders = {folder for name in names for folder in name.parents}
-        clashes = {index for index, paths in enumerate(taken)
-                   if any(counts[path] > 1 or path in folders for path in paths)}
+        clashes = {
+            index for index, paths in enumerate(taken) if any(counts[path] > 1 or path in folders for path in paths)
+        }
         if clashes <= keep_suffix:
             break
         # The longer names may clash with other names, so all names are checked again.
@@ -159,7 +169,9 @@ def _result_names(sources: list[tuple[Path, PurePath]]) -> list[PurePath]:
         first = taken[min(clashes)]
         name = next((path for path in first if counts[path] > 1), first[0])
         same = [str(path) for (path, _), paths in zip(sources, taken) if name in paths]
-        raise UserError(f"several results would be called {name}: those of {', '.join(same[:3])}"
-                        f"{' ...' if len(same) > 3 else ''}; name their common parent directory, or predict them "
-                        "separately")
+        raise UserError(
+            f"several results would be called {name}: those of {', '.join(same[:3])}"
+            f"{' ...' if len(same) > 3 else ''}; name their common parent directory, or predict them "
+            "separately"
+        )
     return names

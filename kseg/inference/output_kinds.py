@@ -57,7 +57,7 @@ def _lookup_table(values: Iterable[int]) -> np.ndarray:
     """Return the uint8 (256,) table from class id to value; it has 0 for ids that no model predicts."""
     table = np.zeros(256, np.uint8)
     values = list(values)
-    table[:len(values)] = values
+    table[: len(values)] = values
     return table
 
 
@@ -67,17 +67,31 @@ ADE20K_VALUES = _lookup_table(range(1, len(class_names.ADE20K) + 1))
 
 KINDS = {
     "ids": Kind("class ids (8-bit grayscale PNG)", ".png", lambda prediction, palette: prediction.ids),
-    "overlay": Kind("the image blended with the class colors (PNG; an .mp4 for a video)", ".png",
-                    lambda prediction, palette: drawing.overlay(prediction.image, prediction.ids, palette),
-                    is_video=True),
-    "scores": Kind("the probability of each class (NumPy .npy, float16 of height x width x classes: 80 MB for a "
-                   "Cityscapes image of 1024 x 2048 and 19 classes)", ".npy",
-                   lambda prediction, palette: prediction.probabilities.astype(np.float16), needs_probabilities=True),
-    "cityscapes-labelids": Kind("Cityscapes' label ids 7 to 33 instead of class ids 0 to 18, for its test server "
-                                "(8-bit grayscale PNG)", ".png", lambda prediction, palette: LABEL_IDS[prediction.ids],
-                                tuple(class_names.CITYSCAPES)),
-    "ade20k": Kind("class ids + 1 as in ADE20K's annotations, for its test server (8-bit grayscale PNG)", ".png",
-                   lambda prediction, palette: ADE20K_VALUES[prediction.ids], tuple(class_names.ADE20K)),
+    "overlay": Kind(
+        "the image blended with the class colors (PNG; an .mp4 for a video)",
+        ".png",
+        lambda prediction, palette: drawing.overlay(prediction.image, prediction.ids, palette),
+        is_video=True,
+    ),
+    "scores": Kind(
+        "the probability of each class (NumPy .npy, float16 of height x width x classes: 80 MB for a "
+        "Cityscapes image of 1024 x 2048 and 19 classes)",
+        ".npy",
+        lambda prediction, palette: prediction.probabilities.astype(np.float16),
+        needs_probabilities=True,
+    ),
+    "cityscapes-labelids": Kind(
+        "Cityscapes' label ids 7 to 33 instead of class ids 0 to 18, for its test server (8-bit grayscale PNG)",
+        ".png",
+        lambda prediction, palette: LABEL_IDS[prediction.ids],
+        tuple(class_names.CITYSCAPES),
+    ),
+    "ade20k": Kind(
+        "class ids + 1 as in ADE20K's annotations, for its test server (8-bit grayscale PNG)",
+        ".png",
+        lambda prediction, palette: ADE20K_VALUES[prediction.ids],
+        tuple(class_names.ADE20K),
+    ),
 }
 
 
@@ -117,8 +131,10 @@ def require_classes(kinds: Sequence[str], dataset: "Dataset") -> None:
             continue
         pairs = zip((*required, "none"), (*actual, "none"))
         index, (expected, given) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise UserError(f"--save {kind} requires a model of its {len(required)} classes, but this one has "
-                        f"{len(actual)} classes of {dataset.name}; class {index} must be {expected!r}, not {given!r}")
+        raise UserError(
+            f"--save {kind} requires a model of its {len(required)} classes, but this one has "
+            f"{len(actual)} classes of {dataset.name}; class {index} must be {expected!r}, not {given!r}"
+        )
 
 
 def ambiguous_names(names: Iterable[PurePath]) -> list[str]:

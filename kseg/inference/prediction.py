@@ -73,8 +73,16 @@ class ScalePass(NamedTuple):
     unflip: Callable[[tf.Tensor], tf.Tensor] = tf.identity
 
 
-def _fold_scores(model: keras.Model, inputs: tf.Tensor, normalize_part: Callable[[tf.Tensor], tf.Tensor], size: tuple,
-                 protocol: Protocol, scale_pass: ScalePass, update: Callable[..., tuple], state: tuple) -> tuple:
+def _fold_scores(
+    model: keras.Model,
+    inputs: tf.Tensor,
+    normalize_part: Callable[[tf.Tensor], tf.Tensor],
+    size: tuple,
+    protocol: Protocol,
+    scale_pass: ScalePass,
+    update: Callable[..., tuple],
+    state: tuple,
+) -> tuple:
     """Fold the scores at `size` from top to bottom in stripes of rows, and return the final state.
 
     Args:
@@ -100,8 +108,17 @@ def _fold_scores(model: keras.Model, inputs: tf.Tensor, normalize_part: Callable
 
     state = (tf.constant(0), *state)
     if evaluate.window:
-        return sliding_window.sliding_window_scores(model, inputs, normalize_part, evaluate.window, evaluate.stride,
-                                                    align_corners, scale_pass.activation, consume_rows, state)[1:]
+        return sliding_window.sliding_window_scores(
+            model,
+            inputs,
+            normalize_part,
+            evaluate.window,
+            evaluate.stride,
+            align_corners,
+            scale_pass.activation,
+            consume_rows,
+            state,
+        )[1:]
     scores = tiling.rows_in_memory(scale_pass.activation(model(normalize_part(inputs), training=False)["main"]))
     if evaluate.resize_logits == "twice":
         input_shape = tf.shape(inputs)
@@ -114,8 +131,8 @@ def _zero_scores(model: keras.Model, images: tf.Tensor, size: tuple) -> tf.Tenso
 
 
 def _add_stripe(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
-    total, = state
-    return tiling.update_rows(total, first, last, total[:, first:last] + scores),
+    (total,) = state
+    return (tiling.update_rows(total, first, last, total[:, first:last] + scores),)
 
 
 def _argmax_stripe(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
@@ -148,8 +165,16 @@ def predict_scores(model: keras.Model, images: tf.Tensor, size: tuple, protocol:
     evaluate = protocol.evaluate
     if not evaluate.scales and not evaluate.flip:
         state = (_zero_scores(model, images, size),)
-        return _fold_scores(model, fit_images(images, evaluate.resize), protocol.normalize, size, protocol,
-                            ScalePass(), _add_stripe, state)[0]
+        return _fold_scores(
+            model,
+            fit_images(images, evaluate.resize),
+            protocol.normalize,
+            size,
+            protocol,
+            ScalePass(),
+            _add_stripe,
+            state,
+        )[0]
     total, passes = _sum_over_passes(model, images, size, protocol)
     return total / passes
 
@@ -177,8 +202,7 @@ def _sum_over_passes(model: keras.Model, images: tf.Tensor, size: tuple, protoco
     activation = tf.nn.softmax if evaluate.average == "before resizing" else tf.identity
 
     def update(state: tuple, first: tf.Tensor, last: tf.Tensor, scores: tf.Tensor) -> tuple:
-        return _add_stripe(state, first, last,
-                           tf.nn.softmax(scores) if evaluate.average == "probabilities" else scores)
+        return _add_stripe(state, first, last, tf.nn.softmax(scores) if evaluate.average == "probabilities" else scores)
 
     def add_pass(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         is_flipped = tf.equal(number % passes_per_scale, 1)
@@ -188,13 +212,18 @@ def _sum_over_passes(model: keras.Model, images: tf.Tensor, size: tuple, protoco
 
         inputs = flip_if_needed(scaled_input(images, tf.gather(scales, number // passes_per_scale), protocol))
         inputs = tf.ensure_shape(inputs, (None, None, None, 3))
-        total, = _fold_scores(model, inputs, tf.identity, size, protocol, ScalePass(activation, flip_if_needed),
-                              update, (total,))
+        (total,) = _fold_scores(
+            model, inputs, tf.identity, size, protocol, ScalePass(activation, flip_if_needed), update, (total,)
+        )
         return number + 1, total
 
     passes = passes_per_scale * len(factors)
-    _, total = tf.while_loop(lambda number, _: number < passes, add_pass,
-                             (tf.constant(0), _zero_scores(model, images, size)), parallel_iterations=1)
+    _, total = tf.while_loop(
+        lambda number, _: number < passes,
+        add_pass,
+        (tf.constant(0), _zero_scores(model, images, size)),
+        parallel_iterations=1,
+    )
     return total, passes
 
 
@@ -232,13 +261,16 @@ def scaled_input(images: tf.Tensor, factor: tf.Tensor, protocol: Protocol) -> tf
         lower = tf.minimum(tf.cast(positions, tf.int32), length - 1)
         fraction = tf.cast(positions - tf.cast(lower, tf.float64), tf.float32)
         fraction = fraction[:, None, None] if axis == 1 else fraction[:, None]
-        inputs = (tf.gather(inputs, lower, axis=axis) * (1 - fraction)
-                  + tf.gather(inputs, tf.minimum(lower + 1, length - 1), axis=axis) * fraction)
+        inputs = (
+            tf.gather(inputs, lower, axis=axis) * (1 - fraction)
+            + tf.gather(inputs, tf.minimum(lower + 1, length - 1), axis=axis) * fraction
+        )
     return inputs
 
 
-def predict_checked(model: keras.Model, images: tf.Tensor, size: tuple,
-                    protocol: Protocol) -> tuple[tf.Tensor, tf.Tensor]:
+def predict_checked(
+    model: keras.Model, images: tf.Tensor, size: tuple, protocol: Protocol
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Predict class ids, and count the pixels with non-finite scores.
 
     Full-size scores are computed in stripes of rows, and sliding windows in rows of windows. The network's output for
@@ -264,8 +296,16 @@ def predict_checked(model: keras.Model, images: tf.Tensor, size: tuple,
         maps = maps._replace(take=lambda first, last: total[:, first:last] / passes)
         ids, non_finite = tiling.fold_stripes(maps, tf.constant(0), maps.height, _argmax_stripe, state)
     else:
-        ids, non_finite = _fold_scores(model, fit_images(images, evaluate.resize), protocol.normalize, size, protocol,
-                                       ScalePass(), _argmax_stripe, state)
+        ids, non_finite = _fold_scores(
+            model,
+            fit_images(images, evaluate.resize),
+            protocol.normalize,
+            size,
+            protocol,
+            ScalePass(),
+            _argmax_stripe,
+            state,
+        )
     return tf.cast(ids, tf.int32), tf.cast(non_finite, tf.int32)
 
 
@@ -306,7 +346,8 @@ def require_size(height: int, width: int, evaluate: Evaluate) -> None:
         raise DataError(
             f"an image of {width} x {height} pixels gives the network {input_width:.0f} x {input_height:.0f} at once, "
             f"more than {MAX_WHOLE_PIXELS} pixels; use sliding windows: "
-            "--set evaluate.window=769,769 evaluate.stride=513,513")
+            "--set evaluate.window=769,769 evaluate.stride=513,513"
+        )
 
 
 def require_finite(non_finite: int, pixels: int) -> None:

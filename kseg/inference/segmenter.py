@@ -13,15 +13,23 @@ from kseg.config import Config
 from kseg.errors import DataError
 from kseg.images import drawing, image_files, picture_reader
 from kseg.inference import trained_model
-from kseg.inference.prediction import (Protocol, predict_scores, predictor, probabilities, protocol_of, require_finite,
-                                       require_size)
+from kseg.inference.prediction import (
+    Protocol,
+    predict_scores,
+    predictor,
+    probabilities,
+    protocol_of,
+    require_finite,
+    require_size,
+)
 
 if TYPE_CHECKING:
     from kseg.datasets.registry import Dataset
 
 
-def probability_predictor(model: keras.Model,
-                          protocol: Protocol) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def probability_predictor(
+    model: keras.Model, protocol: Protocol
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return a function that predicts class ids and class probabilities of one image of any size.
 
     All probabilities are in memory at once, several times 4 * H * W * C bytes.
@@ -36,6 +44,7 @@ def probability_predictor(model: keras.Model,
         test-time augmentation that averages probabilities. The function raises DataError if the image is too large for
         the network, or if scores are not finite.
     """
+
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)], autograph=False)
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         size = tf.shape(images)

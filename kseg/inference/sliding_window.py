@@ -13,10 +13,17 @@ from kseg.models.layers import resize
 PIXELS_PER_CALL = 2**21
 
 
-def sliding_window_scores(model: keras.Model, inputs: tf.Tensor, normalize: Callable[[tf.Tensor], tf.Tensor],
-                          window_size: tuple[int, ...], stride: tuple[int, ...], align_corners: bool,
-                          activation: Callable[[tf.Tensor], tf.Tensor], consume_rows: Callable[..., tuple],
-                          state: tuple) -> tuple:
+def sliding_window_scores(
+    model: keras.Model,
+    inputs: tf.Tensor,
+    normalize: Callable[[tf.Tensor], tf.Tensor],
+    window_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    align_corners: bool,
+    activation: Callable[[tf.Tensor], tf.Tensor],
+    consume_rows: Callable[..., tuple],
+    state: tuple,
+) -> tuple:
     """Average the scores of overlapping windows, and pass the rows to a callback.
 
     Windows are placed as in MMSegmentation's slide_inference: the last windows of a side are shifted back into
@@ -50,24 +57,36 @@ def sliding_window_scores(model: keras.Model, inputs: tf.Tensor, normalize: Call
         top, complete = tops[number], ends[number]
         # The sum includes one row above the windows, because a resize may interpolate between it and their first row.
         total = tf.pad(total, [[0, 0], [0, window[0] + 1 - tf.shape(total)[1]], [0, 0], [0, 0]])
-        band = normalize(inputs[:, top:top + window[0]])
+        band = normalize(inputs[:, top : top + window[0]])
         total = _add_window_row(model, band, lefts, window, align_corners, activation, total)
 
         def take(first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-            return total[:, first - top + 1:last - top + 1] / (down[first:last, None, None] * across[:, None])
+            return total[:, first - top + 1 : last - top + 1] / (down[first:last, None, None] * across[:, None])
 
         state = consume_rows(Rows(length[0], length[1], shape[0] * length[1] * classes, take), complete, state)
-        return number + 1, total[:, complete - top:], *state
+        return number + 1, total[:, complete - top :], *state
 
     total = tf.zeros([shape[0], 1, length[1], classes])
     shapes = [tf.TensorShape([]), tf.TensorShape([None, None, None, classes]), *(part.shape for part in state)]
-    _, _, *state = tf.while_loop(lambda number, *_: number < tf.size(tops), process_window_row,
-                                 (tf.constant(0), total, *state), shape_invariants=tuple(shapes), parallel_iterations=1)
+    _, _, *state = tf.while_loop(
+        lambda number, *_: number < tf.size(tops),
+        process_window_row,
+        (tf.constant(0), total, *state),
+        shape_invariants=tuple(shapes),
+        parallel_iterations=1,
+    )
     return tuple(state)
 
 
-def _add_window_row(model: keras.Model, band: tf.Tensor, lefts: tf.Tensor, window: tf.Tensor, align_corners: bool,
-                    activation: Callable[[tf.Tensor], tf.Tensor], total: tf.Tensor) -> tf.Tensor:
+def _add_window_row(
+    model: keras.Model,
+    band: tf.Tensor,
+    lefts: tf.Tensor,
+    window: tf.Tensor,
+    align_corners: bool,
+    activation: Callable[[tf.Tensor], tf.Tensor],
+    total: tf.Tensor,
+) -> tf.Tensor:
     """Add the scores of one row of windows to their sum.
 
     Args:
@@ -84,7 +103,7 @@ def _add_window_row(model: keras.Model, band: tf.Tensor, lefts: tf.Tensor, windo
     per_call = (windows + calls - 1) // calls
 
     def add_call(first: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        call_lefts = lefts[first:first + per_call]
+        call_lefts = lefts[first : first + per_call]
         crops = tf.gather(band, call_lefts[:, None] + tf.range(window[1]), axis=2)
         crops = tf.reshape(tf.transpose(crops, (2, 0, 1, 3, 4)), (-1, window[0], window[1], 3))
         logits = model(crops, training=False)["main"]
@@ -95,15 +114,21 @@ def _add_window_row(model: keras.Model, band: tf.Tensor, lefts: tf.Tensor, windo
             left, right = call_lefts[index], call_lefts[index] + window[1]
             # The update is in place; adding a padded window would read and write the whole sum.
             return index + 1, tf.raw_ops.TensorStridedSliceUpdate(
-                input=total, begin=tf.stack([0, 1, left]), end=tf.stack([0, 0, right]), strides=[1, 1, 1],
-                begin_mask=1, end_mask=3, value=total[:, 1:, left:right] + scores[index])
+                input=total,
+                begin=tf.stack([0, 1, left]),
+                end=tf.stack([0, 0, right]),
+                strides=[1, 1, 1],
+                begin_mask=1,
+                end_mask=3,
+                value=total[:, 1:, left:right] + scores[index],
+            )
 
-        _, total = tf.while_loop(lambda index, _: index < tf.size(call_lefts), add_window, (tf.constant(0), total),
-                                 parallel_iterations=1)
+        _, total = tf.while_loop(
+            lambda index, _: index < tf.size(call_lefts), add_window, (tf.constant(0), total), parallel_iterations=1
+        )
         return first + per_call, total
 
-    _, total = tf.while_loop(lambda first, _: first < windows, add_call, (tf.constant(0), total),
-                             parallel_iterations=1)
+    _, total = tf.while_loop(lambda first, _: first < windows, add_call, (tf.constant(0), total), parallel_iterations=1)
     return total
 
 

@@ -53,19 +53,27 @@ def resized_rows(source: Rows, size: tuple, align_corners: bool) -> Rows:
         # TensorFlow's kernel resizes the width. It cannot resize a part of the height, because it has no argument for
         # the first row.
         maps = tf.raw_ops.ResizeBilinear(
-            images=maps, size=tf.stack([tf.shape(maps)[1], width]), align_corners=align_corners,
-            half_pixel_centers=not align_corners)
+            images=maps,
+            size=tf.stack([tf.shape(maps)[1], width]),
+            align_corners=align_corners,
+            half_pixel_centers=not align_corners,
+        )
         above, below = (tf.gather(maps, rows[first:last] - start, axis=1) for rows in (lower, upper))
         return above + (below - above) * fraction[first:last, None, None]
 
     # One row of the result may need several rows of the source.
     cost = tf.maximum(source.cost * ((source.height + height - 1) // height), source.cost // source.width * width)
-    return Rows(height, width, cost, lambda first, last: tf.cond(is_same_size, lambda: source.take(first, last),
-                                                                 lambda: interpolate(first, last)))
+    return Rows(
+        height,
+        width,
+        cost,
+        lambda first, last: tf.cond(is_same_size, lambda: source.take(first, last), lambda: interpolate(first, last)),
+    )
 
 
-def source_positions(length: tf.Tensor, target: tf.Tensor,
-                     align_corners: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def source_positions(
+    length: tf.Tensor, target: tf.Tensor, align_corners: bool
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return the neighboring source positions of each target position, rounded as TensorFlow's ResizeBilinear does.
 
     Args:
@@ -110,8 +118,9 @@ def fold_stripes(rows: Rows, first: tf.Tensor, last: tf.Tensor, update: Callable
         end = tf.minimum(begin + step, last)
         return end, *update(state, begin, end, rows.take(begin, end))
 
-    _, *state = tf.while_loop(lambda begin, *_: begin < last, update_with_stripe, (first, *state),
-                              parallel_iterations=1)
+    _, *state = tf.while_loop(
+        lambda begin, *_: begin < last, update_with_stripe, (first, *state), parallel_iterations=1
+    )
     return tuple(state)
 
 
@@ -121,5 +130,11 @@ def update_rows(maps: tf.Tensor, first: tf.Tensor, last: tf.Tensor, rows: tf.Ten
     `rows` has the shape (N, last - first, ...).
     """
     return tf.raw_ops.TensorStridedSliceUpdate(
-        input=maps, begin=tf.stack([0, first]), end=tf.stack([0, last]), strides=[1, 1], begin_mask=1, end_mask=1,
-        value=rows)
+        input=maps,
+        begin=tf.stack([0, first]),
+        end=tf.stack([0, last]),
+        strides=[1, 1],
+        begin_mask=1,
+        end_mask=1,
+        value=rows,
+    )

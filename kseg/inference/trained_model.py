@@ -107,8 +107,11 @@ def read_dataset(workdir: Path) -> "Dataset":
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return dataclasses.replace(
-            registry.DATASETS[record["name"]], classes=tuple(record["classes"]),
-            palette=tuple(map(tuple, record["palette"])), label_table=tuple(record["label_table"]))
+            registry.DATASETS[record["name"]],
+            classes=tuple(record["classes"]),
+            palette=tuple(map(tuple, record["palette"])),
+            label_table=tuple(record["label_table"]),
+        )
     except OSError as error:
         raise _not_a_workdir(workdir, error) from None
     except (ValueError, LookupError, TypeError) as error:
@@ -134,16 +137,22 @@ def require_same_classes(trained: "Dataset", current: "Dataset", location: str) 
     """
     if trained.classes == current.classes and trained.label_table != current.label_table:
         value = next(value for value in range(256) if trained.label_table[value] != current.label_table[value])
-        raise WorkdirError(f"{location} was trained with label value {value} as {trained.label_table[value]}, but the "
-                           f"data now maps it to {current.label_table[value]}")
+        raise WorkdirError(
+            f"{location} was trained with label value {value} as {trained.label_table[value]}, but the "
+            f"data now maps it to {current.label_table[value]}"
+        )
     if trained.classes != current.classes:
         pairs = zip(trained.classes, current.classes)
-        index = next((index for index, (old, new) in enumerate(pairs) if old != new),
-                     min(len(trained.classes), len(current.classes)))
-        raise WorkdirError(f"{location} was trained on {len(trained.classes)} classes of {trained.name}, but the data "
-                           f"now has {len(current.classes)}; the first difference is class {index}: "
-                           f"{', '.join(trained.classes[index:index + 1]) or 'none'} in training, "
-                           f"{', '.join(current.classes[index:index + 1]) or 'none'} now")
+        index = next(
+            (index for index, (old, new) in enumerate(pairs) if old != new),
+            min(len(trained.classes), len(current.classes)),
+        )
+        raise WorkdirError(
+            f"{location} was trained on {len(trained.classes)} classes of {trained.name}, but the data "
+            f"now has {len(current.classes)}; the first difference is class {index}: "
+            f"{', '.join(trained.classes[index : index + 1]) or 'none'} in training, "
+            f"{', '.join(current.classes[index : index + 1]) or 'none'} now"
+        )
 
 
 def best_weights(workdir: Path) -> Path:

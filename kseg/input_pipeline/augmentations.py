@@ -17,8 +17,9 @@ SCALE, CROP, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = range(8)
 MAX_FLOAT_RATIO = 6
 
 
-def augment(read: Callable[[tuple], tf.Tensor], label: tf.Tensor, table: tf.Tensor, seed: tf.Tensor,
-            config: Augment) -> tuple[tf.Tensor, tf.Tensor]:
+def augment(
+    read: Callable[[tuple], tf.Tensor], label: tf.Tensor, table: tf.Tensor, seed: tf.Tensor, config: Augment
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Scale, crop, flip and distort an example.
 
     Only the part of the image under the crop is decoded and resized.
@@ -38,8 +39,9 @@ def augment(read: Callable[[tuple], tf.Tensor], label: tf.Tensor, table: tf.Tens
     image = resize_window(read, tf.shape(label), size, window)
     if config.flip:
         flipped = uniform(seed, FLIP) < config.flip
-        image, values = tf.cond(flipped, lambda: (tf.reverse(image, [1]), tf.reverse(values, [1])),
-                                lambda: (image, values))
+        image, values = tf.cond(
+            flipped, lambda: (tf.reverse(image, [1]), tf.reverse(values, [1])), lambda: (image, values)
+        )
     if config.photometric:
         # One static shape for all images, for which XLA compiles the color arithmetic.
         height, width = tf.shape(image)[0], tf.shape(image)[1]
@@ -84,10 +86,12 @@ def nearest_window(label: tf.Tensor, size: tuple, window: tuple) -> tf.Tensor:
 
     `window` is (top, left, height, width) in the label of `size`.
     """
-    rows, columns = (nearest_positions(tf.shape(label)[axis], size[axis])[window[axis]:window[axis] + window[axis + 2]]
-                     for axis in (0, 1))
+    rows, columns = (
+        nearest_positions(tf.shape(label)[axis], size[axis])[window[axis] : window[axis] + window[axis + 2]]
+        for axis in (0, 1)
+    )
     first = columns[0]
-    part = tf.gather(label, rows)[:, first:columns[-1] + 1]
+    part = tf.gather(label, rows)[:, first : columns[-1] + 1]
     # Gathering rows is several times faster than gathering single values, hence the transpose.
     return tf.transpose(tf.gather(tf.transpose(part), columns - first))
 
@@ -133,7 +137,9 @@ def crop(label: tf.Tensor, size: tuple, table: tf.Tensor, seed: tf.Tensor, confi
         attempt, values = tf.while_loop(
             lambda index, values: (index < tries) & dominated(values),
             lambda index, values: (index + 1, nearest_window(label, size, window(index + 1))),
-            (attempt, values), shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None])))
+            (attempt, values),
+            shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None])),
+        )
     return window(attempt), values
 
 
@@ -153,7 +159,8 @@ def resize_window(read: Callable[[tuple], tf.Tensor], shape: tf.Tensor, size: tu
         float32 (height, width, 3) with whole numbers 0..255.
     """
     (top, below, first_row, last_row), (left, right, first_column, last_column) = (
-        covered(shape[axis], size[axis], window[axis], window[axis + 2]) for axis in (0, 1))
+        covered(shape[axis], size[axis], window[axis], window[axis + 2]) for axis in (0, 1)
+    )
     part = read((top, left, below, right))
     # A border of repeated pixels clamps positions outside the image.
     part = tf.concat([part[:1], part, part[-1:]], axis=0)
@@ -199,9 +206,11 @@ def distort(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     Returns:
         float32 (H, W, 3) with whole numbers 0..255.
     """
+
     def maybe(purpose: int, change: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
         def apply(pixels: tf.Tensor) -> tf.Tensor:
             return tf.cond(uniform(seed, purpose + 16) < 0.5, lambda: change(pixels), lambda: pixels)
+
         return apply
 
     contrast = maybe(CONTRAST, lambda pixels: as_bytes(pixels * uniform(seed, CONTRAST, 0.5, 1.5)))
@@ -257,8 +266,11 @@ def hue_saturation_value(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Ten
     red, green, blue = tf.unstack(tf.transpose(image, [2, 0, 1]))
     value = tf.maximum(tf.maximum(red, green), blue)
     spread = value - tf.minimum(tf.minimum(red, green), blue)
-    hue = tf.where(tf.equal(value, red), green - blue, tf.where(
-        tf.equal(value, green), blue - red + 2 * spread, red - green + 4 * spread))
+    hue = tf.where(
+        tf.equal(value, red),
+        green - blue,
+        tf.where(tf.equal(value, green), blue - red + 2 * spread, red - green + 4 * spread),
+    )
     # A zero divisor has a zero dividend, so any divisor gives 0.
     hue = tf.floor(hue * tf.round((180 << 12) / 6 / tf.maximum(spread, 1)) * 2**-12 + 0.5)
     saturation = tf.floor(spread * tf.round((255 << 12) / tf.maximum(value, 1)) * 2**-12 + 0.5)
@@ -281,6 +293,5 @@ def red_green_blue(hue: tf.Tensor, saturation: tf.Tensor, value: tf.Tensor) -> t
     sector = tf.where(hue < 0, hue + 180, hue) * (6 / 180)
     saturation, value = saturation * (1 / 255), value * (1 / 255)
     reductions = (2 - tf.abs(sector - 3), tf.abs(sector - 2) - 1, tf.abs(sector - 4) - 1)
-    planes = [tf.floor(value * (1 - saturation * tf.clip_by_value(reduction, 0, 1)) * 255)
-              for reduction in reductions]
+    planes = [tf.floor(value * (1 - saturation * tf.clip_by_value(reduction, 0, 1)) * 255) for reduction in reductions]
     return tf.transpose(tf.stack(planes), [1, 2, 0])

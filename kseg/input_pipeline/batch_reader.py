@@ -49,8 +49,14 @@ class BatchReader:
     step and the files. The list is stored in `workdir`, if given, before the next batch is read.
     """
 
-    def __init__(self, config: Config, split: Split, workdir: Path | None, strategy: tf.distribute.Strategy,
-                 report: Callable[[str], None]):
+    def __init__(
+        self,
+        config: Config,
+        split: Split,
+        workdir: Path | None,
+        strategy: tf.distribute.Strategy,
+        report: Callable[[str], None],
+    ):
         """Read the list of skipped examples in `workdir`, if any.
 
         Raises WorkdirError if it does not match the training split.
@@ -61,8 +67,10 @@ class BatchReader:
         self.skipped: list[SkippedExample] = []
         if config.data.unreadable == "skip" and self.path and self.path.exists():
             self.skipped = read_skipped_examples(self.path, self.names)
-            report(f"skipping the {len(self.skipped)} of {len(self.names)} examples listed as unreadable in "
-                   f"{self.path}; delete the file to retry them")
+            report(
+                f"skipping the {len(self.skipped)} of {len(self.names)} examples listed as unreadable in "
+                f"{self.path}; delete the file to retry them"
+            )
         self.iterator: Iterator | None = None
         # Number of consecutive storage failures, and their step.
         self.failures, self.failed_step = 0, -1
@@ -88,11 +96,19 @@ class BatchReader:
 
     def _open(self, step: int, skipped: frozenset[int]) -> Iterator:
         if hosts.num_hosts(self.strategy) == 1:
-            return iter(self.strategy.experimental_distribute_dataset(
-                batching.train_batches(self.split, self.config, step, None, skipped, self.compiled)))
+            return iter(
+                self.strategy.experimental_distribute_dataset(
+                    batching.train_batches(self.split, self.config, step, None, skipped, self.compiled)
+                )
+            )
         # With a finite dataset, the hosts would agree before each batch on whether there is one.
-        return iter(self.strategy.distribute_datasets_from_function(
-            lambda host: batching.train_batches(self.split, self.config, step, host, skipped, self.compiled).repeat()))
+        return iter(
+            self.strategy.distribute_datasets_from_function(
+                lambda host: batching.train_batches(
+                    self.split, self.config, step, host, skipped, self.compiled
+                ).repeat()
+            )
+        )
 
     def next_skip(self, step: int) -> int:
         """Return the first later step whose batch skips more examples.
@@ -131,8 +147,10 @@ class BatchReader:
         if self.failures >= retries.ATTEMPTS:
             return False
         seconds = retries.FIRST_WAIT * 2 ** (self.failures - 1)
-        self.report(f"reading the batch of step {step + 1} failed ({retries.first_line(error)}); attempt "
-                    f"{self.failures + 1} of {retries.ATTEMPTS} in {seconds:.1f} s")
+        self.report(
+            f"reading the batch of step {step + 1} failed ({retries.first_line(error)}); attempt "
+            f"{self.failures + 1} of {retries.ATTEMPTS} in {seconds:.1f} s"
+        )
         time.sleep(seconds)
         return True
 
@@ -153,8 +171,10 @@ class BatchReader:
             raise fault from None
         skipped = [*self.skipped, SkippedExample(index, self.names[index], step, str(fault))]
         if len(skipped) > MAX_SKIPPED * len(self.names):
-            raise DataError(f"{len(skipped)} of {len(self.names)} examples of {self.split.name} cannot be read, more "
-                            f"than {MAX_SKIPPED:.0%}; the last one: {fault}") from None
+            raise DataError(
+                f"{len(skipped)} of {len(self.names)} examples of {self.split.name} cannot be read, more "
+                f"than {MAX_SKIPPED:.0%}; the last one: {fault}"
+            ) from None
         self.skipped = skipped
         if self.path:
             atomic_files.write_text(self.path, json.dumps([asdict(example) for example in skipped], indent=1) + "\n")
@@ -171,9 +191,13 @@ def read_skipped_examples(path: Path, names: tuple[str, ...]) -> list[SkippedExa
         for example in skipped:
             # Data may move to another directory, but a changed order would make the list skip readable examples.
             if Path(names[example.index]).stem != Path(example.name).stem:
-                raise WorkdirError(f"{path} skips example {example.index} as {example.name}, which is now "
-                                   f"{names[example.index]}; delete the file to retry all examples")
+                raise WorkdirError(
+                    f"{path} skips example {example.index} as {example.name}, which is now "
+                    f"{names[example.index]}; delete the file to retry all examples"
+                )
     except (ValueError, LookupError, TypeError) as error:
-        raise WorkdirError(f"{path} is damaged or of another dataset ({type(error).__name__}: {error}); delete the "
-                           "file to retry all examples") from None
+        raise WorkdirError(
+            f"{path} is damaged or of another dataset ({type(error).__name__}: {error}); delete the "
+            "file to retry all examples"
+        ) from None
     return skipped

@@ -19,9 +19,14 @@ from kseg.images.decoding import ONLY_HERE, decode_window, read_image
 from kseg.input_pipeline import augmentations, data_service, kerascv_augmentations
 
 
-def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.distribute.InputContext | None = None,
-                  skipped: Collection[int] = (), compiled: tf.types.experimental.ConcreteFunction | None = None
-                  ) -> tf.data.Dataset:
+def train_batches(
+    split: Split,
+    config: Config,
+    start_step: int = 0,
+    worker: tf.distribute.InputContext | None = None,
+    skipped: Collection[int] = (),
+    compiled: tf.types.experimental.ConcreteFunction | None = None,
+) -> tf.data.Dataset:
     """Return the training batches from `start_step` to the last step.
 
     Args:
@@ -68,13 +73,20 @@ def train_batches(split: Split, config: Config, start_step: int = 0, worker: tf.
 
     def worker_batches(first: tf.Tensor | int, end: tf.Tensor | int) -> tf.data.Dataset:
         """Return the worker's part of the batches of the steps [first, end)."""
-        return tf.data.Dataset.range(first * per_worker, end * per_worker).map(
-            example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(per_worker, drop_remainder=True)
+        return (
+            tf.data.Dataset.range(first * per_worker, end * per_worker)
+            .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(per_worker, drop_remainder=True)
+        )
 
     if config.data.service:
-        batches = data_service.batches_in_order(config.data.service, config.data.memory,
-                                                lambda step: worker_batches(step, step + 1), start_step,
-                                                config.train.steps)
+        batches = data_service.batches_in_order(
+            config.data.service,
+            config.data.memory,
+            lambda step: worker_batches(step, step + 1),
+            start_step,
+            config.train.steps,
+        )
     else:
         batches = worker_batches(start_step, config.train.steps)
     if replicas > 1:
@@ -125,8 +137,9 @@ def _substitutes(count: int, skipped: Collection[int]) -> list[int]:
     return indices
 
 
-def read_augmented(split: Split, index: tf.Tensor, seed: tf.Tensor, augment: Augment,
-                   in_python: bool) -> tuple[tf.Tensor, tf.Tensor]:
+def read_augmented(
+    split: Split, index: tf.Tensor, seed: tf.Tensor, augment: Augment, in_python: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Return an example's augmented float32 image and raw uint8 label.
 
     Both have the size of the crop at most, (h, w, 3) and (h, w). Only the crop is decoded.
@@ -143,8 +156,9 @@ def read_augmented(split: Split, index: tf.Tensor, seed: tf.Tensor, augment: Aug
     return augmentations.augment(decode, label, tf.constant(split.dataset.label_table, tf.uint8), seed, augment)
 
 
-def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...],
-                   augment: Augment) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def finish_example(
+    image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...], augment: Augment
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Convert an image to bytes, map its label to train ids, and pad both to the crop.
 
     The image is placed at augment.pad in the crop. Padding is black and has the label 255. If it is odd, the additional
@@ -171,10 +185,12 @@ def finish_example(image: tf.Tensor, label: tf.Tensor, table: tuple[int, ...],
 
 # XLA fuses the operations on a pixel into one pass.
 @tf.function(jit_compile=True, autograph=False)
-def _train_ids(label: tf.Tensor, first: tf.Tensor, end: tf.Tensor,
-               table: tuple[int, ...]) -> tuple[tf.Tensor, tf.Tensor]:
-    rows, columns = ((tf.range(length) >= first[axis]) & (tf.range(length) < end[axis])
-                     for axis, length in enumerate(label.shape))
+def _train_ids(
+    label: tf.Tensor, first: tf.Tensor, end: tf.Tensor, table: tuple[int, ...]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    rows, columns = (
+        (tf.range(length) >= first[axis]) & (tf.range(length) < end[axis]) for axis, length in enumerate(label.shape)
+    )
     label = tf.gather(tf.constant(table, tf.uint8), tf.cast(label, tf.int32))
     label = tf.where(rows[:, None] & columns, label, tf.constant(IGNORED, tf.uint8))
     return label, tf.reduce_all(tf.not_equal(label, UNMAPPED))
@@ -203,10 +219,15 @@ def eval_examples(split: Split, indices: np.ndarray | None = None) -> tf.data.Da
     @tf.autograph.experimental.do_not_convert
     def example(index: tf.Tensor) -> dict:
         image, label = tf.cond(
-            index < 0, lambda: (tf.zeros((1, 1, 3), tf.uint8), tf.fill((1, 1), tf.constant(IGNORED, tf.uint8))),
-            lambda: read_example(split, index))
-        return {"image": tf.ensure_shape(image, (None, None, 3)), "label": tf.ensure_shape(label, (None, None)),
-                "index": index}
+            index < 0,
+            lambda: (tf.zeros((1, 1, 3), tf.uint8), tf.fill((1, 1), tf.constant(IGNORED, tf.uint8))),
+            lambda: read_example(split, index),
+        )
+        return {
+            "image": tf.ensure_shape(image, (None, None, 3)),
+            "label": tf.ensure_shape(label, (None, None)),
+            "index": index,
+        }
 
     dataset = tf.data.Dataset.from_tensor_slices(indices.astype(np.int64))
     return dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
@@ -226,8 +247,10 @@ def batch_indices(count: int, train: Train, step: int, skipped: Collection[int] 
     """Return the indices of a step's batch among `count` training examples, with `skipped` ones replaced."""
     substitutes = _substitutes(count, skipped)
     first = step * train.global_batch
-    return [substitutes[int(shuffled_index(tf.constant(position, tf.int64), count, train.seed))]
-            for position in range(first, first + train.global_batch)]
+    return [
+        substitutes[int(shuffled_index(tf.constant(position, tf.int64), count, train.seed))]
+        for position in range(first, first + train.global_batch)
+    ]
 
 
 def read_example(split: Split, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -243,13 +266,16 @@ def read_example(split: Split, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     same = tf.reduce_all(tf.equal(tf.shape(image)[:2], tf.shape(label)))
     label = tf.gather(tf.constant(split.dataset.label_table, tf.uint8), tf.cast(label, tf.int32))
     known = tf.reduce_all(tf.not_equal(label, UNMAPPED))
-    with tf.control_dependencies([tf.debugging.Assert(same, ["image and label differ in size: example", index]),
-                                  tf.debugging.Assert(known, ["label value outside the table: example", index])]):
+    with tf.control_dependencies(
+        [
+            tf.debugging.Assert(same, ["image and label differ in size: example", index]),
+            tf.debugging.Assert(known, ["label value outside the table: example", index]),
+        ]
+    ):
         return tf.identity(image), tf.identity(label)
 
 
-def find_faulty_example(split: Split, indices: Iterable[int],
-                        error: Exception) -> tuple[int | None, DataError]:
+def find_faulty_example(split: Split, indices: Iterable[int], error: Exception) -> tuple[int | None, DataError]:
     """Return the first faulty example and its fault.
 
     Without one, return None and the original error.

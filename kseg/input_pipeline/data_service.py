@@ -44,8 +44,7 @@ class ServiceError(UserError):
     """A tf.data service cannot be started or does not answer."""
 
 
-def batches_in_order(address: str, memory: float, batch_of: Batches, start_step: int,
-                     steps: int) -> tf.data.Dataset:
+def batches_in_order(address: str, memory: float, batch_of: Batches, start_step: int, steps: int) -> tf.data.Dataset:
     """Return the batches of the steps [start_step, steps), read by a service.
 
     Reading fails if a worker cannot make a batch, or if a batch is missing twice.
@@ -87,8 +86,9 @@ def batches_in_order(address: str, memory: float, batch_of: Batches, start_step:
     return tf.data.Dataset.from_generator(generate, output_signature=signature).map(checked).with_options(options)
 
 
-def _ordered(received: Callable[[int], Iterable[tuple[int, bool, dict]]], start_step: int, steps: int,
-             most_waiting: int) -> Iterator[dict]:
+def _ordered(
+    received: Callable[[int], Iterable[tuple[int, bool, dict]]], start_step: int, steps: int, most_waiting: int
+) -> Iterator[dict]:
     """Yield the batches of the steps [start_step, steps) in order.
 
     A batch counts as missing if `most_waiting` later ones wait for it, or at the end. Then it and the following batches
@@ -111,8 +111,10 @@ def _ordered(received: Callable[[int], Iterable[tuple[int, bool, dict]]], start_
             while step in waiting:
                 made, batch = waiting.pop(step)
                 if not made:
-                    raise ServiceError(f"a worker could not make the batch of step {step + 1}; see its output. "
-                                       "Do all workers have access to the data?")
+                    raise ServiceError(
+                        f"a worker could not make the batch of step {step + 1}; see its output. "
+                        "Do all workers have access to the data?"
+                    )
                 yield batch
                 step += 1
             if step == steps:
@@ -121,8 +123,10 @@ def _ordered(received: Callable[[int], Iterable[tuple[int, bool, dict]]], start_
                 break
         lost = f"the batch of step {step + 1} is missing, {len(waiting)} later ones have arrived"
         if step == missed:
-            raise ServiceError(f"{lost}, for the second time: a worker is too slow, or data.memory is too small for "
-                               "the number of workers")
+            raise ServiceError(
+                f"{lost}, for the second time: a worker is too slow, or data.memory is too small for "
+                "the number of workers"
+            )
         missed = step
         logging.getLogger(__name__).warning("tf.data service: %s; requesting it again", lost)
 
@@ -131,12 +135,12 @@ def _blank(element: dict) -> dict:
     return {name: tf.zeros(spec.shape, spec.dtype) for name, spec in element.items()}
 
 
-def _job(address: str, memory: float, batch_of: Batches, element: dict, start_step: int,
-         steps: int) -> tf.data.Dataset:
+def _job(address: str, memory: float, batch_of: Batches, element: dict, start_step: int, steps: int) -> tf.data.Dataset:
     """Return the workers' batches from `start_step` on, in any order.
 
     An element is (step, whether the batch could be made, batch).
     """
+
     def numbered(step: tf.Tensor) -> tf.data.Dataset:
         # An error would end the whole job without naming the step.
         made = batch_of(step).map(lambda batch: (step, True, batch)).ignore_errors(log_warning=True)
@@ -144,16 +148,23 @@ def _job(address: str, memory: float, batch_of: Batches, element: dict, start_st
         return made.concatenate(blank).take(1)
 
     numbers = tf.data.Dataset.range(start_step, steps)
-    batches = numbers.interleave(numbered, cycle_length=PARALLEL_BATCHES, num_parallel_calls=PARALLEL_BATCHES,
-                                 deterministic=False)
+    batches = numbers.interleave(
+        numbered, cycle_length=PARALLEL_BATCHES, num_parallel_calls=PARALLEL_BATCHES, deterministic=False
+    )
     options = tf.data.Options()
     options.autotune.ram_budget = int(memory * 2**30)
     # Batches that a worker prefetches are delayed, and all later batches of other workers wait for them.
     options.experimental_optimization.inject_prefetch = False
     service = tf.data.experimental.service
-    return batches.with_options(options).apply(service.distribute(
-        service.ShardingPolicy.DYNAMIC, address, max_outstanding_requests=REQUESTS, compression=None,
-        target_workers="ANY"))
+    return batches.with_options(options).apply(
+        service.distribute(
+            service.ShardingPolicy.DYNAMIC,
+            address,
+            max_outstanding_requests=REQUESTS,
+            compression=None,
+            target_workers="ANY",
+        )
+    )
 
 
 def _received(job: tf.data.Dataset) -> Iterator[tuple[int, bool, dict]]:
@@ -202,8 +213,10 @@ def require_answer(address: str) -> None:
     try:
         socket.create_connection(host_and_port(address), timeout=ANSWER_TIMEOUT).close()
     except OSError as error:
-        raise ServiceError(f"no tf.data service answers at {address}: {error.strerror or error}; start its dispatcher "
-                           "with python -m kseg.data serve") from None
+        raise ServiceError(
+            f"no tf.data service answers at {address}: {error.strerror or error}; start its dispatcher "
+            "with python -m kseg.data serve"
+        ) from None
 
 
 def require_free(port: int) -> None:
@@ -216,8 +229,9 @@ def require_free(port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
     except (OSError, OverflowError) as error:
-        raise ServiceError(f"port {port} is not available: {getattr(error, 'strerror', None) or error}; "
-                           "--port 0 chooses a free one") from None
+        raise ServiceError(
+            f"port {port} is not available: {getattr(error, 'strerror', None) or error}; --port 0 chooses a free one"
+        ) from None
 
 
 def serve_data(port: int, host: str, dispatcher: str, report: Callable[[str], None] = print) -> None:
@@ -241,9 +255,12 @@ def serve_data(port: int, host: str, dispatcher: str, report: Callable[[str], No
             server, address = _start_worker(port, host, dispatcher) if dispatcher else _start_dispatcher(port, host)
         except tf.errors.OpError as error:
             raise ServiceError(f"the server could not start: {error_summary(error)}") from None
-        report(f"worker at {address} of the tf.data service {dispatcher}" if dispatcher else
-               f"tf.data service at {address}; start workers: python -m kseg.data serve --dispatcher {address}; "
-               f"training: --set data.service={address}")
+        report(
+            f"worker at {address} of the tf.data service {dispatcher}"
+            if dispatcher
+            else f"tf.data service at {address}; start workers: python -m kseg.data serve --dispatcher {address}; "
+            f"training: --set data.service={address}"
+        )
         while signals.received is None:
             time.sleep(0.1)
         server.stop()
@@ -262,7 +279,13 @@ def _start_worker(port: int, host: str, dispatcher: str) -> tuple:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-    server = service.WorkerServer(service.WorkerConfig(
-        dispatcher_address=dispatcher.removeprefix("grpc://"), worker_address=f"{host}:{port}", port=port,
-        heartbeat_interval_ms=HEARTBEAT, dispatcher_timeout_ms=1000 * ANSWER_TIMEOUT))
+    server = service.WorkerServer(
+        service.WorkerConfig(
+            dispatcher_address=dispatcher.removeprefix("grpc://"),
+            worker_address=f"{host}:{port}",
+            port=port,
+            heartbeat_interval_ms=HEARTBEAT,
+            dispatcher_timeout_ms=1000 * ANSWER_TIMEOUT,
+        )
+    )
     return server, f"{host}:{port}"

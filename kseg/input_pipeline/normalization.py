@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 
-def normalize_batch(images: tf.Tensor, inside: tf.Tensor, mean: Sequence[float], std: Sequence[float],
-                    pad_color: str) -> tf.Tensor:
+def normalize_batch(
+    images: tf.Tensor, inside: tf.Tensor, mean: Sequence[float], std: Sequence[float], pad_color: str
+) -> tf.Tensor:
     """Return the network's input for the images of a training batch.
 
     Args:

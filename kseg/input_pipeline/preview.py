@@ -38,6 +38,7 @@ def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
         ConfigError: An override is wrong.
         DataError: The first training example cannot be read.
     """
+
     def overridden(config: Config) -> Config:
         return functools.reduce(values.set_value, overrides, config)
 
@@ -45,8 +46,9 @@ def plain_config(data: Data, overrides: Sequence[str] = ()) -> Config:
     config = overridden(Config(data=data))
     image, _ = diagnosis.decode_example(registry.open_split(config.data, config.data.train_split), 0)
     crop = tuple(min(side, largest) for side, largest in zip(image.shape, LARGEST_CROP))
-    return checks.check_config(overridden(dataclasses.replace(
-        config, augment=dataclasses.replace(config.augment, crop=crop))))
+    return checks.check_config(
+        overridden(dataclasses.replace(config, augment=dataclasses.replace(config.augment, crop=crop)))
+    )
 
 
 def show(config: Config, count: int, step: int, out: Path, report: Callable[[str], None] = print) -> None:
@@ -77,14 +79,20 @@ def show(config: Config, count: int, step: int, out: Path, report: Callable[[str
         pixels = np.rint(np.clip(image * np.float32(config.data.std) + np.float32(config.data.mean), 0, 255))
         cells.append(sample_cells(pixels.astype(np.uint8), label, dataset))
     height, width = config.augment.crop
-    columns = min(range(1, count + 1),
-                  key=lambda number: abs(math.log(3 * width * number / (height * -(-count // number)) / SHEET_RATIO)))
+    columns = min(
+        range(1, count + 1),
+        key=lambda number: abs(math.log(3 * width * number / (height * -(-count // number)) / SHEET_RATIO)),
+    )
     # A white column separates neighboring samples.
     gap = np.full((height, drawing.MARGIN, 3), 255, np.uint8)
-    rows = [sum(([*sample, gap] for sample in cells[first:first + columns]), []) for first in range(0, count, columns)]
+    rows = [
+        sum(([*sample, gap] for sample in cells[first : first + columns]), []) for first in range(0, count, columns)
+    ]
     image_files.save_image(_beside(drawing.grid(rows, (*TITLES, "") * columns), _legend(dataset)), out)
-    report(f"wrote {out}: {count} sample{'s' * (count > 1)} of {dataset.name} {split.name} "
-           f"from step {step}, crop {width}x{height}")
+    report(
+        f"wrote {out}: {count} sample{'s' * (count > 1)} of {dataset.name} {split.name} "
+        f"from step {step}, crop {width}x{height}"
+    )
 
 
 def _samples(config: Config, split: Split, count: int, step: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
@@ -101,8 +109,9 @@ def _samples(config: Config, split: Split, count: int, step: int) -> list[tuple[
             indices = batching.batch_indices(len(split.names), config.train, number)
             raise batching.reading_error(split, indices, error) from None
         # Padding gets the color that the network sees.
-        images = normalize_batch(batch["image"], batch["inside"], config.data.mean, config.data.std,
-                                 config.augment.pad_color)
+        images = normalize_batch(
+            batch["image"], batch["inside"], config.data.mean, config.data.std, config.augment.pad_color
+        )
         samples += zip(images.numpy(), batch["label"].numpy(), batch["index"].numpy())
     return samples[:count]
 

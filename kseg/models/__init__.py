@@ -19,12 +19,23 @@ from kseg.models.heads.fcn import auxiliary, fcn
 from kseg.models.heads.pspnet import pspnet
 from kseg.models.resnet import BACKBONES, residual_blocks, resnet
 
-HEADS = {"encnet": encnet, "deeplabv3": deeplabv3, "deeplabv3plus": deeplabv3plus, "apcnet": apcnet,
-         "pspnet": pspnet, "fcn": fcn}
+HEADS = {
+    "encnet": encnet,
+    "deeplabv3": deeplabv3,
+    "deeplabv3plus": deeplabv3plus,
+    "apcnet": apcnet,
+    "pspnet": pspnet,
+    "fcn": fcn,
+}
 
 
-def build(model: Model, classes: int, size: tuple[int | None, int | None] = (None, None), precision: str = "float32",
-          recompute: bool = False) -> keras.Model:
+def build(
+    model: Model,
+    classes: int,
+    size: tuple[int | None, int | None] = (None, None),
+    precision: str = "float32",
+    recompute: bool = False,
+) -> keras.Model:
     """Build the functional model that a config's model section describes.
 
     Args:

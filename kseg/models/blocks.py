@@ -41,8 +41,9 @@ def last_gamma(initial: str) -> str:
     return "zeros" if initial == "kaiming" else "ones"
 
 
-def convolution(inputs: keras.KerasTensor, channels: int, kernel: int, name: str, initial: str, stride: int = 1,
-                dilation: int = 1) -> keras.KerasTensor:
+def convolution(
+    inputs: keras.KerasTensor, channels: int, kernel: int, name: str, initial: str, stride: int = 1, dilation: int = 1
+) -> keras.KerasTensor:
     """Apply a convolution without bias to (N, H, W, C) inputs.
 
     Both sides are padded by dilation * (kernel // 2), as in PyTorch. The layer is called `name`.
@@ -57,9 +58,15 @@ def convolution(inputs: keras.KerasTensor, channels: int, kernel: int, name: str
         inputs = keras.layers.MaxPooling2D(1, strides=stride, name=f"{name}.subsample")(inputs)
         stride = 1
     return Convolution(
-        channels, kernel, strides=stride, dilation_rate=dilation, padding="same" if stride == 1 else "valid",
-        use_bias=False, kernel_initializer=kernel_initializer(initial, kernel, inputs.shape[-1], channels),
-        name=name)(inputs)
+        channels,
+        kernel,
+        strides=stride,
+        dilation_rate=dilation,
+        padding="same" if stride == 1 else "valid",
+        use_bias=False,
+        kernel_initializer=kernel_initializer(initial, kernel, inputs.shape[-1], channels),
+        name=name,
+    )(inputs)
 
 
 def norm_relu(inputs: keras.KerasTensor, name: str, activation: str) -> keras.KerasTensor:
@@ -68,8 +75,9 @@ def norm_relu(inputs: keras.KerasTensor, name: str, activation: str) -> keras.Ke
     return keras.layers.Activation("relu", name=activation)(outputs)
 
 
-def conv_bn_relu(inputs: keras.KerasTensor, channels: int, kernel: int, name: str, initial: str,
-                 dilation: int = 1) -> keras.KerasTensor:
+def conv_bn_relu(
+    inputs: keras.KerasTensor, channels: int, kernel: int, name: str, initial: str, dilation: int = 1
+) -> keras.KerasTensor:
     """Apply a convolution without bias, batch normalization and ReLU to (N, H, W, C) inputs.
 
     The layers are called `name`.conv, `name`.bn and `name`.relu.
@@ -78,8 +86,9 @@ def conv_bn_relu(inputs: keras.KerasTensor, channels: int, kernel: int, name: st
     return norm_relu(outputs, f"{name}.bn", f"{name}.relu")
 
 
-def separable_bn_relu(inputs: keras.KerasTensor, channels: int, name: str, initial: str,
-                      dilation: int = 1) -> keras.KerasTensor:
+def separable_bn_relu(
+    inputs: keras.KerasTensor, channels: int, name: str, initial: str, dilation: int = 1
+) -> keras.KerasTensor:
     """Apply a 3x3 depthwise and a 1x1 convolution to (N, H, W, C) inputs.
 
     Batch normalization and ReLU follow both convolutions. The layers are called `name`.depthwise_conv.{conv,bn,relu}
@@ -87,8 +96,13 @@ def separable_bn_relu(inputs: keras.KerasTensor, channels: int, name: str, initi
     """
     depthwise = f"{name}.depthwise_conv"
     outputs = DepthwiseConvolution(
-        3, dilation_rate=dilation, padding="same", use_bias=False,
-        depthwise_initializer=kernel_initializer(initial, 3, 1, inputs.shape[-1]), name=f"{depthwise}.conv")(inputs)
+        3,
+        dilation_rate=dilation,
+        padding="same",
+        use_bias=False,
+        depthwise_initializer=kernel_initializer(initial, 3, 1, inputs.shape[-1]),
+        name=f"{depthwise}.conv",
+    )(inputs)
     outputs = norm_relu(outputs, f"{depthwise}.bn", f"{depthwise}.relu")
     return conv_bn_relu(outputs, channels, 1, f"{name}.pointwise_conv", initial)
 
@@ -101,20 +115,27 @@ def classifier(inputs: keras.KerasTensor, classes: int, dropout: float, name: st
     outputs = ChannelDropout(dropout, name=f"{name}.dropout")(inputs)
     kaiming = initial == "kaiming"
     uniform = uniform_initializer(inputs.shape[-1])
-    return keras.layers.Conv2D(classes, 1, kernel_initializer=RandomNormal(stddev=0.01) if kaiming else uniform,
-                               bias_initializer="zeros" if kaiming else uniform.clone(),
-                               dtype="float32", name=f"{name}.conv_seg")(outputs)
+    return keras.layers.Conv2D(
+        classes,
+        1,
+        kernel_initializer=RandomNormal(stddev=0.01) if kaiming else uniform,
+        bias_initializer="zeros" if kaiming else uniform.clone(),
+        dtype="float32",
+        name=f"{name}.conv_seg",
+    )(outputs)
 
 
 def plain_convolution(inputs: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
     """Apply a 1x1 convolution with bias, which both systems initialize with PyTorch's default."""
     uniform = uniform_initializer(inputs.shape[-1])
-    return keras.layers.Conv2D(channels, 1, kernel_initializer=uniform, bias_initializer=uniform.clone(),
-                               name=name)(inputs)
+    return keras.layers.Conv2D(channels, 1, kernel_initializer=uniform, bias_initializer=uniform.clone(), name=name)(
+        inputs
+    )
 
 
 def dense(inputs: keras.KerasTensor, units: int, name: str, dtype: str | None = None) -> keras.KerasTensor:
     """Apply a dense layer, which both systems initialize with PyTorch's default."""
     uniform = uniform_initializer(inputs.shape[-1])
-    return keras.layers.Dense(units, kernel_initializer=uniform, bias_initializer=uniform.clone(), dtype=dtype,
-                              name=name)(inputs)
+    return keras.layers.Dense(
+        units, kernel_initializer=uniform, bias_initializer=uniform.clone(), dtype=dtype, name=name
+    )(inputs)

@@ -69,8 +69,12 @@ def is_faster(kernel: tuple, dilations: tuple[int, int], dtype: str) -> bool:
     """
     dilation = dilations[0]
     smallest = {"float32": 2, "bfloat16": SMALLEST_BFLOAT16_DILATION}
-    return (dilation == dilations[1] and dtype in smallest and dilation >= smallest[dtype]
-            and dilation * min(kernel[2:]) >= MIN_DILATED_CHANNELS)
+    return (
+        dilation == dilations[1]
+        and dtype in smallest
+        and dilation >= smallest[dtype]
+        and dilation * min(kernel[2:]) >= MIN_DILATED_CHANNELS
+    )
 
 
 def cost(height: int, width: int, dilation: int) -> float:
@@ -101,8 +105,7 @@ def _outputs(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int) -> tf.Tensor:
     return _samples_first(_sum_of_taps(_rows_first(inputs), kernel, rows, columns, transpose_kernel=False))
 
 
-def _gradients(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor,
-               dilation: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _gradients(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, dilation: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the gradients of inputs and kernel by that of the outputs."""
     rows, columns = _taps_of_map(inputs, dilation)
     upstream_map = _rows_first(upstream)
@@ -110,8 +113,12 @@ def _gradients(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor,
     # The sums for both gradients would otherwise be in memory at the same time.
     with tf.control_dependencies([kernel_gradient]):
         input_gradient = _sum_of_taps(
-            upstream_map, kernel, [_reversed(tap) for tap in rows], [_reversed(tap) for tap in columns],
-            transpose_kernel=True)
+            upstream_map,
+            kernel,
+            [_reversed(tap) for tap in rows],
+            [_reversed(tap) for tap in columns],
+            transpose_kernel=True,
+        )
     return _samples_first(input_gradient), kernel_gradient
 
 
@@ -126,8 +133,9 @@ def _reversed(tap: Tap) -> Tap:
     return tap._replace(read=tap.written, written=tap.read)
 
 
-def _sum_of_taps(values: tf.Tensor, kernel: tf.Tensor, rows: list[Tap], columns: list[Tap],
-                 transpose_kernel: bool) -> tf.Tensor:
+def _sum_of_taps(
+    values: tf.Tensor, kernel: tf.Tensor, rows: list[Tap], columns: list[Tap], transpose_kernel: bool
+) -> tf.Tensor:
     """Return the sum of all taps' products with a map, each where it is written.
 
     Only the sums and one product are in memory at a time.
@@ -152,8 +160,9 @@ def _sum_of_taps(values: tf.Tensor, kernel: tf.Tensor, rows: list[Tap], columns:
         for row in rows:
             with tf.control_dependencies([part] if sums is None else [sums]):
                 touched = _crop(part, ROWS, row.read, row.length)
-                products = tf.matmul(_flat(touched), matrices[3 * row.index + column.index],
-                                     transpose_b=transpose_kernel)
+                products = tf.matmul(
+                    _flat(touched), matrices[3 * row.index + column.index], transpose_b=transpose_kernel
+                )
             products = tf.cast(tf.reshape(products, [*_shape(touched)[:3], depth]), tf.float32)
             sums = _added(sums, products, ROWS, row)
         total = _added(total, sums, COLUMNS, column)
@@ -178,7 +187,9 @@ def _kernel_gradient(inputs: tf.Tensor, upstream: tf.Tensor, rows: list[Tap], co
         for row in rows:
             gradients[row.index, column.index] = tf.matmul(
                 _flat(_crop(read, ROWS, row.read, row.length)),
-                _flat(_crop(written, ROWS, row.written, row.length)), transpose_a=True)
+                _flat(_crop(written, ROWS, row.written, row.length)),
+                transpose_a=True,
+            )
     untouched = tf.zeros((channels, filters), inputs.dtype)
     gradient = tf.concat([gradients.get((row, column), untouched) for row in range(3) for column in range(3)], 0)
     return tf.reshape(gradient, (3, 3, channels, filters))

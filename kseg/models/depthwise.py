@@ -49,15 +49,19 @@ def _convolution(inputs: tf.Tensor, kernel: tf.Tensor, dilation: int) -> tuple[t
 
     def differentiate(upstream):
         upstream_parts = split(upstream)
-        input_gradient = join(tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-            input_sizes=tf.shape(upstream_parts), filter=kernel, out_backprop=upstream_parts, **SAME_PADDING))
+        input_gradient = join(
+            tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                input_sizes=tf.shape(upstream_parts), filter=kernel, out_backprop=upstream_parts, **SAME_PADDING
+            )
+        )
         if None in inputs.shape[1:3] or min(sizes) > (SMALLEST_SIDE - 1) * dilation:
             # The dependency keeps the graph optimizer from reusing the parts of the forward pass, which would then
             # have to stay in memory.
             with tf.control_dependencies([upstream]):
                 parts = split(inputs)
             kernel_gradient = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-                input=parts, filter_sizes=kernel.shape, out_backprop=upstream_parts, **SAME_PADDING)
+                input=parts, filter_sizes=kernel.shape, out_backprop=upstream_parts, **SAME_PADDING
+            )
         else:
             kernel_gradient = tf.reshape(_kernel_gradient(inputs, upstream, sizes, dilation), kernel.shape)
         return input_gradient, kernel_gradient

@@ -81,20 +81,26 @@ def _foldable(model: keras.Model) -> list[tuple[BatchNormalization, keras.layers
     pairs = []
     for layer in model.layers:
         users = consumers.get(id(layer.output), []) if type(layer) in CONVOLUTIONS else []
-        if (len(users) == 1 and isinstance(users[0], BatchNormalization) and id(layer.output) not in model_outputs
-                and layer.activation is keras.activations.linear):
+        if (
+            len(users) == 1
+            and isinstance(users[0], BatchNormalization)
+            and id(layer.output) not in model_outputs
+            and layer.activation is keras.activations.linear
+        ):
             pairs.append((users[0], layer))
     return pairs
 
 
-def _folded_weights(convolution: keras.layers.Layer, weights: list[np.ndarray],
-                    norm: BatchNormalization) -> list[np.ndarray]:
+def _folded_weights(
+    convolution: keras.layers.Layer, weights: list[np.ndarray], norm: BatchNormalization
+) -> list[np.ndarray]:
     """Return the float32 kernel and bias of a convolution that includes its norm."""
     gamma, beta, mean, variance = (np.asarray(value, np.float64) for value in norm.get_weights())
     factor = gamma / np.sqrt(variance + norm.epsilon)
     kernel = weights[0].astype(np.float64)
     bias = weights[1].astype(np.float64) if len(weights) > 1 else 0.0
     # Keras stores a depthwise kernel as (height, width, channels, 1).
-    scaled = kernel * (factor.reshape(kernel.shape[2:]) if isinstance(convolution, keras.layers.DepthwiseConv2D)
-                       else factor)
+    scaled = kernel * (
+        factor.reshape(kernel.shape[2:]) if isinstance(convolution, keras.layers.DepthwiseConv2D) else factor
+    )
     return [scaled.astype(np.float32), (beta + (bias - mean) * factor).astype(np.float32)]

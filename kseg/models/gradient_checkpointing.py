@@ -20,8 +20,13 @@ class Recomputing(keras.Model):
         name: The model's name.
     """
 
-    def __init__(self, inputs: keras.KerasTensor, outputs: dict[str, keras.KerasTensor],
-                 blocks: list[tuple[keras.KerasTensor, keras.KerasTensor]], name: str):
+    def __init__(
+        self,
+        inputs: keras.KerasTensor,
+        outputs: dict[str, keras.KerasTensor],
+        blocks: list[tuple[keras.KerasTensor, keras.KerasTensor]],
+        name: str,
+    ):
         super().__init__(inputs, outputs, name=name)
         # A closure hides the pieces: Keras would list layers in a model's attributes a second time.
         self.run_in_pieces = _piecewise(inputs, outputs, blocks)
@@ -48,6 +53,7 @@ def _piecewise(inputs, outputs, blocks: list[tuple]) -> Callable:
 
 def _recomputed(block: keras.Model) -> Callable:
     """Return the function that runs a block in training mode and updates its moving statistics."""
+
     @keras.remat
     def run(inputs, *values):
         count = len(block.trainable_variables)

@@ -86,8 +86,12 @@ class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs):
         settings = self.kernel_size, self.strides, self.padding, self.depth_multiplier, len({*self.dilation_rate})
-        if (not on_cpu() or settings != ((3, 3), (1, 1), "same", 1, 1) or self.dilation_rate == (1, 1)
-                or inputs.dtype != "float32"):
+        if (
+            not on_cpu()
+            or settings != ((3, 3), (1, 1), "same", 1, 1)
+            or self.dilation_rate == (1, 1)
+            or inputs.dtype != "float32"
+        ):
             return super().call(inputs)
         from kseg.models import depthwise
 
@@ -230,7 +234,8 @@ def resize(images: "tf.Tensor", size: tuple, align_corners: bool = False) -> "tf
         import tensorflow as tf
 
         return tf.raw_ops.ResizeBilinear(
-            images=images, size=tf.stack(size), align_corners=align_corners, half_pixel_centers=not align_corners)
+            images=images, size=tf.stack(size), align_corners=align_corners, half_pixel_centers=not align_corners
+        )
     return resize_by_gather(images, size, align_corners)
 
 

@@ -39,15 +39,17 @@ def count_macs(model: keras.Model, shape: tuple[int, ...]) -> int:
         model: A functional model of images.
         shape: Shape (N, H, W, 3) of the images.
     """
-    portable = keras.models.clone_model(keras.Model(model.input, model.output), clone_function=lambda layer: (
-        folding.portable_class(layer).from_config(layer.get_config())))
+    portable = keras.models.clone_model(
+        keras.Model(model.input, model.output),
+        clone_function=lambda layer: folding.portable_class(layer).from_config(layer.get_config()),
+    )
     forward = tf.function(lambda images: portable(images, training=False), autograph=False)
     return count_layer_macs(forward.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
 
 
 def _convolution_macs(operation: tf.Operation) -> int:
     # An output sums over the kernel's height and width, and over the input channels unless it is depthwise.
-    summed = operation.inputs[1].shape[:3 if operation.type == "Conv2D" else 2]
+    summed = operation.inputs[1].shape[: 3 if operation.type == "Conv2D" else 2]
     outputs = operation.outputs[0]
     # A dilated convolution runs on interleaved parts of the map. BatchToSpaceND joins them again and crops the
     # padding that made their sizes equal.
@@ -61,5 +63,9 @@ def _product_macs(operation: tf.Operation) -> int:
     return operation.outputs[0].shape.num_elements() * operation.inputs[0].shape[-2 if transposed else -1]
 
 
-COUNTERS = {"Conv2D": _convolution_macs, "DepthwiseConv2dNative": _convolution_macs,
-            "MatMul": _product_macs, "BatchMatMulV2": _product_macs}
+COUNTERS = {
+    "Conv2D": _convolution_macs,
+    "DepthwiseConv2dNative": _convolution_macs,
+    "MatMul": _product_macs,
+    "BatchMatMulV2": _product_macs,
+}

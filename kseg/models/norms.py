@@ -38,13 +38,14 @@ class BatchNormalization(keras.layers.Layer):
     def build(self, input_shape):
         shape = (input_shape[-1],)
         # autocast=False keeps them in float32: in bfloat16 a gamma near 1 changes in steps of 0.8%.
-        self.gamma = self.add_weight(
-            name="gamma", shape=shape, initializer=self.gamma_initializer, autocast=False)
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer=self.gamma_initializer, autocast=False)
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
         self.moving_mean = self.add_weight(
-            name="moving_mean", shape=shape, initializer="zeros", trainable=False, autocast=False)
+            name="moving_mean", shape=shape, initializer="zeros", trainable=False, autocast=False
+        )
         self.moving_variance = self.add_weight(
-            name="moving_variance", shape=shape, initializer="ones", trainable=False, autocast=False)
+            name="moving_variance", shape=shape, initializer="ones", trainable=False, autocast=False
+        )
 
     def call(self, inputs, training=False):
         fused = on_tensorflow() and len(inputs.shape) == 4
@@ -58,20 +59,23 @@ class BatchNormalization(keras.layers.Layer):
             train = exact_training
         outputs, mean, unbiased_variance = train(inputs, self.gamma, self.beta, self.epsilon, replica_context())
         self.moving_mean.assign(self.momentum * self.moving_mean + (1 - self.momentum) * mean)
-        self.moving_variance.assign(
-            self.momentum * self.moving_variance + (1 - self.momentum) * unbiased_variance)
+        self.moving_variance.assign(self.momentum * self.moving_variance + (1 - self.momentum) * unbiased_variance)
         return outputs
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        return super().get_config() | {"momentum": self.momentum, "epsilon": self.epsilon,
-                                       "gamma_initializer": self.gamma_initializer}
+        return super().get_config() | {
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "gamma_initializer": self.gamma_initializer,
+        }
 
 
-def normalize_with(inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor", gamma: "tf.Tensor",
-                   beta: "tf.Tensor", epsilon: float) -> "tf.Tensor":
+def normalize_with(
+    inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", epsilon: float
+) -> "tf.Tensor":
     """Return (inputs - mean) / sqrt(variance + epsilon) * gamma + beta, computed in float32.
 
     `inputs` are (..., C); the statistics, gamma and beta are (C,). The result has the shape and dtype of `inputs`.
@@ -83,9 +87,14 @@ def normalize_with(inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor"
     return ops.cast(outputs, inputs.dtype)
 
 
-def normalize_training(inputs: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", epsilon: float,
-                       context: "tf.distribute.ReplicaContext | None" = None,
-                       dtype: str = "float32") -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
+def normalize_training(
+    inputs: "tf.Tensor",
+    gamma: "tf.Tensor",
+    beta: "tf.Tensor",
+    epsilon: float,
+    context: "tf.distribute.ReplicaContext | None" = None,
+    dtype: str = "float32",
+) -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
     """Normalize a batch with its statistics.
 
     Args:
@@ -118,8 +127,9 @@ def unbiasing_factor(count: "tf.Tensor") -> "tf.Tensor":
     return count / ops.maximum(count - 1, 1)
 
 
-def moments_over_replicas(mean: "tf.Tensor", variance: "tf.Tensor",
-                          context: "tf.distribute.ReplicaContext") -> "tuple[tf.Tensor, tf.Tensor]":
+def moments_over_replicas(
+    mean: "tf.Tensor", variance: "tf.Tensor", context: "tf.distribute.ReplicaContext"
+) -> "tuple[tf.Tensor, tf.Tensor]":
     """Return the float64 mean and biased variance of the global batch.
 
     `mean` and `variance` (C,) are those of this replica's equal part. Chan et al. 1979, "Updating Formulae and a
@@ -131,8 +141,13 @@ def moments_over_replicas(mean: "tf.Tensor", variance: "tf.Tensor",
     return moments[0], ops.maximum(moments[1] - ops.square(moments[0]), 0)
 
 
-def exact_training(inputs: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", epsilon: float,
-                   context: "tf.distribute.ReplicaContext | None" = None) -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
+def exact_training(
+    inputs: "tf.Tensor",
+    gamma: "tf.Tensor",
+    beta: "tf.Tensor",
+    epsilon: float,
+    context: "tf.distribute.ReplicaContext | None" = None,
+) -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
     """Normalize a batch with statistics summed in float64, as PyTorch does on a CPU.
 
     Arguments and results are those of `normalize_training`. The float32 sums of TensorFlow's kernels grow into
@@ -141,8 +156,13 @@ def exact_training(inputs: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", e
     return normalize_training(inputs, gamma, beta, epsilon, context, "float64")
 
 
-def fused_training(inputs: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", epsilon: float,
-                   context: "tf.distribute.ReplicaContext | None" = None) -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
+def fused_training(
+    inputs: "tf.Tensor",
+    gamma: "tf.Tensor",
+    beta: "tf.Tensor",
+    epsilon: float,
+    context: "tf.distribute.ReplicaContext | None" = None,
+) -> "tuple[tf.Tensor, tf.Tensor, tf.Tensor]":
     """Normalize a batch (N, H, W, C) with TensorFlow's kernels.
 
     Arguments and results are those of `normalize_training`. Only the outputs have gradients, not the statistics.
@@ -151,8 +171,9 @@ def fused_training(inputs: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", e
 
     gamma, beta = tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32)
     if context is not None:
-        return tf.custom_gradient(
-            lambda *values: _synchronized_training(*values, epsilon, context))(inputs, gamma, beta)
+        return tf.custom_gradient(lambda *values: _synchronized_training(*values, epsilon, context))(
+            inputs, gamma, beta
+        )
     outputs, mean, variance, *_ = _local_training(inputs, gamma, beta, epsilon)
     return outputs, mean, variance
 
@@ -162,8 +183,15 @@ def _local_training(inputs, gamma, beta, epsilon):
     import tensorflow as tf
 
     return tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, exponential_avg_factor=1.0,
-        is_training=True)
+        x=inputs,
+        scale=gamma,
+        offset=beta,
+        mean=[],
+        variance=[],
+        epsilon=epsilon,
+        exponential_avg_factor=1.0,
+        is_training=True,
+    )
 
 
 def _synchronized_training(inputs, gamma, beta, epsilon, context):
@@ -185,7 +213,8 @@ def _synchronized_training(inputs, gamma, beta, epsilon, context):
 
     def differentiate(upstream):
         fixed_gradient, gamma_gradient, beta_gradient = _gradients_for_statistics(
-            upstream, inputs, mean, variance, gamma, epsilon)
+            upstream, inputs, mean, variance, gamma, epsilon
+        )
         # The backward pass may be traced in another graph, which has another replica context.
         sums = tf.distribute.get_replica_context().all_reduce("sum", tf.stack([gamma_gradient, beta_gradient]))
         factors = -gamma * tf.math.rsqrt(variance + epsilon) * sums / tf.cast(count, tf.float32)
@@ -208,17 +237,28 @@ def _gradients_for_statistics(upstream, inputs, mean, variance, gamma, epsilon):
 
     if on_cpu():
         return tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=upstream, x=inputs, scale=gamma, reserve_space_1=mean, reserve_space_2=variance,
-            reserve_space_3=[], epsilon=epsilon, is_training=False)[:3]
+            y_backprop=upstream,
+            x=inputs,
+            scale=gamma,
+            reserve_space_1=mean,
+            reserve_space_2=variance,
+            reserve_space_3=[],
+            epsilon=epsilon,
+            is_training=False,
+        )[:3]
     # On a GPU, this kernel transposes its operands and is refused in deterministic training.
     upstream, inverse = tf.cast(upstream, tf.float32), tf.math.rsqrt(variance + epsilon)
     normalized = (tf.cast(inputs, tf.float32) - mean) * inverse
-    return (tf.cast(upstream * (gamma * inverse), inputs.dtype), tf.reduce_sum(upstream * normalized, (0, 1, 2)),
-            tf.reduce_sum(upstream, (0, 1, 2)))
+    return (
+        tf.cast(upstream * (gamma * inverse), inputs.dtype),
+        tf.reduce_sum(upstream * normalized, (0, 1, 2)),
+        tf.reduce_sum(upstream, (0, 1, 2)),
+    )
 
 
-def fused_inference(inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor", gamma: "tf.Tensor",
-                    beta: "tf.Tensor", epsilon: float) -> "tf.Tensor":
+def fused_inference(
+    inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor", gamma: "tf.Tensor", beta: "tf.Tensor", epsilon: float
+) -> "tf.Tensor":
     """Normalize (N, H, W, C) inputs with given statistics by TensorFlow's kernel.
 
     The statistics, gamma and beta are (C,). TensorFlow's graph optimizer can fold this kernel into a convolution.
@@ -226,6 +266,11 @@ def fused_inference(inputs: "tf.Tensor", mean: "tf.Tensor", variance: "tf.Tensor
     import tensorflow as tf
 
     return tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=tf.cast(gamma, tf.float32), offset=tf.cast(beta, tf.float32),
-        mean=tf.convert_to_tensor(mean), variance=tf.convert_to_tensor(variance), epsilon=epsilon,
-        is_training=False)[0]
+        x=inputs,
+        scale=tf.cast(gamma, tf.float32),
+        offset=tf.cast(beta, tf.float32),
+        mean=tf.convert_to_tensor(mean),
+        variance=tf.convert_to_tensor(variance),
+        epsilon=epsilon,
+        is_training=False,
+    )[0]

@@ -14,17 +14,10 @@ from kseg.models.blocks import convolution, last_gamma, norm_relu
 from kseg.models.norms import BatchNormalization
 
 # Backbone -> number of blocks in the four stages, and whether the blocks are bottlenecks of three convolutions.
-BACKBONES = {
-    "resnet18": ((2, 2, 2, 2), False),
-    "resnet50": ((3, 4, 6, 3), True),
-    "resnet101": ((3, 4, 23, 3), True),
-}
+BACKBONES = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True), "resnet101": ((3, 4, 23, 3), True)}
 
 # Output stride -> strides and dilations of the four stages.
-STAGES = {
-    8: ((1, 2, 1, 1), (1, 1, 2, 4)),
-    16: ((1, 2, 2, 1), (1, 1, 1, 2)),
-}
+STAGES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2))}
 
 # Matches the last layer of every residual block.
 BLOCK_END = re.compile(r"backbone\.layer\d\.\d+\.relu")
@@ -62,8 +55,14 @@ def resnet(images: keras.KerasTensor, model: Model) -> list[keras.KerasTensor]:
     for stage in range(4):
         for block, dilation in enumerate(block_dilations(model, stage)):
             residual = _bottleneck_block if bottleneck else _basic_block
-            outputs = residual(outputs, model, model.width * 2**stage, strides[stage] if block == 0 else 1, dilation,
-                               f"backbone.layer{stage + 1}.{block}")
+            outputs = residual(
+                outputs,
+                model,
+                model.width * 2**stage,
+                strides[stage] if block == 0 else 1,
+                dilation,
+                f"backbone.layer{stage + 1}.{block}",
+            )
         stages.append(outputs)
     return stages
 
@@ -84,8 +83,10 @@ def block_dilations(model: Model, stage: int) -> list[int]:
     blocks, dilation = BACKBONES[model.backbone][0][stage], STAGES[model.output_stride][1][stage]
     if stage == 3 and model.multi_grid:
         if len(model.multi_grid) != blocks:
-            raise ConfigError(f"model.multi_grid needs {blocks} dilations, one for every block of "
-                              f"{model.backbone}'s last stage; got {model.multi_grid}")
+            raise ConfigError(
+                f"model.multi_grid needs {blocks} dilations, one for every block of "
+                f"{model.backbone}'s last stage; got {model.multi_grid}"
+            )
         return list(model.multi_grid)
     first = dilation // 2 if dilation > 1 and model.contract_dilation else dilation
     return [first] + [dilation] * (blocks - 1)
@@ -93,8 +94,9 @@ def block_dilations(model: Model, stage: int) -> list[int]:
 
 def _plain_stem(images, model):
     """Apply one 7x7 convolution with stride 2 (v1, v1b, torchvision)."""
-    outputs = convolution(images, model.stem_channels or model.width, 7, "backbone.conv1", model.initial_weights,
-                          stride=2)
+    outputs = convolution(
+        images, model.stem_channels or model.width, 7, "backbone.conv1", model.initial_weights, stride=2
+    )
     return norm_relu(outputs, "backbone.bn1", "backbone.bn1.relu")
 
 

@@ -36,6 +36,7 @@ def call_shared(compute: Callable, tensors: tuple[tf.Tensor, ...], *settings: Ha
     functions = _functions.setdefault(graph, {})
     key = compute, settings, scope.startswith("gradient_tape/"), kinship and kinship.group()
     if key not in functions:
+
         def named(*tensors):
             # Operations of a function do not inherit the scope of its call.
             with tf.name_scope(f"{scope}/") if scope else contextlib.nullcontext():
@@ -48,8 +49,9 @@ def call_shared(compute: Callable, tensors: tuple[tf.Tensor, ...], *settings: Ha
     return functions[key](*map(tf.stop_gradient, tensors))
 
 
-def call_shared_with_gradients(compute: Callable, gradients: Callable, tensors: tuple[tf.Tensor, ...],
-                               *settings: Hashable) -> tf.Tensor:
+def call_shared_with_gradients(
+    compute: Callable, gradients: Callable, tensors: tuple[tf.Tensor, ...], *settings: Hashable
+) -> tf.Tensor:
     """Return compute(*tensors, *settings) with the gradients of the tensors, both by `call_shared`.
 
     Args:

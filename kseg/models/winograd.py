@@ -93,13 +93,11 @@ def _row_outputs(rows: tf.Tensor, factors: tf.Tensor, dilation: int) -> tf.Tenso
         factors: (4, C, D), the kernel's factors along the columns.
         dilation: distance between the taps in pixels.
     """
-    products = [tf.matmul(_flat(part), factor)
-                for part, factor in zip(_split(rows, 2, dilation), tf.unstack(factors))]
+    products = [tf.matmul(_flat(part), factor) for part, factor in zip(_split(rows, 2, dilation), tf.unstack(factors))]
     return _join(products, _halved_columns(rows, factors.shape[2], dilation), 2, dilation)
 
 
-def _gradients(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor,
-               dilation: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _gradients(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, dilation: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the gradients of inputs and kernel.
 
     They recompute the tiles instead of storing them, since tiles are four times as large as the inputs.
@@ -112,21 +110,25 @@ def _gradients(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor,
         recomputed = _split_rows(inputs, dilation)
     kernel_gradient, split = tf.zeros((9, math.prod(kernel.shape[2:]))), []
     batch, padded_height, padded_width, filters = _shape(padded)
-    row_upstreams = [tf.reshape(part, (batch, padded_height // 2, padded_width, filters))
-                     for part in _join_adjoint(padded, 1, dilation)]
+    row_upstreams = [
+        tf.reshape(part, (batch, padded_height // 2, padded_width, filters))
+        for part in _join_adjoint(padded, 1, dilation)
+    ]
     for rows, row_upstream, columns in zip(recomputed, row_upstreams, COLUMN_FACTORS):
         with tf.control_dependencies([kernel_gradient, *split[-1:]]):
             factors_gradient, input_part = call_shared(
-                _row_gradients, (rows, _kernel_factors(kernel, columns), row_upstream), dilation)
+                _row_gradients, (rows, _kernel_factors(kernel, columns), row_upstream), dilation
+            )
         kernel_gradient += tf.matmul(columns, factors_gradient, transpose_a=True)
         split.append(input_part)
     input_gradient = _split_adjoint(split, _shape(split[0]), 1, dilation)
-    input_gradient = input_gradient[:, dilation:dilation + height, dilation:dilation + width]
+    input_gradient = input_gradient[:, dilation : dilation + height, dilation : dilation + width]
     return input_gradient, tf.reshape(kernel_gradient, kernel.shape)
 
 
-def _row_gradients(rows: tf.Tensor, factors: tf.Tensor, row_upstream: tf.Tensor,
-                   dilation: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _row_gradients(
+    rows: tf.Tensor, factors: tf.Tensor, row_upstream: tf.Tensor, dilation: int
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the gradients of the kernel's factors (4, C * D) and of the rows for one factor of the rows.
 
     Args:
@@ -134,13 +136,19 @@ def _row_gradients(rows: tf.Tensor, factors: tf.Tensor, row_upstream: tf.Tensor,
         row_upstream: (N, H / 2, W, D), the gradient of the outputs of `_row_outputs`.
     """
     product_gradients = [_flat(part) for part in _join_adjoint(row_upstream, 2, dilation)]
-    products = tf.stack([tf.matmul(_flat(part), gradient, transpose_a=True)
-                         for part, gradient in zip(_split(rows, 2, dilation), product_gradients)])
+    products = tf.stack(
+        [
+            tf.matmul(_flat(part), gradient, transpose_a=True)
+            for part, gradient in zip(_split(rows, 2, dilation), product_gradients)
+        ]
+    )
     factors_gradient = tf.reshape(products, (4, -1))
     # The products of both gradients would otherwise be in memory at the same time.
     with tf.control_dependencies([factors_gradient]):
-        products = [tf.matmul(gradient, factor, transpose_b=True)
-                    for gradient, factor in zip(product_gradients, tf.unstack(factors))]
+        products = [
+            tf.matmul(gradient, factor, transpose_b=True)
+            for gradient, factor in zip(product_gradients, tf.unstack(factors))
+        ]
     return factors_gradient, _split_adjoint(products, _halved_columns(rows, factors.shape[1], dilation), 2, dilation)
 
 
@@ -186,9 +194,10 @@ def _split(values: tf.Tensor, axis: int, dilation: int) -> list[tf.Tensor]:
     That axis becomes two, (tiles, dilation).
     """
     shape, before = _shape(values), (slice(None),) * axis
-    pairs = tf.reshape(values, [*shape[:axis], shape[axis] // (2 * dilation), 2, dilation, *shape[axis + 1:]])
+    pairs = tf.reshape(values, [*shape[:axis], shape[axis] // (2 * dilation), 2, dilation, *shape[axis + 1 :]])
     first, second, third, fourth = (
-        pairs[(*before, indices, half)] for indices in (slice(None, -1), slice(1, None)) for half in (0, 1))
+        pairs[(*before, indices, half)] for indices in (slice(None, -1), slice(1, None)) for half in (0, 1)
+    )
     return [first - third, second + third, third - second, second - fourth]
 
 
@@ -199,26 +208,28 @@ def _split_adjoint(parts: list[tf.Tensor], shape: list[int | tf.Tensor], axis: i
     def padded(part, before, after):
         return tf.pad(part, [[before, after] if index == axis else [0, 0] for index in range(len(shape) + 1)])
 
-    pairs = tf.stack([padded(zero, 0, 1) + padded(one + two - zero, 1, 0),
-                      padded(one - two + three, 0, 1) - padded(three, 1, 0)], axis + 1)
-    return tf.reshape(pairs, [*shape[:axis], 2 * (shape[axis] + dilation), *shape[axis + 1:]])
+    pairs = tf.stack(
+        [padded(zero, 0, 1) + padded(one + two - zero, 1, 0), padded(one - two + three, 0, 1) - padded(three, 1, 0)],
+        axis + 1,
+    )
+    return tf.reshape(pairs, [*shape[:axis], 2 * (shape[axis] + dilation), *shape[axis + 1 :]])
 
 
 def _join(products: list[tf.Tensor], shape: list[int | tf.Tensor], axis: int, dilation: int) -> tf.Tensor:
     """Return the two outputs of every tile (A^T of section 4.1) in their order along an axis of products of a shape."""
     zero, one, two, three = (tf.reshape(product, _tiled(shape, axis, dilation)) for product in products)
     pairs = tf.stack([zero + (one + two), (one - two) - three], axis + 1)
-    return tf.reshape(pairs, [*shape[:axis], 2 * shape[axis], *shape[axis + 1:]])
+    return tf.reshape(pairs, [*shape[:axis], 2 * shape[axis], *shape[axis + 1 :]])
 
 
 def _join_adjoint(values: tf.Tensor, axis: int, dilation: int) -> list[tf.Tensor]:
     """Apply the transpose of `_join`: return the gradients of the four products, the axis as (tiles, dilation)."""
     shape, before = _shape(values), (slice(None),) * (axis + 1)
-    pairs = tf.reshape(values, [*shape[:axis], shape[axis] // (2 * dilation), 2, dilation, *shape[axis + 1:]])
+    pairs = tf.reshape(values, [*shape[:axis], shape[axis] // (2 * dilation), 2, dilation, *shape[axis + 1 :]])
     first, second = pairs[(*before, 0)], pairs[(*before, 1)]
     return [first, first + second, first - second, -second]
 
 
 def _tiled(shape: list[int | tf.Tensor], axis: int, dilation: int) -> list[int | tf.Tensor]:
     """Return a shape with an axis divided into (tiles, dilation)."""
-    return [*shape[:axis], shape[axis] // dilation, dilation, *shape[axis + 1:]]
+    return [*shape[:axis], shape[axis] // dilation, dilation, *shape[axis + 1 :]]

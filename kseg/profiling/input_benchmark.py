@@ -24,11 +24,17 @@ from kseg.images.decoding import decode_window
 from kseg.input_pipeline import augmentations, batching, kerascv_augmentations
 
 READ, LABEL, CROP, IMAGE, RESIZE, DISTORT, FINISH = STAGES = (
-    "read the bytes", "decode the label", "choose the crop", "decode the image", "resize",
-    "flip and distort", "pad, batch")
+    "read the bytes",
+    "decode the label",
+    "choose the crop",
+    "decode the image",
+    "resize",
+    "flip and distort",
+    "pad, batch",
+)
 
 # More steps than any measurement takes.
-ENDLESS = 10 ** 6
+ENDLESS = 10**6
 # Below this fraction of busy cores the pipeline is considered to wait for something else.
 BUSY = 0.6
 
@@ -68,8 +74,9 @@ class DataFigures:
         return max(self.stages, key=lambda stage: stage.own_cpu_seconds)
 
 
-def measure_data(split: Split, config: Config, batches: int = 16, rounds: int = 5,
-                 report: Callable[[str], None] = print) -> DataFigures:
+def measure_data(
+    split: Split, config: Config, batches: int = 16, rounds: int = 5, report: Callable[[str], None] = print
+) -> DataFigures:
     """Measure the training pipeline in this process.
 
     The figures are medians over the rounds; `data.service` is ignored.
@@ -107,8 +114,12 @@ def measure_data(split: Split, config: Config, batches: int = 16, rounds: int = 
     before = dict(zip(totals, [0.0, *totals.values()]))
     rates = {name: 1 / statistics.median(values) for name, values in wall.items()}
     stages = tuple(Stage(name, rates[name], totals[name], totals[name] - before[name]) for name in cut)
-    return DataFigures(stages, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                       rates[FINISH] * totals[FINISH], os.cpu_count())
+    return DataFigures(
+        stages,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        rates[FINISH] * totals[FINISH],
+        os.cpu_count(),
+    )
 
 
 def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
@@ -144,13 +155,17 @@ def cut_pipelines(split: Split, config: Config) -> dict[str, tf.data.Dataset]:
         CROP: lambda position: augmented(position, plain, _no_image)[IMAGE],
         IMAGE: lambda position: augmented(position, plain, decode_window)[IMAGE],
         RESIZE: lambda position: augmented(position, plain, decode_window)[RESIZE],
-        DISTORT: lambda position: augmented(position, config.augment, decode_window)[DISTORT]}
+        DISTORT: lambda position: augmented(position, config.augment, decode_window)[DISTORT],
+    }
     positions = tf.data.Dataset.range(config.train.steps * config.train.global_batch)
     # AutoGraph would convert all the functions, which takes seconds; none of them needs it.
     functions = {name: tf.autograph.experimental.do_not_convert(function) for name, function in functions.items()}
-    return {name: positions.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .prefetch(config.train.global_batch).with_options(whole.options())
-            for name, function in functions.items()} | {FINISH: whole}
+    return {
+        name: positions.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(config.train.global_batch)
+        .with_options(whole.options())
+        for name, function in functions.items()
+    } | {FINISH: whole}
 
 
 def _no_image(encoded: tf.Tensor, size: tf.Tensor, window: tuple, in_python: bool) -> tf.Tensor:
@@ -186,8 +201,11 @@ def data_table(figures: DataFigures) -> str:
     """Format the figures as a table with one line per stage."""
     whole = figures.stages[-1].cpu_seconds
     lines = [f"{'up to this stage':24}{'images/s':>10}{'CPU ms/image':>14}{'its own':>9}{'fraction':>10}"]
-    lines += [f"{stage.name:24}{stage.rate:10.1f}{1000 * stage.cpu_seconds:14.2f}{1000 * stage.own_cpu_seconds:9.2f}"
-              f"{stage.own_cpu_seconds / whole:10.0%}" for stage in figures.stages]
+    lines += [
+        f"{stage.name:24}{stage.rate:10.1f}{1000 * stage.cpu_seconds:14.2f}{1000 * stage.own_cpu_seconds:9.2f}"
+        f"{stage.own_cpu_seconds / whole:10.0%}"
+        for stage in figures.stages
+    ]
     return "\n".join([*lines, f"peak memory of the process {figures.peak_memory / 2**20:.0f} MiB"])
 
 
@@ -196,8 +214,10 @@ def input_advice(figures: DataFigures, split: Split) -> str:
     stage, whole = figures.dominant, figures.stages[-1].cpu_seconds
     line = f"{stage.name} takes {stage.own_cpu_seconds / whole:.0%} of the time; "
     if figures.cores_used < BUSY * figures.cores:
-        return line + (f"only {figures.cores_used:.1f} of {figures.cores} cores are used: the pipeline waits for its "
-                       "storage, or other processes use the cores")
+        return line + (
+            f"only {figures.cores_used:.1f} of {figures.cores} cores are used: the pipeline waits for its "
+            "storage, or other processes use the cores"
+        )
     name = split.dataset.name
     if stage.name in (LABEL, IMAGE) and name in sources.SOURCES and not split.is_pixels:
         return line + f"`python -m kseg.data prepare {name} --fast` stores pixels that need no decoding"

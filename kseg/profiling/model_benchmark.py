@@ -61,8 +61,13 @@ class ModelFigures:
     missing: dict[str, str]
 
 
-def measure_model(job: Job, forms: Sequence[str] = ("eager", "compiled", "exported"), rounds: int = 5,
-                  seconds: float = 5.0, report: Callable[[str], None] = print) -> ModelFigures:
+def measure_model(
+    job: Job,
+    forms: Sequence[str] = ("eager", "compiled", "exported"),
+    rounds: int = 5,
+    seconds: float = 5.0,
+    report: Callable[[str], None] = print,
+) -> ModelFigures:
     """Measure a model with random weights.
 
     Images are fed to the network at their own size: of config.evaluate only resize_logits is used. Layers compute in
@@ -79,8 +84,13 @@ def measure_model(job: Job, forms: Sequence[str] = ("eager", "compiled", "export
         ConfigError: A size or a number is below 1.
         MeasurementError: No form could be measured.
     """
-    for name, value in (("height", job.size[0]), ("width", job.size[1]), ("batch", job.batch), ("rounds", rounds),
-                        ("threads", 1 if job.threads is None else job.threads)):
+    for name, value in (
+        ("height", job.size[0]),
+        ("width", job.size[1]),
+        ("batch", job.batch),
+        ("rounds", rounds),
+        ("threads", 1 if job.threads is None else job.threads),
+    ):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     job = replace(job, config=replace(job.config, evaluate=Evaluate(resize_logits=job.config.evaluate.resize_logits)))
@@ -96,12 +106,17 @@ def measure_model(job: Job, forms: Sequence[str] = ("eager", "compiled", "export
                     first_calls[name] = answer
                     report(f"{name}: first call {answer:.1f} s")
             for number in range(rounds):
-                for name in list(workers)[::-1 if number % 2 else 1]:
+                for name in list(workers)[:: -1 if number % 2 else 1]:
                     if answer := _ask(workers, missing, name, seconds, report):
                         results.setdefault(name, []).append(answer)
-                report(f"round {number + 1} of {rounds}: " + ", ".join(
-                    f"{name} {_rate(results[name][-1][0], job.batch):.2f} images/s"
-                    for name in forms if name in workers))
+                report(
+                    f"round {number + 1} of {rounds}: "
+                    + ", ".join(
+                        f"{name} {_rate(results[name][-1][0], job.batch):.2f} images/s"
+                        for name in forms
+                        if name in workers
+                    )
+                )
         finally:
             for worker in workers.values():
                 worker.close()
@@ -121,8 +136,9 @@ def _compute_facts(job: Job, directory: str) -> Facts:
         worker.close()
 
 
-def _ask(workers: dict[str, Worker], missing: dict[str, str], name: str, seconds: float | None,
-         report: Callable[[str], None]):
+def _ask(
+    workers: dict[str, Worker], missing: dict[str, str], name: str, seconds: float | None, report: Callable[[str], None]
+):
     """Return a form's answer to `seconds`; if it fails, report the error, stop the worker and return None."""
     try:
         return workers[name].ask(seconds)
@@ -139,8 +155,9 @@ def _rate(calls: list[float], batch: int) -> float:
 def _form(name: str, first_call: float, rounds: list[tuple], batch: int) -> Form:
     """Summarize rounds of (seconds of the calls, peak memory, peak device memory)."""
     calls = [seconds for durations, _, _ in rounds for seconds in durations]
-    latencies = {f"p{percentile}": float(value)
-                 for percentile, value in zip(PERCENTILES, np.percentile(calls, PERCENTILES))}
+    latencies = {
+        f"p{percentile}": float(value) for percentile, value in zip(PERCENTILES, np.percentile(calls, PERCENTILES))
+    }
     rate = statistics.median(_rate(durations, batch) for durations, _, _ in rounds)
     return Form(name, rate, latencies, len(calls), first_call, rounds[-1][1], rounds[-1][2])
 
@@ -155,11 +172,15 @@ def model_table(figures: ModelFigures) -> str:
         f"parameters     {facts.parameters:,}, of which {facts.trainable:,} trainable; "
         f"the exported model has {facts.exported:,} in {facts.exported_bytes / 1e6:.1f} MB",
         f"multiply-adds  {facts.multiply_adds:,} per image, of convolutions and matrix products",
-        f"{'form':10}{'images/s':>10}" + "".join(f"{f'p{percentile} ms':>10}" for percentile in PERCENTILES)
-        + f"{'calls':>7}{'first call s':>14}{'peak MiB':>10}{'GPU MiB':>12}"]
+        f"{'form':10}{'images/s':>10}"
+        + "".join(f"{f'p{percentile} ms':>10}" for percentile in PERCENTILES)
+        + f"{'calls':>7}{'first call s':>14}{'peak MiB':>10}{'GPU MiB':>12}",
+    ]
     for form in figures.forms:
         on_gpu = "" if form.device_memory is None else f"{form.device_memory / 2**20:.0f}"
-        lines.append(f"{form.name:10}{form.rate:10.2f}"
-                     + "".join(f"{1000 * seconds:10.1f}" for seconds in form.latencies.values())
-                     + f"{form.calls:7}{form.first_call:14.1f}{form.peak_memory / 2**20:10.0f}{on_gpu:>12}".rstrip())
+        lines.append(
+            f"{form.name:10}{form.rate:10.2f}"
+            + "".join(f"{1000 * seconds:10.1f}" for seconds in form.latencies.values())
+            + f"{form.calls:7}{form.first_call:14.1f}{form.peak_memory / 2**20:10.0f}{on_gpu:>12}".rstrip()
+        )
     return "\n".join([*lines, *(f"{name}: not measured: {reason}" for name, reason in figures.missing.items())])

@@ -127,10 +127,14 @@ def model_facts(job: Job, directory: str) -> Facts:
     model = build_job_model(job)
     exported = export_form(job, model, directory)
     return Facts(
-        model.count_params(), sum(math.prod(weight.shape) for weight in model.trainable_weights), exported,
+        model.count_params(),
+        sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        exported,
         sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file()),
         count_macs(models.main_only(model), (1, *job.size, 3)),
-        device_name(job.threads), {"TensorFlow": tf.__version__, "Keras": keras.__version__})
+        device_name(job.threads),
+        {"TensorFlow": tf.__version__, "Keras": keras.__version__},
+    )
 
 
 def device_name(threads: int | None = None) -> str:

@@ -79,8 +79,9 @@ class StepTime:
     advice: tuple[str, ...]
 
 
-def explain_step_time(config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print,
-                      steps: int = 5) -> StepTime:
+def explain_step_time(
+    config: Config, strategy: tf.distribute.Strategy, report: Callable[[str], None] = print, steps: int = 5
+) -> StepTime:
     """Measure where the time of a training step goes.
 
     `steps` steps are timed, and as many are recorded by the profiler. No result of training is kept. All hosts must
@@ -102,28 +103,45 @@ def explain_step_time(config: Config, strategy: tf.distribute.Strategy, report: 
         take_steps()
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     reference_rate = _reference_rate(kind, model.compute_dtype)
-    report(f"compiled and warmed up in {time.perf_counter() - started:.0f} s; "
-           f"measuring {2 * calls * steps_per_call} steps")
+    report(
+        f"compiled and warmed up in {time.perf_counter() - started:.0f} s; measuring {2 * calls * steps_per_call} steps"
+    )
     seconds, cores_used = _time_calls(take_steps, calls)
     seconds /= steps_per_call
-    trace = attribute_time(_record_calls(take_steps, calls), calls * steps_per_call,
-                           lambda operation: operation_purpose(operation, optimizer))
+    trace = attribute_time(
+        _record_calls(take_steps, calls),
+        calls * steps_per_call,
+        lambda operation: operation_purpose(operation, optimizer),
+    )
     size = tuple(config.augment.crop)
     multiply_adds = count_macs(model, (config.train.global_batch, *size, 3))
     device_count = strategy.num_replicas_in_sync if kind == "GPU" else hosts.num_hosts(strategy)
     gigaflops = 6 * multiply_adds / device_count / 1e9
     result = StepTime(
-        config.name, devices.devices_line(strategy), config.train.precision, config.train.global_batch,
-        strategy.num_replicas_in_sync, size, seconds, config.train.global_batch / seconds, cores_used,
-        len(os.sched_getaffinity(0)), multiply_adds, gigaflops / seconds,
+        config.name,
+        devices.devices_line(strategy),
+        config.train.precision,
+        config.train.global_batch,
+        strategy.num_replicas_in_sync,
+        size,
+        seconds,
+        config.train.global_batch / seconds,
+        cores_used,
+        len(os.sched_getaffinity(0)),
+        multiply_adds,
+        gigaflops / seconds,
         gigaflops / trace.multiplying_seconds if trace.multiplying_seconds else None,
         # Measured before and after the steps, because other processes may use the machine at either time.
-        max(reference_rate, _reference_rate(kind, model.compute_dtype)), trace, ())
+        max(reference_rate, _reference_rate(kind, model.compute_dtype)),
+        trace,
+        (),
+    )
     return replace(result, advice=tuple(step_advice(result, config, split)))
 
 
-def _build_training(config: Config, split: Split, strategy: tf.distribute.Strategy,
-                    report: Callable[[str], None]) -> tuple[keras.Model, str, Callable[[], None]]:
+def _build_training(
+    config: Config, split: Split, strategy: tf.distribute.Strategy, report: Callable[[str], None]
+) -> tuple[keras.Model, str, Callable[[], None]]:
     """Return the model, the name of the optimizer and a function that takes the steps of one call."""
     with strategy.scope():
         model, optimizer, ema = trainer.build_training(config, len(split.dataset.classes), report)
@@ -150,8 +168,10 @@ def _time_calls(take_steps: Callable[[], None], calls: int) -> tuple[float, floa
     for _ in range(calls):
         take_steps()
         marks.append(time.perf_counter())
-    return (statistics.median(after - before for before, after in itertools.pairwise(marks)),
-            (time.process_time() - cpu) / (marks[-1] - marks[0]))
+    return (
+        statistics.median(after - before for before, after in itertools.pairwise(marks)),
+        (time.process_time() - cpu) / (marks[-1] - marks[0]),
+    )
 
 
 def _record_calls(take_steps: Callable[[], None], calls: int) -> xplane_pb2.XSpace:
@@ -191,36 +211,64 @@ def step_advice(result: StepTime, config: Config, split: Split) -> list[str]:
     exchanging = fractions.get(EXCHANGE, 0)
     lines = []
     if waiting >= 0.1:
-        lines.append((waiting, f"input: the step waits {waiting:.0%} of its time; "
-                               + _input_advice(config.name, split)))
+        lines.append(
+            (waiting, f"input: the step waits {waiting:.0%} of its time; " + _input_advice(config.name, split))
+        )
     if outside >= 0.03:
-        lines.append((outside, f"Python: {outside:.0%} of the time passes between calls; raise "
-                               f"train.steps_per_call={config.train.steps_per_call}"))
+        lines.append(
+            (
+                outside,
+                f"Python: {outside:.0%} of the time passes between calls; raise "
+                f"train.steps_per_call={config.train.steps_per_call}",
+            )
+        )
     if exchanging >= 0.1:
-        lines.append((exchanging, f"replicas wait {exchanging:.0%} of the time for each other; a larger batch for each "
-                                  "replica, a faster network, or train.accumulate would reduce that"))
+        lines.append(
+            (
+                exchanging,
+                f"replicas wait {exchanging:.0%} of the time for each other; a larger batch for each "
+                "replica, a faster network, or train.accumulate would reduce that",
+            )
+        )
     if between >= 0.15:
-        lines.append((between, f"nothing runs in {between:.0%} of the time: operations are too small for this device; "
-                               "raise train.global_batch"
-                               + (", or try train.jit_compile=true" if result.replicas == 1 else "")))
+        lines.append(
+            (
+                between,
+                f"nothing runs in {between:.0%} of the time: operations are too small for this device; "
+                "raise train.global_batch" + (", or try train.jit_compile=true" if result.replicas == 1 else ""),
+            )
+        )
     # Cores are expected to be idle while no operation runs.
     expected = result.cores * (1 - waiting - exchanging - between - outside)
     if "GPU" not in result.device and result.cores_used < 0.7 * expected:
-        lines.append((1 - result.cores_used / expected, f"only {result.cores_used:.1f} of {result.cores} cores are "
-                      "busy while operations run: other processes use them, or the batch is too small to keep them "
-                      "busy"))
+        lines.append(
+            (
+                1 - result.cores_used / expected,
+                f"only {result.cores_used:.1f} of {result.cores} cores are "
+                "busy while operations run: other processes use them, or the batch is too small to keep them "
+                "busy",
+            )
+        )
     if result.multiplying_rate and not lines:
-        lines.append((0, f"convolutions and matrix products take "
-                         f"{result.trace.multiplying_seconds / result.trace.seconds:.0%} of the time, at "
-                         f"{result.multiplying_rate / result.reference_rate:.0%} of the rate of a single large "
-                         "convolution; " + _computation_advice(result, config)))
+        lines.append(
+            (
+                0,
+                f"convolutions and matrix products take "
+                f"{result.trace.multiplying_seconds / result.trace.seconds:.0%} of the time, at "
+                f"{result.multiplying_rate / result.reference_rate:.0%} of the rate of a single large "
+                "convolution; " + _computation_advice(result, config),
+            )
+        )
     return [line for _, line in sorted(lines, key=lambda weighted: -weighted[0])[:2]]
 
 
 def _input_advice(config_name: str, split: Split) -> str:
     name = split.dataset.name
-    fast = f"; `python -m kseg.data prepare {name} --fast` stores pixels that need no decoding" \
-        if name in sources.SOURCES and not split.is_pixels else ""
+    fast = (
+        f"; `python -m kseg.data prepare {name} --fast` stores pixels that need no decoding"
+        if name in sources.SOURCES and not split.is_pixels
+        else ""
+    )
     return f"`python -m kseg.benchmark data --config {config_name}` finds the stage that limits it{fast}"
 
 
@@ -229,8 +277,10 @@ def _computation_advice(result: StepTime, config: Config) -> str:
         return "a larger batch for each device, or a larger augment.crop, would use the device better"
     if "GPU" in result.device and config.train.precision == "float32":
         return "train.precision=mixed_bfloat16 or train.tensor_float_32=true would make them faster"
-    return "more devices, or fewer multiply-adds (model.output_stride=16, a smaller augment.crop), would make a step " \
-           "faster"
+    return (
+        "more devices, or fewer multiply-adds (model.output_stride=16, a smaller augment.crop), would make a step "
+        "faster"
+    )
 
 
 def step_time_table(result: StepTime) -> str:
@@ -241,22 +291,33 @@ def step_time_table(result: StepTime) -> str:
         f"{1000 * result.seconds:.1f} ms a step, {result.images_per_second:.2f} images/s, "
         f"{result.cores_used:.1f} of {result.cores} cores busy",
         f"{1000 * trace.seconds:.1f} ms a step under the profiler, divided below. An instant with several running "
-        "operations is divided among them; \"summed ms\" counts each of them in full.",
-        "", f"{'':34}{'ms':>10}{'fraction':>10}{'operations':>12}{'summed ms':>11}"]
-    lines += [f"{phase.name:34}{1000 * phase.seconds:10.1f}{phase.fraction:10.1%}"
-              + (f"{phase.operations:12.0f}{1000 * phase.operation_seconds:11.1f}" if phase.operations else "")
-              for phase in trace.phases]
-    lines += [_sum_line(trace, trace.phases), "", f"{'':34}{'ms':>10}{'fraction':>10}{'forward':>12}{'backward':>11}"]
-    lines += [f"{part.name:34}{1000 * (part.forward + part.backward + part.other):10.1f}{part.fraction:10.1%}"
-              + (f"{1000 * part.forward:12.1f}{1000 * part.backward:11.1f}" if part.forward or part.backward else "")
-              for part in trace.parts]
-    multiplying = "" if result.multiplying_rate is None else \
-        f"{result.multiplying_rate:.3g} during convolutions and matrix products, "
+        'operations is divided among them; "summed ms" counts each of them in full.',
+        "",
+        f"{'':34}{'ms':>10}{'fraction':>10}{'operations':>12}{'summed ms':>11}",
+    ]
     lines += [
-        _sum_line(trace, trace.parts), "",
+        f"{phase.name:34}{1000 * phase.seconds:10.1f}{phase.fraction:10.1%}"
+        + (f"{phase.operations:12.0f}{1000 * phase.operation_seconds:11.1f}" if phase.operations else "")
+        for phase in trace.phases
+    ]
+    lines += [_sum_line(trace, trace.phases), "", f"{'':34}{'ms':>10}{'fraction':>10}{'forward':>12}{'backward':>11}"]
+    lines += [
+        f"{part.name:34}{1000 * (part.forward + part.backward + part.other):10.1f}{part.fraction:10.1%}"
+        + (f"{1000 * part.forward:12.1f}{1000 * part.backward:11.1f}" if part.forward or part.backward else "")
+        for part in trace.parts
+    ]
+    multiplying = (
+        ""
+        if result.multiplying_rate is None
+        else f"{result.multiplying_rate:.3g} during convolutions and matrix products, "
+    )
+    lines += [
+        _sum_line(trace, trace.parts),
+        "",
         f"threads of tf.data work {1000 * trace.prefetch_seconds:.1f} ms a step in parallel, on later batches",
         f"{result.multiply_adds / 1e9:.3g} G multiply-adds forward, three times as many in a step: {result.rate:.3g} "
-        f"GFLOP/s per device, {multiplying}{result.reference_rate:.3g} in a single large convolution"]
+        f"GFLOP/s per device, {multiplying}{result.reference_rate:.3g} in a single large convolution",
+    ]
     return "\n".join([*lines, *result.advice])
 
 

@@ -13,7 +13,18 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from kseg.profiling import traces
 from kseg.profiling.operation_purpose import (
-    BACKWARD, EXCHANGE, EXCHANGES, FORWARD, LOSS, OPTIMIZER, STEM, SUMS, UNNAMED, UPDATE, Purpose)
+    BACKWARD,
+    EXCHANGE,
+    EXCHANGES,
+    FORWARD,
+    LOSS,
+    OPTIMIZER,
+    STEM,
+    SUMS,
+    UNNAMED,
+    UPDATE,
+    Purpose,
+)
 from kseg.profiling.traces import Operation, Span, TraceError
 
 WAIT, BETWEEN, OUTSIDE = "waiting for input", "between operations", "Python outside the compiled step"
@@ -94,12 +105,17 @@ def attribute_time(space: xplane_pb2.XSpace, steps: int, purpose: Callable[[Oper
             priority = EXCHANGING if EXCHANGES.search(operation.type) else WORKING
             spans.append(Span(operation.start, operation.end, priority, purpose(operation)))
     if not spans:
-        raise TraceError("the profiler recorded no operation of the training step; on a GPU it needs CUPTI, which "
-                         "is part of CUDA")
-    idle = [(WAITING, WAIT, traces.event_windows(space, traces.WAIT, prefetching=True)),
-            (CALLING, BETWEEN, traces.event_windows(space, traces.CALL)), (REST, OUTSIDE, [window])]
-    idle_spans = [Span(start, end, priority, Purpose(name, name))
-                  for priority, name, found in idle for start, end in found]
+        raise TraceError(
+            "the profiler recorded no operation of the training step; on a GPU it needs CUPTI, which is part of CUDA"
+        )
+    idle = [
+        (WAITING, WAIT, traces.event_windows(space, traces.WAIT, prefetching=True)),
+        (CALLING, BETWEEN, traces.event_windows(space, traces.CALL)),
+        (REST, OUTSIDE, [window]),
+    ]
+    idle_spans = [
+        Span(start, end, priority, Purpose(name, name)) for priority, name, found in idle for start, end in found
+    ]
     unit = steps * traces.TICKS
     wall = {key: ticks / unit for key, ticks in traces.wall_time_by_key([*spans, *idle_spans], window).items()}
     durations = {key: ticks / unit for key, ticks in traces.durations_by_key(spans, window).items()}
@@ -108,14 +124,18 @@ def attribute_time(space: xplane_pb2.XSpace, steps: int, purpose: Callable[[Oper
 
     def phase_time(phase: str) -> PhaseTime:
         total, operation_seconds, operations = (
-            sum(value for key, value in values.items() if key.phase == phase) for values in (wall, durations, counts))
+            sum(value for key, value in values.items() if key.phase == phase) for values in (wall, durations, counts)
+        )
         return PhaseTime(phase, total, total / seconds, operation_seconds, operations)
 
     present = {key.phase for key in wall}
     return Trace(
         seconds,
         tuple(phase_time(phase) for phase in PHASES if phase in present or phase not in (EXCHANGE, UNNAMED)),
-        _part_times(wall, seconds), sum(value for key, value in wall.items() if key.multiplies), prefetched / unit)
+        _part_times(wall, seconds),
+        sum(value for key, value in wall.items() if key.multiplies),
+        prefetched / unit,
+    )
 
 
 def _part_times(wall: dict[Purpose, float], seconds: float) -> tuple[PartTime, ...]:
@@ -124,6 +144,13 @@ def _part_times(wall: dict[Purpose, float], seconds: float) -> tuple[PartTime, .
     for key, value in wall.items():
         parts.setdefault(key.part, Counter())[key.phase] += value
     names = sorted(parts, key=lambda name: (PARTS.index(name.split(".")[0]), name != STEM, name))
-    return tuple(PartTime(name, parts[name][FORWARD], parts[name][BACKWARD],
-                          sum(parts[name].values()) - parts[name][FORWARD] - parts[name][BACKWARD],
-                          sum(parts[name].values()) / seconds) for name in names)
+    return tuple(
+        PartTime(
+            name,
+            parts[name][FORWARD],
+            parts[name][BACKWARD],
+            sum(parts[name].values()) - parts[name][FORWARD] - parts[name][BACKWARD],
+            sum(parts[name].values()) / seconds,
+        )
+        for name in names
+    )

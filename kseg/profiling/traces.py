@@ -29,7 +29,7 @@ WAIT = re.compile(r"IteratorGetNext\w*::DoCompute")
 # The event of a running compiled function.
 CALL = re.compile(r"KernelAndDeviceFunc::Run")
 # The profiler's time unit is the picosecond.
-TICKS = 10 ** 12
+TICKS = 10**12
 
 
 class TraceError(UserError):
@@ -76,9 +76,15 @@ def event_windows(space: xplane_pb2.XSpace, name: re.Pattern, prefetching: bool 
         name: must match the name of the event completely.
         prefetching: whether to include the threads of tf.data.
     """
-    return sorted((start, end) for plane in space.planes if plane.name == HOST for line in plane.lines
-                  if prefetching or not line.name.startswith(INPUT_THREADS) for event, start, end in _events(line)
-                  if name.fullmatch(plane.event_metadata[event.metadata_id].name))
+    return sorted(
+        (start, end)
+        for plane in space.planes
+        if plane.name == HOST
+        for line in plane.lines
+        if prefetching or not line.name.startswith(INPUT_THREADS)
+        for event, start, end in _events(line)
+        if name.fullmatch(plane.event_metadata[event.metadata_id].name)
+    )
 
 
 def operations(space: xplane_pb2.XSpace) -> Iterator[Operation]:
@@ -140,7 +146,9 @@ def _origins(space: xplane_pb2.XSpace) -> dict[tuple[str, str], tuple[str, str]]
                     for instruction in computation.instructions:
                         if instruction.metadata.op_type:
                             origins[module.name, instruction.name] = (
-                                instruction.metadata.op_name, instruction.metadata.op_type)
+                                instruction.metadata.op_name,
+                                instruction.metadata.op_type,
+                            )
     return origins
 
 

@@ -11,8 +11,10 @@ def path_fault(path: Path | str) -> str:
     """Return why TensorFlow could not write files below a path, or not read them again; "" if it can."""
     found = PATTERN_CHARACTERS.search(str(path))
     if found:
-        return (f"contains {found[0]!r}, which TensorFlow takes for a pattern when it looks for files; choose a path "
-                "without [ and \\, or a relative one that starts below it")
+        return (
+            f"contains {found[0]!r}, which TensorFlow takes for a pattern when it looks for files; choose a path "
+            "without [ and \\, or a relative one that starts below it"
+        )
     if not is_utf8(path):
         return "is not UTF-8, which TensorFlow needs; choose another path, or a relative one that starts below it"
     return ""

@@ -20,8 +20,9 @@ class Progress:
     `total` is None if it is unknown.
     """
 
-    def __init__(self, total: int | None, unit: str, report: Callable[[str], None] = print,
-                 interval: float | None = None):
+    def __init__(
+        self, total: int | None, unit: str, report: Callable[[str], None] = print, interval: float | None = None
+    ):
         self.total, self.unit, self.report = total, unit, report
         # An object that replaces stdout in a notebook or a test may lack isatty.
         self.live = report is print and getattr(sys.stdout, "isatty", bool)()

@@ -17,9 +17,11 @@ VARIABLE = "KSEG_LOG"
 LEVELS = ("info", "debug")
 
 # Lines of TensorFlow's C++ log below FATAL, with the two unprefixed lines that belong to them.
-LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:\d+\.\d+ |\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] "
-                      rb"|WARNING: All log messages before absl::InitializeLog"
-                      rb"|To enable the following instructions:")
+LOG_LINE = re.compile(
+    rb"[IWE]\d{4} \d\d:\d\d:\d+\.\d+ |\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] "
+    rb"|WARNING: All log messages before absl::InitializeLog"
+    rb"|To enable the following instructions:"
+)
 
 # A shell that waits for one line. If its input ends without one, the process that started it has died, and the shell
 # prints what that process had written to its stderr.

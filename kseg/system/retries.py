@@ -17,15 +17,33 @@ FIRST_WAIT = 0.5
 # repair any other error and would only delay its message: a full disk or quota (ENOSPC, EDQUOT, EFBIG), missing rights
 # (EACCES, EPERM), a read-only file system (EROFS), a missing file (ENOENT, ENOTDIR, ENODEV), too many open files
 # (EMFILE, ENFILE), or damaged content, which has no error number.
-TRANSIENT = frozenset({
-    # The device or its server did not answer in time, or answered with a failure.
-    errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK,
-    # The server has restarted; reopening the file gives a new handle.
-    errno.ESTALE,
-    # The network path to the server is broken.
-    errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EPIPE,
-    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ECOMM,
-})
+TRANSIENT = frozenset(
+    {
+        # The device or its server did not answer in time, or answered with a failure.
+        errno.EIO,
+        errno.EREMOTEIO,
+        errno.ETIMEDOUT,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EINTR,
+        errno.ENOLCK,
+        # The server has restarted; reopening the file gives a new handle.
+        errno.ESTALE,
+        # The network path to the server is broken.
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+        errno.EPIPE,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENETRESET,
+        errno.ECOMM,
+    }
+)
 
 # A generator of this module: Keras seeds Python's global one, and training must find its state unchanged.
 JITTER = random.Random()
@@ -33,8 +51,13 @@ JITTER = random.Random()
 Result = TypeVar("Result")
 
 
-def with_retries(action: Callable[[], Result], what: str, report: Callable[[str], None], attempts: int = ATTEMPTS,
-                 first_wait: float = FIRST_WAIT) -> Result:
+def with_retries(
+    action: Callable[[], Result],
+    what: str,
+    report: Callable[[str], None],
+    attempts: int = ATTEMPTS,
+    first_wait: float = FIRST_WAIT,
+) -> Result:
     """Return the result of `action()`, calling it again after transient errors.
 
     Args:

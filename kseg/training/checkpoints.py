@@ -84,8 +84,10 @@ def read_checkpoint(checkpoint: tf.train.Checkpoint, prefix: Path) -> None:
     try:
         checkpoint.read(str(prefix)).assert_consumed()
     except (AssertionError, ValueError) as error:
-        raise WorkdirError(f"{prefix} is intact, but belongs to another model or was written by another version of "
-                           f"kseg: {first_line(error)}") from None
+        raise WorkdirError(
+            f"{prefix} is intact, but belongs to another model or was written by another version of "
+            f"kseg: {first_line(error)}"
+        ) from None
 
 
 def verify_checkpoint(prefix: Path) -> None:
@@ -104,17 +106,22 @@ def remove_checkpoint(prefix: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def tracked_checkpoint(model: keras.Model, optimizer: keras.optimizers.Optimizer,
-                       ema: ExponentialMovingAverage | None = None,
-                       more: Mapping[str, tf.Variable] = MappingProxyType({})) -> tf.train.Checkpoint:
+def tracked_checkpoint(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    ema: ExponentialMovingAverage | None = None,
+    more: Mapping[str, tf.Variable] = MappingProxyType({}),
+) -> tf.train.Checkpoint:
     """Return a checkpoint object that tracks the whole state of a run.
 
     The names in the file are model/PATH and optimizer/PATH for the variables of the model and the optimizer,
     average/PATH for the averages of `ema`, more/NAME for `more`, and "step".
     """
-    named = [(f"{owner}/{variable.path}", variable.value)
-             for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))
-             for variable in variables]
+    named = [
+        (f"{owner}/{variable.path}", variable.value)
+        for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))
+        for variable in variables
+    ]
     named += [(f"average/{path}", variable) for path, variable in (ema.variables if ema else {}).items()]
     named += [(f"more/{name}", variable) for name, variable in more.items()]
     values: dict[str, Any] = {"step": SavedStep()}
@@ -125,8 +132,9 @@ def tracked_checkpoint(model: keras.Model, optimizer: keras.optimizers.Optimizer
     return tf.train.Checkpoint(**values)
 
 
-def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, keep: int,
-                    report: Callable[[str], None] = print) -> Path:
+def save_checkpoint(
+    workdir: Path, checkpoint: tf.train.Checkpoint, step: int, keep: int, report: Callable[[str], None] = print
+) -> Path:
     """Save the state after `step` steps and remove all but the newest `keep` checkpoints.
 
     Returns:
@@ -149,8 +157,9 @@ def save_checkpoint(workdir: Path, checkpoint: tf.train.Checkpoint, step: int, k
     except (tf.errors.OpError, OSError) as error:
         remaining = [other for other in checkpoint_steps(workdir) if other != step]
         state = f"the checkpoint of step {remaining[-1]} is intact" if remaining else "there is no previous checkpoint"
-        raise WorkdirError(f"cannot write the checkpoint of step {step} to {prefix.parent}: {first_line(error)}; "
-                           f"{state}") from None
+        raise WorkdirError(
+            f"cannot write the checkpoint of step {step} to {prefix.parent}: {first_line(error)}; {state}"
+        ) from None
     for old in checkpoint_steps(workdir)[:-keep]:
         try:
             remove_checkpoint(_prefix(workdir, old))
@@ -190,8 +199,11 @@ def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Calla
     steps = checkpoint_steps(workdir)
     for step in reversed(steps):
         try:
-            with_retries(lambda: read_checkpoint(checkpoint, _prefix(workdir, step)),
-                         f"reading the checkpoint of step {step}", report)
+            with_retries(
+                lambda: read_checkpoint(checkpoint, _prefix(workdir, step)),
+                f"reading the checkpoint of step {step}",
+                report,
+            )
             if checkpoint.step.value != step:
                 raise ValueError(f"it is that of step {checkpoint.step.value}")
         except WorkdirError:
@@ -200,11 +212,13 @@ def restore_newest(workdir: Path, checkpoint: tf.train.Checkpoint, report: Calla
         except Exception as error:
             report(f"checkpoint of step {step} cannot be read ({first_line(error)}); trying the previous one")
             continue
-        for damaged in steps[steps.index(step) + 1:]:
+        for damaged in steps[steps.index(step) + 1 :]:
             # Otherwise damaged checkpoints count as the newest, and retention deletes good ones.
             remove_checkpoint(_prefix(workdir, damaged))
         return step
     if steps:
-        raise WorkdirError(f"none of the checkpoints in {workdir / 'checkpoints'} can be read "
-                           f"(steps {', '.join(map(str, steps))}); remove them to start over")
+        raise WorkdirError(
+            f"none of the checkpoints in {workdir / 'checkpoints'} can be read "
+            f"(steps {', '.join(map(str, steps))}); remove them to start over"
+        )
     return 0

@@ -17,8 +17,9 @@ FILE = "data.json"
 LISTED_NAMES = 3
 
 
-def report_changes(workdir: Path, splits: Iterable[Split], best: dict, resuming: bool,
-                   report: Callable[[str], None]) -> None:
+def report_changes(
+    workdir: Path, splits: Iterable[Split], best: dict, resuming: bool, report: Callable[[str], None]
+) -> None:
     """Compare the names and sizes of the data with those of the previous start, and store the present ones.
 
     Args:
@@ -42,10 +43,15 @@ def report_changes(workdir: Path, splits: Iterable[Split], best: dict, resuming:
             if not (line and resuming):
                 continue
             stale = name == splits[-1].name and best["step"] > 0
-            report((f"the data of split {name!r} have changed since the last start: {line}" if name else line)
-                   + (f". The best mIoU so far, {100 * best['mIoU']:.2f} at step {best['step']}, is of the earlier "
-                      f"split; remove {workdir / 'best.json'}, and the next validation counts as the best one"
-                      if stale else ""))
+            report(
+                (f"the data of split {name!r} have changed since the last start: {line}" if name else line)
+                + (
+                    f". The best mIoU so far, {100 * best['mIoU']:.2f} at step {best['step']}, is of the earlier "
+                    f"split; remove {workdir / 'best.json'}, and the next validation counts as the best one"
+                    if stale
+                    else ""
+                )
+            )
     if before != now:
         write_text(path, json.dumps(now) + "\n", report)
 
@@ -67,18 +73,32 @@ def describe(split: Split) -> dict:
     with ThreadPoolExecutor(16) as pool:
         sizes = list(pool.map(lambda name: tf.io.gfile.stat(name).length, measured))
     prefix = posixpath.join(split.location, "")
-    return {"form": form, "files": {name.removeprefix(prefix): size for name, size in
-                                    [*((name, None) for name in unmeasured), *zip(measured, sizes, strict=True)]}}
+    return {
+        "form": form,
+        "files": {
+            name.removeprefix(prefix): size
+            for name, size in [*((name, None) for name in unmeasured), *zip(measured, sizes, strict=True)]
+        },
+    }
 
 
 def difference(before: dict, now: dict) -> str:
     """Return how two results of `describe` differ, with numbers and some names; "" if they are equal."""
     if before["form"] != now["form"]:
-        return (f"it was read from {before['form']} ({len(before['files'])} names) and is now read from {now['form']} "
-                f"({len(now['files'])} names)")
+        return (
+            f"it was read from {before['form']} ({len(before['files'])} names) and is now read from {now['form']} "
+            f"({len(now['files'])} names)"
+        )
     old, new = before["files"], now["files"]
-    kinds = {"added": sorted(new.keys() - old.keys()), "removed": sorted(old.keys() - new.keys()),
-             "of another size": sorted(name for name in old.keys() & new.keys() if old[name] != new[name])}
-    parts = [f"{len(names)} file{'s' * (len(names) > 1)} {kind} ({', '.join(names[:LISTED_NAMES])}"
-             f"{', ...' if len(names) > LISTED_NAMES else ''})" for kind, names in kinds.items() if names]
+    kinds = {
+        "added": sorted(new.keys() - old.keys()),
+        "removed": sorted(old.keys() - new.keys()),
+        "of another size": sorted(name for name in old.keys() & new.keys() if old[name] != new[name]),
+    }
+    parts = [
+        f"{len(names)} file{'s' * (len(names) > 1)} {kind} ({', '.join(names[:LISTED_NAMES])}"
+        f"{', ...' if len(names) > LISTED_NAMES else ''})"
+        for kind, names in kinds.items()
+        if names
+    ]
     return ", ".join(parts)

@@ -24,10 +24,15 @@ class ExponentialMovingAverage:
         self.sources = {variable.path: variable.value for variable in averaged}
         # Every replica has a copy, and the copies are equal because the weights are.
         self.variables = {
-            path: tf.Variable(lambda value=value: tf.cast(value.read_value(), tf.float32), dtype=tf.float32,
-                              trainable=False, name=f"average/{path}",
-                              aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-            for path, value in self.sources.items()}
+            path: tf.Variable(
+                lambda value=value: tf.cast(value.read_value(), tf.float32),
+                dtype=tf.float32,
+                trainable=False,
+                name=f"average/{path}",
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            for path, value in self.sources.items()
+        }
 
     def update(self) -> None:
         """Move the averages toward the weights.

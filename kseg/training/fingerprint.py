@@ -29,11 +29,16 @@ def run_facts(config: Config, splits: Iterable[Split]) -> dict[str, str]:
     """
     gpus = tf.config.list_logical_devices("GPU")
     facts = {key: repr(value) for key, value in leaves(config) if key not in HOST_SPECIFIC}
-    facts |= {f"data of split {name!r}": data_digest(split)
-              for name, split in {split.name: split for split in splits}.items()}
+    facts |= {
+        f"data of split {name!r}": data_digest(split) for name, split in {split.name: split for split in splits}.items()
+    }
     # An all-reduce expects the same number and kind of devices on each host.
-    return facts | {"kseg": f"{__version__} of sources {code_digest()}", "keras": keras.__version__,
-                    "tensorflow": tf.__version__, "devices": f"{len(gpus)} x GPU" if gpus else "1 x CPU"}
+    return facts | {
+        "kseg": f"{__version__} of sources {code_digest()}",
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "devices": f"{len(gpus)} x GPU" if gpus else "1 x CPU",
+    }
 
 
 @functools.cache

@@ -26,8 +26,13 @@ from kseg.training.schedule import schedule
 from kseg.training.step import StepResults, Steps
 
 # TensorFlow raises these if a GPU falls off the bus, its driver fails, or a transfer between devices breaks.
-DEVICE_ERRORS = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.UnavailableError, tf.errors.AbortedError,
-                 tf.errors.DataLossError)
+DEVICE_ERRORS = (
+    tf.errors.InternalError,
+    tf.errors.UnknownError,
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.DataLossError,
+)
 # On a single host, signals are handled after at most this many seconds of a call of several steps.
 LONGEST_CALL = 4.0
 
@@ -65,8 +70,15 @@ class Loop:
     `step` is the number of steps taken. `skipped` lists the steps whose batch is skipped because of a non-finite loss.
     """
 
-    def __init__(self, recorder: Recorder, reader: BatchReader, steps: Steps, checkpoint: tf.train.Checkpoint,
-                 signals: Signals, profile: Profile):
+    def __init__(
+        self,
+        recorder: Recorder,
+        reader: BatchReader,
+        steps: Steps,
+        checkpoint: tf.train.Checkpoint,
+        signals: Signals,
+        profile: Profile,
+    ):
         self.recorder, self.reader, self.steps, self.checkpoint = recorder, reader, steps, checkpoint
         self.signals, self.profile, self.settings = signals, profile, recorder.config.train
         self.strategy, self.optimizer = steps.strategy, steps.optimizer
@@ -116,8 +128,13 @@ class Loop:
         if logging or saving:
             self._check_pending()
         if logging and self.log.count:
-            self.recorder.log(self.step, self.log.flush(self.step) | self.reader.log_values() | memory.memory_in_use()
-                              | {"learning_rate": float(self.learning_rate(self.step - 1))})
+            self.recorder.log(
+                self.step,
+                self.log.flush(self.step)
+                | self.reader.log_values()
+                | memory.memory_in_use()
+                | {"learning_rate": float(self.learning_rate(self.step - 1))},
+            )
             memory.reset_peak_memory()
         if hosts.num_hosts(self.strategy) == 1:
             # A single read: a signal that arrives later must not be reported with a state that is not saved.
@@ -154,8 +171,10 @@ class Loop:
 
     def _steps_per_call(self) -> int:
         """Return the number of steps until the next event, at most train.steps_per_call."""
-        events = [(self.step // interval + 1) * interval for interval in (
-            self.settings.log_every, self.settings.validate_every, self.settings.checkpoint_every)]
+        events = [
+            (self.step // interval + 1) * interval
+            for interval in (self.settings.log_every, self.settings.validate_every, self.settings.checkpoint_every)
+        ]
         events += [skipped["step"] for skipped in self.skipped if skipped["step"] > self.step]
         events += [self.reader.next_skip(self.step), self.profile.boundary(self.step), self.settings.steps]
         limit = self.settings.steps_per_call
@@ -168,14 +187,18 @@ class Loop:
         """Record the example that a call could not read, or raise the error that explains the failure."""
         hosts.raise_host_loss(self.strategy, error)
         if isinstance(error, tf.errors.ResourceExhaustedError):
-            raise OutOfMemory(f"a step does not fit into the memory of its device: "
-                              f"{error.message.splitlines()[0][:200]}; lower train.global_batch or augment.crop, raise "
-                              "train.accumulate, or set train.recompute=true") from None
+            raise OutOfMemory(
+                f"a step does not fit into the memory of its device: "
+                f"{error.message.splitlines()[0][:200]}; lower train.global_batch or augment.crop, raise "
+                "train.accumulate, or set train.recompute=true"
+            ) from None
         if "GetNext" not in str(error):
             # The error is not about a batch, and the state after a partial step must not be saved.
             if isinstance(error, DEVICE_ERRORS):
-                raise DeviceLost(f"the device failed after step {self.step}: {error.message.splitlines()[0][:300]}. "
-                                 "The checkpoints are intact; run the same command again to resume") from None
+                raise DeviceLost(
+                    f"the device failed after step {self.step}: {error.message.splitlines()[0][:300]}. "
+                    "The checkpoints are intact; run the same command again to resume"
+                ) from None
             raise error
         self._check_pending()
         self.step = int(self.optimizer.iterations.numpy())
@@ -213,8 +236,9 @@ class Loop:
         if not all(np.isfinite(value).all() for value in values):
             raise NonFiniteStep(self.step - 1, self.last_losses)
         if self.recorder.is_chief:
-            checkpoints.save_checkpoint(self.recorder.workdir, self.checkpoint, self.step,
-                                        self.settings.keep_checkpoints, self.recorder.report)
+            checkpoints.save_checkpoint(
+                self.recorder.workdir, self.checkpoint, self.step, self.settings.keep_checkpoints, self.recorder.report
+            )
 
     def _validate(self) -> None:
         started = time.monotonic()
@@ -225,8 +249,9 @@ class Loop:
 
     def _report_signal(self, number: int) -> None:
         state = f"saved step {self.step} of {self.settings.steps}" if self.step else "no step was taken"
-        self.recorder.report(f"{signal.Signals(number).name}: {state} in {self.recorder.workdir}; run the same command "
-                             "again to resume")
+        self.recorder.report(
+            f"{signal.Signals(number).name}: {state} in {self.recorder.workdir}; run the same command again to resume"
+        )
 
     def _stop(self) -> None:
         number = signal.SIGTERM if self.signals.received is None else self.signals.received
@@ -238,21 +263,36 @@ class Loop:
         settings, workdir = self.settings, self.recorder.workdir
         files = self.reader.example_names(failure.step)
         losses = ", ".join(f"{name} {value:g}" for name, value in failure.losses.items())
-        fault = (f"the loss or its update is not finite at step {failure.step + 1} ({losses}), "
-                 f"learning rate {float(self.learning_rate(failure.step)):g}")
+        fault = (
+            f"the loss or its update is not finite at step {failure.step + 1} ({losses}), "
+            f"learning rate {float(self.learning_rate(failure.step)):g}"
+        )
         if len(self.skipped) >= settings.nonfinite_batches or not checkpoints.checkpoint_steps(workdir):
-            limit = f" {len(self.skipped)} batches have already been skipped (train.nonfinite_batches=" \
-                f"{settings.nonfinite_batches})." if self.skipped else ""
+            limit = (
+                f" {len(self.skipped)} batches have already been skipped (train.nonfinite_batches="
+                f"{settings.nonfinite_batches})."
+                if self.skipped
+                else ""
+            )
             raise NonFiniteLoss(
                 f"{fault}.{limit} The previous checkpoints are intact. Lower train.learning_rate, or check the files "
-                "of this batch:\n" + "\n".join(f"  {name}" for name in files))
-        self.skipped = [*self.skipped, {"step": failure.step, "files": files, "losses": {
-            name: repr(value) for name, value in failure.losses.items()}}]
+                "of this batch:\n" + "\n".join(f"  {name}" for name in files)
+            )
+        self.skipped = [
+            *self.skipped,
+            {
+                "step": failure.step,
+                "files": files,
+                "losses": {name: repr(value) for name, value in failure.losses.items()},
+            },
+        ]
         if self.recorder.is_chief:
             working_directory.write_skipped_steps(workdir, self.skipped, self.recorder.report)
         self.step = checkpoints.restore_newest(workdir, self.checkpoint, self.recorder.report)
         self.pending = None
         self.log.restart()
         self.recorder.discard_after(self.step)
-        self.recorder.report(f"{fault}; restored the checkpoint of step {self.step}, and that batch will be skipped "
-                             f"({len(self.skipped)} of at most {settings.nonfinite_batches}): {', '.join(files)}")
+        self.recorder.report(
+            f"{fault}; restored the checkpoint of step {self.step}, and that batch will be skipped "
+            f"({len(self.skipped)} of at most {settings.nonfinite_batches}): {', '.join(files)}"
+        )

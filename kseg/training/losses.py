@@ -15,8 +15,9 @@ from kseg.errors import ConfigError
 from kseg.models.layers import index_dtype, replica_context, resize
 
 
-def loss_terms(outputs: dict[str, KerasTensor], labels: KerasTensor, loss: Loss,
-               align_corners: bool = False) -> dict[str, tuple]:
+def loss_terms(
+    outputs: dict[str, KerasTensor], labels: KerasTensor, loss: Loss, align_corners: bool = False
+) -> dict[str, tuple]:
     """Compute a weighted loss term for each output of a model.
 
     Logits are resized bilinearly to the size of the labels, and everything is computed in float32. Hard example mining
@@ -88,8 +89,9 @@ def denominators(labels: KerasTensor, names: Iterable[str], classes: int, loss: 
 def require_class_weights(loss: Loss, classes: int) -> None:
     """Raise ConfigError unless loss.class_weights is empty or has one weight for each class."""
     if len(loss.class_weights) not in (0, classes):
-        raise ConfigError(f"loss.class_weights takes one weight for each of the {classes} classes, "
-                          f"got {len(loss.class_weights)}")
+        raise ConfigError(
+            f"loss.class_weights takes one weight for each of the {classes} classes, got {len(loss.class_weights)}"
+        )
 
 
 def cross_entropy(logits: KerasTensor, labels: KerasTensor, loss: Loss) -> tuple[KerasTensor, KerasTensor]:
@@ -131,8 +133,11 @@ def cross_entropy(logits: KerasTensor, labels: KerasTensor, loss: Loss) -> tuple
     kept = hardest_pixels(unweighted, weighted, valid, loss) if loss.ohem_kept else valid
     total = ops.sum(ops.where(kept, weighted, 0.0))
     # An ignored pixel has no class, so "all" counts it as 1 with and without class weights.
-    counted = {"all": ops.where(valid, weights, 1.0), "valid": ops.where(valid, weights, 0.0),
-               "kept": ops.where(kept, weights, 0.0)}[loss.average]
+    counted = {
+        "all": ops.where(valid, weights, 1.0),
+        "valid": ops.where(valid, weights, 0.0),
+        "kept": ops.where(kept, weights, 0.0),
+    }[loss.average]
     return total, ops.sum(counted)
 
 
@@ -227,8 +232,11 @@ def class_presence(logits: KerasTensor, labels: KerasTensor) -> tuple[KerasTenso
     labels = ops.reshape(ops.cast(labels, index_dtype()), (images, -1))
     # Each image has one segment for each class and a last one for ignored pixels.
     segments = ops.minimum(labels, classes) + (classes + 1) * ops.cast(ops.arange(images), index_dtype())[:, None]
-    occurrences = ops.segment_max(ops.ones_like(ops.reshape(segments, (-1,)), "float32"),
-                                  ops.reshape(segments, (-1,)), num_segments=images * (classes + 1))
+    occurrences = ops.segment_max(
+        ops.ones_like(ops.reshape(segments, (-1,)), "float32"),
+        ops.reshape(segments, (-1,)),
+        num_segments=images * (classes + 1),
+    )
     present = ops.reshape(ops.cast(occurrences > 0, "float32"), (images, classes + 1))[:, :classes]
     entropies = ops.binary_crossentropy(present, logits, from_logits=True)
     return ops.sum(entropies), ops.cast(images * classes, "float32")

@@ -37,9 +37,15 @@ class Optimizer(keras.optimizers.Optimizer):
         name: the name of the optimizer.
     """
 
-    def __init__(self, learning_rate: float | LearningRateSchedule, weight_decay: float,
-                 rate_multipliers: Mapping[str, float] | None, undecayed: Collection[str], skip_nonfinite: bool,
-                 name: str):
+    def __init__(
+        self,
+        learning_rate: float | LearningRateSchedule,
+        weight_decay: float,
+        rate_multipliers: Mapping[str, float] | None,
+        undecayed: Collection[str],
+        skip_nonfinite: bool,
+        name: str,
+    ):
         # The parent gets no decay, since it decays all variables alike.
         super().__init__(learning_rate=learning_rate, name=name)
         self.decay = weight_decay
@@ -70,8 +76,7 @@ class Optimizer(keras.optimizers.Optimizer):
                 scaled = learning_rate if factor == 1 else self.scaled_rate(learning_rate, factor)
                 self.step_values[factor] = self.values_of_step(ops.cast(scaled, variable.dtype))
             with after_gradient(gradient):
-                self.update_variable(
-                    index, ops.cast(gradient, variable.dtype), variable, self.step_values[factor])
+                self.update_variable(index, ops.cast(gradient, variable.dtype), variable, self.step_values[factor])
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         # Keras exchanges all gradients in one pack, which waits for the whole backward pass.
@@ -87,9 +92,14 @@ class Optimizer(keras.optimizers.Optimizer):
     def get_config(self):
         # The parent's other settings, such as clipping, are not supported.
         settings = super().get_config()
-        return {"learning_rate": settings["learning_rate"], "name": settings["name"], "weight_decay": self.decay,
-                "rate_multipliers": self.rate_multipliers, "undecayed": sorted(self.undecayed),
-                "skip_nonfinite": self.skip_nonfinite}
+        return {
+            "learning_rate": settings["learning_rate"],
+            "name": settings["name"],
+            "weight_decay": self.decay,
+            "rate_multipliers": self.rate_multipliers,
+            "undecayed": sorted(self.undecayed),
+            "skip_nonfinite": self.skip_nonfinite,
+        }
 
 
 @keras.saving.register_keras_serializable("kseg")
@@ -106,8 +116,16 @@ class MomentumSGD(Optimizer):
     Source: torch.optim.SGD with dampening 0.
     """
 
-    def __init__(self, learning_rate, momentum=0.9, weight_decay=0.0, rate_multipliers=None, undecayed=(),
-                 skip_nonfinite=False, name="momentum_sgd"):
+    def __init__(
+        self,
+        learning_rate,
+        momentum=0.9,
+        weight_decay=0.0,
+        rate_multipliers=None,
+        undecayed=(),
+        skip_nonfinite=False,
+        name="momentum_sgd",
+    ):
         super().__init__(learning_rate, weight_decay, rate_multipliers, undecayed, skip_nonfinite, name)
         self.momentum = momentum
 
@@ -154,8 +172,17 @@ class AdamW(Optimizer):
     torch.optim.AdamW.
     """
 
-    def __init__(self, learning_rate, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0, rate_multipliers=None,
-                 undecayed=(), skip_nonfinite=False, name="adamw"):
+    def __init__(
+        self,
+        learning_rate,
+        betas=(0.9, 0.999),
+        epsilon=1e-8,
+        weight_decay=0.0,
+        rate_multipliers=None,
+        undecayed=(),
+        skip_nonfinite=False,
+        name="adamw",
+    ):
         super().__init__(learning_rate, weight_decay, rate_multipliers, undecayed, skip_nonfinite, name)
         self.betas, self.epsilon = tuple(betas), epsilon
         # The moments are float32, and a correction from unrounded betas would be off by 1e-8 / (1 - beta).
@@ -171,8 +198,15 @@ class AdamW(Optimizer):
         (beta1, beta2), step = self.rounded, ops.cast(self.iterations + 1, learning_rate.dtype)
         correction, scale = bias_correction(beta1, step), ops.sqrt(bias_correction(beta2, step))
         # The kernel gets the corrections in its learning rate and epsilon, and powers of 0 instead of its own.
-        kernel = (learning_rate * scale / correction, *map(ops.convert_to_tensor, (*self.rounded, 0.0)),
-                  self.epsilon * scale) if self.fused else ()
+        kernel = (
+            (
+                learning_rate * scale / correction,
+                *map(ops.convert_to_tensor, (*self.rounded, 0.0)),
+                self.epsilon * scale,
+            )
+            if self.fused
+            else ()
+        )
         return learning_rate / correction, learning_rate * self.decay, scale, kernel
 
     def update_variable(self, index, gradient, variable, step_values):
@@ -234,7 +268,8 @@ def fused_momentum(variable, velocity, gradient, learning_rate, momentum):
     import tensorflow as tf
 
     tf.raw_ops.ResourceApplyMomentum(
-        var=variable.handle, accum=velocity.handle, lr=learning_rate, grad=gradient, momentum=momentum)
+        var=variable.handle, accum=velocity.handle, lr=learning_rate, grad=gradient, momentum=momentum
+    )
 
 
 def fused_adam(variable, mean, square, gradient, learning_rate, beta1, beta2, power, epsilon):
@@ -245,8 +280,17 @@ def fused_adam(variable, mean, square, gradient, learning_rate, beta1, beta2, po
     import tensorflow as tf
 
     tf.raw_ops.ResourceApplyAdam(
-        var=variable.handle, m=mean.handle, v=square.handle, beta1_power=power, beta2_power=power,
-        lr=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon, grad=gradient)
+        var=variable.handle,
+        m=mean.handle,
+        v=square.handle,
+        beta1_power=power,
+        beta2_power=power,
+        lr=learning_rate,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        grad=gradient,
+    )
 
 
 def bias_correction(beta: float, step: KerasTensor) -> KerasTensor:
@@ -285,11 +329,13 @@ def build_optimizer(train: Train, model: keras.Model) -> keras.optimizers.Optimi
                 undecayed.append(variable.path)
     skip_nonfinite = train.precision == "mixed_float16"
     if train.optimizer == "adamw":
-        optimizer = AdamW(schedule(train), train.betas, train.epsilon, train.weight_decay, multipliers, undecayed,
-                          skip_nonfinite)
+        optimizer = AdamW(
+            schedule(train), train.betas, train.epsilon, train.weight_decay, multipliers, undecayed, skip_nonfinite
+        )
     else:
-        optimizer = MomentumSGD(schedule(train), train.momentum, train.weight_decay, multipliers, undecayed,
-                                skip_nonfinite)
+        optimizer = MomentumSGD(
+            schedule(train), train.momentum, train.weight_decay, multipliers, undecayed, skip_nonfinite
+        )
     optimizer.build(model.trainable_variables)
     return optimizer
 
@@ -308,13 +354,18 @@ def freeze_layers(model: keras.Model, names: Sequence[str]) -> None:
     """
     layers = {layer.name: layer for layer in model.layers if layer.weights}
     for name in names:
-        matches = [layer for layer_name, layer in layers.items()
-                   if layer_name == name or name.endswith("*") and layer_name.startswith(name[:-1])]
+        matches = [
+            layer
+            for layer_name, layer in layers.items()
+            if layer_name == name or name.endswith("*") and layer_name.startswith(name[:-1])
+        ]
         if not matches:
             similar = difflib.get_close_matches(name.rstrip("*"), layers, n=3, cutoff=0.5)
-            raise ConfigError(f"train.freeze lists {name!r}, but no layer with weights has that name."
-                              + (f" Did you mean {' or '.join(similar)}?" if similar else "")
-                              + ' A prefix must end in "*", such as "backbone.stem.*".')
+            raise ConfigError(
+                f"train.freeze lists {name!r}, but no layer with weights has that name."
+                + (f" Did you mean {' or '.join(similar)}?" if similar else "")
+                + ' A prefix must end in "*", such as "backbone.stem.*".'
+            )
         for layer in matches:
             layer.trainable = False
     if not model.trainable_variables:

@@ -61,5 +61,7 @@ class Profile:
         self._close_step_event()
         self.recording = False
         tf.profiler.experimental.stop()
-        self.report(f"profile recorded: `tensorboard --logdir {self.directory}` shows it under Profile if its plug-in "
-                    "is installed (pip install tensorboard-plugin-profile)")
+        self.report(
+            f"profile recorded: `tensorboard --logdir {self.directory}` shows it under Profile if its plug-in "
+            "is installed (pip install tensorboard-plugin-profile)"
+        )

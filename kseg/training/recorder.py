@@ -61,9 +61,11 @@ class StepLog:
         latest = seconds / self.count
         self.seconds_per_step = latest if not self.seconds_per_step else 0.5 * (self.seconds_per_step + latest)
         values = {name: total / self.count for name, total in self.sums.items()}
-        values |= {"images_per_second": self.settings.global_batch * self.count / seconds,
-                   "input_share": self.waited / seconds,
-                   "eta_seconds": (self.settings.steps - step) * self.seconds_per_step}
+        values |= {
+            "images_per_second": self.settings.global_batch * self.count / seconds,
+            "input_share": self.waited / seconds,
+            "eta_seconds": (self.settings.steps - step) * self.seconds_per_step,
+        }
         self.restart()
         return values
 
@@ -75,17 +77,25 @@ class Recorder:
     saved. `best` is {"step", "mIoU"} of the best validation.
     """
 
-    def __init__(self, config: Config, workdir: Path, split: Split, model: keras.Model,
-                 ema: ExponentialMovingAverage | None, strategy: tf.distribute.Strategy,
-                 report: Callable[[str], None]):
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        split: Split,
+        model: keras.Model,
+        ema: ExponentialMovingAverage | None,
+        strategy: tf.distribute.Strategy,
+        report: Callable[[str], None],
+    ):
         """Read the best validation so far; `split` is the validation split."""
         self.config, self.workdir, self.split, self.model, self.report = config, workdir, split, model, report
         self.ema, self.is_chief = ema, hosts.is_chief(strategy)
         self.hosts, self.replicas = hosts.num_hosts(strategy), strategy.num_replicas_in_sync
         # All hosts know it, because they count the same pixels.
         self.best = read_best(workdir)
-        self.counter = Counter(model, protocol_of(config), len(split.dataset.classes), strategy,
-                               config.train.deterministic)
+        self.counter = Counter(
+            model, protocol_of(config), len(split.dataset.classes), strategy, config.train.deterministic
+        )
 
     def __enter__(self) -> "Recorder":
         if self.is_chief:
@@ -117,11 +127,13 @@ class Recorder:
         eta = values.pop("eta_seconds")
         self.write(step, values)
         parts = " ".join(f"{name} {values[name]:.4f}" for name in ("main", "aux", "se") if name in values)
-        self.report(f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f} ({parts})  "
-                    f"lr {values['learning_rate']:.5f}  {values['images_per_second']:.1f} images/s  "
-                    + ("" if math.isnan(values["input_share"]) else f"input {100 * values['input_share']:.0f}%  ")
-                    + (f"memory {values['memory_mib'] / 1024:.1f} GiB  " if "memory_mib" in values else "")
-                    + f"eta {duration(eta)}")
+        self.report(
+            f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f} ({parts})  "
+            f"lr {values['learning_rate']:.5f}  {values['images_per_second']:.1f} images/s  "
+            + ("" if math.isnan(values["input_share"]) else f"input {100 * values['input_share']:.0f}%  ")
+            + (f"memory {values['memory_mib'] / 1024:.1f} GiB  " if "memory_mib" in values else "")
+            + f"eta {duration(eta)}"
+        )
 
     def has_validation(self, step: int) -> bool:
         """Return whether metrics.jsonl contains the validation of a step."""
@@ -142,8 +154,10 @@ class Recorder:
             if self.is_chief:
                 self._write_validation(step, results, better, side_by_side(samples.rows))
         miou, accuracy = (metrics.percent_points(results[name]) for name in ("mIoU", "aAcc"))
-        self.report(f"step {step}: validation mIoU {miou}  aAcc {accuracy} on {len(counts.names)} images"
-                    + ("  (best so far)" if better else ""))
+        self.report(
+            f"step {step}: validation mIoU {miou}  aAcc {accuracy} on {len(counts.names)} images"
+            + ("  (best so far)" if better else "")
+        )
 
     def _write_validation(self, step: int, results: dict, better: bool, images: tf.Tensor) -> None:
         if better:

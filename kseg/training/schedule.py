@@ -33,8 +33,9 @@ class PolynomialWithWarmup(keras.optimizers.schedules.LearningRateSchedule):
         ['0.020', '0.050', '0.010', '0.000']
     """
 
-    def __init__(self, base: float, end: float, power: float, end_step: int, warmup_steps: int = 0,
-                 warmup_start: float = 0.1):
+    def __init__(
+        self, base: float, end: float, power: float, end_step: int, warmup_steps: int = 0, warmup_start: float = 0.1
+    ):
         self.base, self.end, self.power, self.end_step = base, end, power, end_step
         self.warmup_steps, self.warmup_start = warmup_steps, warmup_start
 
@@ -69,8 +70,14 @@ class PolynomialWithWarmup(keras.optimizers.schedules.LearningRateSchedule):
         return learning_rate
 
     def get_config(self):
-        return {"base": self.base, "end": self.end, "power": self.power, "end_step": self.end_step,
-                "warmup_steps": self.warmup_steps, "warmup_start": self.warmup_start}
+        return {
+            "base": self.base,
+            "end": self.end,
+            "power": self.power,
+            "end_step": self.end_step,
+            "warmup_steps": self.warmup_steps,
+            "warmup_start": self.warmup_start,
+        }
 
 
 def schedule(train: Train) -> PolynomialWithWarmup:
@@ -88,5 +95,6 @@ def schedule(train: Train) -> PolynomialWithWarmup:
         ['0.100', '0.055', '0.010']
     """
     end_step = train.end_step or max(train.steps - 1, 1)
-    return PolynomialWithWarmup(train.learning_rate, train.end_learning_rate, train.power, end_step,
-                                train.warmup_steps, train.warmup_start)
+    return PolynomialWithWarmup(
+        train.learning_rate, train.end_learning_rate, train.power, end_step, train.warmup_steps, train.warmup_start
+    )

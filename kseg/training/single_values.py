@@ -45,8 +45,11 @@ def require_several_values(model: keras.Model, global_batch: int, accumulate: in
     few = len(names) <= LISTED_LAYERS
     more = "" if few else f" and {len(names) - LISTED_LAYERS} more"
     parts = f" in each of {accumulate} parts (train.accumulate={accumulate})" if accumulate > 1 else ""
-    ways = [f"set train.global_batch={2 * accumulate} or a larger multiple of {accumulate}" if accumulate > 1 else
-            "set train.global_batch=2 or more"]
+    ways = [
+        f"set train.global_batch={2 * accumulate} or a larger multiple of {accumulate}"
+        if accumulate > 1
+        else "set train.global_batch=2 or more"
+    ]
     if accumulate > 1 and global_batch > 1:
         ways.append(f"lower train.accumulate to at most {global_batch // 2}")
     if not single_value_layers(model, single, (images, crop[0] + LARGER_CROP, crop[1] + LARGER_CROP, 3)):
@@ -56,11 +59,13 @@ def require_several_values(model: keras.Model, global_batch: int, accumulate: in
     raise ConfigError(
         f"the batch norm{'s' * (len(names) > 1)} {', '.join(names[:LISTED_LAYERS])}{more} would see a single value per "
         f"channel: train.global_batch={global_batch} leaves one image{parts}, and its features have one position. "
-        f"The variance of one value is 0, so the layer would train on zeros; {', or '.join(ways)}")
+        f"The variance of one value is 0, so the layer would train on zeros; {', or '.join(ways)}"
+    )
 
 
-def single_value_layers(model: keras.Model, layers: list[keras.layers.Layer],
-                        shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+def single_value_layers(
+    model: keras.Model, layers: list[keras.layers.Layer], shape: tuple[int, ...]
+) -> list[keras.layers.Layer]:
     """Return the layers whose input has one value per channel for images of this shape (N, H, W, 3)."""
     if not layers:
         return []

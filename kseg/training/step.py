@@ -35,8 +35,14 @@ class Steps:
     which is 1.0 if some gradients were not finite and the step left weights and momentum unchanged.
     """
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, config: Config,
-                 strategy: tf.distribute.Strategy, ema: ExponentialMovingAverage | None = None):
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        config: Config,
+        strategy: tf.distribute.Strategy,
+        ema: ExponentialMovingAverage | None = None,
+    ):
         """Take what was built under the scope of the strategy.
 
         The batch of each replica must be divisible by train.accumulate.
@@ -49,15 +55,25 @@ class Steps:
         with strategy.scope():
             self.scale = LossScale(settings.loss_scale, settings.loss_scale_growth)
             # Each replica accumulates its own gradients and is the only one to read them.
-            self.gradients = [tf.Variable(
-                tf.zeros(variable.shape), trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM)
-                for variable in model.trainable_variables] if settings.accumulate > 1 else []
+            self.gradients = (
+                [
+                    tf.Variable(
+                        tf.zeros(variable.shape),
+                        trainable=False,
+                        synchronization=tf.VariableSynchronization.ON_READ,
+                        aggregation=tf.VariableAggregation.SUM,
+                    )
+                    for variable in model.trainable_variables
+                ]
+                if settings.accumulate > 1
+                else []
+            )
         # XLA cannot compile the loop over batches, only the work on one batch. Without _noinline, operations that need
         # no batch, such as counting the step, would run even if the batch cannot be read.
         # AutoGraph would take a fifth of the tracing to convert code that does not need it.
-        self.step = tf.function(self._step, jit_compile=settings.jit_compile, autograph=False,
-                                experimental_attributes={"_noinline": True})
+        self.step = tf.function(
+            self._step, jit_compile=settings.jit_compile, autograph=False, experimental_attributes={"_noinline": True}
+        )
         self.loop = tf.function(self._loop, autograph=False)
 
     @property
@@ -105,9 +121,9 @@ class Steps:
         waited = tf.constant(0.0 if timed else float("nan"), tf.float64)
         # With parallel iterations, a batch that cannot be read would abort the step before it.
         _, history, waited = tf.while_loop(
-            lambda index, *_: index < count, take_one, (0, history, waited), parallel_iterations=1)
-        stop_requests = self.strategy.reduce(
-            "sum", self.strategy.run(tf.identity, args=(stop_requested,)), axis=None)
+            lambda index, *_: index < count, take_one, (0, history, waited), parallel_iterations=1
+        )
+        stop_requests = self.strategy.reduce("sum", self.strategy.run(tf.identity, args=(stop_requested,)), axis=None)
         return history.stack(), waited, stop_requests
 
     # The profiler's traces name the compiled module after this function; see kseg.profiling.traces.STEP_MODULE.
@@ -122,8 +138,11 @@ class Steps:
 
         # Two parts in parallel would need the memory of both.
         _, values = tf.while_loop(
-            lambda part, _: part < self.config.train.accumulate, accumulate, (0, tf.zeros(len(self.terms) + 1)),
-            parallel_iterations=1)
+            lambda part, _: part < self.config.train.accumulate,
+            accumulate,
+            (0, tf.zeros(len(self.terms) + 1)),
+            parallel_iterations=1,
+        )
         skipped = self.strategy.reduce("sum", self.strategy.run(self._apply_accumulated), axis=None)
         return tf.concat([values, skipped], 0)
 
@@ -139,12 +158,12 @@ class Steps:
 
     def _accumulate_part(self, batch: dict, part: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
         """Accumulate the gradients of one part of a replica's batch and return its losses, (1 + terms,)."""
+
         def select_part(values: tf.Tensor) -> tf.Tensor:
             parts = self.config.train.accumulate
             return tf.reshape(values, (parts, values.shape[0] // parts, *values.shape[1:]))[part]
 
-        values, gradients = self._differentiate(
-            {name: select_part(tensor) for name, tensor in batch.items()}, counts)
+        values, gradients = self._differentiate({name: select_part(tensor) for name, tensor in batch.items()}, counts)
         for total, gradient in zip(self.gradients, gradients, strict=True):
             total.assign_add(gradient)
         return values
@@ -161,15 +180,18 @@ class Steps:
         config, variables = self.config, self.model.trainable_variables
         images = batch["image"]
         if images.dtype == tf.uint8:
-            images = normalize_batch(images, batch["inside"], config.data.mean, config.data.std,
-                                     config.augment.pad_color)
+            images = normalize_batch(
+                images, batch["inside"], config.data.mean, config.data.std, config.augment.pad_color
+            )
         with tf.GradientTape() as tape:
             outputs = self.model(images, training=True)
             terms = losses.loss_terms(outputs, batch["label"], config.loss, config.model.align_corners)
             if counts is None:
                 counts = sum_over_replicas(tf.stack([terms[name][2] for name in self.terms]))
-            parts = [terms[name][0] * losses.mean_loss(terms[name][1], count)
-                     for name, count in zip(self.terms, tf.unstack(counts), strict=True)]
+            parts = [
+                terms[name][0] * losses.mean_loss(terms[name][1], count)
+                for name, count in zip(self.terms, tf.unstack(counts), strict=True)
+            ]
             loss = tf.add_n(parts)
             scaled = loss * self.scale.value
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
@@ -208,9 +230,10 @@ class LossScale:
         # Dividing by 1 would be a useless pass over all gradients.
         self.active = growth > 0 or initial != 1
         if growth:
-            self.value, self.finite_steps = (tf.Variable(
-                value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-                for value in (tf.constant(initial), tf.constant(0)))
+            self.value, self.finite_steps = (
+                tf.Variable(value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+                for value in (tf.constant(initial), tf.constant(0))
+            )
             self.variables = {"loss_scale": self.value, "finite_steps": self.finite_steps}
 
     def update(self, skipped: tf.Tensor) -> None:

@@ -17,16 +17,25 @@ from kseg.distributed import devices, hosts
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batch_reader
 from kseg.system import signals
-from kseg.training import (checkpoints, data_changes, fingerprint, losses, optimizers, profiler, single_values,
-                           working_directory)
+from kseg.training import (
+    checkpoints,
+    data_changes,
+    fingerprint,
+    losses,
+    optimizers,
+    profiler,
+    single_values,
+    working_directory,
+)
 from kseg.training.ema import ExponentialMovingAverage
 from kseg.training.loop import Loop
 from kseg.training.recorder import Recorder, read_best
 from kseg.training.step import Steps
 from kseg.weights import downloads, file_classes, keras_files, loading
 
-SIGNAL_ANSWER = (f"saving after the current step; Ctrl-C again, after {signals.REPEAT:g} seconds or more, stops "
-                 "without saving")
+SIGNAL_ANSWER = (
+    f"saving after the current step; Ctrl-C again, after {signals.REPEAT:g} seconds or more, stops without saving"
+)
 
 
 def prepare_strategy(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strategy:
@@ -56,9 +65,11 @@ def prepare_strategy(train: Train, cpu_replicas: int = 1) -> tf.distribute.Strat
 def require_one_replica_for_xla(train: Train, strategy: tf.distribute.Strategy) -> None:
     """Raise ConfigError if train.jit_compile is set and several replicas train."""
     if train.jit_compile and strategy.num_replicas_in_sync > 1:
-        raise ConfigError(f"train.jit_compile=true needs a single replica, but {strategy.num_replicas_in_sync} train: "
-                          "XLA cannot compile a step that exchanges values with other replicas. "
-                          "Continue with train.jit_compile=false, or with one device (CUDA_VISIBLE_DEVICES=0).")
+        raise ConfigError(
+            f"train.jit_compile=true needs a single replica, but {strategy.num_replicas_in_sync} train: "
+            "XLA cannot compile a step that exchanges values with other replicas. "
+            "Continue with train.jit_compile=false, or with one device (CUDA_VISIBLE_DEVICES=0)."
+        )
 
 
 def require_divisible_batch(train: Train, strategy: tf.distribute.Strategy) -> None:
@@ -67,8 +78,10 @@ def require_divisible_batch(train: Train, strategy: tf.distribute.Strategy) -> N
     if train.global_batch % (replicas * parts):
         divisor = f"{replicas} replica{'s' * (replicas > 1)}"
         divisor += f" with {parts} parts each (train.accumulate)" if parts > 1 else ""
-        raise ConfigError(f"train.global_batch={train.global_batch} cannot be divided among {divisor}; set a multiple "
-                          f"of {replicas * parts}")
+        raise ConfigError(
+            f"train.global_batch={train.global_batch} cannot be divided among {divisor}; set a multiple "
+            f"of {replicas * parts}"
+        )
 
 
 def batch_line(train: Train, replicas: int) -> str:
@@ -77,8 +90,13 @@ def batch_line(train: Train, replicas: int) -> str:
     return f"global batch {train.global_batch} = {replicas} replica{'s' * (replicas > 1)} x {size}"
 
 
-def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
-          report: Callable[[str], None] = print, profiled: tuple[int, int] | None = None) -> dict:
+def train(
+    config: Config,
+    workdir: Path,
+    strategy: tf.distribute.Strategy,
+    report: Callable[[str], None] = print,
+    profiled: tuple[int, int] | None = None,
+) -> dict:
     """Train a model to the last step, resuming from the newest checkpoint if there is one.
 
     Args:
@@ -122,8 +140,10 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
     if hosts.num_hosts(strategy) > 1:
         if config.data.unreadable == "skip":
             # Every host keeps its own list of unreadable examples, and they would train on parts of different batches.
-            raise ConfigError("data.unreadable=skip works on a single host only; `python -m kseg.data check` lists "
-                              "unreadable examples")
+            raise ConfigError(
+                "data.unreadable=skip works on a single host only; `python -m kseg.data check` lists "
+                "unreadable examples"
+            )
         hosts.require_agreement(strategy, fingerprint.run_facts(config, (train_split, val_split)))
     with contextlib.ExitStack() as stack:
         # The lock is released on exit because the process may continue after this function.
@@ -143,8 +163,12 @@ def train(config: Config, workdir: Path, strategy: tf.distribute.Strategy,
         if step:
             report(f"resuming after step {step} of {config.train.steps}")
         hosts.on_chief(strategy, lambda: working_directory.trim_metrics(workdir, step))
-        hosts.on_chief(strategy, lambda: data_changes.report_changes(
-            workdir, (train_split, val_split), read_best(workdir), step > 0, report))
+        hosts.on_chief(
+            strategy,
+            lambda: data_changes.report_changes(
+                workdir, (train_split, val_split), read_best(workdir), step > 0, report
+            ),
+        )
         recorder = stack.enter_context(Recorder(config, workdir, val_split, model, ema, strategy, report))
         profile = stack.enter_context(profiler.Profile(profiled, workdir if chief else None, report))
         reader = batch_reader.BatchReader(config, train_split, workdir, strategy, report)
@@ -165,13 +189,19 @@ def discard_line(line: str) -> None:
 def finish_run(recorder: Recorder, loop: Loop, reader: batch_reader.BatchReader) -> dict:
     """Report the end of a run and return the results of `train`."""
     best, settings = recorder.best, recorder.config.train
-    early = f" ({settings.patience} validations without a better one, train.patience)" \
-        if loop.step < settings.steps else ""
-    unreadable = f"; skipped {len(reader.skipped)} of {len(reader.names)} training examples as unreadable: " \
-        f"{reader.path}" if reader.skipped else ""
+    early = (
+        f" ({settings.patience} validations without a better one, train.patience)" if loop.step < settings.steps else ""
+    )
+    unreadable = (
+        f"; skipped {len(reader.skipped)} of {len(reader.names)} training examples as unreadable: {reader.path}"
+        if reader.skipped
+        else ""
+    )
     nonfinite = f"; skipped {len(loop.skipped)} batches because of non-finite losses" if loop.skipped else ""
-    recorder.report(f"finished {loop.step} steps{early}; best validation mIoU {100 * best['mIoU']:.2f} at step "
-                    f"{best['step']}: {recorder.workdir / 'best.weights.h5'}{unreadable}{nonfinite}")
+    recorder.report(
+        f"finished {loop.step} steps{early}; best validation mIoU {100 * best['mIoU']:.2f} at step "
+        f"{best['step']}: {recorder.workdir / 'best.weights.h5'}{unreadable}{nonfinite}"
+    )
     return {"step": loop.step, "best_mIoU": best["mIoU"], "best_step": best["step"]}
 
 
@@ -233,15 +263,19 @@ def dry_run(config: Config, strategy: tf.distribute.Strategy, report: Callable[[
         shapes = {"image": f"{(*size, 3)} float32", "label": f"{size} uint8", "index": f"{size[:1]} int64"}
     with strategy.scope():
         model, _, _ = build_training(downloads.without_download(config, report), classes, report)
-    report(f"{'first batch' if missing is None else 'batches according to the config'}: "
-           + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+    report(
+        f"{'first batch' if missing is None else 'batches according to the config'}: "
+        + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    )
     counts: dict[str, int] = {}
     for variable in model.trainable_variables:
         part = variable.path.split(".")[0]
         counts[part] = counts.get(part, 0) + math.prod(variable.shape)
     parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
     report(f"parameters: {sum(counts.values()):,} ({parts})")
-    report(f"{config.model.head} on {config.model.backbone}, output stride {config.model.output_stride}, "
-           f"{classes} classes, {config.train.steps} steps")
+    report(
+        f"{config.model.head} on {config.model.backbone}, output stride {config.model.output_stride}, "
+        f"{classes} classes, {config.train.steps} steps"
+    )
     if missing is not None:
         report(f"the dataset is missing: {missing}")

@@ -1,15 +1,15 @@
 """Manage the working directory of a run.
 
-    config.json dataset.json         the identity of the run
-    checkpoints/step-*               the whole state; a run resumes from the newest intact checkpoint
-    best.weights.h5 best.json        weights of the best validation mIoU
-    final.weights.h5                 weights after the last step
-    metrics.jsonl tensorboard/       the log
-    unreadable.json                  examples that training skips (kseg.input_pipeline.batch_reader)
-    data.json                        names and sizes of the data, compared at the next start
-    skipped.json                     steps whose batch is skipped because its loss was not finite
-    .lock                            locked while a process trains
-    .writing-*                       incomplete files; a resumed run removes those of a killed process
+config.json dataset.json         the identity of the run
+checkpoints/step-*               the whole state; a run resumes from the newest intact checkpoint
+best.weights.h5 best.json        weights of the best validation mIoU
+final.weights.h5                 weights after the last step
+metrics.jsonl tensorboard/       the log
+unreadable.json                  examples that training skips (kseg.input_pipeline.batch_reader)
+data.json                        names and sizes of the data, compared at the next start
+skipped.json                     steps whose batch is skipped because its loss was not finite
+.lock                            locked while a process trains
+.writing-*                       incomplete files; a resumed run removes those of a killed process
 """
 
 import fcntl
@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
-
 
 from kseg import config as configs
 from kseg.config import Config
@@ -35,9 +34,21 @@ from kseg.system.paths import path_fault
 from kseg.training import checkpoints
 
 # Values that may differ when a run is resumed: file locations, ways of reading, and intervals of writing.
-CHANGEABLE = ("name", "data.directory", "data.unreadable", "data.memory", "data.service", "train.log_every",
-              "train.validate_every", "train.checkpoint_every", "train.keep_checkpoints", "train.steps_per_call",
-              "train.recompute", "train.nonfinite_batches", "train.patience")
+CHANGEABLE = (
+    "name",
+    "data.directory",
+    "data.unreadable",
+    "data.memory",
+    "data.service",
+    "train.log_every",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.steps_per_call",
+    "train.recompute",
+    "train.nonfinite_batches",
+    "train.patience",
+)
 
 
 def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
@@ -63,14 +74,20 @@ def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
         if (workdir / "config.json").exists():
             old, trained = trained_model.read_workdir(workdir)
             longer = may_train_longer(old.train, config.train)
-            changes = [change for change in config_differences(old, config)
-                       if not (_may_change(*change) or longer and change[0] == "train.steps")]
+            changes = [
+                change
+                for change in config_differences(old, config)
+                if not (_may_change(*change) or longer and change[0] == "train.steps")
+            ]
             # Without a checkpoint nothing has been trained, and a corrected config may start over.
             if changes and checkpoints.checkpoint_steps(workdir):
                 lines = [f"  {key}: {before} in the directory, {now} now" for key, before, now in changes]
-                raise WorkdirError(f"{workdir} belongs to another run:\n" + "\n".join(lines)
-                                   + "\nChoose another --workdir, or set the same values."
-                                   + _way_to_train_longer(workdir, changes))
+                raise WorkdirError(
+                    f"{workdir} belongs to another run:\n"
+                    + "\n".join(lines)
+                    + "\nChoose another --workdir, or set the same values."
+                    + _way_to_train_longer(workdir, changes)
+                )
             if checkpoints.checkpoint_steps(workdir):
                 trained_model.require_same_classes(trained, dataset, str(workdir))
         record = {field: getattr(dataset, field) for field in ("name", "classes", "palette", "label_table")}
@@ -122,11 +139,19 @@ def _way_to_train_longer(workdir: Path, changes: list[tuple]) -> str:
         return ""
     # A test or a program that calls `train` has another command line.
     command = shlex.join(sys.orig_argv) if "kseg.train" in sys.orig_argv else "python -m kseg.train --config NAME"
-    added = ["--workdir", f"{workdir}-{now}", "--set", "init.backbone=", f"init.weights={weights}",
-             f"train.steps={now - before}"]
-    return (f"\nWith train.steps={now} the learning rates of the first {before} steps would have differed, or those of "
-            f"the added steps would be 0. To train {now - before} more steps from its weights with a new schedule:\n"
-            f"  {command} {shlex.join(added)}")
+    added = [
+        "--workdir",
+        f"{workdir}-{now}",
+        "--set",
+        "init.backbone=",
+        f"init.weights={weights}",
+        f"train.steps={now - before}",
+    ]
+    return (
+        f"\nWith train.steps={now} the learning rates of the first {before} steps would have differed, or those of "
+        f"the added steps would be 0. To train {now - before} more steps from its weights with a new schedule:\n"
+        f"  {command} {shlex.join(added)}"
+    )
 
 
 def trim_metrics(workdir: Path, step: int) -> None:
@@ -165,8 +190,9 @@ def read_skipped_steps(workdir: Path) -> list[dict]:
     except OSError as error:
         raise WorkdirError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, AttributeError, TypeError) as error:
-        raise WorkdirError(f"{path} is damaged ({type(error).__name__}: {error}); remove it to train on the skipped "
-                           "batches again") from None
+        raise WorkdirError(
+            f"{path} is damaged ({type(error).__name__}: {error}); remove it to train on the skipped batches again"
+        ) from None
     return skipped
 
 

@@ -17,9 +17,14 @@ BACKBONES = {
 }
 # Prefix of a weight's name -> system whose checkpoints are not supported.
 UNSUPPORTED_SYSTEMS = {
-    "backbone.bottom_up.": "Detectron2", "backbone.res2.": "Detectron2", "classifier.": "torchvision's segmentation",
-    "backbone.body.": "torchvision's detection", "encoder.": "segmentation_models.pytorch",
-    "segformer.": "Hugging Face transformers", "model.backbone.": "Lightning", "pretrained.": "PyTorch-Encoding",
+    "backbone.bottom_up.": "Detectron2",
+    "backbone.res2.": "Detectron2",
+    "classifier.": "torchvision's segmentation",
+    "backbone.body.": "torchvision's detection",
+    "encoder.": "segmentation_models.pytorch",
+    "segformer.": "Hugging Face transformers",
+    "model.backbone.": "Lightning",
+    "pretrained.": "PyTorch-Encoding",
     "resnet.": "PaddleSeg or another system",
 }
 # Config key -> {weight of the backbone: the value with which it exists}; the first weight that exists decides.
@@ -29,13 +34,16 @@ BACKBONE_VARIANTS = {
 }
 # Prefix of weights of a head -> config key that decides whether they exist.
 OPTIONAL_PARTS = {
-    "decode_head.lateral_convs.": "model.encnet.lateral", "decode_head.se_layer.": "model.encnet.se",
-    "decode_head.conv_cat.": "model.fcn.concat_input", "decode_head.acm_modules.0.fusion_conv.": "model.apcnet.fusion",
+    "decode_head.lateral_convs.": "model.encnet.lateral",
+    "decode_head.se_layer.": "model.encnet.se",
+    "decode_head.conv_cat.": "model.fcn.concat_input",
+    "decode_head.acm_modules.0.fusion_conv.": "model.apcnet.fusion",
     "decode_head.c1_bottleneck.": "model.deeplab.shortcut_channels",
 }
 # Weight -> config key that is its first dimension.
 WIDTHS = {
-    "layer1.0.conv1.weight": "model.width", "decode_head.bottleneck.conv.weight": "model.channels",
+    "layer1.0.conv1.weight": "model.width",
+    "decode_head.bottleneck.conv.weight": "model.channels",
     "decode_head.convs.0.conv.weight": "model.channels",
     "decode_head.c1_bottleneck.conv.weight": "model.deeplab.shortcut_channels",
     "decode_head.enc_module.encoding.0.codewords": "model.encnet.codewords",
@@ -54,8 +62,18 @@ def diagnose(file: Shapes, model: Shapes, head: str = "") -> str:
     Returns:
         A clause that continues the file's name, or "" if no reason is known.
     """
-    for check in (_system, _backbone_or_model, _head, _depth, _variant, _classes, _auxiliary, _optional_parts, _width,
-                  _coverage):
+    for check in (
+        _system,
+        _backbone_or_model,
+        _head,
+        _depth,
+        _variant,
+        _classes,
+        _auxiliary,
+        _optional_parts,
+        _width,
+        _coverage,
+    ):
         if reason := check(file, model, head):
             return reason
     return ""
@@ -75,8 +93,10 @@ def _backbone_or_model(file: Shapes, model: Shapes, head: str) -> str:
     if head and not heads and _blocks(file):
         return "contains only a backbone: load it by init.backbone, or convert it with --backbone"
     if not head and heads:
-        return ("contains a whole model, not only a backbone: load it by init.weights, convert it without --backbone, "
-                "or skip its heads (init.skip=decode_head.*,auxiliary_head.*)")
+        return (
+            "contains a whole model, not only a backbone: load it by init.weights, convert it without --backbone, "
+            "or skip its heads (init.skip=decode_head.*,auxiliary_head.*)"
+        )
     return ""
 
 
@@ -116,7 +136,8 @@ def _variant(file: Shapes, model: Shapes, head: str) -> str:
     for key, values in BACKBONE_VARIANTS.items():
         file_value, model_value = (
             next((value for weight, value in values.items() if weight in shapes or f"backbone.{weight}" in shapes), "")
-            for shapes in (file, model))
+            for shapes in (file, model)
+        )
         if file_value and model_value and file_value != model_value:
             return f"was trained with {key}={file_value}; the config has {key}={model_value}"
     return ""
@@ -126,17 +147,23 @@ def _classes(file: Shapes, model: Shapes, head: str) -> str:
     for name in CLASS_LAYERS:
         if name in file and name in model and file[name][0] != model[name][0]:
             modules = [weight.removesuffix("weight") for weight in CLASS_LAYERS if weight in model]
-            if any(file.get(weight) != model.get(weight) for weight in file.keys() | model.keys()
-                   if not weight.startswith(tuple(modules))):
+            if any(
+                file.get(weight) != model.get(weight)
+                for weight in file.keys() | model.keys()
+                if not weight.startswith(tuple(modules))
+            ):
                 return ""
-            return (f"has {file[name][0]} classes; the dataset has {model[name][0]} "
-                    f"(init.skip={','.join(module + '*' for module in modules)} loads everything else)")
+            return (
+                f"has {file[name][0]} classes; the dataset has {model[name][0]} "
+                f"(init.skip={','.join(module + '*' for module in modules)} loads everything else)"
+            )
     return ""
 
 
 def _auxiliary(file: Shapes, model: Shapes, head: str) -> str:
-    file_channels, model_channels = (shapes.get("auxiliary_head.convs.0.conv.weight", (0,))[0]
-                                     for shapes in (file, model))
+    file_channels, model_channels = (
+        shapes.get("auxiliary_head.convs.0.conv.weight", (0,))[0] for shapes in (file, model)
+    )
     # A file without a single name of the model tells nothing about its heads.
     if not head or file_channels == model_channels or not file.keys() & model.keys():
         return ""
@@ -154,8 +181,9 @@ def _optional_parts(file: Shapes, model: Shapes, head: str) -> str:
 
 def _width(file: Shapes, model: Shapes, head: str) -> str:
     for name, key in WIDTHS.items():
-        file_width, model_width = ((shapes.get(name) or shapes.get(f"backbone.{name}") or (0,))[0]
-                                   for shapes in (file, model))
+        file_width, model_width = (
+            (shapes.get(name) or shapes.get(f"backbone.{name}") or (0,))[0] for shapes in (file, model)
+        )
         if file_width and model_width and file_width != model_width:
             return f"was trained with {key}={file_width}; the config has {key}={model_width}"
     return ""
@@ -164,7 +192,9 @@ def _width(file: Shapes, model: Shapes, head: str) -> str:
 def _coverage(file: Shapes, model: Shapes, head: str) -> str:
     shared = len(file.keys() & model.keys())
     if not shared:
-        return (f"has none of the model's {len(model)} weights; its names are those of another system, such as "
-                f"{', '.join(sorted(file)[:3])}")
+        return (
+            f"has none of the model's {len(model)} weights; its names are those of another system, such as "
+            f"{', '.join(sorted(file)[:3])}"
+        )
     missing = len(model) - shared
     return f"lacks {missing} of the model's {len(model)} weights" if missing else ""

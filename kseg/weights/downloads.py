@@ -147,5 +147,6 @@ def _download(address: str, file: BinaryIO, report: Callable[[str], None]) -> st
 def _check_digest(path: Path, digest: str) -> None:
     named = DIGEST.search(path.name)
     if named and not digest.startswith(named[1]):
-        raise WeightsError(f"{path} is damaged or another file: its SHA-256 starts with {digest[:8]}, but its name "
-                           f"requires {named[1]}")
+        raise WeightsError(
+            f"{path} is damaged or another file: its SHA-256 starts with {digest[:8]}, but its name requires {named[1]}"
+        )

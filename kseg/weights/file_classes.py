@@ -28,8 +28,10 @@ def order_note(path: str | Path, classes: Sequence[str], classifiers: Sequence[s
     more = f" and {len(different) - 3} more" if len(different) > 3 else ""
     kind = "the same classes in another order" if _same(stored, classes) else "other classes"
     skip = ",".join(f"{layer}.*" for layer in classifiers)
-    return (f"{path} was trained on {kind}: {shown}{more}. The classifier starts with these rows; init.skip={skip} "
-            "draws it anew")
+    return (
+        f"{path} was trained on {kind}: {shown}{more}. The classifier starts with these rows; init.skip={skip} "
+        "draws it anew"
+    )
 
 
 def stored_classes(path: str | Path) -> tuple[str, ...]:

@@ -12,14 +12,22 @@ Kind = Literal["torch", "npz", "hdf5", "safetensors"]
 # First bytes of a file -> what it is instead of weights, and what to do.
 OTHER_FILES = {
     b"version https://git-lfs": "is a pointer of Git LFS and not the file itself; run `git lfs pull` at its origin",
-    b"\x89PNG": "is a PNG picture", b"\xff\xd8\xff": "is a JPEG picture", b"GIF8": "is a GIF picture",
+    b"\x89PNG": "is a PNG picture",
+    b"\xff\xd8\xff": "is a JPEG picture",
+    b"GIF8": "is a GIF picture",
     b"%PDF": "is a PDF document",
-    b"\x1f\x8b": "is compressed by gzip; unpack it first", b"BZh": "is compressed by bzip2; unpack it first",
-    b"\xfd7zXZ": "is compressed by xz; unpack it first", b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it first",
-    b"7z\xbc\xaf": "is a 7z archive; unpack it first", b"Rar!": "is a RAR archive; unpack it first",
-    b"TFL3": "is a TensorFlow Lite model", b"\x93NUMPY": "is a single array; several named ones make an .npz file",
-    b"GGUF": "is a GGUF file of a language model", b"\x08\x07\x12": "is an ONNX model",
-    b"{": "is a JSON text", b"<?xml": "is an XML text, perhaps the error page of a download",
+    b"\x1f\x8b": "is compressed by gzip; unpack it first",
+    b"BZh": "is compressed by bzip2; unpack it first",
+    b"\xfd7zXZ": "is compressed by xz; unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it first",
+    b"7z\xbc\xaf": "is a 7z archive; unpack it first",
+    b"Rar!": "is a RAR archive; unpack it first",
+    b"TFL3": "is a TensorFlow Lite model",
+    b"\x93NUMPY": "is a single array; several named ones make an .npz file",
+    b"GGUF": "is a GGUF file of a language model",
+    b"\x08\x07\x12": "is an ONNX model",
+    b"{": "is a JSON text",
+    b"<?xml": "is an XML text, perhaps the error page of a download",
 }
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # The signature may follow a block of the user's own, at one of these positions.
@@ -58,8 +66,10 @@ def describe(head: bytes) -> str:
     if not head:
         return "is damaged: it is empty (0 bytes)"
     if head.lstrip()[:20].lower().startswith(HTML_STARTS):
-        return (f"is a web page and not a weight file: it starts with {head[:16]!r}; a download may need a login or "
-                "another address")
+        return (
+            f"is a web page and not a weight file: it starts with {head[:16]!r}; a download may need a login or "
+            "another address"
+        )
     reason = next((reason for start, reason in OTHER_FILES.items() if head.startswith(start)), "")
     return reason and f"{reason}, and no file of weights (it starts with {head[:16]!r})"
 

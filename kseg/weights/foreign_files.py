@@ -38,8 +38,14 @@ FIRST_KERNELS = ("conv1.weight", "stem.0.weight")
 
 # Prefix of a weight's name -> system; the first match decides.
 SYSTEM_BY_PREFIX = {
-    "backbone_net.": "sss", "decode_head.": "mmseg", "head.fc.": "mmpretrain", "layer1.0.": "torchvision",
-    "conv1.": "torchvision", "bn1.": "torchvision", "stem.": "torchvision"}
+    "backbone_net.": "sss",
+    "decode_head.": "mmseg",
+    "head.fc.": "mmpretrain",
+    "layer1.0.": "torchvision",
+    "conv1.": "torchvision",
+    "bn1.": "torchvision",
+    "stem.": "torchvision",
+}
 
 System = Literal["mmseg", "sss", "torchvision", "mmpretrain", "keras", "plain"]
 
@@ -63,8 +69,9 @@ class OpenCheckpoint(NamedTuple):
     notes: list[str]
 
 
-def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB",
-                            average: bool = False) -> Checkpoint:
+def read_foreign_checkpoint(
+    path: str | Path, channels: Literal["RGB", "BGR"] = "RGB", average: bool = False
+) -> Checkpoint:
     """Read the weights of a file of PyTorch, .safetensors, .npz or keras.applications.
 
     Entries such as "state_dict" and `module.` prefixes are unwrapped, and step counters removed. SSSegmentation's names
@@ -85,8 +92,9 @@ def read_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = 
     return Checkpoint(read_all(path, checkpoint.state), checkpoint.system, checkpoint.notes)
 
 
-def open_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = "RGB",
-                            average: bool = False) -> OpenCheckpoint:
+def open_foreign_checkpoint(
+    path: str | Path, channels: Literal["RGB", "BGR"] = "RGB", average: bool = False
+) -> OpenCheckpoint:
     """Read names, shapes and dtypes of a file's weights.
 
     Args:
@@ -122,8 +130,11 @@ def open_foreign_checkpoint(path: str | Path, channels: Literal["RGB", "BGR"] = 
     return OpenCheckpoint(state, system, notes)
 
 
-OPENERS = {"npz": npz_files.open_npz, "torch": torch_files.open_torch_file,
-           "safetensors": safetensors_files.open_safetensors}
+OPENERS = {
+    "npz": npz_files.open_npz,
+    "torch": torch_files.open_torch_file,
+    "safetensors": safetensors_files.open_safetensors,
+}
 
 
 def _select(path: Path, contents: Any, average: bool) -> tuple[dict[str, StoredArray], list[str]]:
@@ -139,13 +150,16 @@ def _select(path: Path, contents: Any, average: bool) -> tuple[dict[str, StoredA
     if not plain:
         return averaged, ["the file contains only EMA weights; they were read"]
     if entry == SWAPPED_ENTRY:
-        return plain, [f"the EMA weights were read, which mmengine saves as state_dict; {entry} contains the weights "
-                       "before averaging"]
+        return plain, [
+            f"the EMA weights were read, which mmengine saves as state_dict; {entry} contains the weights "
+            "before averaging"
+        ]
     # Which of the two sets is the average depends on the training system and on when it saved them.
     if average:
         # Some systems do not average the statistics of norms; these are only among the plain weights.
-        return plain | averaged, ["the file contains two sets of weights; the one under ema names was read, as "
-                                  "requested"]
+        return plain | averaged, [
+            "the file contains two sets of weights; the one under ema names was read, as requested"
+        ]
     return plain, ["the file contains a second set of weights under ema names; the plain one was read"]
 
 
@@ -167,12 +181,15 @@ def _ema_entry(contents: Any) -> str:
 
 def _named_arrays(path: Path, state: Any, required: bool) -> dict[str, StoredArray]:
     """Check that a state is a dict of arrays and return it without `module.` prefixes and counters."""
-    if isinstance(state, dict) and ({"optimizer", "optimizer_state_dict"} & state.keys()
-                                    or {"state", "param_groups"} <= state.keys()):
+    if isinstance(state, dict) and (
+        {"optimizer", "optimizer_state_dict"} & state.keys() or {"state", "param_groups"} <= state.keys()
+    ):
         raise WeightsError(f"{path} contains only an optimizer's state and no weights of a model")
     if not isinstance(state, dict):
-        raise WeightsError(f"{path} contains {_described(state)} instead of named weights; expected a dict of arrays, "
-                           "at the top or under 'state_dict' or 'model'")
+        raise WeightsError(
+            f"{path} contains {_described(state)} instead of named weights; expected a dict of arrays, "
+            "at the top or under 'state_dict' or 'model'"
+        )
     if required and not state:
         raise WeightsError(f"{path} contains no weights: its dict of weights is empty")
     named = {}
@@ -237,8 +254,10 @@ def _from_sss(path: Path, state: dict[str, StoredArray]) -> tuple[dict[str, Stor
     head = sss_head(state)
     if not head:
         modules = sorted({name.split(".")[0] for name in state} - {"backbone_net", "auxiliary_decoder"})
-        raise WeightsError(f"{path} is an SSSegmentation checkpoint with an unsupported head; its modules are "
-                           f"{', '.join(modules) or 'none'}")
+        raise WeightsError(
+            f"{path} is an SSSegmentation checkpoint with an unsupported head; its modules are "
+            f"{', '.join(modules) or 'none'}"
+        )
     indices = [int(name.split(".")[1]) for name in state if name.startswith("decoder.")]
     try:
         named = {sss_to_mmseg(name, head, max(indices, default=0) // 3): array for name, array in state.items()}
@@ -250,8 +269,9 @@ def _from_sss(path: Path, state: dict[str, StoredArray]) -> tuple[dict[str, Stor
         channels = named[pooled].shape[0]
         # The branch of the image's mean is SSSegmentation's last one and MMSegmentation's first one.
         named[kernel] = named[kernel].changed(lambda array: np.roll(array, channels, axis=1))
-        notes.append(f"the input channels of {kernel} were rotated by {channels}: SSSegmentation has the pooled branch "
-                     "last")
+        notes.append(
+            f"the input channels of {kernel} were rotated by {channels}: SSSegmentation has the pooled branch last"
+        )
     return named, notes
 
 
@@ -284,5 +304,7 @@ def reverse_first_kernel(path: str | Path, state: dict[str, StoredArray]) -> str
         if name in state and state[name].ndim == 4 and state[name].shape[1] == 3:
             state[name] = state[name].changed(lambda array: np.flip(array, 1).copy())
             return name
-    raise WeightsError(f"{path} cannot be converted from BGR to RGB: it has no first convolution with three channels "
-                       f"({' or '.join(FIRST_KERNELS)})")
+    raise WeightsError(
+        f"{path} cannot be converted from BGR to RGB: it has no first convolution with three channels "
+        f"({' or '.join(FIRST_KERNELS)})"
+    )

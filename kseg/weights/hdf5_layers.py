@@ -64,9 +64,14 @@ def open_layers(path: str | Path, layers_of: Callable[[h5py.File], dict]) -> dic
 def _try_in_process(path: str, size: int, modified: int) -> None:
     """Raise WeightsError if a process of its own cannot read a file; a file of this size and time is tried once."""
     # Isolated from the working directory, whose files could have the names of modules.
-    trial = subprocess.run([sys.executable, "-P", "-c", TRIAL, str(Path(__file__).resolve().parents[2]), path],
-                           stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                           env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+    trial = subprocess.run(
+        [sys.executable, "-P", "-c", TRIAL, str(Path(__file__).resolve().parents[2]), path],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )
     if trial.returncode == -signal.SIGXCPU:
         raise WeightsError(f"{path} is damaged: HDF5 does not come to an end reading it")
     if trial.returncode < 0:
@@ -111,7 +116,8 @@ def numbered_layers(file: h5py.File) -> dict[str, list[StoredArray]]:
         variables = hdf5_members.group(hdf5_members.group(root, name), "vars")
         if len(variables):
             layers[hdf5_members.text(variables, "name")] = [
-                hdf5_members.floats(variables, str(index), bound) for index in range(len(variables))]
+                hdf5_members.floats(variables, str(index), bound) for index in range(len(variables))
+            ]
     return layers
 
 
@@ -122,8 +128,10 @@ def grouped_layers(file: h5py.File) -> dict[str, dict[str, StoredArray]]:
     for name in hdf5_members.texts(root, "layer_names"):
         group = hdf5_members.group(root, name)
         # A weight's name is a path such as conv1_conv/kernel:0.
-        weights = {weight.rpartition("/")[2].partition(":")[0]: hdf5_members.floats(group, weight, bound)
-                   for weight in hdf5_members.texts(group, "weight_names")}
+        weights = {
+            weight.rpartition("/")[2].partition(":")[0]: hdf5_members.floats(group, weight, bound)
+            for weight in hdf5_members.texts(group, "weight_names")
+        }
         if weights:
             layers[name] = weights
     return layers

@@ -15,8 +15,14 @@ import numpy as np
 from kseg.errors import WeightsError
 from kseg.weights.stored_arrays import StoredArray, require_moderate
 
-FLOATS = (h5py.h5t.IEEE_F16LE, h5py.h5t.IEEE_F16BE, h5py.h5t.IEEE_F32LE, h5py.h5t.IEEE_F32BE, h5py.h5t.IEEE_F64LE,
-          h5py.h5t.IEEE_F64BE)
+FLOATS = (
+    h5py.h5t.IEEE_F16LE,
+    h5py.h5t.IEEE_F16BE,
+    h5py.h5t.IEEE_F32LE,
+    h5py.h5t.IEEE_F32BE,
+    h5py.h5t.IEEE_F64LE,
+    h5py.h5t.IEEE_F64BE,
+)
 # In one attribute; keras.applications' ResNet101 has 345 layers.
 MAX_NAMES = 2000
 
@@ -62,8 +68,10 @@ def floats(parent: h5py.Group, path: str, bound: Bound) -> StoredArray:
         content = "no elements" if found.shape is None else f"elements of type {found.dtype}"
         raise WeightsError(f"has {content} in {found.name}; weights must be floating-point numbers")
     if found.id.get_create_plist().get_nfilters():
-        raise WeightsError(f"has compressed or filtered elements in {found.name}; `h5repack -f NONE OLD NEW`, one of "
-                           "HDF5's tools, writes a file with plain ones")
+        raise WeightsError(
+            f"has compressed or filtered elements in {found.name}; `h5repack -f NONE OLD NEW`, one of "
+            "HDF5's tools, writes a file with plain ones"
+        )
     bytes_needed = math.prod(found.shape) * found.dtype.itemsize
     bound.add(max(bytes_needed, math.prod(found.chunks or ()) * found.dtype.itemsize))
     if bytes_needed and not found.id.get_storage_size():
@@ -75,8 +83,12 @@ def floats(parent: h5py.Group, path: str, bound: Bound) -> StoredArray:
     shape = found.chunks or found.shape
     if any(offset < 0 or offset + math.prod(shape) * found.dtype.itemsize > bound.size for offset in pieces.values()):
         raise WeightsError(f"is damaged: elements of {found.name} lie outside of the file")
-    return StoredArray(bound.path, found.shape, found.dtype,
-                       functools.partial(_read, bound.path, found.shape, found.dtype, shape, pieces))
+    return StoredArray(
+        bound.path,
+        found.shape,
+        found.dtype,
+        functools.partial(_read, bound.path, found.shape, found.dtype, shape, pieces),
+    )
 
 
 def _pieces(found: h5py.Dataset) -> dict[tuple[int, ...], int]:
@@ -92,8 +104,9 @@ def _pieces(found: h5py.Dataset) -> dict[tuple[int, ...], int]:
     return pieces
 
 
-def _read(path: str, shape: tuple[int, ...], dtype: np.dtype, piece_shape: tuple[int, ...],
-          pieces: dict[tuple[int, ...], int]) -> np.ndarray:
+def _read(
+    path: str, shape: tuple[int, ...], dtype: np.dtype, piece_shape: tuple[int, ...], pieces: dict[tuple[int, ...], int]
+) -> np.ndarray:
     array = np.empty(shape, dtype)
     with open(path, "rb") as file:
         for start, offset in pieces.items():
@@ -121,8 +134,11 @@ def texts(parent: h5py.Group, name: str) -> list[str]:
 def _attribute_bytes(parent: h5py.Group, name: str, shape: tuple | None) -> int:
     """Return the bytes of an attribute, 0 for an empty list; raises WeightsError unless it consists of texts."""
     attribute = parent.attrs.get_id(name)
-    if h5py.check_string_dtype(attribute.dtype) is None and attribute.dtype.kind not in "SU" \
-            and math.prod(attribute.shape or (0,)):
+    if (
+        h5py.check_string_dtype(attribute.dtype) is None
+        and attribute.dtype.kind not in "SU"
+        and math.prod(attribute.shape or (0,))
+    ):
         raise WeightsError(f"is damaged: its attribute {name} is of type {attribute.dtype} and not a text")
     if attribute.shape is None or shape is not None and attribute.shape != shape:
         raise WeightsError(f"is damaged: its attribute {name} has shape {attribute.shape}")

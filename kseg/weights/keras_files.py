@@ -56,9 +56,14 @@ def open_applications(path: str | Path) -> tuple[dict[str, StoredArray], list[st
     layers = hdf5_layers.open_layers(path, _applications_layers)
     unknown = sorted(name for name in layers if not keras_to_torchvision(name))
     if unknown or not layers:
-        raise WeightsError(f"{path} is not a weight file of keras.applications' ResNet50 or ResNet101: it has "
-                           + (f"{len(unknown)} layers with other names, {', '.join(unknown[:3])}" if unknown
-                              else "no layers with weights"))
+        raise WeightsError(
+            f"{path} is not a weight file of keras.applications' ResNet50 or ResNet101: it has "
+            + (
+                f"{len(unknown)} layers with other names, {', '.join(unknown[:3])}"
+                if unknown
+                else "no layers with weights"
+            )
+        )
     state: dict[str, StoredArray] = {}
     for layer, values in layers.items():
         module = keras_to_torchvision(layer)
@@ -69,11 +74,16 @@ def open_applications(path: str | Path) -> tuple[dict[str, StoredArray], list[st
                 state[f"{module}.bias"] = values["bias"]
         else:
             bias = layers.get(f"{layer.removesuffix('_bn')}_conv", {}).get("bias")
-            state |= {f"{module}.weight": values["gamma"], f"{module}.bias": values["beta"],
-                      f"{module}.running_mean": _without_bias(values["moving_mean"], bias),
-                      f"{module}.running_var": _with_epsilon(values["moving_variance"])}
-    return state, ["names of keras.applications were translated and biases folded into the norms; its ImageNet weights "
-                   "expect init.channels=BGR, and model.stem=7x7 with model.stride_on=1x1"]
+            state |= {
+                f"{module}.weight": values["gamma"],
+                f"{module}.bias": values["beta"],
+                f"{module}.running_mean": _without_bias(values["moving_mean"], bias),
+                f"{module}.running_var": _with_epsilon(values["moving_variance"]),
+            }
+    return state, [
+        "names of keras.applications were translated and biases folded into the norms; its ImageNet weights "
+        "expect init.channels=BGR, and model.stem=7x7 with model.stride_on=1x1"
+    ]
 
 
 def _without_bias(mean: StoredArray, bias: StoredArray | None) -> StoredArray:
@@ -90,8 +100,10 @@ def _with_epsilon(variance: StoredArray) -> StoredArray:
 def _applications_layers(file: h5py.File) -> dict[str, dict[str, StoredArray]]:
     """Return {layer name: {Keras' weight name ("kernel", "moving_mean", ...): array}}."""
     if "layers" in file:
-        layers = {name: dict(zip(VARIABLE_NAMES.get(len(values), ()), values, strict=True))
-                  for name, values in hdf5_layers.numbered_layers(file).items()}
+        layers = {
+            name: dict(zip(VARIABLE_NAMES.get(len(values), ()), values, strict=True))
+            for name, values in hdf5_layers.numbered_layers(file).items()
+        }
     else:
         layers = hdf5_layers.grouped_layers(file)
     kinds = [set(names) for names in VARIABLE_NAMES.values()]

@@ -126,8 +126,14 @@ def loaded_classifiers(model: keras.Model, skip: Sequence[str]) -> list[str]:
     return [layer for layer in layers if not any(_matches(f"{layer}.weight", pattern) for pattern in skip)]
 
 
-def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Sequence[str] = (),
-                    channels: Literal["RGB", "BGR"] = "RGB", average: bool = False) -> list[str]:
+def load_checkpoint(
+    model: keras.Model,
+    path: str | Path,
+    head: str,
+    skip: Sequence[str] = (),
+    channels: Literal["RGB", "BGR"] = "RGB",
+    average: bool = False,
+) -> list[str]:
     """Load weights of a whole model from a checkpoint.
 
     Arrays are transposed into Keras' layout: convolutions OIHW -> HWIO, depthwise convolutions (C, 1, H, W) ->
@@ -165,8 +171,13 @@ def load_checkpoint(model: keras.Model, path: str | Path, head: str, skip: Seque
     return checkpoint.notes + _load(path, torch_targets(model), checkpoint.state, skip, head)
 
 
-def load_backbone(model: keras.Model, path: str | Path, skip: Sequence[str] = (),
-                  channels: Literal["RGB", "BGR"] = "RGB", std: Sequence[float] = ()) -> list[str]:
+def load_backbone(
+    model: keras.Model,
+    path: str | Path,
+    skip: Sequence[str] = (),
+    channels: Literal["RGB", "BGR"] = "RGB",
+    std: Sequence[float] = (),
+) -> list[str]:
     """Load backbone weights from a file of torchvision, mmpretrain or keras.applications.
 
     ImageNet classifiers in the file are always skipped.
@@ -189,8 +200,9 @@ def load_backbone(model: keras.Model, path: str | Path, skip: Sequence[str] = ()
         WeightsError: The file does not fit the backbone (see `load_checkpoint`). The model is unchanged.
     """
     prefix = "backbone."
-    targets = {name.removeprefix(prefix): target for name, target in torch_targets(model).items()
-               if name.startswith(prefix)}
+    targets = {
+        name.removeprefix(prefix): target for name, target in torch_targets(model).items() if name.startswith(prefix)
+    }
     checkpoint = open_foreign_checkpoint(path, channels)
     notes, state = list(checkpoint.notes), {}
     for name, array in checkpoint.state.items():
@@ -200,10 +212,12 @@ def load_backbone(model: keras.Model, path: str | Path, skip: Sequence[str] = ()
     if checkpoint.system == "keras" and std and "conv1.weight" in state:
         factors = np.asarray(std, np.float32)[:, None, None]
         state["conv1.weight"] = state["conv1.weight"].changed(lambda array: array * factors)
-        notes.append(f"the first kernel was multiplied by data.std {tuple(std)}: keras.applications does not divide "
-                     "images by it")
-    classifier = [name for name in CLASSIFIERS
-                  if name in state and not any(_matches(name, pattern) for pattern in skip)]
+        notes.append(
+            f"the first kernel was multiplied by data.std {tuple(std)}: keras.applications does not divide images by it"
+        )
+    classifier = [
+        name for name in CLASSIFIERS if name in state and not any(_matches(name, pattern) for pattern in skip)
+    ]
     if classifier:
         state = {name: array for name, array in state.items() if name not in classifier}
         notes.append(f"the ImageNet classifier was skipped: {', '.join(classifier)}")
@@ -240,26 +254,33 @@ def _load_keras(model: keras.Model, path: str | Path, head: str, skip: Sequence[
     return notes + _load(path, targets, state, skip, head)
 
 
-def _load(path: str | Path, targets: Mapping[str, Target], stored: Mapping[str, StoredArray], skip: Sequence[str],
-          head: str) -> list[str]:
+def _load(
+    path: str | Path, targets: Mapping[str, Target], stored: Mapping[str, StoredArray], skip: Sequence[str], head: str
+) -> list[str]:
     """Read and assign a state, except the weights to skip, to its targets and return notes on what was skipped."""
     skipped = set()
     for pattern in skip:
         matches = {name for name in targets.keys() | stored if _matches(name, pattern)}
         if not matches:
-            raise WeightsError(f"{path}: init.skip lists {pattern!r}, but neither the file nor the model has such a "
-                               "weight; remove it")
+            raise WeightsError(
+                f"{path}: init.skip lists {pattern!r}, but neither the file nor the model has such a weight; remove it"
+            )
         skipped |= matches
-    _require_fit(path, {name: target.shape() for name, target in targets.items()},
-                 {name: array.shape for name, array in stored.items()}, skipped, head)
+    _require_fit(
+        path,
+        {name: target.shape() for name, target in targets.items()},
+        {name: array.shape for name, array in stored.items()},
+        skipped,
+        head,
+    )
     loaded = {name: target for name, target in targets.items() if name not in skipped}
     with np.errstate(over="ignore"):
         # A float64 beyond the range of float32 becomes infinite here, where it is still noticed.
-        state = {name: stored[name].read().astype(target.variable.dtype, copy=False)
-                 for name, target in loaded.items()}
+        state = {name: stored[name].read().astype(target.variable.dtype, copy=False) for name, target in loaded.items()}
     if bad := [name for name in loaded if not np.isfinite(state[name]).all()]:
-        raise WeightsError(f"{path} has non-finite values in {len(bad)} weights: "
-                           f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
+        raise WeightsError(
+            f"{path} has non-finite values in {len(bad)} weights: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}"
+        )
     if not loaded:
         raise WeightsError(f"{path}: init.skip skips all {len(targets)} weights of the model")
     if bad := [name for name in loaded if name.endswith(".running_var") and (state[name] < 0).any()]:
@@ -269,8 +290,10 @@ def _load(path: str | Path, targets: Mapping[str, Target], stored: Mapping[str, 
         variable.assign(array)
     if not skipped:
         return []
-    return [f"{len(loaded)} of the model's {len(targets)} weights were loaded",
-            f"init.skip skipped {len(skipped)}: {', '.join(sorted(skipped))}"]
+    return [
+        f"{len(loaded)} of the model's {len(targets)} weights were loaded",
+        f"init.skip skipped {len(skipped)}: {', '.join(sorted(skipped))}",
+    ]
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -290,28 +313,34 @@ def skip_patterns(model: Mapping[str, tuple], file: Mapping[str, tuple], skipped
     unfit = {name for name in model.keys() | file.keys() if name in skipped or model.get(name) != file.get(name)}
     fit = model.keys() - unfit
     # Every prefix that ends in a dot and has a weight that fits below it.
-    taken = {name[:end + 1] for name in fit for end in range(len(name)) if name[end] == "."}
+    taken = {name[: end + 1] for name in fit for end in range(len(name)) if name[end] == "."}
     patterns = set()
     for name in unfit:
-        prefixes = [name[:end + 1] for end in range(len(name)) if name[end] == "."]
+        prefixes = [name[: end + 1] for end in range(len(name)) if name[end] == "."]
         prefix = next((prefix for prefix in prefixes if prefix not in taken), "")
         patterns.add(f"{prefix}*" if prefix else name)
     return sorted(patterns) if 2 * len(fit) > len(model) and len(patterns) <= MOST_PATTERNS else []
 
 
-def _require_fit(path: str | Path, model: dict[str, tuple], file: dict[str, tuple], skipped: set[str],
-                 head: str) -> None:
+def _require_fit(
+    path: str | Path, model: dict[str, tuple], file: dict[str, tuple], skipped: set[str], head: str
+) -> None:
     """Raise WeightsError that diagnoses the file and lists all weights that do not fit."""
     groups = {
         "in the model but not in the file": [f"{name} {model[name]}" for name in model.keys() - file - skipped],
         "in the file but not in the model": [f"{name} {file[name]}" for name in file.keys() - model - skipped],
-        "with different shapes": [f"{name} file {file[name]}, model {model[name]}"
-                                  for name in (model.keys() & file) - skipped if file[name] != model[name]]}
+        "with different shapes": [
+            f"{name} file {file[name]}, model {model[name]}"
+            for name in (model.keys() & file) - skipped
+            if file[name] != model[name]
+        ],
+    }
     if not any(groups.values()):
         return
     # Skipped weights may differ on purpose, so they must not influence the diagnosis.
-    reason = diagnose(*({name: shape for name, shape in shapes.items() if name not in skipped}
-                        for shapes in (file, model)), head)
+    reason = diagnose(
+        *({name: shape for name, shape in shapes.items() if name not in skipped} for shapes in (file, model)), head
+    )
     lines = [f"{path} {reason}" if reason else f"{path} does not fit the model"]
     for title, weights in groups.items():
         if weights:

@@ -36,10 +36,9 @@ SSS_HEAD_MODULES = {
         "se_layer": "decode_head.se_layer",
         "decoder.1": "decode_head.conv_seg",
     },
-    "deeplabv3": SSS_PYRAMID_MODULES | {
-        "decoder.1": "decode_head.conv_seg",
-    },
-    "deeplabv3plus": SSS_PYRAMID_MODULES | {
+    "deeplabv3": SSS_PYRAMID_MODULES | {"decoder.1": "decode_head.conv_seg"},
+    "deeplabv3plus": SSS_PYRAMID_MODULES
+    | {
         "aspp_net.parallel_branches.*.depthwise_conv": "decode_head.aspp_modules.*.depthwise_conv.conv",
         "aspp_net.parallel_branches.*.depthwise_bn": "decode_head.aspp_modules.*.depthwise_conv.bn",
         "aspp_net.parallel_branches.*.pointwise_conv": "decode_head.aspp_modules.*.pointwise_conv.conv",
@@ -88,18 +87,37 @@ SSS_HEAD_MODULES = {
 # Prefix of a weight's name -> head. The order matters: UPerNet has pooling modules, too, and DeepLabV3+ has all modules
 # of DeepLabV3.
 SSS_HEAD_BY_PREFIX = {
-    "enc_module.": "encnet", "acm_modules.": "apcnet", "ppm_net.": "pspnet", "shortcut.": "deeplabv3plus",
-    "decoder.0.depthwise_conv.": "deeplabv3plus", "aspp_net.": "deeplabv3", "decoder.0.": "fcn"}
+    "enc_module.": "encnet",
+    "acm_modules.": "apcnet",
+    "ppm_net.": "pspnet",
+    "shortcut.": "deeplabv3plus",
+    "decoder.0.depthwise_conv.": "deeplabv3plus",
+    "aspp_net.": "deeplabv3",
+    "decoder.0.": "fcn",
+}
 MMSEG_HEAD_BY_PREFIX = {
-    "enc_module.": "encnet", "acm_modules.": "apcnet", "fpn_convs.": "upernet", "psp_modules.": "pspnet",
-    "sep_bottleneck.": "deeplabv3plus", "aspp_modules.": "deeplabv3"}
+    "enc_module.": "encnet",
+    "acm_modules.": "apcnet",
+    "fpn_convs.": "upernet",
+    "psp_modules.": "pspnet",
+    "sep_bottleneck.": "deeplabv3plus",
+    "aspp_modules.": "deeplabv3",
+}
 # Many heads extend FCN by a module, so a head is FCN only if it has no other modules than these.
 MMSEG_FCN_MODULES = {"convs", "conv_cat", "conv_seg"}
 
 # Layer of keras.applications' ResNet50 and ResNet101 -> torchvision's module.
 KERAS_STEM_MODULES = {"conv1_conv": "conv1", "conv1_bn": "bn1", "predictions": "fc"}
-KERAS_BLOCK_MODULES = {"0_conv": "downsample.0", "0_bn": "downsample.1", "1_conv": "conv1", "1_bn": "bn1",
-                       "2_conv": "conv2", "2_bn": "bn2", "3_conv": "conv3", "3_bn": "bn3"}
+KERAS_BLOCK_MODULES = {
+    "0_conv": "downsample.0",
+    "0_bn": "downsample.1",
+    "1_conv": "conv1",
+    "1_bn": "bn1",
+    "2_conv": "conv2",
+    "2_bn": "bn2",
+    "3_conv": "conv3",
+    "3_bn": "bn3",
+}
 
 # Weights of the ImageNet classifier in backbone files, by torchvision's and mmpretrain's names.
 CLASSIFIERS = ("fc.weight", "fc.bias", "head.fc.weight", "head.fc.bias")
@@ -117,8 +135,10 @@ def sss_modules(head: str, convolutions: int = 2) -> Mapping[str, str]:
         # A convolution, norm and ReLU take three indices; a dropout precedes the last convolution.
         rows = {f"decoder.{3 * convolutions + 1}": "decode_head.conv_seg"}
         for index in range(convolutions):
-            rows |= {f"decoder.{3 * index}": f"decode_head.convs.{index}.conv",
-                     f"decoder.{3 * index + 1}": f"decode_head.convs.{index}.bn"}
+            rows |= {
+                f"decoder.{3 * index}": f"decode_head.convs.{index}.conv",
+                f"decoder.{3 * index + 1}": f"decode_head.convs.{index}.bn",
+            }
     return SSS_COMMON_MODULES | rows
 
 
@@ -132,7 +152,7 @@ def sss_to_mmseg(name: str, head: str, convolutions: int = 2) -> str:
         pattern = re.escape(module).replace(r"\*", r"(\d+)") + r"\."
         if match := re.match(pattern, name):
             number = match[1] if match.groups() else ""
-            return f"{replacement.replace('*', number)}.{name[match.end():]}"
+            return f"{replacement.replace('*', number)}.{name[match.end() :]}"
     choices = [f"{module}.{{...}}" for module in modules]
     raise WeightsError(unknown(f"weight of an SSSegmentation {head} model", name, choices))
 
@@ -159,8 +179,7 @@ def mmseg_head(names: Iterable[str]) -> str:
 
 def _first_match(head_by_prefix: Mapping[str, str], names: Iterable[str]) -> str:
     names = list(names)
-    return next((head for prefix, head in head_by_prefix.items()
-                 if any(name.startswith(prefix) for name in names)), "")
+    return next((head for prefix, head in head_by_prefix.items() if any(name.startswith(prefix) for name in names)), "")
 
 
 def keras_to_torchvision(layer: str) -> str:

@@ -17,9 +17,18 @@ from kseg.weights.stored_arrays import StoredArray
 
 # The largest header that the format permits, bytes.
 MAX_HEADER = 100_000_000
-DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
-          "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"),
-          "I8": np.dtype("i1"), "U8": np.dtype("u1"), "BOOL": np.dtype("?")}
+DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
 METADATA = "__metadata__"
 
 
@@ -61,9 +70,12 @@ def open_safetensors(path: str | Path) -> dict[str, StoredArray]:
         raise WeightsError(f"{path} {error}") from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise WeightsError(f"{path} is damaged or not a .safetensors file ({type(error).__name__}: {error})") from None
-    return {name: StoredArray(path, shape, dtype, functools.partial(_elements, path, 8 + length + start, end - start,
-                                                                    dtype, shape))
-            for name, (dtype, shape, start, end) in places.items()}
+    return {
+        name: StoredArray(
+            path, shape, dtype, functools.partial(_elements, path, 8 + length + start, end - start, dtype, shape)
+        )
+        for name, (dtype, shape, start, end) in places.items()
+    }
 
 
 def _elements(path: str | Path, offset: int, size: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -49,17 +49,24 @@ class StoredArray:
             text = str(error)
             raise WeightsError(text if text.startswith(str(self.path)) else f"{self.path} {text}") from None
         except MemoryError:
-            raise WeightsError(f"{self.path} has an array of shape {self.shape}, for which the memory is too small"
-                               ) from None
+            raise WeightsError(
+                f"{self.path} has an array of shape {self.shape}, for which the memory is too small"
+            ) from None
         except Exception as error:  # Damaged files raise nearly any exception.
             raise WeightsError(f"{self.path} is damaged ({type(error).__name__}: {error})") from error
         if array.shape != self.shape or array.dtype != self.dtype:
-            raise WeightsError(f"{self.path} is damaged: an array has shape {array.shape} and type {array.dtype} "
-                               f"instead of {self.shape} and {self.dtype}")
+            raise WeightsError(
+                f"{self.path} is damaged: an array has shape {array.shape} and type {array.dtype} "
+                f"instead of {self.shape} and {self.dtype}"
+            )
         return array
 
-    def changed(self, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None,
-                dtype: type | None = None) -> "StoredArray":
+    def changed(
+        self,
+        change: Callable[[np.ndarray], np.ndarray],
+        shape: tuple[int, ...] | None = None,
+        dtype: type | None = None,
+    ) -> "StoredArray":
         """Return the array that `change` will make of this one once it is read.
 
         Args:
@@ -67,8 +74,12 @@ class StoredArray:
             shape: The resulting shape; None if it stays the same.
             dtype: The resulting dtype; None if it stays the same.
         """
-        return StoredArray(self.path, self.shape if shape is None else shape, self.dtype if dtype is None else dtype,
-                           lambda: change(self.read()))
+        return StoredArray(
+            self.path,
+            self.shape if shape is None else shape,
+            self.dtype if dtype is None else dtype,
+            lambda: change(self.read()),
+        )
 
     def transposed(self, axes: Sequence[int]) -> "StoredArray":
         """Return the array with its axes in another order, as np.transpose has it."""

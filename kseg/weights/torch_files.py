@@ -20,8 +20,19 @@ import numpy as np
 from kseg.errors import WeightsError
 from kseg.weights.file_kinds import describe
 from kseg.weights.stored_arrays import EXPANSION, MEBIBYTE, StoredArray, require_moderate
-from kseg.weights.torch_pickles import (Dict, Global, Latin1, Machine, ScalarType, Set, StandIn, Storage, Tensor,
-                                        is_count, shown)
+from kseg.weights.torch_pickles import (
+    Dict,
+    Global,
+    Latin1,
+    Machine,
+    ScalarType,
+    Set,
+    StandIn,
+    Storage,
+    Tensor,
+    is_count,
+    shown,
+)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -52,8 +63,10 @@ STATE_ENTRIES = ("state_dict", "model", "model_state_dict", "network_weights")
 EMA_ENTRIES = ("ema_state_dict", "model_ema")
 # These store objects of their own beside the weights.
 TRAINING_SYSTEMS = ("mmengine", "mmcv", "numpy")
-TRAINING_ADVICE = ("; if you trust its author, PyTorch can save only the weights: "
-                   "torch.save({'state_dict': torch.load(OLD, weights_only=False)['state_dict']}, NEW)")
+TRAINING_ADVICE = (
+    "; if you trust its author, PyTorch can save only the weights: "
+    "torch.save({'state_dict': torch.load(OLD, weights_only=False)['state_dict']}, NEW)"
+)
 
 # Reads the elements of a storage. Every call reads them again, so they need not stay in memory.
 Loader = Callable[[], np.ndarray]
@@ -118,13 +131,17 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, Loader], dict[str, tuple[n
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
         # The list of entries is at the end of a zip file.
-        raise WeightsError(f"is incomplete or damaged: its {_size(file)} bytes start like a zip file but do not end "
-                           "like one; download it again") from None
+        raise WeightsError(
+            f"is incomplete or damaged: its {_size(file)} bytes start like a zip file but do not end "
+            "like one; download it again"
+        ) from None
     entries = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise WeightsError(f"is a zip file but not a PyTorch checkpoint: it has {len(pickles)} entries NAME/data.pkl "
-                           f"among {len(entries)}, such as {', '.join(name[:80] for name in [*entries][:3]) or 'none'}")
+        raise WeightsError(
+            f"is a zip file but not a PyTorch checkpoint: it has {len(pickles)} entries NAME/data.pkl "
+            f"among {len(entries)}, such as {', '.join(name[:80] for name in [*entries][:3]) or 'none'}"
+        )
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" in entries:
         raise WeightsError("is a TorchScript program; save the model's state_dict instead")
@@ -146,8 +163,9 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, Loader], dict[str, tuple[n
         if name not in entries:
             raise WeightsError(f"is incomplete: it has no entry {shown(name)}")
         if entries[name].file_size != elements * dtype.itemsize:
-            raise WeightsError(f"is damaged: {name} has {entries[name].file_size} bytes instead of "
-                               f"{elements * dtype.itemsize}")
+            raise WeightsError(
+                f"is damaged: {name} has {entries[name].file_size} bytes instead of {elements * dtype.itemsize}"
+            )
         loaders[key] = ZipLoader(file, entries[name], dtype, BYTE_ORDERS[order])
     return root, loaders, machine.storages
 
@@ -157,11 +175,13 @@ def _require_entries(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     if unknown := {entry.compress_type for entry in archive.infolist()} - {*COMPRESSIONS}:
         raise WeightsError(f"has entries of compression {min(unknown)}; readable: none (0) and deflate (8)")
     size = _size(file)
-    stored, expanded = (sum(entry.file_size for entry in archive.infolist() if entry.compress_type == kind)
-                        for kind in COMPRESSIONS)
+    stored, expanded = (
+        sum(entry.file_size for entry in archive.infolist() if entry.compress_type == kind) for kind in COMPRESSIONS
+    )
     if stored > size:
-        raise WeightsError(f"is damaged or hostile: its uncompressed entries have {stored} bytes, more than the file's "
-                           f"{size}")
+        raise WeightsError(
+            f"is damaged or hostile: its uncompressed entries have {stored} bytes, more than the file's {size}"
+        )
     require_moderate("", expanded, size)
 
 
@@ -174,8 +194,13 @@ class ZipLoader:
         self.path, self.entry, self.dtype, self.order = file.name, entry, dtype, order
         self.offset = entry.header_offset + ZIP_LOCAL_HEADER.size + sum(lengths)
         self.stored = entry.compress_type == zipfile.ZIP_STORED
-        if signature != b"PK\x03\x04" or entry.flag_bits & 1 or self.offset + entry.compress_size > _size(file) \
-                or self.stored and entry.compress_size != entry.file_size:
+        if (
+            signature != b"PK\x03\x04"
+            or entry.flag_bits & 1
+            or self.offset + entry.compress_size > _size(file)
+            or self.stored
+            and entry.compress_size != entry.file_size
+        ):
             raise WeightsError(f"is damaged: its entry {entry.filename} lies outside the file or is encrypted")
         self.verified, self.expansions = False, 0
 
@@ -185,10 +210,13 @@ class ZipLoader:
             # PyTorch does not compress, but other tools that repack a file do.
             self.expansions += 1
             if self.expansions > MAX_EXPANSIONS and self.entry.file_size > MEBIBYTE:
-                raise WeightsError(f"is damaged or hostile: {self.expansions} tensors share the compressed entry "
-                                   f"{self.entry.filename}; save it without compression")
-            data = np.frombuffer(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.entry.file_size + 1),
-                                 np.uint8)
+                raise WeightsError(
+                    f"is damaged or hostile: {self.expansions} tensors share the compressed entry "
+                    f"{self.entry.filename}; save it without compression"
+                )
+            data = np.frombuffer(
+                zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.entry.file_size + 1), np.uint8
+            )
         if len(data) != self.entry.file_size or not self.verified and zlib.crc32(data) != self.entry.CRC:
             raise WeightsError(f"is damaged: the checksum of its entry {self.entry.filename} is wrong")
         self.verified = True
@@ -252,7 +280,7 @@ def _decode(data: np.ndarray, dtype: np.dtype, order: str) -> np.ndarray:
 def _read_tensor(load: Loader, tensor: Tensor) -> np.ndarray:
     """Return a copy of a tensor that is known to lie within its storage."""
     storage, offset, size, stride = tensor
-    values = load()[storage.start:storage.start + storage.length]
+    values = load()[storage.start : storage.start + storage.length]
     if math.prod(size) == 0:
         return np.zeros(size, values.dtype)
     # The stride of an axis of length one is unused, and files have arbitrary numbers there.
@@ -335,8 +363,10 @@ class Plain:
             return self.plain(value)
         if type(value) is tuple:
             if len(value) > MAX_KEY_ITEMS or not all(isinstance(item, LEAVES) for item in value):
-                raise WeightsError(f"is damaged or hostile: a tuple of {len(value)} values is a key; keys are names, "
-                                   "numbers, or short tuples of these")
+                raise WeightsError(
+                    f"is damaged or hostile: a tuple of {len(value)} values is a key; keys are names, "
+                    "numbers, or short tuples of these"
+                )
             return value
         # Optimizers of old PyTorch versions have parameters as keys.
         return StandIn(shown(value))
@@ -386,8 +416,10 @@ def _refusal(place: str, value: Any) -> str:
     if isinstance(value, Global):
         return f"is refused: {place} is {value.name} as a value, and not weights"
     advice = TRAINING_ADVICE if name.split(".")[0] in TRAINING_SYSTEMS else ""
-    return (f"is refused: {place} is an object of {name}, which needs its code, instead of weights; only tensors and "
-            f"plain values are read there{advice}")
+    return (
+        f"is refused: {place} is an object of {name}, which needs its code, instead of weights; only tensors and "
+        f"plain values are read there{advice}"
+    )
 
 
 def _with_arrays(value: Any, done: dict[int, Any]) -> Any:

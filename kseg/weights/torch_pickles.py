@@ -17,9 +17,21 @@ import numpy as np
 
 from kseg.errors import WeightsError
 
-STORAGE_DTYPES = {f"{name}Storage": np.dtype(dtype) for name, dtype in (
-    ("Double", "float64"), ("Float", "float32"), ("Half", "float16"), ("BFloat16", ml_dtypes.bfloat16),
-    ("Long", "int64"), ("Int", "int32"), ("Short", "int16"), ("Char", "int8"), ("Byte", "uint8"), ("Bool", "bool"))}
+STORAGE_DTYPES = {
+    f"{name}Storage": np.dtype(dtype)
+    for name, dtype in (
+        ("Double", "float64"),
+        ("Float", "float32"),
+        ("Half", "float16"),
+        ("BFloat16", ml_dtypes.bfloat16),
+        ("Long", "int64"),
+        ("Int", "int32"),
+        ("Short", "int16"),
+        ("Char", "int8"),
+        ("Byte", "uint8"),
+        ("Bool", "bool"),
+    )
+}
 SCALAR_KINDS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 # A checkpoint of a large model with optimizer and history has some 100,000 operations.
 MAX_OPERATIONS = 500_000
@@ -118,8 +130,9 @@ def is_count(value: Any) -> bool:
 def _scalar_type(kind: Any = None, *_: Any) -> Any:
     if isinstance(kind, str) and kind in SCALAR_KINDS:
         return ScalarType(kind)
-    return StandIn("numpy.dtype", f"contains a NumPy scalar of type {shown(kind)}; readable: "
-                                  f"{', '.join(sorted(SCALAR_KINDS))}")
+    return StandIn(
+        "numpy.dtype", f"contains a NumPy scalar of type {shown(kind)}; readable: {', '.join(sorted(SCALAR_KINDS))}"
+    )
 
 
 def _scalar(scalar_type: Any = None, data: Any = None) -> Any:
@@ -312,16 +325,21 @@ class Machine:
 
     def _persistent(self, _: Any) -> None:
         identifier = self.stack.pop()
-        if not isinstance(identifier, tuple) or len(identifier) not in (5, 6) or not isinstance(identifier[0], str) \
-                or identifier[0] != "storage":
+        if (
+            not isinstance(identifier, tuple)
+            or len(identifier) not in (5, 6)
+            or not isinstance(identifier[0], str)
+            or identifier[0] != "storage"
+        ):
             first = identifier[0] if isinstance(identifier, tuple) and identifier else identifier
             raise WeightsError(f"refers to something other than a storage: {shown(first)}")
         _, kind, key, _, elements = identifier[:5]
         if not isinstance(kind, Global) or kind.name not in STORAGE_DTYPES:
             raise WeightsError(f"has a storage of unknown type {shown(kind)}; known: {', '.join(STORAGE_DTYPES)}")
         if not isinstance(key, str) or not is_count(elements):
-            raise WeightsError(f"describes a storage by {shown(key)} and {shown(elements)} instead of a name and a "
-                               "length")
+            raise WeightsError(
+                f"describes a storage by {shown(key)} and {shown(elements)} instead of a name and a length"
+            )
         declared = (STORAGE_DTYPES[kind.name], elements)
         if self.storages.setdefault(key, declared) != declared:
             raise WeightsError(f"describes storage {shown(key)} inconsistently: {self.storages[key]} and {declared}")
@@ -331,14 +349,32 @@ class Machine:
 def _view(key: str, elements: int, view: Any) -> Storage:
     if view is None:
         return Storage(key, 0, elements)
-    if not isinstance(view, tuple) or len(view) != 3 or not is_count(view[1]) or not is_count(view[2]) \
-            or view[1] + view[2] > elements:
+    if (
+        not isinstance(view, tuple)
+        or len(view) != 3
+        or not is_count(view[1])
+        or not is_count(view[2])
+        or view[1] + view[2] > elements
+    ):
         raise WeightsError(f"has a view that lies outside of storage {shown(key)} of {elements} elements")
     return Storage(key, view[1], view[2])
 
 
-LITERALS = {"BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
-            "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+LITERALS = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "FLOAT",
+    "BINFLOAT",
+    "UNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+}
 MEMO_WRITES = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 MEMO_READS = {"GET", "BINGET", "LONG_BINGET"}
 OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
@@ -370,7 +406,11 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     "SETITEMS": lambda machine, _: machine._set_items(machine._pop_mark()),
     "GLOBAL": lambda machine, names: machine._global(*names.split(" ", 1)),
     "STACK_GLOBAL": lambda machine, _: machine._global(machine.stack.pop(-2), machine.stack.pop()),
-    "REDUCE": Machine._pop_call, "NEWOBJ": Machine._pop_call, "NEWOBJ_EX": Machine._pop_call_with_keywords,
-    "INST": Machine._instance, "OBJ": Machine._marked_call, "BUILD": Machine._build,
+    "REDUCE": Machine._pop_call,
+    "NEWOBJ": Machine._pop_call,
+    "NEWOBJ_EX": Machine._pop_call_with_keywords,
+    "INST": Machine._instance,
+    "OBJ": Machine._marked_call,
+    "BUILD": Machine._build,
     "BINPERSID": Machine._persistent,
 }

@@ -37,8 +37,10 @@ def example_scalars(uri: str, split: str, classes: Sequence[str]) -> pd.DataFram
     for row in artifacts.read_scalars(uri, split):
         pixels = np.array(row["class_pixels"], np.float64)
         fractions = pixels / max(pixels.sum(), 1)
-        rows.append({"height": row["height"], "width": row["width"], "void_share": row["void_share"]}
-                    | {f"share/{name}": fraction for name, fraction in zip(classes, fractions, strict=True)})
+        rows.append(
+            {"height": row["height"], "width": row["width"], "void_share": row["void_share"]}
+            | {f"share/{name}": fraction for name, fraction in zip(classes, fractions, strict=True)}
+        )
     return pd.DataFrame(rows)
 
 
@@ -79,8 +81,10 @@ def drift_lines(split: str, classes: Sequence[str], new: np.ndarray, old: dict[s
     name = max(changes, key=lambda name: (changes[name], name))
     if not changes[name] > limit:
         return []
-    return [f"{split}: class {name!r} has {fractions.get(name, 0.0):.2%} of the labeled pixels, but had "
-            f"{old.get(name, 0.0):.2%} in the last blessed model's data, a change of more than {limit:.2%}"]
+    return [
+        f"{split}: class {name!r} has {fractions.get(name, 0.0):.2%} of the labeled pixels, but had "
+        f"{old.get(name, 0.0):.2%} in the last blessed model's data, a change of more than {limit:.2%}"
+    ]
 
 
 class Executor(base_executor.BaseExecutor):
@@ -90,7 +94,8 @@ class Executor(base_executor.BaseExecutor):
         examples = artifact_utils.get_single_instance(input_dict["examples"])
         baseline = next(iter(input_dict.get("baseline_model") or []), None)
         statistics, schema_artifact, anomalies_artifact = (
-            artifact_utils.get_single_instance(output_dict[key]) for key in ("statistics", "schema", "anomalies"))
+            artifact_utils.get_single_instance(output_dict[key]) for key in ("statistics", "schema", "anomalies")
+        )
         splits, uri = artifact_utils.decode_split_names(examples.split_names), artifacts.mounted_path(examples.uri)
         source = json.loads(examples.get_string_custom_property("data"))
         classes = registry.find_dataset(Data(name=artifacts.stored_name(source["name"]), directory=uri)).classes
@@ -108,33 +113,55 @@ class Executor(base_executor.BaseExecutor):
             _write_message(anomalies_artifact, split, ANOMALIES, anomalies)
             lines += anomaly_lines(split, anomalies)
             if split in old_fractions:
-                lines += drift_lines(split, classes, artifacts.class_fractions(uri, split), old_fractions[split],
-                                     exec_properties["drift"])
+                lines += drift_lines(
+                    split,
+                    classes,
+                    artifacts.class_fractions(uri, split),
+                    old_fractions[split],
+                    exec_properties["drift"],
+                )
         directory = Path(artifacts.mounted_path(schema_artifact.uri))
         (directory / SCHEMA).write_text(text_format.MessageToString(schema), encoding="utf-8")
         for artifact in (statistics, anomalies_artifact):
             artifact.split_names, artifact.span = examples.split_names, examples.span
         if lines:
-            raise DataError("\n".join([
-                f"the data has {len(lines)} anomalies:", *(f"  {line}" for line in lines),
-                "Fix the data, or accept the change with --new-classes or --drift FRACTION"]))
+            raise DataError(
+                "\n".join(
+                    [
+                        f"the data has {len(lines)} anomalies:",
+                        *(f"  {line}" for line in lines),
+                        "Fix the data, or accept the change with --new-classes or --drift FRACTION",
+                    ]
+                )
+            )
 
 
-def _write_message(artifact: types.Artifact, split: str, name: str,
-                   message: statistics_pb2.DatasetFeatureStatisticsList | anomalies_pb2.Anomalies) -> None:
+def _write_message(
+    artifact: types.Artifact,
+    split: str,
+    name: str,
+    message: statistics_pb2.DatasetFeatureStatisticsList | anomalies_pb2.Anomalies,
+) -> None:
     directory = Path(artifacts.mounted_path(artifact.uri)) / f"Split-{split}"
     directory.mkdir(parents=True)
     (directory / name).write_bytes(message.SerializeToString(deterministic=True))
 
 
 class ExaminerSpec(types.ComponentSpec):
-    PARAMETERS = {"drift": ExecutionParameter(type=float), "new_classes": ExecutionParameter(type=bool),
-                  "program": ExecutionParameter(type=str)}
-    INPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples),
-              "baseline_model": ChannelParameter(type=standard_artifacts.Model, optional=True)}
-    OUTPUTS = {"statistics": ChannelParameter(type=standard_artifacts.ExampleStatistics),
-               "schema": ChannelParameter(type=standard_artifacts.Schema),
-               "anomalies": ChannelParameter(type=standard_artifacts.ExampleAnomalies)}
+    PARAMETERS = {
+        "drift": ExecutionParameter(type=float),
+        "new_classes": ExecutionParameter(type=bool),
+        "program": ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        "examples": ChannelParameter(type=standard_artifacts.Examples),
+        "baseline_model": ChannelParameter(type=standard_artifacts.Model, optional=True),
+    }
+    OUTPUTS = {
+        "statistics": ChannelParameter(type=standard_artifacts.ExampleStatistics),
+        "schema": ChannelParameter(type=standard_artifacts.Schema),
+        "anomalies": ChannelParameter(type=standard_artifacts.ExampleAnomalies),
+    }
 
 
 class Examiner(base_component.BaseComponent):
@@ -147,11 +174,22 @@ class Examiner(base_component.BaseComponent):
     SPEC_CLASS = ExaminerSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
-    def __init__(self, examples: types.BaseChannel, drift: float, new_classes: bool,
-                 baseline_model: types.BaseChannel | None = None):
-        super().__init__(ExaminerSpec(
-            examples=examples, baseline_model=baseline_model, drift=drift, new_classes=new_classes,
-            program=code_digest.code_digest(__name__),
-            statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
-            schema=types.Channel(type=standard_artifacts.Schema),
-            anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies)))
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        drift: float,
+        new_classes: bool,
+        baseline_model: types.BaseChannel | None = None,
+    ):
+        super().__init__(
+            ExaminerSpec(
+                examples=examples,
+                baseline_model=baseline_model,
+                drift=drift,
+                new_classes=new_classes,
+                program=code_digest.code_digest(__name__),
+                statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
+                schema=types.Channel(type=standard_artifacts.Schema),
+                anomalies=types.Channel(type=standard_artifacts.ExampleAnomalies),
+            )
+        )

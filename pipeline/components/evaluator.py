@@ -47,20 +47,32 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         with self._make_beam_pipeline() as job:
             models = {"new.npz": candidate} | ({"old.npz": baseline} if baseline and not old else {})
             for name, model in models.items():
-                counting.add_counting(job, model.uri, examples.uri, split, len(names),
-                                      exec_properties["images_per_bundle"], str(out / name))
+                counting.add_counting(
+                    job,
+                    model.uri,
+                    examples.uri,
+                    split,
+                    len(names),
+                    exec_properties["images_per_bundle"],
+                    str(out / name),
+                )
         seconds = time.monotonic() - started
         counts = read_counts(str(out / "new.npz"), names)
         if baseline and not old:
             old = metrics.summarize(read_counts(str(out / "old.npz"), names).matrix, dataset.classes)
         weights = trained_model.best_weights(trained_directory(candidate.uri))
         new = results.summarize_split(counts, config, dataset.classes, split) | {
-            "timing": {"seconds": seconds, "images_per_second": len(names) / seconds,
-                       "devices": f"Beam: {self._beam_pipeline_args[0].removeprefix('--runner=')}"},
-            "provenance": results.provenance(dataset.name, config.data.directory, weights)}
+            "timing": {
+                "seconds": seconds,
+                "images_per_second": len(names) / seconds,
+                "devices": f"Beam: {self._beam_pipeline_args[0].removeprefix('--runner=')}",
+            },
+            "provenance": results.provenance(dataset.name, config.data.directory, weights),
+        }
         results.write_results(out, new, counts, dataset.classes)
-        evaluator.write_evaluation_report(predictor(counter.model, protocol_of(config)), dataset, opened, counts, new,
-                                          out)
+        evaluator.write_evaluation_report(
+            predictor(counter.model, protocol_of(config)), dataset, opened, counts, new, out
+        )
         for name in ("new.npz", "old.npz"):
             (out / name).unlink(missing_ok=True)
         rule = blessing.Rule(**json.loads(exec_properties["rule"]))
@@ -78,15 +90,19 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
 def previous_metrics(baseline_blessing: types.Artifact | None, examples: types.Artifact, split: str) -> dict | None:
     """Return the last blessed model's metrics from its blessing, None if they are of other examples."""
-    if (baseline_blessing is None or baseline_blessing.get_string_custom_property("examples") != examples.uri
-            or baseline_blessing.get_string_custom_property("split") != split):
+    if (
+        baseline_blessing is None
+        or baseline_blessing.get_string_custom_property("examples") != examples.uri
+        or baseline_blessing.get_string_custom_property("split") != split
+    ):
         return None
     path = Path(artifacts.mounted_path(baseline_blessing.uri)) / BLESSING
     return json.loads(path.read_text(encoding="utf-8"))["summary"]
 
 
-def write_blessing(artifact: types.Artifact, verdict: blessing.Verdict, summary: dict, rule: blessing.Rule,
-                   force: str) -> None:
+def write_blessing(
+    artifact: types.Artifact, verdict: blessing.Verdict, summary: dict, rule: blessing.Rule, force: str
+) -> None:
     """Write a ModelBlessing like TFX's Evaluator, and the reasons of the verdict.
 
     Args:
@@ -102,9 +118,13 @@ def write_blessing(artifact: types.Artifact, verdict: blessing.Verdict, summary:
     print(message)
     out = Path(artifacts.mounted_path(artifact.uri))
     ious = {name: {"iou": row["iou"]} for name, row in summary["classes"].items()}
-    content = {"blessed": verdict.blessed, "reasons": verdict.reasons, "rule": dataclasses.asdict(rule),
-               "classes": [{"class": name, "old": old, "new": new} for name, old, new in verdict.rows],
-               "summary": {"mIoU": summary["mIoU"], "classes": ious}}
+    content = {
+        "blessed": verdict.blessed,
+        "reasons": verdict.reasons,
+        "rule": dataclasses.asdict(rule),
+        "classes": [{"class": name, "old": old, "new": new} for name, old, new in verdict.rows],
+        "summary": {"mIoU": summary["mIoU"], "classes": ious},
+    }
     # The round trip replaces NaN, which is not JSON, with null.
     text = json.dumps(json.loads(json.dumps(content), parse_constant=lambda name: None), indent=1)
     (out / BLESSING).write_text(text + "\n", encoding="utf-8")
@@ -115,15 +135,23 @@ def write_blessing(artifact: types.Artifact, verdict: blessing.Verdict, summary:
 
 
 class EvaluatorSpec(types.ComponentSpec):
-    PARAMETERS = {"split": ExecutionParameter(type=str), "rule": ExecutionParameter(type=str),
-                  "force": ExecutionParameter(type=str), "images_per_bundle": ExecutionParameter(type=int),
-                  "program": ExecutionParameter(type=str)}
-    INPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples),
-              "model": ChannelParameter(type=standard_artifacts.Model),
-              "baseline_model": ChannelParameter(type=standard_artifacts.Model, optional=True),
-              "baseline_blessing": ChannelParameter(type=standard_artifacts.ModelBlessing, optional=True)}
-    OUTPUTS = {"evaluation": ChannelParameter(type=standard_artifacts.ModelEvaluation),
-               "blessing": ChannelParameter(type=standard_artifacts.ModelBlessing)}
+    PARAMETERS = {
+        "split": ExecutionParameter(type=str),
+        "rule": ExecutionParameter(type=str),
+        "force": ExecutionParameter(type=str),
+        "images_per_bundle": ExecutionParameter(type=int),
+        "program": ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        "examples": ChannelParameter(type=standard_artifacts.Examples),
+        "model": ChannelParameter(type=standard_artifacts.Model),
+        "baseline_model": ChannelParameter(type=standard_artifacts.Model, optional=True),
+        "baseline_blessing": ChannelParameter(type=standard_artifacts.ModelBlessing, optional=True),
+    }
+    OUTPUTS = {
+        "evaluation": ChannelParameter(type=standard_artifacts.ModelEvaluation),
+        "blessing": ChannelParameter(type=standard_artifacts.ModelBlessing),
+    }
 
 
 class Evaluator(base_beam_component.BaseBeamComponent):
@@ -136,12 +164,29 @@ class Evaluator(base_beam_component.BaseBeamComponent):
     SPEC_CLASS = EvaluatorSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
 
-    def __init__(self, examples: types.BaseChannel, model: types.BaseChannel, split: str, rule: str, force: str,
-                 images_per_bundle: int, baseline_model: types.BaseChannel | None = None,
-                 baseline_blessing: types.BaseChannel | None = None):
-        super().__init__(EvaluatorSpec(
-            examples=examples, model=model, baseline_model=baseline_model, baseline_blessing=baseline_blessing,
-            split=split, rule=rule, force=force, images_per_bundle=images_per_bundle,
-            program=code_digest.code_digest(__name__),
-            evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
-            blessing=types.Channel(type=standard_artifacts.ModelBlessing)))
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        model: types.BaseChannel,
+        split: str,
+        rule: str,
+        force: str,
+        images_per_bundle: int,
+        baseline_model: types.BaseChannel | None = None,
+        baseline_blessing: types.BaseChannel | None = None,
+    ):
+        super().__init__(
+            EvaluatorSpec(
+                examples=examples,
+                model=model,
+                baseline_model=baseline_model,
+                baseline_blessing=baseline_blessing,
+                split=split,
+                rule=rule,
+                force=force,
+                images_per_bundle=images_per_bundle,
+                program=code_digest.code_digest(__name__),
+                evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
+                blessing=types.Channel(type=standard_artifacts.ModelBlessing),
+            )
+        )

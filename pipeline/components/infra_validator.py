@@ -47,11 +47,14 @@ def serving_spec(image: str, platform: Platform) -> infra_validator_pb2.ServingS
         name, _, tag = image.rpartition(":")
     if not (name and (tag or digest)) or "/" in tag:
         raise ConfigError(f"--infra-validator takes IMAGE:TAG, such as tensorflow/serving:2.19.1, got {image}")
-    binary = infra_validator_pb2.TensorFlowServing(image_name=name, tags=[tag] if tag else [],
-                                                   digests=[digest] if digest else [])
+    binary = infra_validator_pb2.TensorFlowServing(
+        image_name=name, tags=[tag] if tag else [], digests=[digest] if digest else []
+    )
     result = infra_validator_pb2.ServingSpec(tensorflow_serving=binary)
-    field = {infra_validator_pb2.LocalDockerConfig: result.local_docker,
-             infra_validator_pb2.KubernetesConfig: result.kubernetes}[type(platform)]
+    field = {
+        infra_validator_pb2.LocalDockerConfig: result.local_docker,
+        infra_validator_pb2.KubernetesConfig: result.kubernetes,
+    }[type(platform)]
     field.CopyFrom(platform)
     # This selects the platform even if its message is empty.
     field.SetInParent()
@@ -116,13 +119,20 @@ class InfraValidator(base_component.BaseComponent):
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
     def __init__(self, model: types.BaseChannel, requests: types.BaseChannel, spec: infra_validator_pb2.ServingSpec):
-        super().__init__(InfraValidatorSpec(
-            model=model, examples=requests, serving_spec=spec, program=code_digest.code_digest(__name__),
-            validation_spec=infra_validator_pb2.ValidationSpec(max_loading_time_seconds=300, num_tries=TRIES),
-            request_spec=infra_validator_pb2.RequestSpec(
-                tensorflow_serving=infra_validator_pb2.TensorFlowServingRequestSpec(signature_names=[SIGNATURE]),
-                num_examples=EXAMPLES),
-            blessing=types.Channel(type=standard_artifacts.InfraBlessing)))
+        super().__init__(
+            InfraValidatorSpec(
+                model=model,
+                examples=requests,
+                serving_spec=spec,
+                program=code_digest.code_digest(__name__),
+                validation_spec=infra_validator_pb2.ValidationSpec(max_loading_time_seconds=300, num_tries=TRIES),
+                request_spec=infra_validator_pb2.RequestSpec(
+                    tensorflow_serving=infra_validator_pb2.TensorFlowServingRequestSpec(signature_names=[SIGNATURE]),
+                    num_examples=EXAMPLES,
+                ),
+                blessing=types.Channel(type=standard_artifacts.InfraBlessing),
+            )
+        )
 
 
 class RequestsExecutor(base_executor.BaseExecutor):
@@ -157,5 +167,11 @@ class Requests(base_component.BaseComponent):
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(RequestsExecutor)
 
     def __init__(self, examples: types.BaseChannel, split: str):
-        super().__init__(RequestsSpec(examples=examples, split=split, program=code_digest.code_digest(__name__),
-                                      requests=types.Channel(type=standard_artifacts.Examples)))
+        super().__init__(
+            RequestsSpec(
+                examples=examples,
+                split=split,
+                program=code_digest.code_digest(__name__),
+                requests=types.Channel(type=standard_artifacts.Examples),
+            )
+        )

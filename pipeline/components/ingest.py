@@ -57,12 +57,15 @@ def locate_span(config: Config, span: int | None = None) -> tuple[Config, int]:
     if placeholder:
         parent, _, prefix = before.rpartition("/")
         suffix = after.partition("/")[0]
-        numbers = [path.name.removeprefix(prefix).removesuffix(suffix)
-                   for path in Path(parent).glob(f"{prefix}*{suffix}")]
+        numbers = [
+            path.name.removeprefix(prefix).removesuffix(suffix) for path in Path(parent).glob(f"{prefix}*{suffix}")
+        ]
         spans = sorted(int(number) for number in numbers if number.isascii() and number.isdigit())
         if not spans or span is not None and span not in spans:
-            raise DataError(f"{directory}: no span {'' if span is None else span}; existing spans: "
-                            f"{', '.join(map(str, spans)) or 'none'}")
+            raise DataError(
+                f"{directory}: no span {'' if span is None else span}; existing spans: "
+                f"{', '.join(map(str, spans)) or 'none'}"
+            )
         span = spans[-1] if span is None else span
         number = next(number for number in numbers if number.isdigit() and int(number) == span)
         directory = Path(f"{before}{number}{after}")
@@ -84,8 +87,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             count = -(-len(registry.open_split(data, split).names) // per_shard)
             elements += [(split, number, count) for number in range(count)]
         with self._make_beam_pipeline() as job:
-            _ = (job | beam.Create(elements) | beam.Reshuffle()
-                 | beam.ParDo(shards.WriteShard(json.loads(exec_properties["data"]), uri)))
+            _ = (
+                job
+                | beam.Create(elements)
+                | beam.Reshuffle()
+                | beam.ParDo(shards.WriteShard(json.loads(exec_properties["data"]), uri))
+            )
         rows = []
         for split, number, _ in elements:
             with tf.io.gfile.GFile(posixpath.join(uri, shards.ROWS, f"{split}-{number:05d}"), "r") as file:
@@ -102,10 +109,15 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
 
 class IngestSpec(types.ComponentSpec):
-    PARAMETERS = {"data": ExecutionParameter(type=str), "splits": ExecutionParameter(type=str),
-                  "fingerprint": ExecutionParameter(type=str), "span": ExecutionParameter(type=int),
-                  "images_per_shard": ExecutionParameter(type=int), "program": ExecutionParameter(type=str),
-                  "largest_unreadable_share": ExecutionParameter(type=float)}
+    PARAMETERS = {
+        "data": ExecutionParameter(type=str),
+        "splits": ExecutionParameter(type=str),
+        "fingerprint": ExecutionParameter(type=str),
+        "span": ExecutionParameter(type=int),
+        "images_per_shard": ExecutionParameter(type=int),
+        "program": ExecutionParameter(type=str),
+        "largest_unreadable_share": ExecutionParameter(type=float),
+    }
     INPUTS = {}
     OUTPUTS = {"examples": ChannelParameter(type=standard_artifacts.Examples)}
 
@@ -125,9 +137,18 @@ class Ingest(base_beam_component.BaseBeamComponent):
     SPEC_CLASS = IngestSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
 
-    def __init__(self, data: str, splits: str, fingerprint: str, span: int, images_per_shard: int,
-                 max_unreadable_fraction: float):
-        super().__init__(IngestSpec(
-            data=data, splits=splits, fingerprint=fingerprint, span=span, images_per_shard=images_per_shard,
-            largest_unreadable_share=max_unreadable_fraction, program=code_digest.code_digest(__name__),
-            examples=types.Channel(type=standard_artifacts.Examples)))
+    def __init__(
+        self, data: str, splits: str, fingerprint: str, span: int, images_per_shard: int, max_unreadable_fraction: float
+    ):
+        super().__init__(
+            IngestSpec(
+                data=data,
+                splits=splits,
+                fingerprint=fingerprint,
+                span=span,
+                images_per_shard=images_per_shard,
+                largest_unreadable_share=max_unreadable_fraction,
+                program=code_digest.code_digest(__name__),
+                examples=types.Channel(type=standard_artifacts.Examples),
+            )
+        )

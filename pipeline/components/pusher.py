@@ -33,7 +33,8 @@ class Executor(executor.Executor):
     def CheckBlessing(self, input_dict: dict) -> bool:
         """Return whether all blessings accept the model, including that of TFX's InfraValidator if it ran."""
         return super().CheckBlessing(input_dict) and all(
-            model_utils.is_infra_validated(blessing) for blessing in input_dict.get("container_blessing") or ())
+            model_utils.is_infra_validated(blessing) for blessing in input_dict.get("container_blessing") or ()
+        )
 
     def Do(self, input_dict: dict, output_dict: dict, exec_properties: dict) -> None:
         destination = pusher_pb2.PushDestination()
@@ -44,7 +45,8 @@ class Executor(executor.Executor):
         shutil.rmtree(staging, ignore_errors=True)
         destination.filesystem.base_directory = str(staging)
         hidden = exec_properties | {
-            standard_component_specs.PUSH_DESTINATION_KEY: proto_utils.proto_to_json(destination)}
+            standard_component_specs.PUSH_DESTINATION_KEY: proto_utils.proto_to_json(destination)
+        }
         pushed = artifact_utils.get_single_instance(output_dict[standard_component_specs.PUSHED_MODEL_KEY])
         try:
             super().Do(input_dict, output_dict, hidden)
@@ -83,12 +85,12 @@ def newest_version(base: Path) -> Path | None:
 
 def same_files(one: Path, other: Path) -> bool:
     """Return whether two versions have identical files, apart from their model cards."""
+
     def files(version: Path) -> set[Path]:
         return {path.relative_to(version) for path in version.rglob("*") if path.is_file()} - {Path(model_card.NAME)}
 
     names = files(one)
-    return names == files(other) and all(
-        filecmp.cmp(one / name, other / name, shallow=False) for name in sorted(names))
+    return names == files(other) and all(filecmp.cmp(one / name, other / name, shallow=False) for name in sorted(names))
 
 
 class PusherSpec(types.ComponentSpec):
@@ -96,7 +98,8 @@ class PusherSpec(types.ComponentSpec):
     INPUTS = standard_component_specs.PusherSpec.INPUTS | {
         "examples": ChannelParameter(type=standard_artifacts.Examples),
         "evaluation": ChannelParameter(type=standard_artifacts.ModelEvaluation),
-        "container_blessing": ChannelParameter(type=standard_artifacts.InfraBlessing, optional=True)}
+        "container_blessing": ChannelParameter(type=standard_artifacts.InfraBlessing, optional=True),
+    }
     OUTPUTS = standard_component_specs.PusherSpec.OUTPUTS
 
 
@@ -106,12 +109,28 @@ class Pusher(base_component.BaseComponent):
     SPEC_CLASS = PusherSpec
     EXECUTOR_SPEC = executor_specs.ExecutorClassSpec(Executor)
 
-    def __init__(self, model: types.BaseChannel, model_blessing: types.BaseChannel, examples: types.BaseChannel,
-                 evaluation: types.BaseChannel, directory: str, infra_blessing: types.BaseChannel | None = None,
-                 container_blessing: types.BaseChannel | None = None):
+    def __init__(
+        self,
+        model: types.BaseChannel,
+        model_blessing: types.BaseChannel,
+        examples: types.BaseChannel,
+        evaluation: types.BaseChannel,
+        directory: str,
+        infra_blessing: types.BaseChannel | None = None,
+        container_blessing: types.BaseChannel | None = None,
+    ):
         filesystem = pusher_pb2.PushDestination.Filesystem(base_directory=directory)
-        super().__init__(PusherSpec(
-            model=model, model_blessing=model_blessing, infra_blessing=infra_blessing,
-            container_blessing=container_blessing, examples=examples, evaluation=evaluation,
-            push_destination=pusher_pb2.PushDestination(filesystem=filesystem), custom_config="null",
-            program=code_digest.code_digest(__name__), pushed_model=types.Channel(type=standard_artifacts.PushedModel)))
+        super().__init__(
+            PusherSpec(
+                model=model,
+                model_blessing=model_blessing,
+                infra_blessing=infra_blessing,
+                container_blessing=container_blessing,
+                examples=examples,
+                evaluation=evaluation,
+                push_destination=pusher_pb2.PushDestination(filesystem=filesystem),
+                custom_config="null",
+                program=code_digest.code_digest(__name__),
+                pushed_model=types.Channel(type=standard_artifacts.PushedModel),
+            )
+        )

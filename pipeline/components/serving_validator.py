@@ -56,9 +56,11 @@ class NotServed(UserError):
 # This program makes the kernel stop its process when the parent, its first argument, is killed (Linux: prctl,
 # PR_SET_PDEATHSIG), and then becomes the server. The kernel does not report a parent that was killed before this call,
 # so the program compares process ids. A `preexec_fn` would run gRPC's fork handlers, which can abort the child.
-STOP_WITH_PARENT = ("import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
-                    "os.getppid() == int(sys.argv[1]) or sys.exit(1); "
-                    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])")
+STOP_WITH_PARENT = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
 
 
 @contextmanager
@@ -72,13 +74,28 @@ def serving_candidate(model: Path, log: Path) -> Iterator[grpc.Channel]:
         base, address = Path(directory, "models"), Path(directory, "socket")
         shutil.copytree(model, base / "1")
         server = subprocess.Popen(
-            [sys.executable, "-c", STOP_WITH_PARENT, str(os.getpid()), "-m", SERVER, f"--model_name={NAME}",
-             f"--model_base_path={base}", "--port=0", f"--grpc_socket_path={address}", "--drain_seconds=0",
-             "--grace_seconds=1"],
-            stdout=output, stderr=subprocess.STDOUT, cwd=Path(serving.__file__).resolve().parents[1])
+            [
+                sys.executable,
+                "-c",
+                STOP_WITH_PARENT,
+                str(os.getpid()),
+                "-m",
+                SERVER,
+                f"--model_name={NAME}",
+                f"--model_base_path={base}",
+                "--port=0",
+                f"--grpc_socket_path={address}",
+                "--drain_seconds=0",
+                "--grace_seconds=1",
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=Path(serving.__file__).resolve().parents[1],
+        )
         try:
-            with grpc.insecure_channel(f"unix:{address}", options=[
-                    (f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]) as channel:
+            with grpc.insecure_channel(
+                f"unix:{address}", options=[(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
+            ) as channel:
                 wait_until_available(server, channel, log)
                 yield channel
         finally:
@@ -115,8 +132,10 @@ def warmup_requests(model: Path) -> list[predict_pb2.PredictRequest]:
     path = model / WARMUP_FILE
     if not path.is_file():
         raise NotServed("it has no warm-up requests; kseg.export writes them if tensorflow-serving-api is installed")
-    return [prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
-            for record in tf.data.TFRecordDataset(str(path))]
+    return [
+        prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        for record in tf.data.TFRecordDataset(str(path))
+    ]
 
 
 def time_request(channel: grpc.Channel, request: predict_pb2.PredictRequest) -> tuple[dict[str, np.ndarray], float]:
@@ -182,8 +201,10 @@ class Executor(base_executor.BaseExecutor):
         candidate = artifact_utils.get_single_instance(input_dict["model"])
         model_blessing = artifact_utils.get_single_instance(input_dict["model_blessing"])
         infra_blessing = artifact_utils.get_single_instance(output_dict["blessing"])
-        model, out = (Path(artifacts.mounted_path(uri)) for uri in (
-            path_utils.serving_model_path(candidate.uri), infra_blessing.uri))
+        model, out = (
+            Path(artifacts.mounted_path(uri))
+            for uri in (path_utils.serving_model_path(candidate.uri), infra_blessing.uri)
+        )
         rows: list[dict] = []
         blessed, message = 0, "not served, because the evaluation refused the model"
         if model_blessing.get_int_custom_property("blessed") == 1:
@@ -203,8 +224,10 @@ class Executor(base_executor.BaseExecutor):
 
 class ValidatorSpec(types.ComponentSpec):
     PARAMETERS = {"budget": ExecutionParameter(type=float), "program": ExecutionParameter(type=str)}
-    INPUTS = {"model": ChannelParameter(type=standard_artifacts.Model),
-              "model_blessing": ChannelParameter(type=standard_artifacts.ModelBlessing)}
+    INPUTS = {
+        "model": ChannelParameter(type=standard_artifacts.Model),
+        "model_blessing": ChannelParameter(type=standard_artifacts.ModelBlessing),
+    }
     OUTPUTS = {"blessing": ChannelParameter(type=standard_artifacts.InfraBlessing)}
 
 
@@ -215,6 +238,12 @@ class Validator(base_component.BaseComponent):
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)
 
     def __init__(self, model: types.BaseChannel, model_blessing: types.BaseChannel, max_latency_ms: float):
-        super().__init__(ValidatorSpec(model=model, model_blessing=model_blessing, budget=max_latency_ms,
-                                       program=code_digest.code_digest(__name__, SERVER),
-                                       blessing=types.Channel(type=standard_artifacts.InfraBlessing)))
+        super().__init__(
+            ValidatorSpec(
+                model=model,
+                model_blessing=model_blessing,
+                budget=max_latency_ms,
+                program=code_digest.code_digest(__name__, SERVER),
+                blessing=types.Channel(type=standard_artifacts.InfraBlessing),
+            )
+        )

@@ -39,8 +39,9 @@ def run_fn(fn_args: "FnArgs") -> None:
     """
     settings = fn_args.custom_config
     # train_files is a single pattern, ARTIFACT/Split-NAME/*.
-    config = artifacts.artifact_config(configs.from_json(
-        settings["config"]), str(local_path(fn_args.train_files[0]).parents[1]))
+    config = artifacts.artifact_config(
+        configs.from_json(settings["config"]), str(local_path(fn_args.train_files[0]).parents[1])
+    )
     if fn_args.base_model:
         weights = trained_model.best_weights(local_path(fn_args.base_model).with_name("Format-TFMA"))
         config = dataclasses.replace(config, init=dataclasses.replace(config.init, backbone="", weights=str(weights)))
@@ -87,7 +88,8 @@ def write_model(workdir: Path, evaluated: Path, served: Path, report: Callable[[
         shutil.copyfile(workdir / name, evaluated / name)
     model, config, dataset = trained_model.load_trained(evaluated)
     # The exporter writes a numbered version next to the final path, which is not a number.
-    version = exporter.export(model, config, dataset, served.with_name("exporting"),
-                              trained_model.best_weights(evaluated), report=report)
+    version = exporter.export(
+        model, config, dataset, served.with_name("exporting"), trained_model.best_weights(evaluated), report=report
+    )
     os.replace(version, served)
     version.parent.rmdir()

@@ -84,8 +84,11 @@ class AddCounts(beam.CombineFn):
         ordered = [accumulator[start] for start in sorted(accumulator)]
         fault = next((part for part in ordered if isinstance(part, str)), None)
         names = tuple(name for part in ordered for name in getattr(part, "names", ()))
-        return fault or Counts(sum(part.bands for part in ordered), names, *(
-            np.concatenate([getattr(part, key) for part in ordered]) for key in ("hits", "truth", "predicted")))
+        return fault or Counts(
+            sum(part.bands for part in ordered),
+            names,
+            *(np.concatenate([getattr(part, key) for part in ordered]) for key in ("hits", "truth", "predicted")),
+        )
 
 
 def load_model_artifact(model: str, examples_uri: str) -> tuple[keras.Model, Config, Dataset]:
@@ -101,14 +104,20 @@ def trained_directory(model: str) -> Path:
     return Path(artifacts.mounted_path(model), "Format-TFMA")
 
 
-def add_counting(job: beam.Pipeline, model: str, examples_uri: str, split: str, total: int, per_bundle: int,
-                 out: str) -> None:
+def add_counting(
+    job: beam.Pipeline, model: str, examples_uri: str, split: str, total: int, per_bundle: int, out: str
+) -> None:
     """Add steps to a Beam job that write a model's counts of a split to the file `out`."""
     parts = [(start, min(start + per_bundle, total)) for start in range(0, total, per_bundle)]
     label = posixpath.basename(out)
-    _ = (job | f"parts of {label}" >> beam.Create(parts) | f"spread {label}" >> beam.Reshuffle()
-         | f"count {label}" >> beam.ParDo(CountPart(model, examples_uri, split))
-         | f"add {label}" >> beam.CombineGlobally(AddCounts()) | f"write {label}" >> beam.Map(write_counts, out))
+    _ = (
+        job
+        | f"parts of {label}" >> beam.Create(parts)
+        | f"spread {label}" >> beam.Reshuffle()
+        | f"count {label}" >> beam.ParDo(CountPart(model, examples_uri, split))
+        | f"add {label}" >> beam.CombineGlobally(AddCounts())
+        | f"write {label}" >> beam.Map(write_counts, out)
+    )
 
 
 def write_counts(counts: Counts | str, path: str) -> None:
@@ -130,9 +139,11 @@ def read_counts(path: str, names: tuple[str, ...]) -> Counts:
     with np.load(data) as stored:
         if "fault" in stored:
             raise DataError(str(stored["fault"]))
-        counts = Counts(stored["bands"], tuple(stored["names"].tolist()), stored["hits"], stored["truth"],
-                        stored["predicted"])
+        counts = Counts(
+            stored["bands"], tuple(stored["names"].tolist()), stored["hits"], stored["truth"], stored["predicted"]
+        )
     if counts.names != names:
-        raise DataError(f"{len(counts.names)} images were counted instead of the {len(names)} images of the split, "
-                        "each once")
+        raise DataError(
+            f"{len(counts.names)} images were counted instead of the {len(names)} images of the split, each once"
+        )
     return counts

@@ -75,14 +75,19 @@ def encode_split_example(split: Split, index: int, name: str) -> tuple[bytes, di
     height, width = image.shape[:2]
     image_data, label_data = (part.numpy() for part in diagnosis.read_pair(split, index))
     dataset = split.dataset
-    image_data, label_data = (diagnosis.stored_image(image_data, image, split.value_range),
-                              diagnosis.stored_label(dataset, label_data, label))
+    image_data, label_data = (
+        diagnosis.stored_image(image_data, image, split.value_range),
+        diagnosis.stored_label(dataset, label_data, label),
+    )
     # The decoded image is freed, since several encoded copies of the image follow.
     del image
     counts, table = statistics.value_counts(label), np.array(dataset.label_table)
-    scalars = {"height": height, "width": width,
-               "class_pixels": statistics.counts_by_class(table, counts, len(dataset.classes)).tolist(),
-               "void_share": float(counts[table == IGNORED].sum() / label.size)}
+    scalars = {
+        "height": height,
+        "width": width,
+        "class_pixels": statistics.counts_by_class(table, counts, len(dataset.classes)).tolist(),
+        "void_share": float(counts[table == IGNORED].sum() / label.size),
+    }
     form = prepared.FORMATS[artifacts.stored_name(dataset.name)]
     return artifacts.encode_example(name, image_data, label_data, scalars, form), scalars
 
@@ -92,21 +97,43 @@ def finish_ingest(uri: str, dataset: Dataset, rows: dict[str, list[dict]], max_u
 
     `rows` are the lines of WriteShard by split. Raises DataError if more than a fraction of a split is unreadable.
     """
-    faults = [{"split": split, "name": row["name"], "fault": row["fault"]}
-              for split, split_rows in rows.items() for row in split_rows if "fault" in row]
+    faults = [
+        {"split": split, "name": row["name"], "fault": row["fault"]}
+        for split, split_rows in rows.items()
+        for row in split_rows
+        if "fault" in row
+    ]
     artifacts.write_unreadable(uri, faults)
     for split, split_rows in rows.items():
         unreadable = [row for row in split_rows if "fault" in row]
         if len(unreadable) > max_unreadable_fraction * len(split_rows) or len(unreadable) == len(split_rows):
             lines = [f"  {row['fault']}" for row in unreadable[:MAX_NAMED]]
             more = [f"  and {len(unreadable) - MAX_NAMED} more"] if len(unreadable) > MAX_NAMED else []
-            raise DataError("\n".join([
-                f"{len(unreadable)} of {len(split_rows)} examples of {dataset.name} {split} are unusable, more than "
-                f"{max_unreadable_fraction:.2%} (--largest-unreadable):", *lines, *more]))
+            raise DataError(
+                "\n".join(
+                    [
+                        f"{len(unreadable)} of {len(split_rows)} examples of {dataset.name} {split} are unusable, more "
+                        f"than {max_unreadable_fraction:.2%} (--largest-unreadable):",
+                        *lines,
+                        *more,
+                    ]
+                )
+            )
     readable = {split: [row for row in split_rows if "fault" not in row] for split, split_rows in rows.items()}
-    artifacts.write_artifact_index(uri, dataset, {
-        split: [(row["offset"], row["path"], row["name"]) for row in split_rows]
-        for split, split_rows in readable.items()})
+    artifacts.write_artifact_index(
+        uri,
+        dataset,
+        {
+            split: [(row["offset"], row["path"], row["name"]) for row in split_rows]
+            for split, split_rows in readable.items()
+        },
+    )
     for split, split_rows in readable.items():
-        artifacts.write_scalars(uri, split, ({key: row[key] for key in (
-            "name", "height", "width", "class_pixels", "void_share")} for row in split_rows))
+        artifacts.write_scalars(
+            uri,
+            split,
+            (
+                {key: row[key] for key in ("name", "height", "width", "class_pixels", "void_share")}
+                for row in split_rows
+            ),
+        )

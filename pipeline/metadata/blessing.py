@@ -60,24 +60,32 @@ def judge(rule: Rule, new: dict, old: dict | None) -> Verdict:
     if not new_mean >= rule.floor - TOLERANCE:
         objections.append(f"mIoU {percent_points(new_mean)} is below the floor {percent_points(rule.floor)}")
     if old and not new_mean >= old_mean - rule.epsilon - TOLERANCE:
-        objections.append(f"mIoU {percent_points(new_mean)} is more than {percent_points(rule.epsilon)} below the "
-                          f"blessed model's {percent_points(old_mean)}")
+        objections.append(
+            f"mIoU {percent_points(new_mean)} is more than {percent_points(rule.epsilon)} below the "
+            f"blessed model's {percent_points(old_mean)}"
+        )
     new_ious, old_ious = _class_ious(new), _class_ious(old) if old else {}
     for name, value in old_ious.items():
         if name not in new_ious:
             objections.append(f"class {name!r} of the blessed model is missing")
         elif new_ious[name] < value - rule.delta - TOLERANCE:
-            objections.append(f"IoU of {name!r} fell by {percent_points(value - new_ious[name])} from "
-                              f"{percent_points(value)} to {percent_points(new_ious[name])}, more than "
-                              f"{percent_points(rule.delta)}")
-    rows = tuple((name, old_ious.get(name, math.nan), new_ious.get(name, math.nan))
-                 for name in dict.fromkeys([*new_ious, *old_ious]))
+            objections.append(
+                f"IoU of {name!r} fell by {percent_points(value - new_ious[name])} from "
+                f"{percent_points(value)} to {percent_points(new_ious[name])}, more than "
+                f"{percent_points(rule.delta)}"
+            )
+    rows = tuple(
+        (name, old_ious.get(name, math.nan), new_ious.get(name, math.nan))
+        for name in dict.fromkeys([*new_ious, *old_ious])
+    )
     if objections:
         return Verdict(False, tuple(objections), rows)
     reasons = [f"mIoU {percent_points(new_mean)} is not below the floor {percent_points(rule.floor)}"]
     if old:
-        reasons.append(f"it is not more than {percent_points(rule.epsilon)} below the blessed model's "
-                       f"{percent_points(old_mean)}, and no class fell by more than {percent_points(rule.delta)}")
+        reasons.append(
+            f"it is not more than {percent_points(rule.epsilon)} below the blessed model's "
+            f"{percent_points(old_mean)}, and no class fell by more than {percent_points(rule.delta)}"
+        )
     else:
         reasons.append("there is no previous blessed model")
     return Verdict(True, tuple(reasons), rows)
@@ -95,8 +103,13 @@ def _to_float(value: float | None) -> float:
 def verdict_text(verdict: Verdict) -> str:
     """Return a verdict as text: the decision, its reasons, and a table of the classes in percent points."""
     width = max(len(name) for name in ("class", *(row[0] for row in verdict.rows)))
-    lines = ["blessed:" if verdict.blessed else "not blessed:", *(f"  {reason}" for reason in verdict.reasons),
-             f"  {'class':<{width}} {'old':>7} {'new':>7} {'change':>7}"]
-    lines += [f"  {name:<{width}} {percent_points(old):>7} {percent_points(new):>7} {percent_points(new - old, '+'):>7}"
-              for name, old, new in verdict.rows]
+    lines = [
+        "blessed:" if verdict.blessed else "not blessed:",
+        *(f"  {reason}" for reason in verdict.reasons),
+        f"  {'class':<{width}} {'old':>7} {'new':>7} {'change':>7}",
+    ]
+    lines += [
+        f"  {name:<{width}} {percent_points(old):>7} {percent_points(new):>7} {percent_points(new - old, '+'):>7}"
+        for name, old, new in verdict.rows
+    ]
     return "\n".join(lines)

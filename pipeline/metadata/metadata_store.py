@@ -86,8 +86,11 @@ def open_store(root: Path) -> MetadataStore:
 
 def read_runs(store: MetadataStore) -> Iterator[Run]:
     """Yield all runs, oldest first."""
-    nodes = {execution.id: node.name.rsplit(".", 1)[-1] for node in _contexts(store, "node")
-             for execution in store.get_executions_by_context(node.id)}
+    nodes = {
+        execution.id: node.name.rsplit(".", 1)[-1]
+        for node in _contexts(store, "node")
+        for execution in store.get_executions_by_context(node.id)
+    }
     for context in sorted(_contexts(store, RUN), key=lambda context: context.id):
         yield _run(store, context, nodes)
 
@@ -123,16 +126,23 @@ def _step(store: MetadataStore, execution: metadata_store_pb2.Execution, node: s
             kinds[event.type].setdefault(event.path.steps[0].key, []).append(event.artifact_id)
     milliseconds = execution.last_update_time_since_epoch - execution.create_time_since_epoch
     state = STATES.Name(execution.last_known_state).lower()
-    return Execution(execution.id, execution.type, node, state, milliseconds / 1000, _component_properties(execution),
-                     *({key: read_artifacts(store, ids) for key, ids in ids_by_key.items()}
-                       for ids_by_key in (inputs, outputs)))
+    return Execution(
+        execution.id,
+        execution.type,
+        node,
+        state,
+        milliseconds / 1000,
+        _component_properties(execution),
+        *({key: read_artifacts(store, ids) for key, ids in ids_by_key.items()} for ids_by_key in (inputs, outputs)),
+    )
 
 
 def read_artifacts(store: MetadataStore, ids: list[int]) -> tuple[StoredArtifact, ...]:
     """Return the artifacts with the given ids, in the same order."""
     by_id = {artifact.id: artifact for artifact in store.get_artifacts_by_id(ids)}
-    return tuple(StoredArtifact(number, by_id[number].type, by_id[number].uri, _all_properties(by_id[number]))
-                 for number in ids)
+    return tuple(
+        StoredArtifact(number, by_id[number].type, by_id[number].uri, _all_properties(by_id[number])) for number in ids
+    )
 
 
 def _component_properties(execution: metadata_store_pb2.Execution) -> dict:
@@ -141,8 +151,11 @@ def _component_properties(execution: metadata_store_pb2.Execution) -> dict:
     TFX stores some settings as JSON with a schema, but only for cached executions; these are parsed.
     """
     values = _all_properties(execution)
-    return {name: json.loads(value) if f"__schema__{name}__" in values and isinstance(value, str) else value
-            for name, value in values.items() if not name.startswith("__schema__")}
+    return {
+        name: json.loads(value) if f"__schema__{name}__" in values and isinstance(value, str) else value
+        for name, value in values.items()
+        if not name.startswith("__schema__")
+    }
 
 
 def _all_properties(owner: metadata_store_pb2.Execution | metadata_store_pb2.Artifact) -> dict:

@@ -25,8 +25,9 @@ def last_blessed(inputs: dict[str, list[Artifact]], accepts: Callable[[Artifact]
 class LastBlessedBefore(ResolverStrategy):
     """Strategy that finds the last blessed model other than `candidate`."""
 
-    def resolve_artifacts(self, store: ml_metadata.MetadataStore,
-                          input_dict: dict[str, list[Artifact]]) -> dict[str, list[Artifact]]:
+    def resolve_artifacts(
+        self, store: ml_metadata.MetadataStore, input_dict: dict[str, list[Artifact]]
+    ) -> dict[str, list[Artifact]]:
         candidates = {model.id for model in input_dict["candidate"]}
         return last_blessed(input_dict, lambda model: model.id not in candidates)
 
@@ -34,15 +35,22 @@ class LastBlessedBefore(ResolverStrategy):
 class LastBlessedOnOtherExamples(ResolverStrategy):
     """Strategy that finds the last blessed model that was not trained on `examples`."""
 
-    def resolve_artifacts(self, store: ml_metadata.MetadataStore,
-                          input_dict: dict[str, list[Artifact]]) -> dict[str, list[Artifact]]:
+    def resolve_artifacts(
+        self, store: ml_metadata.MetadataStore, input_dict: dict[str, list[Artifact]]
+    ) -> dict[str, list[Artifact]]:
         examples = {artifact.id for artifact in input_dict["examples"]}
         return last_blessed(input_dict, lambda model: not examples & training_inputs(store, model.id))
 
 
 def training_inputs(store: ml_metadata.MetadataStore, model: int) -> set[int]:
     """Return the ids of the input artifacts of the execution that produced a model."""
-    executions = [event.execution_id for event in store.get_events_by_artifact_ids([model])
-                  if event.type == metadata_store_pb2.Event.OUTPUT]
-    return {event.artifact_id for event in store.get_events_by_execution_ids(executions)
-            if event.type == metadata_store_pb2.Event.INPUT}
+    executions = [
+        event.execution_id
+        for event in store.get_events_by_artifact_ids([model])
+        if event.type == metadata_store_pb2.Event.OUTPUT
+    ]
+    return {
+        event.artifact_id
+        for event in store.get_events_by_execution_ids(executions)
+        if event.type == metadata_store_pb2.Event.INPUT
+    }

@@ -33,7 +33,7 @@ def run_table(run: Run, nodes: Sequence[str], previous_run: Run | None) -> str:
 def shortened(text: str) -> str:
     """Return the first line of a text, truncated to the width of a column."""
     first = next(iter(text.splitlines()), "")
-    return first if len(first) <= MAX_WIDTH else f"{first[:MAX_WIDTH - 3]}..."
+    return first if len(first) <= MAX_WIDTH else f"{first[: MAX_WIDTH - 3]}..."
 
 
 def execution_outcome(step: Execution) -> str:
@@ -63,9 +63,12 @@ def rerun_reason(step: Execution, previous_step: Execution | None) -> str:
         return ""
     if previous_step is None:
         return "first run"
-    changes = [change for key in sorted(step.properties.keys() | previous_step.properties.keys())
-               if key not in INTERNAL_PROPERTIES
-               for change in changed_names(key, previous_step.properties.get(key), step.properties.get(key))]
+    changes = [
+        change
+        for key in sorted(step.properties.keys() | previous_step.properties.keys())
+        if key not in INTERNAL_PROPERTIES
+        for change in changed_names(key, previous_step.properties.get(key), step.properties.get(key))
+    ]
     for key in sorted(step.inputs.keys() | previous_step.inputs.keys()):
         old, new = ([artifact.id for artifact in one.inputs.get(key, ())] for one in (previous_step, step))
         if old != new:
@@ -81,8 +84,11 @@ def changed_names(name: str, old: object, new: object) -> list[str]:
     """Return the names of the differences between two values, within JSON objects as NAME.KEY."""
     old, new = _parse_object(old), _parse_object(new)
     if isinstance(old, dict) and isinstance(new, dict):
-        return [change for key in sorted(old.keys() | new.keys())
-                for change in changed_names(f"{name}.{key}", old.get(key), new.get(key))]
+        return [
+            change
+            for key in sorted(old.keys() | new.keys())
+            for change in changed_names(f"{name}.{key}", old.get(key), new.get(key))
+        ]
     return [] if old == new else [name]
 
 
@@ -112,5 +118,8 @@ def pushed_version(run: Run) -> StoredArtifact | None:
 def refusals(run: Run) -> list[str]:
     """Return the messages of the blessings that refused the model."""
     outputs = (artifact for step in run.steps for group in step.outputs.values() for artifact in group)
-    return [artifact.properties.get("blessing_message", artifact.uri) for artifact in outputs
-            if artifact.type in ("ModelBlessing", "InfraBlessing") and artifact.properties.get("blessed") != 1]
+    return [
+        artifact.properties.get("blessing_message", artifact.uri)
+        for artifact in outputs
+        if artifact.type in ("ModelBlessing", "InfraBlessing") and artifact.properties.get("blessed") != 1
+    ]

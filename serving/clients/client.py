@@ -12,14 +12,7 @@ from PIL import Image
 
 from kseg.errors import DataError, UserError, unknown
 from kseg.images import image_files
-from serving.clients.connections import (
-    GrpcConnection,
-    ModelSpec,
-    Prediction,
-    RequestError,
-    RestConnection,
-    Signature,
-)
+from serving.clients.connections import GrpcConnection, ModelSpec, Prediction, RequestError, RestConnection, Signature
 
 Result = TypeVar("Result")
 # Seconds to wait before each retry of a request that the server cannot take at the moment. Each delay is stretched by
@@ -65,9 +58,17 @@ class Client:
         >>> client.close()
     """
 
-    def __init__(self, server: str, rest: bool = False, model: str = "default", version: int | None = None,
-                 label: str | None = None, signature: str = "serving_default", timeout: float = 60.0,
-                 tls_ca: Path | None = None):
+    def __init__(
+        self,
+        server: str,
+        rest: bool = False,
+        model: str = "default",
+        version: int | None = None,
+        label: str | None = None,
+        signature: str = "serving_default",
+        timeout: float = 60.0,
+        tls_ca: Path | None = None,
+    ):
         self.costs: list[Cost] = []
         self.spec, self.signature = ModelSpec(model, version, label), signature
         self.connection = (RestConnection if rest else GrpcConnection)(server, self.spec, timeout, tls_ca)
@@ -138,8 +139,9 @@ class Client:
             versions = self.connection.available_versions()
         except RequestError:
             raise RequestError("NOT_FOUND", f"{message}; the server has no model of that name", False) from None
-        raise RequestError("NOT_FOUND", f"{message}; available versions: {', '.join(map(str, versions)) or 'none'}",
-                           False)
+        raise RequestError(
+            "NOT_FOUND", f"{message}; available versions: {', '.join(map(str, versions)) or 'none'}", False
+        )
 
 
 def choose_tensors(name: str, signature: Signature) -> tuple[str, bool, str]:
@@ -149,13 +151,15 @@ def choose_tensors(name: str, signature: Signature) -> tuple[str, bool, str]:
     """
     outputs = [output for output in PREFERRED_OUTPUTS if output in signature.outputs]
     if len(signature.inputs) == 1 and outputs:
-        (key, dtype), = signature.inputs.items()
+        ((key, dtype),) = signature.inputs.items()
         if dtype == "DT_UINT8" or dtype == "DT_STRING" and key.endswith("_bytes"):
             return key, dtype == "DT_STRING", outputs[0]
     inputs = ", ".join(f"{key} ({dtype})" for key, dtype in sorted(signature.inputs.items()))
-    raise UserError(f"signature {name!r} takes {inputs} and returns {', '.join(sorted(signature.outputs))}; this "
-                    "client needs a signature with one input, either uint8 or named ..._bytes, and an output "
-                    f"{' or '.join(PREFERRED_OUTPUTS)}")
+    raise UserError(
+        f"signature {name!r} takes {inputs} and returns {', '.join(sorted(signature.outputs))}; this "
+        "client needs a signature with one input, either uint8 or named ..._bytes, and an output "
+        f"{' or '.join(PREFERRED_OUTPUTS)}"
+    )
 
 
 def retry_request(request: Callable[[], Result]) -> Result:
@@ -181,6 +185,7 @@ def _decode_image(data: bytes, index: int) -> np.ndarray:
 def _decode_ids(png: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(png)) as image:
         if image.mode != "L":
-            raise RequestError("UNKNOWN", f"the server returned a PNG of mode {image.mode}; class ids have mode L",
-                               False)
+            raise RequestError(
+                "UNKNOWN", f"the server returned a PNG of mode {image.mode}; class ids have mode L", False
+            )
         return np.array(image)

@@ -19,9 +19,21 @@ import numpy as np
 from kseg.errors import UserError
 
 # gRPC status for each HTTP status; 413 comes from this project's server or from a proxy.
-STATUSES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
-            409: "ABORTED", 413: "RESOURCE_EXHAUSTED", 429: "RESOURCE_EXHAUSTED", 499: "CANCELLED", 500: "INTERNAL",
-            501: "UNIMPLEMENTED", 502: "UNAVAILABLE", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
+STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ABORTED",
+    413: "RESOURCE_EXHAUSTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
 RETRYABLE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 # gRPC reports an oversized message with the status of a full queue; only this part of its text tells them apart.
 TOO_LARGE = "larger than max"
@@ -46,8 +58,9 @@ class ModelSpec(NamedTuple):
     label: str | None = None
 
     def __str__(self) -> str:
-        return f"model {self.name!r}" + (f", version {self.version}" if self.version is not None else
-                                         f", label {self.label!r}" if self.label else "")
+        return f"model {self.name!r}" + (
+            f", version {self.version}" if self.version is not None else f", label {self.label!r}" if self.label else ""
+        )
 
 
 class Signature(NamedTuple):
@@ -72,8 +85,9 @@ def parse_address(server: str) -> tuple[str, int]:
     """Return host and port of HOST:PORT, such as [::1]:8500; raises UserError for any other text."""
     host, _, port = server.rpartition(":")
     if not host or not port.isdecimal() or "/" in host or ":" in host and not host.startswith("["):
-        raise UserError(f"--server {server!r} is not HOST:PORT, such as localhost:8500 for gRPC or localhost:8501 for "
-                        "REST")
+        raise UserError(
+            f"--server {server!r} is not HOST:PORT, such as localhost:8500 for gRPC or localhost:8501 for REST"
+        )
     return host.strip("[]"), int(port)
 
 
@@ -96,8 +110,11 @@ class RestConnection:
         except (ssl.SSLError, ValueError) as error:
             raise UserError(f"{tls_ca} contains no PEM certificate: {error}") from None
         # The server's REST port speaks plain HTTP; TLS is for a proxy in front of it.
-        self.connection = (http.client.HTTPSConnection(host, port, timeout=timeout, context=context) if context
-                           else http.client.HTTPConnection(host, port, timeout=timeout))
+        self.connection = (
+            http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+            if context
+            else http.client.HTTPConnection(host, port, timeout=timeout)
+        )
         self.path = "/v1/models/" + urllib.parse.quote(spec.name, safe="")
 
     def close(self) -> None:
@@ -122,14 +139,20 @@ class RestConnection:
 
     def signatures(self) -> dict[str, Signature]:
         metadata = self._request_json("GET", f"{self._version_path()}/metadata")["metadata"]
-        return {name: Signature({key: tensor["dtype"] for key, tensor in signature["inputs"].items()},
-                                tuple(signature["outputs"]))
-                for name, signature in metadata["signature_def"]["signature_def"].items()}
+        return {
+            name: Signature(
+                {key: tensor["dtype"] for key, tensor in signature["inputs"].items()}, tuple(signature["outputs"])
+            )
+            for name, signature in metadata["signature_def"]["signature_def"].items()
+        }
 
     def predict(self, signature: str, name: str, values: Sequence[bytes] | np.ndarray, output: str) -> Prediction:
         """Send a batch as the input `name`, and return the output `output`."""
-        rows = values.tolist() if isinstance(values, np.ndarray) else [
-            {"b64": base64.b64encode(value).decode("ascii")} for value in values]
+        rows = (
+            values.tolist()
+            if isinstance(values, np.ndarray)
+            else [{"b64": base64.b64encode(value).decode("ascii")} for value in values]
+        )
         body = json.dumps({"signature_name": signature, "inputs": {name: rows}}).encode("ascii")
         text = self._request("POST", f"{self._version_path()}:predict", body)
         outputs = _parse_json(text, self.server)["outputs"]
@@ -155,16 +178,24 @@ class RestConnection:
             text = response.read()
         except TimeoutError:
             self.connection.close()
-            raise RequestError("DEADLINE_EXCEEDED", f"{self.server} did not answer within "
-                               f"{self.connection.timeout:g} s (--timeout)", False) from None
+            raise RequestError(
+                "DEADLINE_EXCEEDED",
+                f"{self.server} did not answer within {self.connection.timeout:g} s (--timeout)",
+                False,
+            ) from None
         # The server is absent, stopping, or has closed a connection that was idle for long.
         except (OSError, http.client.HTTPException) as error:
             self.connection.close()
             if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
-                raise RequestError("UNKNOWN", f"{self.server} does not speak HTTP; is this its REST port?",
-                                   False) from None
-            raise RequestError("UNAVAILABLE", f"cannot reach {self.server} over REST: "
-                               f"{getattr(error, 'strerror', None) or error or type(error).__name__}", True) from None
+                raise RequestError(
+                    "UNKNOWN", f"{self.server} does not speak HTTP; is this its REST port?", False
+                ) from None
+            raise RequestError(
+                "UNAVAILABLE",
+                f"cannot reach {self.server} over REST: "
+                f"{getattr(error, 'strerror', None) or error or type(error).__name__}",
+                True,
+            ) from None
         if response.status == 200:
             return text
         code = STATUSES.get(response.status, "UNKNOWN")
@@ -179,8 +210,9 @@ def _parse_json(text: bytes, server: str) -> dict:
     try:
         return json.loads(text)
     except ValueError:
-        raise RequestError("UNKNOWN", f"{server} did not answer with JSON: {text[:100]!r}; is this its REST port?",
-                           False) from None
+        raise RequestError(
+            "UNKNOWN", f"{server} did not answer with JSON: {text[:100]!r}; is this its REST port?", False
+        ) from None
 
 
 class GrpcConnection:
@@ -195,8 +227,11 @@ class GrpcConnection:
         self.server, self.spec, self.timeout, self.grpc = server, spec, timeout, grpc
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         certificates = read_certificates(tls_ca)
-        self.channel = (grpc.secure_channel(server, grpc.ssl_channel_credentials(certificates), unlimited)
-                        if certificates else grpc.insecure_channel(server, unlimited))
+        self.channel = (
+            grpc.secure_channel(server, grpc.ssl_channel_credentials(certificates), unlimited)
+            if certificates
+            else grpc.insecure_channel(server, unlimited)
+        )
         self.predictions = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
 
@@ -213,8 +248,9 @@ class GrpcConnection:
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = self.spec.name
         statuses = self._request(self.models.GetModelStatus, request).model_version_status
-        return [status.version for status in statuses
-                if status.state == get_model_status_pb2.ModelVersionStatus.AVAILABLE]
+        return [
+            status.version for status in statuses if status.state == get_model_status_pb2.ModelVersionStatus.AVAILABLE
+        ]
 
     def signatures(self) -> dict[str, Signature]:
         from tensorflow.core.framework import types_pb2
@@ -225,8 +261,13 @@ class GrpcConnection:
         metadata = self._request(self.predictions.GetModelMetadata, request).metadata
         definitions = get_model_metadata_pb2.SignatureDefMap()
         metadata["signature_def"].Unpack(definitions)
-        return {name: Signature({key: types_pb2.DataType.Name(tensor.dtype) for key, tensor in entry.inputs.items()},
-                                tuple(entry.outputs)) for name, entry in definitions.signature_def.items()}
+        return {
+            name: Signature(
+                {key: types_pb2.DataType.Name(tensor.dtype) for key, tensor in entry.inputs.items()},
+                tuple(entry.outputs),
+            )
+            for name, entry in definitions.signature_def.items()
+        }
 
     def predict(self, signature: str, name: str, values: Sequence[bytes] | np.ndarray, output: str) -> Prediction:
         """Send a batch as the input `name`, and return the output `output`."""
@@ -241,8 +282,9 @@ class GrpcConnection:
         response = self._request(self.predictions.Predict, request)
         tensor = response.outputs[output]
         results = tf.make_ndarray(tensor)
-        return Prediction(results if results.dtype == np.uint8 else list(tensor.string_val), request.ByteSize(),
-                          response.ByteSize())
+        return Prediction(
+            results if results.dtype == np.uint8 else list(tensor.string_val), request.ByteSize(), response.ByteSize()
+        )
 
     def _fill_model_spec(self, spec) -> None:
         spec.name = self.spec.name

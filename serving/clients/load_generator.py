@@ -103,8 +103,13 @@ class Clients:
         for pipe in self.pipes:
             _receive(pipe)
 
-    def run(self, clients: int, seconds: float, warm_up: float = 0.0,
-            progress: Callable[[float, int, int], None] = lambda *_: None) -> Load:
+    def run(
+        self,
+        clients: int,
+        seconds: float,
+        warm_up: float = 0.0,
+        progress: Callable[[float, int, int], None] = lambda *_: None,
+    ) -> Load:
         """Run a number of clients for `warm_up` seconds, then for `seconds` seconds that count.
 
         `progress` receives the counted seconds so far, and the numbers of answers and failures in them.
@@ -116,7 +121,7 @@ class Clients:
             if number:
                 pipe.send(Order(number, begin, begin + seconds))
         total = Load(clients, seconds, [], Counter(), {}, 0.0)
-        counts = {pipe: (0, 0) for pipe in waiting}
+        counts = dict.fromkeys(waiting, (0, 0))
         while waiting:
             for pipe in wait(waiting):
                 message = _receive(pipe)
@@ -179,8 +184,12 @@ def serve_load(pipe: Connection, target: Target, requests: Sequence[bytes], inde
 def _run_order(pipe: Connection, order: Order, senders: list, requests: Sequence[bytes], index: int) -> Load:
     loads = [Load(1, order.end - order.begin, [], Counter(), {}, 0.0) for _ in range(order.clients)]
     # Clients that start at the same image would all send the largest one at the same time.
-    threads = [threading.Thread(target=_run_client, args=(senders[number], requests, 7 * number + index, order, load),
-                                daemon=True) for number, load in enumerate(loads)]
+    threads = [
+        threading.Thread(
+            target=_run_client, args=(senders[number], requests, 7 * number + index, order, load), daemon=True
+        )
+        for number, load in enumerate(loads)
+    ]
     cpu, started = time.process_time(), time.monotonic()
     for thread in threads:
         thread.start()
@@ -197,8 +206,9 @@ def _run_order(pipe: Connection, order: Order, senders: list, requests: Sequence
     return total
 
 
-def _run_client(send: Callable[[bytes], None], requests: Sequence[bytes], position: int, order: Order,
-                load: Load) -> None:
+def _run_client(
+    send: Callable[[bytes], None], requests: Sequence[bytes], position: int, order: Order, load: Load
+) -> None:
     while (sent := time.monotonic()) < order.end:
         try:
             send(requests[position % len(requests)])
@@ -232,11 +242,17 @@ def grpc_sender(target: Target) -> Callable[[bytes], None]:
 
     The function waits for the response, and raises LoadFailure.
     """
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
-               # Otherwise all channels of a process share one connection.
-               ("grpc.use_local_subchannel_pool", 1)]
-    channel = (grpc.secure_channel(target.server, grpc.ssl_channel_credentials(target.certificates), options)
-               if target.certificates else grpc.insecure_channel(target.server, options))
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        # Otherwise all channels of a process share one connection.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    channel = (
+        grpc.secure_channel(target.server, grpc.ssl_channel_credentials(target.certificates), options)
+        if target.certificates
+        else grpc.insecure_channel(target.server, options)
+    )
     call = channel.unary_unary(PREDICT)
 
     def send(request: bytes) -> None:

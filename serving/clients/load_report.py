@@ -18,8 +18,11 @@ HEAD = ROW.format("concurrency", "requests/s", "p50 ms", "p95 ms", "p99 ms", "ma
 
 def report_row(load: "Load") -> str:
     """Return the table row of a load."""
-    times = ([f"{1000 * value:.1f}" for value in latency_quantiles(load)] if load.latencies
-             else ["-"] * (len(PERCENTILES) + 1))
+    times = (
+        [f"{1000 * value:.1f}" for value in latency_quantiles(load)]
+        if load.latencies
+        else ["-"] * (len(PERCENTILES) + 1)
+    )
     errors = ", ".join(f"{count} {code}" for code, count in sorted(load.failures.items())) or "0"
     return ROW.format(load.clients, f"{load.rate:.1f}", *times, f"{100 * load.busy:.0f} %", errors)
 
@@ -32,9 +35,16 @@ def latency_quantiles(load: "Load") -> list[float]:
 def report_json(load: "Load") -> dict:
     """Return the JSON object of a load, with times in seconds."""
     times = latency_quantiles(load) if load.latencies else [None] * (len(PERCENTILES) + 1)
-    return {"concurrency": load.clients, "seconds": load.seconds, "answers": len(load.latencies),
-            "requests_per_second": load.rate, "failures": dict(load.failures), "messages": load.messages,
-            "clients_busy": load.busy, **dict(zip([*(f"p{number}" for number in PERCENTILES), "max"], times))}
+    return {
+        "concurrency": load.clients,
+        "seconds": load.seconds,
+        "answers": len(load.latencies),
+        "requests_per_second": load.rate,
+        "failures": dict(load.failures),
+        "messages": load.messages,
+        "clients_busy": load.busy,
+        **dict(zip([*(f"p{number}" for number in PERCENTILES), "max"], times)),
+    }
 
 
 def run_loads(clients: "Clients", concurrency: Sequence[int], seconds: float, warm_up: float) -> list["Load"]:
@@ -52,8 +62,10 @@ def run_loads(clients: "Clients", concurrency: Sequence[int], seconds: float, wa
         for code, message in sorted(loads[-1].messages.items()):
             print(f"{'':11}  {code}: {' '.join(message.split())[:200]}")
     if any(load.busy > BUSY_LIMIT for load in loads):
-        print(f"the clients were busy more than {BUSY_LIMIT:.0%} of the time, so the server may be able to answer "
-              "more; see --processes")
+        print(
+            f"the clients were busy more than {BUSY_LIMIT:.0%} of the time, so the server may be able to answer "
+            "more; see --processes"
+        )
     return loads
 
 
@@ -68,6 +80,8 @@ class _ProgressLine:
         if elapsed - self.last_report < (0.2 if self.live else 5.0):
             return
         self.last_report = elapsed
-        line = (f"{self.clients} clients: {elapsed:.0f} of {self.seconds:g} s, {answers / elapsed:.1f} requests/s, "
-                f"{failures} failed")
+        line = (
+            f"{self.clients} clients: {elapsed:.0f} of {self.seconds:g} s, {answers / elapsed:.1f} requests/s, "
+            f"{failures} failed"
+        )
         print(f"{CLEAR_LINE}{line}" if self.live else line, end="" if self.live else "\n", flush=True)

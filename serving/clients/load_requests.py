@@ -13,8 +13,9 @@ from kseg.errors import UserError, unknown
 METADATA_TIMEOUT = 30.0
 
 
-def read_requests(paths: Sequence[Path], server: str, rest: bool, model: str, signature: str,
-                  tls_ca: Path | None) -> list[bytes]:
+def read_requests(
+    paths: Sequence[Path], server: str, rest: bool, model: str, signature: str, tls_ca: Path | None
+) -> list[bytes]:
     """Return one serialized request for each image file.
 
     A request is a PredictRequest, or JSON with `rest`. It holds the encoded image or its pixels, whichever the
@@ -34,8 +35,10 @@ def read_requests(paths: Sequence[Path], server: str, rest: bool, model: str, si
         raise UserError(unknown("signature", signature, signatures))
     name, encoded, _ = client.choose_tensors(signature, signatures[signature])
     values = [segment_files.encode_image(path) if encoded else image_files.read_image(path) for path in paths]
-    return [(rest_request(signature, name, value) if rest else grpc_request(model, signature, name, value))
-            for value in values]
+    return [
+        (rest_request(signature, name, value) if rest else grpc_request(model, signature, name, value))
+        for value in values
+    ]
 
 
 def grpc_request(model: str, signature: str, name: str, value: bytes | np.ndarray) -> bytes:

@@ -81,8 +81,14 @@ def find_colors(client: "Client", path: Path | None) -> Colors:
     raise UserError(f"{hint}: {client.connection.server} lists no colors for {spec}")
 
 
-def segment_files(client: "Client", files: Sequence[InputFile], out: Path, batch: int, colors: Colors | None,
-                  report: Callable[[str], None] = print) -> list[Path]:
+def segment_files(
+    client: "Client",
+    files: Sequence[InputFile],
+    out: Path,
+    batch: int,
+    colors: Colors | None,
+    report: Callable[[str], None] = print,
+) -> list[Path]:
     """Write the class ids of each image, and with `colors` its overlay; return the files that failed.
 
     Failed files are named on stderr. Raises RequestError if the server or its model is gone.
@@ -99,7 +105,7 @@ def segment_files(client: "Client", files: Sequence[InputFile], out: Path, batch
     progress = Progress(len(files), "images", report)
     for start in range(0, len(files), batch):
         encoded = []
-        for file in files[start:start + batch]:
+        for file in files[start : start + batch]:
             try:
                 if file.is_video:
                     raise DataError(f"{file.path}: a video, or not an image; python -m kseg.predict takes videos")
@@ -114,8 +120,9 @@ def segment_files(client: "Client", files: Sequence[InputFile], out: Path, batch
     return failed
 
 
-def _segment_batch(client: "Client", encoded: list[tuple[InputFile, bytes]],
-                   skip: Callable[[InputFile, str], None]) -> list[tuple[InputFile, np.ndarray]]:
+def _segment_batch(
+    client: "Client", encoded: list[tuple[InputFile, bytes]], skip: Callable[[InputFile, str], None]
+) -> list[tuple[InputFile, np.ndarray]]:
     if not encoded:
         return []
     try:
@@ -133,17 +140,21 @@ def _segment_batch(client: "Client", encoded: list[tuple[InputFile, bytes]],
 def _save_overlay(file: InputFile, ids: np.ndarray, out: Path, colors: Colors) -> None:
     image = image_files.read_image(file.path)
     if ids.shape != image.shape[:2]:
-        raise UserError(f"--overlay needs class ids of the image's size: {file.path} has {image.shape[1]} x "
-                        f"{image.shape[0]} pixels, its ids {ids.shape[1]} x {ids.shape[0]}")
+        raise UserError(
+            f"--overlay needs class ids of the image's size: {file.path} has {image.shape[1]} x "
+            f"{image.shape[0]} pixels, its ids {ids.shape[1]} x {ids.shape[0]}"
+        )
     image_files.save_image(drawing.overlay(image, ids, colors.palette), out / file.result_path("overlay"))
 
 
 def cost_table(costs: Sequence["Cost"]) -> str:
     """Return a table of the answered requests' costs: median, 95th percentile, largest and sum."""
     lines = [TABLE_ROW.format(f"{len(costs)} requests", "median", "95 %", "largest", "sum")]
-    for title, scale, values in (("latency, ms", 1e3, [cost.seconds for cost in costs]),
-                                 ("sent, kB", 1e-3, [cost.sent for cost in costs]),
-                                 ("received, kB", 1e-3, [cost.received for cost in costs])):
+    for title, scale, values in (
+        ("latency, ms", 1e3, [cost.seconds for cost in costs]),
+        ("sent, kB", 1e-3, [cost.sent for cost in costs]),
+        ("received, kB", 1e-3, [cost.received for cost in costs]),
+    ):
         scaled = scale * np.array(values)
         statistics = (np.median(scaled), np.percentile(scaled, 95), scaled.max(), scaled.sum())
         lines.append(TABLE_ROW.format(title, *(f"{value:.1f}" for value in statistics)))

@@ -17,13 +17,15 @@ THREAD_POOL_NAME = "model_server_batch_threads"
 def check_options(options: Options) -> None:
     """Raise ServingError for flags that are incomplete or contradict each other."""
     if not (options.port or options.grpc_socket_path or options.rest_api_port):
-        raise invalid("None of server_options.grpc_port, server_options.grpc_socket_path and server_options.http_port "
-                      "is set.")
+        raise invalid(
+            "None of server_options.grpc_port, server_options.grpc_socket_path and server_options.http_port is set."
+        )
     if not (options.model_base_path or options.model_config_file):
         raise invalid("Both server_options.model_base_path and server_options.model_config_file are empty!")
     if options.batching_parameters_file and not options.enable_batching:
-        raise invalid("server_options.batching_parameters_file is set without setting server_options.enable_batching "
-                      "to true.")
+        raise invalid(
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
 
 
 def read_model_config(options: Options) -> Message:
@@ -32,8 +34,11 @@ def read_model_config(options: Options) -> Message:
     Raises UserError with the file and line of a mistake, and ServingError for a path that is not UTF-8.
     """
     if options.model_config_file:
-        return protos.parse_text_proto(Path(options.model_config_file), model_server_config_pb2.ModelServerConfig,
-                                       "tensorflow.serving.ModelServerConfig")
+        return protos.parse_text_proto(
+            Path(options.model_config_file),
+            model_server_config_pb2.ModelServerConfig,
+            "tensorflow.serving.ModelServerConfig",
+        )
     config = model_server_config_pb2.ModelServerConfig()
     base_path = options.model_base_path
     # A relative path is resolved here, as this is a command-line flag. A URI is left as it is and refused later.
@@ -51,8 +56,9 @@ def read_batching(options: Options) -> Message | None:
     if not options.enable_batching:
         return None
     if options.batching_parameters_file:
-        return protos.parse_text_proto(Path(options.batching_parameters_file), protos.BatchingParameters,
-                                       "tensorflow.serving.BatchingParameters")
+        return protos.parse_text_proto(
+            Path(options.batching_parameters_file), protos.BatchingParameters, "tensorflow.serving.BatchingParameters"
+        )
     parameters = protos.BatchingParameters()
     parameters.thread_pool_name.value = THREAD_POOL_NAME
     return parameters

@@ -53,21 +53,26 @@ class Options:
     rest_api_enable_cors_support: bool = flag_field(False, "let pages of other origins use REST")
     model_name: str = flag_field("default", "name of the single model")
     model_base_path: str = flag_field(
-        "", "directory whose subdirectories 1, 2, ... are the versions of the single model")
+        "", "directory whose subdirectories 1, 2, ... are the versions of the single model"
+    )
     model_config_file: str = flag_field(
-        "", "text of a ModelServerConfig: several models, policies, labels; the two flags above are then ignored")
+        "", "text of a ModelServerConfig: several models, policies, labels; the two flags above are then ignored"
+    )
     model_config_file_poll_wait_seconds: int = flag_field(0, "interval at which that file is read again; 0: never")
     file_system_poll_wait_seconds: int = flag_field(
-        1, "interval at which new versions are looked for; 0: once, negative: never")
+        1, "interval at which new versions are looked for; 0: once, negative: never"
+    )
     max_num_load_retries: int = flag_field(5, "attempts to load a version after the first")
     load_retry_interval_micros: int = flag_field(60_000_000, "microseconds between attempts")
     num_load_threads: int = flag_field(0, "versions loaded at once after the start; 0: one")
     num_unload_threads: int = flag_field(0, "versions unloaded at once; 0: one")
     allow_version_labels_for_unavailable_models: bool = flag_field(
-        False, "a new label may name a version that is not loaded yet")
+        False, "a new label may name a version that is not loaded yet"
+    )
     saved_model_tags: str = flag_field("serve", "tags of the SavedModel's graph, separated by commas")
     enable_model_warmup: bool = flag_field(
-        True, "run VERSION/assets.extra/tf_serving_warmup_requests before serving the version")
+        True, "run VERSION/assets.extra/tf_serving_warmup_requests before serving the version"
+    )
     num_request_iterations_for_warmup: int = flag_field(0, "runs of each warm-up request; 0: one")
     enable_batching: bool = flag_field(False, "join waiting requests into batches")
     batching_parameters_file: str = flag_field("", "text of BatchingParameters")
@@ -77,7 +82,8 @@ class Options:
     tensorflow_inter_op_parallelism: int = flag_field(0, "operations at once; 0: one per CPU")
     ssl_config_file: str = flag_field("", "text of an SSLConfig: gRPC over TLS")
     grpc_channel_arguments: str = flag_field(
-        "", "KEY=VALUE,... for the gRPC server, such as grpc.max_connection_age_ms=2000")
+        "", "KEY=VALUE,... for the gRPC server, such as grpc.max_connection_age_ms=2000"
+    )
     grpc_max_threads: int = flag_field(4 * CPUS, "requests that run at once if max_running_requests is 0")
     enable_grpc_healthcheck_service: bool = flag_field(False, "answer grpc.health.v1")
     enable_serialization_as_tensor_content: bool = flag_field(False, "answer Predict over gRPC in tensor_content")
@@ -86,12 +92,14 @@ class Options:
     help: bool = flag_field(False, "print this list")
     host: str = flag_field("127.0.0.1", OWN + "address to listen on; 0.0.0.0: all addresses of this machine")
     max_running_requests: int = flag_field(
-        0, OWN + "requests that run at once; 0: grpc_max_threads, or 256 with batching")
+        0, OWN + "requests that run at once; 0: grpc_max_threads, or 256 with batching"
+    )
     max_waiting_requests: int = flag_field(256, OWN + "requests that wait to run; more are refused")
     max_waiting_bytes: int = flag_field(1 << 30, OWN + "total bytes of waiting requests; more are refused")
     max_request_bytes: int = flag_field(64 << 20, OWN + "bytes of one request; larger ones are refused")
     drain_seconds: float = flag_field(
-        5.0, OWN + "after SIGTERM, keep answering this long with a failing health check, then refuse new requests")
+        5.0, OWN + "after SIGTERM, keep answering this long with a failing health check, then refuse new requests"
+    )
     grace_seconds: float = flag_field(30.0, OWN + "then wait this long for running requests")
     log_format: str = flag_field("text", OWN + "format of log lines: text or json")
     log_requests: bool = flag_field(True, OWN + "log every request, not only events of models and internal failures")
@@ -124,15 +132,27 @@ def check_flags(options: Options) -> Options:
     """Return the options; raises FlagError if they are out of range or contradict each other."""
     if options.log_format not in ("text", "json"):
         raise FlagError(unknown("value of --log_format", options.log_format, ("text", "json")))
-    if options.tensorflow_session_parallelism and (options.tensorflow_intra_op_parallelism
-                                                   or options.tensorflow_inter_op_parallelism):
-        raise FlagError("--tensorflow_session_parallelism sets both --tensorflow_intra_op_parallelism and "
-                        "--tensorflow_inter_op_parallelism: omit either the former or the latter two")
+    if options.tensorflow_session_parallelism and (
+        options.tensorflow_intra_op_parallelism or options.tensorflow_inter_op_parallelism
+    ):
+        raise FlagError(
+            "--tensorflow_session_parallelism sets both --tensorflow_intra_op_parallelism and "
+            "--tensorflow_inter_op_parallelism: omit either the former or the latter two"
+        )
     for name in ("max_request_bytes", "grpc_max_threads", "rest_api_num_threads", "rest_api_timeout_in_ms"):
         if getattr(options, name) < 1:
             raise FlagError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    for name in ("max_running_requests", "max_waiting_requests", "max_waiting_bytes", "drain_seconds", "grace_seconds",
-                 "max_num_load_retries", "load_retry_interval_micros", "num_load_threads", "num_unload_threads"):
+    for name in (
+        "max_running_requests",
+        "max_waiting_requests",
+        "max_waiting_bytes",
+        "drain_seconds",
+        "grace_seconds",
+        "max_num_load_retries",
+        "load_retry_interval_micros",
+        "num_load_threads",
+        "num_unload_threads",
+    ):
         # The form of the comparison refuses NaN too.
         if not 0 <= getattr(options, name) < math.inf:
             raise FlagError(f"--{name} must be at least 0 and finite, got {getattr(options, name)}")
@@ -144,15 +164,21 @@ def check_flags(options: Options) -> Options:
 
 def usage_text() -> str:
     """Return all flags with their defaults, one per line."""
-    lines = ["usage: python -m serving.server --model_base_path=DIR [--name=value ...]", "",
-             "Flags; tensorflow_model_server does not have those marked (own):"]
+    lines = [
+        "usage: python -m serving.server --model_base_path=DIR [--name=value ...]",
+        "",
+        "Flags; tensorflow_model_server does not have those marked (own):",
+    ]
     for option in fields(Options):
         default = str(option.default).lower() if option.type is bool else option.default
         lines.append(f"  --{option.name}={default}\t{option.metadata['help']}".expandtabs(56))
-    lines += ["", "Flags of tensorflow_model_server that are accepted only with their default there:",
-              "  " + ", ".join(name for name, (value, _) in FIXED.items() if value is not None),
-              "Flags of tensorflow_model_server that are accepted and ignored:",
-              "  " + ", ".join(name for name, (value, _) in FIXED.items() if value is None)]
+    lines += [
+        "",
+        "Flags of tensorflow_model_server that are accepted only with their default there:",
+        "  " + ", ".join(name for name, (value, _) in FIXED.items() if value is not None),
+        "Flags of tensorflow_model_server that are accepted and ignored:",
+        "  " + ", ".join(name for name, (value, _) in FIXED.items() if value is None),
+    ]
     return "\n".join(lines)
 
 

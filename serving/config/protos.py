@@ -12,8 +12,9 @@ from google.protobuf.message import Message
 from kseg.errors import UserError
 
 PACKAGE = "tensorflow.serving"
-_BOOL, _INT64, _STRING = (getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{kind}")
-                          for kind in ("BOOL", "INT64", "STRING"))
+_BOOL, _INT64, _STRING = (
+    getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{kind}") for kind in ("BOOL", "INT64", "STRING")
+)
 # {message: {field: scalar type or message name}}, with fields numbered from 1.
 MESSAGES = {
     "BatchingParameters": {
@@ -25,10 +26,12 @@ MESSAGES = {
         "allowed_batch_sizes": _INT64,
         "pad_variable_length_inputs": _BOOL,
         "enable_large_batch_splitting": "google.protobuf.BoolValue",
-        "max_execution_batch_size": "google.protobuf.Int64Value"},
+        "max_execution_batch_size": "google.protobuf.Int64Value",
+    },
     "PrometheusConfig": {"enable": _BOOL, "path": _STRING},
     "MonitoringConfig": {"prometheus_config": f"{PACKAGE}.PrometheusConfig"},
-    "SSLConfig": {"server_key": _STRING, "server_cert": _STRING, "custom_ca": _STRING, "client_verify": _BOOL}}
+    "SSLConfig": {"server_key": _STRING, "server_cert": _STRING, "custom_ca": _STRING, "client_verify": _BOOL},
+}
 REPEATED = {"allowed_batch_sizes"}
 
 
@@ -56,7 +59,8 @@ def _make_classes() -> dict[str, type[Message]]:
 
 _CLASSES = _make_classes()
 BatchingParameters, MonitoringConfig, SSLConfig = (
-    _CLASSES[name] for name in ("BatchingParameters", "MonitoringConfig", "SSLConfig"))
+    _CLASSES[name] for name in ("BatchingParameters", "MonitoringConfig", "SSLConfig")
+)
 
 
 def parse_text_proto(path: Path, message_class: type[Message], full_name: str) -> Message:

@@ -14,8 +14,13 @@ from serving.errors import ServingError
 class AdmissionControl:
     """Slots for running requests, and a first-in first-out queue of requests that wait for one."""
 
-    def __init__(self, max_running: int, max_waiting: int, max_waiting_bytes: int,
-                 on_change: Callable[[int, int, int], None] = lambda *_: None):
+    def __init__(
+        self,
+        max_running: int,
+        max_waiting: int,
+        max_waiting_bytes: int,
+        on_change: Callable[[int, int, int], None] = lambda *_: None,
+    ):
         """Create free slots and an empty queue.
 
         Args:
@@ -54,13 +59,17 @@ class AdmissionControl:
                 self._running += 1
                 waiter = None
             elif len(self._queue) >= self._max_waiting:
-                raise ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                                   f"The server is busy: {self._running} requests run and {len(self._queue)} wait")
+                raise ServingError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"The server is busy: {self._running} requests run and {len(self._queue)} wait",
+                )
             elif self._waiting_bytes + size_bytes > self._max_waiting_bytes:
-                raise ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                                   f"The server is busy: {self._running} requests run, and with this one the waiting "
-                                   f"requests would hold {self._waiting_bytes + size_bytes} bytes, above "
-                                   f"{self._max_waiting_bytes}")
+                raise ServingError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"The server is busy: {self._running} requests run, and with this one the waiting "
+                    f"requests would hold {self._waiting_bytes + size_bytes} bytes, above "
+                    f"{self._max_waiting_bytes}",
+                )
             else:
                 waiter = _Waiter(size_bytes)
                 self._queue.append(waiter)

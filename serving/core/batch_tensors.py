@@ -93,24 +93,31 @@ def read_settings(parameters: Message) -> BatchSettings:
     enqueued = _value(parameters, "max_enqueued_batches", MAX_ENQUEUED)
     splitting = bool(_value(parameters, "enable_large_batch_splitting", False))
     max_run = _value(parameters, "max_execution_batch_size", max_request) if splitting else max_request
-    for name, value in (("max_batch_size", max_request), ("max_enqueued_batches", enqueued),
-                        ("max_execution_batch_size", max_run)):
+    for name, value in (
+        ("max_batch_size", max_request),
+        ("max_enqueued_batches", enqueued),
+        ("max_execution_batch_size", max_run),
+    ):
         if value < 1:
             raise invalid(f"{name} must be positive; was {value}")
     if timeout < 0:
         raise invalid(f"batch_timeout_micros must be non-negative; was {timeout}")
     if max_run > max_request:
-        raise invalid(f"When enable_large_batch_splitting is true, max_batch_size must be greater than or equal to "
-                      f"max_execution_batch_size; they were {max_request} and {max_run}")
+        raise invalid(
+            f"When enable_large_batch_splitting is true, max_batch_size must be greater than or equal to "
+            f"max_execution_batch_size; they were {max_request} and {max_run}"
+        )
     allowed = tuple(parameters.allowed_batch_sizes)
     if any(size <= previous for previous, size in zip((0, *allowed), allowed)):
         raise invalid(f"allowed_batch_sizes entries must be monotonically increasing; were {list(allowed)}")
     if allowed and allowed[-1] != max_run:
         limit = "be equal to max_execution_batch_size" if splitting else "match max_batch_size"
-        raise invalid(f"Last entry in allowed_batch_sizes must {limit}; last entry was {allowed[-1]}; "
-                      f"expected {max_run}")
-    return BatchSettings(max_request, max_run, timeout / 1e6, enqueued, allowed, parameters.pad_variable_length_inputs,
-                         splitting)
+        raise invalid(
+            f"Last entry in allowed_batch_sizes must {limit}; last entry was {allowed[-1]}; expected {max_run}"
+        )
+    return BatchSettings(
+        max_request, max_run, timeout / 1e6, enqueued, allowed, parameters.pad_variable_length_inputs, splitting
+    )
 
 
 def read_threads(parameters: Message) -> tuple[int, str]:
@@ -164,13 +171,18 @@ def merge_tasks(tasks: Sequence[Task], settings: BatchSettings, feeds: dict[str,
 
 def _pad_shapes(parts: list[np.ndarray], settings: BatchSettings, feed: str) -> list[np.ndarray]:
     if not settings.pad:
-        raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, (
-            f"Tensors with name '{feed}' from different tasks have different shapes and padding is turned off."
-            "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name"
-            "have equal dimensions starting with the first dim."))
+        raise ServingError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            (
+                f"Tensors with name '{feed}' from different tasks have different shapes and padding is turned off."
+                "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name"
+                "have equal dimensions starting with the first dim."
+            ),
+        )
     if len({part.ndim for part in parts}) > 1:
-        raise ServingError(grpc.StatusCode.FAILED_PRECONDITION,
-                           f"Tensors with name '{feed}' from different tasks have different ranks")
+        raise ServingError(
+            grpc.StatusCode.FAILED_PRECONDITION, f"Tensors with name '{feed}' from different tasks have different ranks"
+        )
     if any(part.size == 0 for part in parts):
         raise invalid("Got empty tensor in batch of non-empty tensors.")
     shape = [max(sides) for sides in zip(*(part.shape[1:] for part in parts))]
@@ -183,8 +195,9 @@ def _pad_shapes(parts: list[np.ndarray], settings: BatchSettings, feed: str) -> 
     return padded
 
 
-def divide_outputs(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settings: BatchSettings
-                   ) -> list[dict[str, np.ndarray]]:
+def divide_outputs(
+    outputs: dict[str, np.ndarray], tasks: Sequence[Task], settings: BatchSettings
+) -> list[dict[str, np.ndarray]]:
     """Return every task's rows of a run's outputs, without the padding rows.
 
     Raises ServingError FAILED_PRECONDITION if an output does not have the number of rows of the run's inputs.
@@ -194,12 +207,16 @@ def divide_outputs(outputs: dict[str, np.ndarray], tasks: Sequence[Task], settin
         if values.ndim == 0:
             raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
         if len(values) != round_up(size, settings):
-            raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, (
-                "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
-                "tensors"))
+            raise ServingError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                (
+                    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
+                    "input tensors"
+                ),
+            )
     divided, start = [], 0
     for task in tasks:
-        divided.append({name: values[start:start + task.size] for name, values in outputs.items()})
+        divided.append({name: values[start : start + task.size] for name, values in outputs.items()})
         start += task.size
     return divided
 
@@ -208,6 +225,6 @@ def split_rows(inputs: dict[str, np.ndarray], sizes: Sequence[int], deadline: fl
     """Split a request into consecutive tasks of the given numbers of rows."""
     tasks, start = [], 0
     for size in sizes:
-        tasks.append(Task({name: values[start:start + size] for name, values in inputs.items()}, size, deadline, now))
+        tasks.append(Task({name: values[start : start + size] for name, values in inputs.items()}, size, deadline, now))
         start += size
     return tasks

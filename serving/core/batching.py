@@ -56,8 +56,9 @@ class Scheduler:
         self.work, self.idle = threading.Condition(self.lock), threading.Condition(self.lock)
         self.queues: deque[Queue] = deque()
         self.stopped = False
-        self.threads = [threading.Thread(target=self._run, name=f"{name}_{number}", daemon=True)
-                        for number in range(count)]
+        self.threads = [
+            threading.Thread(target=self._run, name=f"{name}_{number}", daemon=True) for number in range(count)
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -146,21 +147,34 @@ class Queue:
         settings, space = self.settings, self.settings.max_run_rows - self.open.size
         sizes = [size]
         if size > settings.max_request_rows:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, (
-                f"Task size {size} is larger than maximum input batch size {settings.max_request_rows}"))
+            raise ServingError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                (f"Task size {size} is larger than maximum input batch size {settings.max_request_rows}"),
+            )
         if settings.splitting:
             capacity = (settings.max_enqueued - len(self.batches)) * settings.max_run_rows + space
             if size > capacity:
-                raise ServingError(grpc.StatusCode.UNAVAILABLE, FULL + (
-                    f"task size is {size} but scheduling capacity is only {capacity} (num_enqueued_batches="
-                    f"{len(self.batches)}, max_enqueued_batches={settings.max_enqueued}, open_batch_size="
-                    f"{self.open.size}, max_execution_batch_size={settings.max_run_rows})"))
+                raise ServingError(
+                    grpc.StatusCode.UNAVAILABLE,
+                    FULL
+                    + (
+                        f"task size is {size} but scheduling capacity is only {capacity} (num_enqueued_batches="
+                        f"{len(self.batches)}, max_enqueued_batches={settings.max_enqueued}, open_batch_size="
+                        f"{self.open.size}, max_execution_batch_size={settings.max_run_rows})"
+                    ),
+                )
             if size > space:
                 whole, rest = divmod(size - space, settings.max_run_rows)
                 sizes = [rows for rows in (space, *[settings.max_run_rows] * whole, rest) if rows]
         elif size > space and len(self.batches) >= settings.max_enqueued:
-            raise ServingError(grpc.StatusCode.UNAVAILABLE, FULL + (
-                f"currently {len(self.batches)} batches enqueued and max_enqueued_batches is {settings.max_enqueued}"))
+            raise ServingError(
+                grpc.StatusCode.UNAVAILABLE,
+                FULL
+                + (
+                    f"currently {len(self.batches)} batches enqueued and "
+                    f"max_enqueued_batches is {settings.max_enqueued}"
+                ),
+            )
         tasks = batch_tensors.split_rows(inputs, sizes, deadline, time.monotonic())
         for task in tasks:
             if self.open.size + task.size > settings.max_run_rows:
@@ -206,8 +220,9 @@ class Queue:
         if not tasks:
             return
         size = sum(task.size for task in tasks)
-        monitor.batch(self.name, [now - task.submitted for task in batch.tasks], size,
-                      batch_tensors.round_up(size, self.settings))
+        monitor.batch(
+            self.name, [now - task.submitted for task in batch.tasks], size, batch_tensors.round_up(size, self.settings)
+        )
         try:
             self._answer(tasks)
         except ServingError as error:
@@ -239,8 +254,9 @@ class BatchedModel:
         self.queues: dict[tuple, Queue] = {}
         self.closed = False
 
-    def run(self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...],
-            deadline: float | None) -> dict[str, np.ndarray]:
+    def run(
+        self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...], deadline: float | None
+    ) -> dict[str, np.ndarray]:
         """Run a signature in a batch and return this request's outputs; see Servable.run.
 
         Also raises ServingError for a full queue, and RESOURCE_EXHAUSTED if the deadline passes in the queue.
@@ -275,8 +291,10 @@ class BatchedModel:
         They have the same dtypes: concatenation would cast a request of a wrong dtype, or the others.
         """
         tensors = self.signatures[signature]
-        key = (tuple(sorted((alias, tensors.inputs[alias].name, values.dtype.str) for alias, values in inputs.items())),
-               tuple(sorted((alias, tensors.outputs[alias].name) for alias in outputs)))
+        key = (
+            tuple(sorted((alias, tensors.inputs[alias].name, values.dtype.str) for alias, values in inputs.items())),
+            tuple(sorted((alias, tensors.outputs[alias].name) for alias in outputs)),
+        )
         if key not in self.queues:
             self.queues[key] = Queue(self.name, self.model, signature, outputs, self.settings)
             self.scheduler.queues.append(self.queues[key])
@@ -297,9 +315,12 @@ class BatchedModel:
                 # No more requests come to fill the open batch, so it is due at once.
                 queue.open.opened = float("-inf")
             self.scheduler.work.notify_all()
-            self.scheduler.idle.wait_for(lambda: all(
-                not queue.running and not queue.open.tasks and len(queue.batches) == 1
-                for queue in self.queues.values()))
+            self.scheduler.idle.wait_for(
+                lambda: all(
+                    not queue.running and not queue.open.tasks and len(queue.batches) == 1
+                    for queue in self.queues.values()
+                )
+            )
             for queue in self.queues.values():
                 self.scheduler.queues.remove(queue)
         self.model.close()

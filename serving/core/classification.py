@@ -23,8 +23,9 @@ INPUTS, OUTPUTS, CLASSES, SCORES = "inputs", "outputs", "classes", "scores"
 WITH_CONTEXT = "example_list_with_context"
 
 
-def classify_response(model: Servable, request: classification_pb2.ClassificationRequest, deadline: float | None
-                      ) -> classification_pb2.ClassificationResult:
+def classify_response(
+    model: Servable, request: classification_pb2.ClassificationRequest, deadline: float | None
+) -> classification_pb2.ClassificationResult:
     """Return the classes of every example; `deadline` is a value of time.monotonic().
 
     Raises ServingError.
@@ -35,8 +36,9 @@ def classify_response(model: Servable, request: classification_pb2.Classificatio
     return _classification_result(count, values)
 
 
-def regress_response(model: Servable, request: regression_pb2.RegressionRequest, deadline: float | None
-                     ) -> regression_pb2.RegressionResult:
+def regress_response(
+    model: Servable, request: regression_pb2.RegressionRequest, deadline: float | None
+) -> regression_pb2.RegressionResult:
     """Return the value of every example; `deadline` is a value of time.monotonic().
 
     Raises ServingError.
@@ -47,8 +49,9 @@ def regress_response(model: Servable, request: regression_pb2.RegressionRequest,
     return _regression_result(count, values)
 
 
-def multi_inference_response(model: Servable, request: inference_pb2.MultiInferenceRequest, deadline: float | None
-                             ) -> list[inference_pb2.InferenceResult]:
+def multi_inference_response(
+    model: Servable, request: inference_pb2.MultiInferenceRequest, deadline: float | None
+) -> list[inference_pb2.InferenceResult]:
     """Return the result of every task, without its model_spec.
 
     `deadline` is a value of time.monotonic(). Raises ServingError.
@@ -76,8 +79,7 @@ def _checked_task(model: Servable, task: inference_pb2.InferenceTask, model_name
         raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
     name = _known_signature(model, signature_name(task.model_spec), "Requested signature not found in model graph: ")
     if task.method_name not in METHODS:
-        raise ServingError(grpc.StatusCode.UNIMPLEMENTED,
-                           f"Unsupported signature method_name: {task.method_name}")
+        raise ServingError(grpc.StatusCode.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
     return name, METHODS[task.method_name].outputs(model.signatures[name])
 
 
@@ -97,8 +99,10 @@ def _classification_outputs(signature: SignatureDef) -> tuple[str, ...]:
         raise invalid(f"No classification inputs found in SignatureDef: {signature}")
     present = tuple(name for name in (CLASSES, SCORES) if name in signature.outputs)
     if not present:
-        raise invalid('Expected classification signature outputs to contain at least one of "classes" or "scores". '
-                      f"Signature was: {signature}")
+        raise invalid(
+            'Expected classification signature outputs to contain at least one of "classes" or "scores". '
+            f"Signature was: {signature}"
+        )
     return present
 
 
@@ -114,8 +118,9 @@ def _regression_outputs(signature: SignatureDef) -> tuple[str, ...]:
     return (OUTPUTS,)
 
 
-def _run(model: Servable, name: str, source: input_pb2.Input, outputs: tuple[str, ...], deadline: float | None
-         ) -> tuple[int, dict[str, np.ndarray]]:
+def _run(
+    model: Servable, name: str, source: input_pb2.Input, outputs: tuple[str, ...], deadline: float | None
+) -> tuple[int, dict[str, np.ndarray]]:
     """Run a signature on serialized examples and return their number and the outputs."""
     kind = source.WhichOneof("kind")
     examples = getattr(source, kind).examples if kind else ()
@@ -138,8 +143,10 @@ def _classification_result(count: int, values: dict[str, np.ndarray]) -> classif
         if len(values[name]) != count:
             raise invalid(f"Expected {name} output batch size of {count}. Got: {len(values[name])}")
     if len({array.shape[1] for array in values.values()}) > 1:
-        raise invalid("Tensors class and score should match in dim_size(1). Got "
-                      f"{values[CLASSES].shape[1]} vs. {values[SCORES].shape[1]}")
+        raise invalid(
+            "Tensors class and score should match in dim_size(1). Got "
+            f"{values[CLASSES].shape[1]} vs. {values[SCORES].shape[1]}"
+        )
     result = classification_pb2.ClassificationResult()
     for row in range(count):
         classes = result.classifications.add().classes
@@ -155,14 +162,16 @@ def _classification_result(count: int, values: dict[str, np.ndarray]) -> classif
 def _regression_result(count: int, values: dict[str, np.ndarray]) -> regression_pb2.RegressionResult:
     array = values[OUTPUTS]
     if array.ndim != 1 and not (array.ndim == 2 and array.shape[1] == 1):
-        raise invalid("Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
-                      f"{_shape(array)}")
+        raise invalid(
+            f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {_shape(array)}"
+        )
     if len(array) != count:
         raise invalid(f"Input batch size did not match output batch size: {count} vs. {len(array)}")
     if array.dtype != np.float32:
         raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {_dtype(array)}")
     return regression_pb2.RegressionResult(
-        regressions=[regression_pb2.Regression(value=value) for value in array.reshape(-1)])
+        regressions=[regression_pb2.Regression(value=value) for value in array.reshape(-1)]
+    )
 
 
 def _shape(array: np.ndarray) -> str:
@@ -189,6 +198,7 @@ class InferenceMethod(NamedTuple):
 
 METHODS = {
     tf.saved_model.CLASSIFY_METHOD_NAME: InferenceMethod(
-        _classification_outputs, _classification_result, "classification_result"),
-    tf.saved_model.REGRESS_METHOD_NAME: InferenceMethod(
-        _regression_outputs, _regression_result, "regression_result")}
+        _classification_outputs, _classification_result, "classification_result"
+    ),
+    tf.saved_model.REGRESS_METHOD_NAME: InferenceMethod(_regression_outputs, _regression_result, "regression_result"),
+}

@@ -23,8 +23,12 @@ MAX_WARM_UP_RECORDS = 1000
 WARM_UP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 BATCHING_FILE = "batching_params.pbtxt"
 # PredictionLog's field for a request, and the function (model, request, deadline) that runs it.
-RUNS = {"predict_log": prediction.predict_response, "classify_log": classification.classify_response,
-        "regress_log": classification.regress_response, "multi_inference_log": classification.multi_inference_response}
+RUNS = {
+    "predict_log": prediction.predict_response,
+    "classify_log": classification.classify_response,
+    "regress_log": classification.regress_response,
+    "multi_inference_log": classification.multi_inference_response,
+}
 
 
 def make_loader(options: Options, scheduler: Scheduler | None, monitor: Monitor) -> Loader:
@@ -33,8 +37,11 @@ def make_loader(options: Options, scheduler: Scheduler | None, monitor: Monitor)
     With a scheduler the loaded model batches its requests. The function raises ServingError, UserError, or TensorFlow's
     error for an unreadable warm-up file.
     """
-    threads = session_model.Threads(options.tensorflow_session_parallelism, options.tensorflow_intra_op_parallelism,
-                                    options.tensorflow_inter_op_parallelism)
+    threads = session_model.Threads(
+        options.tensorflow_session_parallelism,
+        options.tensorflow_intra_op_parallelism,
+        options.tensorflow_inter_op_parallelism,
+    )
     tags = tuple(options.saved_model_tags.split(","))
 
     def load(name: str, version: int, directory: Path) -> Servable:
@@ -76,8 +83,9 @@ def warm_up(model: Servable, path: Path, iterations: int) -> int:
             for _ in range(iterations):
                 RUNS[kind](model, getattr(log, kind).request, None)
     except tf.errors.DataLossError as error:
-        raise ServingError(grpc.StatusCode.DATA_LOSS,
-                           f"{error.message}. Please verify your warmup data is in TFRecord format.") from None
+        raise ServingError(
+            grpc.StatusCode.DATA_LOSS, f"{error.message}. Please verify your warmup data is in TFRecord format."
+        ) from None
     return count
 
 
@@ -89,8 +97,11 @@ def _warm_up_version(name: str, version: int, model: Servable, iterations: int, 
     records = warm_up(model, path, iterations)
     seconds = time.monotonic() - started
     monitor.warmed_up(name, seconds, records)
-    logs.log_event(logging.INFO, "warmed up", {"model": name, "version": version, "records": records,
-                                               "milliseconds": round(1000 * seconds, 2)})
+    logs.log_event(
+        logging.INFO,
+        "warmed up",
+        {"model": name, "version": version, "records": records, "milliseconds": round(1000 * seconds, 2)},
+    )
 
 
 def _read_batching(directory: Path) -> Message | None:

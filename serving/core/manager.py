@@ -66,9 +66,13 @@ class Pin:
 class ModelManager:
     """All models of a server, from `start` to `stop`."""
 
-    def __init__(self, settings: VersionSettings, load: Loader,
-                 on_loaded: OnLoaded = lambda name, version, error, seconds: None,
-                 on_unloaded: OnUnloaded = lambda name, version: None):
+    def __init__(
+        self,
+        settings: VersionSettings,
+        load: Loader,
+        on_loaded: OnLoaded = lambda name, version, error, seconds: None,
+        on_unloaded: OnUnloaded = lambda name, version: None,
+    ):
         """Create a manager without models.
 
         Args:
@@ -126,8 +130,10 @@ class ModelManager:
                 a new model failed to load or the deadline passed, in which case the new list is in force.
         """
         if config.WhichOneof("config") != "model_config_list":
-            raise invalid("ServerModelConfig type not supported by HandleReloadConfigRequest. "
-                          "Only ModelConfigList is currently supported")
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported"
+            )
         names = self._configure(config)
         self._list_base_paths()
         self._wait_for(names, deadline)
@@ -180,8 +186,10 @@ class ModelManager:
                 versions = {number: versions[number]}
             if not versions:
                 raise not_found(f"Could not find any versions of model {spec.name}")
-            return [VersionStatus(number, versions[number].state, versions[number].code, versions[number].message)
-                    for number in sorted(versions, reverse=True)]
+            return [
+                VersionStatus(number, versions[number].state, versions[number].code, versions[number].message)
+                for number in sorted(versions, reverse=True)
+            ]
 
     def names(self) -> list[str]:
         """Return the names of the configured models, sorted."""
@@ -219,8 +227,9 @@ class ModelManager:
                 self._versions.set_wanted(name, {})
                 self._problems.pop(name, None)
             # The caller may change its message later, so this keeps a copy.
-            self._configured = {model.name: config_pb2.ModelConfig.FromString(model.SerializeToString())
-                                for model in models}
+            self._configured = {
+                model.name: config_pb2.ModelConfig.FromString(model.SerializeToString()) for model in models
+            }
             self._labels = labels
             self._changed.notify_all()
         return new
@@ -235,9 +244,11 @@ class ModelManager:
         for label, version in model.version_labels.items():
             allowed = self._settings.allow_unavailable_labels and old.get(label, version) == version
             if not allowed and version not in self._versions.serving.get(model.name, {}):
-                raise ServingError(grpc.StatusCode.FAILED_PRECONDITION,
-                                   f"Request to assign label to version {version} of model {model.name}, which is not "
-                                   "currently available for inference")
+                raise ServingError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"Request to assign label to version {version} of model {model.name}, which is not "
+                    "currently available for inference",
+                )
         return dict(model.version_labels)
 
     def _poll(self) -> None:
@@ -257,15 +268,17 @@ class ModelManager:
                 try:
                     directories = select_versions(model, list_versions(Path(model.base_path)))
                 except OSError as error:
-                    self._log_problem(model, f"cannot list the base path, keeping the loaded versions: "
-                                             f"{error.strerror or error}")
+                    self._log_problem(
+                        model, f"cannot list the base path, keeping the loaded versions: {error.strerror or error}"
+                    )
                     continue
                 missing = sorted(set(model.model_version_policy.specific.versions) - set(directories))
                 if missing:
                     self._log_problem(model, f"missing versions that the policy names: {missing}")
                 else:
-                    self._log_problem(model, "" if directories else "no versions: a version is a directory whose name "
-                                                                    "is a number")
+                    self._log_problem(
+                        model, "" if directories else "no versions: a version is a directory whose name is a number"
+                    )
                 with self._changed:
                     # A reload may have replaced the model's config in the meantime.
                     if self._configured.get(model.name) is model:
@@ -287,16 +300,22 @@ class ModelManager:
                 for name in waiting:
                     wanted = [version for version in self._versions.known.get(name, {}).values() if version.wanted]
                     if wanted and all(version.state == END for version in wanted):
-                        reasons = "".join(f"{{{{name: {name} version: {version.number}}} due to error: "
-                                          f"{version.code.name}: {version.message}}}, " for version in wanted)
-                        raise ServingError(grpc.StatusCode.UNKNOWN,
-                                           f"{len(wanted)} servable(s) did not become available: {{{reasons}}}")
+                        reasons = "".join(
+                            f"{{{{name: {name} version: {version.number}}} due to error: "
+                            f"{version.code.name}: {version.message}}}, "
+                            for version in wanted
+                        )
+                        raise ServingError(
+                            grpc.StatusCode.UNKNOWN,
+                            f"{len(wanted)} servable(s) did not become available: {{{reasons}}}",
+                        )
                 if not waiting:
                     return
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
-                    raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED,
-                                       f"still waiting for a version of {', '.join(waiting)}")
+                    raise ServingError(
+                        grpc.StatusCode.DEADLINE_EXCEEDED, f"still waiting for a version of {', '.join(waiting)}"
+                    )
                 self._changed.wait(remaining)
 
 
@@ -308,7 +327,7 @@ def list_versions(base_path: Path) -> dict[int, Path]:
     directories = {}
     # Sorting makes the choice between directories such as 7 and 007 repeatable.
     for path in sorted(Path(base_path).iterdir()):
-        if NUMBER.fullmatch(path.name) and -2**63 <= int(path.name) < 2**63 and path.is_dir():
+        if NUMBER.fullmatch(path.name) and -(2**63) <= int(path.name) < 2**63 and path.is_dir():
             directories[int(path.name)] = path
     return directories
 
@@ -322,7 +341,7 @@ def select_versions(model: config_pb2.ModelConfig, directories: dict[int, Path])
     if kind == "specific":
         return {version: directories[version] for version in policy.specific.versions if version in directories}
     # num_versions is 0 where it is not set.
-    return {version: directories[version] for version in sorted(directories)[-max(policy.latest.num_versions, 1):]}
+    return {version: directories[version] for version in sorted(directories)[-max(policy.latest.num_versions, 1) :]}
 
 
 def check_model_configs(models: Iterable[config_pb2.ModelConfig]) -> None:
@@ -335,18 +354,24 @@ def check_model_configs(models: Iterable[config_pb2.ModelConfig]) -> None:
         if "\0" in model.base_path:
             raise invalid(f"Expected model {model.name} to have an absolute path or URI; got one with a null character")
         if "://" in model.base_path:
-            raise invalid(f"Expected model {model.name} to have an absolute path, because this server does not read "
-                          f"URIs; got base_path()={model.base_path}")
+            raise invalid(
+                f"Expected model {model.name} to have an absolute path, because this server does not read "
+                f"URIs; got base_path()={model.base_path}"
+            )
         if fault := path_fault(model.base_path):
             raise invalid(f"base_path of model {model.name}, {model.base_path}, {fault}")
         if not Path(model.base_path).is_absolute():
-            raise invalid(f"Expected model {model.name} to have an absolute path or URI; "
-                          f"got base_path()={model.base_path}")
+            raise invalid(
+                f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
+            )
         # model_type is older than model_platform; its value 1 is TENSORFLOW.
         platform = model.model_platform or (PLATFORM if model.model_type == 1 else "")
         if not platform:
-            raise invalid("Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
-                          f"ModelServerConfig::model_platform, model name is {model.name}")
+            raise invalid(
+                "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+                f"ModelServerConfig::model_platform, model name is {model.name}"
+            )
         if platform != PLATFORM:
-            raise invalid(f"Model {model.name} requests unsupported platform {platform}; "
-                          f"the only platform is {PLATFORM}")
+            raise invalid(
+                f"Model {model.name} requests unsupported platform {platform}; the only platform is {PLATFORM}"
+            )

@@ -33,14 +33,16 @@ def signature_name(spec: model_pb2.ModelSpec) -> str:
     return spec.signature_name or DEFAULT_SIGNATURE
 
 
-def predict_response(model: Servable, request: predict_pb2.PredictRequest, deadline: float | None
-                     ) -> dict[str, np.ndarray]:
+def predict_response(
+    model: Servable, request: predict_pb2.PredictRequest, deadline: float | None
+) -> dict[str, np.ndarray]:
     """Run a Predict request and return its outputs by alias.
 
     `deadline` is a value of time.monotonic(). Raises ServingError for a wrong request and for errors of the graph.
     """
-    return predict_arrays(model, signature_name(request.model_spec), input_arrays(model, request),
-                          request.output_filter, deadline)
+    return predict_arrays(
+        model, signature_name(request.model_spec), input_arrays(model, request), request.output_filter, deadline
+    )
 
 
 def input_arrays(model: Servable, request: predict_pb2.PredictRequest) -> dict[str, np.ndarray]:
@@ -54,27 +56,34 @@ def input_arrays(model: Servable, request: predict_pb2.PredictRequest) -> dict[s
     signature = model.signatures[name]
     given, expected = set(request.inputs), set(signature.inputs)
     if len(given) > len(expected) or (len(given) < len(expected) and not signature.defaults):
-        raise invalid(f"input size does not match signature: {len(given)}!={len(expected)} len({_set(given)}) != "
-                      f"len({_set(expected)}). Sent extra: {_set(given - expected)}. Missing but required: "
-                      f"{_set(expected - given)}.")
+        raise invalid(
+            f"input size does not match signature: {len(given)}!={len(expected)} len({_set(given)}) != "
+            f"len({_set(expected)}). Sent extra: {_set(given - expected)}. Missing but required: "
+            f"{_set(expected - given)}."
+        )
     arrays = {}
     for alias in sorted(expected):
         if alias not in given and alias not in signature.defaults:
-            raise invalid(f"Signature input alias: {alias}(feed name: {signature.inputs[alias].name}) not found in "
-                          f"request and no default value provided. Inputs expected to be in the request {_set(given)}, "
-                          f"or default input alias set: {','.join(sorted(signature.defaults))}")
+            raise invalid(
+                f"Signature input alias: {alias}(feed name: {signature.inputs[alias].name}) not found in "
+                f"request and no default value provided. Inputs expected to be in the request {_set(given)}, "
+                f"or default input alias set: {','.join(sorted(signature.defaults))}"
+            )
         try:
             arrays[alias] = tensors.to_array((request.inputs if alias in given else signature.defaults)[alias])
         except ValueError:
             raise invalid(f"tensor parsing error: {alias}") from None
     if given - expected:
-        raise invalid(f"Inputs contains invalid name. Used request inputs: {','.join(sorted(given & expected))}, "
-                      f"request input: {','.join(sorted(given))}")
+        raise invalid(
+            f"Inputs contains invalid name. Used request inputs: {','.join(sorted(given & expected))}, "
+            f"request input: {','.join(sorted(given))}"
+        )
     return arrays
 
 
-def predict_arrays(model: Servable, signature: str, inputs: dict[str, np.ndarray], output_filter: Iterable[str],
-                   deadline: float | None) -> dict[str, np.ndarray]:
+def predict_arrays(
+    model: Servable, signature: str, inputs: dict[str, np.ndarray], output_filter: Iterable[str], deadline: float | None
+) -> dict[str, np.ndarray]:
     """Run a signature and return its outputs by alias.
 
     Args:
@@ -91,8 +100,10 @@ def predict_arrays(model: Servable, signature: str, inputs: dict[str, np.ndarray
     chosen = []
     for alias in output_filter:
         if alias not in outputs:
-            raise invalid(f"output tensor alias not found in signature: {alias} Outputs expected to be in the set "
-                          f"{_set(outputs)}.")
+            raise invalid(
+                f"output tensor alias not found in signature: {alias} Outputs expected to be in the set "
+                f"{_set(outputs)}."
+            )
         if alias in chosen:
             raise invalid(f"duplicate output tensor alias: {alias}")
         chosen.append(alias)
@@ -124,8 +135,9 @@ def check_metadata_request(request: get_model_metadata_pb2.GetModelMetadataReque
             raise invalid(f"Metadata field {field} is not supported")
 
 
-def metadata_response(handle: Handle, request: get_model_metadata_pb2.GetModelMetadataRequest
-                      ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+def metadata_response(
+    handle: Handle, request: get_model_metadata_pb2.GetModelMetadataRequest
+) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """Return the GetModelMetadata response of a version; raises ServingError."""
     check_metadata_request(request)
     response = get_model_metadata_pb2.GetModelMetadataResponse()

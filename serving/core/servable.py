@@ -18,8 +18,9 @@ class Servable(Protocol):
     directory: Path
     signatures: dict[str, meta_graph_pb2.SignatureDef]
 
-    def run(self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...],
-            deadline: float | None) -> dict[str, np.ndarray]:
+    def run(
+        self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...], deadline: float | None
+    ) -> dict[str, np.ndarray]:
         """Run a signature once and return the requested outputs.
 
         Args:

@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
+
 # This module is private to TensorFlow. The public Session.run and make_callable silently cast values of another dtype,
 # refuse shapes that the graph accepts, and take ten times as long.
 from tensorflow.python.client import pywrap_tf_session
@@ -24,8 +25,9 @@ from serving.errors import ServingError, from_tensorflow, invalid, not_found
 # RunOptions holds milliseconds in an int64, which a client's deadline of centuries exceeds.
 MAX_SECONDS = 366 * 24 * 3600
 # The text that Python's Session.run adds around an operation's message.
-PYTHON_CONTEXT = re.compile(r"\AGraph execution error:\s*(?:.*?^Node: [^\n]*\n)?|\n*Original stack trace for .*\Z",
-                            re.DOTALL | re.MULTILINE)
+PYTHON_CONTEXT = re.compile(
+    r"\AGraph execution error:\s*(?:.*?^Node: [^\n]*\n)?|\n*Original stack trace for .*\Z", re.DOTALL | re.MULTILINE
+)
 
 
 class Threads(NamedTuple):
@@ -47,16 +49,18 @@ class Threads(NamedTuple):
 class SessionModel:
     """A loaded SavedModel; see serving.core.servable.Servable."""
 
-    def __init__(self, directory: Path, session: tf.compat.v1.Session,
-                 signatures: dict[str, meta_graph_pb2.SignatureDef]):
+    def __init__(
+        self, directory: Path, session: tf.compat.v1.Session, signatures: dict[str, meta_graph_pb2.SignatureDef]
+    ):
         self.directory, self.signatures, self._session = directory, signatures, session
         self._inputs, self._outputs = {}, {}
         for name, signature in signatures.items():
             self._inputs[name] = _tensors(session.graph, signature.inputs)
             self._outputs[name] = _tensors(session.graph, signature.outputs)
 
-    def run(self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...],
-            deadline: float | None) -> dict[str, np.ndarray]:
+    def run(
+        self, signature: str, inputs: dict[str, np.ndarray], outputs: tuple[str, ...], deadline: float | None
+    ) -> dict[str, np.ndarray]:
         """Run a signature once and return the requested outputs; see Servable.run.
 
         Dtypes must be those of the signature; shapes are checked by the graph alone. Raises ServingError with
@@ -70,8 +74,9 @@ class SessionModel:
             feeds = {self._inputs[signature][key]: value for key, value in inputs.items()}
             fetches = [self._outputs[signature][key] for key in outputs]
         except KeyError as error:
-            raise ServingError(grpc.StatusCode.UNIMPLEMENTED,
-                               f"{error.args[0]} is not a dense tensor of the signature {signature}") from None
+            raise ServingError(
+                grpc.StatusCode.UNIMPLEMENTED, f"{error.args[0]} is not a dense tensor of the signature {signature}"
+            ) from None
         options = None
         if deadline is not None:
             seconds = min(deadline - time.monotonic(), MAX_SECONDS)
@@ -79,7 +84,8 @@ class SessionModel:
                 raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
             # Rounding down to 0 would mean no limit.
             options = pywrap_tf_session.TF_NewBufferFromString(
-                tf.compat.v1.RunOptions(timeout_in_ms=math.ceil(seconds * 1000)).SerializeToString())
+                tf.compat.v1.RunOptions(timeout_in_ms=math.ceil(seconds * 1000)).SerializeToString()
+            )
         try:
             values = pywrap_tf_session.TF_SessionRun_wrapper(session._session, options, feeds, fetches, [], None)
         except tf.errors.OpError as error:
@@ -109,11 +115,17 @@ def load_session_model(directory: Path, tags: tuple[str, ...], threads: Threads)
     TensorFlow's code.
     """
     if not any((directory / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
-        raise not_found(f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {directory}. "
-                        "Check that the directory exists and that you have the right permissions for accessing it.")
-    session = tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=threads.intra or threads.session,
-        inter_op_parallelism_threads=threads.inter or threads.session))
+        raise not_found(
+            f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {directory}. "
+            "Check that the directory exists and that you have the right permissions for accessing it."
+        )
+    session = tf.compat.v1.Session(
+        graph=tf.Graph(),
+        config=tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=threads.intra or threads.session,
+            inter_op_parallelism_threads=threads.inter or threads.session,
+        ),
+    )
     try:
         loaded = tf.compat.v1.saved_model.load(session, list(tags), str(directory))
         return SessionModel(directory, session, dict(loaded.signature_def))
@@ -130,9 +142,11 @@ def _load_error(error: Exception, directory: Path, tags: tuple[str, ...]) -> Ser
     message = str(error)
     # The loader's own exceptions differ in their texts alone.
     if isinstance(error, RuntimeError) and "could not be found in SavedModel" in message:
-        return not_found(f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }} in {directory}."
-                         " To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: "
-                         "`saved_model_cli`")
+        return not_found(
+            f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }} in {directory}."
+            " To inspect available tag-sets in the SavedModel, please use the SavedModel CLI: "
+            "`saved_model_cli`"
+        )
     if "not a valid checkpoint" in message:
         return not_found(f"{directory / 'variables'}: {message}")
     if "Op type not registered" in message:
@@ -149,5 +163,4 @@ def _tensors(graph: tf.Graph, infos: dict[str, meta_graph_pb2.TensorInfo]) -> di
 
     Entries that are not one dense tensor are skipped, and so is the operation that __saved_model_init_op names.
     """
-    return {key: graph.get_tensor_by_name(info.name)._as_tf_output() for key, info in infos.items()
-            if ":" in info.name}
+    return {key: graph.get_tensor_by_name(info.name)._as_tf_output() for key, info in infos.items() if ":" in info.name}

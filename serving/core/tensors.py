@@ -17,10 +17,23 @@ STRING_BYTES = 64
 # The wire type of bytes, strings and messages.
 LENGTH_DELIMITED = 2
 # NumPy dtype -> (the field of TensorProto for its values, whether the field holds varints).
-FIELDS = {"float32": (5, False), "float64": (6, False), "complex64": (9, False), "complex128": (12, False),
-          "uint8": (7, True), "uint16": (7, True), "int8": (7, True), "int16": (7, True), "int32": (7, True),
-          "int64": (10, True), "uint32": (16, True), "uint64": (17, True), "bool": (11, True),
-          "float16": (13, True), "bfloat16": (13, True)}
+FIELDS = {
+    "float32": (5, False),
+    "float64": (6, False),
+    "complex64": (9, False),
+    "complex128": (12, False),
+    "uint8": (7, True),
+    "uint16": (7, True),
+    "int8": (7, True),
+    "int16": (7, True),
+    "int32": (7, True),
+    "int64": (10, True),
+    "uint32": (16, True),
+    "uint64": (17, True),
+    "bool": (11, True),
+    "float16": (13, True),
+    "bfloat16": (13, True),
+}
 DTYPES = {tf.as_dtype(name).as_datatype_enum: tf.as_dtype(name) for name in FIELDS}
 
 
@@ -65,8 +78,8 @@ def _strings(tensor: tensor_pb2.TensorProto, shape: tuple[int, ...], count: int)
     if (count - len(values)) * STRING_BYTES > MAX_REPEATED_BYTES:
         raise ValueError(f"the repeated values exceed {MAX_REPEATED_BYTES} bytes")
     strings = np.empty(count, object)
-    strings[:len(values)] = values
-    strings[len(values):] = values[-1] if values else b""
+    strings[: len(values)] = values
+    strings[len(values) :] = values[-1] if values else b""
     return strings.reshape(shape)
 
 

@@ -21,7 +21,8 @@ from serving.telemetry import logs
 
 START, LOADING, AVAILABLE, UNLOADING, END = (
     getattr(get_model_status_pb2.ModelVersionStatus, state)
-    for state in ("START", "LOADING", "AVAILABLE", "UNLOADING", "END"))
+    for state in ("START", "LOADING", "AVAILABLE", "UNLOADING", "END")
+)
 # (name, version, directory) -> the loaded version.
 Loader = Callable[[str, int, Path], Servable]
 # (name, version, error or None, seconds), called after each attempt to load.
@@ -85,8 +86,14 @@ class Versions:
         load_threads: The number of simultaneous loads.
     """
 
-    def __init__(self, changed: threading.Condition, settings: VersionSettings, load: Loader, on_loaded: OnLoaded,
-                 on_unloaded: OnUnloaded):
+    def __init__(
+        self,
+        changed: threading.Condition,
+        settings: VersionSettings,
+        load: Loader,
+        on_loaded: OnLoaded,
+        on_unloaded: OnUnloaded,
+    ):
         self._changed, self._settings = changed, settings
         self._load, self._on_loaded, self._on_unloaded = load, on_loaded, on_unloaded
         self.known: dict[str, dict[int, Version]] = {}
@@ -108,8 +115,12 @@ class Versions:
             elif version.wanted and directory not in (version.directory, version.ignored_directory):
                 # Report the directory once, not at each listing.
                 version.ignored_directory = directory
-                version.log(logging.WARNING, "ignoring a second directory of a version",
-                            directory=directory, loaded=version.directory)
+                version.log(
+                    logging.WARNING,
+                    "ignoring a second directory of a version",
+                    directory=directory,
+                    loaded=version.directory,
+                )
             versions[number].wanted = True
         for number in versions.keys() - directories.keys():
             version = versions[number]
@@ -152,16 +163,21 @@ class Versions:
                     all_versions = [version for versions in self.known.values() for version in versions.values()]
                     if self._stopping and all(version.state == END for version in all_versions):
                         return
-                    retries = [version.retry_at for version in all_versions
-                               if version.state == LOADING and not version.busy]
+                    retries = [
+                        version.retry_at for version in all_versions if version.state == LOADING and not version.busy
+                    ]
                     # A retry that lacks a thread is overdue; the end of another load notifies this thread.
                     wait = max(min(retries) - time.monotonic(), 0.05) if retries else None
                     self._changed.wait(wait)
                     jobs = self._take_jobs()
             for work, version in jobs:
                 try:
-                    threading.Thread(target=work, args=(version,), daemon=True,
-                                     name=f"{work.__name__} {version.name} {version.number}").start()
+                    threading.Thread(
+                        target=work,
+                        args=(version,),
+                        daemon=True,
+                        name=f"{work.__name__} {version.name} {version.number}",
+                    ).start()
                 except RuntimeError:
                     # The system has no more threads, so this one does the work.
                     work(version)
@@ -180,14 +196,22 @@ class Versions:
                         version.log(logging.INFO, "unloading")
             for number in sorted(versions):
                 version = versions[number]
-                if (version.state == UNLOADING and not version.busy and not version.users
-                        and self._unloading < (self._settings.unload_threads or 1)):
+                if (
+                    version.state == UNLOADING
+                    and not version.busy
+                    and not version.users
+                    and self._unloading < (self._settings.unload_threads or 1)
+                ):
                     version.busy = True
                     self._unloading += 1
                     jobs.append((self._unload_one, version))
             for version in sorted(wanted, key=lambda version: -version.number):
-                if (version.state in (START, LOADING) and not version.busy and version.retry_at <= now
-                        and self._loading < self.load_threads):
+                if (
+                    version.state in (START, LOADING)
+                    and not version.busy
+                    and version.retry_at <= now
+                    and self._loading < self.load_threads
+                ):
                     version.state, version.busy = LOADING, True
                     self._loading += 1
                     jobs.append((self._load_one, version))

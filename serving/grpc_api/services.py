@@ -42,7 +42,8 @@ MAX_REMAINING_SECONDS = 1e9
 RUNTIME = "TF1"
 PREDICTION_SERVICE, MODEL_SERVICE = (
     module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in ((prediction_service_pb2, "PredictionService"), (model_service_pb2, "ModelService")))
+    for module, name in ((prediction_service_pb2, "PredictionService"), (model_service_pb2, "ModelService"))
+)
 Result = TypeVar("Result")
 
 
@@ -98,13 +99,19 @@ def handlers(backend: Backend, as_content: bool, log_requests: bool) -> list[grp
             "Classify": Method(classification_pb2.ClassificationRequest, _classify, "Classify"),
             "Regress": Method(regression_pb2.RegressionRequest, _regress, "Regress"),
             "MultiInference": Method(inference_pb2.MultiInferenceRequest, _multi_inference, "MultiInference"),
-            "GetModelMetadata": Method(get_model_metadata_pb2.GetModelMetadataRequest, _metadata, "")},
+            "GetModelMetadata": Method(get_model_metadata_pb2.GetModelMetadataRequest, _metadata, ""),
+        },
         MODEL_SERVICE: {
             "GetModelStatus": Method(get_model_status_pb2.GetModelStatusRequest, _status, ""),
-            "HandleReloadConfigRequest": Method(model_management_pb2.ReloadConfigRequest, _reload, "")}}
-    return [grpc.method_handlers_generic_handler(service, {
-        name: _handler(name, method, backend, log_requests) for name, method in by_name.items()})
-        for service, by_name in methods.items()]
+            "HandleReloadConfigRequest": Method(model_management_pb2.ReloadConfigRequest, _reload, ""),
+        },
+    }
+    return [
+        grpc.method_handlers_generic_handler(
+            service, {name: _handler(name, method, backend, log_requests) for name, method in by_name.items()}
+        )
+        for service, by_name in methods.items()
+    ]
 
 
 def add_health(server: grpc.Server) -> health.HealthServicer:
@@ -141,8 +148,9 @@ def _handler(name: str, method: Method, backend: Backend, log_requests: bool) ->
     return grpc.unary_unary_rpc_method_handler(respond, request_deserializer=read)
 
 
-def _record(name: str, method: Method, backend: Backend, request: Request, failure: ServingError | None,
-            log_requests: bool) -> None:
+def _record(
+    name: str, method: Method, backend: Backend, request: Request, failure: ServingError | None, log_requests: bool
+) -> None:
     """Count, time and log a finished request."""
     seconds = time.monotonic() - request.started
     status = failure.code.name if failure else "OK"
@@ -158,13 +166,24 @@ def _record(name: str, method: Method, backend: Backend, request: Request, failu
         return
     # Methods without an API name do not use a signature.
     signature = prediction.signature_name(request.spec) if method.api else ""
-    fields = {"method": name, "model": model, "version": request.version, "signature": signature,
-              "status": status, "milliseconds": round(1000 * seconds, 2), "bytes": request.size,
-              "peer": request.context.peer()}
+    fields = {
+        "method": name,
+        "model": model,
+        "version": request.version,
+        "signature": signature,
+        "status": status,
+        "milliseconds": round(1000 * seconds, 2),
+        "bytes": request.size,
+        "peer": request.context.peer(),
+    }
     if failure:
         fields["message"] = failure.message
-    logs.log_event(logging.ERROR if bug else logging.INFO, "request",
-                   {key: value for key, value in fields.items() if value not in (None, "")}, bug)
+    logs.log_event(
+        logging.ERROR if bug else logging.INFO,
+        "request",
+        {key: value for key, value in fields.items() if value not in (None, "")},
+        bug,
+    )
 
 
 @contextmanager
@@ -185,8 +204,12 @@ def _make_predict(as_content: bool) -> Callable[[Backend, Request], bytes]:
         with _servable(backend, request) as handle:
             signature = prediction.signature_name(request.spec)
             inputs = prediction.input_arrays(handle.model, message)
-            outputs = _timed(request, lambda: prediction.predict_arrays(
-                handle.model, signature, inputs, message.output_filter, request.deadline))
+            outputs = _timed(
+                request,
+                lambda: prediction.predict_arrays(
+                    handle.model, signature, inputs, message.output_filter, request.deadline
+                ),
+            )
             return prediction.response_bytes(handle.name, signature, handle.version, outputs, as_content)
 
     return predict
@@ -195,19 +218,23 @@ def _make_predict(as_content: bool) -> Callable[[Backend, Request], bytes]:
 def _classify(backend: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     with _servable(backend, request) as handle:
-        result = _timed(request, lambda: classification.classify_response(
-            handle.model, request.message, request.deadline))
+        result = _timed(
+            request, lambda: classification.classify_response(handle.model, request.message, request.deadline)
+        )
         return classification_pb2.ClassificationResponse(
-            result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
+            result=result, model_spec=_resolved(request.spec, handle.version)
+        ).SerializeToString()
 
 
 def _regress(backend: Backend, request: Request) -> bytes:
     request.spec = prediction.servable_spec(request.message)
     with _servable(backend, request) as handle:
-        result = _timed(request, lambda: classification.regress_response(
-            handle.model, request.message, request.deadline))
+        result = _timed(
+            request, lambda: classification.regress_response(handle.model, request.message, request.deadline)
+        )
         return regression_pb2.RegressionResponse(
-            result=result, model_spec=_resolved(request.spec, handle.version)).SerializeToString()
+            result=result, model_spec=_resolved(request.spec, handle.version)
+        ).SerializeToString()
 
 
 def _multi_inference(backend: Backend, request: Request) -> bytes:
@@ -215,8 +242,9 @@ def _multi_inference(backend: Backend, request: Request) -> bytes:
     # Without tasks the model has no name, and choosing its version raises the error.
     request.spec = tasks[0].model_spec if tasks else model_pb2.ModelSpec()
     with _servable(backend, request) as handle:
-        results = _timed(request, lambda: classification.multi_inference_response(
-            handle.model, request.message, request.deadline))
+        results = _timed(
+            request, lambda: classification.multi_inference_response(handle.model, request.message, request.deadline)
+        )
         for result, task in zip(results, tasks, strict=True):
             result.model_spec.CopyFrom(_resolved(task.model_spec, handle.version))
         return inference_pb2.MultiInferenceResponse(results=results).SerializeToString()
@@ -235,16 +263,20 @@ def _status(backend: Backend, request: Request) -> bytes:
     response = get_model_status_pb2.GetModelStatusResponse()
     for status in backend.models.statuses(request.spec):
         response.model_version_status.add(
-            version=status.version, state=status.state,
-            status=status_pb2.StatusProto(error_code=status.code.value[0], error_message=status.message))
+            version=status.version,
+            state=status.state,
+            status=status_pb2.StatusProto(error_code=status.code.value[0], error_message=status.message),
+        )
     return response.SerializeToString()
 
 
 def _reload(backend: Backend, request: Request) -> bytes:
     config = request.message.config
     if config.WhichOneof("config") != "model_config_list":
-        raise invalid("ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is "
-                      "currently supported")
+        raise invalid(
+            "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is "
+            "currently supported"
+        )
     names = request.message.metric_names
     before = {name: backend.monitor.count_metric(name) for name in names}
     backend.models.reload(config, request.deadline)

@@ -36,15 +36,23 @@ if TYPE_CHECKING:
     from serving.core.manager import ModelManager
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
-CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "POST, GET",
-        "Access-Control-Allow-Headers": "Content-Type"}
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
 # Value of the `runtime` label in tensorflow_model_server's metrics for models run in a session.
 RUNTIME = "TF1"
 QUERY_THREADS = 2
 
 
-def application(models: "ModelManager", monitor: Monitor, admission: AdmissionControl, options: Options,
-                extra_routes: Iterable[BaseRoute] = ()) -> Starlette:
+def application(
+    models: "ModelManager",
+    monitor: Monitor,
+    admission: AdmissionControl,
+    options: Options,
+    extra_routes: Iterable[BaseRoute] = (),
+) -> Starlette:
     """Return the application: extra_routes first, then the REST API and the metrics.
 
     Raises UserError if options.monitoring_config_file cannot be read.
@@ -63,8 +71,9 @@ def metrics_path(options: Options) -> str:
     """Return the URL path of the metrics, empty if they are disabled; raises UserError."""
     if not options.monitoring_config_file:
         return ""
-    config = protos.parse_text_proto(Path(options.monitoring_config_file), protos.MonitoringConfig,
-                                     "tensorflow.serving.MonitoringConfig").prometheus_config
+    config = protos.parse_text_proto(
+        Path(options.monitoring_config_file), protos.MonitoringConfig, "tensorflow.serving.MonitoringConfig"
+    ).prometheus_config
     return (config.path or METRICS_PATH) if config.enable else ""
 
 
@@ -93,8 +102,10 @@ class Api:
         self._models, self._monitor, self._admission, self._options = models, monitor, admission, options
         self._metrics_path = metrics_path(options)
         self._timeout = options.rest_api_timeout_in_ms / 1000
-        self.intake = Intake(options.rest_api_num_threads + options.max_waiting_requests,
-                             options.rest_api_num_threads * options.max_request_bytes + options.max_waiting_bytes)
+        self.intake = Intake(
+            options.rest_api_num_threads + options.max_waiting_requests,
+            options.rest_api_num_threads * options.max_request_bytes + options.max_waiting_bytes,
+        )
         self._run_pool = ThreadPoolExecutor(options.rest_api_num_threads, "rest")
         self._query_pool = ThreadPoolExecutor(QUERY_THREADS, "rest-queries")
 
@@ -130,22 +141,33 @@ class Api:
         self._record(exchange, failure)
         if failure is not None:
             body = json.dumps({"error": failure.message}).encode()
-        return Response(body, failure.http if failure else 200, media_type="application/json",
-                        headers=CORS if self._options.rest_api_enable_cors_support else {})
+        return Response(
+            body,
+            failure.http if failure else 200,
+            media_type="application/json",
+            headers=CORS if self._options.rest_api_enable_cors_support else {},
+        )
 
     async def _answer_query(self, exchange: Exchange) -> bytes:
         handler = calls.QUERY_HANDLERS[exchange.call.kind]
         return await asyncio.get_running_loop().run_in_executor(
-            self._query_pool, handler, self._models, exchange.call.spec)
+            self._query_pool, handler, self._models, exchange.call.spec
+        )
 
     async def _answer_run(self, exchange: Exchange) -> bytes:
         """Read a request's body and run the call in a thread, unless the client disconnects first."""
         with self.intake.reserve() as reservation:
-            chunks = await bodies.read(exchange.receive, exchange.request.headers.get("content-length"), reservation,
-                                       self._options.max_request_bytes, self._timeout)
+            chunks = await bodies.read(
+                exchange.receive,
+                exchange.request.headers.get("content-length"),
+                reservation,
+                self._options.max_request_bytes,
+                self._timeout,
+            )
             exchange.size = reservation.bytes
             job = asyncio.get_running_loop().run_in_executor(
-                self._run_pool, self._run_call, exchange, chunks, time.monotonic() + self._timeout)
+                self._run_pool, self._run_call, exchange, chunks, time.monotonic() + self._timeout
+            )
             # The only message after the body is that of a disconnect.
             disconnect = asyncio.ensure_future(exchange.receive())
             try:
@@ -197,11 +219,18 @@ class Api:
         if not self._options.log_requests:
             return
         spec = call.spec if call else model_pb2.ModelSpec()
-        fields = {"method": exchange.request.method, "path": exchange.request.scope["path"], "model": spec.name,
-                  "version": spec.version.value if spec.HasField("version") else None,
-                  "signature": spec.signature_name, "status": code, "milliseconds": round(1000 * seconds, 2),
-                  "bytes": exchange.size,
-                  "peer": ":".join(map(str, exchange.request.client or ())),
-                  "message": failure.message if failure else ""}
-        logs.log_event(logging.INFO, "request",
-                       {key: value for key, value in fields.items() if value not in (None, "")})
+        fields = {
+            "method": exchange.request.method,
+            "path": exchange.request.scope["path"],
+            "model": spec.name,
+            "version": spec.version.value if spec.HasField("version") else None,
+            "signature": spec.signature_name,
+            "status": code,
+            "milliseconds": round(1000 * seconds, 2),
+            "bytes": exchange.size,
+            "peer": ":".join(map(str, exchange.request.client or ())),
+            "message": failure.message if failure else "",
+        }
+        logs.log_event(
+            logging.INFO, "request", {key: value for key, value in fields.items() if value not in (None, "")}
+        )

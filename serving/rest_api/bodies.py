@@ -50,8 +50,10 @@ class Intake:
     def reserve(self) -> Iterator["Reservation"]:
         """Count a request until the context exits; raises ServingError RESOURCE_EXHAUSTED."""
         if self.requests >= self._max_requests:
-            raise ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                               f"The server is busy: {self.requests} requests are running or waiting")
+            raise ServingError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"The server is busy: {self.requests} requests are running or waiting",
+            )
         reservation = Reservation(self)
         self.requests += 1
         try:
@@ -63,9 +65,11 @@ class Intake:
     def add_bytes(self, size: int) -> None:
         """Count further bytes; raises ServingError RESOURCE_EXHAUSTED."""
         if self.bytes + size > self._max_bytes:
-            raise ServingError(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                               "The server is busy: with this request, running and waiting requests would hold "
-                               f"{self.bytes + size} bytes, above {self._max_bytes}")
+            raise ServingError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "The server is busy: with this request, running and waiting requests would hold "
+                f"{self.bytes + size} bytes, above {self._max_bytes}",
+            )
         self.bytes += size
 
 
@@ -82,8 +86,9 @@ class Reservation:
             self.bytes = size
 
 
-async def read(receive: Receive, content_length: str | None, reservation: Reservation, limit: int,
-               seconds: float) -> list[bytes]:
+async def read(
+    receive: Receive, content_length: str | None, reservation: Reservation, limit: int, seconds: float
+) -> list[bytes]:
     """Return the chunks of a request body.
 
     Args:

@@ -36,7 +36,8 @@ PREDICT, CLASSIFY, REGRESS, STATUS, METADATA = "predict", "classify", "regress",
 _CHOICE = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 PATHS = {
     "POST": re.compile(rf"/v1/models/(?P<name>[^/:]+){_CHOICE}:(?P<call>{PREDICT}|{CLASSIFY}|{REGRESS})", re.I),
-    "GET": re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_CHOICE}(?:/(?P<call>{METADATA}))?", re.I)}
+    "GET": re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_CHOICE}(?:/(?P<call>{METADATA}))?", re.I),
+}
 MAX_VERSION = (1 << 63) - 1
 GZIP = 16 + zlib.MAX_WBITS
 Result = TypeVar("Result")
@@ -117,8 +118,9 @@ def _use_version(models: "ModelManager", spec: model_pb2.ModelSpec) -> Iterator[
         yield handle
 
 
-def handle_predict(models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None,
-                   timer: Timer) -> bytes:
+def handle_predict(
+    models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer
+) -> bytes:
     """Return the JSON response of a predict request.
 
     `deadline` is a time of time.monotonic(). Raises ServingError.
@@ -142,8 +144,9 @@ def handle_predict(models: "ModelManager", spec: model_pb2.ModelSpec, body: byte
     return json_writing.predict_json(outputs, request.rows)
 
 
-def handle_classify(models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None,
-                    timer: Timer) -> bytes:
+def handle_classify(
+    models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer
+) -> bytes:
     """Return the JSON response of a classify request.
 
     `deadline` is a time of time.monotonic(). Raises ServingError.
@@ -155,8 +158,9 @@ def handle_classify(models: "ModelManager", spec: model_pb2.ModelSpec, body: byt
         return json_examples.classifications(result)
 
 
-def handle_regress(models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None,
-                   timer: Timer) -> bytes:
+def handle_regress(
+    models: "ModelManager", spec: model_pb2.ModelSpec, body: bytes, deadline: float | None, timer: Timer
+) -> bytes:
     """Return the JSON response of a regress request.
 
     `deadline` is a time of time.monotonic(). Raises ServingError.
@@ -173,8 +177,10 @@ def handle_status(models: "ModelManager", spec: model_pb2.ModelSpec) -> bytes:
     response = get_model_status_pb2.GetModelStatusResponse()
     for status in models.statuses(spec):
         response.model_version_status.add(
-            version=status.version, state=status.state,
-            status=status_pb2.StatusProto(error_code=status.code.value[0], error_message=status.message))
+            version=status.version,
+            state=status.state,
+            status=status_pb2.StatusProto(error_code=status.code.value[0], error_message=status.message),
+        )
     return json.dumps(_message_fields(response), indent=1).encode()
 
 
@@ -184,13 +190,19 @@ def handle_metadata(models: "ModelManager", spec: model_pb2.ModelSpec) -> bytes:
     with models.use(spec) as handle:
         response = prediction.metadata_response(handle, request)
         signatures = prediction.signature_map(handle.model)
-    return json.dumps({"model_spec": _message_fields(response.model_spec),
-                       "metadata": {prediction.SIGNATURES: _message_fields(signatures)}}, indent=1).encode()
+    return json.dumps(
+        {
+            "model_spec": _message_fields(response.model_spec),
+            "metadata": {prediction.SIGNATURES: _message_fields(signatures)},
+        },
+        indent=1,
+    ).encode()
 
 
 def _message_fields(message) -> dict:
-    return json_format.MessageToDict(message, preserving_proto_field_name=True,
-                                     always_print_fields_with_no_presence=True)
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 # Handlers of calls that run a model, and of calls that only query the server.

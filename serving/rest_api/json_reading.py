@@ -131,7 +131,7 @@ class _Reader:
 
     def read(self, text: str, index: int) -> tuple[object, int]:
         """Parse a value of any kind."""
-        if text[index:index + 1] == "[" and NUMBERS_BEGIN.match(text, index):
+        if text[index : index + 1] == "[" and NUMBERS_BEGIN.match(text, index):
             # In an irregular array the rows are parsed plainly, since they are usually small and many.
             return self.dense(text, index) or self.read_plain(text, index)
         return self._read(text, index, self.read)
@@ -142,7 +142,7 @@ class _Reader:
 
     def _read(self, text: str, index: int, read_inner: Callable[[str, int], tuple[object, int]]) -> tuple[object, int]:
         self.count()
-        match text[index:index + 1]:
+        match text[index : index + 1]:
             case "[":
                 return JSONArray((text, index + 1), read_inner)
             case "{":
@@ -153,8 +153,9 @@ class _Reader:
         """Count a value; raises ServingError above MAX_VALUES."""
         self.values += 1
         if self.values > MAX_VALUES:
-            raise invalid(f"JSON Parse error: There are more than {MAX_VALUES} values outside of regular arrays of "
-                          "numbers.")
+            raise invalid(
+                f"JSON Parse error: There are more than {MAX_VALUES} values outside of regular arrays of numbers."
+            )
 
     def dense(self, text: str, index: int) -> tuple[Dense, int] | None:
         """Return the array of numbers at an index and the index of its end, None if there is no such array."""

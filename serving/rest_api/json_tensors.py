@@ -31,8 +31,9 @@ def parse_request(body: bytes) -> dict:
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {shown_value(document)} Is not object")
     if not isinstance(document.get(SIGNATURE, ""), str):
-        raise invalid(f"JSON Value: {shown_value(document)} not formatted correctly. 'signature_name' key must be a "
-                      "string value.")
+        raise invalid(
+            f"JSON Value: {shown_value(document)} not formatted correctly. 'signature_name' key must be a string value."
+        )
     return document
 
 
@@ -56,8 +57,10 @@ def parse_predict(body: bytes, find_inputs: Callable[[str], Mapping]) -> Predict
     if not dtypes:
         raise invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     if INSTANCES in document and INPUTS in document:
-        raise invalid(f"JSON Value: {shown_value(document)} Not formatted correctly expecting only one of '{INPUTS}' "
-                      f"or '{INSTANCES}' keys to exist ")
+        raise invalid(
+            f"JSON Value: {shown_value(document)} Not formatted correctly expecting only one of '{INPUTS}' "
+            f"or '{INSTANCES}' keys to exist "
+        )
     if INSTANCES in document:
         instances = document[INSTANCES]
         if not isinstance(instances, (list, Dense)):
@@ -77,17 +80,21 @@ def _parse_columns(inputs: object, dtypes: dict[str, int]) -> dict[str, np.ndarr
                 raise invalid(f"Missing named input: {alias} in 'inputs' object.")
         return {alias: parse_tensor(inputs[alias], dtype) for alias, dtype in dtypes.items()}
     if len(dtypes) > 1:
-        raise invalid("inputs is a plain value/list, but expecting an object as multiple input tensors required as "
-                      "per tensorinfo_map")
-    (alias, dtype), = dtypes.items()
+        raise invalid(
+            "inputs is a plain value/list, but expecting an object as multiple input tensors required as "
+            "per tensorinfo_map"
+        )
+    ((alias, dtype),) = dtypes.items()
     return {alias: parse_tensor(inputs, dtype)}
 
 
 def _parse_rows(instances: list | Dense, dtypes: dict[str, int]) -> dict[str, np.ndarray]:
     named = isinstance(instances, list) and is_object(instances[0])
     if len(dtypes) > 1 and not (isinstance(instances, list) and isinstance(instances[0], dict)):
-        raise invalid("instances is a plain list, but expecting list of objects as multiple input tensors required as "
-                      "per tensorinfo_map")
+        raise invalid(
+            "instances is a plain list, but expecting list of objects as multiple input tensors required as "
+            "per tensorinfo_map"
+        )
     first = next(iter(dtypes))
     if isinstance(instances, Dense) or not any(isinstance(row, (list, Dense)) or is_object(row) for row in instances):
         return {first: _parse_plain_rows(instances, dtypes[first])}
@@ -106,8 +113,10 @@ def _parse_rows(instances: list | Dense, dtypes: dict[str, int]) -> dict[str, np
             except ServingError as error:
                 raise _instance_error(index, error, f" key: {alias}" if named else "") from None
         if named and set(instance) != set(dtypes):
-            raise invalid(f"Failed to process element: {index} of 'instances' list. JSON object: "
-                          f"{shown_value(instance)} keys must be equal to: {','.join(sorted(dtypes))}")
+            raise invalid(
+                f"Failed to process element: {index} of 'instances' list. JSON object: "
+                f"{shown_value(instance)} keys must be equal to: {','.join(sorted(dtypes))}"
+            )
     return {alias: np.stack(arrays) for alias, arrays in rows.items()}
 
 
@@ -121,8 +130,9 @@ def _parse_plain_rows(instances: list | Dense, dtype: int) -> np.ndarray:
 
 
 def _instance_error(index: int, error: ServingError, key: str) -> ServingError:
-    return invalid(f"Failed to process element: {index}{key} of 'instances' list. Error: {error.code.name}: "
-                   f"{error.message}")
+    return invalid(
+        f"Failed to process element: {index}{key} of 'instances' list. Error: {error.code.name}: {error.message}"
+    )
 
 
 def _check_shape(row: np.ndarray, previous_rows: list[np.ndarray]) -> np.ndarray:
@@ -171,8 +181,10 @@ def _append_values(value: object, level: int, shape: tuple[int, ...], dtype: int
     """Append the flattened values of nested lists, and check that the lists have the shape."""
     if not isinstance(value, (list, Dense)):
         if level != len(shape):
-            raise invalid(f"JSON Value: {shown_value(value)} found at incorrect level: {level + 1} in the JSON DOM. "
-                          f"Expected at level: {len(shape)}")
+            raise invalid(
+                f"JSON Value: {shown_value(value)} found at incorrect level: {level + 1} in the JSON DOM. "
+                f"Expected at level: {len(shape)}"
+            )
         pieces.append(convert_value([value], dtype))
         return
     sizes = value.shape if isinstance(value, Dense) else (len(value),)
@@ -180,12 +192,15 @@ def _append_values(value: object, level: int, shape: tuple[int, ...], dtype: int
         if depth >= len(shape):
             raise invalid(f"Encountered list at unexpected level: {depth} expected < {len(shape)}")
         if size != shape[depth]:
-            raise invalid(f"Encountered list at unexpected size: {size} at level: {depth} expected size: "
-                          f"{shape[depth]}")
+            raise invalid(
+                f"Encountered list at unexpected size: {size} at level: {depth} expected size: {shape[depth]}"
+            )
     if isinstance(value, Dense):
         if level + len(sizes) != len(shape):
-            raise invalid(f"JSON Value: {shown_value(value)} found at incorrect level: {level + len(sizes) + 1} in the "
-                          f"JSON DOM. Expected at level: {len(shape)}")
+            raise invalid(
+                f"JSON Value: {shown_value(value)} found at incorrect level: {level + len(sizes) + 1} in the "
+                f"JSON DOM. Expected at level: {len(shape)}"
+            )
         pieces.append(dense_array(value, dtype).reshape(-1))
     elif level == len(shape) - 1 and not any(isinstance(element, (list, Dense)) for element in value):
         pieces.append(convert_value(value, dtype))

@@ -23,8 +23,15 @@ INTEGERS = {"int8": "b", "uint8": "B", "int16": "h", "int32": "i", "uint32": "I"
 # Name of the type in messages, and the magnitude up to which it represents all integers exactly.
 DECIMALS = {"float32": ("float", (1 << 24) - 1), "float64": ("double", (1 << 53) - 1)}
 MAX_SHOWN = 256
-TYPES = {type(None): "Null", dict: "Object", list: "Array", Dense: "Array", str: "String", int: "Number",
-         float: "Number"}
+TYPES = {
+    type(None): "Null",
+    dict: "Object",
+    list: "Array",
+    Dense: "Array",
+    str: "String",
+    int: "Number",
+    float: "Number",
+}
 
 
 class BadValue(Exception):
@@ -42,7 +49,7 @@ def dense_array(value: Dense, dtype: int) -> np.ndarray:
     begin = 0
     for piece in value.pieces():
         try:
-            result[begin:begin + len(piece)] = array.array(code, piece) if code else convert_value(piece, dtype)
+            result[begin : begin + len(piece)] = array.array(code, piece) if code else convert_value(piece, dtype)
         # The piece contains floats or integers out of range.
         except (TypeError, OverflowError):
             _raise_first_bad_value(piece, dtype, begin)
@@ -61,8 +68,10 @@ def convert_value(values: list, dtype: int) -> np.ndarray:
     name = tf.as_dtype(dtype).name
     if name == "string" and types <= {str, dict}:
         strings = np.empty(len(values), object)
-        strings[:] = [value.encode() if isinstance(value, str) else _decode_object(value, index)
-                      for index, value in enumerate(values)]
+        strings[:] = [
+            value.encode() if isinstance(value, str) else _decode_object(value, index)
+            for index, value in enumerate(values)
+        ]
         return strings
     if name == "bool" and types <= {bool}:
         return np.array(values, bool)
@@ -82,11 +91,19 @@ def _raise_first_bad_value(values: list, dtype: int, begin: int) -> NoReturn:
     name = tf.as_dtype(dtype).name
     index, value = next((index, value) for index, value in enumerate(values, begin) if not _fits(value, name))
     if name not in ("string", "bool", *INTEGERS, *DECIMALS):
-        raise BadValue(index, ServingError(grpc.StatusCode.UNIMPLEMENTED,
-                                           f"Conversion of JSON Value: {shown_value(value)} to type: "
-                                           f"{_dtype_name(dtype)}"))
-    raise BadValue(index, invalid(f"JSON Value: {shown_value(value)} Type: {type_name(value)} is not of expected type: "
-                                  f"{_dtype_name(dtype)}"))
+        raise BadValue(
+            index,
+            ServingError(
+                grpc.StatusCode.UNIMPLEMENTED,
+                f"Conversion of JSON Value: {shown_value(value)} to type: {_dtype_name(dtype)}",
+            ),
+        )
+    raise BadValue(
+        index,
+        invalid(
+            f"JSON Value: {shown_value(value)} Type: {type_name(value)} is not of expected type: {_dtype_name(dtype)}"
+        ),
+    )
 
 
 def _fits(value: object, name: str) -> bool:

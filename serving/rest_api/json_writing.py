@@ -75,8 +75,11 @@ def array_json(values: np.ndarray, as_base64: bool = False) -> bytes:
     """Return an array's JSON; strings are written as base64 objects or as text."""
     if not values.size:
         return json.dumps(values.tolist(), separators=(",", ":")).encode()
-    in_table = values.dtype.kind in "iu" and values.ndim and (
-        values.dtype == np.uint8 or (values.min() >= 0 and values.max() < TABLE_SIZE))
+    in_table = (
+        values.dtype.kind in "iu"
+        and values.ndim
+        and (values.dtype == np.uint8 or (values.min() >= 0 and values.max() < TABLE_SIZE))
+    )
     if values.ndim > 1 and values.size > (TABLE_PIECE if in_table else PIECE):
         return b"[%b]" % b",".join(array_json(part, as_base64) for part in values)
     if in_table:
@@ -86,7 +89,7 @@ def array_json(values: np.ndarray, as_base64: bool = False) -> bytes:
     flat = values.reshape(-1)
     texts = decimal_texts(flat) if values.dtype.kind == "f" else [quote(value, as_base64) for value in flat]
     for size in reversed(values.shape):
-        texts = [f"[{','.join(texts[begin:begin + size])}]" for begin in range(0, len(texts), size)]
+        texts = [f"[{','.join(texts[begin : begin + size])}]" for begin in range(0, len(texts), size)]
     # Strings that are not UTF-8 are written as their bytes.
     return texts[0].encode(errors="surrogateescape")
 
@@ -99,16 +102,16 @@ def _small_integers_json(values: np.ndarray) -> bytes:
     *outer, size = values.shape
     rows = values.size // size
     texts = np.full((rows, 4 * size + 2 * values.ndim + 1), BLANK, np.uint8)
-    texts[:, :4 * size] = np.take(TABLE, values.reshape(rows, size)).view(np.uint8)
-    last = texts[:, 4 * size - 4:4 * size]
+    texts[:, : 4 * size] = np.take(TABLE, values.reshape(rows, size)).view(np.uint8)
+    last = texts[:, 4 * size - 4 : 4 * size]
     last[last == COMMA] = BLANK
     # Between two rows, one list closes and one opens for each dimension that has reached its last element.
     every = 1
     for depth, count in enumerate([*reversed(outer), 1], 1):
         between = b"]" * depth + b"," + b"[" * depth
-        texts[every - 1::every, 4 * size:4 * size + len(between)] = np.frombuffer(between, np.uint8)
+        texts[every - 1 :: every, 4 * size : 4 * size + len(between)] = np.frombuffer(between, np.uint8)
         every *= count
-    texts[-1, 4 * size:] = np.frombuffer((b"]" * values.ndim).ljust(2 * values.ndim + 1), np.uint8)
+    texts[-1, 4 * size :] = np.frombuffer((b"]" * values.ndim).ljust(2 * values.ndim + 1), np.uint8)
     return b"[" * values.ndim + texts.tobytes().translate(None, b" ")
 
 

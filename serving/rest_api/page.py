@@ -35,8 +35,11 @@ SAMPLES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 # With this policy a browser runs and fetches nothing from other hosts, whatever text a class or model name contains.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
-                               "form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 SIGNATURE, OUTPUT = "serving_default", "png_bytes"
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
@@ -60,22 +63,34 @@ def routes(models: "ModelManager", options: "Options") -> list[Route]:
         return _listed_file_response(files, request.path_params["name"], TYPES)
 
     def show_models(request: Request) -> Response:
-        return JSONResponse({"models": [describe_model(models, name) for name in models.names()],
-                             "samples": list(samples(directory)),
-                             "max_request_bytes": options.max_request_bytes}, headers=HEADERS)
+        return JSONResponse(
+            {
+                "models": [describe_model(models, name) for name in models.names()],
+                "samples": list(samples(directory)),
+                "max_request_bytes": options.max_request_bytes,
+            },
+            headers=HEADERS,
+        )
 
     def show_sample(request: Request) -> Response:
         return _listed_file_response(samples(directory), request.path_params["name"], SAMPLES)
 
-    return [Route("/", show_page), Route("/page/models", show_models),
-            Route("/page/samples/{name}", show_sample), Route("/page/{name}", show_file)]
+    return [
+        Route("/", show_page),
+        Route("/page/models", show_models),
+        Route("/page/samples/{name}", show_sample),
+        Route("/page/{name}", show_file),
+    ]
 
 
 def samples(directory: Path) -> dict[str, Path]:
     """Return the pictures in a directory by name, sorted; links that lead out of it are skipped."""
     root = directory.resolve()
-    return {path.name: path for path in (sorted(directory.iterdir()) if directory.is_dir() else ())
-            if path.suffix.lower() in SAMPLES and path.is_file() and path.resolve().is_relative_to(root)}
+    return {
+        path.name: path
+        for path in (sorted(directory.iterdir()) if directory.is_dir() else ())
+        if path.suffix.lower() in SAMPLES and path.is_file() and path.resolve().is_relative_to(root)
+    }
 
 
 def _listed_file_response(files: dict[str, Path], name: str, types: dict[str, str]) -> Response:
@@ -96,17 +111,19 @@ def describe_model(models: "ModelManager", name: str) -> dict:
     versions by label.
     """
     try:
-        numbers = [status.version for status in models.statuses(model_pb2.ModelSpec(name=name))
-                   if status.state == AVAILABLE]
+        numbers = [
+            status.version for status in models.statuses(model_pb2.ModelSpec(name=name)) if status.state == AVAILABLE
+        ]
     # The manager has not found any version yet.
     except ServingError:
         numbers = []
     specs = [model_pb2.ModelSpec(name=name, version=wrappers_pb2.Int64Value(value=number)) for number in numbers]
     versions = [_describe_if_available(models, spec) for spec in specs]
-    return {"name": name,
-            "versions": [version for version in versions if version],
-            "labels": {label: str(number) for label, number in sorted(models.labels(name).items())
-                       if number in numbers}}
+    return {
+        "name": name,
+        "versions": [version for version in versions if version],
+        "labels": {label: str(number) for label, number in sorted(models.labels(name).items()) if number in numbers},
+    }
 
 
 def _describe_if_available(models: "ModelManager", spec: model_pb2.ModelSpec) -> dict | None:
@@ -132,8 +149,13 @@ def describe_version(handle: "Handle") -> dict:
         except UserError as error:
             note = str(error)
     # The number is a string, because JavaScript cannot represent every int64.
-    return {"version": str(handle.version), "classes": classes, "palette": palette, "note": note,
-            "problem": signature_problem(handle.model.signatures)}
+    return {
+        "version": str(handle.version),
+        "classes": classes,
+        "palette": palette,
+        "note": note,
+        "problem": signature_problem(handle.model.signatures),
+    }
 
 
 def signature_problem(signatures: dict) -> str | None:
@@ -143,5 +165,7 @@ def signature_problem(signatures: dict) -> str | None:
     inputs, outputs = signatures[SIGNATURE].inputs, signatures[SIGNATURE].outputs
     if [tensor.dtype for tensor in inputs.values()] == [types_pb2.DT_STRING] and OUTPUT in outputs:
         return None
-    return (f"its {SIGNATURE} takes {', '.join(sorted(inputs))} and returns {', '.join(sorted(outputs))} instead of "
-            f"encoded pictures and {OUTPUT}")
+    return (
+        f"its {SIGNATURE} takes {', '.join(sorted(inputs))} and returns {', '.join(sorted(outputs))} instead of "
+        f"encoded pictures and {OUTPUT}"
+    )

@@ -28,9 +28,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = ":tensorflow:serving:"
 # TensorFlow Serving prints its bounds with six digits.
-LATENCY_BOUNDS = tuple(float(f"{10 * 1.8 ** power:.6g}") for power in range(33))
-QUEUING_BOUNDS = tuple(float(f"{100 * 1.2 ** power:.6g}") for power in range(52))
-SIZE_BOUNDS = tuple(float(2 ** power) for power in range(15))
+LATENCY_BOUNDS = tuple(float(f"{10 * 1.8**power:.6g}") for power in range(33))
+QUEUING_BOUNDS = tuple(float(f"{100 * 1.2**power:.6g}") for power in range(52))
+SIZE_BOUNDS = tuple(float(2**power) for power in range(15))
 MICROSECONDS = 1e6
 # A client may send any model name. This many names that were never loaded get separate series; the rest share one.
 MAX_UNKNOWN_NAMES, OTHER_NAMES = 100, "(other)"
@@ -58,44 +58,63 @@ class Monitor:
         return Gauge(name, text, labels, registry=self._registry)
 
     def _add_request_metrics(self) -> None:
-        self._requests = self._counter(PREFIX + "request_count", "Requests by model and status.",
-                                       "model_name", "status")
+        self._requests = self._counter(
+            PREFIX + "request_count", "Requests by model and status.", "model_name", "status"
+        )
         self._request_latency = self._histogram(
-            PREFIX + "request_latency", "Microseconds a successful request took in the server.", LATENCY_BOUNDS,
-            "model_name", "API", "entrypoint")
+            PREFIX + "request_latency",
+            "Microseconds a successful request took in the server.",
+            LATENCY_BOUNDS,
+            "model_name",
+            "API",
+            "entrypoint",
+        )
         self._runtime_latency = self._histogram(
-            PREFIX + "runtime_latency", "Microseconds a successful request took in the model.", LATENCY_BOUNDS,
-            "model_name", "API", "runtime")
+            PREFIX + "runtime_latency",
+            "Microseconds a successful request took in the model.",
+            LATENCY_BOUNDS,
+            "model_name",
+            "API",
+            "runtime",
+        )
         self._running = self._gauge("kseg_running_requests", "Requests that are running.")
         self._waiting = self._gauge("kseg_waiting_requests", "Requests that wait for a slot to run.")
         self._waiting_bytes = self._gauge("kseg_waiting_bytes", "Bytes of the waiting requests.")
 
     def _add_batch_metrics(self) -> None:
         session = PREFIX + "batching_session:"
-        self._queuing = self._histogram(session + "queuing_latency", "Microseconds a request waited for its batch.",
-                                        QUEUING_BOUNDS, "model_name")
+        self._queuing = self._histogram(
+            session + "queuing_latency", "Microseconds a request waited for its batch.", QUEUING_BOUNDS, "model_name"
+        )
         self._runs = self._counter(session + "wrapped_run_count", "Batches that were run.", "model_name")
-        self._input_sizes = self._histogram(session + "input_batch_size", "Rows of a batch before padding.",
-                                            SIZE_BOUNDS, "model_name")
-        self._processed_sizes = self._histogram(session + "processed_batch_size", "Rows of a batch as it was run.",
-                                                SIZE_BOUNDS, "model_name")
+        self._input_sizes = self._histogram(
+            session + "input_batch_size", "Rows of a batch before padding.", SIZE_BOUNDS, "model_name"
+        )
+        self._processed_sizes = self._histogram(
+            session + "processed_batch_size", "Rows of a batch as it was run.", SIZE_BOUNDS, "model_name"
+        )
         # The bound 0 counts the batches without padding, which are most of them.
-        self._paddings = self._histogram(session + "padding_size", "Rows added to reach an allowed size.",
-                                         (0.0, *SIZE_BOUNDS), "model_name")
+        self._paddings = self._histogram(
+            session + "padding_size", "Rows added to reach an allowed size.", (0.0, *SIZE_BOUNDS), "model_name"
+        )
 
     def _add_model_metrics(self) -> None:
         self._warm_up_latency = self._histogram(
-            PREFIX + "model_warmup_latency", "Microseconds the warm-up requests of a version took.", LATENCY_BOUNDS,
-            "model_name")
-        self._warm_up_records = self._counter(PREFIX + "model_warmup_records_read", "Warm-up requests that were run.",
-                                              "model_name")
+            PREFIX + "model_warmup_latency",
+            "Microseconds the warm-up requests of a version took.",
+            LATENCY_BOUNDS,
+            "model_name",
+        )
+        self._warm_up_records = self._counter(
+            PREFIX + "model_warmup_records_read", "Warm-up requests that were run.", "model_name"
+        )
         loads = ":tensorflow:cc:saved_model:"
-        self._loads = self._counter(loads + "load_attempt_count", "Attempts to load a version.",
-                                    "model_path", "status")
+        self._loads = self._counter(loads + "load_attempt_count", "Attempts to load a version.", "model_path", "status")
         self._load_latency = self._counter(loads + "load_latency", "Microseconds successful loads took.", "model_path")
         self._unloads = self._counter("kseg_model_unload_count", "Versions unloaded.", "model_name")
-        self._available = self._gauge("kseg_model_version_available", "1 for every version that answers requests.",
-                                      "model_name", "version")
+        self._available = self._gauge(
+            "kseg_model_version_available", "1 for every version that answers requests.", "model_name", "version"
+        )
 
     def count_request(self, model_name: str, status: str) -> None:
         """Count a finished request; `status` is the name of a gRPC code, such as OK or NOT_FOUND."""
@@ -169,8 +188,14 @@ class Monitor:
         """
         name = re.sub("[^a-zA-Z0-9_]", ":", name)
         sample_names = (name + "_total", name + "_count")
-        return int(sum(sample.value for metric in self._registry.collect() for sample in metric.samples
-                       if metric.name == name and sample.name in sample_names))
+        return int(
+            sum(
+                sample.value
+                for metric in self._registry.collect()
+                for sample in metric.samples
+                if metric.name == name and sample.name in sample_names
+            )
+        )
 
     def text(self) -> bytes:
         """Return the page that Prometheus scrapes, in the format CONTENT_TYPE."""

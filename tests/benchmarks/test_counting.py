@@ -25,8 +25,10 @@ def test_all_maps_are_counted_once_before_timing(tmp_path, kind):
 
 def test_different_counts_are_an_error():
     counts = {"hits": [1, 2], "truth": [3, 3], "predicted": [3, 3]}
-    processes = {counting.PEER: SimpleNamespace(description=counts | {"predicted": [2, 4]}),
-                 counting.BASE: SimpleNamespace(description=counts)}
+    processes = {
+        counting.PEER: SimpleNamespace(description=counts | {"predicted": [2, 4]}),
+        counting.BASE: SimpleNamespace(description=counts),
+    }
     with pytest.raises(RuntimeError, match=r"IoUMetric.*predicted: \[2, 4\], \[3, 3\]"):
         counting.require_equal(processes)
 

@@ -38,8 +38,9 @@ def test_a_row_tells_the_size_of_its_files_and_the_pixels_that_differ(monkeypatc
     assert "openvino: not measured: no openvino: pip install 'kseg[openvino]'" in output
     assert all(process.closed for process in started)
     lines = formats.table(rows).splitlines()
-    assert lines[2] == ("| fcn | SavedModel, device=cpu | 2.00 (2.00..2.00) | 1 | 4.00 | 1 | 2.0 | 1024 | 2 "
-                        "| 0.0000 % |")
+    assert lines[2] == (
+        "| fcn | SavedModel, device=cpu | 2.00 (2.00..2.00) | 1 | 4.00 | 1 | 2.0 | 1024 | 2 | 0.0000 % |"
+    )
     assert lines[4] == ("| fcn | LiteRT | 1.50 (1.00..2.00) | 0.75 | 3.00 | 0.75 | 0.2 | 1024 | 2 | 25.0000 % |")
 
 

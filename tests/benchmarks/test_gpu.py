@@ -11,8 +11,16 @@ from benchmarks.gpu_rows import Row
 from kseg import models
 
 WORK = gpu_process.Work("fcn", 8, 512, 1024, "bfloat16", "gpu", rounds=3, steps=10)
-RESULTS = {"device": "NVIDIA H200", "parameters": 49_500_000, "multiply_adds": 10**11, "loss": 4.0,
-           "seconds": [0.1, 0.2, 0.16], "first_seconds": 30.0, "peak": 3 * 2**30, "versions": {"JAX": "1"}}
+RESULTS = {
+    "device": "NVIDIA H200",
+    "parameters": 49_500_000,
+    "multiply_adds": 10**11,
+    "loss": 4.0,
+    "seconds": [0.1, 0.2, 0.16],
+    "first_seconds": 30.0,
+    "peak": 3 * 2**30,
+    "versions": {"JAX": "1"},
+}
 
 
 def row(system="kseg", task="training", reason="", work=WORK, **results):
@@ -29,13 +37,22 @@ def test_all_heads_are_measured_in_two_sizes_and_precisions():
     assert quick.peak_tflops == {"tf32": 0.5, "float32": 0.25}
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--heads", "fcn,unet"], "no 'unet'; choices: encnet"), (["--precisions", "fp8"], "no 'fp8'"),
-    (["--systems", "mmseg"], "no 'mmseg'; choices: kseg, eager, compiled"), (["--sizes", "8x512"], "got '8x512'"),
-    (["--sizes", "8x512x0"], "got '8x512x0'"), (["--sizes", "1x100x96"], "multiples of 8"),
-    (["--steps", "0"], "--steps must be at least 1"), (["--budget", "0"], "--budget must be above 0"),
-    (["--peak-tflops", "fp8=1"], "got 'fp8=1'"), (["--peak-tflops", "tf32=many"], "got 'tf32=many'"),
-    (["--peak-tflops", "tf32=-1"], "got 'tf32=-1'")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--heads", "fcn,unet"], "no 'unet'; choices: encnet"),
+        (["--precisions", "fp8"], "no 'fp8'"),
+        (["--systems", "mmseg"], "no 'mmseg'; choices: kseg, eager, compiled"),
+        (["--sizes", "8x512"], "got '8x512'"),
+        (["--sizes", "8x512x0"], "got '8x512x0'"),
+        (["--sizes", "1x100x96"], "multiples of 8"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--budget", "0"], "--budget must be above 0"),
+        (["--peak-tflops", "fp8=1"], "got 'fp8=1'"),
+        (["--peak-tflops", "tf32=many"], "got 'tf32=many'"),
+        (["--peak-tflops", "tf32=-1"], "got 'tf32=-1'"),
+    ],
+)
 def test_unusable_arguments_are_refused(words, message, capsys):
     with pytest.raises(SystemExit):
         gpu.parse(words)
@@ -58,23 +75,36 @@ def test_table():
     lines = gpu_rows.table(rows, {}).splitlines()
     assert lines[0].startswith("NVIDIA H200, Another, 20") and lines[0].endswith(", JAX 1")
     # 8 images in 0.16 s, with three passes of two operations per multiply-add: 30 TFLOP/s of 989.4.
-    assert lines[4] == ("| fcn | 8x512x1024 | bfloat16 | training | kseg on JAX | 50.00 (40.00..80.00) | 30.00 | 3.0 % "
-                        "| 3072 | 30.0 |")
-    assert lines[5] == ("| fcn | 8x512x1024 | bfloat16 | inference | PyTorch | 50.00 (40.00..80.00) | 10.00 |  |  "
-                        "| 30.0 |")
-    assert lines[6] == ("| fcn | 8x512x1024 | bfloat16 | training | PyTorch, compiled "
-                        "| not measured: OutOfMemoryError: 9 / 8 GiB |  |  |  |  |")
-    assert lines[-3:] == ["Peak of NVIDIA H200 at bfloat16: 989.4 TFLOP/s",
-                          "Peak of Another at bfloat16: unknown; --peak-tflops sets it",
-                          "2 of 3 rows measured; not: fcn 8x512x1024 bfloat16 training PyTorch, compiled"]
+    assert lines[4] == (
+        "| fcn | 8x512x1024 | bfloat16 | training | kseg on JAX | 50.00 (40.00..80.00) | 30.00 | 3.0 % | 3072 | 30.0 |"
+    )
+    assert lines[5] == (
+        "| fcn | 8x512x1024 | bfloat16 | inference | PyTorch | 50.00 (40.00..80.00) | 10.00 |  |  | 30.0 |"
+    )
+    assert lines[6] == (
+        "| fcn | 8x512x1024 | bfloat16 | training | PyTorch, compiled "
+        "| not measured: OutOfMemoryError: 9 / 8 GiB |  |  |  |  |"
+    )
+    assert lines[-3:] == [
+        "Peak of NVIDIA H200 at bfloat16: 989.4 TFLOP/s",
+        "Peak of Another at bfloat16: unknown; --peak-tflops sets it",
+        "2 of 3 rows measured; not: fcn 8x512x1024 bfloat16 training PyTorch, compiled",
+    ]
     assert "| 60.0 % |" in gpu_rows.table(rows, {"bfloat16": 50.0})
 
 
-@pytest.mark.parametrize("results, reason", [
-    ({}, ""), ({"multiply_adds": 10**11 + 10**8, "loss": 4.3}, ""), ({"device": "cpu"}, "computed on cpu, but kseg on"),
-    ({"parameters": 49_500_001}, "has 49,500,001 parameters, but kseg 49,500,000"),
-    ({"multiply_adds": 102 * 10**9}, "has 102,000,000,000 multiply-adds"),
-    ({"loss": 4.5}, "has the first loss 4.500, but kseg 4.000"), ({"loss": float("nan")}, "has the first loss nan")])
+@pytest.mark.parametrize(
+    "results, reason",
+    [
+        ({}, ""),
+        ({"multiply_adds": 10**11 + 10**8, "loss": 4.3}, ""),
+        ({"device": "cpu"}, "computed on cpu, but kseg on"),
+        ({"parameters": 49_500_001}, "has 49,500,001 parameters, but kseg 49,500,000"),
+        ({"multiply_adds": 102 * 10**9}, "has 102,000,000,000 multiply-adds"),
+        ({"loss": 4.5}, "has the first loss 4.500, but kseg 4.000"),
+        ({"loss": float("nan")}, "has the first loss nan"),
+    ],
+)
 def test_other_work_than_ksegs_is_refused(results, reason):
     checked = gpu_rows.checked(row("eager", **results), row())
     assert checked.reason.startswith(reason) and bool(checked.reason) == bool(reason)
@@ -98,8 +128,21 @@ def measured(monkeypatch, tmp_path, script, *words):
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     python.chmod(0o755)
-    arguments = gpu.parse(["--heads", "fcn", "--precisions", "tf32", "--sizes", "8x8x8", "--systems", "eager,compiled",
-                           "--peer-python", str(python), *words])
+    arguments = gpu.parse(
+        [
+            "--heads",
+            "fcn",
+            "--precisions",
+            "tf32",
+            "--sizes",
+            "8x8x8",
+            "--systems",
+            "eager,compiled",
+            "--peer-python",
+            str(python),
+            *words,
+        ]
+    )
     return list(gpu.measure(arguments, str(tmp_path), gpu.time.monotonic()))
 
 
@@ -107,8 +150,11 @@ def test_failures_of_a_process_become_rows(monkeypatch, tmp_path):
     answer = json.dumps(RESULTS | {"task": "inference"})
     rows = measured(monkeypatch, tmp_path, f"echo '{answer}'; echo Killed >&2; exit 9")
     assert [(row.system, row.task, row.reason) for row in rows] == [
-        ("eager", "inference", ""), ("eager", "training", "exited with status 9: Killed"),
-        ("compiled", "inference", ""), ("compiled", "training", "exited with status 9: Killed")]
+        ("eager", "inference", ""),
+        ("eager", "training", "exited with status 9: Killed"),
+        ("compiled", "inference", ""),
+        ("compiled", "training", "exited with status 9: Killed"),
+    ]
     assert rows[0].results["seconds"] == RESULTS["seconds"]
     rows = measured(monkeypatch, tmp_path, """echo '{"error": "RuntimeError: no GPU", "traceback": "..."}'""")
     assert [row.reason for row in rows] == ["RuntimeError: no GPU"] * 4
@@ -119,7 +165,11 @@ def test_failures_of_a_process_become_rows(monkeypatch, tmp_path):
 def test_a_budget_ends_a_process_and_starts_no_other(monkeypatch, tmp_path):
     rows = measured(monkeypatch, tmp_path, "exec sleep 60", "--budget", "0.2")
     assert [row.reason.partition(" it may")[0] for row in rows] == [
-        "missing: ended by --budget", "missing: ended by --budget", "missing:", "missing:"]
+        "missing: ended by --budget",
+        "missing: ended by --budget",
+        "missing:",
+        "missing:",
+    ]
 
 
 def test_a_failed_task_does_not_end_the_others(monkeypatch, capfd):

@@ -13,8 +13,12 @@ class Process:
     """A stand-in for a started system, which returns the given rates in turn."""
 
     def __init__(self, *rates, **description):
-        self.description = {"versions": {"a": "1"}, "parameters": 2_500_000, "multiply_adds": 3_000_000_000,
-                            "first_seconds": 9.0} | description
+        self.description = {
+            "versions": {"a": "1"},
+            "parameters": 2_500_000,
+            "multiply_adds": 3_000_000_000,
+            "first_seconds": 9.0,
+        } | description
         self.rates, self.closed = [1.0, *rates], False
 
     def work(self, warm_up, count):
@@ -45,16 +49,21 @@ def test_ratios_are_taken_within_rounds(monkeypatch, capsys):
     monkeypatch.setattr(heads, "start_peer", start_peer)
     rows = heads.measure_head("encnet", heads.parse(["--rounds", "3", "--quick"]), reported := set())
     assert [(row.system, row.seconds, row.ratio, row.cpu_seconds, row.cpu_ratio) for row in rows] == [
-        (heads.KSEG, [1, 2, 4], 1, [2, 4, 8], 1), ("MMSegmentation", [2, 2, 16], 2, [4, 4, 32], 2)]
+        (heads.KSEG, [1, 2, 4], 1, [2, 4, 8], 1),
+        ("MMSegmentation", [2, 2, 16], 2, [4, 4, 32], 2),
+    ]
     assert kseg.closed and peer.closed
     # smp has no EncNet, which is not reported.
     assert reported == {"MMSegmentation, best: not measured: not installed"}
     lines = heads.table(rows).splitlines()
     assert lines[2] == f"| encnet | {heads.KSEG} | 2.00 (1.00..4.00) | 1 | 4.00 | 1 | 2.5 | 3.0 | 1024 |"
     assert lines[3] == "| encnet | MMSegmentation | 2.00 (2.00..16.00) | 2.00 | 4.00 | 2.00 | 2.5 | 3.0 | 1024 |"
-    lines = training.table([comparison.ModelRow("encnet", "peer", [2.0], 2.0, [4.0], 2.0, 2**29, kseg.description),
-                            comparison.ModelRow("encnet", training.KSEG, [1.0], 1.0, [2.0], 1.0, 2**30,
-                                                kseg.description)]).splitlines()
+    lines = training.table(
+        [
+            comparison.ModelRow("encnet", "peer", [2.0], 2.0, [4.0], 2.0, 2**29, kseg.description),
+            comparison.ModelRow("encnet", training.KSEG, [1.0], 1.0, [2.0], 1.0, 2**30, kseg.description),
+        ]
+    ).splitlines()
     assert lines[2] == "| encnet | peer | 2.00 (2.00..2.00) | 2.00 | 4.00 | 2.00 | 512 | 2.00 | 9.0 |"
 
 

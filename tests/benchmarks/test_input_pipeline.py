@@ -54,11 +54,13 @@ def test_cpu_time_includes_child_processes_and_the_warm_up(tmp_path):
     # There are 20 items in 5 steps; the tolerance covers the clock's ticks of 10 ms.
     assert turn.cpu_seconds * 20 > 0.9 * 5 * 0.1
     assert 0 < turn.rate < 4 / 0.05
-    assert turn.resident > 2 ** 20
+    assert turn.resident > 2**20
 
 
-@pytest.mark.parametrize("text, reason", [
-    (MISSING, "No module named 'no_such_package'"), ("raise ValueError('no batch')", "ValueError: no batch")])
+@pytest.mark.parametrize(
+    "text, reason",
+    [(MISSING, "No module named 'no_such_package'"), ("raise ValueError('no batch')", "ValueError: no batch")],
+)
 def test_a_process_that_cannot_work_reports_the_reason(tmp_path, text, reason):
     with pytest.raises(RuntimeError, match=reason):
         run_script(tmp_path, text)
@@ -72,7 +74,8 @@ def test_only_a_peer_may_be_unavailable(tmp_path, capsys):
     assert processes == {}
     assert capsys.readouterr().out.splitlines() == [
         "MMSegmentation, PNG: not measured: no --peer-python",
-        f"MMSegmentation, PNG: not measured: {tmp_path / 'python'}: No such file or directory"]
+        f"MMSegmentation, PNG: not measured: {tmp_path / 'python'}: No such file or directory",
+    ]
 
     def fail():
         raise RuntimeError("no data")
@@ -82,8 +85,10 @@ def test_only_a_peer_may_be_unavailable(tmp_path, capsys):
 
 
 def test_ratios_are_taken_within_rounds():
-    rounds = {input_pipeline.PEER: [measured_process.Round(rate, 0.1, 1) for rate in (10, 20, 40)],
-              "kseg": [measured_process.Round(*values) for values in ((30, 0.05, 5), (20, 0.1, 9), (80, 0.025, 7))]}
+    rounds = {
+        input_pipeline.PEER: [measured_process.Round(rate, 0.1, 1) for rate in (10, 20, 40)],
+        "kseg": [measured_process.Round(*values) for values in ((30, 0.05, 5), (20, 0.1, 9), (80, 0.025, 7))],
+    }
     results = input_pipeline.summarize(rounds, {input_pipeline.PEER: 3, "kseg": 11})
     assert results["kseg"]["ratios"] == [3, 1, 2]
     # The ratio of the medians, 30 / 20, would compare different rounds.
@@ -91,8 +96,10 @@ def test_ratios_are_taken_within_rounds():
     assert (results["kseg"]["cpu_ratio"], results["kseg"]["cpu_seconds"]) == (2, 0.05)
     assert (results["kseg"]["slowest"], results["kseg"]["fastest"]) == (20, 80)
     assert (results["kseg"]["resident"], results["kseg"]["peak"]) == (9, 11)
-    assert [line.split()[-5:] for line in input_pipeline.table(rounds, {input_pipeline.PEER: 3, "kseg": 2**30})
-            .splitlines()[2:]] == [["2.00", "50.0", "2.00", "0", "1024"]]
+    assert [
+        line.split()[-5:]
+        for line in input_pipeline.table(rounds, {input_pipeline.PEER: 3, "kseg": 2**30}).splitlines()[2:]
+    ] == [["2.00", "50.0", "2.00", "0", "1024"]]
     del rounds[input_pipeline.PEER]
     alone = input_pipeline.summarize(rounds, {"kseg": 11})["kseg"]
     assert alone["ratio"] is None and alone["cpu_ratio"] is None and alone["rate"] == 30
@@ -121,8 +128,9 @@ def test_the_tree_has_eight_different_pairs_for_both_systems(tmp_path):
         id_by_color = {tuple(color): value for color, value in zip(image.reshape(-1, 3).tolist(), label.ravel())}
         assert [id_by_color[tuple(color)] for color in pixels.reshape(-1, 3).tolist()] == ids.ravel().tolist()
         train_ids = np.array(Image.open(label_name.replace("labelIds", "labelTrainIds")))
-        expected = [CITYSCAPES_LABEL_IDS.index(value) if value in CITYSCAPES_LABEL_IDS else 255
-                    for value in ids.ravel()]
+        expected = [
+            CITYSCAPES_LABEL_IDS.index(value) if value in CITYSCAPES_LABEL_IDS else 255 for value in ids.ravel()
+        ]
         assert train_ids.ravel().tolist() == expected
 
 

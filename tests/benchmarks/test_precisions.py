@@ -16,7 +16,18 @@ def test_unknown_precisions_are_refused(capsys):
 
 
 def test_table():
-    row = ModelRow("encnet", "int8", [2.0, 4.0], 0.5, [3.0, 5.0], 0.25, 2**30,
-                   {"bytes": 35_000_000, "versions": {"TensorFlow": "1"}})
+    row = ModelRow(
+        "encnet",
+        "int8",
+        [2.0, 4.0],
+        0.5,
+        [3.0, 5.0],
+        0.25,
+        2**30,
+        {"bytes": 35_000_000, "versions": {"TensorFlow": "1"}},
+    )
     assert precisions.table([row]).splitlines()[2:] == [
-        "| encnet | int8 | 3.00 (2.00..4.00) | 0.50 | 4.00 | 0.25 | 35 | 1024 |", "", "TensorFlow 1"]
+        "| encnet | int8 | 3.00 (2.00..4.00) | 0.50 | 4.00 | 0.25 | 35 | 1024 |",
+        "",
+        "TensorFlow 1",
+    ]

@@ -10,8 +10,18 @@ from benchmarks.scaling import Cluster, Workload
 from kseg.models.norms import BatchNormalization
 
 # Hosts have 4 GPUs. A hop takes 1 s at 100 bytes/s inside a host, and 10 s at 50 bytes/s between hosts.
-CLUSTER = Cluster(fixed_ms=9000.0, inside_us=1e6, inside_gbytes=1e-7, between_us=1e7, between_gbytes=5e-8,
-                  launch_us=3e6, cores=1.0, images_per_core=2.0, storage_gbytes=4e-8, gpus_per_host=4)
+CLUSTER = Cluster(
+    fixed_ms=9000.0,
+    inside_us=1e6,
+    inside_gbytes=1e-7,
+    between_us=1e7,
+    between_gbytes=5e-8,
+    launch_us=3e6,
+    cores=1.0,
+    images_per_core=2.0,
+    storage_gbytes=4e-8,
+    gpus_per_host=4,
+)
 WORK = Workload(gradients=800, state=600, norms=(25, 50), image=6.0)
 
 
@@ -40,8 +50,7 @@ def test_a_step_is_the_sum_of_its_parts():
     assert parts.reading == 1
     # A checkpoint of 600 bytes is written and read at 40 bytes/s.
     assert parts.between == pytest.approx(30 / 1000 + 500 * 4 / 3 / 2 * 6 / 4000)
-    assert parts.seconds == pytest.approx(
-        parts.compute + parts.norms + parts.gradients + parts.other + parts.between)
+    assert parts.seconds == pytest.approx(parts.compute + parts.norms + parts.gradients + parts.other + parts.between)
     assert parts.largest == "norms"
 
 

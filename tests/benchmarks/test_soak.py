@@ -26,9 +26,15 @@ def outputs():
     return {"png_bytes": np.array([b"ab", b"\x00"], object), "size": np.array([[3, 4], [5, 6]], np.int32)}
 
 
-@pytest.mark.parametrize("change", [
-    lambda actual: actual.pop("size"), lambda actual: actual.update(size=actual["size"].astype(np.int64)),
-    lambda actual: actual["size"].__setitem__((1, 1), 7), lambda actual: actual["png_bytes"].__setitem__(1, b"\x01")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda actual: actual.pop("size"),
+        lambda actual: actual.update(size=actual["size"].astype(np.int64)),
+        lambda actual: actual["size"].__setitem__((1, 1), 7),
+        lambda actual: actual["png_bytes"].__setitem__(1, b"\x01"),
+    ],
+)
 def test_any_difference_is_detected(change):
     actual = outputs()
     assert equal(actual, outputs())
@@ -62,10 +68,18 @@ def test_growth_is_that_of_the_minima_in_the_second_half():
     assert loading.slope() == pytest.approx(0, abs=1e-6) and loading.minima() == [500] * 10
 
 
-@pytest.mark.parametrize("change, complaint", [
-    ({}, None), ({"wrong": 1}, "wrong answers"), ({"failed": 1}, "failed requests"),
-    ({"growing": True}, "memory grows"), ({"status": 137}, "the server did not stop cleanly"),
-    ({"failures": ["from 1 to 2"]}, "a version was not switched"), ({"good": 0}, "no answers")])
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({}, None),
+        ({"wrong": 1}, "wrong answers"),
+        ({"failed": 1}, "failed requests"),
+        ({"growing": True}, "memory grows"),
+        ({"status": 137}, "the server did not stop cleanly"),
+        ({"failures": ["from 1 to 2"]}, "a version was not switched"),
+        ({"good": 0}, "no answers"),
+    ],
+)
 def test_the_exit_status(capsys, change, complaint):
     tally = soak_clients.Tally(wrong=change.get("wrong", 0), failed=change.get("failed", 0))
     tally.good["gRPC serving_default"] = change.get("good", 5)
@@ -78,8 +92,10 @@ def test_the_exit_status(capsys, change, complaint):
 
 def test_ratios_are_taken_within_rounds():
     def rounds(*rates):
-        return [{"requests_per_second": rate, "p50": 0.1, "p99": 0.2, "cpu_seconds": 0.03, "clients_busy": 0.5}
-                for rate in rates]
+        return [
+            {"requests_per_second": rate, "p50": 0.1, "p99": 0.2, "cpu_seconds": 0.03, "clients_busy": 0.5}
+            for rate in rates
+        ]
 
     # Other work halved all rates in the second round, and doubled the seconds of both calls in theirs.
     table = server.rates_table({"default": rounds(100, 50, 100), "documented": rounds(150, 75, 160)})

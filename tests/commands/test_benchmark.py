@@ -26,8 +26,11 @@ from tests.helpers.splits import train_split, unread_split
 
 
 def shapes_config(directory, **augment):
-    return Config(data=Data(directory=str(directory)), augment=Augment(crop=(64, 96), **augment),
-                  train=Train(global_batch=2, steps=1))
+    return Config(
+        data=Data(directory=str(directory)),
+        augment=Augment(crop=(64, 96), **augment),
+        train=Train(global_batch=2, steps=1),
+    )
 
 
 def figures(own, cores_used=2.0):
@@ -58,8 +61,10 @@ def test_costs_of_all_stages_add_up_to_the_whole_pipeline(shapes_directory):
 def test_cut_pipelines_agree_with_the_training_pipeline(shapes_directory):
     settings = shapes_config(shapes_directory, scale_range=(1.0, 1.0), extra=())
     cut = input_benchmark.cut_pipelines(train_split(settings), settings)
-    elements = {name: [tf.nest.map_structure(lambda tensor: tensor.numpy(), element) for element in pipeline]
-                for name, pipeline in cut.items()}
+    elements = {
+        name: [tf.nest.map_structure(lambda tensor: tensor.numpy(), element) for element in pipeline]
+        for name, pipeline in cut.items()
+    }
     [batch] = elements[input_benchmark.FINISH]
     originals = list(batching.eval_examples(registry.open_split(settings.data, "train")))
     for position, index in enumerate(batch["index"]):
@@ -96,12 +101,16 @@ def test_invalid_numbers_are_errors(tmp_path, wrong):
 DECODING = [1, 1, 1, 6, 0.5, 0.25, 0.25]
 
 
-@pytest.mark.parametrize("name, own, cores_used, line", [
-    ("cityscapes", DECODING, 2.0, "decode the image takes 60% .*`python -m kseg.data prepare cityscapes --fast`"),
-    # The synthetic set cannot be prepared.
-    ("shapes", DECODING, 2.0, "decode the image takes 60% .*data.service"),
-    ("cityscapes", [1, 1, 1, 1, 1, 5, 0], 1.9, "flip and distort takes 50% .*data.service"),
-    ("cityscapes", DECODING, 0.5, "decode the image takes 60% .*0.5 of 2 cores")])
+@pytest.mark.parametrize(
+    "name, own, cores_used, line",
+    [
+        ("cityscapes", DECODING, 2.0, "decode the image takes 60% .*`python -m kseg.data prepare cityscapes --fast`"),
+        # The synthetic set cannot be prepared.
+        ("shapes", DECODING, 2.0, "decode the image takes 60% .*data.service"),
+        ("cityscapes", [1, 1, 1, 1, 1, 5, 0], 1.9, "flip and distort takes 50% .*data.service"),
+        ("cityscapes", DECODING, 0.5, "decode the image takes 60% .*0.5 of 2 cores"),
+    ],
+)
 def test_advice_names_the_dominant_stage_and_a_remedy(name, own, cores_used, line):
     assert re.match(line, input_benchmark.input_advice(figures(own, cores_used), unread_split(name)))
 
@@ -110,11 +119,13 @@ def test_advice_names_the_dominant_stage_and_a_remedy(name, own, cores_used, lin
 def test_advice_for_a_prepared_set(tmp_path, fast, advised):
     source = folder(tmp_path / "source", {"train": [np.zeros((8, 8))]})
     prepared_sets.run("folder", tmp_path / "source", tmp_path / "out", fast=fast)
-    line = input_benchmark.input_advice(figures(DECODING), registry.open_split(
-        Data(name="folder", directory=str(tmp_path / "out")), "train"))
+    line = input_benchmark.input_advice(
+        figures(DECODING), registry.open_split(Data(name="folder", directory=str(tmp_path / "out")), "train")
+    )
     assert ("prepare folder --fast" in line) == advised
     assert "prepare folder --fast" in input_benchmark.input_advice(
-        figures(DECODING), registry.open_split(source, "train"))
+        figures(DECODING), registry.open_split(source, "train")
+    )
 
 
 def test_table_has_a_line_for_each_stage():
@@ -126,9 +137,26 @@ def test_table_has_a_line_for_each_stage():
 
 def test_command_prints_and_writes_the_same_figures(shapes_directory, tmp_path, capsys):
     path = tmp_path / "figures.json"
-    assert benchmark.main(["data", "--config", "encnet_shapes", "--set", f"data.directory={shapes_directory}",
-                           "augment.crop=32,32", "train.global_batch=2", "--batches", "1", "--rounds", "1",
-                           "--json", str(path)]) == 0
+    assert (
+        benchmark.main(
+            [
+                "data",
+                "--config",
+                "encnet_shapes",
+                "--set",
+                f"data.directory={shapes_directory}",
+                "augment.crop=32,32",
+                "train.global_batch=2",
+                "--batches",
+                "1",
+                "--rounds",
+                "1",
+                "--json",
+                str(path),
+            ]
+        )
+        == 0
+    )
     stored = json.loads(path.read_text())
     results = DataFigures(tuple(Stage(**stage) for stage in stored.pop("stages")), **stored)
     assert dataclasses.asdict(results)["stages"][0]["name"] == input_benchmark.READ

@@ -40,8 +40,10 @@ def test_a_planted_regression_is_significant(pair, capsys):
     low, high = map(float, rows[4][4].split(" to "))
     assert low < 100 * (b["mIoU"] - a["mIoU"]) < high < 0
     assert lines[:3] == [f"A: {pair[0]}", f"B: {pair[1]}", "camvid val, 40 images"]
-    assert lines[-2] == (f"B is worse than A by {100 * (a['mIoU'] - b['mIoU']):.2f} points of mIoU (95% interval "
-                         f"{low:+.2f} to {high:+.2f}; 2000 resamples of 40 images): significant")
+    assert lines[-2] == (
+        f"B is worse than A by {100 * (a['mIoU'] - b['mIoU']):.2f} points of mIoU (95% interval "
+        f"{low:+.2f} to {high:+.2f}; 2000 resamples of 40 images): significant"
+    )
     verdicts = sum(row[-1] in ("better", "worse") for row in rows[:4])
     assert lines[-1].startswith(f"{verdicts} of 4 classes ") and "about 0.2" in lines[-1]
 
@@ -58,8 +60,10 @@ def test_fail_on_regression(pair, capsys):
 def test_a_loss_by_chance_is_no_regression(tmp_path, capsys):
     generator = np.random.default_rng(4)
     labels = generator.integers(50, 400, (40, 4))
-    worse, better = sorted((predicted_matrices(generator, labels, np.full((40, 4), 0.8)) for _ in range(2)),
-                           key=lambda matrices: metrics.summarize(matrices.sum(0), CLASSES)["mIoU"])
+    worse, better = sorted(
+        (predicted_matrices(generator, labels, np.full((40, 4), 0.8)) for _ in range(2)),
+        key=lambda matrices: metrics.summarize(matrices.sum(0), CLASSES)["mIoU"],
+    )
     files = [str(write(tmp_path / "a", better)), str(write(tmp_path / "b", worse))]
     assert compare.main([*files, "--fail-on-regression"]) == 0
     assert re.search(r"B is worse than A .* of 40 images\): not significant", capsys.readouterr().out)
@@ -81,11 +85,17 @@ def test_json(pair, tmp_path, capsys):
     assert text == (tmp_path / "two.json").read_text()
     stored = json.loads(text)
     assert (stored["a"], stored["b"], stored["dataset"], stored["split"], stored["images"]) == (
-        str(pair[0]), str(pair[1]), "camvid", "val", 40)
+        str(pair[0]),
+        str(pair[1]),
+        "camvid",
+        "val",
+        40,
+    )
     assert (stored["samples"], stored["seed"], stored["confidence"]) == (200, 5, 0.9)
     assert stored["verdict"] in capsys.readouterr().out
     comparison = paired_bootstrap.compare_evaluations(
-        *map(results.read_evaluation, pair), samples=200, seed=5, confidence=0.9)
+        *map(results.read_evaluation, pair), samples=200, seed=5, confidence=0.9
+    )
     for row in (*comparison.classes, *comparison.means):
         values = stored["classes"].get(row.name) or stored[row.name]
         assert values == {key: value for key, value in row._asdict().items() if key != "name"}
@@ -121,8 +131,10 @@ def test_no_labeled_pixel(tmp_path, capsys):
         compare.main([path, path, "--fail-on-regression"])
 
 
-@pytest.mark.parametrize("images, verdict", [
-    (1, "on a single image; "), (5, "5 images): too few images .* 6 are needed"), (6, "6 images): significant")])
+@pytest.mark.parametrize(
+    "images, verdict",
+    [(1, "on a single image; "), (5, "5 images): too few images .* 6 are needed"), (6, "6 images): significant")],
+)
 def test_few_images(tmp_path, capsys, images, verdict):
     a = np.tile(np.diag([100, 200, 300, 400]), (images, 1, 1))
     a[:, 0, 1] = np.arange(images)
@@ -153,21 +165,46 @@ def test_help_names_every_option(capsys):
         compare.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert exit_.value.code == 0
-    for part in ("A B", "--samples N", "(default: 2000)", "--seed N", "(default: 0)", "--confidence FRACTION",
-                 "(default: 0.95)", "--json FILE", "--fail-on-regression", "per_image.npz"):
+    for part in (
+        "A B",
+        "--samples N",
+        "(default: 2000)",
+        "--seed N",
+        "(default: 0)",
+        "--confidence FRACTION",
+        "(default: 0.95)",
+        "--json FILE",
+        "--fail-on-regression",
+        "per_image.npz",
+    ):
         assert part in text
 
 
 def test_command(pair):
     output = run("kseg.compare", *pair, "--fail-on-regression", status=1)
-    assert output.splitlines()[4].split() == ["class", "IoU", "A", "IoU", "B", "B", "-", "A", "95%", "interval",
-                                              "images"]
+    assert output.splitlines()[4].split() == [
+        "class",
+        "IoU",
+        "A",
+        "IoU",
+        "B",
+        "B",
+        "-",
+        "A",
+        "95%",
+        "interval",
+        "images",
+    ]
     assert max(map(len, output.split("\n\n")[1].splitlines())) < 80
     assert run("kseg.compare", pair[0], pair[1].parent / "none", status=2).startswith("error: ")
 
 
 def test_neither_tensorflow_nor_keras_is_imported():
     """The comparison takes less time than an import of TensorFlow."""
-    imported = subprocess.run([sys.executable, "-c", "import sys, kseg.compare; print(*sys.modules)"], check=True,
-                              capture_output=True, text=True).stdout.split()
+    imported = subprocess.run(
+        [sys.executable, "-c", "import sys, kseg.compare; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
     assert "kseg.evaluation.results" in imported and not {"tensorflow", "keras"} & set(imported)

@@ -16,8 +16,9 @@ from tests.helpers.original_files import mmseg_encnet, randomize, state_of, writ
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
 # The cases cover both containers and both systems, and pyramids with and without a reordered bottleneck.
-CASES = all_of(["mmseg/encnet_r50_d8", "sss/deeplabv3plus_r18_d16"],
-               "mmseg/deeplabv3_r101_d16_mg124_ohem", "sss/apcnet_r50_d8")
+CASES = all_of(
+    ["mmseg/encnet_r50_d8", "sss/deeplabv3plus_r18_d16"], "mmseg/deeplabv3_r101_d16_mg124_ohem", "sss/apcnet_r50_d8"
+)
 CONFIG = """
 from kseg.config import *
 from kseg.config.variants import Variant
@@ -54,8 +55,13 @@ def trained(values):
 
 @pytest.fixture
 def checkpoint(tmp_path, trained):
-    meta = {"mmseg_version": "1.2.2", "iter": 40000, "env_info": "x" * 500, "PALETTE": [[1, 2, 3]],
-            "dataset_meta": {"classes": ["a", "b", "c"]}}
+    meta = {
+        "mmseg_version": "1.2.2",
+        "iter": 40000,
+        "env_info": "x" * 500,
+        "PALETTE": [[1, 2, 3]],
+        "dataset_meta": {"classes": ["a", "b", "c"]},
+    }
     return write_checkpoint(tmp_path / "trained.pth", state_of(trained), meta=meta)
 
 
@@ -91,10 +97,18 @@ def test_provenance(checkpoint, values, trained, tmp_path, capsys):
     record = json.loads((tmp_path / "net.provenance.json").read_text())
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert record["source"] == {
-        "origin": str(checkpoint), "file": "trained.pth", "sha256": digest, "bytes": checkpoint.stat().st_size,
-        "system": "mmseg", "meta": {"mmseg_version": "1.2.2", "iter": 40000, "classes": 3}}
-    assert record["weights"] == {"file": "net.weights.h5", "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-                                 "bytes": out.stat().st_size}
+        "origin": str(checkpoint),
+        "file": "trained.pth",
+        "sha256": digest,
+        "bytes": checkpoint.stat().st_size,
+        "system": "mmseg",
+        "meta": {"mmseg_version": "1.2.2", "iter": 40000, "classes": 3},
+    }
+    assert record["weights"] == {
+        "file": "net.weights.h5",
+        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+        "bytes": out.stat().st_size,
+    }
     assert record["kseg"] == kseg.__version__
     assert record["config"].pop("values")["model"]["encnet"]["codewords"] == 5
     assert record["config"] == {"name": "given", "dataset": "folder", "classes": 3}
@@ -105,14 +119,21 @@ def test_provenance(checkpoint, values, trained, tmp_path, capsys):
     assert f"wrote {out}" in printed and "net.provenance.json" in printed
     # Python compiles the config file into __pycache__.
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
-        "classes.txt", "given.py", "net.provenance.json", "net.weights.h5", "trained.pth"]
+        "classes.txt",
+        "given.py",
+        "net.provenance.json",
+        "net.weights.h5",
+        "trained.pth",
+    ]
 
 
 def test_a_published_variant_is_downloaded(checkpoint, values, tmp_path, monkeypatch, capsys):
     store = tmp_path / "store"
     monkeypatch.setenv("KSEG_WEIGHTS", str(store))
-    rows = f'{{"here": Variant({{"train.steps": 7}}, weights={checkpoint.as_uri()!r}), "unpublished": Variant({{}}), ' \
-           '"far": Variant({}, weights="http://127.0.0.1:9/net-01234567.pth")}'
+    rows = (
+        f'{{"here": Variant({{"train.steps": 7}}, weights={checkpoint.as_uri()!r}), "unpublished": Variant({{}}), '
+        '"far": Variant({}, weights="http://127.0.0.1:9/net-01234567.pth")}'
+    )
     config, out = write_config(tmp_path, values, variants=rows), tmp_path / "net.weights.h5"
     assert convert.main(["--config", f"{config}:here", "--out", str(out)]) == 0
     assert (store / "trained.pth").read_bytes() == checkpoint.read_bytes()
@@ -130,8 +151,17 @@ def test_a_published_variant_is_downloaded(checkpoint, values, tmp_path, monkeyp
 
 def test_bgr_reverses_the_first_kernel(checkpoint, values, trained, tmp_path):
     out = tmp_path / "net.weights.h5"
-    convert.main([str(checkpoint), "--config", str(write_config(tmp_path, values)), "--out", str(out),
-                  "--set", "init.channels=BGR"])
+    convert.main(
+        [
+            str(checkpoint),
+            "--config",
+            str(write_config(tmp_path, values)),
+            "--out",
+            str(out),
+            "--set",
+            "init.channels=BGR",
+        ]
+    )
     images = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
     expected = trained(images, training=False)["main"]
     actual = read_back(out, values)(images[..., ::-1], training=False)["main"]
@@ -139,8 +169,11 @@ def test_bgr_reverses_the_first_kernel(checkpoint, values, trained, tmp_path):
 
 
 def test_a_backbone_becomes_the_initial_weights_of_a_model(values, trained, tmp_path, capsys):
-    state = {name.removeprefix("backbone."): array for name, array in state_of(trained).items()
-             if name.startswith("backbone.")}
+    state = {
+        name.removeprefix("backbone."): array
+        for name, array in state_of(trained).items()
+        if name.startswith("backbone.")
+    }
     np.savez(tmp_path / "resnet.npz", **state, **{"fc.weight": np.zeros((5, 8), np.float32)})
     out, config = tmp_path / "start.weights.h5", str(write_config(tmp_path, values))
     arguments = [str(tmp_path / "resnet.npz"), "--config", config, "--out", str(out)]
@@ -206,23 +239,26 @@ def test_a_different_number_of_classes(checkpoint, values, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ([], "--out NAME.weights.h5 is needed, got nothing"),
-    (["--out", "net.h5"], "--out NAME.weights.h5 is needed, got net.h5"),
-    (["--out", ".weights.h5"], "--out NAME.weights.h5 is needed"),
-    (["a.pth", "--out", "a.weights.h5"], "--config is needed"),
-    (["a.pth", "--config", "encnet_shapes", "--out", "a.weights.h5"], "a.pth does not exist"),
-    (["a.pth", "--config", "encnet_shape", "--out", "a.weights.h5"], "unknown config"),
-    (["given.py", "--config", "encnet_shapes", "--out", "a.weights.h5"], "not a file of weights"),
-    (["half.pth", "--config", "encnet_shapes", "--out", "a.weights.h5"], "half.pth"),
-    (["--verify", "nowhere"], "--verify takes a directory, and nowhere is not one"),
-    (["a.pth", "--verify", "."], "omit CHECKPOINT, --out, --backbone and --average"),
-    (["--verify", ".", "--out", "a.weights.h5"], "omit CHECKPOINT, --out, --backbone and --average"),
-    (["--verify", ".", "--average"], "omit CHECKPOINT, --out, --backbone and --average"),
-    (["--config", "encnet_shapes", "--out", "a.weights.h5", "--backbone"], "--backbone takes a CHECKPOINT"),
-    (["--verify", ".", "--set", "train.steps=1"], "--set changes a config; name it with --config"),
-    (["--verify", "."], "input.npy does not exist"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--out NAME.weights.h5 is needed, got nothing"),
+        (["--out", "net.h5"], "--out NAME.weights.h5 is needed, got net.h5"),
+        (["--out", ".weights.h5"], "--out NAME.weights.h5 is needed"),
+        (["a.pth", "--out", "a.weights.h5"], "--config is needed"),
+        (["a.pth", "--config", "encnet_shapes", "--out", "a.weights.h5"], "a.pth does not exist"),
+        (["a.pth", "--config", "encnet_shape", "--out", "a.weights.h5"], "unknown config"),
+        (["given.py", "--config", "encnet_shapes", "--out", "a.weights.h5"], "not a file of weights"),
+        (["half.pth", "--config", "encnet_shapes", "--out", "a.weights.h5"], "half.pth"),
+        (["--verify", "nowhere"], "--verify takes a directory, and nowhere is not one"),
+        (["a.pth", "--verify", "."], "omit CHECKPOINT, --out, --backbone and --average"),
+        (["--verify", ".", "--out", "a.weights.h5"], "omit CHECKPOINT, --out, --backbone and --average"),
+        (["--verify", ".", "--average"], "omit CHECKPOINT, --out, --backbone and --average"),
+        (["--config", "encnet_shapes", "--out", "a.weights.h5", "--backbone"], "--backbone takes a CHECKPOINT"),
+        (["--verify", ".", "--set", "train.steps=1"], "--set changes a config; name it with --config"),
+        (["--verify", "."], "input.npy does not exist"),
+    ],
+)
 def test_bad_command_lines(arguments, message, checkpoint, values, tmp_path, monkeypatch):
     write_config(tmp_path, values)
     (tmp_path / "half.pth").write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
@@ -236,8 +272,12 @@ def test_bad_command_lines(arguments, message, checkpoint, values, tmp_path, mon
 def test_every_published_address_ends_in_a_file_name():
     from kseg.config import files
 
-    addresses = [row.weights for name in files.config_names()
-                 for row in files.read_config_file(name).variants.values() if row.weights]
+    addresses = [
+        row.weights
+        for name in files.config_names()
+        for row in files.read_config_file(name).variants.values()
+        if row.weights
+    ]
     assert all(downloads.download_path(address).suffix == ".pth" for address in addresses)
     # Files with the same name would overwrite one another.
     assert len({downloads.download_path(address).name for address in addresses}) == len(set(addresses))

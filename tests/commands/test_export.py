@@ -34,8 +34,12 @@ from tests.helpers.splits import val_split
 
 CLASSES = 3
 SIZES = ((40, 56), (33, 47), (64, 30), (1, 1), (57, 40))
-PROTOCOLS = {"encnet": Evaluate(scales=(0.75,), flip=True), "apcnet": Evaluate(resize=(48, 80)),
-             "deeplabv3": Evaluate(window=(32, 40), stride=(20, 24)), "deeplabv3plus": Evaluate()}
+PROTOCOLS = {
+    "encnet": Evaluate(scales=(0.75,), flip=True),
+    "apcnet": Evaluate(resize=(48, 80)),
+    "deeplabv3": Evaluate(window=(32, 40), stride=(20, 24)),
+    "deeplabv3plus": Evaluate(),
+}
 SIGNATURES = """\
 predict_map
   in  image_bytes: string [?]
@@ -81,14 +85,18 @@ class Case:
     def __init__(self, directory, head, precision="float32", settings=None, model=None):
         data = folder(directory / "set", {"val": [np.zeros((8, 8))]})
         self.config = settings or Config(
-            data=data, augment=Augment(crop=(24, 32)), evaluate=PROTOCOLS[head],
-            model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, head=head))
+            data=data,
+            augment=Augment(crop=(24, 32)),
+            evaluate=PROTOCOLS[head],
+            model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=4, head=head),
+        )
         self.dataset = find_dataset(self.config.data)
         self.model = model or random_model(self.config)
         self.lines = []
         self.config = replace(self.config, export=replace(self.config.export, precision=precision))
-        self.path = exporter.export(self.model, self.config, self.dataset, directory / "served",
-                                    report=self.lines.append)
+        self.path = exporter.export(
+            self.model, self.config, self.dataset, directory / "served", report=self.lines.append
+        )
         self.signatures = tf.saved_model.load(str(self.path)).signatures
         self.predict = prediction.predictor(self.model, prediction.protocol_of(self.config))
 
@@ -115,8 +123,11 @@ def watched(directory):
     def look():
         for path in directory.iterdir():
             if path.name.isdigit() and int(path.name) >= 8:
-                complete.add((path / "signatures.txt").exists() and (path / "saved_model.pb").exists()
-                             and (path / warmup.WARMUP_FILE).exists())
+                complete.add(
+                    (path / "signatures.txt").exists()
+                    and (path / "saved_model.pb").exists()
+                    and (path / warmup.WARMUP_FILE).exists()
+                )
 
     def watch():
         # An export takes seconds, and a thread that never waits would take the time of the one that exports.
@@ -147,8 +158,9 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=all_of(["encnet"], "deeplabv3plus", "apcnet", "deeplabv3"))
 def case(request, one, tmp_path_factory):
-    return one if request.param == "deeplabv3plus" else Case(
-        tmp_path_factory.mktemp("a path with spaces"), request.param)
+    return (
+        one if request.param == "deeplabv3plus" else Case(tmp_path_factory.mktemp("a path with spaces"), request.param)
+    )
 
 
 def random_images():
@@ -162,8 +174,9 @@ def png(image):
 
 def class_maps(answer):
     """Return the class maps of a serving_default answer, decoded by OpenCV."""
-    decoded = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-               for data in answer["png_bytes"].numpy()]
+    decoded = [
+        cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) for data in answer["png_bytes"].numpy()
+    ]
     assert [list(ids.shape) for ids in decoded] == answer["size"].numpy().tolist()
     return decoded
 
@@ -171,8 +184,16 @@ def class_maps(answer):
 def test_all_signatures_give_the_models_ids(case):
     images = random_images()
     data = tf.constant([png(image) for image in images])
-    examples = tf.constant([tf.train.Example(features=tf.train.Features(feature={IMAGE_FEATURE: tf.train.Feature(
-        bytes_list=tf.train.BytesList(value=[png(image)]))})).SerializeToString() for image in images])
+    examples = tf.constant(
+        [
+            tf.train.Example(
+                features=tf.train.Features(
+                    feature={IMAGE_FEATURE: tf.train.Feature(bytes_list=tf.train.BytesList(value=[png(image)]))}
+                )
+            ).SerializeToString()
+            for image in images
+        ]
+    )
     served = class_maps(case.signatures["serving_default"](image_bytes=data))
     again = class_maps(case.signatures["serve_tf_examples"](examples=examples))
     different = 0
@@ -225,8 +246,11 @@ def test_the_model_its_export_rest_and_grpc_give_the_same_ids(case):
         request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(data))
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=300)
-        rest = requests.post(f"http://127.0.0.1:{server.rest_port}/v1/models/case:predict", timeout=300, json={
-            "instances": [{"b64": base64.b64encode(content).decode()} for content in data]})
+        rest = requests.post(
+            f"http://127.0.0.1:{server.rest_port}/v1/models/case:predict",
+            timeout=300,
+            json={"instances": [{"b64": base64.b64encode(content).decode()} for content in data]},
+        )
     finally:
         server.stop()
     files = list(answer.outputs["png_bytes"].string_val)
@@ -277,12 +301,19 @@ def bomb(height, width):
     return bytes(data)
 
 
-@pytest.mark.parametrize("data, message", [
-    (b"hello", "neither a JPEG nor a PNG"), (b"", "neither a JPEG nor a PNG"), (b"GIF89a" + bytes(40), "neither"),
-    (png(np.zeros((9, 9, 3), np.uint8))[:20], "shorter than its header"),
-    (png(np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8))[:300], "PNG"),
-    (cv2.imencode(".jpg", np.zeros((90, 90, 3), np.uint8))[1].tobytes()[:200], "JPEG"),
-    (bomb(8001, 8000), "maximum"), (bomb(2**31 - 1, 2**31 - 1), "maximum")])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"hello", "neither a JPEG nor a PNG"),
+        (b"", "neither a JPEG nor a PNG"),
+        (b"GIF89a" + bytes(40), "neither"),
+        (png(np.zeros((9, 9, 3), np.uint8))[:20], "shorter than its header"),
+        (png(np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8))[:300], "PNG"),
+        (cv2.imencode(".jpg", np.zeros((90, 90, 3), np.uint8))[1].tobytes()[:200], "JPEG"),
+        (bomb(8001, 8000), "maximum"),
+        (bomb(2**31 - 1, 2**31 - 1), "maximum"),
+    ],
+)
 def test_bad_files_are_invalid_arguments(one, data, message):
     good = png(np.zeros((5, 5, 3), np.uint8))
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
@@ -317,12 +348,18 @@ def test_a_wrong_rank_is_an_invalid_argument(one, tmp_path):
 def test_other_precisions_are_close_and_smaller(one, tmp_path, precision, limit):
     other = Case(tmp_path, "deeplabv3plus", precision, one.config, one.model)
     image = np.random.default_rng(1).integers(0, 256, (60, 80, 3)).astype(np.uint8)
-    ids, other_ids = (exported.signatures["predict_tensor"](image=image[None])["class_map"].numpy()
-                      for exported in (one, other))
+    ids, other_ids = (
+        exported.signatures["predict_tensor"](image=image[None])["class_map"].numpy() for exported in (one, other)
+    )
     assert 0 < (ids != other_ids).mean() < limit
     assert json.loads((other.path / "assets" / "config.json").read_text())["export"]["precision"] == precision
-    stored = [dtype for name, dtype in tf.train.load_checkpoint(
-        str(other.path / "variables" / "variables")).get_variable_to_dtype_map().items() if "saved_variables" in name]
+    stored = [
+        dtype
+        for name, dtype in tf.train.load_checkpoint(str(other.path / "variables" / "variables"))
+        .get_variable_to_dtype_map()
+        .items()
+        if "saved_variables" in name
+    ]
     assert (tf.int8 in stored) == (precision == "dynamic-range")
 
 
@@ -378,4 +415,5 @@ def test_accuracy_before_and_after_the_export(one, tmp_path):
         np.add.at(matrix, (label, ids), 1)
     expected = metrics.summarize(matrix, ("sky", "ground", "house"))["mIoU"]
     assert re.fullmatch(
-        rf"mIoU on 3 of 3 images of folder val: [\d.]+ before, {100 * expected:.3f} exported, [+-][\d.]+", lines[-1])
+        rf"mIoU on 3 of 3 images of folder val: [\d.]+ before, {100 * expected:.3f} exported, [+-][\d.]+", lines[-1]
+    )

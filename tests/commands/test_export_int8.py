@@ -40,13 +40,19 @@ def test_the_command_opens_the_splits(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "model_config", lambda values: config)
     monkeypatch.setattr(cli, "load_model", lambda values: ("model", config, registry.find_dataset(data)))
     calls = []
-    monkeypatch.setattr(exporter, "export",
-                        lambda *arguments, calibration, formats: calls.append(calibration) or Path("out"))
+    monkeypatch.setattr(
+        exporter, "export", lambda *arguments, calibration, formats: calls.append(calibration) or Path("out")
+    )
     command = ["--out", str(tmp_path / "out"), "--weights", "w"]
-    assert export.main([*command, "--calibrate", "train:9"]) == export.main(
-        [*command, "--calibrate", "other:1", "--split", "train"]) == 0
+    assert (
+        export.main([*command, "--calibrate", "train:9"])
+        == export.main([*command, "--calibrate", "other:1", "--split", "train"])
+        == 0
+    )
     assert [(each.split.name, each.images, each.test_split.name) for each in calls] == [
-        ("train", 9, "val"), ("other", 1, "train")]
+        ("train", 9, "val"),
+        ("other", 1, "train"),
+    ]
     for wrong in ("trian:9", "train:9x"):
         with pytest.raises(Exception, match="train") as raised:
             export.main([*command, "--calibrate", wrong])

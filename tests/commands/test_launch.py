@@ -29,9 +29,14 @@ SLEEP = "time.sleep(60)"
 
 
 def start(*arguments, environment=()):
-    return subprocess.Popen([sys.executable, "-m", "kseg.launch", *arguments], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict(environment)})
+    return subprocess.Popen(
+        [sys.executable, "-m", "kseg.launch", *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict(environment)},
+    )
 
 
 def wait_for_start(process, count):
@@ -72,8 +77,7 @@ def test_a_signal_is_forwarded_to_all_hosts_which_save(number, status):
     assert all(has_exited(number) for number, _ in hosts.values())
 
 
-@pytest.mark.parametrize(("action", "status"), [
-    ("sys.exit(7)", 7), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+@pytest.mark.parametrize(("action", "status"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
 def test_the_first_failure_is_the_status_and_stops_the_others(action, status):
     # One host ignores SIGTERM, so only SIGKILL stops it.
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -83,9 +87,18 @@ from kseg.distributed import launcher
 launcher.NOTICE = launcher.GRACE = 0.3
 sys.exit(launcher.run_local(3, ["-c", sys.argv[1]]))
 """
-    process = subprocess.Popen([sys.executable, "-c", script, HOST.format(
-        f"exec({action!r} if index == 1 else {deaf!r} if index == 2 else {SLEEP!r})")],
-        text=True, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            script,
+            HOST.format(f"exec({action!r} if index == 1 else {deaf!r} if index == 2 else {SLEEP!r})"),
+        ],
+        text=True,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
     hosts = wait_for_start(process, 3)
     process.communicate(timeout=60)
     assert process.returncode == status
@@ -93,8 +106,9 @@ sys.exit(launcher.run_local(3, ["-c", sys.argv[1]]))
 
 
 def test_the_command_replaces_the_launcher_on_a_host_of_a_list():
-    process = start("--hosts", "203.0.113.1:5555,203.0.113.2:5555", "--index", "1", "--", "-c",
-                    HOST.format("sys.exit(9)"))
+    process = start(
+        "--hosts", "203.0.113.1:5555,203.0.113.2:5555", "--index", "1", "--", "-c", HOST.format("sys.exit(9)")
+    )
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 9
     assert output.splitlines()[0] == "host 1 of 2: 203.0.113.2:5555"
@@ -109,17 +123,20 @@ def test_slurm_variables_become_tf_config():
     assert '"last:6000"]}, "task": {"type": "worker", "index": 3}' in output
 
 
-@pytest.mark.parametrize(("arguments", "environment", "part"), [
-    (["--local", "2"], {}, "a command is needed after `--`"),
-    (["--local", "2", "--"], {}, "a command is needed after `--`"),
-    (["--local", "0", "--", "x"], {}, "--local must be at least 1"),
-    (["--local", "2", "--", "x"], {"CUDA_VISIBLE_DEVICES": "0,1"}, "uses all 2 GPUs"),
-    (["--local", "2", "--", "x"], {"TF_CONFIG": "{}"}, "TF_CONFIG is already set to {}"),
-    (["--hosts", "a", "--", "x"], {}, "'a', which is not HOST:PORT"),
-    (["--hosts", "a:1,a:1", "--index", "0", "--", "x"], {}, "a:1 more than once"),
-    (["--slurm", "--", "x"], {}, "not set: --slurm"),
-    (["--kubernetes", "kseg", "--count", "2", "--", "x"], {}, "JOB_COMPLETION_INDEX is not set"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "environment", "part"),
+    [
+        (["--local", "2"], {}, "a command is needed after `--`"),
+        (["--local", "2", "--"], {}, "a command is needed after `--`"),
+        (["--local", "0", "--", "x"], {}, "--local must be at least 1"),
+        (["--local", "2", "--", "x"], {"CUDA_VISIBLE_DEVICES": "0,1"}, "uses all 2 GPUs"),
+        (["--local", "2", "--", "x"], {"TF_CONFIG": "{}"}, "TF_CONFIG is already set to {}"),
+        (["--hosts", "a", "--", "x"], {}, "'a', which is not HOST:PORT"),
+        (["--hosts", "a:1,a:1", "--index", "0", "--", "x"], {}, "a:1 more than once"),
+        (["--slurm", "--", "x"], {}, "not set: --slurm"),
+        (["--kubernetes", "kseg", "--count", "2", "--", "x"], {}, "JOB_COMPLETION_INDEX is not set"),
+    ],
+)
 def test_wrong_arguments_are_refused(arguments, environment, part, monkeypatch):
     for name, value in ({"CUDA_VISIBLE_DEVICES": "", "TF_CONFIG": ""} | environment).items():
         monkeypatch.setenv(name, value)
@@ -138,7 +155,7 @@ def test_help_lists_the_choices_and_the_files_for_clusters(capsys):
 
 def test_the_job_in_the_help_is_consistent():
     yaml = pytest.importorskip("yaml")
-    text = launch.__doc__[launch.__doc__.index("    apiVersion"):]
+    text = launch.__doc__[launch.__doc__.index("    apiVersion") :]
     service, job = yaml.safe_load_all("\n".join(line[4:] for line in text.splitlines()))
     pod, spec = job["spec"]["template"]["spec"], job["spec"]
     assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
@@ -146,6 +163,6 @@ def test_the_job_in_the_help_is_consistent():
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     command = pod["containers"][0]["command"]
     assert command[:3] == ["python", "-m", "kseg.launch"]
-    values = launch.build_parser().parse_args(command[3:command.index("--")])
+    values = launch.build_parser().parse_args(command[3 : command.index("--")])
     assert values.kubernetes == service["metadata"]["name"] == pod["subdomain"]
     assert values.count == spec["completions"]

@@ -14,9 +14,12 @@ from tests.helpers.running import ROOT
 
 def modules_with_a_command():
     """Return the modules that `python -m` runs."""
-    return {f"{package}.{path.stem}" for package in ("kseg", "serving", "pipeline")
-            for path in (ROOT / package).glob("*.py")
-            if path.stem != "__main__" and '__name__ == "__main__"' in path.read_text(encoding="utf-8")}
+    return {
+        f"{package}.{path.stem}"
+        for package in ("kseg", "serving", "pipeline")
+        for path in (ROOT / package).glob("*.py")
+        if path.stem != "__main__" and '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
 
 
 def called(monkeypatch, capsys, *words):
@@ -55,20 +58,34 @@ def test_a_command_gets_its_arguments_and_name(monkeypatch, capsys):
     assert status == 0 and "default  40000" in output
 
 
-@pytest.mark.parametrize("words, nearest", [
-    (["trian"], "train"), (["pipeline", "histroy"], "pipeline history"), (["pipeline"], "pipeline run"),
-    (["completion", "tcsh"], "bash")])
+@pytest.mark.parametrize(
+    "words, nearest",
+    [
+        (["trian"], "train"),
+        (["pipeline", "histroy"], "pipeline history"),
+        (["pipeline"], "pipeline run"),
+        (["completion", "tcsh"], "bash"),
+    ],
+)
 def test_unknown_words_are_errors_with_the_choices(monkeypatch, words, nearest):
     monkeypatch.setattr(sys, "argv", ["kseg", *words])
     with pytest.raises(ConfigError, match=nearest):
         main.main()
 
 
-@pytest.mark.parametrize("typed, expected", [
-    ("", {"train", "serve", "pipeline"}), ("pipeline", {"run", "history", "compile"}),
-    ("data check", {"--directory"}), ("data chekc", set()), ("train", {"--config", "--workdir", "--dry-run"}),
-    ("train --config", {"encnet_shapes", "encnet_cityscapes"}),
-    ("train --config encnet_shapes --set", {"train.steps=", "model.head="}), ("config", {"train.steps"})])
+@pytest.mark.parametrize(
+    "typed, expected",
+    [
+        ("", {"train", "serve", "pipeline"}),
+        ("pipeline", {"run", "history", "compile"}),
+        ("data check", {"--directory"}),
+        ("data chekc", set()),
+        ("train", {"--config", "--workdir", "--dry-run"}),
+        ("train --config", {"encnet_shapes", "encnet_cityscapes"}),
+        ("train --config encnet_shapes --set", {"train.steps=", "model.head="}),
+        ("config", {"train.steps"}),
+    ],
+)
 def test_what_may_follow(typed, expected):
     found = set(main.complete(["words", *typed.split()]).split())
     assert expected <= found
@@ -80,10 +97,17 @@ def test_bash_completes(tmp_path):
     script = tmp_path / "kseg"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kseg "$@"\n')
     script.chmod(0o755)
-    program = ('eval "$(kseg completion bash)"; COMP_WORDS=(kseg pipeline h); COMP_CWORD=2; _kseg; '
-               'echo "${COMPREPLY[@]}"')
-    result = subprocess.run(["bash", "-c", program], cwd=ROOT, text=True, capture_output=True, check=True,
-                            env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    program = (
+        'eval "$(kseg completion bash)"; COMP_WORDS=(kseg pipeline h); COMP_CWORD=2; _kseg; echo "${COMPREPLY[@]}"'
+    )
+    result = subprocess.run(
+        ["bash", "-c", program],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
     assert result.stdout.split() == ["history"], result.stderr
 
 

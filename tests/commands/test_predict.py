@@ -76,7 +76,8 @@ def test_names_that_are_not_utf_8_are_predicted_and_printable(tmp_path, monkeypa
     source = tmp_path / os.fsdecode(b"in\xff")
     for name in (b"a\xff.png", b"b\xe9/c.jpg", b"d.png", b"e\xfe.png", b"f\xfe.avi", b"g.\xff"):
         draw(source / os.fsdecode(name).replace(".avi", ".png").replace(".\udcff", ".png")).rename(
-            source / os.fsdecode(name))
+            source / os.fsdecode(name)
+        )
     (source / os.fsdecode(b"e\xfe.png")).write_bytes(b"no image")
     pages = [Image.new("L", (4, 3))] * 2
     pages[0].save(source / os.fsdecode(b"h\xff.tif"), save_all=True, append_images=pages[1:])
@@ -120,9 +121,17 @@ def test_images_are_found_in_sorted_order(tmp_path):
     assert [file.path.relative_to(tmp_path).as_posix() for file in files_found] == ["a.png", "b/z.png", "c.png"]
 
 
-@pytest.mark.parametrize("pattern, names", [
-    ("*.jpg", ["a.png"]), ("**/*.jpg", ["a.png", "one/b.png", "one/two/c.png"]), ("*/*", ["one/b.png", "one/d.png"]),
-    ("one/**", ["b.png", "d.png", "two/c.png"]), ("one/[bd].*", ["b.png", "d.png"]), ("one/t?o/c.jpg", ["two/c.png"])])
+@pytest.mark.parametrize(
+    "pattern, names",
+    [
+        ("*.jpg", ["a.png"]),
+        ("**/*.jpg", ["a.png", "one/b.png", "one/two/c.png"]),
+        ("*/*", ["one/b.png", "one/d.png"]),
+        ("one/**", ["b.png", "d.png", "two/c.png"]),
+        ("one/[bd].*", ["b.png", "d.png"]),
+        ("one/t?o/c.jpg", ["two/c.png"]),
+    ],
+)
 def test_patterns(tmp_path, monkeypatch, pattern, names):
     for name in ("in/a.jpg", "in/one/b.jpg", "in/one/two/c.jpg", "in/one/d.png"):
         draw(tmp_path / name)
@@ -235,8 +244,12 @@ def test_result_never_overwrites_an_input(tmp_path):
 
 def test_inputs_without_files_are_an_error(tmp_path):
     (tmp_path / "notes.txt").touch()
-    for value, reason in ((tmp_path, "no images or videos in"), (f"{tmp_path}/*.jpg", "no images or videos in"),
-                          (tmp_path / "gone.jpg", "no file or directory"), ("a*/../b*.jpg", r"'\.\.'")):
+    for value, reason in (
+        (tmp_path, "no images or videos in"),
+        (f"{tmp_path}/*.jpg", "no images or videos in"),
+        (tmp_path / "gone.jpg", "no file or directory"),
+        ("a*/../b*.jpg", r"'\.\.'"),
+    ):
         with pytest.raises(UserError, match=reason) as caught:
             find_input_files([value], tmp_path / "out")
         assert str(value) in str(caught.value)
@@ -330,6 +343,8 @@ def test_command_line_statuses(tmp_path):
 
 
 def test_help_needs_no_tensorflow():
-    program = ("import sys, kseg.predict\ntry: kseg.predict.main(['--help'])\nexcept SystemExit: pass\n"
-               "assert 'tensorflow' not in sys.modules")
+    program = (
+        "import sys, kseg.predict\ntry: kseg.predict.main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

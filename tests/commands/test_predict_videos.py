@@ -12,8 +12,10 @@ from kseg.inference.input_files import find_input_files
 from tests.helpers.small_videos import DATASET, FRAMES, cut, draw, files, frame, read, set_matrix, silent, threshold
 
 
-@pytest.mark.parametrize("matrix, turns", [
-    ((0, 1, 0, -1, 0, 0, 32, 0, 1), -1), ((-1, 0, 0, 0, -1, 0, 48, 32, 1), 2), ((0, -1, 0, 1, 0, 0, 0, 48, 1), 1)])
+@pytest.mark.parametrize(
+    "matrix, turns",
+    [((0, 1, 0, -1, 0, 0, 32, 0, 1), -1), ((-1, 0, 0, 0, -1, 0, 48, 32, 1), 2), ((0, -1, 0, 1, 0, 0, 0, 48, 1), 1)],
+)
 def test_rotation_is_applied(tmp_path, matrix, turns):
     """The matrix maps x' = a x + c y + tx and y' = b x + d y + ty; the first one rotates clockwise."""
     path = set_matrix(draw(tmp_path / "clip.mp4"), matrix)
@@ -134,17 +136,23 @@ def names_of(directory, *names):
     for name in names:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).touch()
-    return {file.path.relative_to(directory).as_posix(): file.name.as_posix()
-            for file in find_input_files([directory], directory / "nowhere")}
+    return {
+        file.path.relative_to(directory).as_posix(): file.name.as_posix()
+        for file in find_input_files([directory], directory / "nowhere")
+    }
 
 
-@pytest.mark.parametrize("names, expected", [
-    (["a.mp4", "a.avi", "a.png"], {"a.avi": "a.avi.mp4", "a.mp4": "a.mp4.mp4", "a.png": "a.png"}),
-    # The frames of a.mp4 would be in the directory a.
-    (["a.mp4", "a/b.png"], {"a.mp4": "a.mp4.mp4", "a/b.png": "a/b.png"}),
-    # The frames of a.png.mp4 would be in the directory a.png, but the result of a.jpg has that name.
-    (["a.png.mp4", "a.jpg"], {"a.jpg": "a.jpg.png", "a.png.mp4": "a.png.mp4.mp4"}),
-    (["a.mov", "a.mp4/b.png"], {"a.mov": "a.mov.mp4", "a.mp4/b.png": "a.mp4/b.png"})])
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["a.mp4", "a.avi", "a.png"], {"a.avi": "a.avi.mp4", "a.mp4": "a.mp4.mp4", "a.png": "a.png"}),
+        # The frames of a.mp4 would be in the directory a.
+        (["a.mp4", "a/b.png"], {"a.mp4": "a.mp4.mp4", "a/b.png": "a/b.png"}),
+        # The frames of a.png.mp4 would be in the directory a.png, but the result of a.jpg has that name.
+        (["a.png.mp4", "a.jpg"], {"a.jpg": "a.jpg.png", "a.png.mp4": "a.png.mp4.mp4"}),
+        (["a.mov", "a.mp4/b.png"], {"a.mov": "a.mov.mp4", "a.mp4/b.png": "a.mp4/b.png"}),
+    ],
+)
 def test_names_of_videos_and_of_their_frames(tmp_path, names, expected):
     assert names_of(tmp_path, *names) == expected
 
@@ -171,6 +179,8 @@ def test_files_that_the_model_rejects_are_reported(tmp_path, capfd):
         return threshold(image)
 
     failures = predict_files(narrow, [tmp_path / "in"], tmp_path / "out", DATASET, silent)
-    assert failures == [(tmp_path / "in/a.png", f"{tmp_path / 'in/a.png'}: too wide"),
-                        (clip, f"frame 0 of {clip}: too wide")]
+    assert failures == [
+        (tmp_path / "in/a.png", f"{tmp_path / 'in/a.png'}: too wide"),
+        (clip, f"frame 0 of {clip}: too wide"),
+    ]
     assert files(tmp_path / "out") == ["ids/b.png", "legend.png", "overlay/b.png"]

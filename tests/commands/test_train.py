@@ -100,14 +100,20 @@ def test_files_of_a_run(finished):
     assert "1 replica x 2" in output
     lines = metrics_of(workdir)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
-    assert all(line["loss"] == pytest.approx(line["main"] + line["aux"] + line["se"], rel=1e-5)
-               for line in lines if "loss" in line)
+    assert all(
+        line["loss"] == pytest.approx(line["main"] + line["aux"] + line["se"], rel=1e-5)
+        for line in lines
+        if "loss" in line
+    )
     validated = [line for line in lines if "val/mIoU" in line]
     assert [line["step"] for line in validated] == [12]
     assert json.loads((workdir / "best.json").read_text()) == {"step": 12, "mIoU": validated[0]["val/mIoU"]}
     # train.keep_checkpoints is 3.
     assert sorted(path.stem for path in (workdir / "checkpoints").glob("*.index")) == [
-        "step-00000006", "step-00000009", "step-00000012"]
+        "step-00000006",
+        "step-00000009",
+        "step-00000012",
+    ]
     assert "eta" in output and "images/s" in output
 
 
@@ -188,14 +194,19 @@ def test_only_damaged_checkpoints_are_an_error(copy_of_finished, shapes_director
 
 
 def test_workdir_of_another_config_is_an_error(copy_of_finished, shapes_directory, capsys):
-    output = run_here(train.main, [*small(shapes_directory, "train.learning_rate=0.5"), "--workdir", copy_of_finished],
-                      capsys, status=2)
+    output = run_here(
+        train.main,
+        [*small(shapes_directory, "train.learning_rate=0.5"), "--workdir", copy_of_finished],
+        capsys,
+        status=2,
+    )
     assert "belongs to another run" in output and "train.learning_rate: 0.05 " in output
 
 
 def test_nonfinite_loss_names_step_learning_rate_and_files(small_networks, shapes_directory, tmp_path, capsys):
-    output = run_here(train.main, [*small(shapes_directory, "train.learning_rate=1e30"), "--workdir", tmp_path], capsys,
-                      status=2)
+    output = run_here(
+        train.main, [*small(shapes_directory, "train.learning_rate=1e30"), "--workdir", tmp_path], capsys, status=2
+    )
     # The update of the first step makes the loss of the second one nan.
     assert "not finite at step 2 (loss nan" in output
     assert "learning rate 9.17797e+29" in output
@@ -208,8 +219,9 @@ def test_unwritable_workdir_is_an_error(shapes_directory, tmp_path, capsys):
     assert f"cannot write to {tmp_path / 'file'}" in output
 
 
-def test_damage_a_full_disk_and_an_interrupted_validation_lose_nothing(copy_of_finished, small_finished,
-                                                                       shapes_directory, capsys, monkeypatch):
+def test_damage_a_full_disk_and_an_interrupted_validation_lose_nothing(
+    copy_of_finished, small_finished, shapes_directory, capsys, monkeypatch
+):
     """A run meets three faults one after the other and ends with the weights of the undisturbed run.
 
     Its newest checkpoint is damaged, as a limit on the size of files, which imitates a full disk, makes the next one
@@ -281,24 +293,45 @@ def test_xla_computes_the_same_losses():
 
     losses = {}
     for jit_compile in (False, True):
-        config = Config(model=Model(head="fcn", backbone="resnet18", width=4, channels=8, auxiliary_channels=0,
-                                    dropout=0.0), loss=Loss(se=0.0),
-                        train=Train(global_batch=2, steps=3, jit_compile=jit_compile))
+        config = Config(
+            model=Model(head="fcn", backbone="resnet18", width=4, channels=8, auxiliary_channels=0, dropout=0.0),
+            loss=Loss(se=0.0),
+            train=Train(global_batch=2, steps=3, jit_compile=jit_compile),
+        )
         keras.utils.set_random_seed(2)
         model, optimizer, _ = trainer.build_training(config, 3, print)
         step = Steps(model, optimizer, config, tf.distribute.get_strategy()).one
         generator = np.random.default_rng(1)
-        losses[jit_compile] = [float(step({
-            "image": tf.constant(generator.normal(size=(2, 64, 64, 3)), tf.float32),
-            "label": tf.constant(generator.integers(0, 3, (2, 64, 64)), tf.uint8)})["loss"]) for _ in range(3)]
+        losses[jit_compile] = [
+            float(
+                step(
+                    {
+                        "image": tf.constant(generator.normal(size=(2, 64, 64, 3)), tf.float32),
+                        "label": tf.constant(generator.integers(0, 3, (2, 64, 64)), tf.uint8),
+                    }
+                )["loss"]
+            )
+            for _ in range(3)
+        ]
     np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
 
 
 def test_batch_of_one_image_trains(shapes_directory, tmp_path):
     """TensorFlow's gradient of a strided 1x1 convolution corrupts memory at batch 1; kseg must avoid it."""
-    output = run("kseg.train", *tiny(shapes_directory, "train.global_batch=1", "train.steps=4", "model.head=fcn",
-                                     "model.auxiliary_channels=0", "augment.photometric=false",
-                                     "train.deterministic=false"), "--workdir", tmp_path)
+    output = run(
+        "kseg.train",
+        *tiny(
+            shapes_directory,
+            "train.global_batch=1",
+            "train.steps=4",
+            "model.head=fcn",
+            "model.auxiliary_channels=0",
+            "augment.photometric=false",
+            "train.deterministic=false",
+        ),
+        "--workdir",
+        tmp_path,
+    )
     assert "finished 4 steps" in output
     # Deterministic runs do not measure how long they wait for batches.
     assert re.search(r"^step 4/4 .* images/s  input \d+%", output, re.MULTILINE)

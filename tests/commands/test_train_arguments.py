@@ -21,22 +21,25 @@ def test_cityscapes_without_its_data(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["--config", "encnet_cityscapes"]
     output = run_here(train.main, command, capsys, status=2)
-    error = output[output.index("error:"):].strip()
+    error = output[output.index("error:") :].strip()
     assert "leftImg8bit_trainvaltest.zip" in error and "data/cityscapes" in error and len(error.splitlines()) == 5
     assert not list(tmp_path.iterdir())
     output = run_here(train.main, [*command, "--dry-run"], capsys)
     assert "parameters: 35,891,961" in output and "(8, 512, 1024, 3) float32" in output
 
 
-@pytest.mark.parametrize("arguments, fragment", [
-    (["--config", "encnet_camvd", "--dry-run"], "Did you mean encnet_camvid"),
-    (["--config", "encnet_shapes", "--set", "train.step=3", "--dry-run"], "Did you mean train.steps"),
-    (["--config", "encnet_shapes", "--set", "data.name=shape", "--dry-run"], "Did you mean shapes"),
-    (["--config", "encnet_shapes", "--set", "model.head=encnt", "--dry-run"], "Did you mean encnet"),
-    (["--config", "encnet_shapes", "--set", "train.steps=many", "--dry-run"], "train.steps takes int, got 'many'"),
-    (["--config", "encnet_shapes", "--cpu-replicas", "0"], "--cpu-replicas must be at least 1"),
-    (["--config", "encnet_shapes", "--set", "data.val_split=vall", "--dry-run"], "Did you mean val"),
-])
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        (["--config", "encnet_camvd", "--dry-run"], "Did you mean encnet_camvid"),
+        (["--config", "encnet_shapes", "--set", "train.step=3", "--dry-run"], "Did you mean train.steps"),
+        (["--config", "encnet_shapes", "--set", "data.name=shape", "--dry-run"], "Did you mean shapes"),
+        (["--config", "encnet_shapes", "--set", "model.head=encnt", "--dry-run"], "Did you mean encnet"),
+        (["--config", "encnet_shapes", "--set", "train.steps=many", "--dry-run"], "train.steps takes int, got 'many'"),
+        (["--config", "encnet_shapes", "--cpu-replicas", "0"], "--cpu-replicas must be at least 1"),
+        (["--config", "encnet_shapes", "--set", "data.val_split=vall", "--dry-run"], "Did you mean val"),
+    ],
+)
 def test_invalid_arguments_are_errors(arguments, fragment, shapes_directory, capsys):
     if "data.name=shape" not in arguments:
         arguments = [*arguments, "--set", f"data.directory={shapes_directory}"]
@@ -47,8 +50,9 @@ def test_several_hosts_cannot_skip_unreadable_examples(shapes_directory, tmp_pat
     """Every host would skip other examples, and their parts would belong to different batches."""
     monkeypatch.setattr(hosts, "num_hosts", lambda strategy: 2)
     monkeypatch.setattr(hosts, "is_chief", lambda strategy: True)
-    output = run_here(train.main, [*tiny(shapes_directory, "data.unreadable=skip"), "--workdir", tmp_path / "run"],
-                      capsys, status=2)
+    output = run_here(
+        train.main, [*tiny(shapes_directory, "data.unreadable=skip"), "--workdir", tmp_path / "run"], capsys, status=2
+    )
     assert "data.unreadable=skip" in output and not (tmp_path / "run").exists()
 
 

@@ -18,8 +18,13 @@ def faulty(shapes_directory, tmp_path_factory):
     """Return the directory of the two runs, and {fault: (exit status, output)} of the starts."""
     directory = tmp_path_factory.mktemp("faulty runs")
     output = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.faulty_runs", shapes_directory, directory], check=True, cwd=ROOT,
-        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout
+        [sys.executable, "-m", "tests.helpers.faulty_runs", shapes_directory, directory],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout
     return directory, {name: (status, text) for name, status, text in json.loads(output.splitlines()[-1])}
 
 
@@ -58,8 +63,14 @@ def test_log_has_each_step_once(faulty):
 
 
 def test_both_runs_leave_the_same_files(faulty):
-    files = {run: sorted(str(path.relative_to(faulty[0] / run)) for path in (faulty[0] / run).rglob("*")
-                         if "tensorboard" not in path.parts) for run in ("whole", "faulty")}
+    files = {
+        run: sorted(
+            str(path.relative_to(faulty[0] / run))
+            for path in (faulty[0] / run).rglob("*")
+            if "tensorboard" not in path.parts
+        )
+        for run in ("whole", "faulty")
+    }
     assert files["whole"] == files["faulty"] and "checkpoints/step-00000008.index" in files["whole"]
     for name in ("best.json", "config.json", "dataset.json"):
         assert (faulty[0] / "faulty" / name).read_bytes() == (faulty[0] / "whole" / name).read_bytes()
@@ -83,5 +94,6 @@ def test_two_storage_failures_are_retried(faulty):
 def test_permanent_storage_failure_is_an_error(faulty):
     _, output = faulty[1]["permanent storage failure"]
     assert output.count("checkpoint of step 4 failed") == 4 and "Traceback" not in output
-    assert re.search("^error: .*checkpoint of step 4 .*Input/output error; the checkpoint of step 2 is intact", output,
-                     re.MULTILINE)
+    assert re.search(
+        "^error: .*checkpoint of step 4 .*Input/output error; the checkpoint of step 2 is intact", output, re.MULTILINE
+    )

@@ -33,12 +33,21 @@ def test_writing_changes_only_the_block(tmp_path):
 
 def test_the_list_has_a_line_for_each_variant_with_aligned_columns():
     lines = zoo.listing().splitlines()
-    names = [f"{name}:{variant}" for name in files.config_names()
-             for variant in files.read_config_file(name).variants]
+    names = [f"{name}:{variant}" for name in files.config_names() for variant in files.read_config_file(name).variants]
     assert [line.split()[0] for line in lines[1:] if line] == names
     line = next(line for line in lines if line.startswith("encnet_cityscapes:r101-d8-769x769-80k "))
-    assert line.split() == ["encnet_cityscapes:r101-d8-769x769-80k", "R-101", "8", "769x769", "80000", "8",
-                            "MMSegmentation", "76.10", "76.97", "yes"]
+    assert line.split() == [
+        "encnet_cityscapes:r101-d8-769x769-80k",
+        "R-101",
+        "8",
+        "769x769",
+        "80000",
+        "8",
+        "MMSegmentation",
+        "76.10",
+        "76.97",
+        "yes",
+    ]
     # Right-aligned columns end at the end of their headings.
     for heading in ("steps", "batch", "mIoU", "ms+flip"):
         end = lines[0].index(heading) + len(heading)
@@ -66,17 +75,28 @@ def test_the_summary_contains_the_best_result_of_each_group():
         for heading, text in zip(headings[1:], texts[1:]):
             source, depth, stride = re.fullmatch(r"(\w+) R-(\d+)-D(\d+)", heading).groups()
             published = [
-                row.variant for row in rows
-                if f"`{zoo.config_name(row)}`" == texts[0] and row.variant.source == source
-                and row.config.model.backbone == f"resnet{depth}" and row.config.model.output_stride == int(stride)
-                and row.variant.miou is not None]
+                row.variant
+                for row in rows
+                if f"`{zoo.config_name(row)}`" == texts[0]
+                and row.variant.source == source
+                and row.config.model.backbone == f"resnet{depth}"
+                and row.config.model.output_stride == int(stride)
+                and row.variant.miou is not None
+            ]
             assert bool(published) == bool(text)
             if text:
                 assert float(text.split(" / ")[0]) == max(variant.miou for variant in published)
 
 
-@pytest.mark.parametrize("model, name", [
-    (Model(), "R-50"), (Model(backbone="resnet101", stem="7x7"), "R-101b"), (Model(stem_channels=128), "R-50s"),
-    (Model(stem_channels=64), "R-50"), (Model(backbone="resnet18", width=32), "R-18")])
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        (Model(), "R-50"),
+        (Model(backbone="resnet101", stem="7x7"), "R-101b"),
+        (Model(stem_channels=128), "R-50s"),
+        (Model(stem_channels=64), "R-50"),
+        (Model(backbone="resnet18", width=32), "R-18"),
+    ],
+)
 def test_backbones_in_tables(model, name):
     assert zoo.backbone_label(replace(Config(), model=model)) == name

@@ -42,35 +42,42 @@ def test_named_configs_are_found():
 
 
 def test_json_keeps_values_that_differ_from_the_defaults():
-    config = Config(augment=Augment(crop=(3, 5), scale=(7, 9)), model=Model(stem="7x7"), init=Init(skip=("fc.*",)),
-                    train=Train(learning_rate=0.1 + 0.2, deterministic=True))
+    config = Config(
+        augment=Augment(crop=(3, 5), scale=(7, 9)),
+        model=Model(stem="7x7"),
+        init=Init(skip=("fc.*",)),
+        train=Train(learning_rate=0.1 + 0.2, deterministic=True),
+    )
     copy = configs.from_json(configs.to_json(config))
     assert copy == config
     assert isinstance(copy.augment.crop, tuple) and copy.train.learning_rate == 0.30000000000000004
 
 
-@pytest.mark.parametrize("override, expected", [
-    ("train.steps=7", 7),
-    ("train.steps = 7 ", 7),
-    ("train.learning_rate=2.5e-3", 0.0025),
-    ("train.learning_rate=1", 1.0),
-    ("train.deterministic=true", True),
-    ("train.deterministic=False", False),
-    ("augment.crop=256,320", (256, 320)),
-    ("augment.crop=(256, 320)", (256, 320)),
-    ("augment.crop=[256,320]", (256, 320)),
-    ("augment.scale_range=1,2", (1.0, 2.0)),
-    ("augment.scale=", ()),
-    ("augment.scale=()", ()),
-    ("init.skip=fc.*,1", ("fc.*", "1")),
-    ("init.backbone=", ""),
-    ("data.directory=2024", "2024"),
-    ("data.directory=a=b", "a=b"),
-    ("data.train_split=True", "True"),
-    ("model.output_stride=16", 16),
-    ("model.stem=7x7", "7x7"),
-    ("model.encnet.codewords=64", 64),
-])
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("train.steps=7", 7),
+        ("train.steps = 7 ", 7),
+        ("train.learning_rate=2.5e-3", 0.0025),
+        ("train.learning_rate=1", 1.0),
+        ("train.deterministic=true", True),
+        ("train.deterministic=False", False),
+        ("augment.crop=256,320", (256, 320)),
+        ("augment.crop=(256, 320)", (256, 320)),
+        ("augment.crop=[256,320]", (256, 320)),
+        ("augment.scale_range=1,2", (1.0, 2.0)),
+        ("augment.scale=", ()),
+        ("augment.scale=()", ()),
+        ("init.skip=fc.*,1", ("fc.*", "1")),
+        ("init.backbone=", ""),
+        ("data.directory=2024", "2024"),
+        ("data.directory=a=b", "a=b"),
+        ("data.train_split=True", "True"),
+        ("model.output_stride=16", 16),
+        ("model.stem=7x7", "7x7"),
+        ("model.encnet.codewords=64", 64),
+    ],
+)
 def test_overrides_have_the_type_of_their_field(override, expected):
     value = overridden(override)
     assert value == expected and type(value) is type(expected)
@@ -81,38 +88,43 @@ def test_overrides_have_the_type_of_their_field(override, expected):
 def test_overrides_apply_in_order_and_change_nothing_else():
     config = configs.load("encnet_shapes", ["train.steps=50", "train.steps=60", "model.channels=8"])
     assert config_differences(configs.load("encnet_shapes"), config) == [
-        ("model.channels", 64, 8), ("train.steps", 300, 60)]
+        ("model.channels", 64, 8),
+        ("train.steps", 300, 60),
+    ]
 
 
-@pytest.mark.parametrize("override, words", [
-    ("train.step=5", ["'train.step'", "Did you mean train.steps"]),
-    ("trian.steps=5", ["'trian'", "Did you mean train?", "Choices: augment, data"]),
-    ("model.encnet.codeword=5", ["Did you mean model.encnet.codewords?"]),
-    ("train..steps=5", ["'train.'", "train.steps"]),
-    ("=5", ["unknown config key"]),
-    ("train=5", ["train is a group", "train.steps"]),
-    ("model.encnet=5", ["model.encnet is a group", "model.encnet.codewords"]),
-    ("train.steps.more=5", ["train.steps is a value, not a group"]),
-    ("train.steps.more.still=5", ["train.steps is a value, not a group"]),
-    ("train.steps", ["KEY=VALUE", "'train.steps'"]),
-    ("train.steps=", ["train.steps takes int, got ''"]),
-    ("train.steps=five", ["train.steps takes int, got 'five'"]),
-    ("train.steps=1.5", ["train.steps takes int, got 1.5"]),
-    ("train.steps=True", ["train.steps takes int, got True"]),
-    ("train.learning_rate=fast", ["train.learning_rate takes float"]),
-    ("train.learning_rate=True", ["train.learning_rate takes float"]),
-    ("train.deterministic=1", ["train.deterministic takes bool, got 1"]),
-    ("augment.crop=5.5,6", ["augment.crop takes int, got 5.5"]),
-    ("augment.crop=(256)", ["augment.crop takes a list such as a,b; got 256"]),
-    ("model.stem=depp", ["model.stem", "'depp'", "Did you mean deep?", "7x7"]),
-    ("model.output_stride=32", ["model.output_stride", "'32'", "16", "8"]),
-    ("model.output_stride=8.0", ["model.output_stride", "'8.0'"]),
-    ("loss.average=some", ["loss.average", "all", "valid"]),
-    ("steps=100", ["'steps'", "Did you mean train.steps?", "augment"]),
-    ("stps=100", ["Did you mean train.steps?"]),
-    ("backbone=resnet50", ["Did you mean init.backbone or model.backbone?"]),
-    ("model.crop=64,64", ["Did you mean augment.crop?", "model.head"]),
-])
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("train.step=5", ["'train.step'", "Did you mean train.steps"]),
+        ("trian.steps=5", ["'trian'", "Did you mean train?", "Choices: augment, data"]),
+        ("model.encnet.codeword=5", ["Did you mean model.encnet.codewords?"]),
+        ("train..steps=5", ["'train.'", "train.steps"]),
+        ("=5", ["unknown config key"]),
+        ("train=5", ["train is a group", "train.steps"]),
+        ("model.encnet=5", ["model.encnet is a group", "model.encnet.codewords"]),
+        ("train.steps.more=5", ["train.steps is a value, not a group"]),
+        ("train.steps.more.still=5", ["train.steps is a value, not a group"]),
+        ("train.steps", ["KEY=VALUE", "'train.steps'"]),
+        ("train.steps=", ["train.steps takes int, got ''"]),
+        ("train.steps=five", ["train.steps takes int, got 'five'"]),
+        ("train.steps=1.5", ["train.steps takes int, got 1.5"]),
+        ("train.steps=True", ["train.steps takes int, got True"]),
+        ("train.learning_rate=fast", ["train.learning_rate takes float"]),
+        ("train.learning_rate=True", ["train.learning_rate takes float"]),
+        ("train.deterministic=1", ["train.deterministic takes bool, got 1"]),
+        ("augment.crop=5.5,6", ["augment.crop takes int, got 5.5"]),
+        ("augment.crop=(256)", ["augment.crop takes a list such as a,b; got 256"]),
+        ("model.stem=depp", ["model.stem", "'depp'", "Did you mean deep?", "7x7"]),
+        ("model.output_stride=32", ["model.output_stride", "'32'", "16", "8"]),
+        ("model.output_stride=8.0", ["model.output_stride", "'8.0'"]),
+        ("loss.average=some", ["loss.average", "all", "valid"]),
+        ("steps=100", ["'steps'", "Did you mean train.steps?", "augment"]),
+        ("stps=100", ["Did you mean train.steps?"]),
+        ("backbone=resnet50", ["Did you mean init.backbone or model.backbone?"]),
+        ("model.crop=64,64", ["Did you mean augment.crop?", "model.head"]),
+    ],
+)
 def test_wrong_overrides_name_the_key_and_the_choices(override, words):
     text = message(values.set_value, Config(), override)
     for word in words:
@@ -131,16 +143,23 @@ def test_a_config_may_be_a_file(tmp_path):
     assert (config.name, config.train.steps, config.train.global_batch) == ("mine", 12, 2)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("steps = 5\n", ["no function config()"]),
-    ("config = 5\n", ["no function config()"]),
-    ("def config(): return 5\n", ["config() returned int"]),
-    ("from kseg.config import *\ndef config(): return Config(train=Train(steps='5'))\n",
-     ["train.steps takes int, got '5'"]),
-    ("from kseg.config import *\ndef config(): return Config(train=None)\n", ["train is a group", "None"]),
-    ("from kseg.config import *\ndef config(): return Config(augment=Augment(crop=5))\n",
-     ["augment.crop takes a list"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("steps = 5\n", ["no function config()"]),
+        ("config = 5\n", ["no function config()"]),
+        ("def config(): return 5\n", ["config() returned int"]),
+        (
+            "from kseg.config import *\ndef config(): return Config(train=Train(steps='5'))\n",
+            ["train.steps takes int, got '5'"],
+        ),
+        ("from kseg.config import *\ndef config(): return Config(train=None)\n", ["train is a group", "None"]),
+        (
+            "from kseg.config import *\ndef config(): return Config(augment=Augment(crop=5))\n",
+            ["augment.crop takes a list"],
+        ),
+    ],
+)
 def test_a_config_file_without_a_config_is_refused(tmp_path, text, words):
     path = tmp_path / "mine.py"
     path.write_text(text)
@@ -166,17 +185,23 @@ def test_a_variant_changes_the_config_and_overrides_apply_after_it(tmp_path):
     plain, row = configs.load(str(path)), configs.load(f"{path}:long", ["train.global_batch=2", "augment.crop=8,8"])
     assert (plain.name, plain.train.steps) == ("mine", 12) and row.name == "mine:long"
     assert config_differences(replace(plain, name="mine:long"), row) == [
-        ("augment.crop", (512, 512), (8, 8)), ("train.global_batch", 8, 2), ("train.steps", 12, 90)]
+        ("augment.crop", (512, 512), (8, 8)),
+        ("train.global_batch", 8, 2),
+        ("train.steps", 12, 90),
+    ]
 
 
-@pytest.mark.parametrize("variant, words", [
-    ("odd", ["mine.py, variant odd: train.steps takes int, got '90'"]),
-    ("unknown", ["variant unknown: unknown config key 'train.step'", "Did you mean train.steps"]),
-    ("group", ["variant group: train is a group"]),
-    ("none", ["train.steps must be above 0"]),
-    ("lon", ["unknown variant of mine: 'lon'. Did you mean long", "Choices: group, long, none, odd, unknown"]),
-    ("", ["unknown variant of mine: ''"]),
-])
+@pytest.mark.parametrize(
+    "variant, words",
+    [
+        ("odd", ["mine.py, variant odd: train.steps takes int, got '90'"]),
+        ("unknown", ["variant unknown: unknown config key 'train.step'", "Did you mean train.steps"]),
+        ("group", ["variant group: train is a group"]),
+        ("none", ["train.steps must be above 0"]),
+        ("lon", ["unknown variant of mine: 'lon'. Did you mean long", "Choices: group, long, none, odd, unknown"]),
+        ("", ["unknown variant of mine: ''"]),
+    ],
+)
 def test_wrong_variants_are_refused(tmp_path, variant, words):
     path = tmp_path / "mine.py"
     path.write_text(FILE_WITH_VARIANTS)
@@ -203,34 +228,83 @@ def test_a_missing_config_file_is_refused(tmp_path):
     assert str(tmp_path / "none.py") in message(configs.load, str(tmp_path / "none.py"))
 
 
-@pytest.mark.parametrize("text, words", [
-    ("{", ["not a JSON config"]),
-    ("[1]", ["group of values", "[1]"]),
-    ('{"train": 5}', ["train is a group of values, got 5"]),
-    ('{"train": {"stepz": 5}}', ["'train.stepz'", "Did you mean train.steps"]),
-    ('{"train": {"steps": "5"}}', ["train.steps takes int"]),
-    ('{"train": {"learning_rate": NaN}}', ["train.learning_rate must be finite"]),
-    ('{"augment": {"crop": [5]}}', ["augment.crop takes 2 values"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", ["not a JSON config"]),
+        ("[1]", ["group of values", "[1]"]),
+        ('{"train": 5}', ["train is a group of values, got 5"]),
+        ('{"train": {"stepz": 5}}', ["'train.stepz'", "Did you mean train.steps"]),
+        ('{"train": {"steps": "5"}}', ["train.steps takes int"]),
+        ('{"train": {"learning_rate": NaN}}', ["train.learning_rate must be finite"]),
+        ('{"augment": {"crop": [5]}}', ["augment.crop takes 2 values"]),
+    ],
+)
 def test_json_that_is_not_a_config_is_refused(text, words):
     for word in words:
         assert word in message(configs.from_json, text)
 
 
-@pytest.mark.parametrize("override", [
-    "train.steps=-5", "train.steps=0", "train.global_batch=0", "train.learning_rate=0", "train.learning_rate=1e999",
-    "train.learning_rate=-1e999", "train.end_learning_rate=-0.1", "train.end_learning_rate=0.02", "train.power=-1",
-    "train.end_step=-1", "train.warmup_steps=-1", "train.warmup_start=1.5",
-    "train.warmup_start=-0.5", "train.momentum=1", "train.momentum=-0.1", "train.weight_decay=-1e-4", "train.seed=-1",
-    "train.seed=2147483648", "train.log_every=0", "train.validate_every=0", "train.checkpoint_every=0",
-    "train.keep_checkpoints=0", "augment.crop=5,6,7", "augment.crop=5", "augment.crop=0,5", "augment.crop=",
-    "augment.scale=5", "augment.scale=5,-5", "augment.scale_range=2,1", "augment.scale_range=0,1",
-    "augment.scale_range=1", "augment.scale_range=1,1e999", "augment.flip=1.01", "augment.flip=-0.01",
-    "augment.cat_max_ratio=2", "augment.crop_tries=-1", "model.dropout=1.5", "model.dropout=1", "model.dropout=-0.1",
-    "model.width=0", "model.width=7", "model.channels=0", "model.auxiliary_channels=-1", "model.encnet.codewords=0",
-    "model.fcn.convolutions=0", "data.std=1,0,1", "data.std=1,1", "data.mean=1,2,3,4", "data.mean=1,1e999,2",
-    "data.memory=0",
-    "loss.main=-1", "loss.auxiliary=-0.4", "loss.se=1e999", "evaluate.resize=5", "evaluate.resize=5,0"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.steps=-5",
+        "train.steps=0",
+        "train.global_batch=0",
+        "train.learning_rate=0",
+        "train.learning_rate=1e999",
+        "train.learning_rate=-1e999",
+        "train.end_learning_rate=-0.1",
+        "train.end_learning_rate=0.02",
+        "train.power=-1",
+        "train.end_step=-1",
+        "train.warmup_steps=-1",
+        "train.warmup_start=1.5",
+        "train.warmup_start=-0.5",
+        "train.momentum=1",
+        "train.momentum=-0.1",
+        "train.weight_decay=-1e-4",
+        "train.seed=-1",
+        "train.seed=2147483648",
+        "train.log_every=0",
+        "train.validate_every=0",
+        "train.checkpoint_every=0",
+        "train.keep_checkpoints=0",
+        "augment.crop=5,6,7",
+        "augment.crop=5",
+        "augment.crop=0,5",
+        "augment.crop=",
+        "augment.scale=5",
+        "augment.scale=5,-5",
+        "augment.scale_range=2,1",
+        "augment.scale_range=0,1",
+        "augment.scale_range=1",
+        "augment.scale_range=1,1e999",
+        "augment.flip=1.01",
+        "augment.flip=-0.01",
+        "augment.cat_max_ratio=2",
+        "augment.crop_tries=-1",
+        "model.dropout=1.5",
+        "model.dropout=1",
+        "model.dropout=-0.1",
+        "model.width=0",
+        "model.width=7",
+        "model.channels=0",
+        "model.auxiliary_channels=-1",
+        "model.encnet.codewords=0",
+        "model.fcn.convolutions=0",
+        "data.std=1,0,1",
+        "data.std=1,1",
+        "data.mean=1,2,3,4",
+        "data.mean=1,1e999,2",
+        "data.memory=0",
+        "loss.main=-1",
+        "loss.auxiliary=-0.4",
+        "loss.se=1e999",
+        "evaluate.resize=5",
+        "evaluate.resize=5,0",
+    ],
+)
 def test_values_outside_their_limits_are_refused_by_name(override):
     base = Config(train=Train(steps=300, learning_rate=0.01))
     assert override.partition("=")[0] in message(checks.check_config, values.set_value(base, override))
@@ -239,17 +313,33 @@ def test_values_outside_their_limits_are_refused_by_name(override):
 @pytest.mark.parametrize("key", ["train.learning_rate", "loss.se", "augment.flip", "model.dropout"])
 def test_nan_is_refused(key):
     group, name = key.split(".")
-    config = dataclasses.replace(Config(), **{group: dataclasses.replace(
-        getattr(Config(), group), **{name: float("nan")})})
+    config = dataclasses.replace(
+        Config(), **{group: dataclasses.replace(getattr(Config(), group), **{name: float("nan")})}
+    )
     text = message(checks.check_config, config)
     assert key in text and "finite" in text and "nan" in text
 
 
-@pytest.mark.parametrize("override", [
-    "train.steps=1", "train.seed=2147483647", "train.warmup_steps=39999", "train.end_learning_rate=0.01",
-    "train.momentum=0", "model.dropout=0", "model.auxiliary_channels=0", "augment.scale_range=1,1",
-    "augment.crop_tries=0", "augment.flip=1", "augment.cat_max_ratio=1", "augment.scale=", "evaluate.resize=512,1024",
-    "data.mean=-1,0,0", "loss.se=0"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.steps=1",
+        "train.seed=2147483647",
+        "train.warmup_steps=39999",
+        "train.end_learning_rate=0.01",
+        "train.momentum=0",
+        "model.dropout=0",
+        "model.auxiliary_channels=0",
+        "augment.scale_range=1,1",
+        "augment.crop_tries=0",
+        "augment.flip=1",
+        "augment.cat_max_ratio=1",
+        "augment.scale=",
+        "evaluate.resize=512,1024",
+        "data.mean=-1,0,0",
+        "loss.se=0",
+    ],
+)
 def test_values_at_their_limits_are_accepted(override):
     config = values.set_value(Config(), override)
     assert checks.check_config(config) == config
@@ -274,5 +364,4 @@ def test_differences_list_the_changed_values():
     old = Config()
     new = values.set_value(values.set_value(old, "model.encnet.se=false"), "augment.crop=1,2")
     assert config_differences(old, old) == []
-    assert config_differences(old, new) == [
-        ("augment.crop", (512, 512), (1, 2)), ("model.encnet.se", True, False)]
+    assert config_differences(old, new) == [("augment.crop", (512, 512), (1, 2)), ("model.encnet.se", True, False)]

@@ -51,7 +51,8 @@ def old_json(config):
 def test_overrides(notes):
     overrides = ["augment.pad_colour=black", "augment.pad=centre"]
     assert configs.load("encnet_camvid", overrides + overrides).augment == dataclasses.replace(
-        configs.load("encnet_camvid").augment, pad="center", pad_color="black")
+        configs.load("encnet_camvid").augment, pad="center", pad_color="black"
+    )
     assert_both_noted(notes())
 
 

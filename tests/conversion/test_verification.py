@@ -37,20 +37,38 @@ def original(tmp_path_factory):
     outputs = model(images)
     stage = keras.Model(model.input, model.get_layer(FIRST).output)(images)
     full = models.layers.resize(outputs["main"], (33, 47))
-    for name, array in {"input": images, "label": labels, "logits": outputs["main"], "aux_logits": outputs["aux"],
-                        "se_logits": outputs["se"], "backbone_0": stage, "logits_full": full[:1]}.items():
+    for name, array in {
+        "input": images,
+        "label": labels,
+        "logits": outputs["main"],
+        "aux_logits": outputs["aux"],
+        "se_logits": outputs["se"],
+        "backbone_0": stage,
+        "logits_full": full[:1],
+    }.items():
         np.save(directory / f"{name}.npy", np.asarray(array))
     # This training step uses none of the code under test.
     trained = model(images, training=True)
     terms = losses.loss_terms(trained, labels, values.loss)
     parts = {name: float(weight * total / count) for name, (weight, total, count) in terms.items()}
-    (directory / "losses.json").write_text(json.dumps(
-        {"decode.loss_ce": parts["main"], "aux.loss_ce": parts["aux"], "decode.loss_se": parts["se"],
-         "decode.acc_seg": 12.3, "total": sum(parts.values()), "_note": "none"}))
-    running = {name: variable.numpy() for name, variable in loading.mmseg_names(model).items()
-               if not variable.trainable}
-    (directory / "bn_after_step.json").write_text(json.dumps(
-        {name: [float(np.linalg.norm(array)), float(array.sum())] for name, array in running.items()}))
+    (directory / "losses.json").write_text(
+        json.dumps(
+            {
+                "decode.loss_ce": parts["main"],
+                "aux.loss_ce": parts["aux"],
+                "decode.loss_se": parts["se"],
+                "decode.acc_seg": 12.3,
+                "total": sum(parts.values()),
+                "_note": "none",
+            }
+        )
+    )
+    running = {
+        name: variable.numpy() for name, variable in loading.mmseg_names(model).items() if not variable.trainable
+    }
+    (directory / "bn_after_step.json").write_text(
+        json.dumps({name: [float(np.linalg.norm(array)), float(array.sum())] for name, array in running.items()})
+    )
     (directory / "config.json").write_text(json.dumps({"cfg": cfg}))
     return directory
 
@@ -75,21 +93,42 @@ def names_of(report):
 def test_equal_results(original):
     report = verification.verify(original)
     assert report.ok
-    assert names_of(report) == ["backbone_0", "aux_logits", "se_logits", "logits", "logits_full", "decode.loss_ce",
-                                "aux.loss_ce", "decode.loss_se", "total", "bn_after_step"]
+    assert names_of(report) == [
+        "backbone_0",
+        "aux_logits",
+        "se_logits",
+        "logits",
+        "logits_full",
+        "decode.loss_ce",
+        "aux.loss_ce",
+        "decode.loss_se",
+        "total",
+        "bn_after_step",
+    ]
     assert max(row.relative for row in report.rows) < 1e-5
     assert [note for note in report.notes if note.startswith("backbone_")] == [
-        f"backbone_{stage}: not compared, backbone_{stage}.npy is missing" for stage in (1, 2, 3)]
+        f"backbone_{stage}: not compared, backbone_{stage}.npy is missing" for stage in (1, 2, 3)
+    ]
     assert report.table().endswith(f"{original}: 10 of 10 comparisons within their limits")
 
 
-@pytest.mark.parametrize("actual, expected, ok", [
-    (1.5e-4, 0.0, False), (5e-5, 0.0, True), (-1.5e-4, 0.0, False), (0.5, np.nan, False), (np.nan, 0.5, False),
-    # Above 1 the difference is relative.
-    (200.015, 200.0, True), (200.03, 200.0, False)])
+@pytest.mark.parametrize(
+    "actual, expected, ok",
+    [
+        (1.5e-4, 0.0, False),
+        (5e-5, 0.0, True),
+        (-1.5e-4, 0.0, False),
+        (0.5, np.nan, False),
+        (np.nan, 0.5, False),
+        # Above 1 the difference is relative.
+        (200.015, 200.0, True),
+        (200.03, 200.0, False),
+    ],
+)
 def test_the_limit_of_an_array(actual, expected, ok):
-    row = verification.compare_arrays("logits", np.array([[0.0, actual]], np.float32),
-                                      np.array([[0.0, expected]], np.float32))
+    row = verification.compare_arrays(
+        "logits", np.array([[0.0, actual]], np.float32), np.array([[0.0, expected]], np.float32)
+    )
     assert row.ok == ok and row.shape == (1, 2)
 
 
@@ -147,21 +186,28 @@ def test_weights_of_another_model(copy):
         verification.verify(copy, values)
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("model.pth", None, "model.pth"),
-    ("input.npy", None, "input.npy does not exist"),
-    ("logits.npy", b"not numpy", "logits.npy is damaged"),
-    ("aux_logits.npy", b"", "aux_logits.npy is damaged"),
-    ("config.json", b"{", "config.json is damaged"),
-    ("config.json", b"[1]", "config.json does not contain a JSON object"),
-    ("config.json", b"{}", 'config.json has no "cfg"'),
-    ("config.json", b'{"cfg": {"decode_head": {"type": "SegformerHead"}}}', "config.json: unknown decode_head.type"),
-    ("label.npy", None, "label.npy does not exist"),
-    ("losses.json", b'{"loss_edge": 1.0}', "loss_edge = 1.0"),
-    ("losses.json", b'{"total": "much"}', "total = 'much'"),
-    ("bn_after_step.json", b'{"a.b": [1.0, 2.0]}', "different names: a.b, auxiliary_head.convs.0"),
-    ("bn_after_step.json", b'{"a.b": 1.0}', "a.b is 1.0"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("model.pth", None, "model.pth"),
+        ("input.npy", None, "input.npy does not exist"),
+        ("logits.npy", b"not numpy", "logits.npy is damaged"),
+        ("aux_logits.npy", b"", "aux_logits.npy is damaged"),
+        ("config.json", b"{", "config.json is damaged"),
+        ("config.json", b"[1]", "config.json does not contain a JSON object"),
+        ("config.json", b"{}", 'config.json has no "cfg"'),
+        (
+            "config.json",
+            b'{"cfg": {"decode_head": {"type": "SegformerHead"}}}',
+            "config.json: unknown decode_head.type",
+        ),
+        ("label.npy", None, "label.npy does not exist"),
+        ("losses.json", b'{"loss_edge": 1.0}', "loss_edge = 1.0"),
+        ("losses.json", b'{"total": "much"}', "total = 'much'"),
+        ("bn_after_step.json", b'{"a.b": [1.0, 2.0]}', "different names: a.b, auxiliary_head.convs.0"),
+        ("bn_after_step.json", b'{"a.b": 1.0}', "a.b is 1.0"),
+    ],
+)
 def test_malformed_directories(copy, name, content, message):
     (copy / name).unlink()
     if content is not None:
@@ -195,17 +241,22 @@ def test_missing_files_are_noted(copy):
     (copy / "losses.json").unlink()
     report = verification.verify(copy)
     assert {"losses: not compared, losses.json is missing", "grads: not compared, grads.json is missing"} <= set(
-        report.notes)
+        report.notes
+    )
     # The statistics are still compared.
     assert report.rows[-1].name == "bn_after_step" and report.rows[-1].ok
 
 
-@pytest.mark.parametrize("name, array, message", [
-    ("label", np.full((2, 33, 47), 3), r"label.npy has the values 3; labels are 0 to 2"),
-    ("label", np.full((2, 33, 47), -100), "label.npy has the values -100"),
-    ("label", np.zeros((2, 33, 46), int), r"label.npy has shape \(2, 33, 46\)"),
-    ("aux_logits", np.float32(1), "aux_logits.npy does not contain an array"),
-    ("aux_logits", np.zeros((0, 5, 6, 3)), "aux_logits.npy does not contain an array")])
+@pytest.mark.parametrize(
+    "name, array, message",
+    [
+        ("label", np.full((2, 33, 47), 3), r"label.npy has the values 3; labels are 0 to 2"),
+        ("label", np.full((2, 33, 47), -100), "label.npy has the values -100"),
+        ("label", np.zeros((2, 33, 46), int), r"label.npy has shape \(2, 33, 46\)"),
+        ("aux_logits", np.float32(1), "aux_logits.npy does not contain an array"),
+        ("aux_logits", np.zeros((0, 5, 6, 3)), "aux_logits.npy does not contain an array"),
+    ],
+)
 def test_invalid_arrays(copy, name, array, message):
     np.save(copy / f"{name}.npy", array)
     with pytest.raises(DataError, match=message):

@@ -94,9 +94,15 @@ def test_split_without_readable_examples(tmp_path):
     assert lines[-1] == "train: no readable example\n"
 
 
-@pytest.mark.parametrize("splits, setting", [
-    (("train", "val"), None), (("train", "valid"), "data.val_split=valid"), (("train",), "data.val_split=SPLIT"),
-    (("training", "val"), "data.train_split=training")])
+@pytest.mark.parametrize(
+    "splits, setting",
+    [
+        (("train", "val"), None),
+        (("train", "valid"), "data.val_split=valid"),
+        (("train",), "data.val_split=SPLIT"),
+        (("training", "val"), "data.train_split=training"),
+    ],
+)
 def test_next_steps_name_the_splits(tmp_path, splits, setting):
     lines = []
     checks.check_dataset(folder(tmp_path, {name: [np.zeros((2, 2))] for name in splits}), report=lines.append)
@@ -159,10 +165,33 @@ def test_images_with_an_exif_orientation_are_reported(tmp_path, form, count):
 def test_camvid_weights():
     result = checks.check_dataset(Data(name="camvid", directory=str(CAMVID)), ["train"], silent)["train"]
     assert result["images"] == 367 and result["sizes"] == {(360, 480): 367}
-    assert result["pixels"][:12].tolist() == [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595,
-                                              3719877, 405385, 184967, 2503995]
+    assert result["pixels"][:12].tolist() == [
+        10682767,
+        14750079,
+        623349,
+        20076880,
+        2845085,
+        6166762,
+        743859,
+        714595,
+        3719877,
+        405385,
+        184967,
+        2503995,
+    ]
     assert [round(float(weight), 4) for weight in result["weights"]] == [
-        0.2793, 0.2017, 4.7865, 0.1490, 1.0, 0.4217, 3.8467, 1.9736, 0.7889, 6.3747, 8.8587]
+        0.2793,
+        0.2017,
+        4.7865,
+        0.1490,
+        1.0,
+        0.4217,
+        3.8467,
+        1.9736,
+        0.7889,
+        6.3747,
+        8.8587,
+    ]
 
 
 def test_sample_cells_equal_pixels_computed_by_hand():
@@ -190,11 +219,11 @@ def test_sheet_holds_the_training_samples(tmp_path):
     assert lines[3].startswith(f"wrote {tmp_path / 'grid.png'}: 3 samples of folder train from step 4, crop 40x32")
     sheet = image_files.read_image(tmp_path / "grid.png")
     left, top = drawing.GAP, drawing.FONT_SIZE + 3 * drawing.GAP
-    first = sheet[top:top + 32, left:left + 40]
+    first = sheet[top : top + 32, left : left + 40]
     assert (first[:20, :30] == expected[0]).all()
     # Padding has the mean color, which is zero after normalization.
     assert (first[20:] == (124, 116, 104)).all() and (first[:, 30:] == (124, 116, 104)).all()
-    second = sheet[top:top + 32, left + 40 + drawing.GAP:][:, :40]
+    second = sheet[top : top + 32, left + 40 + drawing.GAP :][:, :40]
     assert (second[:20, :30] == registry.find_dataset(settings.data).palette[expected[0] % 3]).all()
     assert set(second[20:].ravel().tolist()) == {60, 200}
 
@@ -224,8 +253,18 @@ def test_plain_config_takes_the_size_of_the_first_image(tmp_path, size, crop):
 
 def test_command_show(tmp_path, capsys):
     folder(tmp_path / "set", {"train": [], "other": [np.zeros((8, 16), np.uint8)]})
-    arguments = ["show", "folder", "--directory", str(tmp_path / "set"), "--out", str(tmp_path / "deep/grid.png"),
-                 "--split", "other", "--count", "1"]
+    arguments = [
+        "show",
+        "folder",
+        "--directory",
+        str(tmp_path / "set"),
+        "--out",
+        str(tmp_path / "deep/grid.png"),
+        "--split",
+        "other",
+        "--count",
+        "1",
+    ]
     assert data.main([*arguments, "--set", "augment.photometric=false", "train.global_batch=1"]) == 0
     assert "1 sample of folder other from step 0, crop 16x8" in capsys.readouterr().out
     assert Image.open(tmp_path / "deep/grid.png").format == "PNG"
@@ -257,8 +296,12 @@ def test_help_lists_the_data_sets(command, capsys):
 
 def test_exit_status_of_a_faulty_set(tmp_path):
     folder(tmp_path, {"train": [np.full((2, 2), 50, np.uint8)]})
-    done = subprocess.run([sys.executable, "-m", "kseg.data", "check", "folder", "--directory", str(tmp_path)],
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "kseg.data", "check", "folder", "--directory", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: folder has 1 fault:" in done.stderr and "e00.png: value 50 (4 pixels)" in done.stderr
     assert "not a label value" in done.stdout

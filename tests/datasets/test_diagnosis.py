@@ -101,7 +101,7 @@ def test_decoded_pixels_of_unusual_images(kind):
 
 
 def truncated(content, fraction):
-    return content[:int(len(content) * fraction)]
+    return content[: int(len(content) * fraction)]
 
 
 UNUSABLE = {
@@ -113,19 +113,28 @@ UNUSABLE = {
     "animation as label": ("labels", animation(), "e01.png: not a PNG file"),
     "empty label": ("labels", b"", "e01.png: not a PNG file"),
     "label truncated": ("labels", truncated(encoded(LABEL), 0.5), r"e01.png: damaged PNG \("),
-    "palette label truncated": ("labels", truncated(encoded(Image.fromarray(LABEL).convert("P")), 0.9),
-                              r"e01.png: damaged PNG \("),
+    "palette label truncated": (
+        "labels",
+        truncated(encoded(Image.fromarray(LABEL).convert("P")), 0.9),
+        r"e01.png: damaged PNG \(",
+    ),
     "label's header truncated": ("labels", encoded(LABEL)[:20], "e01.png: not a PNG file"),
-    "stray value": ("labels", encoded(np.where(np.arange(60) == 7, 9, LABEL).astype(np.uint8)),
-                    r"e01.png: value 9 \(40 pixels\) .* of folder; .* 0-2, 255"),
+    "stray value": (
+        "labels",
+        encoded(np.where(np.arange(60) == 7, 9, LABEL).astype(np.uint8)),
+        r"e01.png: value 9 \(40 pixels\) .* of folder; .* 0-2, 255",
+    ),
     "label of another size": ("labels", encoded(LABEL[:39]), r"e01.png is 60x39, its image \S+images/e01.png 60x40"),
     "rotated label": ("labels", encoded(LABEL.T), r"e01.png is 40x60, its image \S+images/e01.png 60x40"),
     "empty image": ("images", b"", "e01.png: not a readable JPEG"),
     "HTML page instead of an image": ("images", b"<html>not found</html>", "e01.png: not a readable JPEG"),
     "PNG's header truncated": ("images", encoded(PHOTO)[:20], "e01.png: not a readable JPEG"),
     "JPEG's header truncated": ("images", encoded(PHOTO, "JPEG")[:20], "e01.png: not a readable JPEG"),
-    "two headers": ("labels", drawn_files.png(np.random.default_rng(0), 3, 2, label=True, headers=2),
-                    "e01.png: a PNG with two headers"),
+    "two headers": (
+        "labels",
+        drawn_files.png(np.random.default_rng(0), 3, 2, label=True, headers=2),
+        "e01.png: a PNG with two headers",
+    ),
 }
 
 
@@ -140,8 +149,9 @@ def test_unusable_files_are_named(tmp_path, fault, count):
     assert any(line.startswith(f"train: {3 if fault == 'stray value' else 2} images") for line in lines)
 
 
-@pytest.mark.parametrize("content", [truncated(encoded(PHOTO), 0.5), truncated(encoded(PHOTO, "JPEG"), 0.7)],
-                         ids=["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    "content", [truncated(encoded(PHOTO), 0.5), truncated(encoded(PHOTO, "JPEG"), 0.7)], ids=["PNG", "JPEG"]
+)
 def test_only_check_finds_images_truncated_behind_their_header(tmp_path, content):
     source = written(tmp_path, "images", content)
     with pytest.raises(DataError, match=r"1 fault:\n  \S+images/e01.png: not a readable JPEG, PNG, BMP, .* \("):
@@ -218,7 +228,7 @@ def test_damaged_exif_data_counts_as_none():
         with warnings.catch_warnings():
             # Pillow may warn about damaged EXIF data.
             warnings.simplefilter("ignore")
-            assert not diagnosis.has_exif_orientation(tf.constant(whole[:start] + noise + whole[start + 8:]))
+            assert not diagnosis.has_exif_orientation(tf.constant(whole[:start] + noise + whole[start + 8 :]))
     assert diagnosis.has_exif_orientation(tf.constant(whole))
     assert not diagnosis.has_exif_orientation(tf.constant(whole[:4]))
     assert not diagnosis.has_exif_orientation(tf.constant(encoded(PHOTO)))

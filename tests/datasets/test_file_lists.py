@@ -21,8 +21,17 @@ DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
 
 
 def test_what_a_directory_passes_over_is_told(tmp_path):
-    for name in ("a.png", "day/b.png", "day/.hidden.png", "empty/notes.txt", "c.heic", "d.HEIC", "e", ".f.gif",
-                 "Thumbs.db"):
+    for name in (
+        "a.png",
+        "day/b.png",
+        "day/.hidden.png",
+        "empty/notes.txt",
+        "c.heic",
+        "d.HEIC",
+        "e",
+        ".f.gif",
+        "Thumbs.db",
+    ):
         write(tmp_path / name, GRAY, format="PNG")
     listed = file_lists.files_by_stem(tmp_path, (".png",))
     assert listed.paths == {"a": tmp_path / "a.png"} and set(listed.others) == {"c", "d", "e"}
@@ -66,8 +75,11 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
     moved = tmp_path.parent / os.fsdecode(b"caf\xe9-" + os.fsencode(tmp_path.name))
     tmp_path.rename(moved)
     directory = dataclasses.replace(data, directory=str(moved))
-    for use in (lambda: registry.open_split(directory, "train"), lambda: registry.find_dataset(directory),
-                lambda: prepare.prepare_dataset(data, moved)):
+    for use in (
+        lambda: registry.open_split(directory, "train"),
+        lambda: registry.find_dataset(directory),
+        lambda: prepare.prepare_dataset(data, moved),
+    ):
         with pytest.raises(DataError, match=r"caf\\xe9-.*not UTF-8"):
             use()
 
@@ -85,8 +97,12 @@ def test_skipped_files_of_any_name_are_printable(tmp_path):
 
 def test_split_lists():
     assert file_lists.listed_names("l.txt", b"\xef\xbb\xbfa\r\nb \n\n") == ["a", "b"]
-    for content, message in ((b"a\nb 1\n", "line 2: .*2 columns, 'b 1'"), (b"a\na\n", "repeats a"), (b"\n", "empty"),
-                             ("a".encode("utf-16"), "not UTF-8")):
+    for content, message in (
+        (b"a\nb 1\n", "line 2: .*2 columns, 'b 1'"),
+        (b"a\na\n", "repeats a"),
+        (b"\n", "empty"),
+        ("a".encode("utf-16"), "not UTF-8"),
+    ):
         with pytest.raises(DataError, match=f"l.txt.*{message}"):
             file_lists.listed_names("l.txt", content)
 

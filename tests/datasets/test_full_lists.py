@@ -22,8 +22,10 @@ def archive(lists):
     """Return the files of VOC's archive, including images that belong to no segmentation split."""
     official = {*names("train"), *names("val")}
     others = {f"2012_{number:06d}" for number in range(900_000, 900_100)}
-    members = {f"{ROOT}/ImageSets/Segmentation/{split}.txt": "\n".join([*listed, ""]).encode()
-               for split, listed in lists.items()}
+    members = {
+        f"{ROOT}/ImageSets/Segmentation/{split}.txt": "\n".join([*listed, ""]).encode()
+        for split, listed in lists.items()
+    }
     members |= {f"{ROOT}/JPEGImages/{name}.jpg": b"" for name in {*names("trainaug"), *official, *others}}
     return members | {f"{ROOT}/SegmentationClass/{name}.png": b"" for name in official}
 
@@ -50,8 +52,9 @@ def test_lists_have_the_published_sizes():
 @needs_voc2012
 @pytest.mark.parametrize("form", FORMS)
 def test_trainaug_is_derived_from_all_lists(tmp_path, form):
-    original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar",
-                                archive({split: names(split) for split in ("train", "val")}))
+    original_archives.write_tar(
+        tmp_path / "VOCtrainval_11-May-2012.tar", archive({split: names(split) for split in ("train", "val")})
+    )
     if form.endswith(".zip"):
         original_archives.write_zip(tmp_path / form, masks(form))
     else:

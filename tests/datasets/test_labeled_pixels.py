@@ -17,12 +17,15 @@ def open_split(data, name="train"):
     return registry.open_split(data, name)
 
 
-@pytest.mark.parametrize(("classes", "labels", "values"), [
-    ("sky\nground\n", [IGNORED] * 3, "255"),
-    # A classes.txt that ignores a value of its own.
-    ("0 ignore\n1 sky\n2 ground\n", [np.zeros((3, 4)), IGNORED], "0, 255"),
-    ("0 ignore\n7 ignore\n1 sky\n2 ground\n", [np.full((3, 4), 7)], "7"),
-])
+@pytest.mark.parametrize(
+    ("classes", "labels", "values"),
+    [
+        ("sky\nground\n", [IGNORED] * 3, "255"),
+        # A classes.txt that ignores a value of its own.
+        ("0 ignore\n1 sky\n2 ground\n", [np.zeros((3, 4)), IGNORED], "0, 255"),
+        ("0 ignore\n7 ignore\n1 sky\n2 ground\n", [np.full((3, 4), 7)], "7"),
+    ],
+)
 def test_a_split_without_labeled_pixels_is_refused(tmp_path, classes, labels, values):
     data = folder(tmp_path, {"train": labels, "val": [np.ones((3, 4))]}, classes)
     with pytest.raises(DataError) as caught:
@@ -41,8 +44,9 @@ def test_one_pixel_of_the_last_label_is_enough(tmp_path):
 def test_the_search_ends_at_the_first_labeled_pixel(tmp_path, monkeypatch):
     data = folder(tmp_path, {"train": [IGNORED, np.zeros((3, 4)), IGNORED]})
     read, names = diagnosis.read_label, []
-    monkeypatch.setattr(diagnosis, "read_label",
-                        lambda dataset, name, content: names.append(name) or read(dataset, name, content))
+    monkeypatch.setattr(
+        diagnosis, "read_label", lambda dataset, name, content: names.append(name) or read(dataset, name, content)
+    )
     labeled_pixels.require_labeled_pixels(open_split(data))
     assert len(names) == 2
 

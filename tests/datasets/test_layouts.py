@@ -58,8 +58,10 @@ def test_cityscapes_tree(tmp_path):
     data = Data(name="cityscapes", directory=str(tmp_path))
     split = registry.open_split(data, "train")
     assert [name.rsplit("/", 1)[1] for name in split.names] == [
-        "aachen_000000_000019_leftImg8bit.png", "aachen_000001_000019_leftImg8bit.png",
-        "ulm_000001_000019_leftImg8bit.png"]
+        "aachen_000000_000019_leftImg8bit.png",
+        "aachen_000001_000019_leftImg8bit.png",
+        "ulm_000001_000019_leftImg8bit.png",
+    ]
     assert split.label_names[2].endswith("gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png")
     image, label = split.read(tf.constant(2, tf.int64))
     assert tf.io.decode_png(image)[0, 0, 0] == 0 and tf.io.decode_png(label)[0, 0, 0] == 7
@@ -77,8 +79,11 @@ def last(names):
 @pytest.mark.parametrize("around", ["", "ADEChallengeData2016"])
 def test_ade20k_tree(tmp_path, around):
     root = tmp_path / around
-    for part, name in (("training", "ADE_train_00000002"), ("training", "ADE_train_00000001"),
-                       ("validation", "ADE_val_00000001")):
+    for part, name in (
+        ("training", "ADE_train_00000002"),
+        ("training", "ADE_train_00000001"),
+        ("validation", "ADE_val_00000001"),
+    ):
         write(root / "images" / part / f"{name}.jpg", np.zeros((2, 3, 3), np.uint8))
         write(root / "annotations" / part / f"{name}.png", np.array([[0, 1, 150]] * 2, np.uint8))
     data = Data(name="ade20k", directory=str(tmp_path))
@@ -120,15 +125,19 @@ def voc_tree(root, lists, official, augmented):
 
 @pytest.mark.parametrize("around", ["", "VOC2012", "VOCdevkit/VOC2012"])
 def test_voc2012_tree(tmp_path, around):
-    voc_tree(tmp_path / around, {"train": ["2007_2", "2007_1"], "val": ["2007_3"],
-                                 "trainaug": ["2007_1", "2008_1", "2007_2"]},
-             official=("2007_1", "2007_2", "2007_3"), augmented=("2007_2", "2008_1", "2008_2"))
+    voc_tree(
+        tmp_path / around,
+        {"train": ["2007_2", "2007_1"], "val": ["2007_3"], "trainaug": ["2007_1", "2008_1", "2007_2"]},
+        official=("2007_1", "2007_2", "2007_3"),
+        augmented=("2007_2", "2008_1", "2008_2"),
+    )
     data = Data(name="voc2012", directory=str(tmp_path))
 
     def ids(split):
         found = registry.open_split(data, split)
-        labels = [batching.read_example(found, tf.constant(index, tf.int64))[1].numpy()
-                  for index in range(len(found.names))]
+        labels = [
+            batching.read_example(found, tf.constant(index, tf.int64))[1].numpy() for index in range(len(found.names))
+        ]
         return {name[:-4]: int(label[0, 0]) for name, label in zip(last(found.names), labels, strict=True)}
 
     assert ids("train") == {"2007_1": 3, "2007_2": 3} and ids("val") == {"2007_3": 3}
@@ -137,8 +146,12 @@ def test_voc2012_tree(tmp_path, around):
 
 
 def test_voc2012_faults(tmp_path):
-    voc_tree(tmp_path, {"train": ["a", "b", "c", "d", "e"], "trainaug": ["a", "g"], "val": ["a", "b", "a"]},
-             official="a", augmented=())
+    voc_tree(
+        tmp_path,
+        {"train": ["a", "b", "c", "d", "e"], "trainaug": ["a", "g"], "val": ["a", "b", "a"]},
+        official="a",
+        augmented=(),
+    )
     (tmp_path / "JPEGImages/e.jpg").unlink()
     data = Data(name="voc2012", directory=str(tmp_path))
     with pytest.raises(DataError) as error:
@@ -227,7 +240,8 @@ def test_voc2012_samples():
     for index in (0, 65, 129):
         label = Image.open(split.label_names[index])
         assert label.mode == "P" and np.array(label.getpalette()[:63]).reshape(21, 3).tolist() == [
-            list(color) for color in record.palette]
+            list(color) for color in record.palette
+        ]
         _, found = batching.read_example(split, tf.constant(index, tf.int64))
         assert np.array_equal(found, np.array(label))
         # SegmentationClassAug stores the same label without a palette.

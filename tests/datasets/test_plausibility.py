@@ -45,8 +45,12 @@ def unusual(directory, count=1):
 
 def require_all(notes):
     """Assert that the sentences name each fault once: the skipped file, the range, the pages and the palettes."""
-    for words in (("more", "subdirectory"), ("1 image", "0..4000"), ("1 image", "e01.tif"),
-                  ("index 1", "#00ff00", "train/labels/e00.png", "#090909", "val/labels/e01.png")):
+    for words in (
+        ("more", "subdirectory"),
+        ("1 image", "0..4000"),
+        ("1 image", "e01.tif"),
+        ("index 1", "#00ff00", "train/labels/e00.png", "#090909", "val/labels/e01.png"),
+    ):
         assert sum(all(word in note for word in words) for note in notes) == 1, (words, notes)
 
 
@@ -65,8 +69,11 @@ def test_training_names_them_when_it_starts(tmp_path, capsys, monkeypatch):
     # A missing file of weights ends the start after the data have been looked at.
     missing = ["--set", "init.weights=missing.pth"]
     for more, status in (["--dry-run"], 0), (missing, 2):
-        notes = [line for line in run_here(train.main, [*arguments, *more], capsys, status=status).splitlines()
-                 if line.startswith("warning")]
+        notes = [
+            line
+            for line in run_here(train.main, [*arguments, *more], capsys, status=status).splitlines()
+            if line.startswith("warning")
+        ]
         require_all(notes)
         assert any("1 image has an EXIF orientation" in note for note in notes)
         # All examples were looked at.
@@ -109,15 +116,23 @@ def test_files_that_cannot_be_read_are_left_to_training(tmp_path):
 def test_labels_with_colors_may_have_any_palette(tmp_path):
     source = unusual(tmp_path)
     (tmp_path / "classes.txt").write_text("#ff0000 a\n#00ff00,#090909 b\n#0000ff c\n* ignore\n")
-    assert not any("palette" in note for note in plausibility.sampled_notes([
-        registry.open_split(source, name) for name in ("train", "val")]))
+    assert not any(
+        "palette" in note
+        for note in plausibility.sampled_notes([registry.open_split(source, name) for name in ("train", "val")])
+    )
 
 
-@pytest.mark.parametrize("classes, values, is_told", [
-    ("ground\nobject\n", (0, 255), True), ("ground\nobject\nmore\n", (0, 255), True),
-    ("0 ground\n255 object\n", (0, 255), False), ("ground\nobject\n", (0, 1), False),
-    ("ground\nobject\n", (0, 0), False),
-    ("#000000 ground\n#ffffff object\n", (0, 255), False)])
+@pytest.mark.parametrize(
+    "classes, values, is_told",
+    [
+        ("ground\nobject\n", (0, 255), True),
+        ("ground\nobject\nmore\n", (0, 255), True),
+        ("0 ground\n255 object\n", (0, 255), False),
+        ("ground\nobject\n", (0, 1), False),
+        ("ground\nobject\n", (0, 0), False),
+        ("#000000 ground\n#ffffff object\n", (0, 255), False),
+    ],
+)
 def test_masks_of_0_and_255_whose_classes_do_not_say_so(tmp_path, classes, values, is_told):
     label = np.where(np.arange(20).reshape(4, 5) < 15, *np.array(values, np.uint8)).astype(np.uint8)
     source, lines = folder(tmp_path, {"train": [label], "val": [label]}, classes), []

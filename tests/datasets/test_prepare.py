@@ -69,14 +69,23 @@ def gray16():
 ADE = "ADEChallengeData2016/{}/training/ADE_train_00000002.{}"
 LABEL_PATH, IMAGE_PATH = ADE.format("annotations", "png"), ADE.format("images", "jpg")
 FAULTS = {
-    "stray value": (LABEL_PATH, original_archives.encoded(LABEL + np.uint8(1)),
-                    r"00000002.png: value 151 \(3 pixels\) .* of ade20k"),
+    "stray value": (
+        LABEL_PATH,
+        original_archives.encoded(LABEL + np.uint8(1)),
+        r"00000002.png: value 151 \(3 pixels\) .* of ade20k",
+    ),
     "16-bit label": (LABEL_PATH, gray16(), "00000002.png: 16-bit gray PNG"),
-    "label of another size": (LABEL_PATH, original_archives.encoded(LABEL[:, :3]),
-                              r"00000002.png is 3x3, its image .* 4x3"),
+    "label of another size": (
+        LABEL_PATH,
+        original_archives.encoded(LABEL[:, :3]),
+        r"00000002.png is 3x3, its image .* 4x3",
+    ),
     "truncated label": (LABEL_PATH, original_archives.encoded(LABEL)[:50], "00000002.png: damaged PNG"),
-    "truncated image": (IMAGE_PATH, original_archives.encoded(original_archives.noise(1), "JPEG")[:300],
-                        "00000002.jpg: not a readable"),
+    "truncated image": (
+        IMAGE_PATH,
+        original_archives.encoded(original_archives.noise(1), "JPEG")[:300],
+        "00000002.jpg: not a readable",
+    ),
     "no label": (LABEL_PATH, None, "image without label: .*ADE_train_00000002.jpg"),
     "no image": (IMAGE_PATH, None, "label without image: .*ADE_train_00000002.png"),
 }
@@ -106,12 +115,13 @@ def test_missing_truncated_and_wrong_archives(tmp_path):
     attempt = functools.partial(run, "ade20k", tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match=f"no ADEChallengeData2016.zip in {tmp_path}, nor an extracted tree"):
         attempt()
-    path = original_archives.write_zip(tmp_path / "ADEChallengeData2016.zip",
-                                       original_archives.ade20k({"train": [LABEL] * 3}))
+    path = original_archives.write_zip(
+        tmp_path / "ADEChallengeData2016.zip", original_archives.ade20k({"train": [LABEL] * 3})
+    )
     with pytest.raises(DataError, match="no images/validation/NAME.jpg in .*ADEChallengeData2016.zip"):
         attempt()
     whole = path.read_bytes()
-    path.write_bytes(whole[:len(whole) // 2])
+    path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="ADEChallengeData2016.zip is damaged .*: File is not a zip file"):
         attempt()
     original_archives.write_zip(path, {"ADE20K_2021_17_01/index.txt": b""})
@@ -132,7 +142,8 @@ def test_missing_truncated_and_wrong_archives(tmp_path):
 
 def test_wrong_counts_names_and_directories(tmp_path):
     source = original_archives.write_tree(
-        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]})
+    )
     with pytest.raises(DataError, match="ade20k train: 3 of 20210 pairs; .*--subset"):
         run("ade20k", source, tmp_path / "out", subset=False)
     with pytest.raises(DataError, match="unknown dataset to prepare 'ade'. Did you mean ade20k"):
@@ -151,14 +162,16 @@ def test_more_examples_than_published_are_refused(tmp_path, monkeypatch):
     record = registry.DATASETS["ade20k"]
     monkeypatch.setitem(registry.DATASETS, "ade20k", dataclasses.replace(record, published={"train": 2}))
     source = original_archives.write_tree(
-        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]})
+    )
     with pytest.raises(DataError, match="ade20k train: 3 of 2 pairs$"):
         run("ade20k", source, tmp_path / "out")
 
 
 def test_full_disk_is_refused_before_writing(tmp_path, monkeypatch):
     source = original_archives.write_tree(
-        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]})
+    )
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match="needs .* GB on the disk of .* 1e-07 GB free"):
@@ -189,7 +202,8 @@ def interrupted(tmp_path, monkeypatch, source):
 
 def test_finished_splits_are_kept(tmp_path, monkeypatch):
     source = original_archives.write_tree(
-        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]})
+    )
     decoded = interrupted(tmp_path, monkeypatch, source)
     data, lines = run("ade20k", source, tmp_path / "out")
     assert decoded == ["ADE_val_00000001.jpg"] and any(line.startswith("keeping train") for line in lines)
@@ -201,7 +215,8 @@ def test_finished_splits_are_kept(tmp_path, monkeypatch):
 
 def test_finished_splits_of_a_changed_source_are_discarded(tmp_path, monkeypatch):
     source = original_archives.write_tree(
-        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]}))
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 3, "val": [LABEL]})
+    )
     decoded = interrupted(tmp_path, monkeypatch, source)
     original_archives.write_tree(tmp_path / "source", original_archives.ade20k({"train": [LABEL] * 4, "val": [LABEL]}))
     data, _ = run("ade20k", source, tmp_path / "out")
@@ -210,12 +225,16 @@ def test_finished_splits_of_a_changed_source_are_discarded(tmp_path, monkeypatch
 
 def test_killed_preparation_leaves_nothing_that_looks_finished(tmp_path):
     # Small files that take long to decode; those of val take a few seconds.
-    label, image = original_archives.encoded(np.zeros((1500, 1500), np.uint8)), original_archives.encoded(
-        np.zeros((1500, 1500, 3), np.uint8), "JPEG")
+    label, image = (
+        original_archives.encoded(np.zeros((1500, 1500), np.uint8)),
+        original_archives.encoded(np.zeros((1500, 1500, 3), np.uint8), "JPEG"),
+    )
     members = original_archives.ade20k({"train": [LABEL], "val": [LABEL]})
     for number in range(2, 200):
-        members |= {f"ADEChallengeData2016/images/validation/ADE_val_{number:08d}.jpg": image,
-                    f"ADEChallengeData2016/annotations/validation/ADE_val_{number:08d}.png": label}
+        members |= {
+            f"ADEChallengeData2016/images/validation/ADE_val_{number:08d}.jpg": image,
+            f"ADEChallengeData2016/annotations/validation/ADE_val_{number:08d}.png": label,
+        }
     source = original_archives.write_tree(tmp_path / "source", members)
     process = start("kseg.data", "prepare", "ade20k", "--source", source, "--directory", tmp_path / "out", "--subset")
     for line in process.stdout:
@@ -232,15 +251,24 @@ def test_killed_preparation_leaves_nothing_that_looks_finished(tmp_path):
             path.unlink()
     data, lines = run("ade20k", source, tmp_path / "out")
     assert len(contents(data, "val")) == 1 and any(line.startswith("keeping train") for line in lines)
-    assert files_of(tmp_path / "out") == [f"ade20k/{prepared.VERSION}/{name}" for name in (
-        "ade20k-train.tfrecord-00000-of-00001", "ade20k-val.tfrecord-00000-of-00001", "dataset_info.json",
-        "features.json", "index-train.txt", "index-val.txt")]
+    assert files_of(tmp_path / "out") == [
+        f"ade20k/{prepared.VERSION}/{name}"
+        for name in (
+            "ade20k-train.tfrecord-00000-of-00001",
+            "ade20k-val.tfrecord-00000-of-00001",
+            "dataset_info.json",
+            "features.json",
+            "index-train.txt",
+            "index-val.txt",
+        )
+    ]
     assert not list(tmp_path.glob(".*"))
 
 
 def test_concurrent_preparation_is_refused(tmp_path):
     source = original_archives.write_tree(
-        tmp_path / "source", original_archives.ade20k({"train": [LABEL], "val": [LABEL]}))
+        tmp_path / "source", original_archives.ade20k({"train": [LABEL], "val": [LABEL]})
+    )
     hidden = tmp_path / ".ade20k-preparing"
     hidden.mkdir()
     with (hidden / "lock").open("w") as lock:

@@ -16,8 +16,10 @@ from tests.helpers.small_sets import config, folder
 from tests.helpers.splits import train_batches
 
 RANDOM = np.random.default_rng(0)
-LABELS = {"train": [RANDOM.integers(0, 3, (9, 11)).astype(np.uint8) for _ in range(6)],
-          "val": [np.ones((1, 3), np.uint8), np.zeros((30, 7), np.uint8)]}
+LABELS = {
+    "train": [RANDOM.integers(0, 3, (9, 11)).astype(np.uint8) for _ in range(6)],
+    "val": [np.ones((1, 3), np.uint8), np.zeros((30, 7), np.uint8)],
+}
 
 
 def require_same_batches(first, second):
@@ -32,7 +34,10 @@ def test_pixels_equal_the_decoded_files(tmp_path):
     data, lines = run("folder", tmp_path / "source", tmp_path / "out", fast=True)
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.p?m")) == [
         f"folder_pixels/{prepared.VERSION}/{split}/{number:08d}.{kind}"
-        for split, labels in LABELS.items() for number in range(len(labels)) for kind in ("pgm", "ppm")]
+        for split, labels in LABELS.items()
+        for number in range(len(labels))
+        for kind in ("pgm", "ppm")
+    ]
     # Slightly more than four bytes per pixel: three colors and an id.
     assert any(line.startswith("needs 3.") and "e-06 GB" in line for line in lines)
     for split in LABELS:
@@ -57,8 +62,13 @@ def test_pixels_take_precedence_over_records(tmp_path):
 
 @pytest.mark.parametrize("form", ["zip", "tree"])
 def test_pixels_of_cityscapes(tmp_path, form):
-    pairs = {split: [(original_archives.noise(number), RANDOM.integers(0, 34, (8, 12)).astype(np.uint8))
-                     for number in range(len(original_archives.CITYSCAPES[split]))] for split in ("train", "val")}
+    pairs = {
+        split: [
+            (original_archives.noise(number), RANDOM.integers(0, 34, (8, 12)).astype(np.uint8))
+            for number in range(len(original_archives.CITYSCAPES[split]))
+        ]
+        for split in ("train", "val")
+    }
     images, labels = original_archives.cityscapes(pairs)
     if form == "zip":
         original_archives.write_zip(tmp_path / "leftImg8bit_trainvaltest.zip", images)
@@ -107,10 +117,14 @@ def test_prepared_set_is_read_from_an_address(tmp_path, fast):
     assert len(list(batching.eval_examples(registry.open_split(remote, "val")))) == 2
 
 
-@pytest.mark.parametrize("address, message", [
-    ("ram://nowhere", "camvid: no directory ram://nowhere. Get CamVid"),
-    ("ram://there", "ram://there holds no prepared camvid"),
-    ("unheard://of", "camvid: no directory unheard://of")])
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("ram://nowhere", "camvid: no directory ram://nowhere. Get CamVid"),
+        ("ram://there", "ram://there holds no prepared camvid"),
+        ("unheard://of", "camvid: no directory unheard://of"),
+    ],
+)
 def test_address_without_a_prepared_set(address, message):
     tf.io.gfile.makedirs("ram://there")
     with pytest.raises(DataError, match=message):

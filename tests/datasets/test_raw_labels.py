@@ -54,8 +54,9 @@ def test_every_reader_sees_the_same_ids(tmp_path):
 @pytest.mark.parametrize("fast", [False, True])
 def test_prepared_sets_store_ids(tmp_path, fast):
     data, ids = colored(tmp_path / "set")
-    prepare.prepare_dataset(Data(name="folder", directory=str(tmp_path / "out")), tmp_path / "set", fast=fast,
-                            report=silent)
+    prepare.prepare_dataset(
+        Data(name="folder", directory=str(tmp_path / "out")), tmp_path / "set", fast=fast, report=silent
+    )
     prepared = Data(name="folder", directory=str(tmp_path / "out"))
     np.testing.assert_array_equal(read_ids(prepared), ids)
     source, stored = registry.find_dataset(data), registry.find_dataset(prepared)
@@ -106,8 +107,10 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "classes.txt").write_text("#ffffff object\n#000000 background\n")
     dataset = registry.read_classes(tmp_path)
     for name, image, fault in (
-            ("a.jpg", Image.new("RGB", (3, 3)), "not a PNG"), ("b.png", Image.new("I;16", (3, 3)), "16-bit gray PNG"),
-            ("c.bmp", Image.new("RGB", (3, 3)), "not a PNG")):
+        ("a.jpg", Image.new("RGB", (3, 3)), "not a PNG"),
+        ("b.png", Image.new("I;16", (3, 3)), "16-bit gray PNG"),
+        ("c.bmp", Image.new("RGB", (3, 3)), "not a PNG"),
+    ):
         with pytest.raises(DataError, match=f"{name}: {fault}"):
             diagnosis.read_label(dataset, name, label_file(tmp_path / name, image))
     write(tmp_path / "d.png", np.zeros((30, 30, 3), np.uint8))

@@ -10,8 +10,27 @@ from kseg.errors import DataError
 from tests.helpers.small_sets import folder
 
 # id -> trainId of the 19 evaluated classes, from Cityscapes' labels.py.
-CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-              27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+CITYSCAPES = {
+    7: 0,
+    8: 1,
+    11: 2,
+    12: 3,
+    13: 4,
+    17: 5,
+    19: 6,
+    20: 7,
+    21: 8,
+    22: 9,
+    23: 10,
+    24: 11,
+    25: 12,
+    26: 13,
+    27: 14,
+    28: 15,
+    31: 16,
+    32: 17,
+    33: 18,
+}
 GRAY = np.full((2, 3), 1, np.uint8)
 
 
@@ -26,7 +45,7 @@ def mapped(record):
 
 def test_cityscapes_table_entry_by_entry():
     record = DATASETS["cityscapes"]
-    void = {value: IGNORED for value in (*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255)}
+    void = dict.fromkeys((*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255), IGNORED)
     assert mapped(record) == CITYSCAPES | void
     assert len(record.label_table) == 256 and set(record.label_table[34:255]) == {UNMAPPED}
     assert record.classes[0] == "road" and record.classes[18] == "bicycle" and record.classes[13] == "car"
@@ -36,8 +55,19 @@ def test_cityscapes_table_entry_by_entry():
 def test_camvid_table_entry_by_entry():
     record = DATASETS["camvid"]
     assert mapped(record) == {**{value: value for value in range(11)}, 11: IGNORED, 255: IGNORED}
-    assert record.classes == ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
-                              "pedestrian", "bicyclist")
+    assert record.classes == (
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    )
     assert record.palette[8] == (64, 0, 128)
 
 
@@ -90,21 +120,24 @@ def test_byte_order_mark_is_not_part_of_the_first_name(tmp_path):
     assert mapped(read_classes(tmp_path)) == {3: 0, 4: 1, 255: IGNORED}
 
 
-@pytest.mark.parametrize("text, message", [
-    ("sky\nground\nsky\n", "line 3: class 'sky' "),
-    ("1 sky\n\n1 ground\n", "line 3: value 1 "),
-    ("1 sky\nground\n", "line 2: value 1 "),
-    ("sky\n256 ground\n", "line 2: value 256 is above 255"),
-    ("sky #12345\nground\n", "line 1: '#12345' "),
-    ("sky\nground #12gg45\n", "line 2: '#12gg45' "),
-    ("sky\nground #\n", "line 2: '#' "),
-    ("# my classes\nsky\nground\n", "line 1: '# my classes' "),
-    ("sky\nground\nignore\n", "line 3: `ignore` "),
-    ("sky\n", " 1 class; 2 to 254 "),
-    ("", " 0 classes; 2 to 254 "),
-    ("7 ignore\nsky\n", " 1 class;"),
-    ("".join(f"class {index}\n" for index in range(255)), " 255 classes; 2 to 254 "),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("sky\nground\nsky\n", "line 3: class 'sky' "),
+        ("1 sky\n\n1 ground\n", "line 3: value 1 "),
+        ("1 sky\nground\n", "line 2: value 1 "),
+        ("sky\n256 ground\n", "line 2: value 256 is above 255"),
+        ("sky #12345\nground\n", "line 1: '#12345' "),
+        ("sky\nground #12gg45\n", "line 2: '#12gg45' "),
+        ("sky\nground #\n", "line 2: '#' "),
+        ("# my classes\nsky\nground\n", "line 1: '# my classes' "),
+        ("sky\nground\nignore\n", "line 3: `ignore` "),
+        ("sky\n", " 1 class; 2 to 254 "),
+        ("", " 0 classes; 2 to 254 "),
+        ("7 ignore\nsky\n", " 1 class;"),
+        ("".join(f"class {index}\n" for index in range(255)), " 255 classes; 2 to 254 "),
+    ],
+)
 def test_malformed_classes(tmp_path, text, message):
     with pytest.raises(DataError) as error:
         classes_file(tmp_path, text)
@@ -130,10 +163,16 @@ def test_unknown_data_set_suggests_the_nearest():
         registry.find_dataset(Data(name="camvit"))
 
 
-@pytest.mark.parametrize("name, words", [
-    ("camvid", "Get CamVid"), ("cityscapes", "Register at cityscapes-dataset.com"),
-    ("ade20k", "ADEChallengeData2016.zip"), ("voc2012", "SegmentationClassAug/NAME.png"),
-    ("folder", "one class per line")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("camvid", "Get CamVid"),
+        ("cityscapes", "Register at cityscapes-dataset.com"),
+        ("ade20k", "ADEChallengeData2016.zip"),
+        ("voc2012", "SegmentationClassAug/NAME.png"),
+        ("folder", "one class per line"),
+    ],
+)
 def test_missing_directory_says_how_to_get_the_data(tmp_path, monkeypatch, name, words):
     monkeypatch.setenv("KSEG_DATA", str(tmp_path))
     with pytest.raises(DataError) as error:

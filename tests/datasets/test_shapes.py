@@ -25,9 +25,15 @@ def examples(directory: Path, split: str) -> list[dict[str, bytes]]:
     """Return the stored examples of a split, in order."""
     records = shapes.prepare_shapes(directory, split)
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in (*KEYS, "name")}
-    return [{key: value.numpy() for key, value in tf.io.parse_single_example(
-        read_record(tf.constant(records.files[shard]), tf.constant(offset, tf.int64)), features).items()}
-        for shard, offset in zip(records.shards, records.offsets, strict=True)]
+    return [
+        {
+            key: value.numpy()
+            for key, value in tf.io.parse_single_example(
+                read_record(tf.constant(records.files[shard]), tf.constant(offset, tf.int64)), features
+            ).items()
+        }
+        for shard, offset in zip(records.shards, records.offsets, strict=True)
+    ]
 
 
 def pixels(example: dict[str, bytes], key: str) -> np.ndarray:
@@ -43,8 +49,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labels(directory: Path) -> dict[str, np.ndarray]:
-    return {split: np.stack([pixels(example, "segmentation_mask") for example in examples(directory, split)])
-            for split in shapes.COUNTS}
+    return {
+        split: np.stack([pixels(example, "segmentation_mask") for example in examples(directory, split)])
+        for split in shapes.COUNTS
+    }
 
 
 def test_classes_and_colors_match():
@@ -79,17 +87,26 @@ def test_no_figure_exceeds_its_box(monkeypatch):
 
 
 def test_images_differ_from_each_other(directory: Path):
-    digests = {hashlib.sha256(pixels(example, "image").tobytes()).hexdigest()
-               for split in shapes.COUNTS for example in examples(directory, split)}
+    digests = {
+        hashlib.sha256(pixels(example, "image").tobytes()).hexdigest()
+        for split in shapes.COUNTS
+        for example in examples(directory, split)
+    }
     assert len(digests) == 80
 
 
 def test_another_process_draws_the_same_images(directory: Path, tmp_path: Path):
     """A separate process shares no hash seed and no random state with this one."""
-    program = ("import pathlib, sys; from kseg.datasets import shapes; "
-               "shapes.prepare_shapes(pathlib.Path(sys.argv[1]), 'val')")
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True,
-                          cwd=Path(shapes.__file__).parents[2])
+    program = (
+        "import pathlib, sys; from kseg.datasets import shapes; shapes.prepare_shapes(pathlib.Path(sys.argv[1]), 'val')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(shapes.__file__).parents[2],
+    )
     assert done.stdout == f"drawing the synthetic set shapes into {tmp_path}\n"
     assert "%|" not in done.stderr, "a progress bar"
     for split in shapes.COUNTS:
@@ -124,10 +141,17 @@ def test_ignored_band_is_two_pixels_wide_and_follows_visible_outlines():
     np.testing.assert_array_equal(shapes._outlines(owners), expected)
 
 
-@pytest.mark.parametrize(("outline", "inside", "outside"), [
-    (shapes._disc, (0.6, 0.6), (0.8, 0.8)), (shapes._square, (0.7, 0.7), (0.9, 0.0)),
-    (shapes._triangle, (0.0, 0.5), (0.6, -0.6)), (shapes._star, (0.9, 0.0), (-0.9, 0.0)),
-    (shapes._ring, (0.0, 0.7), (0.0, 0.2)), (shapes._cross, (0.9, 0.1), (0.6, 0.6))])
+@pytest.mark.parametrize(
+    ("outline", "inside", "outside"),
+    [
+        (shapes._disc, (0.6, 0.6), (0.8, 0.8)),
+        (shapes._square, (0.7, 0.7), (0.9, 0.0)),
+        (shapes._triangle, (0.0, 0.5), (0.6, -0.6)),
+        (shapes._star, (0.9, 0.0), (-0.9, 0.0)),
+        (shapes._ring, (0.0, 0.7), (0.0, 0.2)),
+        (shapes._cross, (0.9, 0.1), (0.6, 0.6)),
+    ],
+)
 def test_outlines_are_negative_inside(outline, inside: tuple[float, float], outside: tuple[float, float]):
     assert outline(*map(np.array, inside)) < 0 < outline(*map(np.array, outside))
 
@@ -157,8 +181,9 @@ def test_unfinished_drawings_are_discarded(tmp_path: Path, monkeypatch: pytest.M
     assert len(examples(tmp_path, "train")) == 64
 
 
-def test_slower_of_two_processes_uses_the_images_of_the_faster(directory: Path, tmp_path: Path,
-                                                               monkeypatch: pytest.MonkeyPatch):
+def test_slower_of_two_processes_uses_the_images_of_the_faster(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def overtaken(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         target = tmp_path / "shapes" / VERSION
         if not target.exists():

@@ -63,8 +63,9 @@ def test_voc2012_samples(tmp_path):
 VOC_LISTS = {"train": ["2007_000001", "2007_000002"], "val": ["2007_000003"], "trainval": []}
 VOC_LABELS = {f"2007_00000{number}": np.full((8, 12), 4 * number, np.uint8) for number in (1, 2, 3)}
 # One name of train, one of val, and one with an SBD mask only.
-SBD_MASKS = {name: np.arange(96, dtype=np.uint8).reshape(8, 12) // 5 for name in
-             ("2007_000002", "2007_000003", "2009_000001")}
+SBD_MASKS = {
+    name: np.arange(96, dtype=np.uint8).reshape(8, 12) // 5 for name in ("2007_000002", "2007_000003", "2009_000001")
+}
 
 
 def write_sbd(source, form):
@@ -77,15 +78,19 @@ def write_sbd(source, form):
         original_archives.write_tree(source, original_archives.sbd(SBD_MASKS) if form == "benchmark_RELEASE" else pngs)
 
 
-@pytest.mark.parametrize("form", ["benchmark.tgz", "SegmentationClassAug.zip", "benchmark_RELEASE",
-                                  "SegmentationClassAug"])
+@pytest.mark.parametrize(
+    "form", ["benchmark.tgz", "SegmentationClassAug.zip", "benchmark_RELEASE", "SegmentationClassAug"]
+)
 def test_voc2012_archives(tmp_path, form):
-    original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar",
-                                original_archives.voc2012(VOC_LISTS, VOC_LABELS))
+    original_archives.write_tar(
+        tmp_path / "VOCtrainval_11-May-2012.tar", original_archives.voc2012(VOC_LISTS, VOC_LABELS)
+    )
     write_sbd(tmp_path, form)
     data, _ = run("voc2012", tmp_path, tmp_path / "out")
     assert {name: int(label[0, 0]) for name, (_, label) in contents(data, "train").items()} == {
-        "2007_000001.jpg": 4, "2007_000002.jpg": 8}
+        "2007_000001.jpg": 4,
+        "2007_000002.jpg": 8,
+    }
     assert list(contents(data, "val")) == ["2007_000003.jpg"]
     augmented = contents(data, "trainaug")
     assert list(augmented) == ["2007_000001.jpg", "2007_000002.jpg", "2009_000001.jpg"]
@@ -106,12 +111,17 @@ def test_voc2012_with_missing_and_damaged_masks(tmp_path):
         run("voc2012", tmp_path, tmp_path / "out", ["trainaug"])
     whole = original_archives.sbd(SBD_MASKS)
     for members, message in (
-            ({name: content for name, content in whole.items() if "cls" not in name}, "holds no benchmark_RELEASE/"),
-            (whole | {"benchmark_RELEASE/dataset/cls/2009_000001.mat": b"MATLAB 5.0 MAT-file"},
-             "benchmark.tgz: benchmark_RELEASE/dataset/cls/2009_000001.mat: no mask GTcls.Segmentation"),
-            (whole | {"benchmark_RELEASE/dataset/cls/2009_000001.mat": original_archives.matlab(
-                np.ones((8, 12), np.int32))},
-             r"GTcls.Segmentation is int32 \(8, 12\), not uint8")):
+        ({name: content for name, content in whole.items() if "cls" not in name}, "holds no benchmark_RELEASE/"),
+        (
+            whole | {"benchmark_RELEASE/dataset/cls/2009_000001.mat": b"MATLAB 5.0 MAT-file"},
+            "benchmark.tgz: benchmark_RELEASE/dataset/cls/2009_000001.mat: no mask GTcls.Segmentation",
+        ),
+        (
+            whole
+            | {"benchmark_RELEASE/dataset/cls/2009_000001.mat": original_archives.matlab(np.ones((8, 12), np.int32))},
+            r"GTcls.Segmentation is int32 \(8, 12\), not uint8",
+        ),
+    ):
         original_archives.write_tar(tmp_path / "benchmark.tgz", members, "w:gz")
         with pytest.raises(DataError, match=message):
             run("voc2012", tmp_path, tmp_path / "other")
@@ -124,10 +134,14 @@ def street(split):
     """Return CamVid images of a split at Cityscapes' size, with labels in labelIds."""
     ids = np.array([23, 11, 17, 7, 8, 21, 20, 13, 26, 24, 33, 0], np.uint8)
     pairs = []
-    for path in sorted((CAMVID / split / "images").iterdir())[:len(original_archives.CITYSCAPES[split])]:
+    for path in sorted((CAMVID / split / "images").iterdir())[: len(original_archives.CITYSCAPES[split])]:
         label = ids[np.minimum(np.array(Image.open(CAMVID / split / "labels" / f"{path.stem}.png")), 11)]
-        pairs.append((np.array(Image.open(path).convert("RGB").resize((2048, 1024))),
-                      np.array(Image.fromarray(label).resize((2048, 1024), Image.Resampling.NEAREST))))
+        pairs.append(
+            (
+                np.array(Image.open(path).convert("RGB").resize((2048, 1024))),
+                np.array(Image.fromarray(label).resize((2048, 1024), Image.Resampling.NEAREST)),
+            )
+        )
     return pairs
 
 
@@ -137,8 +151,10 @@ def test_cityscapes_of_the_official_builder(tmp_path, form):
     # Full-size images in one case only; the tree differs only in the location of files.
     pairs = {split: street(split) for split in original_archives.CITYSCAPES}
     if form == "tree":
-        pairs = {split: [(image[::16, ::16], label[::16, ::16]) for image, label in examples]
-                 for split, examples in pairs.items()}
+        pairs = {
+            split: [(image[::16, ::16], label[::16, ::16]) for image, label in examples]
+            for split, examples in pairs.items()
+        }
     images, labels = original_archives.cityscapes(pairs)
     if form == "zips":
         original_archives.write_zip(tmp_path / "leftImg8bit_trainvaltest.zip", images)
@@ -154,7 +170,10 @@ def test_cityscapes_of_the_official_builder(tmp_path, form):
             assert np.array_equal(image_found, image) and np.array_equal(label_found, label)
     builder = tfds.builder("cityscapes/semantic_segmentation", data_dir=tmp_path / "out")
     assert {name: info.num_examples for name, info in builder.info.splits.items()} == {
-        "train": 3, "validation": 1, "test": 2}
+        "train": 3,
+        "validation": 1,
+        "test": 2,
+    }
     assert not list(tmp_path.rglob("extracted"))
 
 
@@ -171,8 +190,9 @@ def test_complete_camvid(tmp_path):
 def test_missing_truncated_and_wrong_tar(tmp_path):
     with pytest.raises(DataError, match="no VOCtrainval_11-May-2012.tar in"):
         run("voc2012", tmp_path, tmp_path / "out")
-    path = original_archives.write_tar(tmp_path / "VOCtrainval_11-May-2012.tar",
-                                       original_archives.voc2012(VOC_LISTS, VOC_LABELS))
+    path = original_archives.write_tar(
+        tmp_path / "VOCtrainval_11-May-2012.tar", original_archives.voc2012(VOC_LISTS, VOC_LABELS)
+    )
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match="11-May-2012.tar is damaged|in .*11-May-2012.tar"):
         run("voc2012", tmp_path, tmp_path / "out")
@@ -184,7 +204,8 @@ def test_missing_truncated_and_wrong_tar(tmp_path):
 def test_missing_and_wrong_cityscapes_archives(tmp_path):
     label = np.full((4, 8), 7, np.uint8)
     images, labels = original_archives.cityscapes(
-        {split: [(original_archives.noise(1, 4, 8), label)] for split in ("train", "val")})
+        {split: [(original_archives.noise(1, 4, 8), label)] for split in ("train", "val")}
+    )
     attempt = functools.partial(run, "cityscapes", tmp_path, tmp_path / "out", ["train", "val"])
     original_archives.write_zip(tmp_path / "leftImg8bit_trainvaltest.zip", images)
     with pytest.raises(DataError, match="no gtFine_trainvaltest.zip in"):
@@ -194,8 +215,9 @@ def test_missing_and_wrong_cityscapes_archives(tmp_path):
     with pytest.raises(DataError, match="no gtFine/train/CITY/FRAME_gtFine_labelIds.png in .*gtFine_trainvaltest.zip"):
         attempt()
     stray = next(name for name in labels if name.endswith("labelIds.png"))
-    original_archives.write_zip(tmp_path / "gtFine_trainvaltest.zip", labels |
-                                {stray: original_archives.encoded(label + np.uint8(27))})
+    original_archives.write_zip(
+        tmp_path / "gtFine_trainvaltest.zip", labels | {stray: original_archives.encoded(label + np.uint8(27))}
+    )
     with pytest.raises(DataError, match="labelIds.png: value 34 .32 pixels. .* of cityscapes"):
         attempt()
     assert not (tmp_path / "out").exists()

@@ -33,8 +33,12 @@ def example(name, size, has_orientation=False, **values):
 
 
 # In CamVid, 11 and 255 are void.
-EXAMPLES = [example("a", (2, 6), v0=6, v3=2, v11=4), example("b", (4, 2), True, v3=6, v255=2),
-            example("c", (4, 2), v11=8), example("d", (10, 10), v0=100)]
+EXAMPLES = [
+    example("a", (2, 6), v0=6, v3=2, v11=4),
+    example("b", (4, 2), True, v3=6, v255=2),
+    example("c", (4, 2), v11=8),
+    example("d", (10, 10), v0=100),
+]
 SUMMARY = statistics.summarize_split(CAMVID, EXAMPLES)
 
 
@@ -82,13 +86,20 @@ def test_median_of_two_frequencies_is_their_mean():
 
 def test_text_lists_classes_by_frequency():
     lines = statistics.describe_classes(CAMVID, "train", SUMMARY).splitlines()
-    assert lines[:5] == ["train: 4 of 367 images",
-                         "  sizes: 3, width 2 to 10, median 2; height 2 to 10, median 4",
-                         "  most common: 2x4 (2), 6x2 (1), 10x10 (1)", "  smallest: 2x4, b", "  largest: 10x10, d"]
+    assert lines[:5] == [
+        "train: 4 of 367 images",
+        "  sizes: 3, width 2 to 10, median 2; height 2 to 10, median 4",
+        "  most common: 2x4 (2), 6x2 (1), 10x10 (1)",
+        "  smallest: 2x4, b",
+        "  largest: 10x10, d",
+    ]
     assert [line.split() for line in lines[6:8]] == [
-        ["sky", "0", "106", "92.98%", "2", "50.00%", "94.64%"], ["road", "3", "8", "7.02%", "2", "50.00%", "40.00%"]]
-    assert lines[8] == ("  never seen: building, pole, pavement, tree, sign, fence, car, pedestrian, bicyclist "
-                        "(9 classes)")
+        ["sky", "0", "106", "92.98%", "2", "50.00%", "94.64%"],
+        ["road", "3", "8", "7.02%", "2", "50.00%", "40.00%"],
+    ]
+    assert lines[8] == (
+        "  never seen: building, pole, pavement, tree, sign, fence, car, pedestrian, bicyclist (9 classes)"
+    )
     assert lines[9] == "  void: 10.94% of all 128 pixels; 1 image has no labeled pixel"
     assert lines[10].startswith("  1 image has an EXIF orientation")
 
@@ -141,18 +152,30 @@ def test_stats_equal_numbers_computed_by_hand(tmp_path):
     # Both functions count the same labels.
     checked = checks.check_dataset(counted(tmp_path), report=silent)["train"]
     for key, value in checked.items():
-        assert np.array_equal(result[key], value, equal_nan=True) if isinstance(value, np.ndarray) else (
-            result[key] == value), key
+        assert (
+            np.array_equal(result[key], value, equal_nan=True)
+            if isinstance(value, np.ndarray)
+            else (result[key] == value)
+        ), key
     assert lines[1].startswith("2/2 images of train") and lines[-1] == f"wrote {tmp_path / 'deep/stats.json'}"
     rows = [line.split() for line in lines[2].splitlines()]
-    assert rows[6:9] == [["background", "0", "6", "54.55%", "2", "100.00%", "50.00%"],
-                         ["object", "1", "4", "36.36%", "2", "100.00%", "33.33%"],
-                         ["rare", "2", "1", "9.09%", "1", "50.00%", "25.00%"]]
+    assert rows[6:9] == [
+        ["background", "0", "6", "54.55%", "2", "100.00%", "50.00%"],
+        ["object", "1", "4", "36.36%", "2", "100.00%", "33.33%"],
+        ["rare", "2", "1", "9.09%", "1", "50.00%", "25.00%"],
+    ]
     stored = json.loads((tmp_path / "deep/stats.json").read_text())["train"]
     assert stored["images"] == 2 and stored["pixels"] == 12 and stored["labelled_pixels"] == 11
     assert [entry["name"] for entry in stored["classes"]] == ["background", "object", "rare", "unseen"]
-    assert stored["classes"][2] == {"name": "rare", "train_id": 2, "pixels": 1, "share": 1 / 11, "images": 1,
-                                    "fill": 0.25, "weight": pytest.approx(4 / 3)}
+    assert stored["classes"][2] == {
+        "name": "rare",
+        "train_id": 2,
+        "pixels": 1,
+        "share": 1 / 11,
+        "images": 1,
+        "fill": 0.25,
+        "weight": pytest.approx(4 / 3),
+    }
     assert stored["classes"][3]["fill"] is stored["classes"][3]["weight"] is None
 
 

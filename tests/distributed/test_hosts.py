@@ -1,5 +1,4 @@
-"""Messages of several hosts about each other, and a single host; tests/training/test_several_hosts.py runs several.
-"""
+"""Messages of several hosts about each other, and a single host; tests/training/test_several_hosts.py runs several."""
 
 import pytest
 import tensorflow as tf
@@ -17,7 +16,8 @@ def test_differences_name_each_value_with_its_hosts():
     del facts[0]["c"]
     assert hosts.differences(NAMES, facts) == [
         "  b: 2 on worker 0 (h:0), worker 1 (h:1), worker 2 (h:2) and 2 more; 5 on worker 4 (h:4)",
-        "  c: unknown on worker 0 (h:0); 3 on worker 1 (h:1), worker 2 (h:2), worker 3 (h:3) and 2 more"]
+        "  c: unknown on worker 0 (h:0); 3 on worker 1 (h:1), worker 2 (h:2), worker 3 (h:3) and 2 more",
+    ]
 
 
 def test_one_host_needs_no_others(monkeypatch):
@@ -57,17 +57,27 @@ def test_a_malformed_tf_config_and_replicas_on_several_hosts_are_refused(monkeyp
         hosts.claim_hosts(2)
 
 
-@pytest.mark.parametrize(("message", "expected"), [
-    ("Graph execution error:\n\nCollective ops is aborted by: recvmsg:Connection reset by peer\nAdditional GRPC error "
-     "information from remote target /job:worker/replica:0/task:2 while calling /tensorflow.WorkerService/RecvBuf:",
-     r"connection to worker 2 \(h:3\) .*: recvmsg:Connection reset by peer\. "),
-    ("Collective ops is aborted by: Error reported from /job:worker/task:1: The following tasks are unhealthy (stopped "
-     "sending heartbeats):\n/job:worker/replica:0/task:1\n",
-     r"no heartbeat from worker 1 \(h:2\) for 20 s: "),
-    # This host's own name does not identify the lost host.
-    ("Collective ops is aborted by: Socket closed\nremote target /job:worker/replica:0/task:0 while calling x",
-     "connection to another host .*: Socket closed"),
-])
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "Graph execution error:\n\nCollective ops is aborted by: recvmsg:Connection reset by peer\nAdditional GRPC "
+            "error information from remote target /job:worker/replica:0/task:2 while calling "
+            "/tensorflow.WorkerService/RecvBuf:",
+            r"connection to worker 2 \(h:3\) .*: recvmsg:Connection reset by peer\. ",
+        ),
+        (
+            "Collective ops is aborted by: Error reported from /job:worker/task:1: The following tasks are unhealthy "
+            "(stopped sending heartbeats):\n/job:worker/replica:0/task:1\n",
+            r"no heartbeat from worker 1 \(h:2\) for 20 s: ",
+        ),
+        # This host's own name does not identify the lost host.
+        (
+            "Collective ops is aborted by: Socket closed\nremote target /job:worker/replica:0/task:0 while calling x",
+            "connection to another host .*: Socket closed",
+        ),
+    ],
+)
 def test_errors_of_steps_identify_a_lost_host(message, expected, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(("h:1", "h:2", "h:3"), 0))
     monkeypatch.setattr(hosts.context.context(), "_coordination_service_config", object())

@@ -23,31 +23,34 @@ def worker(index):
     return {"type": "worker", "index": index}
 
 
-@pytest.mark.parametrize(("text", "part"), [
-    ("{'cluster': 1}", "is not JSON"),
-    ("[1]", 'contains no "cluster"'),
-    ('{"task": {"type": "worker", "index": 0}}', 'contains no "cluster"'),
-    (config({}, worker(0)), 'contains no "cluster"'),
-    (config(TWO, worker(0)), 'contains no "cluster"'),
-    (config({"worker": "10.0.0.1:5555"}, worker(0)), "lists no addresses for 'worker'"),
-    (config({"worker": []}, worker(0)), "lists no addresses for 'worker'"),
-    (config({"worker": TWO, "ps": ["10.0.0.3:5555"]}, worker(0)), "'ps'"),
-    (config({"worker": TWO, "evaluator": ["10.0.0.3:5555"]}, worker(0)), "'evaluator'"),
-    (config({"chief": TWO}, worker(0)), "2 hosts as 'chief'"),
-    (config({"worker": [TWO[0], "10.0.0.2"]}, worker(0)), "'10.0.0.2', which is not HOST:PORT"),
-    (config({"worker": [TWO[0], "10.0.0.2:70000"]}, worker(0)), "'10.0.0.2:70000', which is not HOST:PORT"),
-    (config({"worker": [TWO[0], "grpc://10.0.0.2:1"]}, worker(0)), "'grpc://10.0.0.2:1', which is not HOST:PORT"),
-    (config({"worker": [TWO[0], 5555]}, worker(0)), "5555, which is not HOST:PORT"),
-    (config({"worker": [TWO[0], TWO[0]]}, worker(0)), "10.0.0.1:5555 more than once"),
-    (config({"chief": [TWO[0]], "worker": [TWO[0]]}, worker(0)), "10.0.0.1:5555 more than once"),
-    (json.dumps({"cluster": {"worker": TWO}}), '"task" with "type" and "index"'),
-    (config({"worker": TWO}, {"type": "worker"}), '"task" with "type" and "index"'),
-    (config({"worker": TWO}, worker(2)), "'worker' 2, but \"cluster\" has worker 0 to 1"),
-    (config({"worker": TWO}, worker(-1)), "'worker' -1"),
-    (config({"worker": TWO}, worker("first")), "'worker' 'first'"),
-    (config({"worker": TWO}, worker(True)), "'worker' True"),
-    (config({"worker": TWO}, {"type": "chief", "index": 0}), "'chief' 0, but"),
-])
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("{'cluster': 1}", "is not JSON"),
+        ("[1]", 'contains no "cluster"'),
+        ('{"task": {"type": "worker", "index": 0}}', 'contains no "cluster"'),
+        (config({}, worker(0)), 'contains no "cluster"'),
+        (config(TWO, worker(0)), 'contains no "cluster"'),
+        (config({"worker": "10.0.0.1:5555"}, worker(0)), "lists no addresses for 'worker'"),
+        (config({"worker": []}, worker(0)), "lists no addresses for 'worker'"),
+        (config({"worker": TWO, "ps": ["10.0.0.3:5555"]}, worker(0)), "'ps'"),
+        (config({"worker": TWO, "evaluator": ["10.0.0.3:5555"]}, worker(0)), "'evaluator'"),
+        (config({"chief": TWO}, worker(0)), "2 hosts as 'chief'"),
+        (config({"worker": [TWO[0], "10.0.0.2"]}, worker(0)), "'10.0.0.2', which is not HOST:PORT"),
+        (config({"worker": [TWO[0], "10.0.0.2:70000"]}, worker(0)), "'10.0.0.2:70000', which is not HOST:PORT"),
+        (config({"worker": [TWO[0], "grpc://10.0.0.2:1"]}, worker(0)), "'grpc://10.0.0.2:1', which is not HOST:PORT"),
+        (config({"worker": [TWO[0], 5555]}, worker(0)), "5555, which is not HOST:PORT"),
+        (config({"worker": [TWO[0], TWO[0]]}, worker(0)), "10.0.0.1:5555 more than once"),
+        (config({"chief": [TWO[0]], "worker": [TWO[0]]}, worker(0)), "10.0.0.1:5555 more than once"),
+        (json.dumps({"cluster": {"worker": TWO}}), '"task" with "type" and "index"'),
+        (config({"worker": TWO}, {"type": "worker"}), '"task" with "type" and "index"'),
+        (config({"worker": TWO}, worker(2)), "'worker' 2, but \"cluster\" has worker 0 to 1"),
+        (config({"worker": TWO}, worker(-1)), "'worker' -1"),
+        (config({"worker": TWO}, worker("first")), "'worker' 'first'"),
+        (config({"worker": TWO}, worker(True)), "'worker' True"),
+        (config({"worker": TWO}, {"type": "chief", "index": 0}), "'chief' 0, but"),
+    ],
+)
 def test_malformed_values_are_refused_with_the_reason_and_the_text(text, part):
     with pytest.raises(ConfigError) as error:
         tf_config.read_cluster(text)
@@ -60,8 +63,9 @@ def test_hosts_and_the_position_of_this_one_are_read(monkeypatch):
     assert cluster == Cluster((("worker", 0, TWO[0]), ("worker", 1, TWO[1])), 1)
     assert cluster.names == ("worker 0 (10.0.0.1:5555)", "worker 1 (10.0.0.2:5555)")
     # The chief comes first in any order. Some systems add other keys, or write the index as text.
-    cluster = tf_config.read_cluster(json.dumps({
-        "cluster": {"worker": TWO, "chief": ["[fe80::1]:1"]}, "environment": "cloud", "task": worker("0")}))
+    cluster = tf_config.read_cluster(
+        json.dumps({"cluster": {"worker": TWO, "chief": ["[fe80::1]:1"]}, "environment": "cloud", "task": worker("0")})
+    )
     assert cluster.addresses == ("[fe80::1]:1", *TWO) and cluster.position == 1
     monkeypatch.setenv("TF_CONFIG", tf_config.tf_config_text(tuple(TWO), 1))
     assert tf_config.read_cluster().position == 1
@@ -97,7 +101,7 @@ def test_hosts_that_start_one_after_another_meet_and_free_their_ports():
     # The other hosts can still reach those that have continued, because TensorFlow's servers listen there from then on.
     servers = []
     while len(met) < 3 and any(thread.is_alive() for thread in threads):
-        for position, _ in met[len(servers):]:
+        for position, _ in met[len(servers) :]:
             port = int(hosts[position].addresses[position].rpartition(":")[2])
             servers.append(socket.create_server(("127.0.0.1", port)))
         time.sleep(0.01)

@@ -32,12 +32,15 @@ def random_maps(seed, shape):
 
 @functools.cache
 def compiled_counts():
-    return tf.function(functools.partial(confusion.banded_confusion, classes=CLASSES), input_signature=[
-        tf.TensorSpec((None, None, None), tf.uint8), tf.TensorSpec((None, None, None), tf.int32)])
+    return tf.function(
+        functools.partial(confusion.banded_confusion, classes=CLASSES),
+        input_signature=[tf.TensorSpec((None, None, None), tf.uint8), tf.TensorSpec((None, None, None), tf.int32)],
+    )
 
 
-@pytest.mark.parametrize("label_type, prediction_type", [
-    (np.uint8, np.uint8), (np.int32, np.int64), (np.uint8, np.int32)])
+@pytest.mark.parametrize(
+    "label_type, prediction_type", [(np.uint8, np.uint8), (np.int32, np.int64), (np.uint8, np.int32)]
+)
 def test_confusion_against_a_loop(label_type, prediction_type):
     generator = np.random.default_rng(0)
     labels = generator.choice([0, 1, 2, 5, 255], (2, 13, 17)).astype(label_type)
@@ -69,8 +72,9 @@ def test_bands_are_the_same_eagerly_and_in_a_graph_of_known_size():
     np.testing.assert_array_equal(count(labels, predictions), expected)
     np.testing.assert_array_equal(count(labels.astype(np.int32), predictions.astype(np.uint8)), expected)
     for height in (40, None):
-        fixed = tf.function(count, input_signature=[
-            tf.TensorSpec((2, height, 30), tf.uint8), tf.TensorSpec((2, height, 30), tf.int32)])
+        fixed = tf.function(
+            count, input_signature=[tf.TensorSpec((2, height, 30), tf.uint8), tf.TensorSpec((2, height, 30), tf.int32)]
+        )
         np.testing.assert_array_equal(fixed(labels, predictions), expected)
 
 
@@ -80,29 +84,44 @@ def test_bands_on_jax(tmp_path):
         pytest.skip("JAX is not installed")
     labels, predictions = random_maps(3, (2, 33, 47))
     np.savez(tmp_path / "maps.npz", labels=labels, predictions=predictions)
-    program = ("import sys, numpy as np, keras; from kseg.evaluation import confusion; maps = np.load(sys.argv[1]); "
-               f"found = confusion.banded_confusion(maps['labels'], maps['predictions'], {CLASSES}); "
-               "print(keras.backend.backend()); np.save(sys.argv[2], np.asarray(found))")
-    process = subprocess.run([sys.executable, "-c", program, tmp_path / "maps.npz", tmp_path / "found.npy"], text=True,
-                             capture_output=True, env=os.environ | ON_JAX, cwd=ROOT)
+    program = (
+        "import sys, numpy as np, keras; from kseg.evaluation import confusion; maps = np.load(sys.argv[1]); "
+        f"found = confusion.banded_confusion(maps['labels'], maps['predictions'], {CLASSES}); "
+        "print(keras.backend.backend()); np.save(sys.argv[2], np.asarray(found))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "maps.npz", tmp_path / "found.npy"],
+        text=True,
+        capture_output=True,
+        env=os.environ | ON_JAX,
+        cwd=ROOT,
+    )
     assert process.returncode == 0 and process.stdout.split() == ["jax"], process.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"),
-                                  slow_metrics.banded_confusion(labels, predictions, CLASSES))
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "found.npy"), slow_metrics.banded_confusion(labels, predictions, CLASSES)
+    )
 
 
-@pytest.mark.parametrize("height, width, radii", [
-    # The diagonals are 500, 600 and 1000 pixels; 2.5 pixels round to 2, and so do 1.5.
-    (300, 400, [1, 1, 2, 5, 10]), (360, 480, [1, 2, 3, 6, 12]), (600, 800, [1, 2, 5, 10, 20]),
-    # The radii are 2.86, 5.72, 11.45, 22.90 and 45.79 before rounding.
-    (1024, 2048, [3, 6, 11, 23, 46])])
+@pytest.mark.parametrize(
+    "height, width, radii",
+    [
+        # The diagonals are 500, 600 and 1000 pixels; 2.5 pixels round to 2, and so do 1.5.
+        (300, 400, [1, 1, 2, 5, 10]),
+        (360, 480, [1, 2, 3, 6, 12]),
+        (600, 800, [1, 2, 5, 10, 20]),
+        # The radii are 2.86, 5.72, 11.45, 22.90 and 45.79 before rounding.
+        (1024, 2048, [3, 6, 11, 23, 46]),
+    ],
+)
 def test_bands_along_a_straight_edge(height, width, radii):
     labels = np.zeros((1, height, width), np.uint8)
-    labels[:, :, width // 2:] = 255
+    labels[:, :, width // 2 :] = 255
     # The columns next to the edge have distance 1.
     distances = np.concatenate([np.arange(width // 2, 0, -1), np.arange(1, width // 2 + 1)])
     expected = sum(distances > radius for radius in radii)
-    bands = np.asarray(tf.function(confusion.boundary_bands, input_signature=[
-        tf.TensorSpec((None, None, None), tf.uint8)])(labels))
+    bands = np.asarray(
+        tf.function(confusion.boundary_bands, input_signature=[tf.TensorSpec((None, None, None), tf.uint8)])(labels)
+    )
     assert bands.dtype == np.int32 and (bands == expected).all()
     assert (np.asarray(confusion.boundary_bands(labels.transpose(0, 2, 1))) == expected[:, None]).all()
 
@@ -120,19 +139,36 @@ def test_bands_are_squares_around_a_corner_and_stop_at_the_frame():
     assert (bands == 0).sum() == 5 and (bands[-1] == 5).all() and (bands[:, 0] == 5).all()
 
 
-@pytest.mark.parametrize("label, prediction", [(5, 0), (-1, 0), (254, 4), (256, 1), (2 ** 31 - 1, 1), (-2 ** 31, 1),
-                                               (0, 5), (4, 5), (1, -1), (0, -1), (2, 2 ** 31 - 1), (3, -2 ** 31)])
+@pytest.mark.parametrize(
+    "label, prediction",
+    [
+        (5, 0),
+        (-1, 0),
+        (254, 4),
+        (256, 1),
+        (2**31 - 1, 1),
+        (-(2**31), 1),
+        (0, 5),
+        (4, 5),
+        (1, -1),
+        (0, -1),
+        (2, 2**31 - 1),
+        (3, -(2**31)),
+    ],
+)
 def test_ids_outside_the_classes_are_not_counted(label, prediction):
     labels, predictions = np.full((1, 6, 8), 2, np.int32), np.full((1, 6, 8), 3, np.int32)
     labels[0, 2, 3], predictions[0, 2, 3] = label, prediction
-    for matrix in (confusion.confusion(labels, predictions, 5),
-                   np.sum(confusion.banded_confusion(labels, predictions, 5), 0)):
+    for matrix in (
+        confusion.confusion(labels, predictions, 5),
+        np.sum(confusion.banded_confusion(labels, predictions, 5), 0),
+    ):
         matrix = np.asarray(matrix)
         assert matrix[2, 3] == 47 and matrix.sum() == 47
 
 
 def test_64_bit_ids_outside_the_classes_are_not_counted():
-    labels, predictions = np.array([[[0, 1, 2 ** 32]]]), np.array([[[0, 2 ** 32 + 1, 0]]])
+    labels, predictions = np.array([[[0, 1, 2**32]]]), np.array([[[0, 2**32 + 1, 0]]])
     matrix = np.asarray(confusion.banded_confusion(labels, predictions, 2)).sum(0)
     assert matrix.tolist() == [[1, 0], [0, 0]]
 
@@ -156,6 +192,8 @@ def test_the_sum_does_not_depend_on_the_batches():
     whole = np.asarray(compiled_counts()(labels, predictions))
     for sizes in ([1] * 6, [2, 4], [5, 1], [3, 2, 1]):
         ends = np.cumsum(sizes)
-        parts = [np.asarray(compiled_counts()(labels[end - size:end], predictions[end - size:end]))
-                 for size, end in zip(sizes, ends)]
+        parts = [
+            np.asarray(compiled_counts()(labels[end - size : end], predictions[end - size : end]))
+            for size, end in zip(sizes, ends)
+        ]
         np.testing.assert_array_equal(np.sum(parts, 0), whole)

@@ -36,17 +36,23 @@ def model(directory):
 @pytest.fixture(scope="module")
 def counters(directory, model):
     """A counter on one device for each setting; its graph serves all tests, and images of any size."""
-    return {name: counter_of(counted_images.config(directory, evaluate), model)
-            for name, evaluate in counted_images.SETTINGS.items()}
+    return {
+        name: counter_of(counted_images.config(directory, evaluate), model)
+        for name, evaluate in counted_images.SETTINGS.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def slow_counts(directory, model):
     """The counts of a plain loop over pixels for each setting."""
-    images, labels = ([np.array(Image.open(path)) for path in sorted((directory / "val" / part).iterdir())]
-                      for part in ("images", "labels"))
-    return {name: counted_images.slow_counts(model, counted_images.config(directory, evaluate), images, labels)
-            for name, evaluate in counted_images.SETTINGS.items()}
+    images, labels = (
+        [np.array(Image.open(path)) for path in sorted((directory / "val" / part).iterdir())]
+        for part in ("images", "labels")
+    )
+    return {
+        name: counted_images.slow_counts(model, counted_images.config(directory, evaluate), images, labels)
+        for name, evaluate in counted_images.SETTINGS.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +110,9 @@ def test_nonfinite_scores_abort_with_the_names_of_the_images(directory, counters
     kernel, *bias = layer.get_weights()
     layer.set_weights([np.full_like(kernel, np.nan), *bias])
     try:
-        with pytest.raises(WeightsError,
-                           match=r"(?s)7 of 7 images, [\d,]+ pixels.*e00.png: [\d,]+ pixels.* 2 more images"):
+        with pytest.raises(
+            WeightsError, match=r"(?s)7 of 7 images, [\d,]+ pixels.*e00.png: [\d,]+ pixels.* 2 more images"
+        ):
             counters["whole"].count(split_of(directory))
     finally:
         layer.set_weights([kernel, *bias])
@@ -121,8 +128,11 @@ def test_an_unreadable_label_is_named(counters, tmp_path):
 
 
 def test_predictions_outside_the_classes_are_an_error(directory, model, monkeypatch):
-    monkeypatch.setattr(counter, "predict_checked", lambda model, images, size, protocol: (
-        tf.fill((1, *size), 3), tf.zeros(1, tf.int32)))
+    monkeypatch.setattr(
+        counter,
+        "predict_checked",
+        lambda model, images, size, protocol: (tf.fill((1, *size), 3), tf.zeros(1, tf.int32)),
+    )
     with pytest.raises(DataError, match="e00.png: .* 3 classes"):
         counter_of(counted_images.config(directory, Evaluate()), model).count(split_of(directory))
 

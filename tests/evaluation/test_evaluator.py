@@ -54,8 +54,13 @@ def tiny_model():
 
 
 def config_of(folder, **changes):
-    return replace(Config(data=Data(name="folder", directory=str(folder)),
-                          model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=0)), **changes)
+    return replace(
+        Config(
+            data=Data(name="folder", directory=str(folder)),
+            model=Model(backbone="resnet18", width=4, channels=8, auxiliary_channels=0),
+        ),
+        **changes,
+    )
 
 
 def slow_ids(model, image, config, size):
@@ -184,8 +189,13 @@ def test_an_unwritable_output_is_named(folder, tiny_model, tmp_path):
 def test_samples_are_the_worst_and_the_typical_images():
     count = 40
     hits = np.arange(count)[:, None] * [1, 0, 0]
-    counts = Counts(np.zeros((6, 3, 3), np.int64), tuple(map(str, range(count))), hits,
-                    np.full((count, 3), 50) * [1, 0, 0], np.full((count, 3), 50) * [1, 0, 0])
+    counts = Counts(
+        np.zeros((6, 3, 3), np.int64),
+        tuple(map(str, range(count))),
+        hits,
+        np.full((count, 3), 50) * [1, 0, 0],
+        np.full((count, 3), 50) * [1, 0, 0],
+    )
     assert results.worst_first(counts) == list(range(count))
     shuffled = np.random.default_rng(0).permutation(count)
     order = results.worst_first(counts._replace(hits=hits[shuffled]))
@@ -194,20 +204,31 @@ def test_samples_are_the_worst_and_the_typical_images():
     chosen = evaluator.choose_samples(counts)
     assert [index for group, index in chosen if group == "worst"] == list(range(12))
     assert [index for group, index in chosen if group == "typical"] == list(range(14, 26))
-    few = counts._replace(names=counts.names[:15], hits=hits[:15], truth=counts.truth[:15],
-                          predicted=counts.predicted[:15])
+    few = counts._replace(
+        names=counts.names[:15], hits=hits[:15], truth=counts.truth[:15], predicted=counts.predicted[:15]
+    )
     assert [index for _, index in evaluator.choose_samples(few)] == list(range(15))
     unlabeled = few._replace(truth=few.truth * 0, predicted=few.predicted * 0, hits=few.hits * 0)
     assert evaluator.choose_samples(unlabeled) == []
 
 
-@pytest.mark.parametrize("published, flip, expected", [
-    (None, False, None), ({"mIoU": 0.5, "mIoU_tta": 0.75}, False, "50.00, difference +10.00"),
-    ({"mIoU": 0.5, "mIoU_tta": 0.75}, True, "75.00, difference -15.00"), ({"mIoU": 0.5, "mIoU_tta": None}, True, None)])
+@pytest.mark.parametrize(
+    "published, flip, expected",
+    [
+        (None, False, None),
+        ({"mIoU": 0.5, "mIoU_tta": 0.75}, False, "50.00, difference +10.00"),
+        ({"mIoU": 0.5, "mIoU_tta": 0.75}, True, "75.00, difference -15.00"),
+        ({"mIoU": 0.5, "mIoU_tta": None}, True, None),
+    ],
+)
 def test_the_published_score_of_the_protocol_is_printed(published, flip, expected):
-    summary = {"boundary_mIoU": 0.4, "boundary": {"width": 0.005}, "mIoU": 0.6,
-               "published": published and published | {"config": "a:b", "source": "paper"},
-               "config": {"evaluate": {"scales": [], "flip": flip}}}
+    summary = {
+        "boundary_mIoU": 0.4,
+        "boundary": {"width": 0.005},
+        "mIoU": 0.6,
+        "published": published and published | {"config": "a:b", "source": "paper"},
+        "config": {"evaluate": {"scales": [], "flip": flip}},
+    }
     lines = evaluator._headline(summary).splitlines()
     assert "40.00 within 0.5%" in lines[0]
     assert lines[1:] == [] if expected is None else "a:b (paper" in lines[1] and lines[1].endswith(expected)

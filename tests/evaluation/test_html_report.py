@@ -8,8 +8,19 @@ import pytest
 from kseg import config as configs
 from kseg.errors import UserError
 from kseg.evaluation import html_report
-from tests.helpers.report_pages import (AWKWARD, MATRIX, NAN, PALETTE, PUBLISHED, Page, many_classes, percent,
-                                        results_of, sample, written)
+from tests.helpers.report_pages import (
+    AWKWARD,
+    MATRIX,
+    NAN,
+    PALETTE,
+    PUBLISHED,
+    Page,
+    many_classes,
+    percent,
+    results_of,
+    sample,
+    written,
+)
 
 
 def test_headline_without_published_scores(tmp_path):
@@ -17,18 +28,28 @@ def test_headline_without_published_scores(tmp_path):
     assert "encnet_shapes on shapes val" in page.text
     assert "1,234 images, 200 labeled pixels, 3 classes, single scale, 2026-11-21 16:40 UTC" in page.text
     # IoU is 80 / 130 and 70 / 120, Dice 160 / 210 and 140 / 190; both classes have half of the pixels.
-    assert page.tables[0] == [["Percent", "This run"], ["mIoU", "59.94"], ["aAcc", "75.00"], ["mAcc", "75.00"],
-                              ["fwIoU", "59.94"], ["boundary mIoU", "43.21"], ["mDice", "74.94"]]
+    assert page.tables[0] == [
+        ["Percent", "This run"],
+        ["mIoU", "59.94"],
+        ["aAcc", "75.00"],
+        ["mAcc", "75.00"],
+        ["fwIoU", "59.94"],
+        ["boundary mIoU", "43.21"],
+        ["mDice", "74.94"],
+    ]
     assert "ublished" not in page.text
 
 
-@pytest.mark.parametrize("evaluate, published, row, protocol", [
-    ({}, PUBLISHED, ["42.00", "+17.94"], "single scale"),
-    ({}, PUBLISHED | {"mIoU": 80 / 130 / 2 + 70 / 120 / 2}, ["59.94", "+0.00"], "single scale"),
-    ({"flip": True}, PUBLISHED, ["62.00", "−2.06"], "mirrored images"),
-    ({"scales": [0.5, 1.0], "flip": True}, PUBLISHED, ["62.00", "−2.06"], "over scales 0.5, 1 and mirrored images"),
-    ({"scales": [0.5, 1.0]}, PUBLISHED | {"mIoU_tta": None}, ["–", "–"], "No mIoU was published"),
-])
+@pytest.mark.parametrize(
+    "evaluate, published, row, protocol",
+    [
+        ({}, PUBLISHED, ["42.00", "+17.94"], "single scale"),
+        ({}, PUBLISHED | {"mIoU": 80 / 130 / 2 + 70 / 120 / 2}, ["59.94", "+0.00"], "single scale"),
+        ({"flip": True}, PUBLISHED, ["62.00", "−2.06"], "mirrored images"),
+        ({"scales": [0.5, 1.0], "flip": True}, PUBLISHED, ["62.00", "−2.06"], "over scales 0.5, 1 and mirrored images"),
+        ({"scales": [0.5, 1.0]}, PUBLISHED | {"mIoU_tta": None}, ["–", "–"], "No mIoU was published"),
+    ],
+)
 def test_headline_with_the_published_score_of_the_protocol(tmp_path, evaluate, published, row, protocol):
     config = configs.to_dict(configs.load("encnet_shapes"))
     config["evaluate"] |= evaluate
@@ -45,12 +66,20 @@ def test_class_table_and_bars_contain_every_class(tmp_path, classes):
     page = written(tmp_path, matrix, names, palette)
     hits, labels, predictions = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     with np.errstate(invalid="ignore"):
-        columns = (hits / (labels + predictions - hits), hits / labels, 2 * hits / (labels + predictions),
-                   hits / predictions, hits / labels, np.full(classes, 0.25), labels / matrix.sum())
+        columns = (
+            hits / (labels + predictions - hits),
+            hits / labels,
+            2 * hits / (labels + predictions),
+            hits / predictions,
+            hits / labels,
+            np.full(classes, 0.25),
+            labels / matrix.sum(),
+        )
     assert page.tables[1][0][:7] == ["Class", "IoU", "Accuracy", "Dice", "Precision", "Recall", "Boundary IoU"]
-    assert page.tables[1][1:] == [[name, *(percent(column[index]) for column in columns)]
-                                  for index, name in enumerate(names)]
-    charts = page.charts[:{3: 1, 19: 2, 150: 3}[classes]]
+    assert page.tables[1][1:] == [
+        [name, *(percent(column[index]) for column in columns)] for index, name in enumerate(names)
+    ]
+    charts = page.charts[: {3: 1, 19: 2, 150: 3}[classes]]
     texts = [text for chart in charts for text in chart if not re.fullmatch("0|25|50|75|100", text)]
     iou = columns[0]
     order = sorted(range(classes), key=lambda index: (np.isnan(iou[index]), iou[index], index))
@@ -62,8 +91,11 @@ def test_confusions_are_fractions_of_the_ground_truth(tmp_path):
     matrix = np.array([[800, 123, 77], [5, 95, 0], [0, 0, 50]])
     page = written(tmp_path, matrix, ("sidewalk", "road", "sky"))
     confusions = re.findall(r"(\w+) predicted as (\w+): ([\d.]+)% of (\w+) \(([\d,]+) pixels\)", page.text)
-    assert confusions == [("sidewalk", "road", "12.3", "sidewalk", "123"), ("sidewalk", "sky", "7.7", "sidewalk", "77"),
-                          ("road", "sidewalk", "5.0", "road", "5")]
+    assert confusions == [
+        ("sidewalk", "road", "12.3", "sidewalk", "123"),
+        ("sidewalk", "sky", "7.7", "sidewalk", "77"),
+        ("road", "sidewalk", "5.0", "road", "5"),
+    ]
     assert "The map shows the" not in page.text
 
 
@@ -88,8 +120,11 @@ def test_samples_by_group(tmp_path):
     wrong = np.mean((one.label != one.prediction)[one.label != 255])
     assert f"Worst images first mIoU 12.34 {percent(wrong, 1)}% of pixels wrong 40 x 30" in page.text
     assert "Typical images, around the median mIoU second mIoU – " in page.text
-    assert page.attributes("img", "alt") == [f"{kind} of {name}" for name in ("first", "second")
-                                             for kind in ("image", "ground truth", "prediction", "errors")]
+    assert page.attributes("img", "alt") == [
+        f"{kind} of {name}"
+        for name in ("first", "second")
+        for kind in ("image", "ground truth", "prediction", "errors")
+    ]
     assert page.attributes("img", "width") == ["40"] * 4 + ["480"] * 4
     assert page.attributes("img", "height") == ["30"] * 4 + ["336"] * 4
     types = [uri[:15] for uri in page.attributes("img", "src")]
@@ -108,8 +143,12 @@ def test_boundary_widths_in_percent_and_in_pixels_of_the_median_image(tmp_path):
     assert "for an image of 400 x 300" in page.text
     # Of the diagonal, 500 pixels, the widths are 0.625, 1.25, 2.5, 5 and 10: at least 1, rounded half to even.
     assert [row[:4] for row in page.tables[2][1:]] == [
-        ["0.125%", "1", "21.00", "0.5"], ["0.25%", "1", "32.00", "1.0"], ["0.5%", "2", "43.21", "2.0"],
-        ["1%", "5", "54.00", "4.0"], ["2%", "10", "65.00", "8.0"]]
+        ["0.125%", "1", "21.00", "0.5"],
+        ["0.25%", "1", "32.00", "1.0"],
+        ["0.5%", "2", "43.21", "2.0"],
+        ["1%", "5", "54.00", "4.0"],
+        ["2%", "10", "65.00", "8.0"],
+    ]
     assert {"21.0", "32.0", "43.2", "54.0", "65.0", "all pixels 59.9", "0.125%", "5 px"} <= set(page.charts[-1])
 
 
@@ -123,8 +162,14 @@ def test_timing_provenance_and_config(tmp_path):
     page = written(tmp_path)
     timing, provenance, settings = (dict(rows) for rows in page.tables[3:])
     assert timing == {"Images": "1,234", "Seconds": "12.3", "Images per second": "5.68", "Devices": "2 x CPU"}
-    assert provenance == {"kseg": "0.1", "date": "2026-11-21T16:40:12+00:00", "dataset": "shapes", "git": "–",
-                          "command": "python -m kseg.evaluate --out 'a & b'", "weights": "https://example.org/w.h5"}
+    assert provenance == {
+        "kseg": "0.1",
+        "date": "2026-11-21T16:40:12+00:00",
+        "dataset": "shapes",
+        "git": "–",
+        "command": "python -m kseg.evaluate --out 'a & b'",
+        "weights": "https://example.org/w.h5",
+    }
     config = configs.load("encnet_shapes")
     assert settings["model.encnet.codewords"] == str(config.model.encnet.codewords)
     assert settings["augment.crop"] == ", ".join(str(side) for side in config.augment.crop)
@@ -140,16 +185,21 @@ def test_undefined_values_are_dashes(tmp_path, missing):
 
     matrix, names = np.zeros((3, 3), np.int64), ("road", "car", "never")
     results = results_of(matrix, names, published=PUBLISHED)
-    boundary = results["boundary"] | {"mIoU": [missing] * 5, "pixels": [0] * 5,
-                                      "classes": dict.fromkeys(names, missing)}
+    boundary = results["boundary"] | {
+        "mIoU": [missing] * 5,
+        "pixels": [0] * 5,
+        "classes": dict.fromkeys(names, missing),
+    }
     path = tmp_path / "report.html"
-    html_report.write_report(path, emptied(results) | {"boundary": boundary, "config": results["config"]}, matrix, [],
-                             names, PALETTE)
+    html_report.write_report(
+        path, emptied(results) | {"boundary": boundary, "config": results["config"]}, matrix, [], names, PALETTE
+    )
     page = Page(path)
     shown = [page.text, *(text for chart in page.charts for text in chart), *page.attributes("td", "data-value")]
     assert not [text for text in shown if text and re.search(r"\b(nan|None)\b", text)]
-    assert page.tables[0][1:] == [[name, *["–"] * 3] for name in ("mIoU", "aAcc", "mAcc", "fwIoU", "boundary mIoU",
-                                                                  "mDice")]
+    assert page.tables[0][1:] == [
+        [name, *["–"] * 3] for name in ("mIoU", "aAcc", "mAcc", "fwIoU", "boundary mIoU", "mDice")
+    ]
     assert page.tables[1][1] == ["road", *["–"] * 7]
     assert page.tables[2][1] == ["0.125%", "–", "–"]
     assert page.tables[3][1] == ["Seconds", "–"]

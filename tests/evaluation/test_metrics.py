@@ -22,10 +22,19 @@ def test_summary_by_hand():
     matrix = np.array([[3, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     results = metrics.summarize(matrix, ("a", "b", "predicted only", "absent"))
     classes = results["classes"]
-    assert classes["a"] == {"iou": 3 / 5, "accuracy": 3 / 4, "dice": 6 / 8, "fscore": 3 / 4, "precision": 3 / 4,
-                            "recall": 3 / 4, "pixels": 4}
-    assert classes["b"] == pytest.approx({"iou": 1 / 2, "accuracy": 1 / 2, "dice": 2 / 3, "fscore": 2 / 3,
-                                          "precision": 1, "recall": 1 / 2, "pixels": 2}, abs=1e-12)
+    assert classes["a"] == {
+        "iou": 3 / 5,
+        "accuracy": 3 / 4,
+        "dice": 6 / 8,
+        "fscore": 3 / 4,
+        "precision": 3 / 4,
+        "recall": 3 / 4,
+        "pixels": 4,
+    }
+    assert classes["b"] == pytest.approx(
+        {"iou": 1 / 2, "accuracy": 1 / 2, "dice": 2 / 3, "fscore": 2 / 3, "precision": 1, "recall": 1 / 2, "pixels": 2},
+        abs=1e-12,
+    )
     assert classes["predicted only"]["iou"] == 0 and math.isnan(classes["predicted only"]["accuracy"])
     assert math.isnan(classes["absent"]["iou"]) and math.isnan(classes["absent"]["accuracy"])
     assert results["mIoU"] == pytest.approx((0.6 + 0.5 + 0) / 3, abs=1e-12)
@@ -59,20 +68,30 @@ def test_equal_to_mmsegmentation(case):
     expected = json.loads((directory / "miou_results.json").read_text())[case]
     maps = np.load(directory / "miou_maps.npz")
     names = tuple(f"class {index}" for index in range(expected["classes"]))
-    matrix = sum(np.asarray(confusion.confusion(maps[f"{case}_label_{index}"], maps[f"{case}_pred_{index}"],
-                                                len(names))) for index in range(expected["images"]))
+    matrix = sum(
+        np.asarray(confusion.confusion(maps[f"{case}_label_{index}"], maps[f"{case}_pred_{index}"], len(names)))
+        for index in range(expected["images"])
+    )
     results = metrics.summarize(matrix, names)
     area = {name: np.array(values) for name, values in expected["total_area"].items()}
     assert (np.diag(matrix) == area["intersect"]).all() and (matrix.sum(1) == area["label"]).all()
     with np.errstate(invalid="ignore"):
-        ratios = {"iou": area["intersect"] / area["union"], "accuracy": area["intersect"] / area["label"],
-                  "dice": 2 * area["intersect"] / (area["label"] + area["pred"]),
-                  "precision": area["intersect"] / area["pred"]}
+        ratios = {
+            "iou": area["intersect"] / area["union"],
+            "accuracy": area["intersect"] / area["label"],
+            "dice": 2 * area["intersect"] / (area["label"] + area["pred"]),
+            "precision": area["intersect"] / area["pred"],
+        }
         ratios["recall"] = ratios["accuracy"]
         ratios["fscore"] = 2 * ratios["precision"] * ratios["recall"] / (ratios["precision"] + ratios["recall"])
-    for kind, mean, raw in (("iou", "mIoU", "IoU"), ("accuracy", "mAcc", "Acc"), ("dice", "mDice", "Dice"),
-                            ("fscore", "mFscore", "Fscore"), ("precision", "mPrecision", "Precision"),
-                            ("recall", "mRecall", "Recall")):
+    for kind, mean, raw in (
+        ("iou", "mIoU", "IoU"),
+        ("accuracy", "mAcc", "Acc"),
+        ("dice", "mDice", "Dice"),
+        ("fscore", "mFscore", "Fscore"),
+        ("precision", "mPrecision", "Precision"),
+        ("recall", "mRecall", "Recall"),
+    ):
         scores = [results["classes"][name][kind] for name in names]
         assert scores == pytest.approx(list(ratios[kind]), abs=1e-9, nan_ok=True)
         assert results[mean] == pytest.approx(np.nanmean(ratios[kind]), abs=1e-9)
@@ -108,8 +127,9 @@ def test_boundary_summary_by_hand():
     assert summary["width"] == 0.005 and summary["widths"] == list(metrics.BOUNDARY_WIDTHS)
     assert summary["pixels"] == [4, 4, 8, 18, 18]
     assert summary["classes"] == pytest.approx({"a": 4 / 7, "b": 1 / 4}, abs=1e-12)
-    assert summary["mIoU"] == pytest.approx([1 / 8, 1 / 8, (4 / 7 + 1 / 4) / 2, (14 / 17 + 1 / 4) / 2,
-                                             (14 / 17 + 1 / 4) / 2], abs=1e-12)
+    assert summary["mIoU"] == pytest.approx(
+        [1 / 8, 1 / 8, (4 / 7 + 1 / 4) / 2, (14 / 17 + 1 / 4) / 2, (14 / 17 + 1 / 4) / 2], abs=1e-12
+    )
 
 
 def test_an_image_of_one_class_has_no_boundary():

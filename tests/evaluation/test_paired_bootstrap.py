@@ -8,8 +8,14 @@ import pytest
 
 from kseg.errors import ConfigError, DataError
 from kseg.evaluation import metrics, paired_bootstrap, results
-from tests.helpers.small_evaluations import (CLASSES, evaluation, predicted_matrices, random_matrices,
-                                             summarized_scores, write)
+from tests.helpers.small_evaluations import (
+    CLASSES,
+    evaluation,
+    predicted_matrices,
+    random_matrices,
+    summarized_scores,
+    write,
+)
 
 
 def test_bootstrap_against_a_loop():
@@ -49,8 +55,9 @@ def test_draws_are_uniform():
 def test_the_block_size_does_not_change_the_result(block):
     generator = np.random.default_rng(1)
     a, b = evaluation(random_matrices(generator, 9)), evaluation(random_matrices(generator, 9))
-    np.testing.assert_array_equal(paired_bootstrap.resample(a, b, 101, 7, block),
-                                  paired_bootstrap.resample(a, b, 101, 7))
+    np.testing.assert_array_equal(
+        paired_bootstrap.resample(a, b, 101, 7, block), paired_bootstrap.resample(a, b, 101, 7)
+    )
 
 
 def test_counts_of_huge_images_are_exact():
@@ -92,14 +99,20 @@ def test_coverage_of_the_intervals():
             # The models differ on an image by more than the binomial noise of its pixels.
             accuracy = np.clip(difficulty + 0.05 * generator.standard_normal((50, 1)), 0, 1)
             hits = generator.binomial(labels, accuracy)
-            matrices = np.stack([np.stack([hits[:, 0], labels[:, 0] - hits[:, 0]], 1),
-                                 np.stack([labels[:, 1] - hits[:, 1], hits[:, 1]], 1)], 1)
+            matrices = np.stack(
+                [
+                    np.stack([hits[:, 0], labels[:, 0] - hits[:, 0]], 1),
+                    np.stack([labels[:, 1] - hits[:, 1], hits[:, 1]], 1),
+                ],
+                1,
+            )
             pair.append(evaluation(matrices, CLASSES[:2]))
         comparison = paired_bootstrap.compare_evaluations(*pair, samples=200, seed=trial)
         rows = (comparison.means[0], next(row for row in comparison.classes if row.name == "sky"))
         covered += [row.low <= 0 <= row.high for row in rows]
-        assert [row.verdict for row in rows] == ["better" if row.low > 0 else "worse" if row.high < 0 else ""
-                                                 for row in rows]
+        assert [row.verdict for row in rows] == [
+            "better" if row.low > 0 else "worse" if row.high < 0 else "" for row in rows
+        ]
     # The expected 285 have a standard deviation of 4; 200 resamples of 50 images lower them a little.
     assert (covered >= 268).all() and (covered <= 296).all(), covered
 
@@ -136,8 +149,10 @@ def test_images_in_another_order_and_directory(tmp_path):
     first = write(tmp_path / "a", a, paths)
     second = write(tmp_path / "b", b[order], [moved[index] for index in order])
     third = write(tmp_path / "c", b, paths)
-    shuffled, same_order = (paired_bootstrap.compare_evaluations(
-        results.read_evaluation(first), results.read_evaluation(path), 100) for path in (second, third))
+    shuffled, same_order = (
+        paired_bootstrap.compare_evaluations(results.read_evaluation(first), results.read_evaluation(path), 100)
+        for path in (second, third)
+    )
     assert shuffled.classes == same_order.classes and shuffled.means == same_order.means
     assert shuffled.means[0].difference < 0
 
@@ -154,23 +169,35 @@ def test_evaluations_that_cannot_be_paired():
 
     require_refused(b._replace(split="test"), "a has split 'val', but b has 'test'")
     require_refused(b._replace(dataset="voc2012"), "dataset 'camvid', .*'voc2012'")
-    require_refused(b._replace(classes=("sky", "road", "tree", "bus")),
-                    r"4 classes .*: only the first has 2 classes \(pole, car\); only the second has 2 classes "
-                    r"\(tree, bus\)$")
+    require_refused(
+        b._replace(classes=("sky", "road", "tree", "bus")),
+        r"4 classes .*: only the first has 2 classes \(pole, car\); only the second has 2 classes "
+        r"\(tree, bus\)$",
+    )
     require_refused(b._replace(classes=CLASSES[::-1]), "classes .* differ: .*order")
-    require_refused(evaluation(matrices[:3])._replace(path="b"),
-                    r"8 images of a and the 3 images of b .*: only the first has 5 images \(3, 4, 5, ...\)$")
-    require_refused(b._replace(names=(*b.names[:-1], "x")),
-                    r"only the first has 1 image \(7\); only the second has 1 image \(x\)$")
+    require_refused(
+        evaluation(matrices[:3])._replace(path="b"),
+        r"8 images of a and the 3 images of b .*: only the first has 5 images \(3, 4, 5, ...\)$",
+    )
+    require_refused(
+        b._replace(names=(*b.names[:-1], "x")), r"only the first has 1 image \(7\); only the second has 1 image \(x\)$"
+    )
     relabeled = b.truth.copy()
     relabeled[[2, 5], 0] += 10
     require_refused(b._replace(truth=relabeled), r"different labels for 2 images \(2, 5\)$")
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"confidence": 1}, "--confidence .* 0.999, got 1"), ({"confidence": 0}, "--confidence"),
-    ({"confidence": math.nan}, "--confidence"), ({"samples": 39}, "--samples .* 40 and 100000 .* 95%, got 39"),
-    ({"samples": 100001}, "--samples"), ({"seed": -1}, "--seed .* 0, got -1")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"confidence": 1}, "--confidence .* 0.999, got 1"),
+        ({"confidence": 0}, "--confidence"),
+        ({"confidence": math.nan}, "--confidence"),
+        ({"samples": 39}, "--samples .* 40 and 100000 .* 95%, got 39"),
+        ({"samples": 100001}, "--samples"),
+        ({"seed": -1}, "--seed .* 0, got -1"),
+    ],
+)
 def test_options_out_of_range(options, message):
     images = evaluation(random_matrices(np.random.default_rng(1), 8))
     with pytest.raises(ConfigError, match=message):

@@ -23,7 +23,7 @@ def decoded(embedded):
 
 
 def test_lengths_of_bars():
-    chart, = report_graphics.bar_charts(["half", "whole", "undefined"], [0.5, 1.0, NAN], NAN)
+    (chart,) = report_graphics.bar_charts(["half", "whole", "undefined"], [0.5, 1.0, NAN], NAN)
     bars = re.findall(r'<path d="([^"]*)"[^>]*style="fill: var\(--accent\)"', chart)
     spans = [[float(x) for x in re.findall(r"[ML] ([\d.]+) ", bar)] for bar in bars]
     half, whole, undefined = (max(span) - min(span) for span in spans)
@@ -50,11 +50,15 @@ def test_error_map_by_hand():
     prediction = np.array([[0, 0, 0], [0, 255, 0]], np.uint8)
     red, ignored = list(report_graphics.ERROR_COLOR), [report_graphics.IGNORED_GRAY] * 3
     assert report_graphics.error_map(image, label, prediction).tolist() == [
-        [[120] * 3, red, ignored], [red, ignored, [255] * 3]]
+        [[120] * 3, red, ignored],
+        [red, ignored, [255] * 3],
+    ]
 
 
-@pytest.mark.parametrize("palette, expected", [
-    (PALETTE, (0, 0, 0)), (((0, 0, 0),), (255, 255, 255)), (((0, 0, 0), (255, 255, 255)), (128, 128, 128))])
+@pytest.mark.parametrize(
+    "palette, expected",
+    [(PALETTE, (0, 0, 0)), (((0, 0, 0),), (255, 255, 255)), (((0, 0, 0), (255, 255, 255)), (128, 128, 128))],
+)
 def test_no_class_has_the_color_of_ignored_pixels(palette, expected):
     assert report_graphics.ignored_color(palette) == expected
 
@@ -74,8 +78,10 @@ def test_a_reduced_label_map_has_no_new_classes():
     assert {color for _, color in image.convert("RGB").getcolors()} == {PALETTE[0], (0, 200, 0)}
 
 
-@pytest.mark.parametrize("size, expected", [
-    ((320, 20), (320, 20)), ((2048, 1024), (480, 240)), ((600, 1200), (240, 480)), ((1, 5000), (1, 480))])
+@pytest.mark.parametrize(
+    "size, expected",
+    [((320, 20), (320, 20)), ((2048, 1024), (480, 240)), ((600, 1200), (240, 480)), ((1, 5000), (1, 480))],
+)
 def test_images_are_reduced_to_fit_and_never_enlarged(size, expected):
     width, height = size
     assert decoded(report_graphics.jpeg_image(np.zeros((height, width, 3), np.uint8))).size == expected

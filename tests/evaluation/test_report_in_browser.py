@@ -21,11 +21,21 @@ def pages(tmp_path_factory):
     directory = tmp_path_factory.mktemp("pages with <spaces>")
     matrix, names, palette = many_classes()
     (directory / "many").mkdir()
-    written(directory / "many", matrix, names, palette,
-            [sample("x" * 300, size=(200, 900)), sample("b", "typical", NAN)], published=PUBLISHED)
+    written(
+        directory / "many",
+        matrix,
+        names,
+        palette,
+        [sample("x" * 300, size=(200, 900)), sample("b", "typical", NAN)],
+        published=PUBLISHED,
+    )
     (directory / "few").mkdir()
-    written(directory / "few", classes=(AWKWARD, "car", "a very long name " * 20), samples=[sample(AWKWARD)],
-            published=PUBLISHED | {"config": "long_" * 60})
+    written(
+        directory / "few",
+        classes=(AWKWARD, "car", "a very long name " * 20),
+        samples=[sample(AWKWARD)],
+        published=PUBLISHED | {"config": "long_" * 60},
+    )
     return {name: (directory / name / "report.html").as_uri() for name in ("many", "few")}
 
 
@@ -42,8 +52,11 @@ def test_nothing_overflows_fails_or_is_fetched(open_page, pages, page, size):
 
 
 def column(driver, index):
-    return driver.execute_script("return [...document.querySelectorAll('#class-table tbody tr')]"
-                                 ".map(row => row.cells[arguments[0]].textContent.trim())", index)
+    return driver.execute_script(
+        "return [...document.querySelectorAll('#class-table tbody tr')]"
+        ".map(row => row.cells[arguments[0]].textContent.trim())",
+        index,
+    )
 
 
 def test_a_click_sorts_the_classes(open_page, pages):
@@ -66,8 +79,10 @@ def test_a_click_sorts_the_classes(open_page, pages):
 
 def test_the_browser_helper_reports_errors_and_overflow(open_page, tmp_path):
     path = tmp_path / "bad.html"
-    path.write_text("<!doctype html><div style='width: 2000px'>wide</div><img src='data:,'>"
-                    "<script>missing()</script>", encoding="utf-8")
+    path.write_text(
+        "<!doctype html><div style='width: 2000px'>wide</div><img src='data:,'><script>missing()</script>",
+        encoding="utf-8",
+    )
     driver = open_page(path.as_uri(), 390, 844)
     assert browser.overflow(driver) > 1000
     assert browser.image_widths(driver) == [0]

@@ -17,8 +17,11 @@ def split_of(size):
 
 
 def example(index):
-    return Example(tf.fill((2, 3, 3), tf.constant(index, tf.uint8)), tf.constant([[0, 1, 255]] * 2, tf.uint8),
-                   tf.constant([[1, 1, 0]] * 2, tf.uint8))
+    return Example(
+        tf.fill((2, 3, 3), tf.constant(index, tf.uint8)),
+        tf.constant([[0, 1, 255]] * 2, tf.uint8),
+        tf.constant([[1, 1, 0]] * 2, tf.uint8),
+    )
 
 
 def test_a_row_has_the_image_the_colors_of_its_label_and_of_its_prediction():
@@ -30,9 +33,17 @@ def test_a_row_has_the_image_the_colors_of_its_label_and_of_its_prediction():
     np.testing.assert_array_equal(prediction[1], [PALETTE[1], PALETTE[1], PALETTE[0]])
 
 
-@pytest.mark.parametrize(("size", "count", "interval", "expected"), [
-    (16, 4, 1, [0, 5, 10, 15]), (3, 4, 1, [0, 1, 2]), (1, 1, 1, [0]), (16, 4, 2, [0, 4, 8, 14]), (3, 4, 2, [0, 2]),
-    (2, 6, 8, [0])])
+@pytest.mark.parametrize(
+    ("size", "count", "interval", "expected"),
+    [
+        (16, 4, 1, [0, 5, 10, 15]),
+        (3, 4, 1, [0, 1, 2]),
+        (1, 1, 1, [0]),
+        (16, 4, 2, [0, 4, 8, 14]),
+        (3, 4, 2, [0, 2]),
+        (2, 6, 8, [0]),
+    ],
+)
 def test_images_are_spread_evenly(size, count, interval, expected):
     samples = SampleImages(split_of(size), count, interval)
     for index in range(size):

@@ -36,9 +36,14 @@ INSTALLED = [name for name in LOADERS if all(map(importlib.util.find_spec, LIBRA
 SIZE = (61, 90)
 BOX = (48, 80)
 # Images that are resized and those that are not, logits resized once and twice, both conventions for corners.
-CASES = {"deeplabv3plus": (Evaluate(), False), "encnet": (Evaluate(resize=BOX), False),
-         "deeplabv3": (Evaluate(resize=BOX, resize_logits="once"), False), "apcnet": (Evaluate(resize=BOX), True),
-         "pspnet": (Evaluate(resize=BOX, resize_logits="once"), True), "fcn": (Evaluate(), True)}
+CASES = {
+    "deeplabv3plus": (Evaluate(), False),
+    "encnet": (Evaluate(resize=BOX), False),
+    "deeplabv3": (Evaluate(resize=BOX, resize_logits="once"), False),
+    "apcnet": (Evaluate(resize=BOX), True),
+    "pspnet": (Evaluate(resize=BOX, resize_logits="once"), True),
+    "fcn": (Evaluate(), True),
+}
 HEADS = all_of(["encnet"], "deeplabv3plus", "deeplabv3", "apcnet", "pspnet", "fcn")
 
 
@@ -70,15 +75,20 @@ class Case:
     def __init__(self, directory, head):
         evaluate, align_corners = CASES[head]
         self.config = Config(
-            data=folder(directory / "set", {"val": [np.zeros((8, 8))]}), augment=Augment(crop=(24, 32)),
-            evaluate=evaluate, export=Export(size=SIZE),
-            model=Model(backbone="resnet18", width=8, channels=16, auxiliary_channels=4, head=head,
-                        align_corners=align_corners))
+            data=folder(directory / "set", {"val": [np.zeros((8, 8))]}),
+            augment=Augment(crop=(24, 32)),
+            evaluate=evaluate,
+            export=Export(size=SIZE),
+            model=Model(
+                backbone="resnet18", width=8, channels=16, auxiliary_channels=4, head=head, align_corners=align_corners
+            ),
+        )
         self.model, self.dataset = random_model(self.config), find_dataset(self.config.data)
         self.network = export_network(self.model, self.config.model, "float32", "any")
         self.reference = Reference(self.network, self.config)
-        self.path = INSTALLED and exporter.export(self.model, self.config, self.dataset, directory / "served",
-                                                  report=lambda line: None, formats=INSTALLED)
+        self.path = INSTALLED and exporter.export(
+            self.model, self.config, self.dataset, directory / "served", report=lambda line: None, formats=INSTALLED
+        )
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +157,7 @@ def test_the_example_of_the_documentation(case_of, name, tmp_path, monkeypatch):
     require_installed(name)
     case, images = case_of("deeplabv3plus"), random_images(1, *SIZE)
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "export.md").read_text(), re.MULTILINE | re.DOTALL)
-    block, = (block for block in blocks if LIBRARIES[name][-1] in block)
+    (block,) = (block for block in blocks if LIBRARIES[name][-1] in block)
     (tmp_path / "formats" / "mine").mkdir(parents=True)
     (tmp_path / "formats" / "mine" / "1").symlink_to(case.path)
     monkeypatch.chdir(tmp_path)
@@ -186,7 +196,7 @@ def test_names_and_types_of_inputs_and_outputs(case_of):
     if "litert" in INSTALLED:
         from ai_edge_litert.interpreter import Interpreter
 
-        signature, = Interpreter(str(path / "model.tflite")).get_signature_list().values()
+        (signature,) = Interpreter(str(path / "model.tflite")).get_signature_list().values()
         assert signature == {"inputs": ["image"], "outputs": ["class_map"]}
 
 
@@ -196,8 +206,11 @@ def test_graphs_have_neither_control_flow_nor_interleaved_parts(case_of):
     graph = maps.function.get_concrete_function().graph
     types = {operation.type for operation in graph.get_operations()}
     assert not any(word in name for name in types for word in ("While", "If", "Call", "ToBatch", "Variable", "Update"))
-    dilations = {tuple(operation.get_attr("dilations")) for operation in graph.get_operations()
-                 if operation.type == "DepthwiseConv2dNative"}
+    dilations = {
+        tuple(operation.get_attr("dilations"))
+        for operation in graph.get_operations()
+        if operation.type == "DepthwiseConv2dNative"
+    }
     assert (1, 36, 36, 1) in dilations
 
 
@@ -217,13 +230,21 @@ def test_bytes_are_resized_like_opencv(size, target):
 WINDOWS = Evaluate(window=(32, 32), stride=(16, 16))
 
 
-@pytest.mark.parametrize("name, settings, message", [
-    ("onx", Config(), "unknown format 'onx'. Did you mean onnx"),
-    ("onnx", Config(export=Export(precision="bfloat16")), "cannot store export.precision=bfloat16.*precision=float32"),
-    ("openvino", Config(evaluate=WINDOWS), "cannot hold sliding windows.*evaluate.window="),
-    ("litert", Config(evaluate=Evaluate(flip=True)), "cannot hold test-time augmentation: omit --tta"),
-    ("litert", Config(evaluate=Evaluate(scales=(0.5,))), "cannot hold test-time augmentation"),
-    ("onnx", Config(evaluate=Evaluate(resize=(512, 2048))), "evaluate.resize=512,2048.*--set export.size=512,1024")])
+@pytest.mark.parametrize(
+    "name, settings, message",
+    [
+        ("onx", Config(), "unknown format 'onx'. Did you mean onnx"),
+        (
+            "onnx",
+            Config(export=Export(precision="bfloat16")),
+            "cannot store export.precision=bfloat16.*precision=float32",
+        ),
+        ("openvino", Config(evaluate=WINDOWS), "cannot hold sliding windows.*evaluate.window="),
+        ("litert", Config(evaluate=Evaluate(flip=True)), "cannot hold test-time augmentation: omit --tta"),
+        ("litert", Config(evaluate=Evaluate(scales=(0.5,))), "cannot hold test-time augmentation"),
+        ("onnx", Config(evaluate=Evaluate(resize=(512, 2048))), "evaluate.resize=512,2048.*--set export.size=512,1024"),
+    ],
+)
 def test_what_a_format_cannot_do_is_refused(name, settings, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         exporter.export(None, settings, None, tmp_path / "served", formats=["savedmodel", name])
@@ -262,8 +283,9 @@ def test_a_format_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_the_command_needs_runtimes_to_measure(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda library: None)
     with pytest.raises(UserError, match=r"--format litert needs ai_edge_litert: pip install 'kseg\[litert\]'"):
-        command.main(["--config", "encnet_shapes", "--weights", "x.pth", "--out", "x", "--format", "litert",
-                      "--split", "val"])
+        command.main(
+            ["--config", "encnet_shapes", "--weights", "x.pth", "--out", "x", "--format", "litert", "--split", "val"]
+        )
 
 
 def test_each_format_is_measured_in_its_runtime(case_of, tmp_path):
@@ -278,8 +300,15 @@ def test_each_format_is_measured_in_its_runtime(case_of, tmp_path):
         ids = case.reference.functions["predict_tensor"](image=example["image"][None])["class_map"][0]
         np.add.at(matrix, (example["label"].numpy(), ids.numpy()), 1)
     expected = metrics.summarize(matrix, case.dataset.classes)["mIoU"]
-    measured = [re.fullmatch(r"mIoU on 2 of 2 images of folder val: ([\d.]+) before, ([\d.]+) exported as (\w+), "
-                             r"[+-][\d.]+", line) for line in lines if line.startswith("mIoU")]
+    measured = [
+        re.fullmatch(
+            r"mIoU on 2 of 2 images of folder val: ([\d.]+) before, ([\d.]+) exported as (\w+), "
+            r"[+-][\d.]+",
+            line,
+        )
+        for line in lines
+        if line.startswith("mIoU")
+    ]
     assert [match[3] for match in measured] == INSTALLED
     for match in measured:
         assert float(match[1]) == pytest.approx(100 * expected, abs=0.1)

@@ -14,8 +14,7 @@ from kseg.config.sections import Augment, Evaluate, Export, Model
 from kseg.datasets import registry
 from kseg.errors import ConfigError, UserError
 from kseg.exporting import exporter, int8_network, warmup
-from kseg.exporting.calibration import (Calibration, ChannelStatistics, calibration_images, measure,
-                                        spaced_indices)
+from kseg.exporting.calibration import Calibration, ChannelStatistics, calibration_images, measure, spaced_indices
 from kseg.exporting.int8_network import integer_network, quantize_network
 from kseg.exporting.int8_plan import Form, plan_integers
 from kseg.exporting.precisions import folded_model
@@ -47,10 +46,12 @@ class Case:
 
     def __init__(self, directory, head):
         self.config = Config(
-            data=folder(directory / "set", {}), augment=Augment(crop=(24, 32)),
+            data=folder(directory / "set", {}),
+            augment=Augment(crop=(24, 32)),
             evaluate=PROTOCOLS.get(head, Evaluate()),
             export=Export(precision="int8", device="cpu", largest_loss=ANY_LOSS),
-            model=Model(backbone="resnet18", width=16, channels=16, auxiliary_channels=0, head=head))
+            model=Model(backbone="resnet18", width=16, channels=16, auxiliary_channels=0, head=head),
+        )
         self.model = random_model(self.config)
         generator = np.random.default_rng(1)
         for split, count in (("train", 5), ("val", 2)):
@@ -58,12 +59,18 @@ class Case:
                 label = generator.integers(0, 3, image.shape[:2])
                 example(directory / "set", split, f"{split}{index:02d}", label, image)
         self.dataset = registry.find_dataset(self.config.data)
-        self.calibration = Calibration(registry.open_split(self.config.data, "train"), 4,
-                                       registry.open_split(self.config.data, "val"))
+        self.calibration = Calibration(
+            registry.open_split(self.config.data, "train"), 4, registry.open_split(self.config.data, "val")
+        )
         self.main, self.protocol = folded_model(self.model, "cpu"), protocol_of(self.config)
         self.plan = plan_integers(self.main)
-        self.statistics = measure(self.main, self.plan, calibration_images(self.calibration.split, 4), self.protocol,
-                                  Progress(4, "images", print))
+        self.statistics = measure(
+            self.main,
+            self.plan,
+            calibration_images(self.calibration.split, 4),
+            self.protocol,
+            Progress(4, "images", print),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +96,9 @@ def test_logits_are_close_to_float32(case, tmp_path, head):
 def test_an_export_has_the_signatures_and_its_facts(case, tmp_path, monkeypatch):
     monkeypatch.setattr(warmup, "write_warmup", lambda *arguments: None)
     lines = []
-    path = exporter.export(case.model, case.config, case.dataset, tmp_path / "int8", report=lines.append,
-                           calibration=case.calibration)
+    path = exporter.export(
+        case.model, case.config, case.dataset, tmp_path / "int8", report=lines.append, calibration=case.calibration
+    )
     assert (path / "signatures.txt").read_text() == SIGNATURES
     facts = json.loads((path / "assets" / "int8.json").read_text())
     assert facts["calibration"] == {"split": "train", "images": 4}
@@ -106,7 +114,8 @@ def test_an_export_has_the_signatures_and_its_facts(case, tmp_path, monkeypatch)
     # The answer is that of the network whose loss was measured.
     predict = exporter.load_saved_model(path, 1)
     assert facts["mIoU"]["int8"] == pytest.approx(
-        exporter.exported_accuracy(predict, case.dataset, case.calibration.test_split)["mIoU"], abs=1e-12)
+        exporter.exported_accuracy(predict, case.dataset, case.calibration.test_split)["mIoU"], abs=1e-12
+    )
 
 
 def test_refusals_write_nothing(case, tmp_path, monkeypatch):
@@ -124,8 +133,7 @@ def test_refusals_write_nothing(case, tmp_path, monkeypatch):
     monkeypatch.setattr(int8_network, "measure", lambda *arguments: None)
     monkeypatch.setattr(int8_network, "integer_network", lambda *arguments: "int8")
     for after in (0.694, float("nan")):
-        monkeypatch.setattr(int8_network, "mean_iou",
-                            lambda network, *arguments: after if network == "int8" else 0.7)
+        monkeypatch.setattr(int8_network, "mean_iou", lambda network, *arguments: after if network == "int8" else 0.7)
         with pytest.raises(UserError, match="int8 costs .* of mIoU on folder val, and export.largest_loss is 0.5"):
             export(largest_loss=0.5)
     assert not out.exists()
@@ -163,7 +171,8 @@ def test_a_shortcut_of_both_signs_is_exact(tmp_path):
         return ChannelStatistics(*(np.array([value], np.float32) for value in (smallest, largest, 0)))
 
     plan = plan_integers(model)
-    network = integer_network(model, plan, {"codes": statistics(0, 255), "shortcut": statistics(-275, -20),
-                                            "total": statistics(0, 510)})
+    network = integer_network(
+        model, plan, {"codes": statistics(0, 255), "shortcut": statistics(-275, -20), "total": statistics(0, 510)}
+    )
     values = np.array([0, 1, 10, 100, 200, 255], np.float32).reshape(1, 2, 3, 1)
     np.testing.assert_allclose(network(values)["main"], np.maximum(2 * values - 10, 0), atol=1)

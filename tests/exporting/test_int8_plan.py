@@ -19,8 +19,16 @@ FLOAT_CONVOLUTIONS = {
     "pspnet": {"backbone.stem.0", "decode_head.conv_seg", *(f"decode_head.psp_modules.{i}.1.conv" for i in range(4))},
     "deeplabv3": {"backbone.stem.0", "decode_head.conv_seg", "decode_head.image_pool.1.conv"},
     "deeplabv3plus": {"backbone.stem.0", "decode_head.conv_seg", "decode_head.image_pool.1.conv"},
-    "apcnet": {"backbone.stem.0", "decode_head.conv_seg", *(f"decode_head.acm_modules.{i}.{name}" for i in range(4)
-               for name in ("pooled_redu_conv.conv", "global_info.conv", "gla"))}}
+    "apcnet": {
+        "backbone.stem.0",
+        "decode_head.conv_seg",
+        *(
+            f"decode_head.acm_modules.{i}.{name}"
+            for i in range(4)
+            for name in ("pooled_redu_conv.conv", "global_info.conv", "gla")
+        ),
+    },
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,9 +44,15 @@ def is_convolution(layer):
     return isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D))
 
 
-@pytest.mark.parametrize("settings", all_of(
-    [{"head": "encnet", "backbone": "resnet50"}, {"head": "apcnet"}, {"head": "deeplabv3plus"}],
-    {"head": "fcn"}, {"head": "pspnet"}, {"head": "deeplabv3", "output_stride": 16}))
+@pytest.mark.parametrize(
+    "settings",
+    all_of(
+        [{"head": "encnet", "backbone": "resnet50"}, {"head": "apcnet"}, {"head": "deeplabv3plus"}],
+        {"head": "fcn"},
+        {"head": "pspnet"},
+        {"head": "deeplabv3", "output_stride": 16},
+    ),
+)
 def test_heads(settings):
     model = folded_model(models.build(tiny(**settings), 3), "cpu")
     plan = plan_integers(model)
@@ -50,11 +64,13 @@ def test_heads(settings):
     blocks = [name for name in outputs if name.startswith("backbone.layer") and name.split(".")[3] == "relu"]
     assert {step.output for step in plan.steps if step.form is Form.RECTIFIED_SUM} >= set(blocks)
     assert [name for name in outputs if forms.get(name) is Form.SHIFTED] == [
-        layer.name for layer in model.layers if ".downsample." in layer.name and is_convolution(layer)]
+        layer.name for layer in model.layers if ".downsample." in layer.name and is_convolution(layer)
+    ]
     check_order(plan)
     # The pooling behind the stem and the paddings of strided convolutions keep codes.
     assert {"backbone.maxpool.pad", "backbone.maxpool"} <= {
-        step.output for step in plan.steps if step.form is Form.MOVED}
+        step.output for step in plan.steps if step.form is Form.MOVED
+    }
 
 
 def check_order(plan):
@@ -93,9 +109,17 @@ def test_a_summand_that_is_used_later_is_not_overwritten():
     total = add_relu([convolve(convolve(first, "b"), "c", relu=False), first], "sum")
     # Convolutions before the sum may use it, but not one after the sum.
     assert forms_of(convolve(total, "d"), images) == {
-        "a": Form.FLOAT, "b": Form.RECTIFIED, "c": Form.RECTIFIED_SUM, "d": Form.RECTIFIED}
+        "a": Form.FLOAT,
+        "b": Form.RECTIFIED,
+        "c": Form.RECTIFIED_SUM,
+        "d": Form.RECTIFIED,
+    }
     assert forms_of(convolve(layers.Concatenate(name="join")([total, first]), "e"), images) == {
-        "a": Form.FLOAT, "b": Form.RECTIFIED, "c": Form.FLOAT, "e": Form.RECTIFIED}
+        "a": Form.FLOAT,
+        "b": Form.RECTIFIED,
+        "c": Form.FLOAT,
+        "e": Form.RECTIFIED,
+    }
 
 
 def test_unsuitable_convolutions_stay_in_float32():

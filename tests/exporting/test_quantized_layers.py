@@ -6,8 +6,16 @@ import tensorflow as tf
 
 from kseg.errors import ConfigError
 from kseg.exporting import quantized_layers
-from kseg.exporting.quantized_layers import (LARGEST_INTEGER, Codes, Geometry, IntegerConvolution, dequantize,
-                                              integer_kernel, quantize, require_kernels)
+from kseg.exporting.quantized_layers import (
+    LARGEST_INTEGER,
+    Codes,
+    Geometry,
+    IntegerConvolution,
+    dequantize,
+    integer_kernel,
+    quantize,
+    require_kernels,
+)
 from tests.helpers.integers import NEEDS_INTEGER_KERNELS
 
 pytestmark = NEEDS_INTEGER_KERNELS
@@ -32,14 +40,18 @@ def slow_sums(codes, integers, geometry, is_depthwise):
     return result
 
 
-@pytest.mark.parametrize("side, channels, geometry, is_depthwise", [
-    (1, (5, 7), Geometry(), False),
-    (3, (6, 8), Geometry(), False),
-    (3, (16, 3), Geometry(dilations=(4, 4)), False),
-    (3, (4, 6), Geometry((2, 2), "valid"), False),
-    (3, (4, 6), Geometry((2, 2)), False),
-    (3, (8, 8), Geometry(), True),
-    (3, (5, 5), Geometry(dilations=(3, 3)), True)])
+@pytest.mark.parametrize(
+    "side, channels, geometry, is_depthwise",
+    [
+        (1, (5, 7), Geometry(), False),
+        (3, (6, 8), Geometry(), False),
+        (3, (16, 3), Geometry(dilations=(4, 4)), False),
+        (3, (4, 6), Geometry((2, 2), "valid"), False),
+        (3, (4, 6), Geometry((2, 2)), False),
+        (3, (8, 8), Geometry(), True),
+        (3, (5, 5), Geometry(dilations=(3, 3)), True),
+    ],
+)
 def test_convolutions_equal_integer_arithmetic(side, channels, geometry, is_depthwise):
     generator = np.random.default_rng(0)
     inputs, outputs = channels
@@ -77,10 +89,18 @@ def test_largest_products_do_not_saturate():
     inputs, one = 64, np.ones(64, np.float32)
     kernel = np.full((3, 3, inputs, 1), float(LARGEST_INTEGER))
     total = 9 * inputs * 255 * LARGEST_INTEGER
-    convolution = IntegerConvolution(kernel, np.zeros(1), False, Geometry(padding="valid"), one, np.zeros(inputs),
-                                     np.array([total / 200], np.float32))
-    result = tf.function(lambda: convolution.rectified(Codes(tf.fill((1, 3, 3, inputs), tf.constant(255, tf.uint8)),
-                                                             one)))()
+    convolution = IntegerConvolution(
+        kernel,
+        np.zeros(1),
+        False,
+        Geometry(padding="valid"),
+        one,
+        np.zeros(inputs),
+        np.array([total / 200], np.float32),
+    )
+    result = tf.function(
+        lambda: convolution.rectified(Codes(tf.fill((1, 3, 3, inputs), tf.constant(255, tf.uint8)), one))
+    )()
     assert result.values.numpy().item() == 200
 
 
@@ -107,8 +127,15 @@ def test_the_bias_corrects_the_rounding_of_the_kernel():
     kernel = np.array([64.0, 0.3]).reshape(1, 1, 2, 1)
     convolution = IntegerConvolution(kernel, np.array([5.0]), False, Geometry(), one, np.array([1.0, 10.0]), one[:1])
     assert convolution.integers.ravel().tolist() == [64, 0] and convolution.bias.tolist() == [8]
-    depthwise = IntegerConvolution(np.array([[64.0, 0.3], [0.3, 64.0]]).reshape(2, 1, 2, 1), np.array([5.0, 5.0]), True,
-                                   Geometry(), one, np.array([1.0, 10.0]), one)
+    depthwise = IntegerConvolution(
+        np.array([[64.0, 0.3], [0.3, 64.0]]).reshape(2, 1, 2, 1),
+        np.array([5.0, 5.0]),
+        True,
+        Geometry(),
+        one,
+        np.array([1.0, 10.0]),
+        one,
+    )
     assert depthwise.integers.ravel().tolist() == [64, 0, 0, 64] and depthwise.bias.tolist() == [5, 8]
 
 

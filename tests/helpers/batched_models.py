@@ -35,9 +35,14 @@ class FakeModel:
 
     def __init__(self):
         self.directory = Path("model/1")
-        self.signatures = {"serving_default": signature(["x"], ["y"]), "again": signature(["x"], ["y"]),
-                           "text": signature(["text"], ["turned", "length"]), "scalar": signature(["x"], ["scalar"]),
-                           "short": signature(["x"], ["short"]), "two": signature(["x", "z"], ["sum"])}
+        self.signatures = {
+            "serving_default": signature(["x"], ["y"]),
+            "again": signature(["x"], ["y"]),
+            "text": signature(["text"], ["turned", "length"]),
+            "scalar": signature(["x"], ["scalar"]),
+            "short": signature(["x"], ["short"]),
+            "two": signature(["x", "z"], ["sum"]),
+        }
         self.runs, self.deadlines, self.seen, self.closed = [], [], [], False
         self.gate, self.started = threading.Event(), threading.Semaphore(0)
         self.gate.set()

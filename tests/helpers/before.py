@@ -28,31 +28,77 @@ BEFORE = ROOT / "tests" / "data" / "before"
 
 # Results that depend on as little of the machine as they can: no GPU, and the same order of additions whatever the
 # number of cores and however wide their registers are.
-KERNELS = {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "0",
-           "TF_NUM_INTRAOP_THREADS": "1", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
+KERNELS = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "KERAS_BACKEND": "tensorflow",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+}
 
 # The run in run.zip, as encnet_shapes and these values.
-RUN = ["model.width=2", "model.channels=8", "model.auxiliary_channels=4", "augment.crop=64,64", "train.global_batch=4",
-       "train.steps=620", "train.log_every=5", "train.validate_every=200", "train.checkpoint_every=100",
-       "train.keep_checkpoints=1", "train.deterministic=true"]
+RUN = [
+    "model.width=2",
+    "model.channels=8",
+    "model.auxiliary_channels=4",
+    "augment.crop=64,64",
+    "train.global_batch=4",
+    "train.steps=620",
+    "train.log_every=5",
+    "train.validate_every=200",
+    "train.checkpoint_every=100",
+    "train.keep_checkpoints=1",
+    "train.deterministic=true",
+]
 # Twenty steps of a few thousand weights.
-TINY = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "model.output_stride=16",
-        "augment.crop=64,64", "train.global_batch=2", "train.steps=20", "train.warmup_steps=4",
-        "train.learning_rate=0.02", "train.log_every=1", "train.validate_every=20", "train.checkpoint_every=20",
-        "train.deterministic=true"]
+TINY = [
+    "model.width=4",
+    "model.channels=8",
+    "model.auxiliary_channels=4",
+    "model.output_stride=16",
+    "augment.crop=64,64",
+    "train.global_batch=2",
+    "train.steps=20",
+    "train.warmup_steps=4",
+    "train.learning_rate=0.02",
+    "train.log_every=1",
+    "train.validate_every=20",
+    "train.checkpoint_every=20",
+    "train.deterministic=true",
+]
 # Every head; between them also mixed precision, parts of a batch, hard examples, class weights, AdamW and an average.
 TRAININGS = {
-    "encnet": [], "deeplabv3": [], "deeplabv3plus": [], "apcnet": [], "pspnet": [], "fcn": [],
+    "encnet": [],
+    "deeplabv3": [],
+    "deeplabv3plus": [],
+    "apcnet": [],
+    "pspnet": [],
+    "fcn": [],
     "deeplabv3-bfloat16": ["train.precision=mixed_bfloat16", "train.accumulate=2", "train.global_batch=4"],
-    "pspnet-ohem": ["loss.ohem_kept=1000", "loss.ohem_threshold=0.3", "loss.average=kept",
-                    "loss.class_weights=0.5,1,1,2,1,1.5,1"],
-    "fcn-adamw": ["train.optimizer=adamw", "train.learning_rate=0.001", "train.average_decay=0.9"]}
+    "pspnet-ohem": [
+        "loss.ohem_kept=1000",
+        "loss.ohem_threshold=0.3",
+        "loss.average=kept",
+        "loss.class_weights=0.5,1,1,2,1,1.5,1",
+    ],
+    "fcn-adamw": ["train.optimizer=adamw", "train.learning_rate=0.001", "train.average_decay=0.9"],
+}
 
 
 def training(name, shapes, workdir):
     """Return the job that trains one of TRAININGS."""
-    return ["kseg.train", "--config", "encnet_shapes", "--workdir", workdir, "--set", f"data.directory={shapes}", *TINY,
-            f"model.head={name.split('-')[0]}", *TRAININGS[name]]
+    return [
+        "kseg.train",
+        "--config",
+        "encnet_shapes",
+        "--workdir",
+        workdir,
+        "--set",
+        f"data.directory={shapes}",
+        *TINY,
+        f"model.head={name.split('-')[0]}",
+        *TRAININGS[name],
+    ]
 
 
 @functools.cache
@@ -72,8 +118,11 @@ def machine():
     """Return what bits of floating-point results depend on."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = set(re.findall(r"\b(?:avx\w*|fma\w*|amx\w*)\b", " ".join(re.findall("^flags.*", text, re.M))))
-    return {"vendor": "".join(re.findall("^vendor_id.*: (.*)", text, re.M)[:1]), "flags": sorted(flags),
-            **{name: version(name) for name in ("tensorflow", "keras", "numpy")}}
+    return {
+        "vendor": "".join(re.findall("^vendor_id.*: (.*)", text, re.M)[:1]),
+        "flags": sorted(flags),
+        **{name: version(name) for name in ("tensorflow", "keras", "numpy")},
+    }
 
 
 def start(jobs, directory):
@@ -81,8 +130,11 @@ def start(jobs, directory):
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / f"{'-'.join(jobs)[:60]}.json"
     place.write_text(json.dumps({name: list(map(str, job)) for name, job in jobs.items()}))
-    return subprocess.Popen([sys.executable, "-m", "tests.helpers.before", place.name], cwd=directory,
-                            env=os.environ | KERNELS | {"PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.before", place.name],
+        cwd=directory,
+        env=os.environ | KERNELS | {"PYTHONPATH": str(ROOT)},
+    )
 
 
 def printed(directory, name):
@@ -104,10 +156,13 @@ def weight_facts(path):
 
     found = {}
     with h5py.File(path) as file:
-        file.visititems(lambda name, value: found.update({name: np.asarray(value)})
-                        if isinstance(value, h5py.Dataset) else None)
-    return {name: {"bits": digest(value), "shape": list(value.shape), "norm": float(np.linalg.norm(value))}
-            for name, value in sorted(found.items())}
+        file.visititems(
+            lambda name, value: found.update({name: np.asarray(value)}) if isinstance(value, h5py.Dataset) else None
+        )
+    return {
+        name: {"bits": digest(value), "shape": list(value.shape), "norm": float(np.linalg.norm(value))}
+        for name, value in sorted(found.items())
+    }
 
 
 def training_facts(workdir):
@@ -151,8 +206,11 @@ def require_same(found, expected, made_on, tolerance=1e-4):
 def main(jobs):
     for name, (module, *arguments) in json.loads(Path(jobs).read_text()).items():
         sys.argv, status = [module, *arguments], 0
-        with open(f"{name}.txt", "w", encoding="utf-8") as file, contextlib.redirect_stdout(file), \
-                contextlib.redirect_stderr(file):
+        with (
+            open(f"{name}.txt", "w", encoding="utf-8") as file,
+            contextlib.redirect_stdout(file),
+            contextlib.redirect_stderr(file),
+        ):
             try:
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
             except SystemExit as stopped:

@@ -10,9 +10,12 @@ from tests.helpers import small_sets
 from tests.helpers.small_training import small_network
 
 CLASSES = 3
-SETTINGS = {"whole": Evaluate(), "resized": Evaluate(resize=(48, 80)),
-            "windows": Evaluate(window=(32, 40), stride=(20, 24)),
-            "several scales": Evaluate(scales=(0.5, 1.25), flip=True)}
+SETTINGS = {
+    "whole": Evaluate(),
+    "resized": Evaluate(resize=(48, 80)),
+    "windows": Evaluate(window=(32, 40), stride=(20, 24)),
+    "several scales": Evaluate(scales=(0.5, 1.25), flip=True),
+}
 
 
 def write(directory, count):
@@ -21,7 +24,7 @@ def write(directory, count):
     for index in range(count):
         size = tuple(int(side) for side in generator.integers(20, 70, 2))
         label = generator.choice([0, 1, 1, 255], (size[0] // 5 + 1, size[1] // 5 + 1)).repeat(5, 0).repeat(5, 1)
-        label = label[:size[0], :size[1]]
+        label = label[: size[0], : size[1]]
         if index == 2:
             label[:] = 255
         image = generator.integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -30,8 +33,11 @@ def write(directory, count):
 
 
 def config(directory, evaluate):
-    return Config(data=sections.Data(name="folder", directory=str(directory)), evaluate=evaluate,
-                  model=Model(head="fcn", backbone="resnet18", width=4, channels=8, auxiliary_channels=0))
+    return Config(
+        data=sections.Data(name="folder", directory=str(directory)),
+        evaluate=evaluate,
+        model=Model(head="fcn", backbone="resnet18", width=4, channels=8, auxiliary_channels=0),
+    )
 
 
 def model(settings):

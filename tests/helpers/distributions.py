@@ -26,8 +26,9 @@ def distance(first, second, slack=0):
     first, second = np.sort(np.ravel(first)), np.sort(np.ravel(second))
 
     def beyond(low, high):
-        return (np.searchsorted(low, low, "right") / len(low)
-                - np.searchsorted(high, low + slack, "right") / len(high)).max()
+        return (
+            np.searchsorted(low, low, "right") / len(low) - np.searchsorted(high, low + slack, "right") / len(high)
+        ).max()
 
     return max(beyond(first, second), beyond(second, first))
 

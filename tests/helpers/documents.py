@@ -8,8 +8,11 @@ from typing import NamedTuple
 from tests.helpers.running import ROOT
 
 # In the order in which their blocks are run.
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
-         *(ROOT / name / "README.md" for name in ("serving", "pipeline", "benchmarks")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name / "README.md" for name in ("serving", "pipeline", "benchmarks")),
+)
 BLOCK = re.compile(r"(?:^<!-- (?P<marker>[^\n]*) -->\n)?^```sh\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"not run: (?P<reason>\S.*)|run by (?P<runner>test_\w+)")
 # Runs the blocks without a marker.

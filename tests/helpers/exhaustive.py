@@ -14,5 +14,7 @@ def all_of(first, *others):
     first: A list of the cases that always run.
     others: The other cases; a tuple holds the values of several parameters.
     """
-    return [*first, *(pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=exhaustive)
-                      for case in others)]
+    return [
+        *first,
+        *(pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=exhaustive) for case in others),
+    ]

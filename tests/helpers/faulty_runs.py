@@ -26,17 +26,32 @@ from kseg.system import retries
 from kseg.training import checkpoints, losses
 from tests.helpers.small_training import small_network
 
-ARGUMENTS = ["--config", "encnet_shapes", "--set", "augment.crop=32,32", "loss.se=0", "train.global_batch=2",
-             "train.steps=8", "train.warmup_steps=0", "train.log_every=1", "train.validate_every=8",
-             "train.checkpoint_every=2", "train.keep_checkpoints=1", "train.deterministic=true"]
+ARGUMENTS = [
+    "--config",
+    "encnet_shapes",
+    "--set",
+    "augment.crop=32,32",
+    "loss.se=0",
+    "train.global_batch=2",
+    "train.steps=8",
+    "train.warmup_steps=0",
+    "train.log_every=1",
+    "train.validate_every=8",
+    "train.checkpoint_every=2",
+    "train.keep_checkpoints=1",
+    "train.deterministic=true",
+]
 
 
 def random_batches(split, config, start=0, *more, **others):
     def batch(step):
         seed = tf.stack([tf.constant(config.train.seed, tf.int64), step])
         labels = tf.random.stateless_uniform((2, 32, 32), seed, 0, 3, tf.int32)
-        return {"image": tf.random.stateless_normal((2, 32, 32, 3), seed), "label": tf.cast(labels, tf.uint8),
-                "index": tf.stack([step, step])}
+        return {
+            "image": tf.random.stateless_normal((2, 32, 32, 3), seed),
+            "label": tf.cast(labels, tf.uint8),
+            "index": tf.stack([step, step]),
+        }
 
     return tf.data.Dataset.range(start, config.train.steps).map(batch)
 
@@ -104,19 +119,24 @@ FAULTS = {
     "killed while writing the first checkpoint": lambda directory: before(checkpoints, "sync_file", kill),
     "SIGTERM while writing a checkpoint": lambda directory: before(checkpoints, "sync_file", terminate),
     "killed after renaming half of a checkpoint": lambda directory: before(
-        os, "replace", kill, named("step-00000004.index")),
+        os, "replace", kill, named("step-00000004.index")
+    ),
     "permanent storage failure": lambda directory: fail_storage(99),
     "killed before removing the old checkpoint": lambda directory: before(
-        checkpoints, "remove_checkpoint", kill, lambda prefix: prefix.name == "step-00000002"),
+        checkpoints, "remove_checkpoint", kill, lambda prefix: prefix.name == "step-00000002"
+    ),
     # The wait before step 6 is reported keeps a fast machine from saving it before the kill.
     "killed at a random time": lambda directory: (
         before_line("step 6/", lambda: threading.Event().wait(60)),
-        before_line("step 5/", threading.Timer(random.uniform(0, 0.1), kill).start)),
+        before_line("step 5/", threading.Timer(random.uniform(0, 0.1), kill).start),
+    ),
     "two storage failures, and killed in a line of the log": lambda directory: (
-        fail_storage(2), before_line("step 8/", lambda: write_half_a_line(directory))),
-    "killed between best.weights.h5 and best.json": lambda directory: before(
-        os, "replace", kill, named("best.json")),
-    "no fault": lambda directory: None}
+        fail_storage(2),
+        before_line("step 8/", lambda: write_half_a_line(directory)),
+    ),
+    "killed between best.weights.h5 and best.json": lambda directory: before(os, "replace", kill, named("best.json")),
+    "no fault": lambda directory: None,
+}
 
 
 def run_with_fault(directory, fault):

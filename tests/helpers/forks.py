@@ -29,9 +29,17 @@ class Forked:
         """Start `python -u -m MODULE ARGUMENTS`; its output goes to a file or, without one, to `stdout` here."""
         preload(_preloaded or TRAINING)
         reader, writer = CONTEXT.Pipe(duplex=False)
-        self._process = CONTEXT.Process(target=_run, args=(
-            module, list(map(str, arguments)), str(directory), dict(environment), str(output) if output else writer,
-            small_models.is_shallow()))
+        self._process = CONTEXT.Process(
+            target=_run,
+            args=(
+                module,
+                list(map(str, arguments)),
+                str(directory),
+                dict(environment),
+                str(output) if output else writer,
+                small_models.is_shallow(),
+            ),
+        )
         self._process.start()
         writer.close()
         self.stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
@@ -101,8 +109,9 @@ def _run(module, arguments, directory, environment, output, shallow):
     for descriptor in (1, 2):
         os.dup2(target, descriptor)
     # The old streams remember that they were files.
-    sys.stdout, sys.stderr = (open(descriptor, "w", encoding="utf-8", buffering=1, closefd=False)
-                              for descriptor in (1, 2))
+    sys.stdout, sys.stderr = (
+        open(descriptor, "w", encoding="utf-8", buffering=1, closefd=False) for descriptor in (1, 2)
+    )
     if not isinstance(output, str):
         # The reader sees the end as soon as this process and its own children have closed their copies.
         output.close()

@@ -15,9 +15,14 @@ from tensorflow.python.framework import kernels, meta_graph
 from tensorflow.python.grappler import cluster, tf_optimizer
 
 # Attributes of calls that name functions with operations of their own.
-CALLS = {"PartitionedCall": ["f"], "StatefulPartitionedCall": ["f"], "While": ["cond", "body"],
-         "StatelessWhile": ["cond", "body"], "If": ["then_branch", "else_branch"],
-         "StatelessIf": ["then_branch", "else_branch"]}
+CALLS = {
+    "PartitionedCall": ["f"],
+    "StatefulPartitionedCall": ["f"],
+    "While": ["cond", "body"],
+    "StatelessWhile": ["cond", "body"],
+    "If": ["then_branch", "else_branch"],
+    "StatelessIf": ["then_branch", "else_branch"],
+}
 GPU = "/job:localhost/replica:0/task:0/device:GPU:0"
 # The size of a dimension that is known only at run time. Vectors of that size are small, maps are not.
 UNKNOWN = 100
@@ -68,10 +73,16 @@ def transposes(function: tf.types.experimental.ConcreteFunction) -> int:
         node.device = GPU
     exported.collection_def["train_op"].node_list.value.extend(
         [tensor.name for tensor in function.graph.outputs]
-        + [operation.name for operation in function.graph.control_outputs])
+        + [operation.name for operation in function.graph.control_outputs]
+    )
     properties = device_properties_pb2.DeviceProperties(
-        type="GPU", vendor="NVIDIA", frequency=1000, num_cores=60, memory_size=2**34,
-        environment={"architecture": "8.0", "cuda": "12000", "cudnn": "9000"})
+        type="GPU",
+        vendor="NVIDIA",
+        frequency=1000,
+        num_cores=60,
+        memory_size=2**34,
+        environment={"architecture": "8.0", "cuda": "12000", "cudnn": "9000"},
+    )
     config = config_pb2.ConfigProto()
     rewrites = config.graph_options.rewrite_options
     rewrites.layout_optimizer, rewrites.min_graph_nodes = rewriter_config_pb2.RewriterConfig.ON, -1
@@ -113,8 +124,10 @@ def _in_host_memory(tensor: tf.Tensor) -> bool:
     if operation.type in CALLS or operation.type in TRANSPARENT:
         return tensor.dtype == tf.int32
     kernel = _kernel(operation)
-    return kernel is None or _argument(operation.op_def.output_arg, operation, tensor.value_index) in \
-        kernel.host_memory_arg
+    return (
+        kernel is None
+        or _argument(operation.op_def.output_arg, operation, tensor.value_index) in kernel.host_memory_arg
+    )
 
 
 def _expects_host_memory(operation: tf.Operation, index: int) -> bool:
@@ -142,8 +155,11 @@ def _argument(arguments: list, operation: tf.Operation, index: int) -> str:
 
 @functools.cache
 def _kernels(kind: str) -> list:
-    return [kernel for kernel in kernels.get_registered_kernels_for_op(kind).kernel
-            if kernel.device_type in ("GPU", "DEFAULT") and not kernel.label]
+    return [
+        kernel
+        for kernel in kernels.get_registered_kernels_for_op(kind).kernel
+        if kernel.device_type in ("GPU", "DEFAULT") and not kernel.label
+    ]
 
 
 def _kernel(operation: tf.Operation):

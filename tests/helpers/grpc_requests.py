@@ -32,9 +32,15 @@ def two_models(base: Path) -> Iterator[Server]:
       config {{ name: "half" base_path: "{base}/half" model_platform: "tensorflow"
                model_version_policy {{ all {{}} }} version_labels {{ key: "stable" value: 2 }} }}
       config {{ name: "seg" base_path: "{base}/seg" model_platform: "tensorflow" }} }}""")
-    with running_servers.running(replace(
-            QUICK, model_config_file=str(config), allow_version_labels_for_unavailable_models=True,
-            enable_grpc_healthcheck_service=True, max_request_bytes=8 << 20)) as started:
+    with running_servers.running(
+        replace(
+            QUICK,
+            model_config_file=str(config),
+            allow_version_labels_for_unavailable_models=True,
+            enable_grpc_healthcheck_service=True,
+            max_request_bytes=8 << 20,
+        )
+    ) as started:
         yield started
 
 
@@ -82,8 +88,10 @@ def states(stubs, name):
         answer = stubs.models.GetModelStatus(status_request(name), timeout=SECONDS)
     except grpc.RpcError:
         return {}
-    return {status.version: get_model_status_pb2.ModelVersionStatus.State.Name(status.state)
-            for status in answer.model_version_status}
+    return {
+        status.version: get_model_status_pb2.ModelVersionStatus.State.Name(status.state)
+        for status in answer.model_version_status
+    }
 
 
 def until(condition, seconds=60):

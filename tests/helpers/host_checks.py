@@ -40,15 +40,22 @@ def main(config_path, workdir):
         strategy = trainer.prepare_strategy(config.train)
         index = hosts.host_index(strategy)
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=index))
-        print(json.dumps({
-            "index": index, "count": hosts.num_hosts(strategy), "chief": hosts.is_chief(strategy),
-            "equal facts": error_of(lambda: hosts.require_agreement(strategy, {"a": "1", "b": "2"})),
-            "different facts": error_of(lambda: hosts.require_agreement(strategy, {"a": "1", "b": str(index)})),
-            "done": hosts.on_chief(strategy, lambda: index),
-            "training": error_of(lambda: trainer.train(changed, Path(workdir), strategy)),
-            "failed": error_of(lambda: hosts.on_chief(strategy, fail)),
-            "indivisible": error_of(
-                lambda: trainer.require_divisible_batch(Train(global_batch=3), strategy))}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "index": index,
+                    "count": hosts.num_hosts(strategy),
+                    "chief": hosts.is_chief(strategy),
+                    "equal facts": error_of(lambda: hosts.require_agreement(strategy, {"a": "1", "b": "2"})),
+                    "different facts": error_of(lambda: hosts.require_agreement(strategy, {"a": "1", "b": str(index)})),
+                    "done": hosts.on_chief(strategy, lambda: index),
+                    "training": error_of(lambda: trainer.train(changed, Path(workdir), strategy)),
+                    "failed": error_of(lambda: hosts.on_chief(strategy, fail)),
+                    "indivisible": error_of(lambda: trainer.require_divisible_batch(Train(global_batch=3), strategy)),
+                }
+            ),
+            flush=True,
+        )
         if index == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
         strategy.reduce("sum", strategy.run(lambda: tf.constant(1.0)), axis=None)

@@ -36,10 +36,16 @@ def die_before(number):
             if remaining == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **keywords)
+
         return count
 
-    for module, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (shutil, "rmtree"),
-                         (tf.train.Checkpoint, "write")):
+    for module, name in (
+        (os, "fsync"),
+        (os, "replace"),
+        (os, "unlink"),
+        (shutil, "rmtree"),
+        (tf.train.Checkpoint, "write"),
+    ):
         setattr(module, name, counting(getattr(module, name)))
 
 

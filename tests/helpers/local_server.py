@@ -30,9 +30,21 @@ class LocalServer(base_runner.BaseModelServerRunner):
 
     def Start(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.server", f"--model_name={self.name}", f"--model_base_path={self.base}",
-             "--port=0", f"--grpc_socket_path={self.directory.name}/socket", "--drain_seconds=0", "--grace_seconds=1"],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                sys.executable,
+                "-m",
+                "serving.server",
+                f"--model_name={self.name}",
+                f"--model_base_path={self.base}",
+                "--port=0",
+                f"--grpc_socket_path={self.directory.name}/socket",
+                "--drain_seconds=0",
+                "--grace_seconds=1",
+            ],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def WaitUntilRunning(self, deadline):
         while not Path(self.directory.name, "socket").exists():

@@ -33,8 +33,10 @@ LARGE_NUMBERS = (2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1)
 def sound_files(directory: Path) -> dict[str, bytes]:
     """Return the content of one sound file of each kind by name."""
     arrays = {f"w{index}": np.arange(12, dtype="f4").reshape(3, 4) for index in range(4)}
-    tensors = {name: FakeTensor(Stored(array.ravel(), key=str(index)), 0, (3, 4), (4, 1))
-               for index, (name, array) in enumerate(arrays.items())}
+    tensors = {
+        name: FakeTensor(Stored(array.ravel(), key=str(index)), 0, (3, 4), (4, 1))
+        for index, (name, array) in enumerate(arrays.items())
+    }
     saved = {"meta": {"classes": ("a", "b"), "n": np.float32(1)}, "state_dict": tensors}
     write_zip(directory / "zip.pth", saved)
     write_legacy(directory / "legacy.pth", saved)
@@ -53,8 +55,12 @@ def sound_files(directory: Path) -> dict[str, bytes]:
             group.attrs["weight_names"] = [f"{layer}/{name}:0" for name in names]
             for name in names:
                 group[f"{layer}/{name}:0"] = np.ones((2, 2, 3, 4) if name == "kernel" else 4, "f4")
-    header = json.dumps({name: {"dtype": "F32", "shape": [3, 4], "data_offsets": [48 * index, 48 * index + 48]}
-                         for index, name in enumerate(arrays)}).encode()
+    header = json.dumps(
+        {
+            name: {"dtype": "F32", "shape": [3, 4], "data_offsets": [48 * index, 48 * index + 48]}
+            for index, name in enumerate(arrays)
+        }
+    ).encode()
     data = b"".join(array.tobytes() for array in arrays.values())
     (directory / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
@@ -71,14 +77,14 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
             case 1:
                 changed[position] = generator.choice((0, 1, 0x7F, 0x80, 0xFF, generator.randrange(256)))
             case 2:
-                del changed[position:position + generator.choice((1, 4, 100))]
+                del changed[position : position + generator.choice((1, 4, 100))]
             case 3:
                 start = generator.randrange(len(changed))
-                changed[position:position] = changed[start:start + generator.choice((1, 8, 64))]
+                changed[position:position] = changed[start : start + generator.choice((1, 8, 64))]
             case 4:
                 number = generator.choice(LARGE_NUMBERS)
                 length = 8 if number >= 2**32 else 4
-                changed[position:position + length] = number.to_bytes(length, "little")
+                changed[position : position + length] = number.to_bytes(length, "little")
         changed = changed or bytearray(b"x")
     return bytes(changed)
 
@@ -126,8 +132,11 @@ def read_in_process(directory: Path, originals: dict[str, bytes], seeds: range) 
         names = [*originals, "pickle.pth"]
         for seed in seeds:
             generator, name = random.Random(seed), names[seed % len(names)]
-            data = mutated_pickle(originals["zip.pth"], generator) if name == "pickle.pth" else mutated(
-                originals[name], generator)
+            data = (
+                mutated_pickle(originals["zip.pth"], generator)
+                if name == "pickle.pth"
+                else mutated(originals[name], generator)
+            )
             path = directory / f"mutated-{name}"
             path.write_bytes(data)
             os.write(writer, f"{seed} {name} ".encode())
@@ -137,8 +146,9 @@ def read_in_process(directory: Path, originals: dict[str, bytes], seeds: range) 
     with os.fdopen(reader) as stream:
         lines = stream.read().splitlines()
     _, status = os.waitpid(process, 0)
-    results = {int(seed): (name, *(end or [f"signal {os.WTERMSIG(status)}"]))
-               for seed, name, *end in map(str.split, lines)}
+    results = {
+        int(seed): (name, *(end or [f"signal {os.WTERMSIG(status)}"])) for seed, name, *end in map(str.split, lines)
+    }
     if len(results) < len(seeds) and results and max(results) + 1 in seeds:
         results |= read_in_process(directory, originals, range(max(results) + 1, seeds.stop))
     return results

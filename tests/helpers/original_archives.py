@@ -78,8 +78,9 @@ def voc2012(lists, labels):
     The image 2009_000001 has no official label.
     """
     root = "VOCdevkit/VOC2012"
-    members = {f"{root}/ImageSets/Segmentation/{split}.txt": "\n".join([*names, ""]).encode()
-               for split, names in lists.items()}
+    members = {
+        f"{root}/ImageSets/Segmentation/{split}.txt": "\n".join([*names, ""]).encode() for split, names in lists.items()
+    }
     for number, name in enumerate(sorted({*labels, "2009_000001"})):
         height, width = labels[name].shape if name in labels else (8, 12)
         members[f"{root}/JPEGImages/{name}.jpg"] = encoded(noise(number, height, width), "JPEG")
@@ -93,8 +94,17 @@ def voc2012(lists, labels):
 def matlab(mask):
     """Return a mask as one of SBD's MATLAB files."""
     file = io.BytesIO()
-    scipy.io.savemat(file, {"GTcls": {"Boundaries": np.zeros((20, 1), object), "Segmentation": mask,
-                                      "CategoriesPresent": np.unique(mask)}}, do_compression=True)
+    scipy.io.savemat(
+        file,
+        {
+            "GTcls": {
+                "Boundaries": np.zeros((20, 1), object),
+                "Segmentation": mask,
+                "CategoriesPresent": np.unique(mask),
+            }
+        },
+        do_compression=True,
+    )
     return file.getvalue()
 
 
@@ -119,6 +129,10 @@ def cityscapes(examples):
             frame = f"{city}_{number:06d}_000019"
             images[f"leftImg8bit/{split}/{city}/{frame}_leftImg8bit.png"] = encoded(image)
             start = f"gtFine/{split}/{city}/{frame}_gtFine"
-            labels |= {f"{start}_labelIds.png": encoded(label), f"{start}_instanceIds.png": encoded(label),
-                       f"{start}_color.png": encoded(image), f"{start}_polygons.json": b"{}"}
+            labels |= {
+                f"{start}_labelIds.png": encoded(label),
+                f"{start}_instanceIds.png": encoded(label),
+                f"{start}_color.png": encoded(image),
+                f"{start}_polygons.json": b"{}",
+            }
     return images, labels

@@ -14,36 +14,87 @@ def mmseg_encnet(depth=18, width=4, classes=3, **head):
     stages = [width * expansion * 2**stage for stage in range(4)]
     norm = {"type": "SyncBN", "requires_grad": True}
     return {
-        "type": "EncoderDecoder", "pretrained": "open-mmlab://resnet18_v1c",
+        "type": "EncoderDecoder",
+        "pretrained": "open-mmlab://resnet18_v1c",
         "data_preprocessor": {"type": "SegDataPreProcessor"},
-        "backbone": {"type": "ResNetV1c", "depth": depth, "num_stages": 4, "out_indices": (0, 1, 2, 3),
-                     "dilations": (1, 1, 1, 2), "strides": (1, 2, 2, 1), "norm_cfg": norm, "norm_eval": False,
-                     "style": "pytorch", "contract_dilation": True, "base_channels": width, "stem_channels": width},
-        "decode_head": {"type": "EncHead", "in_channels": stages[1:], "in_index": (1, 2, 3), "channels": 8,
-                        "num_codes": 5, "use_se_loss": True, "add_lateral": False, "dropout_ratio": 0.1,
-                        "num_classes": classes, "norm_cfg": norm, "align_corners": False,
-                        "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
-                        "loss_se_decode": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 0.2}} | head,
-        "auxiliary_head": {"type": "FCNHead", "in_channels": stages[2], "in_index": 2, "channels": 4, "num_convs": 1,
-                           "concat_input": False, "dropout_ratio": 0.1, "num_classes": classes, "norm_cfg": norm,
-                           "align_corners": False,
-                           "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 0.4}},
-        "train_cfg": {}, "test_cfg": {"mode": "whole"}}
+        "backbone": {
+            "type": "ResNetV1c",
+            "depth": depth,
+            "num_stages": 4,
+            "out_indices": (0, 1, 2, 3),
+            "dilations": (1, 1, 1, 2),
+            "strides": (1, 2, 2, 1),
+            "norm_cfg": norm,
+            "norm_eval": False,
+            "style": "pytorch",
+            "contract_dilation": True,
+            "base_channels": width,
+            "stem_channels": width,
+        },
+        "decode_head": {
+            "type": "EncHead",
+            "in_channels": stages[1:],
+            "in_index": (1, 2, 3),
+            "channels": 8,
+            "num_codes": 5,
+            "use_se_loss": True,
+            "add_lateral": False,
+            "dropout_ratio": 0.1,
+            "num_classes": classes,
+            "norm_cfg": norm,
+            "align_corners": False,
+            "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
+            "loss_se_decode": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 0.2},
+        }
+        | head,
+        "auxiliary_head": {
+            "type": "FCNHead",
+            "in_channels": stages[2],
+            "in_index": 2,
+            "channels": 4,
+            "num_convs": 1,
+            "concat_input": False,
+            "dropout_ratio": 0.1,
+            "num_classes": classes,
+            "norm_cfg": norm,
+            "align_corners": False,
+            "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 0.4},
+        },
+        "train_cfg": {},
+        "test_cfg": {"mode": "whole"},
+    }
 
 
 def sss_deeplabv3plus(width=4, classes=3):
     """Return SSSegmentation's resolved configuration of a small DeepLabV3+ on ResNet-18 at output stride 16."""
     loss = {"type": "CrossEntropyLoss", "ignore_index": -100, "reduction": "mean"}
     return {
-        "type": "Deeplabv3Plus", "num_classes": classes, "align_corners": False, "norm_cfg": {"type": "SyncBatchNorm"},
+        "type": "Deeplabv3Plus",
+        "num_classes": classes,
+        "align_corners": False,
+        "norm_cfg": {"type": "SyncBatchNorm"},
         "act_cfg": {"type": "ReLU", "inplace": True},
-        "backbone": {"type": "ResNet", "depth": 18, "structure_type": "resnet18conv3x3stem", "pretrained": True,
-                     "outstride": 16, "use_conv3x3_stem": True, "selected_indices": (0, 1, 2, 3),
-                     "base_channels": width, "stem_channels": width},
-        "head": {"in_channels": [width, 8 * width], "feats_channels": 8, "shortcut_channels": 2,
-                 "dilations": [1, 2, 3, 4], "dropout": 0.1},
+        "backbone": {
+            "type": "ResNet",
+            "depth": 18,
+            "structure_type": "resnet18conv3x3stem",
+            "pretrained": True,
+            "outstride": 16,
+            "use_conv3x3_stem": True,
+            "selected_indices": (0, 1, 2, 3),
+            "base_channels": width,
+            "stem_channels": width,
+        },
+        "head": {
+            "in_channels": [width, 8 * width],
+            "feats_channels": 8,
+            "shortcut_channels": 2,
+            "dilations": [1, 2, 3, 4],
+            "dropout": 0.1,
+        },
         "auxiliary": {"in_channels": 4 * width, "out_channels": 8, "dropout": 0.1},
-        "losses": {"loss_aux": loss | {"scale_factor": 0.4}, "loss_cls": loss | {"scale_factor": 1.0}}}
+        "losses": {"loss_aux": loss | {"scale_factor": 0.4}, "loss_cls": loss | {"scale_factor": 1.0}},
+    }
 
 
 def randomize(model, seed=0):

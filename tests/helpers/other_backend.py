@@ -1,10 +1,10 @@
 """Compute on JAX what tests compare with TensorFlow and with the reference systems, all in one process.
 
-    KERAS_BACKEND=jax python -m tests.helpers.other_backend DIRECTORY [FIXTURE [VERIFIED]]
+KERAS_BACKEND=jax python -m tests.helpers.other_backend DIRECTORY [FIXTURE [VERIFIED]]
 
-    DIRECTORY/HEAD.npz      outputs for DIRECTORY/images.npy of each head's tiny model, with DIRECTORY/HEAD.weights.h5
-    DIRECTORY/fixture.json  losses, gradients and confusion matrix of a fixture
-    DIRECTORY/verified.txt  what `kseg.convert --verify` prints for another fixture
+DIRECTORY/HEAD.npz      outputs for DIRECTORY/images.npy of each head's tiny model, with DIRECTORY/HEAD.weights.h5
+DIRECTORY/fixture.json  losses, gradients and confusion matrix of a fixture
+DIRECTORY/verified.txt  what `kseg.convert --verify` prints for another fixture
 """
 
 import contextlib
@@ -52,8 +52,14 @@ def fixture_results(name):
     small = labels[:, :: labels.shape[1] // ids.shape[1], :: labels.shape[2] // ids.shape[2]]
     matrix = confusion.confusion(small, ids, case.classes)
     step = gradients.train_step(case.model, images, labels, case.loss, case.config.align_corners)
-    return {"loss": step.terms["total"], "gradients": norms(step.gradients), "statistics": norms(step.statistics),
-            "confusion": np.asarray(matrix).tolist(), "ids": np.asarray(ids).tolist(), "labels": small.tolist()}
+    return {
+        "loss": step.terms["total"],
+        "gradients": norms(step.gradients),
+        "statistics": norms(step.statistics),
+        "confusion": np.asarray(matrix).tolist(),
+        "ids": np.asarray(ids).tolist(),
+        "labels": small.tolist(),
+    }
 
 
 def main(directory, fixture=None, verified=None):

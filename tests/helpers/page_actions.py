@@ -23,8 +23,12 @@ def upload(driver, path, error=False):
     """Choose a file, and wait for its result or for an error."""
     driver.execute_script("document.getElementById('status').textContent = '';")
     driver.find_element("id", "file").send_keys(str(path))
-    until(driver, "!document.getElementById('error').hidden" if error else
-          "document.getElementById('status').textContent.includes('found by')")
+    until(
+        driver,
+        "!document.getElementById('error').hidden"
+        if error
+        else "document.getElementById('status').textContent.includes('found by')",
+    )
 
 
 def draw(path, size=(6, 10), **values):

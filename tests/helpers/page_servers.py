@@ -58,8 +58,10 @@ class FakeModels:
     def statuses(self, spec):
         if not self.versions[spec.name]:
             raise not_found("Could not find any versions of model")
-        return [SimpleNamespace(version=number, state=page.AVAILABLE)
-                for number in sorted(self.versions[spec.name], reverse=True)]
+        return [
+            SimpleNamespace(version=number, state=page.AVAILABLE)
+            for number in sorted(self.versions[spec.name], reverse=True)
+        ]
 
     @contextlib.contextmanager
     def use(self, spec):
@@ -67,8 +69,11 @@ class FakeModels:
         if number not in self.versions[spec.name]:
             raise not_found("Servable not found")
         signatures = self.signatures.get(spec.name, {"serving_default": signature()})
-        yield SimpleNamespace(name=spec.name, version=number, model=SimpleNamespace(
-            directory=self.versions[spec.name][number], signatures=signatures))
+        yield SimpleNamespace(
+            name=spec.name,
+            version=number,
+            model=SimpleNamespace(directory=self.versions[spec.name][number], signatures=signatures),
+        )
 
 
 def write_classes(directory: Path, classes, palette) -> Path:
@@ -79,9 +84,17 @@ def write_classes(directory: Path, classes, palette) -> Path:
 
 def street_models(base: Path) -> FakeModels:
     """Return `street` with two versions, `unnamed` without class names, and `words`, which takes no pictures."""
-    return FakeModels({
-        "street": {1: write_classes(base / "1", ["first"], [[9, 9, 9]]), 2: write_classes(base / "2", NAMES, COLORS)},
-        "unnamed": {5: base / "5"}, "words": {1: base / "words"}}, {"words": {"other": signature()}})
+    return FakeModels(
+        {
+            "street": {
+                1: write_classes(base / "1", ["first"], [[9, 9, 9]]),
+                2: write_classes(base / "2", NAMES, COLORS),
+            },
+            "unnamed": {5: base / "5"},
+            "words": {1: base / "words"},
+        },
+        {"words": {"other": signature()}},
+    )
 
 
 def options(**values):
@@ -116,8 +129,12 @@ class Answers:
 @contextlib.contextmanager
 def serving(models, answers, port=0, **values):
     """Serve the page, and yield its port."""
-    app = Starlette(routes=[*page.routes(models, options(**values)), Route(
-        "/v1/models/{name}/versions/{version}:predict", answers.predict, methods=["POST"])])
+    app = Starlette(
+        routes=[
+            *page.routes(models, options(**values)),
+            Route("/v1/models/{name}/versions/{version}:predict", answers.predict, methods=["POST"]),
+        ]
+    )
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     started = threading.Event()
     server.startup = _call_after(server.startup, started.set)
@@ -135,4 +152,5 @@ def _call_after(startup, callback):
     async def wrapper(*arguments, **values):
         await startup(*arguments, **values)
         callback()
+
     return wrapper

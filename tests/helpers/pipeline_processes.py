@@ -11,8 +11,13 @@ from importlib import import_module
 
 from tests.helpers import forks, small_models
 
-PRELOADED = ("pipeline.run_local", "pipeline.definition", "pipeline.metadata.metadata_store",
-             "pipeline.metadata.summary", "tfx.orchestration.local.local_dag_runner")
+PRELOADED = (
+    "pipeline.run_local",
+    "pipeline.definition",
+    "pipeline.metadata.metadata_store",
+    "pipeline.metadata.summary",
+    "tfx.orchestration.local.local_dag_runner",
+)
 
 
 def run(arguments, log, replacements=None, kill_at=None, after=False):
@@ -26,9 +31,10 @@ def run(arguments, log, replacements=None, kill_at=None, after=False):
         after: Kill the process at the end of the call instead.
     """
     forks.preload(PRELOADED)
-    process = forks.CONTEXT.Process(target=_run,
-                                    args=(list(map(str, arguments)), str(log), replacements or {}, kill_at, after,
-                                          small_models.is_shallow()))
+    process = forks.CONTEXT.Process(
+        target=_run,
+        args=(list(map(str, arguments)), str(log), replacements or {}, kill_at, after, small_models.is_shallow()),
+    )
     process.start()
     process.join()
     return process.exitcode

@@ -14,5 +14,7 @@ def run(name, source, out, splits=(), subset=True, fast=False):
 def contents(data, split, every=1):
     """Return {file name of the image: (image, raw label)} of every n-th example of a split."""
     opened = registry.open_split(data, split)
-    return {opened.names[index].rsplit("/", 1)[1]: diagnosis.decode_example(opened, index)
-            for index in range(0, len(opened.names), every)}
+    return {
+        opened.names[index].rsplit("/", 1)[1]: diagnosis.decode_example(opened, index)
+        for index in range(0, len(opened.names), every)
+    }

@@ -42,7 +42,7 @@ def batch_of(step):
     generator = np.random.default_rng(step)
     labels = generator.integers(0, CLASSES, (BATCH, 8, 8)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
     images = generator.normal(0, 0.3, (BATCH, 64, 64, 3)) + labels[..., None] - 2
-    labels[BATCH // 2:, 0 if step % 2 else 8:] = 255
+    labels[BATCH // 2 :, 0 if step % 2 else 8 :] = 255
     labels[0, :3] = 255
     return {"image": images.astype(np.float32), "label": labels, "index": np.arange(BATCH)}
 
@@ -66,8 +66,11 @@ def shallow(config):
 
 
 def losses(strategy, loss, build):
-    config = Config(model=Model(backbone="resnet18", width=8, channels=16, auxiliary_channels=8),
-                    loss=loss, train=Train(global_batch=BATCH, steps=STEPS, learning_rate=0.02))
+    config = Config(
+        model=Model(backbone="resnet18", width=8, channels=16, auxiliary_channels=8),
+        loss=loss,
+        train=Train(global_batch=BATCH, steps=STEPS, learning_rate=0.02),
+    )
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model, optimizer = build(config)
@@ -83,20 +86,27 @@ def losses(strategy, loss, build):
 def walk(strategy):
     """Return what lacks a GPU kernel, and what crosses to the host, in the step of two replicas of 1x512x1024."""
     config = Config(model=Model(backbone="resnet18", width=8, channels=16), train=Train(global_batch=2))
-    spec = {"image": tf.TensorSpec((1, 512, 1024, 3), tf.uint8), "inside": tf.TensorSpec((1, 4), tf.int32),
-            "label": tf.TensorSpec((1, 512, 1024), tf.uint8)}
+    spec = {
+        "image": tf.TensorSpec((1, 512, 1024, 3), tf.uint8),
+        "inside": tf.TensorSpec((1, 4), tf.int32),
+        "label": tf.TensorSpec((1, 512, 1024), tf.uint8),
+    }
     with pytest.MonkeyPatch.context() as patch, strategy.scope():
         for module in (layers, norms):
             patch.setattr(module, "on_cpu", lambda: False)
         model, optimizer = encnet(config)
         step = Steps(model, optimizer, config, strategy).step
         batch = strategy.experimental_distribute_values_from_function(
-            lambda context: tf.nest.map_structure(lambda each: tf.zeros(each.shape, each.dtype), spec))
+            lambda context: tf.nest.map_structure(lambda each: tf.zeros(each.shape, each.dtype), spec)
+        )
         function = step.get_concrete_function(batch)
     as_on_gpus(function)
     crossings, missing = crossings_and_missing(function)
-    return {"missing": sorted(missing), "crossings": sorted({each.type for each in crossings if each.bytes > 1000}),
-            "messages": messages(function)}
+    return {
+        "missing": sorted(missing),
+        "crossings": sorted({each.type for each in crossings if each.bytes > 1000}),
+        "messages": messages(function),
+    }
 
 
 def skips(strategy):
@@ -121,10 +131,16 @@ def skips(strategy):
     states = {}
     for name, value in (("infinite", np.inf), ("nan", np.nan), ("finite", 1.0)):
         skipped = float(step(tf.constant(value, tf.float32)))
-        state = {"first": variables[0], "second": variables[1], "first velocity": optimizer.velocities[0],
-                 "second velocity": optimizer.velocities[1]}
-        states[name] = {key: [copy.numpy().tolist() for copy in strategy.experimental_local_results(variable.value)]
-                        for key, variable in state.items()} | {"skipped": skipped}
+        state = {
+            "first": variables[0],
+            "second": variables[1],
+            "first velocity": optimizer.velocities[0],
+            "second velocity": optimizer.velocities[1],
+        }
+        states[name] = {
+            key: [copy.numpy().tolist() for copy in strategy.experimental_local_results(variable.value)]
+            for key, variable in state.items()
+        } | {"skipped": skipped}
     return states
 
 
@@ -135,7 +151,7 @@ def norm_results(strategy):
     def replica_step(normalize):
         context = tf.distribute.get_replica_context()
         half = len(inputs) // 2 * context.replica_id_in_sync_group
-        local, weights = (tf.constant(values)[half:half + len(inputs) // 2] for values in (inputs, upstream))
+        local, weights = (tf.constant(values)[half : half + len(inputs) // 2] for values in (inputs, upstream))
         scale, offset = tf.constant(gamma), tf.constant(beta)
         with tf.GradientTape() as tape:
             tape.watch((local, scale, offset))
@@ -163,14 +179,18 @@ def packs(strategy):
     """Return the sums of gradients of 400, 800 and 400 bytes for some sizes of a pack, and the messages they need."""
     found = {}
     for size in (0, 500, 2000):
+
         def replica_step(size=size):
             context = tf.distribute.get_replica_context()
             value = tf.cast(context.replica_id_in_sync_group + 1, tf.float32)
             return sum_in_packs([value * tf.ones(count) for count in (100, 200, 100)], size)
 
         step = tf.function(lambda function=replica_step: strategy.run(function))
-        sums = [[float(tf.reduce_max(value)), float(tf.reduce_min(value)), int(tf.size(value))] for part in step()
-                for value in strategy.experimental_local_results(part)]
+        sums = [
+            [float(tf.reduce_max(value)), float(tf.reduce_min(value)), int(tf.size(value))]
+            for part in step()
+            for value in strategy.experimental_local_results(part)
+        ]
         found[str(size)] = {"sums": sums, "messages": messages(step.get_concrete_function())}
     return found
 
@@ -209,11 +229,23 @@ def main(arguments):
     trainer.prepare_strategy = prepare
     by_name = {"one": tf.distribute.get_strategy(), "two": strategies[0]}
     cases = {"encnet": (encnet, LOSSES["valid"])} | {name: (shallow, loss) for name, loss in LOSSES.items()}
-    print(json.dumps({
-        "status": status, "printed": printed.getvalue(), "uneven": uneven(), "skips": skips(strategies[0]),
-        "norms": norm_results(strategies[0]), "walk": walk(strategies[0]), "packs": packs(strategies[0]),
-        "losses": {title: {name: losses(strategy, loss, build) for name, strategy in by_name.items()}
-                   for title, (build, loss) in cases.items()}}))
+    print(
+        json.dumps(
+            {
+                "status": status,
+                "printed": printed.getvalue(),
+                "uneven": uneven(),
+                "skips": skips(strategies[0]),
+                "norms": norm_results(strategies[0]),
+                "walk": walk(strategies[0]),
+                "packs": packs(strategies[0]),
+                "losses": {
+                    title: {name: losses(strategy, loss, build) for name, strategy in by_name.items()}
+                    for title, (build, loss) in cases.items()
+                },
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from kseg import config as configs
 from kseg.evaluation import html_report, metrics
 
 NAN = float("nan")
-AWKWARD = 'a<b>&"\'é\u4f60 $x_1$ --> <script>alert(1)</script>'
+AWKWARD = "a<b>&\"'é\u4f60 $x_1$ --> <script>alert(1)</script>"
 PALETTE = ((0, 0, 0), (200, 10, 10), (20, 200, 20))
 PUBLISHED = {"config": "encnet_cityscapes:r18", "mIoU": 0.42, "mIoU_tta": 0.62, "source": "MMSegmentation 1.2.2"}
 # The third class occurs neither in the labels nor in the predictions.
@@ -60,14 +60,31 @@ class Page(HTMLParser):
 
 def results_of(matrix, classes, **changes):
     """Return the content of a metrics.json for a confusion matrix, with some keys changed."""
-    boundary = {"width": 0.005, "widths": list(metrics.BOUNDARY_WIDTHS), "mIoU": [0.21, 0.32, 0.4321, 0.54, 0.65],
-                "pixels": [1, 2, 4, 8, 16], "classes": {name: 0.25 for name in classes}}
-    return {"split": "val", "images": 1234, **metrics.summarize(matrix, classes), "boundary": boundary,
-            "boundary_mIoU": 0.4321, "published": None,
-            "timing": {"seconds": 12.34, "images_per_second": 5.678, "devices": "2 x CPU"},
-            "provenance": {"kseg": "0.1", "date": "2026-11-21T16:40:12+00:00", "dataset": "shapes", "git": None,
-                           "command": "python -m kseg.evaluate --out 'a & b'", "weights": "https://example.org/w.h5"},
-            "config": configs.to_dict(configs.load("encnet_shapes"))} | changes
+    boundary = {
+        "width": 0.005,
+        "widths": list(metrics.BOUNDARY_WIDTHS),
+        "mIoU": [0.21, 0.32, 0.4321, 0.54, 0.65],
+        "pixels": [1, 2, 4, 8, 16],
+        "classes": dict.fromkeys(classes, 0.25),
+    }
+    return {
+        "split": "val",
+        "images": 1234,
+        **metrics.summarize(matrix, classes),
+        "boundary": boundary,
+        "boundary_mIoU": 0.4321,
+        "published": None,
+        "timing": {"seconds": 12.34, "images_per_second": 5.678, "devices": "2 x CPU"},
+        "provenance": {
+            "kseg": "0.1",
+            "date": "2026-11-21T16:40:12+00:00",
+            "dataset": "shapes",
+            "git": None,
+            "command": "python -m kseg.evaluate --out 'a & b'",
+            "weights": "https://example.org/w.h5",
+        },
+        "config": configs.to_dict(configs.load("encnet_shapes")),
+    } | changes
 
 
 def sample(name="one", group="worst", miou=0.5, size=(30, 40), classes=3, seed=0):
@@ -91,8 +108,11 @@ def many_classes(classes=150):
     random = np.random.default_rng(1)
     matrix = random.integers(0, 50, (classes, classes)) + np.diag(random.integers(0, 9000, classes))
     matrix[7] = matrix[:, 7] = 0
-    return matrix, tuple(f"class {index}" for index in range(classes)), tuple(
-        tuple(color) for color in random.integers(0, 256, (classes, 3)).tolist())
+    return (
+        matrix,
+        tuple(f"class {index}" for index in range(classes)),
+        tuple(tuple(color) for color in random.integers(0, 256, (classes, 3)).tolist()),
+    )
 
 
 def percent(value, digits=2):

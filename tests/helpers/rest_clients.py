@@ -81,8 +81,9 @@ def blocking_server(running: int, **options) -> Iterator[SimpleNamespace]:
     server = Rest(options, application)
     server.start()
     try:
-        yield SimpleNamespace(port=server.port, model=model, monitor=monitor,
-                              intake=application.routes[-1].endpoint.intake)
+        yield SimpleNamespace(
+            port=server.port, model=model, monitor=monitor, intake=application.routes[-1].endpoint.intake
+        )
     finally:
         model.go.set()
         server.stop()

@@ -8,13 +8,26 @@ from kseg import cli
 from tests.helpers.forks import ROOT, Forked
 
 # Environment in which Keras runs on JAX. Optimization is off because operations are compiled for a few numbers only.
-ON_JAX = {"KERAS_BACKEND": "jax",
-          "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+ON_JAX = {
+    "KERAS_BACKEND": "jax",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
 
 # Overrides for a real model with a few thousand weights on small crops of the synthetic set.
-TINY = ["model.width=4", "model.channels=8", "model.auxiliary_channels=4", "model.output_stride=16",
-        "augment.crop=64,64", "train.global_batch=2", "train.steps=12", "train.warmup_steps=0", "train.log_every=1",
-        "train.validate_every=12", "train.checkpoint_every=3", "train.deterministic=true"]
+TINY = [
+    "model.width=4",
+    "model.channels=8",
+    "model.auxiliary_channels=4",
+    "model.output_stride=16",
+    "augment.crop=64,64",
+    "train.global_batch=2",
+    "train.steps=12",
+    "train.warmup_steps=0",
+    "train.log_every=1",
+    "train.validate_every=12",
+    "train.checkpoint_every=3",
+    "train.deterministic=true",
+]
 
 
 def tiny(shapes_directory, *more):

@@ -13,15 +13,15 @@ from serving.config.flags import Options
 from serving.model_server import Server
 
 # Polls often, loads without retries, and has a short grace period.
-QUICK = Options(port=-1, file_system_poll_wait_seconds=1, max_num_load_retries=0, load_retry_interval_micros=0,
-                grace_seconds=5)
+QUICK = Options(
+    port=-1, file_system_poll_wait_seconds=1, max_num_load_retries=0, load_retry_interval_micros=0, grace_seconds=5
+)
 
 
 @contextlib.contextmanager
 def running(served: Path | Options, name: str = "model") -> Iterator[Server]:
     """Run a server with the given options, or with QUICK for a base path and a model name, and stop it at the end."""
-    options = served if isinstance(served, Options) else replace(
-        QUICK, model_name=name, model_base_path=str(served))
+    options = served if isinstance(served, Options) else replace(QUICK, model_name=name, model_base_path=str(served))
     server = Server(options)
     server.start()
     try:
@@ -41,7 +41,12 @@ class Stubs(NamedTuple):
 @contextlib.contextmanager
 def connected(server: Server) -> Iterator[Stubs]:
     """Open a channel to a server's gRPC port for messages of any size."""
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=[
-            ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]) as channel:
-        yield Stubs(prediction_service_pb2_grpc.PredictionServiceStub(channel),
-                    model_service_pb2_grpc.ModelServiceStub(channel), channel)
+    with grpc.insecure_channel(
+        f"127.0.0.1:{server.grpc_port}",
+        options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
+    ) as channel:
+        yield Stubs(
+            prediction_service_pb2_grpc.PredictionServiceStub(channel),
+            model_service_pb2_grpc.ModelServiceStub(channel),
+            channel,
+        )

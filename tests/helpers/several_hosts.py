@@ -18,9 +18,17 @@ class Hosts:
         self.outputs = [directory / f"host {index}.txt" for index in range(len(arguments))]
         for output in self.outputs:
             output.touch()
-        self.processes = [Forked(module, host_arguments, ROOT, os.environ | {
-            "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CONFIG": tf_config_text(addresses, index)}, output)
-            for index, (host_arguments, output) in enumerate(zip(arguments, self.outputs, strict=True))]
+        self.processes = [
+            Forked(
+                module,
+                host_arguments,
+                ROOT,
+                os.environ
+                | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CONFIG": tf_config_text(addresses, index)},
+                output,
+            )
+            for index, (host_arguments, output) in enumerate(zip(arguments, self.outputs, strict=True))
+        ]
 
     def wait(self, seconds=300):
         """Wait until all processes have exited; return (exit statuses, outputs, times of the exits)."""
@@ -33,8 +41,11 @@ class Hosts:
             return len(exits) == len(self.processes)
 
         self._until(all_exited, "exit", seconds)
-        return ([process.returncode for process in self.processes], [output.read_text() for output in self.outputs],
-                [exits[index] for index in range(len(exits))])
+        return (
+            [process.returncode for process in self.processes],
+            [output.read_text() for output in self.outputs],
+            [exits[index] for index in range(len(exits))],
+        )
 
     def wait_for(self, condition, what, seconds=300):
         """Wait until a condition is true; fails if a host exits before."""

@@ -20,8 +20,10 @@ def new_size(shape, factor, scale):
 
 
 def resize(image, label, size):
-    return (cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR),
-            cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST))
+    return (
+        cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR),
+        cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST),
+    )
 
 
 def is_acceptable(label, limit):
@@ -36,16 +38,18 @@ def crop_corner(label, crop, limit, redraws, random):
 
     MMSegmentation redraws up to 10 times. SSSegmentation draws up to 10 crops, which are 9 redraws.
     """
+
     def draw():
-        return tuple(int(random.integers(0, max(side - crop_side, 0) + 1))
-                     for side, crop_side in zip(label.shape, crop))
+        return tuple(
+            int(random.integers(0, max(side - crop_side, 0) + 1)) for side, crop_side in zip(label.shape, crop)
+        )
 
     corner = draw()
     if limit >= 1:
         return corner, 0
     for rejected in range(redraws):
         top, left = corner
-        if is_acceptable(label[top:top + crop[0], left:left + crop[1]], limit):
+        if is_acceptable(label[top : top + crop[0], left : left + crop[1]], limit):
             return corner, rejected
         corner = draw()
     return corner, redraws
@@ -99,7 +103,7 @@ def augment(image, label, random, scale, crop, limit=0.75, redraws=10):
     """Apply all steps before the padding to one example; `scale` is (width, height)."""
     image, label = resize(image, label, new_size(label.shape, random.uniform(0.5, 2), scale))
     (top, left), _ = crop_corner(label, crop, limit, redraws, random)
-    image, label = (part[top:top + crop[0], left:left + crop[1]] for part in (image, label))
+    image, label = (part[top : top + crop[0], left : left + crop[1]] for part in (image, label))
     if random.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
     return photometric(np.ascontiguousarray(image), random), label

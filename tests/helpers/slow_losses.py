@@ -60,8 +60,10 @@ def reference(logits, labels, loss):
         losses[index] = -math.log(probabilities[index])
     kept = mined(probabilities, {index: weights[label] * losses[index] for index, label in pixels}, images, loss)
     total = sum(weights[label] * losses[index] for index, label in pixels if index in kept)
-    counts = {"valid": sum(weights[label] for _, label in pixels),
-              "kept": sum(weights[label] for index, label in pixels if index in kept)}
+    counts = {
+        "valid": sum(weights[label] for _, label in pixels),
+        "kept": sum(weights[label] for index, label in pixels if index in kept),
+    }
     counts["all"] = counts["valid"] + labels.size - len(pixels)
     count = counts[loss.average]
     gradient = np.zeros(logits.shape)

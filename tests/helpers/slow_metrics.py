@@ -14,12 +14,26 @@ def boundary_distances(labels: np.ndarray) -> np.ndarray:
     The pixels at an edge have distance 1; without an edge the distance is inf.
     """
     height, width = labels.shape
-    at_edge = [(row, column) for row in range(height) for column in range(width)
-               if any(0 <= row + down < height and 0 <= column + right < width
-                      and labels[row + down, column + right] != labels[row, column]
-                      for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1)))]
-    return np.array([[min((1.0 + max(abs(row - y), abs(column - x)) for y, x in at_edge), default=math.inf)
-                      for column in range(width)] for row in range(height)]).reshape(height, width)
+    at_edge = [
+        (row, column)
+        for row in range(height)
+        for column in range(width)
+        if any(
+            0 <= row + down < height
+            and 0 <= column + right < width
+            and labels[row + down, column + right] != labels[row, column]
+            for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1))
+        )
+    ]
+    return np.array(
+        [
+            [
+                min((1.0 + max(abs(row - y), abs(column - x)) for y, x in at_edge), default=math.inf)
+                for column in range(width)
+            ]
+            for row in range(height)
+        ]
+    ).reshape(height, width)
 
 
 def boundary_bands(labels: np.ndarray) -> np.ndarray:
@@ -41,5 +55,6 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.n
 def banded_confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
     """Return the int64 (bands, C, C) confusion matrices of the boundary bands of maps (N, H, W)."""
     bands = np.stack([boundary_bands(label) for label in labels])
-    return np.stack([confusion(labels[bands == band], predictions[bands == band], classes)
-                     for band in range(len(WIDTHS) + 1)])
+    return np.stack(
+        [confusion(labels[bands == band], predictions[bands == band], classes) for band in range(len(WIDTHS) + 1)]
+    )

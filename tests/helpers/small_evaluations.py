@@ -34,19 +34,36 @@ def write(directory, matrices, names=None, classes=CLASSES, changes=None):
     """Write metrics.json, with some keys changed, and per_image.npz; return the path of metrics.json."""
     directory.mkdir(parents=True, exist_ok=True)
     names = names or [f"/data/val/{index}.png" for index in range(len(matrices))]
-    scores = {"split": "val", "images": len(matrices), **metrics.summarize(matrices.sum(0), classes),
-              "provenance": {"dataset": "camvid"}} | (changes or {})
+    scores = {
+        "split": "val",
+        "images": len(matrices),
+        **metrics.summarize(matrices.sum(0), classes),
+        "provenance": {"dataset": "camvid"},
+    } | (changes or {})
     plain = json.loads(json.dumps(scores), parse_constant=lambda name: None)
     (directory / "metrics.json").write_text(json.dumps(plain))
-    np.savez_compressed(directory / "per_image.npz", names=np.array(names), classes=np.array(classes),
-                        hits=np.diagonal(matrices, axis1=1, axis2=2), truth=matrices.sum(2),
-                        predicted=matrices.sum(1))
+    np.savez_compressed(
+        directory / "per_image.npz",
+        names=np.array(names),
+        classes=np.array(classes),
+        hits=np.diagonal(matrices, axis1=1, axis2=2),
+        truth=matrices.sum(2),
+        predicted=matrices.sum(1),
+    )
     return directory / "metrics.json"
 
 
 def evaluation(matrices, classes=CLASSES):
-    return results.Evaluation(None, "camvid", "val", tuple(map(str, range(len(matrices)))), classes,
-                              np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(2), matrices.sum(1))
+    return results.Evaluation(
+        None,
+        "camvid",
+        "val",
+        tuple(map(str, range(len(matrices)))),
+        classes,
+        np.diagonal(matrices, axis1=1, axis2=2),
+        matrices.sum(2),
+        matrices.sum(1),
+    )
 
 
 def summarized_scores(matrix):

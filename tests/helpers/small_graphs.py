@@ -9,9 +9,18 @@ from tests.helpers.exhaustive import ALL
 
 # The tests that are not about the graph. Those of kernels, exports, inference and serving keep the optimizer, as do
 # those that start a command of their own.
-PLACES = ("tests/commands/test_convert", "tests/commands/test_train", "tests/datasets/", "tests/evaluation/",
-          "tests/input_pipeline/", "tests/models/test_models_contract.py", "tests/pipeline/", "tests/training/",
-          "tests/test_docstring_examples.py", "tests/test_extreme_sizes.py")
+PLACES = (
+    "tests/commands/test_convert",
+    "tests/commands/test_train",
+    "tests/datasets/",
+    "tests/evaluation/",
+    "tests/input_pipeline/",
+    "tests/models/test_models_contract.py",
+    "tests/pipeline/",
+    "tests/training/",
+    "tests/test_docstring_examples.py",
+    "tests/test_extreme_sizes.py",
+)
 
 
 def set_optimized(optimized):

@@ -12,12 +12,28 @@ from tests.helpers.exhaustive import ALL
 
 # The tests for which the depth of the backbone does not matter. Building and tracing its layers takes most of the time
 # of a small model. `make test-all` keeps the depth.
-SHALLOW = ("tests/commands/test_benchmark.py", "tests/commands/test_export.py", "tests/commands/test_train",
-           "tests/datasets/", "tests/evaluation/", "tests/exporting/", "tests/inference/test_large_images.py",
-           "tests/inference/test_segmenter.py", "tests/input_pipeline/", "tests/models/test_gradient_checkpointing.py",
-           "tests/models/test_models_contract.py", "tests/pipeline/", "tests/profiling/test_step_time.py",
-           "tests/serving/", "tests/training/", "tests/test_docstring_examples.py", "tests/test_end_to_end.py",
-           "tests/test_extreme_sizes.py", "tests/test_gpu_kernels.py", "tests/test_run.py")
+SHALLOW = (
+    "tests/commands/test_benchmark.py",
+    "tests/commands/test_export.py",
+    "tests/commands/test_train",
+    "tests/datasets/",
+    "tests/evaluation/",
+    "tests/exporting/",
+    "tests/inference/test_large_images.py",
+    "tests/inference/test_segmenter.py",
+    "tests/input_pipeline/",
+    "tests/models/test_gradient_checkpointing.py",
+    "tests/models/test_models_contract.py",
+    "tests/pipeline/",
+    "tests/profiling/test_step_time.py",
+    "tests/serving/",
+    "tests/training/",
+    "tests/test_docstring_examples.py",
+    "tests/test_end_to_end.py",
+    "tests/test_extreme_sizes.py",
+    "tests/test_gpu_kernels.py",
+    "tests/test_run.py",
+)
 # Depth matters for these, although their directory is listed above.
 DEEP = ("tests/training/test_precision.py",)
 SHORTEST = (1, 1, 1, 1), False
@@ -86,11 +102,17 @@ def small_model(classes=2):
 
 def small_state(seed=0, classes=2):
     shapes = {
-        "backbone.conv1.weight": (4, 3, 3, 2), "backbone.bn1.weight": (4,), "backbone.bn1.bias": (4,),
-        "backbone.bn1.running_mean": (4,), "backbone.bn1.running_var": (4,),
+        "backbone.conv1.weight": (4, 3, 3, 2),
+        "backbone.bn1.weight": (4,),
+        "backbone.bn1.bias": (4,),
+        "backbone.bn1.running_mean": (4,),
+        "backbone.bn1.running_var": (4,),
         "decode_head.depthwise_conv.conv.weight": (4, 1, 2, 3),
-        "decode_head.enc_module.encoding.0.codewords": (3, 4), "decode_head.enc_module.encoding.0.scale": (3,),
-        "decode_head.se_layer.weight": (classes, 3), "decode_head.se_layer.bias": (classes,)}
+        "decode_head.enc_module.encoding.0.codewords": (3, 4),
+        "decode_head.enc_module.encoding.0.scale": (3,),
+        "decode_head.se_layer.weight": (classes, 3),
+        "decode_head.se_layer.bias": (classes,),
+    }
     random = np.random.default_rng(seed)
     return {name: random.uniform(0.5, 1.5, shape).astype("float32") for name, shape in shapes.items()}
 
@@ -100,8 +122,9 @@ def torch_result(state, image):
     kernel, depthwise = state["backbone.conv1.weight"], state["decode_head.depthwise_conv.conv.weight"]
     windows = np.lib.stride_tricks.sliding_window_view(image, (3, 2), axis=(1, 2))
     outputs = np.einsum("ihwyx,oiyx->ohw", windows, kernel)
-    gamma, beta, mean, variance = (state[f"backbone.bn1.{name}"][:, None, None]
-                                   for name in ("weight", "bias", "running_mean", "running_var"))
+    gamma, beta, mean, variance = (
+        state[f"backbone.bn1.{name}"][:, None, None] for name in ("weight", "bias", "running_mean", "running_var")
+    )
     outputs = (outputs - mean) / np.sqrt(variance + 1e-5) * gamma + beta
     windows = np.lib.stride_tricks.sliding_window_view(outputs, (2, 3), axis=(1, 2))
     outputs = np.einsum("chwyx,cyx->chw", windows, depthwise[:, 0]).mean((1, 2))

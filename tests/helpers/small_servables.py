@@ -42,18 +42,23 @@ def half_plus_two(base: Path, version: int, add: float = 2.0) -> Path:
         y = tf.add(half * tf.ensure_shape(x, (None,)), addend, name="y")
         column = tf.expand_dims(y, 1)
         info = tf.compat.v1.saved_model.build_tensor_info
-        predict, classify, regress = (getattr(tf.saved_model, f"{kind}_METHOD_NAME")
-                                      for kind in ("PREDICT", "CLASSIFY", "REGRESS"))
+        predict, classify, regress = (
+            getattr(tf.saved_model, f"{kind}_METHOD_NAME") for kind in ("PREDICT", "CLASSIFY", "REGRESS")
+        )
         signatures = {
             "serving_default": ({"x": info(x)}, {"y": info(y)}, predict),
             "regress_x_to_y": ({"inputs": info(examples)}, {"outputs": info(column)}, regress),
-            "classify_x_to_y": ({"inputs": info(examples)}, {"scores": info(column)}, classify)}
+            "classify_x_to_y": ({"inputs": info(examples)}, {"scores": info(column)}, classify),
+        }
         with tf.compat.v1.Session() as session:
             session.run(tf.compat.v1.global_variables_initializer())
             temporary = base / f".{version}-{uuid.uuid4().hex}.tmp"
             builder = tf.compat.v1.saved_model.Builder(str(temporary))
-            builder.add_meta_graph_and_variables(session, ["serve"], {
-                name: tf.compat.v1.saved_model.build_signature_def(*parts) for name, parts in signatures.items()})
+            builder.add_meta_graph_and_variables(
+                session,
+                ["serve"],
+                {name: tf.compat.v1.saved_model.build_signature_def(*parts) for name, parts in signatures.items()},
+            )
             builder.save()
     return published(temporary, version)
 
@@ -87,10 +92,19 @@ def segmentation(base: Path, version: int, shift: int = 0) -> Path:
 
 @functools.cache
 def _exported(shift: int) -> Path:
-    config = Config(data=Data(name="folder", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), export=Export(
-        size=SIZE, max_pixels=MAX_PIXELS, warmup_batches=(1, 2)))
-    dataset = Dataset(name="folder", classes=CLASSES, palette=PALETTE, label_table=tuple(range(256)),
-                      splits=("val",), open_examples=_no_split, how_to_get="")
+    config = Config(
+        data=Data(name="folder", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        export=Export(size=SIZE, max_pixels=MAX_PIXELS, warmup_batches=(1, 2)),
+    )
+    dataset = Dataset(
+        name="folder",
+        classes=CLASSES,
+        palette=PALETTE,
+        label_table=tuple(range(256)),
+        splits=("val",),
+        open_examples=_no_split,
+        how_to_get="",
+    )
     images = keras.Input((None, None, 3))
     model = keras.Model(images, {"main": Bands(shift)(images)})
     # The directory is kept for the whole process and removed at its end.

@@ -12,8 +12,16 @@ from kseg.images import video_files
 DATASET = SimpleNamespace(name="two", classes=("dark", "bright"), palette=((0, 0, 255), (255, 255, 0)))
 FRAMES = 12
 # The codec that OpenCV's FFmpeg can write for each suffix.
-KINDS = {".mp4": "mp4v", ".mov": "mp4v", ".m4v": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".webm": "VP80",
-         ".mpg": "MPG1", ".mpeg": "MPG1"}
+KINDS = {
+    ".mp4": "mp4v",
+    ".mov": "mp4v",
+    ".m4v": "mp4v",
+    ".avi": "MJPG",
+    ".mkv": "mp4v",
+    ".webm": "VP80",
+    ".mpg": "MPG1",
+    ".mpeg": "MPG1",
+}
 
 
 def threshold(image):
@@ -28,15 +36,16 @@ def silent(text):
 def frame(number, size=(32, 48)):
     """Return a dark frame, uint8 RGB, with a red upper left corner and bright columns that grow with its number."""
     image = np.full((*size, 3), 20, np.uint8)
-    image[:, size[1] - 2 * number - 2:] = 240
+    image[:, size[1] - 2 * number - 2 :] = 240
     image[:8, :8] = (230, 20, 20)
     return image
 
 
 def draw(path, count=FRAMES, size=(32, 48), rate=25, codec=None, interface=cv2.CAP_FFMPEG):
     path.parent.mkdir(parents=True, exist_ok=True)
-    video = cv2.VideoWriter(str(path), interface, cv2.VideoWriter_fourcc(*(codec or KINDS[path.suffix])), rate,
-                            size[::-1])
+    video = cv2.VideoWriter(
+        str(path), interface, cv2.VideoWriter_fourcc(*(codec or KINDS[path.suffix])), rate, size[::-1]
+    )
     assert video.isOpened()
     for number in range(count):
         video.write(np.ascontiguousarray(frame(number, size)[..., ::-1]))
@@ -68,7 +77,8 @@ def set_matrix(path, matrix):
     """Replace the display matrix in an MP4's track header (ISO/IEC 14496-12, 8.3.2), and return the path."""
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 44
-    data[start:start + 36] = struct.pack(">9i", *(round(value * unit) for value, unit in zip(
-        matrix, (1 << 16, 1 << 16, 1 << 30) * 3)))
+    data[start : start + 36] = struct.pack(
+        ">9i", *(round(value * unit) for value, unit in zip(matrix, (1 << 16, 1 << 16, 1 << 30) * 3))
+    )
     path.write_bytes(data)
     return path

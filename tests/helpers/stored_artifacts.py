@@ -22,8 +22,16 @@ def ingested(data, directory, splits=("train", "val"), max_unreadable_fraction=0
     from tfx.types import standard_artifacts
 
     examples = artifact(standard_artifacts.Examples, directory)
-    ingest.Executor(ingest.Executor.Context(beam_pipeline_args=list(flags))).Do({}, {"examples": [examples]}, {
-        "data": json.dumps({"name": data.name, "directory": data.directory}), "splits": json.dumps(splits),
-        "fingerprint": ingest.source_fingerprint(data, tuple(splits)), "span": 3, "images_per_shard": per_shard,
-        "largest_unreadable_share": max_unreadable_fraction})
+    ingest.Executor(ingest.Executor.Context(beam_pipeline_args=list(flags))).Do(
+        {},
+        {"examples": [examples]},
+        {
+            "data": json.dumps({"name": data.name, "directory": data.directory}),
+            "splits": json.dumps(splits),
+            "fingerprint": ingest.source_fingerprint(data, tuple(splits)),
+            "span": 3,
+            "images_per_shard": per_shard,
+            "largest_unreadable_share": max_unreadable_fraction,
+        },
+    )
     return examples

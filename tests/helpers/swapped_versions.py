@@ -70,8 +70,12 @@ def starting(disk):
     running = []
 
     def start(settings=QUICK, text=None, load=None):
-        models = ModelManager(settings, load or disk.load, lambda *arguments: disk.hooks.append(arguments),
-                        lambda *arguments: disk.hooks.append(arguments))
+        models = ModelManager(
+            settings,
+            load or disk.load,
+            lambda *arguments: disk.hooks.append(arguments),
+            lambda *arguments: disk.hooks.append(arguments),
+        )
         running.append(models)
         models.start(config(text or entry(disk.base)))
         return models

@@ -64,8 +64,10 @@ def fake_torch():
     for kind in (*STORAGE_DTYPES, "QInt8Storage"):
         setattr(torch, kind, type(kind, (), {"__module__": "torch"}))
     for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
+
         def function():
             raise AssertionError("pickle writes only the function's name")
+
         function.__module__, function.__name__, function.__qualname__ = "torch._utils", name, name
         setattr(functions, name, function)
     with mock.patch.dict(sys.modules, {"torch": torch, "torch._utils": functions}):

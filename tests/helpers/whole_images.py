@@ -10,7 +10,7 @@ IDS = tuple(range(256))
 
 def reader(image):
     """Return a function that returns a window (top, left, bottom, right) of an image (H, W, 3)."""
-    return lambda window: image[window[0]:window[2], window[1]:window[3]]
+    return lambda window: image[window[0] : window[2], window[1] : window[3]]
 
 
 def augment(image, label, seed, config):

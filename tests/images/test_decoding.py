@@ -25,10 +25,19 @@ ENCODINGS = {
     "jpeg 4:2:0": encoded(IMAGE, "JPEG", quality=80, subsampling=2),
     "jpeg progressive": encoded(IMAGE, "JPEG", quality=80, progressive=True),
     "jpeg gray": encoded(IMAGE[..., 0], "JPEG"),
-    "png": encoded(IMAGE), "png gray": encoded(IMAGE[..., 0]),
-    "bmp": encoded(IMAGE, "BMP"), "pixels": decoding.encode_pixels(IMAGE)}
-WINDOWS = [(0, 0, 150, 211), (0, 0, 1, 1), (149, 210, 150, 211), (17, 33, 80, 100), (40, 0, 41, 211),
-           (3, 190, 150, 200)]
+    "png": encoded(IMAGE),
+    "png gray": encoded(IMAGE[..., 0]),
+    "bmp": encoded(IMAGE, "BMP"),
+    "pixels": decoding.encode_pixels(IMAGE),
+}
+WINDOWS = [
+    (0, 0, 150, 211),
+    (0, 0, 1, 1),
+    (149, 210, 150, 211),
+    (17, 33, 80, 100),
+    (40, 0, 41, 211),
+    (3, 190, 150, 200),
+]
 
 
 @pytest.mark.parametrize("skip_rows", [True, False])
@@ -65,8 +74,7 @@ def test_encoded_pixels_are_readable_by_pillow():
     for array in (IMAGE, IMAGE[..., 1], IMAGE[:1, :1]):
         data = decoding.encode_pixels(array)
         assert np.array_equal(Image.open(io.BytesIO(data)), array)
-        decode = (decoding.decode_image if array.ndim == 3
-                  else lambda data: decoding.decode_label(data, in_python=True))
+        decode = decoding.decode_image if array.ndim == 3 else lambda data: decoding.decode_label(data, in_python=True)
         assert np.array_equal(decode(tf.constant(data)), array)
 
 
@@ -74,9 +82,9 @@ def test_encoded_pixels_are_readable_by_pillow():
 @pytest.mark.parametrize("width", [1, 7, 8, 33])
 @pytest.mark.parametrize("options", [{}, {"transparency": 0}, {"dpi": (72, 72), "gamma": 0.5}])
 def test_palette_indices_are_decoded(bits, width, options):
-    indices = RANDOM.integers(0, 2 ** bits, (5, width)).astype(np.uint8)
+    indices = RANDOM.integers(0, 2**bits, (5, width)).astype(np.uint8)
     image = Image.fromarray(indices, "P")
-    image.putpalette(RANDOM.integers(0, 256, 3 * 2 ** bits).astype(np.uint8).tobytes())
+    image.putpalette(RANDOM.integers(0, 256, 3 * 2**bits).astype(np.uint8).tobytes())
     file = io.BytesIO()
     image.save(file, format="PNG", bits=bits, **options)
     assert file.getvalue()[decoding.DEPTH] == bits and file.getvalue()[decoding.KIND] == decoding.PALETTE

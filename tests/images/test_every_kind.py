@@ -49,28 +49,39 @@ def outcome(read, *arguments):
         return None
 
 
-@tf.function(input_signature=[tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32),
-                              tf.TensorSpec((4,), tf.int32)], autograph=False)
+@tf.function(
+    input_signature=[tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32), tf.TensorSpec((4,), tf.int32)],
+    autograph=False,
+)
 def read_window(data, size, window):
     return decoding.decode_window(data, size, tf.unstack(window), True)
 
 
-@tf.function(input_signature=[tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32),
-                              tf.TensorSpec((4,), tf.int32)], autograph=False)
+@tf.function(
+    input_signature=[tf.TensorSpec((), tf.string), tf.TensorSpec((2,), tf.int32), tf.TensorSpec((4,), tf.int32)],
+    autograph=False,
+)
 def read_window_elsewhere(data, size, window):
     return decoding.decode_window(data, size, tf.unstack(window), False)
 
 
-read_whole = tf.function(lambda data: decoding.read_image(data, (), True), autograph=False,
-                         input_signature=[tf.TensorSpec((), tf.string)])
-read_label = tf.function(lambda data: decoding.decode_label(data, in_python=True), autograph=False,
-                         input_signature=[tf.TensorSpec((), tf.string)])
+read_whole = tf.function(
+    lambda data: decoding.read_image(data, (), True), autograph=False, input_signature=[tf.TensorSpec((), tf.string)]
+)
+read_label = tf.function(
+    lambda data: decoding.decode_label(data, in_python=True),
+    autograph=False,
+    input_signature=[tf.TensorSpec((), tf.string)],
+)
 
 
 def random_window(random, size):
     (top, bottom), (left, right) = (sorted(random.integers(0, side + 1, 2)) for side in size)
-    return tf.constant([top, left, max(bottom, top + 1), max(right, left + 1)], tf.int32) if (
-        top < size[0] and left < size[1]) else tf.constant([0, 0, *size], tf.int32)
+    return (
+        tf.constant([top, left, max(bottom, top + 1), max(right, left + 1)], tf.int32)
+        if (top < size[0] and left < size[1])
+        else tf.constant([0, 0, *size], tf.int32)
+    )
 
 
 def test_images_have_one_reading(tmp_path):
@@ -86,9 +97,11 @@ def test_images_have_one_reading(tmp_path):
             warnings.simplefilter("ignore")
             truth = pillow_pixels(data)
             encoded = tf.constant(np.array(data, object))
-            readings = {"evaluation": outcome(read_whole, encoded),
-                        "check": outcome(diagnosis.read_image, str(path), encoded),
-                        "prediction": outcome(image_files.read_image, path)}
+            readings = {
+                "evaluation": outcome(read_whole, encoded),
+                "check": outcome(diagnosis.read_image, str(path), encoded),
+                "prediction": outcome(image_files.read_image, path),
+            }
             expected = dict.fromkeys(readings, truth)
             if truth is not None:
                 size = tf.constant(truth.shape[:2])
@@ -108,9 +121,16 @@ def test_images_have_one_reading(tmp_path):
                 counts[name, "read"] += 1
             if not right:
                 (tmp_path / f"wrong-{number}").write_bytes(data)
-                wrong.append((number, name, kind, "damaged" if is_damaged else "whole",
-                              "refused" if reading is None else "other pixels",
-                              "Pillow cannot read it" if truth is None else ""))
+                wrong.append(
+                    (
+                        number,
+                        name,
+                        kind,
+                        "damaged" if is_damaged else "whole",
+                        "refused" if reading is None else "other pixels",
+                        "Pillow cannot read it" if truth is None else "",
+                    )
+                )
     print(COUNT, "files:", dict(counts))
     assert not wrong, wrong[:20]
 
@@ -126,8 +146,10 @@ def test_labels_have_one_reading(tmp_path):
             warnings.simplefilter("ignore")
             truth = pillow_pixels(data, indices=True)
             encoded = tf.constant(np.array(data, object))
-            readings = {"training": outcome(read_label, encoded),
-                        "check": outcome(diagnosis.read_label, DATASETS["camvid"], "label", encoded)}
+            readings = {
+                "training": outcome(read_label, encoded),
+                "check": outcome(diagnosis.read_label, DATASETS["camvid"], "label", encoded),
+            }
         usable = truth is not None and data[25:26] != b"\x00" or data[24:26] == b"\x08\x00"
         refused = "headers 2" in kind or not usable
         for name, reading in readings.items():
@@ -139,8 +161,15 @@ def test_labels_have_one_reading(tmp_path):
                 right = is_damaged and truth is None or not refused and np.array_equal(reading, truth)
             if not right:
                 (tmp_path / f"wrong-{number}").write_bytes(data)
-                wrong.append((number, name, kind, "damaged" if is_damaged else "whole",
-                              "refused" if reading is None else "other values"))
+                wrong.append(
+                    (
+                        number,
+                        name,
+                        kind,
+                        "damaged" if is_damaged else "whole",
+                        "refused" if reading is None else "other values",
+                    )
+                )
     print(COUNT, "files:", dict(counts))
     assert not wrong, wrong[:20]
 

@@ -92,16 +92,27 @@ def test_floating_point_is_rejected(tmp_path):
 
 # The quarters of the file that become the upper left (red) and upper right (green) quarter of the upright image, by the
 # EXIF standard. Orientation 6, "row 0 is the right side, column 0 the top", is a phone held upright.
-@pytest.mark.parametrize("orientation, red, green", [
-    (1, (0, 0), (0, 1)), (2, (0, 1), (0, 0)), (3, (1, 1), (1, 0)), (4, (1, 0), (1, 1)),
-    (5, (0, 0), (1, 0)), (6, (1, 0), (0, 0)), (7, (1, 1), (0, 1)), (8, (0, 1), (1, 1)), (9, (0, 0), (0, 1))])
+@pytest.mark.parametrize(
+    "orientation, red, green",
+    [
+        (1, (0, 0), (0, 1)),
+        (2, (0, 1), (0, 0)),
+        (3, (1, 1), (1, 0)),
+        (4, (1, 0), (1, 1)),
+        (5, (0, 0), (1, 0)),
+        (6, (1, 0), (0, 0)),
+        (7, (1, 1), (0, 1)),
+        (8, (0, 1), (1, 1)),
+        (9, (0, 0), (0, 1)),
+    ],
+)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_exif_orientation_is_applied(tmp_path, suffix, orientation, red, green):
     turned = orientation in (5, 6, 7, 8)
     quarter = (16, 32) if turned else (32, 16)
     array = np.zeros((quarter[0] * 2, quarter[1] * 2, 3), np.uint8)
     for (row, column), value in ((red, RED), (green, GREEN)):
-        array[row * quarter[0]:(row + 1) * quarter[0], column * quarter[1]:(column + 1) * quarter[1]] = value
+        array[row * quarter[0] : (row + 1) * quarter[0], column * quarter[1] : (column + 1) * quarter[1]] = value
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
@@ -127,7 +138,7 @@ def test_truncated_files_are_rejected(tmp_path, suffix, fraction):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(path)
     content = path.read_bytes()
-    path.write_bytes(content[:int(len(content) * fraction)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(DataError, match=rf"cut\.{suffix}: \S"):
         image_files.read_image(path)
 
@@ -135,8 +146,12 @@ def test_truncated_files_are_rejected(tmp_path, suffix, fraction):
 def test_files_that_are_no_images_are_rejected(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.jpg").write_text("not an image")
-    for name, reason in (("empty.png", "not an image"), ("text.jpg", "not an image"), ("gone.png", "No such file"),
-                         (".", "directory")):
+    for name, reason in (
+        ("empty.png", "not an image"),
+        ("text.jpg", "not an image"),
+        ("gone.png", "No such file"),
+        (".", "directory"),
+    ):
         with pytest.raises(DataError, match=reason) as caught:
             image_files.read_image(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
@@ -162,6 +177,7 @@ def test_damaged_content_raises_only_data_errors(tmp_path):
 def png_header(width, height):
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -234,7 +250,7 @@ def test_legend_has_every_color_and_adds_columns():
 def test_long_names_fit_in_the_legend():
     narrow, wide = (np.array(drawing.legend((name, "b"), (RED, BLUE))) for name in ("a", "a" * 60))
     assert wide.shape[1] > narrow.shape[1] + 300
-    assert (wide[:, -drawing.MARGIN // 2:] == 255).all()
+    assert (wide[:, -drawing.MARGIN // 2 :] == 255).all()
 
 
 def test_grid_by_hand():
@@ -257,9 +273,13 @@ def test_grid_titles_are_above_and_widen_their_column():
 
 def test_grid_rejects_wrong_cells_and_titles():
     cell = np.zeros((2, 2, 3), np.uint8)
-    for rows, titles, reason in (([[cell]], ("a", "b"), "2 titles for 1 columns"), ([], (), "one cell"),
-                                 ([[]], (), "one cell"), ([[cell[..., 0]]], (), r"\(2, 2\)"),
-                                 ([[cell / 255]], (), "float64")):
+    for rows, titles, reason in (
+        ([[cell]], ("a", "b"), "2 titles for 1 columns"),
+        ([], (), "one cell"),
+        ([[]], (), "one cell"),
+        ([[cell[..., 0]]], (), r"\(2, 2\)"),
+        ([[cell / 255]], (), "float64"),
+    ):
         with pytest.raises(ValueError, match=reason):
             drawing.grid(rows, titles)
 

@@ -65,8 +65,11 @@ def test_appended_bytes_are_not_part_of_the_video(tmp_path):
 
 def test_boxes_with_64_bit_and_open_length(tmp_path):
     start = struct.pack(">I4s8s", 16, b"ftyp", b"isom0000")
-    for box, missing in ((struct.pack(">I4sQ", 1, b"mdat", 1000), 984), (struct.pack(">I4s", 0, b"mdat"), 0),
-                         (struct.pack(">I4s", 1000, b"mdat"), 992)):
+    for box, missing in (
+        (struct.pack(">I4sQ", 1, b"mdat", 1000), 984),
+        (struct.pack(">I4s", 0, b"mdat"), 0),
+        (struct.pack(">I4s", 1000, b"mdat"), 992),
+    ):
         (tmp_path / "a.mp4").write_bytes(start + box)
         assert video_length.container_length(tmp_path / "a.mp4").missing_bytes == missing
 

@@ -48,8 +48,10 @@ def slow_slide(model, inputs, window, stride):
 
 def compiled(function, model, settings, dtype=tf.float32):
     """Return a function of kseg.inference.prediction, compiled once for all sizes."""
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), dtype), tf.TensorSpec((2,), tf.int32)],
-                 autograph=False)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, None, 3), dtype), tf.TensorSpec((2,), tf.int32)], autograph=False
+    )
     def call(inputs, size):
         return function(model, inputs, (size[0], size[1]), prediction.protocol_of(settings))
 
@@ -68,9 +70,21 @@ def join_stripes(rows, cuts):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("source, target", [
-    ((7, 5), (53, 41)), ((13, 18), (97, 141)), ((97, 97), (769, 769)), ((33, 29), (8, 11)), ((9, 9), (9, 9)),
-    ((9, 9), (9, 31)), ((9, 9), (31, 9)), ((1, 1), (17, 3)), ((17, 3), (1, 1)), ((6, 1), (1, 6))])
+@pytest.mark.parametrize(
+    "source, target",
+    [
+        ((7, 5), (53, 41)),
+        ((13, 18), (97, 141)),
+        ((97, 97), (769, 769)),
+        ((33, 29), (8, 11)),
+        ((9, 9), (9, 9)),
+        ((9, 9), (9, 31)),
+        ((9, 9), (31, 9)),
+        ((1, 1), (17, 3)),
+        ((17, 3), (1, 1)),
+        ((6, 1), (1, 6)),
+    ],
+)
 def test_stripes_equal_the_whole_map_bit_for_bit(source, target, align_corners):
     generator = np.random.default_rng(0)
     maps = tf.constant(generator.normal(size=(2, *source, 3)), tf.float32)
@@ -104,8 +118,9 @@ def test_rows_are_complete_once_their_source_rows_are(length, target):
 def test_classes_of_whole_images_for_any_stripe(monkeypatch, stripe, align_corners, resize_logits):
     monkeypatch.setattr(tiling, "STRIPE", stripe)
     model = position_model()
-    settings = Config(data=PLAIN, model=Model(align_corners=align_corners),
-                      evaluate=Evaluate(resize_logits=resize_logits))
+    settings = Config(
+        data=PLAIN, model=Model(align_corners=align_corners), evaluate=Evaluate(resize_logits=resize_logits)
+    )
     checked = compiled(prediction.predict_checked, model, settings, tf.uint8)
     logits = compiled(prediction.predict_scores, model, settings)
     for shape, size in (((2, 37, 53), (37, 53)), ((1, 37, 53), (61, 20)), ((1, 1, 1), (1, 1)), ((1, 20, 30), (7, 90))):
@@ -120,11 +135,16 @@ def test_classes_of_whole_images_for_any_stripe(monkeypatch, stripe, align_corne
         assert np.array_equal(ids, expected.argmax(-1)) and np.array_equal(non_finite, [0] * len(images))
 
 
-@pytest.mark.parametrize("pixels, stripe", all_of(
-    [(900, 500)], (sliding_window.PIXELS_PER_CALL, tiling.STRIPE)))
-@pytest.mark.parametrize("window, stride", all_of(
-    [((16, 24), (16, 24)), ((10, 31), (3, 29)), ((1, 1), (1, 1))],
-    ((16, 16), (11, 11)), ((40, 16), (1, 16)), ((64, 64), (43, 43))))
+@pytest.mark.parametrize("pixels, stripe", all_of([(900, 500)], (sliding_window.PIXELS_PER_CALL, tiling.STRIPE)))
+@pytest.mark.parametrize(
+    "window, stride",
+    all_of(
+        [((16, 24), (16, 24)), ((10, 31), (3, 29)), ((1, 1), (1, 1))],
+        ((16, 16), (11, 11)),
+        ((40, 16), (1, 16)),
+        ((64, 64), (43, 43)),
+    ),
+)
 def test_windows_equal_a_slow_loop_in_one_graph(monkeypatch, window, stride, pixels, stripe):
     monkeypatch.setattr(sliding_window, "PIXELS_PER_CALL", pixels)
     monkeypatch.setattr(tiling, "STRIPE", stripe)
@@ -133,8 +153,11 @@ def test_windows_equal_a_slow_loop_in_one_graph(monkeypatch, window, stride, pix
     checked = compiled(prediction.predict_checked, model, settings, tf.uint8)
     generator = np.random.default_rng(0)
     # The images are smaller than, as large as and larger than the windows on one side and on both.
-    shapes = ((1, 3, 5),) if window == (1, 1) else (
-        (1, 37, 53), (2, 16, 24), (1, 9, 40), (1, 40, 9), (1, 1, 1), (1, 65, 107))
+    shapes = (
+        ((1, 3, 5),)
+        if window == (1, 1)
+        else ((1, 37, 53), (2, 16, 24), (1, 9, 40), (1, 40, 9), (1, 1, 1), (1, 65, 107))
+    )
     for shape in shapes:
         images = generator.integers(0, 5, size=(*shape, 3)).astype(np.uint8)
         expected = slow_slide(model, images.astype(np.float32), window, stride)
@@ -174,9 +197,16 @@ def broken_model(number):
     return keras.Model(images, {"main": broken})
 
 
-@pytest.mark.parametrize("evaluation", [
-    Evaluate(), Evaluate(resize_logits="once"), Evaluate(window=(16, 16), stride=(11, 11)),
-    Evaluate(window=(99, 99), stride=(99, 99)), Evaluate(flip=True, average="logits")])
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        Evaluate(),
+        Evaluate(resize_logits="once"),
+        Evaluate(window=(16, 16), stride=(11, 11)),
+        Evaluate(window=(99, 99), stride=(99, 99)),
+        Evaluate(flip=True, average="logits"),
+    ],
+)
 def test_pixels_with_non_finite_scores_are_counted(monkeypatch, evaluation):
     monkeypatch.setattr(tiling, "STRIPE", 500)
     images = np.random.default_rng(0).integers(0, 200, (3, 40, 25, 3)).astype(np.uint8)
@@ -215,13 +245,17 @@ def test_predictor_rejects_non_finite_scores():
         predict(image)
 
 
-@pytest.mark.parametrize("evaluation, fits, over", [
-    (Evaluate(), (8192, 8192), (8192, 8193)),
-    (Evaluate(scales=(0.5, 2.0)), (4096, 4096), (4096, 4097)),
-    (Evaluate(scales=(0.5, 2.0), scale_of="input"), (4096, 4096), (4096, 4097)),
-    (Evaluate(resize=(9000, 9000), scales=(0.5, 1.0), scale_of="input"), (7000, 100_000), (100, 100)),
-    (Evaluate(resize=(512, 2048)), (100_000, 100_000), None),
-    (Evaluate(window=(769, 769), stride=(513, 513)), (100_000, 100_000), None)])
+@pytest.mark.parametrize(
+    "evaluation, fits, over",
+    [
+        (Evaluate(), (8192, 8192), (8192, 8193)),
+        (Evaluate(scales=(0.5, 2.0)), (4096, 4096), (4096, 4097)),
+        (Evaluate(scales=(0.5, 2.0), scale_of="input"), (4096, 4096), (4096, 4097)),
+        (Evaluate(resize=(9000, 9000), scales=(0.5, 1.0), scale_of="input"), (7000, 100_000), (100, 100)),
+        (Evaluate(resize=(512, 2048)), (100_000, 100_000), None),
+        (Evaluate(window=(769, 769), stride=(513, 513)), (100_000, 100_000), None),
+    ],
+)
 def test_too_large_image_is_rejected(evaluation, fits, over):
     prediction.require_size(*fits, evaluation)
     if over:

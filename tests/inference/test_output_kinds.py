@@ -20,9 +20,27 @@ from kseg.predict import main
 PALETTE = ((0, 0, 255), (255, 255, 0))
 TWO = SimpleNamespace(name="two", classes=("dark", "bright"), palette=PALETTE)
 # The ids in Cityscapes' labels.py of the evaluated classes.
-LABEL_IDS = {"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
-             "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26,
-             "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
+LABEL_IDS = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
 
 
 def silent(text):
@@ -68,14 +86,15 @@ def test_scores_are_half_precision_probabilities(tmp_path):
     def must_not_run(image):
         raise AssertionError("predicted twice")
 
-    failures = predict_files(must_not_run, [tmp_path / "a.png"], tmp_path / "out", TWO, silent, ("scores", "ids"),
-                             predict_probabilities)
+    failures = predict_files(
+        must_not_run, [tmp_path / "a.png"], tmp_path / "out", TWO, silent, ("scores", "ids"), predict_probabilities
+    )
     assert failures == []
     assert files(tmp_path / "out") == ["ids/a.png", "legend.png", "scores/a.npy"]
     scores = np.load(tmp_path / "out/scores/a.npy")
     assert scores.dtype == np.float16 and scores.shape == (3, 4, 2)
     # Half precision has 11 significant bits.
-    np.testing.assert_allclose(scores, probabilities, rtol=2 ** -11, atol=1e-7)
+    np.testing.assert_allclose(scores, probabilities, rtol=2**-11, atol=1e-7)
     with Image.open(tmp_path / "out/ids/a.png") as ids:
         np.testing.assert_array_equal(ids, scores.argmax(axis=2))
 
@@ -112,9 +131,11 @@ def test_models_of_other_classes_are_rejected(tmp_path):
     classes = tuple(class_names.CITYSCAPES)
     custom = SimpleNamespace(name="folder", classes=classes)
     output_kinds.require_classes(["ids", "scores", "cityscapes-labelids"], custom)
-    for wrong, message in ((classes[1:] + classes[:1], "class 0 must be 'road', not 'sidewalk'"),
-                           ((*classes, "more"), "class 19 must be 'none', not 'more'"),
-                           (classes[:-1], "class 18 must be 'bicycle', not 'none'")):
+    for wrong, message in (
+        (classes[1:] + classes[:1], "class 0 must be 'road', not 'sidewalk'"),
+        ((*classes, "more"), "class 19 must be 'none', not 'more'"),
+        (classes[:-1], "class 18 must be 'bicycle', not 'none'"),
+    ):
         with pytest.raises(UserError, match=message):
             output_kinds.require_classes(["cityscapes-labelids"], SimpleNamespace(name="folder", classes=wrong))
 
@@ -127,15 +148,17 @@ def test_results_have_the_names_that_the_test_server_needs(tmp_path):
         Image.new("RGB", (4, 3)).save(tmp_path / "test" / f"{name}.png")
     ids = np.full((3, 4), 18, np.uint8)
     lines = []
-    predict_files(lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append,
-                  ("cityscapes-labelids",))
+    predict_files(
+        lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append, ("cityscapes-labelids",)
+    )
     assert not any(line.startswith("note: ") for line in lines)
     for name in names:
         with Image.open(tmp_path / f"out/cityscapes-labelids/{name}.png") as image:
             assert image.mode == "L" and (np.array(image) == 33).all()
     Image.new("RGB", (4, 3)).save(tmp_path / "test/street.png")
-    predict_files(lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append,
-                  ("cityscapes-labelids",))
+    predict_files(
+        lambda image: ids, [tmp_path / "test"], tmp_path / "out", cityscapes, lines.append, ("cityscapes-labelids",)
+    )
     notes = [line for line in lines if line.startswith("note: ")]
     assert len(notes) == 1 and "1 of 3" in notes[0] and notes[0].endswith("cityscapes-labelids/street.png")
 
@@ -150,8 +173,13 @@ def test_command_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cli, "load_model", lambda arguments: ("model", Config(), TWO))
     monkeypatch.setattr(prediction, "predictor", lambda model, config: lambda image: np.ones(image.shape[:2], np.uint8))
-    monkeypatch.setattr(segmenter, "probability_predictor", lambda model, config: lambda image: (
-        np.zeros(image.shape[:2], np.uint8), np.ones((*image.shape[:2], 2), np.float32)))
+    monkeypatch.setattr(
+        segmenter,
+        "probability_predictor",
+        lambda model, config: (
+            lambda image: (np.zeros(image.shape[:2], np.uint8), np.ones((*image.shape[:2], 2), np.float32))
+        ),
+    )
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
     arguments = [str(tmp_path / "a.png"), "--workdir", str(tmp_path), "--out"]
     assert main([*arguments, str(tmp_path / "one"), "--save", "ids"]) == 0

@@ -24,8 +24,14 @@ from tests.helpers.exhaustive import all_of
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
 MMSEG, SSS = FIXTURES / "mmseg" / "inference", FIXTURES / "sss" / "inference"
-MODEL = Model(backbone="resnet50", width=2, head="deeplabv3plus", channels=16, dropout=0.0,
-              deeplab=Deeplab(dilations=(1, 2, 3, 5), shortcut_channels=2))
+MODEL = Model(
+    backbone="resnet50",
+    width=2,
+    head="deeplabv3plus",
+    channels=16,
+    dropout=0.0,
+    deeplab=Deeplab(dilations=(1, 2, 3, 5), shortcut_channels=2),
+)
 # Each case has a name, a protocol and the file of the reference logits.
 MMSEG_CASES = {
     "whole": (Evaluate(), "whole_logits"),
@@ -63,7 +69,8 @@ def sss_model():
 def compiled(model, settings):
     """Return `predict_scores` for normalized and fitted inputs, compiled once for all sizes."""
     protocol = prediction.protocol_of(settings)._replace(
-        mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), evaluate=replace(settings.evaluate, resize=()))
+        mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), evaluate=replace(settings.evaluate, resize=())
+    )
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((2,), tf.int32)], autograph=False)
     def logits(inputs, size):
@@ -150,23 +157,40 @@ def test_mmseg_multi_scale_test_with_flip(mmseg_model, windows, file):
 
 
 @needs_fixtures
-@pytest.mark.parametrize("windows, average, file", all_of(
-    [({}, "before resizing", "probs")],
-    (WINDOWS, "logits", "logits"), ({}, "logits", "logits"), (WINDOWS, "before resizing", "probs")))
+@pytest.mark.parametrize(
+    "windows, average, file",
+    all_of(
+        [({}, "before resizing", "probs")],
+        (WINDOWS, "logits", "logits"),
+        ({}, "logits", "logits"),
+        (WINDOWS, "before resizing", "probs"),
+    ),
+)
 def test_sss_multi_scale_test_with_flip(sss_model, windows, average, file):
     inputs = np.load(SSS / "input.npy")
     images = (inputs * np.array(Config().data.std) + Config().data.mean).astype(np.float32)
-    evaluation = Evaluate(scales=(0.5, 1.0, 1.25), flip=True, scale_of="input", average=average, resize_logits="once",
-                          **windows)
+    evaluation = Evaluate(
+        scales=(0.5, 1.0, 1.25), flip=True, scale_of="input", average=average, resize_logits="once", **windows
+    )
     found = scores(sss_model, images, (91, 133), evaluation)
     expected = np.load(SSS / f"tta_{'slide' if windows else 'whole'}_{file}.npy")
     assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
 
 
 @needs_fixtures
-@pytest.mark.parametrize("changes", all_of([{"flip": False}], *[
-    {"scales": (0.5, 0.75, 1.0)}, {"scales": (0.5, 0.75, 1.0, 1.2)}, {"average": "logits"},
-    {"average": "before resizing"}, {"scale_of": "input"}]))
+@pytest.mark.parametrize(
+    "changes",
+    all_of(
+        [{"flip": False}],
+        *[
+            {"scales": (0.5, 0.75, 1.0)},
+            {"scales": (0.5, 0.75, 1.0, 1.2)},
+            {"average": "logits"},
+            {"average": "before resizing"},
+            {"scale_of": "input"},
+        ],
+    ),
+)
 def test_changed_multi_scale_settings_change_scores(mmseg_model, changes):
     image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     evaluation = replace(Evaluate(scales=(0.5, 0.75, 1.0, 1.25), flip=True), **changes)
@@ -179,8 +203,7 @@ def test_changed_multi_scale_settings_change_scores(mmseg_model, changes):
 def test_flipped_image_has_flipped_scores(mmseg_model):
     image = np.array(Image.open(MMSEG / "image.png").convert("RGB"))
     evaluation = Evaluate(flip=True)
-    original, flipped = (scores(mmseg_model, pixels[None], (97, 141), evaluation)
-                         for pixels in (image, image[:, ::-1]))
+    original, flipped = (scores(mmseg_model, pixels[None], (97, 141), evaluation) for pixels in (image, image[:, ::-1]))
     assert np.abs(original - flipped[:, :, ::-1]).max() <= 1e-5
     # Without test-time augmentation the scores are not symmetric.
     original, flipped = (scores(mmseg_model, pixels[None], (97, 141), Evaluate()) for pixels in (image, image[:, ::-1]))
@@ -191,8 +214,9 @@ def test_flipped_image_has_flipped_scores(mmseg_model):
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_scaled_input_equals_pytorch(factor, align_corners):
     images = np.random.default_rng(0).integers(0, 256, (2, 13, 18, 3)).astype(np.float32)
-    settings = Config(model=replace(MODEL, align_corners=align_corners),
-                      evaluate=Evaluate(scales=(factor,), scale_of="input"))
+    settings = Config(
+        model=replace(MODEL, align_corners=align_corners), evaluate=Evaluate(scales=(factor,), scale_of="input")
+    )
     protocol = prediction.protocol_of(settings)
     found = prediction.scaled_input(images, tf.constant(factor, tf.float64), protocol).numpy()
     unscaled = protocol.normalize(images).numpy()
@@ -205,8 +229,10 @@ def test_scaled_input_equals_pytorch(factor, align_corners):
 @needs_fixtures
 def test_sss_resizes_logits_once(sss_model):
     inputs, expected = np.load(SSS / "input.npy"), np.load(SSS / "whole_single.npy")
-    once, twice = (compiled(sss_model, Config(model=MODEL, evaluate=Evaluate(resize_logits=way)))(inputs, (91, 133))
-                   for way in ("once", "twice"))
+    once, twice = (
+        compiled(sss_model, Config(model=MODEL, evaluate=Evaluate(resize_logits=way)))(inputs, (91, 133))
+        for way in ("once", "twice")
+    )
     assert np.abs(once - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
     assert np.abs(twice - expected).max() > 0.01
 
@@ -218,15 +244,21 @@ def scaled(inputs, factor):
         positions = np.maximum((np.arange(int(length * factor)) + 0.5) / factor - 0.5, 0)
         below = np.minimum(positions.astype(int), length - 1)
         fraction = np.expand_dims(positions - below, (1, 2) if axis == 1 else (1,))
-        inputs = (np.take(inputs, below, axis) * (1 - fraction)
-                  + np.take(inputs, np.minimum(below + 1, length - 1), axis) * fraction)
+        inputs = (
+            np.take(inputs, below, axis) * (1 - fraction)
+            + np.take(inputs, np.minimum(below + 1, length - 1), axis) * fraction
+        )
     return inputs.astype(np.float32)
 
 
 @needs_fixtures
-@pytest.mark.parametrize("evaluation, file", all_of(
-    [(Evaluate(window=(64, 64), stride=(43, 43), resize_logits="once"), "tta_slide_logits")],
-    (Evaluate(resize_logits="once"), "tta_whole_logits")))
+@pytest.mark.parametrize(
+    "evaluation, file",
+    all_of(
+        [(Evaluate(window=(64, 64), stride=(43, 43), resize_logits="once"), "tta_slide_logits")],
+        (Evaluate(resize_logits="once"), "tta_whole_logits"),
+    ),
+)
 def test_sss_on_scaled_and_flipped_inputs(sss_model, evaluation, file):
     logits, passes = compiled(sss_model, Config(model=MODEL, evaluate=evaluation)), []
     for factor in (0.5, 1.0, 1.25):

@@ -27,8 +27,9 @@ from tests.helpers.small_models import tiny
 def workdir(tmp_path_factory):
     """Return a working directory without data, whose model predicts several classes."""
     directory = tmp_path_factory.mktemp("my run")
-    config = checks.check_config(Config(name="small", data=Data(
-        name="camvid"), model=tiny(head="fcn", output_stride=16)))
+    config = checks.check_config(
+        Config(name="small", data=Data(name="camvid"), model=tiny(head="fcn", output_stride=16))
+    )
     dataset = registry.find_dataset(config.data)
     working_directory.open_workdir(directory, config, dataset).close()
     tf.keras.utils.set_random_seed(3)
@@ -63,8 +64,17 @@ def test_results_equal_those_of_kseg_predict(loaded, workdir, image, tmp_path):
     assert ids.dtype == np.uint8 and ids.shape == (45, 70)
     assert len(np.unique(ids)) > 1
     Image.fromarray(image).save(tmp_path / "street.png")
-    predict.main([str(tmp_path / "street.png"), "--workdir", str(workdir), "--out", str(tmp_path / "out"),
-                  "--save", "ids,overlay,scores"])
+    predict.main(
+        [
+            str(tmp_path / "street.png"),
+            "--workdir",
+            str(workdir),
+            "--out",
+            str(tmp_path / "out"),
+            "--save",
+            "ids,overlay,scores",
+        ]
+    )
     np.testing.assert_array_equal(image_files.read_image(tmp_path / "out/ids/street.png")[..., 0], ids)
     np.testing.assert_array_equal(image_files.read_image(tmp_path / "out/overlay/street.png"), loaded.overlay(image))
     scores = np.load(tmp_path / "out/scores/street.npy")
@@ -94,8 +104,15 @@ def test_all_types_of_images(loaded, image, tmp_path):
     exif[0x0112] = 6
     rotated.save(tmp_path / "rotated.png", exif=exif)
     with Image.open(tmp_path / "rotated.png") as lazy:
-        for value in (tmp_path / "a b.png", str(tmp_path / "a b.png"), Image.fromarray(image), image[::1, ::1],
-                      np.asfortranarray(image), tmp_path / "rotated.png", lazy):
+        for value in (
+            tmp_path / "a b.png",
+            str(tmp_path / "a b.png"),
+            Image.fromarray(image),
+            image[::1, ::1],
+            np.asfortranarray(image),
+            tmp_path / "rotated.png",
+            lazy,
+        ):
             np.testing.assert_array_equal(loaded(value), ids)
     # BGR arrays of OpenCV become views with a negative stride when their channels are reversed.
     np.testing.assert_array_equal(loaded(image[..., ::-1].copy()[..., ::-1]), ids)
@@ -104,13 +121,20 @@ def test_all_types_of_images(loaded, image, tmp_path):
     np.testing.assert_array_equal(loaded(gray), loaded(np.repeat(image[..., :1], 3, axis=2)))
 
 
-@pytest.mark.parametrize("change, hint", [
-    (lambda image: image / 255, "255"), (lambda image: image[..., 0], "gray image"),
-    (lambda image: image[..., :1], "gray image"),
-    (lambda image: np.repeat(image[..., :1], 4, axis=2), "fourth channel"),
-    (lambda image: image[None], "one image at a time"), (lambda image: image.astype(np.int32), "int32"),
-    (lambda image: image[:0], r"\(0, 70, 3\)"), (lambda image: image.tolist(), "got list"),
-    (lambda image: tf.constant(image), "got EagerTensor")])
+@pytest.mark.parametrize(
+    "change, hint",
+    [
+        (lambda image: image / 255, "255"),
+        (lambda image: image[..., 0], "gray image"),
+        (lambda image: image[..., :1], "gray image"),
+        (lambda image: np.repeat(image[..., :1], 4, axis=2), "fourth channel"),
+        (lambda image: image[None], "one image at a time"),
+        (lambda image: image.astype(np.int32), "int32"),
+        (lambda image: image[:0], r"\(0, 70, 3\)"),
+        (lambda image: image.tolist(), "got list"),
+        (lambda image: tf.constant(image), "got EagerTensor"),
+    ],
+)
 def test_invalid_arrays_are_rejected(loaded, image, change, hint):
     for method in (loaded, loaded.scores, loaded.overlay):
         with pytest.raises(DataError, match=f"an image must be .*{hint}"):
@@ -135,8 +159,9 @@ def test_test_time_augmentation(workdir, loaded, image, tmp_path):
     assert scores.max() > 0.5
 
 
-@pytest.mark.parametrize("average, flip", [
-    ("probabilities", True), ("logits", True), ("before resizing", True), ("before resizing", False)])
+@pytest.mark.parametrize(
+    "average, flip", [("probabilities", True), ("logits", True), ("before resizing", True), ("before resizing", False)]
+)
 def test_scores_are_probabilities_for_every_average(trained, image, average, flip):
     model, config, _ = trained
     config = replace(config, evaluate=Evaluate(flip=flip, average=average))
@@ -185,7 +210,9 @@ def test_home_directory_is_expanded(workdir, loaded, monkeypatch):
 
 
 def test_importing_kseg_loads_no_heavy_package():
-    code = ("import sys, kseg; assert callable(kseg.load); "
-            "print(*sorted({'tensorflow', 'keras', 'numpy', 'PIL', 'cv2'} & set(sys.modules)))")
+    code = (
+        "import sys, kseg; assert callable(kseg.load); "
+        "print(*sorted({'tensorflow', 'keras', 'numpy', 'PIL', 'cv2'} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []

@@ -16,8 +16,9 @@ from tests.helpers.small_models import tiny
 
 
 def parsed_arguments(**values):
-    return argparse.Namespace(**{
-        "config": None, "overrides": [], "workdir": None, "weights": None, "tta": False} | values)
+    return argparse.Namespace(
+        **{"config": None, "overrides": [], "workdir": None, "weights": None, "tta": False} | values
+    )
 
 
 @pytest.fixture
@@ -42,9 +43,15 @@ def test_channels_of_trained_weights_are_never_reversed(from_bgr):
 
 def test_channels_of_foreign_weights_are_reversed(from_bgr, capsys):
     workdir, model = from_bgr
-    np.savez(workdir / "foreign.npz", **{
-        name: np.array(target.variable).transpose(np.argsort(target.axes)) if target.axes else np.array(target.variable)
-        for name, target in loading.torch_targets(model).items()})
+    np.savez(
+        workdir / "foreign.npz",
+        **{
+            name: np.array(target.variable).transpose(np.argsort(target.axes))
+            if target.axes
+            else np.array(target.variable)
+            for name, target in loading.torch_targets(model).items()
+        },
+    )
     loaded, _, _ = cli.load_model(parsed_arguments(workdir=workdir, weights=workdir / "foreign.npz"))
     first = "backbone.stem.0"
     np.testing.assert_array_equal(loaded.get_layer(first).kernel, np.array(model.get_layer(first).kernel)[:, :, ::-1])

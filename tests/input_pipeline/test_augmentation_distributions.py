@@ -49,8 +49,10 @@ def sizes(shape, **changes):
 def size_faults(shape, found):
     """Return the distance of the distributions of heights, and the fraction of sizes that no factor gives."""
     allowed = reachable_sizes(shape)
-    return (distance(found[:, 0], expected_sizes(shape)[:, 0]),
-            np.mean([tuple(int(side) for side in size) not in allowed for size in found]))
+    return (
+        distance(found[:, 0], expected_sizes(shape)[:, 0]),
+        np.mean([tuple(int(side) for side in size) not in allowed for size in found]),
+    )
 
 
 SIZE_BOUNDS = (0.05, 0.0)
@@ -76,8 +78,9 @@ def test_log_uniform_factors_are_detected(monkeypatch):
 def test_truncated_instead_of_rounded_sizes_are_detected(monkeypatch):
     def truncated(height, width, box):
         height, width, box = (tf.cast(value, tf.float64) for value in (height, width, box))
-        factor = tf.minimum(tf.reduce_max(box) / tf.maximum(height, width),
-                            tf.reduce_min(box) / tf.minimum(height, width))
+        factor = tf.minimum(
+            tf.reduce_max(box) / tf.maximum(height, width), tf.reduce_min(box) / tf.minimum(height, width)
+        )
         return tuple(tf.cast(side * factor, tf.int32) for side in (height, width))
 
     monkeypatch.setattr(augmentations, "fit_size", truncated)
@@ -123,9 +126,14 @@ def test_distribution_of_offsets_and_flips():
 
 
 @exhaustive
-@pytest.mark.parametrize("change", [
-    # The last row and column are never drawn, or too seldom.
-    lambda draw, *_: draw(0, 1) * [4 / 5, 6 / 7], lambda draw, *_: tf.minimum(draw(0, 1) * [6 / 5, 8 / 7], 0.999)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        # The last row and column are never drawn, or too seldom.
+        lambda draw, *_: draw(0, 1) * [4 / 5, 6 / 7],
+        lambda draw, *_: tf.minimum(draw(0, 1) * [6 / 5, 8 / 7], 0.999),
+    ],
+)
 def test_offsets_off_by_one_are_detected(monkeypatch, change):
     plant(monkeypatch, CROP, change)
     assert unevenness(placements()[0]) > 2 * UNEVEN_BOUND
@@ -139,8 +147,11 @@ def test_wrong_flip_rate_is_detected():
 @exhaustive
 def test_flips_correlated_with_the_factor_are_detected(monkeypatch):
     original = augmentations.uniform
-    monkeypatch.setattr(augmentations, "uniform", lambda seed, purpose, *rest, **more: original(
-        seed, SCALE if purpose == FLIP else purpose, *rest, **more))
+    monkeypatch.setattr(
+        augmentations,
+        "uniform",
+        lambda seed, purpose, *rest, **more: original(seed, SCALE if purpose == FLIP else purpose, *rest, **more),
+    )
     assert correlation_of_flips() > 0.5
 
 
@@ -156,6 +167,7 @@ def correlation_of_flips():
 
 
 # Crops and the classes in them.
+
 
 def uneven_label():
     """Return a label dominated by one class: one crop in 11 is acceptable, so that the number of tries matters."""
@@ -173,7 +185,7 @@ def largest_fractions(corners):
     """Return the fraction of the largest class in each crop of the uneven label."""
     fractions = []
     for top, left in corners:
-        window = UNEVEN[top:top + WINDOW[0], left:left + WINDOW[1]]
+        window = UNEVEN[top : top + WINDOW[0], left : left + WINDOW[1]]
         counts = np.bincount(window[window != 255], minlength=4)
         fractions.append(counts.max() / counts.sum())
     return np.array(fractions)
@@ -211,13 +223,19 @@ def test_distribution_of_the_largest_class():
     assert all(fault < bound for fault, bound in zip(fraction_faults(), FRACTION_BOUNDS))
 
 
-@pytest.mark.parametrize("changes", all_of([{"cat_max_ratio": 0.9}], *[
-    {"crop_tries": 9}, {"cat_max_ratio": 0.6}, {"crop_tries": 12}, {"cat_max_ratio": 1.0}]))
+@pytest.mark.parametrize(
+    "changes",
+    all_of(
+        [{"cat_max_ratio": 0.9}],
+        *[{"crop_tries": 9}, {"cat_max_ratio": 0.6}, {"crop_tries": 12}, {"cat_max_ratio": 1.0}],
+    ),
+)
 def test_wrong_rule_for_crops_is_detected(changes):
     assert any(fault > bound for fault, bound in zip(fraction_faults(**changes), FRACTION_BOUNDS))
 
 
 # The complete pipeline.
+
 
 def scene():
     """Return a small image with soft colors, and a label with several classes and ignored pixels."""
@@ -265,12 +283,14 @@ def whole_faults(config, centered):
     histograms = [np.histogram(values, bins)[0] / values.size for values in (found.round(), expected.round())]
     fractions = [np.bincount(values.ravel(), minlength=256) / values.size for values in (labels, ids)]
     corner = [(values[:, 0, 0] == 255).mean() for values in (labels, ids)]
-    return {"mean": distance(found.mean((1, 2, 3)), expected.mean((1, 2, 3))),
-            "deviation": distance(found.std((1, 2, 3)), expected.std((1, 2, 3))),
-            "histogram": np.abs(histograms[0] - histograms[1]).sum() / 2,
-            "labels": np.abs(fractions[0] - fractions[1]).sum() / 2,
-            "padding": distance((labels == 255).mean((1, 2)), (ids == 255).mean((1, 2))),
-            "corner": abs(corner[0] - corner[1])}
+    return {
+        "mean": distance(found.mean((1, 2, 3)), expected.mean((1, 2, 3))),
+        "deviation": distance(found.std((1, 2, 3)), expected.std((1, 2, 3))),
+        "histogram": np.abs(histograms[0] - histograms[1]).sum() / 2,
+        "labels": np.abs(fractions[0] - fractions[1]).sum() / 2,
+        "padding": distance((labels == 255).mean((1, 2)), (ids == 255).mean((1, 2))),
+        "corner": abs(corner[0] - corner[1]),
+    }
 
 
 WHOLE_BOUNDS = {"mean": 0.08, "deviation": 0.08, "histogram": 0.02, "labels": 0.03, "padding": 0.08, "corner": 0.05}
@@ -284,9 +304,16 @@ def test_distribution_of_the_complete_pipeline(pad):
 
 
 @exhaustive
-@pytest.mark.parametrize("name, changes", [
-    ("corner", {"pad": "center"}), ("histogram", {"pad_color": "black"}), ("padding", {"scale_range": (0.75, 2.0)}),
-    ("deviation", {"photometric": False}), ("labels", {"scale_range": (1.0, 2.0)})])
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("corner", {"pad": "center"}),
+        ("histogram", {"pad_color": "black"}),
+        ("padding", {"scale_range": (0.75, 2.0)}),
+        ("deviation", {"photometric": False}),
+        ("labels", {"scale_range": (1.0, 2.0)}),
+    ],
+)
 def test_wrong_pipeline_is_detected(name, changes):
     assert whole_faults(dataclasses.replace(CORRECT, **changes), False)[name] > WHOLE_BOUNDS[name]
 

@@ -54,8 +54,8 @@ def test_window_equals_the_part_of_the_whole(window):
     whole = resize_window(image, (44, 55), (0, 0, 44, 55)).numpy()
     part = resize_window(image, (44, 55), window).numpy()
     # Positions are float32, so values at a rounding boundary may differ.
-    assert np.abs(part - whole[top:top + height, left:left + width]).max() <= 1
-    assert np.mean(part != whole[top:top + height, left:left + width]) <= 0.01
+    assert np.abs(part - whole[top : top + height, left : left + width]).max() <= 1
+    assert np.mean(part != whole[top : top + height, left : left + width]) <= 0.01
 
 
 def test_resizing_to_the_same_size_changes_nothing():
@@ -88,6 +88,7 @@ def test_resizing_equals_mmsegmentation(name):
 
 def distorted(monkeypatch, image, draws):
     """Distort with chosen amounts, and skip all other steps."""
+
     def drawn(seed, purpose, low=0.0, high=1.0, shape=()):
         # Purposes from 16 on decide whether a step is applied.
         return tf.constant(float(purpose - 16 not in draws) if purpose >= 16 else draws.get(purpose, 0.0), tf.float32)
@@ -97,20 +98,22 @@ def distorted(monkeypatch, image, draws):
 
 
 @needs_fixtures
-@pytest.mark.parametrize("name, draws, bound, mean", [
-    ("brightness", {BRIGHTNESS: 17.3}, 0, 0),
-    ("brightness_neg", {BRIGHTNESS: -29.6}, 0, 0),
-    ("contrast", {CONTRAST: 0.73}, 0, 0),
-    ("contrast_hi", {CONTRAST: 1.41}, 0, 0),
-    ("saturation", {SATURATION: 1.31}, 1, HSV_MEAN),
-    ("saturation_lo", {SATURATION: 0.55}, 1, HSV_MEAN),
-    ("hue_plus", {HUE: 11}, 1, HSV_MEAN),
-    ("hue_minus", {HUE: -18}, 1, HSV_MEAN),
-    # A difference of one before the second HSV step may become three.
-    ("photometric_mode1", {ORDER: 0.2, BRIGHTNESS: 12.5, CONTRAST: 1.2, SATURATION: 0.8, HUE: 7}, 3, HSV_MEAN),
-    ("photometric_mode0", {ORDER: 0.7, BRIGHTNESS: -8.25, CONTRAST: 0.9, SATURATION: 1.35, HUE: -9},
-     3, HSV_MEAN),
-])
+@pytest.mark.parametrize(
+    "name, draws, bound, mean",
+    [
+        ("brightness", {BRIGHTNESS: 17.3}, 0, 0),
+        ("brightness_neg", {BRIGHTNESS: -29.6}, 0, 0),
+        ("contrast", {CONTRAST: 0.73}, 0, 0),
+        ("contrast_hi", {CONTRAST: 1.41}, 0, 0),
+        ("saturation", {SATURATION: 1.31}, 1, HSV_MEAN),
+        ("saturation_lo", {SATURATION: 0.55}, 1, HSV_MEAN),
+        ("hue_plus", {HUE: 11}, 1, HSV_MEAN),
+        ("hue_minus", {HUE: -18}, 1, HSV_MEAN),
+        # A difference of one before the second HSV step may become three.
+        ("photometric_mode1", {ORDER: 0.2, BRIGHTNESS: 12.5, CONTRAST: 1.2, SATURATION: 0.8, HUE: 7}, 3, HSV_MEAN),
+        ("photometric_mode0", {ORDER: 0.7, BRIGHTNESS: -8.25, CONTRAST: 0.9, SATURATION: 1.35, HUE: -9}, 3, HSV_MEAN),
+    ],
+)
 def test_photometric_steps_equal_mmsegmentation(monkeypatch, name, draws, bound, mean):
     maps = np.load(FIXTURES / "mmseg" / "augmentation" / "aug.npz")
     expected = maps[name][..., ::-1].astype(float)
@@ -129,8 +132,10 @@ def test_saturation_and_hue_equal_opencv(factor, shift):
     saturated, shifted = hsv.copy(), hsv.copy()
     saturated[..., 1] = np.minimum(hsv[..., 1].astype(np.float32) * np.float32(factor), 255)
     shifted[..., 0] = (hsv[..., 0].astype(int) + shift) % 180
-    for found, expected in ((augmentations.saturate(tensor(image), factor), saturated),
-                            (augmentations.shift_hue(tensor(image), shift), shifted)):
+    for found, expected in (
+        (augmentations.saturate(tensor(image), factor), saturated),
+        (augmentations.shift_hue(tensor(image), shift), shifted),
+    ):
         error = np.abs(found.numpy() - cv2.cvtColor(expected, cv2.COLOR_HSV2RGB))
         assert error.max() <= 1 and error.mean() <= 0.02
 
@@ -168,7 +173,7 @@ def test_ranges_of_the_draws(monkeypatch):
 
 def accepted(label, corner, size, limit):
     """Return whether MMSegmentation accepts a crop."""
-    window = label[corner[0]:corner[0] + size[0], corner[1]:corner[1] + size[1]]
+    window = label[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
     values, counts = np.unique(window[window != 255], return_counts=True)
     return len(values) > 1 and counts.max() / counts.sum() < limit
 
@@ -199,8 +204,9 @@ def test_crops_follow_the_rule_of_mmsegmentation(limit, tries):
     assert len(set(windows)) > 20
 
 
-@pytest.mark.parametrize("shape, expected", [
-    ((5, 40), (5, 12)), ((40, 7), (9, 7)), ((4, 4), (4, 4)), ((9, 12), (9, 12))])
+@pytest.mark.parametrize(
+    "shape, expected", [((5, 40), (5, 12)), ((40, 7), (9, 7)), ((4, 4), (4, 4)), ((9, 12), (9, 12))]
+)
 def test_small_image_is_kept_completely(shape, expected):
     config = Augment(crop=(9, 12))
     label = tf.zeros(shape, tf.uint8)
@@ -256,8 +262,11 @@ def test_frequency_of_flips(flip, low, high):
 @pytest.mark.parametrize("scale, unit", [((), (1000, 2000)), ((500, 1500), (500, 1000))])
 def test_scales_are_uniform(scale, unit):
     config = Augment(scale=scale, scale_range=(0.5, 2.0))
-    sizes = np.stack(for_each_seed(
-        lambda seed: tf.stack(augmentations.scaled_size(tf.constant([1000, 2000, 3]), seed, config)), 1000))
+    sizes = np.stack(
+        for_each_seed(
+            lambda seed: tf.stack(augmentations.scaled_size(tf.constant([1000, 2000, 3]), seed, config)), 1000
+        )
+    )
     factors = sizes[:, 0] / unit[0]
     assert 0.498 <= factors.min() < 0.52 and 1.98 < factors.max() <= 2.0
     assert np.quantile(factors, [0.25, 0.5, 0.75]) == pytest.approx([0.875, 1.25, 1.625], abs=0.1)

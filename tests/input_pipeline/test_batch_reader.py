@@ -32,8 +32,9 @@ def settings(tmp_path):
     """Return a config whose run reads all examples; the pixels of an example are its index."""
     random = np.random.default_rng(3)
     labels = [random.integers(0, 3, (12, 12)) for _ in range(IMAGES)]
-    return with_unreadable(config(folder(tmp_path / "data", {"train": labels, "val": labels[:1]}), (8, 8), BATCH,
-                                  STEPS), SKIP)
+    return with_unreadable(
+        config(folder(tmp_path / "data", {"train": labels, "val": labels[:1]}), (8, 8), BATCH, STEPS), SKIP
+    )
 
 
 def with_unreadable(settings, unreadable):
@@ -144,8 +145,9 @@ def test_restart_reads_the_same_batches_if_most_crops_avoid_the_fault(tmp_path):
 def test_two_workers_with_the_list_read_the_batches_of_one(settings):
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, global_batch=4))
     whole = list(train_batches(settings, 0, skipped={4, 5, 19}))
-    shares = [list(train_batches(settings, 0, tf.distribute.InputContext(2, which, 2), {4, 5, 19}))
-              for which in range(2)]
+    shares = [
+        list(train_batches(settings, 0, tf.distribute.InputContext(2, which, 2), {4, 5, 19})) for which in range(2)
+    ]
     assert len(whole) == STEPS and not {4, 5, 19} & {index for batch in whole for index in indices(batch)}
     for batch, *parts in zip(whole, *shares, strict=True):
         for key in batch:
@@ -160,7 +162,7 @@ def test_list_of_other_data_is_refused(settings, tmp_path):
         reader.read(step)
     (tmp_path / "data" / "train" / "images" / "e00.png").unlink()
     (tmp_path / "data" / "train" / "labels" / "e00.png").unlink()
-    for content in (None, "[{]", "[{\"index\": 99}]"):
+    for content in (None, "[{]", '[{"index": 99}]'):
         if content:
             (tmp_path / "unreadable.json").write_text(content)
         with pytest.raises(WorkdirError, match="unreadable.json .*delete the file"):
@@ -185,8 +187,15 @@ class Killed(BaseException):
 
 def test_run_killed_after_a_bad_file_ends_with_the_same_weights(settings, tmp_path, monkeypatch):
     build_small_networks(monkeypatch)
-    overrides = [*TINY, *SMALL, "augment.crop=16,16", "data.name=folder", f"data.directory={settings.data.directory}",
-                 "data.unreadable=skip", "train.global_batch=3"]
+    overrides = [
+        *TINY,
+        *SMALL,
+        "augment.crop=16,16",
+        "data.name=folder",
+        f"data.directory={settings.data.directory}",
+        "data.unreadable=skip",
+        "train.global_batch=3",
+    ]
     small = configs.load("encnet_shapes", overrides)
     _, bad = late_example(small)
     [path] = spoil(small, bad)
@@ -212,12 +221,16 @@ def test_run_killed_after_a_bad_file_ends_with_the_same_weights(settings, tmp_pa
         path_of_list = tmp_path / name / "unreadable.json"
         assert "1 of 20 training examples" in lines[-1] and str(path_of_list) in lines[-1]
         assert path in path_of_list.read_text()
-        counts = {line["step"]: line["left_out"] for line in
-                  map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines()) if "loss" in line}
+        counts = {
+            line["step"]: line["left_out"]
+            for line in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+            if "loss" in line
+        }
         assert counts[12] == 1 and (name == "killed" or counts[4] == 0)
         checkpoint = tf.train.load_checkpoint(str(tmp_path / name / "checkpoints" / "step-00000012"))
-        weights[name] = {key: checkpoint.get_tensor(key) for key in checkpoint.get_variable_to_shape_map()
-                         if key.startswith("model")}
+        weights[name] = {
+            key: checkpoint.get_tensor(key) for key in checkpoint.get_variable_to_shape_map() if key.startswith("model")
+        }
     assert weights["whole"] and weights["whole"].keys() == weights["killed"].keys()
     for key, value in weights["whole"].items():
         np.testing.assert_array_equal(weights["killed"][key], value, err_msg=key)
@@ -235,7 +248,8 @@ def test_transient_storage_failures_are_retried(settings, tmp_path, monkeypatch,
             return index
 
         return plain(*arguments, **options).map(
-            lambda batch: batch | {"index": tf.numpy_function(check, [batch["index"]], tf.int64)})
+            lambda batch: batch | {"index": tf.numpy_function(check, [batch["index"]], tf.int64)}
+        )
 
     monkeypatch.setattr(batching, "train_batches", failing)
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.0)
@@ -247,5 +261,6 @@ def test_transient_storage_failures_are_retried(settings, tmp_path, monkeypatch,
     else:
         assert [indices(reader.read(step)) for step in (1, 2)] == expected[1:]
     assert [line.partition(" failed")[0] for line in lines] == ["reading the batch of step 2"] * min(
-        faults, retries.ATTEMPTS - 1)
+        faults, retries.ATTEMPTS - 1
+    )
     assert reader.skipped == []

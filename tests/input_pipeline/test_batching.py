@@ -20,9 +20,16 @@ from tests.helpers.splits import network_inputs, step_indices, train_batches
 
 RANDOM = np.random.default_rng(5)
 LABEL = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
-PHOTO = np.rint(np.clip(
-    128 + 90 * np.sin(np.mgrid[:61, :83][0] / 7)[..., None] * np.array([1, 0.5, -0.8])
-    + 40 * np.cos(np.mgrid[:61, :83][1] / 3)[..., None] + RANDOM.normal(0, 12, (61, 83, 3)), 0, 255)).astype(np.uint8)
+PHOTO = np.rint(
+    np.clip(
+        128
+        + 90 * np.sin(np.mgrid[:61, :83][0] / 7)[..., None] * np.array([1, 0.5, -0.8])
+        + 40 * np.cos(np.mgrid[:61, :83][1] / 3)[..., None]
+        + RANDOM.normal(0, 12, (61, 83, 3)),
+        0,
+        255,
+    )
+).astype(np.uint8)
 
 
 def encoded(image, **options):
@@ -47,17 +54,26 @@ def train_indices(settings, count):
     return [int(index) for batch in train_batches(settings).take(count) for index in batch["index"]]
 
 
-@pytest.mark.parametrize("options", [
-    {"quality": 95, "subsampling": 0}, {"quality": 85, "subsampling": 2}, {"quality": 60, "progressive": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"quality": 95, "subsampling": 0}, {"quality": 85, "subsampling": 2}, {"quality": 60, "progressive": True}],
+)
 def test_jpeg_differs_from_pillow_by_at_most_one(options):
     stored = encoded(PHOTO, format="JPEG", **options)
     expected = np.array(Image.open(io.BytesIO(stored)).convert("RGB")).astype(int)
     assert np.abs(decoding.decode_image(tf.constant(stored)).numpy() - expected).max() <= 1
 
 
-@pytest.mark.parametrize("image, form", [
-    (PHOTO, "PNG"), (PHOTO, "BMP"), (PHOTO[..., 0], "PNG"), (np.dstack([PHOTO, PHOTO[..., :1]]), "PNG"),
-    (palette_image(RANDOM.integers(0, 250, (9, 7))), "PNG")])
+@pytest.mark.parametrize(
+    "image, form",
+    [
+        (PHOTO, "PNG"),
+        (PHOTO, "BMP"),
+        (PHOTO[..., 0], "PNG"),
+        (np.dstack([PHOTO, PHOTO[..., :1]]), "PNG"),
+        (palette_image(RANDOM.integers(0, 250, (9, 7))), "PNG"),
+    ],
+)
 def test_lossless_images_equal_pillow(image, form):
     stored = encoded(image, format=form)
     assert np.array_equal(decoding.decode_image(tf.constant(stored)), Image.open(io.BytesIO(stored)).convert("RGB"))
@@ -69,7 +85,7 @@ def test_gray_jpeg_has_three_channels():
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_palette_label_gives_indices(bits):
-    indices = RANDOM.integers(0, min(2 ** bits, 250), (7, 13))
+    indices = RANDOM.integers(0, min(2**bits, 250), (7, 13))
     stored = tf.constant(encoded(palette_image(indices), format="PNG", bits=bits))
     assert np.array_equal(decoding.decode_label(stored, in_python=True), indices)
     assert np.array_equal(tf.function(lambda data: decoding.decode_label(data, in_python=True))(stored), indices)
@@ -80,11 +96,18 @@ def test_gray_label_gives_its_values():
     assert np.array_equal(decoding.decode_label(tf.constant(encoded(indices, format="PNG")), in_python=True), indices)
 
 
-@pytest.mark.parametrize("image, form", [
-    (PHOTO, "PNG"), (Image.new("1", (3, 2)), "PNG"), (Image.new("I;16", (3, 2)), "PNG"),
-    (Image.new("LA", (3, 2)), "PNG"), (Image.new("RGBA", (3, 2)), "PNG"),
-    # At this quality, the bytes at the offset of a PNG's color type look like those of a palette PNG.
-    (PHOTO[..., 0], "JPEG")])
+@pytest.mark.parametrize(
+    "image, form",
+    [
+        (PHOTO, "PNG"),
+        (Image.new("1", (3, 2)), "PNG"),
+        (Image.new("I;16", (3, 2)), "PNG"),
+        (Image.new("LA", (3, 2)), "PNG"),
+        (Image.new("RGBA", (3, 2)), "PNG"),
+        # At this quality, the bytes at the offset of a PNG's color type look like those of a palette PNG.
+        (PHOTO[..., 0], "JPEG"),
+    ],
+)
 def test_other_labels_are_refused(image, form):
     with pytest.raises(tf.errors.InvalidArgumentError, match="palette PNG"):
         decoding.decode_label(tf.constant(encoded(image, format=form, quality=90)), in_python=True)
@@ -93,7 +116,7 @@ def test_other_labels_are_refused(image, form):
 def test_order_is_a_permutation_in_each_epoch(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL] * 7}), batch=3)
     order = train_indices(settings, 7)
-    epochs = [order[start:start + 7] for start in (0, 7, 14)]
+    epochs = [order[start : start + 7] for start in (0, 7, 14)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert order == [index for step in range(7) for index in step_indices(settings, step)]
@@ -119,8 +142,11 @@ def test_types_and_padding(tmp_path):
     settings = config(folder(tmp_path, {"train": [LABEL]}), crop=(4, 5), batch=1)
     (batch,) = drain(train_batches(settings).take(1))
     assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
-        "image": ("uint8", (1, 4, 5, 3)), "label": ("uint8", (1, 4, 5)), "index": ("int64", (1,)),
-        "inside": ("int32", (1, 4))}
+        "image": ("uint8", (1, 4, 5, 3)),
+        "label": ("uint8", (1, 4, 5)),
+        "index": ("int64", (1,)),
+        "inside": ("int32", (1, 4)),
+    }
     assert batch["label"][0].tolist() == [[0, 1, 2, 255, 255], [2, 1, 255, 255, 255], [255] * 5, [255] * 5]
     assert batch["inside"][0].tolist() == [0, 0, 2, 3]
     inputs = network_inputs(batch, settings).numpy()[0]
@@ -137,22 +163,24 @@ MEAN = (123.675, 116.28, 103.53)
 def test_position_and_color_of_padding(pad, top, left, color, raw):
     settings = Config(augment=Augment(crop=(5, 6), pad=pad, pad_color=color))
     # 2x3 in 5x6: of the 3 padded rows and columns, the smaller part comes first.
-    image, label, inside = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
-                                                   settings.augment)
+    image, label, inside = batching.finish_example(
+        tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings.augment
+    )
     expected = np.full((5, 6), 255, np.uint8)
-    expected[top:top + 2, left:left + 3] = LABEL
+    expected[top : top + 2, left : left + 3] = LABEL
     assert np.array_equal(label, expected)
     inputs = network_inputs({"image": image[None], "inside": inside[None]}, settings).numpy()[0]
     shown = inputs * (58.395, 57.12, 57.375) + MEAN
     around = np.ones((5, 6), bool)
-    around[top:top + 2, left:left + 3] = False
+    around[top : top + 2, left : left + 3] = False
     assert np.allclose(shown[around], raw, atol=1e-4) and np.allclose(shown[~around], 200, atol=1e-4)
 
 
 def test_image_of_the_crop_size_is_not_padded():
     settings = Config(augment=Augment(crop=(2, 3), pad="center", pad_color="black"))
-    image, label, inside = batching.finish_example(tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)),
-                                                   settings.augment)
+    image, label, inside = batching.finish_example(
+        tf.fill((2, 3, 3), 200.0), tf.constant(LABEL), tuple(range(256)), settings.augment
+    )
     assert np.array_equal(label, LABEL) and (image == 200).numpy().all() and inside.numpy().tolist() == [0, 0, 2, 3]
 
 
@@ -178,19 +206,28 @@ def test_raw_values_become_train_ids(tmp_path):
 
 def palette_with_broken_data():
     stored = bytearray(encoded(palette_image(RANDOM.integers(0, 250, (40, 40))), format="PNG"))
-    stored[stored.index(b"IDAT") + 40:stored.index(b"IEND") - 8] = bytes(20)
+    stored[stored.index(b"IDAT") + 40 : stored.index(b"IEND") - 8] = bytes(20)
     return bytes(stored)
 
 
 JPEG = encoded(PHOTO[:2, :3], format="JPEG")
 FAULTS = {
-    "another size": ("labels", encoded(LABEL[:, :2], format="PNG"),
-                     r"labels/e01.png is 2x2, its image \S+images/e01.png 3x2"),
-    "value outside the table": ("labels", encoded(LABEL + np.uint8(3), format="PNG"),
-                                r"labels/e01.png: values 3 \(1 pixel\), 4 \(2 pixels\), 5 \(2 pixels\) .* of folder; "
-                                r".* 0-2, 255"),
-    "one value outside": ("labels", encoded(np.full((2, 3), 9, np.uint8), format="PNG"),
-                          r"labels/e01.png: value 9 \(6 pixels\) .* of folder; .* 0-2, 255"),
+    "another size": (
+        "labels",
+        encoded(LABEL[:, :2], format="PNG"),
+        r"labels/e01.png is 2x2, its image \S+images/e01.png 3x2",
+    ),
+    "value outside the table": (
+        "labels",
+        encoded(LABEL + np.uint8(3), format="PNG"),
+        r"labels/e01.png: values 3 \(1 pixel\), 4 \(2 pixels\), 5 \(2 pixels\) .* of folder; "
+        r".* 0-2, 255",
+    ),
+    "one value outside": (
+        "labels",
+        encoded(np.full((2, 3), 9, np.uint8), format="PNG"),
+        r"labels/e01.png: value 9 \(6 pixels\) .* of folder; .* 0-2, 255",
+    ),
     "RGB label": ("labels", encoded(PHOTO[:2, :3], format="PNG"), r"labels/e01.png: 8-bit RGB PNG; a label must be"),
     "16-bit label": ("labels", encoded(Image.new("I;16", (3, 2)), format="PNG"), r"labels/e01.png: 16-bit gray PNG"),
     "1-bit label": ("labels", encoded(Image.new("1", (3, 2)), format="PNG"), r"labels/e01.png: 1-bit gray PNG"),
@@ -200,7 +237,7 @@ FAULTS = {
     "empty label": ("labels", b"", r"labels/e01.png: not a PNG file"),
     "palette label damaged": ("labels", palette_with_broken_data(), r"labels/e01.png: damaged PNG"),
     "image truncated": ("images", encoded(PHOTO, format="PNG")[:400], r"images/e01.png: not a readable JPEG"),
-    "JPEG truncated": ("images", JPEG[:len(JPEG) * 3 // 4], r"images/e01.png: not a readable JPEG"),
+    "JPEG truncated": ("images", JPEG[: len(JPEG) * 3 // 4], r"images/e01.png: not a readable JPEG"),
     "empty image": ("images", b"", r"images/e01.png: not a readable JPEG"),
     "not an image": ("images", b"<html>not found</html>", r"images/e01.png: not a readable JPEG"),
 }

@@ -17,8 +17,21 @@ from tests.helpers.distributions import COUNT, constant, distance, plant, ranged
 from tests.helpers.exhaustive import all_of, exhaustive
 
 # Gray, saturated and pale colors, bright and dark, which reveal every step and the order of the steps.
-COLORS = np.array([[[110, 110, 110], [230, 40, 60], [40, 160, 90], [100, 90, 200], [250, 200, 150], [60, 70, 20],
-                     [200, 180, 60], [130, 90, 110]]], np.uint8)
+COLORS = np.array(
+    [
+        [
+            [110, 110, 110],
+            [230, 40, 60],
+            [40, 160, 90],
+            [100, 90, 200],
+            [250, 200, 150],
+            [60, 70, 20],
+            [200, 180, 60],
+            [130, 90, 110],
+        ]
+    ],
+    np.uint8,
+)
 
 
 def distorted(count=2000):
@@ -32,7 +45,7 @@ def expected_colors(step):
     random = np.random.default_rng(5)
     # Wide enough for OpenCV's vector code, which rounds differently from its code for the remaining columns.
     wide = np.tile(COLORS[..., ::-1], (1, 4, 1))
-    found = [step(wide, random)[:, :COLORS.shape[1], ::-1] for _ in range(2 * COUNT)]
+    found = [step(wide, random)[:, : COLORS.shape[1], ::-1] for _ in range(2 * COUNT)]
     return np.array(found, float).reshape(len(found), -1)
 
 
@@ -42,8 +55,12 @@ def largest_distance(found, expected):
 
 
 COIN = 16
-STEPS = {BRIGHTNESS: slow_augmentations.brightness, CONTRAST: slow_augmentations.contrast,
-         SATURATION: slow_augmentations.saturation, HUE: slow_augmentations.hue}
+STEPS = {
+    BRIGHTNESS: slow_augmentations.brightness,
+    CONTRAST: slow_augmentations.contrast,
+    SATURATION: slow_augmentations.saturation,
+    HUE: slow_augmentations.hue,
+}
 
 
 def step_faults(monkeypatch, purpose):
@@ -91,8 +108,13 @@ def test_distribution_of_all_steps_together():
 @exhaustive
 def test_dependent_steps_are_detected(monkeypatch):
     original = augmentations.uniform
-    monkeypatch.setattr(augmentations, "uniform", lambda seed, purpose, *rest, **more: original(
-        seed, BRIGHTNESS + COIN if purpose == CONTRAST + COIN else purpose, *rest, **more))
+    monkeypatch.setattr(
+        augmentations,
+        "uniform",
+        lambda seed, purpose, *rest, **more: original(
+            seed, BRIGHTNESS + COIN if purpose == CONTRAST + COIN else purpose, *rest, **more
+        ),
+    )
     assert largest_distance(distorted(), expected_colors(slow_augmentations.photometric)) > COLOR_BOUND
 
 
@@ -102,11 +124,12 @@ def frequency_of_contrast_first(monkeypatch):
         plant(monkeypatch, purpose, constant(value))
         plant(monkeypatch, purpose + COIN, constant(0.0))
     wide = np.tile(COLORS[..., ::-1], (1, 4, 1))
-    saturated, first = (cv2.cvtColor(image, cv2.COLOR_BGR2HSV) for image in (
-        wide, slow_augmentations.as_bytes(wide * 1.5)))
+    saturated, first = (
+        cv2.cvtColor(image, cv2.COLOR_BGR2HSV) for image in (wide, slow_augmentations.as_bytes(wide * 1.5))
+    )
     for hsv in (saturated, first):
         hsv[..., 1] = slow_augmentations.as_bytes(hsv[..., 1] * 1.5)
-    saturated, first = (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[:, :COLORS.shape[1]] for hsv in (saturated, first))
+    saturated, first = (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[:, : COLORS.shape[1]] for hsv in (saturated, first))
     last = slow_augmentations.as_bytes(saturated * 1.5)
     found = distorted(1000)
     # A hue step with a shift of 0 comes in between and rounds once more.

@@ -61,8 +61,13 @@ def settings(tmp_path):
     for split, count in (("train", IMAGES), ("val", 1)):
         for index in range(count):
             label = random.integers(0, 3, (50 + index, 61)).astype(np.uint8)
-            example(tmp_path / "data", split, f"e{index:02d}", label,
-                    random.integers(0, 256, (*label.shape, 3)).astype(np.uint8))
+            example(
+                tmp_path / "data",
+                split,
+                f"e{index:02d}",
+                label,
+                random.integers(0, 256, (*label.shape, 3)).astype(np.uint8),
+            )
     return dataclasses.replace(config(source, steps=STEPS, batch=BATCH), augment=Augment(crop=(32, 48)))
 
 
@@ -71,8 +76,10 @@ def served(settings, service, **values):
 
 
 def digests(batches):
-    return [hashlib.sha256(b"".join(batch[key].numpy().tobytes() for key in ("image", "label", "index"))).hexdigest()
-            for batch in batches]
+    return [
+        hashlib.sha256(b"".join(batch[key].numpy().tobytes() for key in ("image", "label", "index"))).hexdigest()
+        for batch in batches
+    ]
 
 
 def test_batches_equal_those_read_locally(service, settings):
@@ -92,7 +99,8 @@ def test_bad_file_is_named_and_can_be_skipped(service, settings, tmp_path):
     strategy = tf.distribute.get_strategy()
     reader = BatchReader(served(settings, service), train_split(settings), None, strategy, print)
     assert [reader.read(step)["index"].numpy().tolist() for step in range(4)] == [
-        step_indices(settings, step) for step in range(4)]
+        step_indices(settings, step) for step in range(4)
+    ]
     with pytest.raises(DataError, match=f"{bad}: not a readable JPEG, PNG, BMP"):
         reader.read(4)
     both = []
@@ -107,9 +115,18 @@ def test_training_with_a_service_has_the_same_losses(service, settings, tmp_path
     build_small_networks(monkeypatch)
     losses = []
     for name, address in (("local", ""), ("remote", service)):
-        small = configs.load("encnet_shapes", [
-            *TINY, *SMALL, "train.steps=4", "train.validate_every=4", "data.name=folder",
-            f"data.directory={settings.data.directory}", f"data.service={address}"])
+        small = configs.load(
+            "encnet_shapes",
+            [
+                *TINY,
+                *SMALL,
+                "train.steps=4",
+                "train.validate_every=4",
+                "data.name=folder",
+                f"data.directory={settings.data.directory}",
+                f"data.service={address}",
+            ],
+        )
         trainer.train(small, tmp_path / name, trainer.prepare_strategy(small.train), print)
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in lines if "loss" in line])
@@ -141,10 +158,15 @@ def test_batches_are_sorted():
     assert ordered([parts(4, 3, 2, 6, 5, 7)]) == ([2, 3, 4, 5, 6, 7], [2], "")
 
 
-@pytest.mark.parametrize("answers", [
-    # Too many batches wait for step 4; the end comes without it; nothing follows step 3.
-    [parts(2, 3, 5, 6, 7), parts(5, 4, 6, 7)], [parts(3, 2, 6, 7), parts(5, 7, 4, 6)],
-    [parts(2, 3), parts(4, 5, 6, 7)]])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        # Too many batches wait for step 4; the end comes without it; nothing follows step 3.
+        [parts(2, 3, 5, 6, 7), parts(5, 4, 6, 7)],
+        [parts(3, 2, 6, 7), parts(5, 7, 4, 6)],
+        [parts(2, 3), parts(4, 5, 6, 7)],
+    ],
+)
 def test_lost_batches_are_requested_again(answers):
     assert ordered(answers) == ([2, 3, 4, 5, 6, 7], [2, 4], "")
 
@@ -179,8 +201,10 @@ def test_service_error_is_reported_if_no_file_is_faulty(settings, monkeypatch):
             reader.read(0)
 
 
-@pytest.mark.parametrize("address", ["localhost:5050", "grpc://localhost", "http://localhost:5050",
-                                     "grpc://localhost:99999", "grpc://local host:5050"])
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:5050", "grpc://localhost", "http://localhost:5050", "grpc://localhost:99999", "grpc://local host:5050"],
+)
 def test_malformed_addresses(address):
     with pytest.raises(ConfigError, match="grpc://host:5050, got"):
         check_config(Config(data=Data(service=address)))
@@ -193,8 +217,10 @@ def test_unreachable_service_and_occupied_port(settings):
         taken.bind(("", 0))
         port = taken.getsockname()[1]
         address = f"grpc://localhost:{port}"
-        for call in (lambda: train_batches(served(settings, address)),
-                     lambda: data_service.serve_data(0, "localhost", address)):
+        for call in (
+            lambda: train_batches(served(settings, address)),
+            lambda: data_service.serve_data(0, "localhost", address),
+        ):
             with pytest.raises(data_service.ServiceError, match=f"no tf.data service answers at {address}: .*refused"):
                 call()
         taken.listen()

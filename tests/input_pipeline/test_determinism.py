@@ -35,8 +35,15 @@ def cropped(settings):
 
 def digests(batches):
     """Return the digest of each example of each batch."""
-    return [[hashlib.sha256(b"".join(batch[key][row].numpy().tobytes() for key in ("image", "label", "index")))
-             .hexdigest() for row in range(len(batch["index"]))] for batch in batches]
+    return [
+        [
+            hashlib.sha256(
+                b"".join(batch[key][row].numpy().tobytes() for key in ("image", "label", "index"))
+            ).hexdigest()
+            for row in range(len(batch["index"]))
+        ]
+        for batch in batches
+    ]
 
 
 def with_options(batches, threads, autotune, budget=0):
@@ -105,8 +112,11 @@ def test_each_worker_reads_only_its_part_of_each_batch(monkeypatch, cropped):
             read.clear()
             parts.append(digests(train_batches(cropped, start, worker(workers, which))))
             size = BATCH // workers
-            expected = [index for step in range(start, STEPS)
-                        for index in step_indices(cropped, step)[which * size:(which + 1) * size]]
+            expected = [
+                index
+                for step in range(start, STEPS)
+                for index in step_indices(cropped, step)[which * size : (which + 1) * size]
+            ]
             assert sorted(read) == sorted(expected)
         assert [sum(batch, []) for batch in zip(*parts, strict=True)] == whole[start:]
 

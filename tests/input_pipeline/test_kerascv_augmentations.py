@@ -39,8 +39,9 @@ def test_batches_are_augmented_and_labels_unchanged(tmp_path):
     label = np.random.default_rng(1).integers(0, 3, (8, 8))
     settings = config(folder(tmp_path, {"train": [label] * 2}))
     for index in range(2):
-        tf.io.write_file(str(tmp_path / f"train/images/e{index:02d}.png"),
-                         tf.io.encode_png(tf.constant(IMAGE[:8, :8], tf.uint8)))
+        tf.io.write_file(
+            str(tmp_path / f"train/images/e{index:02d}.png"), tf.io.encode_png(tf.constant(IMAGE[:8, :8], tf.uint8))
+        )
     extra = dataclasses.replace(settings, augment=dataclasses.replace(settings.augment, extra=("gaussian_blur",)))
     (plain,), (blurred,) = (list(train_batches(case).take(1)) for case in (settings, extra))
     assert (plain["label"].numpy() == blurred["label"].numpy()).all()

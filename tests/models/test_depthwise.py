@@ -31,10 +31,12 @@ def test_outputs_and_gradients_match_the_definition(size, dilation, known):
     inputs, kernel, upstream = random(2, *size, 5), random(3, 3, 5, 1, seed=1), random(2, *size, 5, seed=2)
     shape = {"all": inputs.shape, "height": (2, size[0], None, 5), "none": (None, None, None, 5)}[known]
     shapes = [tf.TensorSpec(shape), tf.TensorSpec(kernel.shape)]
-    convolve = tf.function(lambda inputs, kernel: depthwise.dilated_depthwise_convolution(
-        inputs, kernel, dilation), shapes)
-    for actual, expected in zip(differentiated(convolve, inputs, kernel, upstream),
-                                exact(inputs, kernel, upstream, dilation)):
+    convolve = tf.function(
+        lambda inputs, kernel: depthwise.dilated_depthwise_convolution(inputs, kernel, dilation), shapes
+    )
+    for actual, expected in zip(
+        differentiated(convolve, inputs, kernel, upstream), exact(inputs, kernel, upstream, dilation)
+    ):
         assert actual.shape == expected.shape
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
@@ -48,9 +50,17 @@ def largest_tensor(function):
 WIDE = {"kernel_size": 3, "padding": "same", "dilation_rate": 9}
 
 
-@pytest.mark.parametrize("settings, fast", [
-    ({}, True), ({"kernel_size": 5}, False), ({"padding": "valid", "dilation_rate": 2}, False),
-    ({"depth_multiplier": 2}, False), ({"dtype": "mixed_bfloat16"}, False), ({"dilation_rate": (9, 4)}, False)])
+@pytest.mark.parametrize(
+    "settings, fast",
+    [
+        ({}, True),
+        ({"kernel_size": 5}, False),
+        ({"padding": "valid", "dilation_rate": 2}, False),
+        ({"depth_multiplier": 2}, False),
+        ({"dtype": "mixed_bfloat16"}, False),
+        ({"dilation_rate": (9, 4)}, False),
+    ],
+)
 def test_the_layer_agrees_with_keras_layer(settings, fast):
     values = WIDE | {"use_bias": True, "bias_initializer": "random_normal", "activation": "relu"} | settings
     layer, plain = DepthwiseConvolution(**values), keras.layers.DepthwiseConv2D(**values)
@@ -77,7 +87,9 @@ def test_only_the_inputs_are_kept_for_the_gradient():
     backward = [operation for operation in operations if "gradient_tape" in operation.name]
     assert backward and not any(
         value.op.type.startswith(("SpaceToBatch", "DepthwiseConv")) and "gradient_tape" not in value.op.name
-        for operation in backward for value in operation.inputs)
+        for operation in backward
+        for value in operation.inputs
+    )
 
 
 def test_the_layer_survives_its_config():

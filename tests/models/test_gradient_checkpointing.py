@@ -25,6 +25,7 @@ def built(recompute, precision="float32", freeze=()):
 
 def step(model):
     """Return the loss, gradients and outputs of a training step, and its number of convolutions."""
+
     @tf.function(autograph=False)
     def differentiate():
         with tf.GradientTape() as tape:
@@ -34,13 +35,18 @@ def step(model):
 
     operations = differentiate.get_concrete_function().graph.get_operations()
     loss, gradients, outputs = differentiate()
-    return (float(loss), [gradient.numpy() for gradient in gradients],
-            {name: value.numpy() for name, value in outputs.items()},
-            sum(operation.type == "Conv2D" for operation in operations))
+    return (
+        float(loss),
+        [gradient.numpy() for gradient in gradients],
+        {name: value.numpy() for name, value in outputs.items()},
+        sum(operation.type == "Conv2D" for operation in operations),
+    )
 
 
-@pytest.mark.parametrize("precision, freeze", all_of(
-    [("float32", ("backbone.stem.*", "backbone.layer1.*", "backbone.layer2.0.bn1"))], ("mixed_bfloat16", ())))
+@pytest.mark.parametrize(
+    "precision, freeze",
+    all_of([("float32", ("backbone.stem.*", "backbone.layer1.*", "backbone.layer2.0.bn1"))], ("mixed_bfloat16", ())),
+)
 def test_losses_gradients_and_statistics_are_unchanged(precision, freeze):
     plain, recomputed = built(False, precision, freeze), built(True, precision, freeze)
     loss, gradients, outputs, convolutions = step(plain)
@@ -64,16 +70,18 @@ def test_losses_gradients_and_statistics_are_unchanged(precision, freeze):
 def test_layers_weight_files_inference_and_folding_are_unchanged(tmp_path):
     plain, recomputed = built(False), built(True)
     random = np.random.default_rng(2)
-    recomputed.set_weights([random.uniform(0.5, 1, value.shape).astype(value.dtype) / value.size**0.5
-                            for value in values(recomputed)])
+    recomputed.set_weights(
+        [random.uniform(0.5, 1, value.shape).astype(value.dtype) / value.size**0.5 for value in values(recomputed)]
+    )
     assert [layer.name for layer in plain.layers] == [layer.name for layer in recomputed.layers]
     recomputed.save_weights(tmp_path / "recomputed.weights.h5")
     plain.load_weights(tmp_path / "recomputed.weights.h5")
     assert all(np.array_equal(*pair) for pair in zip(values(plain), values(recomputed), strict=True))
     expected = plain(IMAGES)["main"].numpy()
     assert np.array_equal(recomputed(IMAGES)["main"].numpy(), expected)
-    np.testing.assert_allclose(fold_batch_norms(models.main_only(recomputed))
-                               (IMAGES).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        fold_batch_norms(models.main_only(recomputed))(IMAGES).numpy(), expected, rtol=1e-4, atol=1e-5
+    )
     first = plain.get_layer("backbone.stem.0")
     first.set_weights([2 * value for value in first.get_weights()])
     recomputed.set_weights([np.zeros_like(value) for value in values(recomputed)])

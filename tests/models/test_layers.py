@@ -41,8 +41,16 @@ def resized(images, size, align_corners):
     return outputs
 
 
-SIZES = [((4, 6), (8, 12)), ((4, 6), (7, 5)), ((9, 13), (3, 4)), ((5, 5), (5, 5)), ((1, 1), (4, 3)), ((4, 5), (1, 1)),
-         ((1, 7), (3, 2)), ((13, 25), (97, 193))]
+SIZES = [
+    ((4, 6), (8, 12)),
+    ((4, 6), (7, 5)),
+    ((9, 13), (3, 4)),
+    ((5, 5), (5, 5)),
+    ((1, 1), (4, 3)),
+    ((4, 5), (1, 1)),
+    ((1, 7), (3, 2)),
+    ((13, 25), (97, 193)),
+]
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -115,14 +123,15 @@ def convolved(images, kernel, stride, dilation):
     for row in range(size):
         for column in range(size):
             top, left = row * dilation, column * dilation
-            taps = padded[:, top:top + (height - 1) * stride + 1:stride, left:left + (width - 1) * stride + 1:stride]
+            taps = padded[
+                :, top : top + (height - 1) * stride + 1 : stride, left : left + (width - 1) * stride + 1 : stride
+            ]
             outputs += taps @ kernel[row, column]
     return outputs
 
 
 @pytest.mark.parametrize("size", [(8, 10), (9, 11), (9, 10)])
-@pytest.mark.parametrize("kernel, stride, dilation", [
-    (3, 2, 1), (7, 2, 1), (1, 2, 1), (3, 1, 1), (3, 1, 2), (3, 1, 4)])
+@pytest.mark.parametrize("kernel, stride, dilation", [(3, 2, 1), (7, 2, 1), (1, 2, 1), (3, 1, 1), (3, 1, 2), (3, 1, 4)])
 def test_convolutions_pad_symmetrically(size, kernel, stride, dilation):
     images = keras.Input((*size, 3))
     outputs = blocks.convolution(images, 4, kernel, "c", "kaiming", stride=stride, dilation=dilation)
@@ -133,8 +142,10 @@ def test_convolutions_pad_symmetrically(size, kernel, stride, dilation):
     np.testing.assert_allclose(model(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layer", [
-    BatchNormalization(0.8, 1e-3, "zeros", name="n"), ChannelDropout(0.2, name="d"), ResizeLike(True, name="r")])
+@pytest.mark.parametrize(
+    "layer",
+    [BatchNormalization(0.8, 1e-3, "zeros", name="n"), ChannelDropout(0.2, name="d"), ResizeLike(True, name="r")],
+)
 def test_layers_survive_their_config(layer):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(again) is type(layer) and again.get_config() == layer.get_config()

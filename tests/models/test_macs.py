@@ -25,23 +25,33 @@ def layer_count(layer, shape):
     return count_layer_macs(traced(lambda inputs: layer(inputs), shape))
 
 
-@pytest.mark.parametrize("layer, shape, expected", [
-    # The outputs (2, 6, 8, 5) are sums over 3 x 2 positions of 4 channels.
-    (keras.layers.Conv2D(5, (3, 2)), (2, 8, 9, 4), 2 * 6 * 8 * 5 * 3 * 2 * 4),
-    (keras.layers.Conv2D(5, 3, strides=2), (1, 9, 9, 4), 4 * 4 * 5 * 9 * 4),
-    # TensorFlow pads 7 rows to 9 and 11 columns to 12, which must not count.
-    (keras.layers.Conv2D(5, 3, dilation_rate=3, padding="same"), (1, 7, 11, 4), 7 * 11 * 5 * 9 * 4),
-    (keras.layers.DepthwiseConv2D(3, padding="same"), (1, 5, 7, 4), 5 * 7 * 4 * 9),
-    (keras.layers.DepthwiseConv2D(3, padding="same", dilation_rate=2), (1, 5, 7, 4), 5 * 7 * 4 * 9),
-    (keras.layers.Dense(3), (2, 7), 2 * 7 * 3),
-    (keras.layers.BatchNormalization(), (1, 5, 5, 4), 0)])
+@pytest.mark.parametrize(
+    "layer, shape, expected",
+    [
+        # The outputs (2, 6, 8, 5) are sums over 3 x 2 positions of 4 channels.
+        (keras.layers.Conv2D(5, (3, 2)), (2, 8, 9, 4), 2 * 6 * 8 * 5 * 3 * 2 * 4),
+        (keras.layers.Conv2D(5, 3, strides=2), (1, 9, 9, 4), 4 * 4 * 5 * 9 * 4),
+        # TensorFlow pads 7 rows to 9 and 11 columns to 12, which must not count.
+        (keras.layers.Conv2D(5, 3, dilation_rate=3, padding="same"), (1, 7, 11, 4), 7 * 11 * 5 * 9 * 4),
+        (keras.layers.DepthwiseConv2D(3, padding="same"), (1, 5, 7, 4), 5 * 7 * 4 * 9),
+        (keras.layers.DepthwiseConv2D(3, padding="same", dilation_rate=2), (1, 5, 7, 4), 5 * 7 * 4 * 9),
+        (keras.layers.Dense(3), (2, 7), 2 * 7 * 3),
+        (keras.layers.BatchNormalization(), (1, 5, 5, 4), 0),
+    ],
+)
 def test_layers_counted_by_hand(layer, shape, expected):
     assert layer_count(layer, shape) == expected
 
 
-@pytest.mark.parametrize("first, second, transposed, expected", [
-    ((2, 3, 4), (2, 4, 5), False, 2 * 3 * 4 * 5), ((2, 4, 3), (2, 4, 5), True, 2 * 3 * 4 * 5),
-    ((3, 4), (4, 5), False, 3 * 4 * 5), ((4, 3), (4, 5), True, 3 * 4 * 5)])
+@pytest.mark.parametrize(
+    "first, second, transposed, expected",
+    [
+        ((2, 3, 4), (2, 4, 5), False, 2 * 3 * 4 * 5),
+        ((2, 4, 3), (2, 4, 5), True, 2 * 3 * 4 * 5),
+        ((3, 4), (4, 5), False, 3 * 4 * 5),
+        ((4, 3), (4, 5), True, 3 * 4 * 5),
+    ],
+)
 def test_products_counted_by_hand(first, second, transposed, expected):
     assert count_layer_macs(traced(lambda a, b: tf.matmul(a, b, transpose_a=transposed), first, second)) == expected
 
@@ -57,9 +67,11 @@ def extra_count_of_mmengine(layer):
     """Return mmengine's count of a layer that does not multiply matrices there."""
     outputs = math.prod(layer.output.shape[1:])
     # mmengine counts two per normalized value, four per interpolated value and one per averaged value.
-    return {"BatchNormalization": 2 * outputs, "ResizeLike": 4 * outputs,
-            "AdaptiveAveragePooling": math.prod(layer.input.shape[1:]) if not isinstance(layer.input, list) else 0,
-            }.get(type(layer).__name__, outputs if layer.name.endswith("global_add") else 0)
+    return {
+        "BatchNormalization": 2 * outputs,
+        "ResizeLike": 4 * outputs,
+        "AdaptiveAveragePooling": math.prod(layer.input.shape[1:]) if not isinstance(layer.input, list) else 0,
+    }.get(type(layer).__name__, outputs if layer.name.endswith("global_add") else 0)
 
 
 def extra_count_of_kseg(layer):

@@ -34,9 +34,17 @@ def test_parameter_counts_match_the_originals(system, head, backbone):
         auxiliary = 512
     shortcut = 12 if backbone == "resnet18" else 48
     with without_values():
-        model = models.build(Model(backbone=backbone, head=head, channels=channels, auxiliary_channels=auxiliary,
-                                   fcn=Fcn(concat_input=system == "mmseg"),
-                                   deeplab=Deeplab(shortcut_channels=shortcut)), 19)
+        model = models.build(
+            Model(
+                backbone=backbone,
+                head=head,
+                channels=channels,
+                auxiliary_channels=auxiliary,
+                fcn=Fcn(concat_input=system == "mmseg"),
+                deeplab=Deeplab(shortcut_channels=shortcut),
+            ),
+            19,
+        )
     variables = {"total": model.trainable_variables}
     for part in ("backbone", "decode_head", "auxiliary_head"):
         variables[part] = [variable for variable in model.trainable_variables if variable.path.startswith(part)]
@@ -45,30 +53,47 @@ def test_parameter_counts_match_the_originals(system, head, backbone):
     assert {part: counts[part] for part in parts} == {part: expected[part] for part in parts}
 
 
-@pytest.mark.parametrize("stride, contract, expected", [
-    (8, True, {3: [1, 2, 2, 2, 2, 2], 4: [2, 4, 4]}), (8, False, {3: [2] * 6, 4: [4] * 3}),
-    (16, True, {3: [1] * 6, 4: [1, 2, 2]}), (16, False, {3: [1] * 6, 4: [2] * 3})])
+@pytest.mark.parametrize(
+    "stride, contract, expected",
+    [
+        (8, True, {3: [1, 2, 2, 2, 2, 2], 4: [2, 4, 4]}),
+        (8, False, {3: [2] * 6, 4: [4] * 3}),
+        (16, True, {3: [1] * 6, 4: [1, 2, 2]}),
+        (16, False, {3: [1] * 6, 4: [2] * 3}),
+    ],
+)
 def test_dilations(stride, contract, expected):
     with without_values():
         model = models.build(tiny(backbone="resnet50", output_stride=stride, contract_dilation=contract), CLASSES)
-    dilations = {stage: [model.get_layer(f"backbone.layer{stage}.{block}.conv2").dilation_rate
-                         for block in range(len(blocks))] for stage, blocks in expected.items()}
+    dilations = {
+        stage: [model.get_layer(f"backbone.layer{stage}.{block}.conv2").dilation_rate for block in range(len(blocks))]
+        for stage, blocks in expected.items()
+    }
     assert dilations == {stage: [(rate, rate) for rate in rates] for stage, rates in expected.items()}
-    others = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)
-              and not re.search(r"layer[34]\.\d+\.conv2$", layer.name)]
+    others = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D) and not re.search(r"layer[34]\.\d+\.conv2$", layer.name)
+    ]
     assert {layer.dilation_rate for layer in others} == {(1, 1)}
 
 
-@pytest.mark.parametrize("settings, stage, expected", [
-    ({"multi_grid": (1, 2, 4)}, "layer4", [1, 2, 4]),
-    ({"multi_grid": (3, 1, 2), "output_stride": 8}, "layer4", [3, 1, 2]),
-    ({"multi_grid": (1, 2, 4)}, "layer3", [1] * 6), ({"backbone": "resnet18", "multi_grid": (1, 2)}, "layer4", [1, 2])])
+@pytest.mark.parametrize(
+    "settings, stage, expected",
+    [
+        ({"multi_grid": (1, 2, 4)}, "layer4", [1, 2, 4]),
+        ({"multi_grid": (3, 1, 2), "output_stride": 8}, "layer4", [3, 1, 2]),
+        ({"multi_grid": (1, 2, 4)}, "layer3", [1] * 6),
+        ({"backbone": "resnet18", "multi_grid": (1, 2)}, "layer4", [1, 2]),
+    ],
+)
 def test_multi_grid_is_absolute_and_only_for_the_last_stage(settings, stage, expected):
     with without_values():
         model = models.build(tiny(**{"backbone": "resnet50", "output_stride": 16} | settings), CLASSES)
     convolution = "conv1" if settings.get("backbone") == "resnet18" else "conv2"
-    assert [model.get_layer(f"backbone.{stage}.{block}.{convolution}").dilation_rate[0]
-            for block in range(len(expected))] == expected
+    assert [
+        model.get_layer(f"backbone.{stage}.{block}.{convolution}").dilation_rate[0] for block in range(len(expected))
+    ] == expected
 
 
 def test_multi_grid_of_a_wrong_length():
@@ -76,10 +101,16 @@ def test_multi_grid_of_a_wrong_length():
         models.build(tiny(backbone="resnet50", multi_grid=(1, 2)), CLASSES)
 
 
-@pytest.mark.parametrize("settings, stem, strided, shortcut", [
-    ({"stem": "7x7", "stride_on": "1x1"}, "conv1", "conv1", "downsample.0"),
-    ({"stem": "7x7"}, "conv1", "conv2", "downsample.0"), ({}, "stem.0", "conv2", "downsample.0"),
-    ({"downsample": "average"}, "stem.0", "conv2", "downsample.1")], ids=["v1", "v1b", "v1c", "v1d"])
+@pytest.mark.parametrize(
+    "settings, stem, strided, shortcut",
+    [
+        ({"stem": "7x7", "stride_on": "1x1"}, "conv1", "conv1", "downsample.0"),
+        ({"stem": "7x7"}, "conv1", "conv2", "downsample.0"),
+        ({}, "stem.0", "conv2", "downsample.0"),
+        ({"downsample": "average"}, "stem.0", "conv2", "downsample.1"),
+    ],
+    ids=["v1", "v1b", "v1c", "v1d"],
+)
 def test_variants_of_the_backbone(settings, stem, strided, shortcut):
     with without_values():
         model = models.build(tiny(backbone="resnet50", **settings), CLASSES)
@@ -104,8 +135,11 @@ def test_initial_weights_of_convolutions(head):
     keras.utils.set_random_seed(0)
     model = models.build(Model(backbone="resnet18", head=head, channels=128, auxiliary_channels=64), CLASSES)
     # Depthwise convolutions are listed too, with another kernel layout. The plain 1x1 ones have a separate test.
-    convolutions = [layer for layer in model.layers if isinstance(layer, (keras.layers.Conv2D, DepthwiseConv2D))
-                    and not layer.name.endswith(".gla")]
+    convolutions = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, (keras.layers.Conv2D, DepthwiseConv2D)) and not layer.name.endswith(".gla")
+    ]
     assert len(convolutions) > 20
     for layer in convolutions:
         kernel = layer.kernel.numpy()
@@ -131,9 +165,16 @@ def test_initial_weights_of_norms_and_of_the_encoding(backbone, last):
     assert zero == {path for path in gammas if re.fullmatch(rf"backbone\.layer\d\.\d+\.{last}/gamma", path)} != set()
     assert all((value == 1).all() for path, value in gammas.items() if path not in zero)
     assert not any(value.any() for path, value in values.items() if path.endswith("beta"))
-    assert_uniform(values, {"encoding.0/codewords": (-1, 1, (16 * 8) ** -0.5), "encoding.0/scale": (-1, 0, 1),
-                            "fc.0/kernel": (-1, 1, 8**-0.5), "fc.0/bias": (-1, 1, 8**-0.5),
-                            "se_layer/kernel": (-1, 1, 8**-0.5)})
+    assert_uniform(
+        values,
+        {
+            "encoding.0/codewords": (-1, 1, (16 * 8) ** -0.5),
+            "encoding.0/scale": (-1, 0, 1),
+            "fc.0/kernel": (-1, 1, 8**-0.5),
+            "fc.0/bias": (-1, 1, 8**-0.5),
+            "se_layer/kernel": (-1, 1, 8**-0.5),
+        },
+    )
 
 
 def assert_uniform(values, expected):
@@ -162,7 +203,7 @@ def test_uniform_initial_weights(head):
             # A depthwise kernel has one input channel.
             fan_in = np.prod(kernel.shape[:2]) * (1 if isinstance(layer, DepthwiseConv2D) else kernel.shape[2])
             arrays = {"kernel": kernel} | ({"bias": layer.bias.numpy()} if layer.use_bias else {})
-            assert_uniform(arrays, {name: (-1, 1, fan_in**-0.5) for name in arrays})
+            assert_uniform(arrays, dict.fromkeys(arrays, (-1, 1, fan_in ** (-0.5))))
             assert all(np.abs(array).max() > 0 for array in arrays.values()), layer.name
         if layer.name.endswith(("bn1", "bn2", ".bn")):
             assert (layer.gamma.numpy() == 1).all() and not layer.beta.numpy().any()

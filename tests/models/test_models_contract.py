@@ -30,9 +30,14 @@ def assert_close(first, second):
         np.testing.assert_allclose(first[name], second[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.fixture(scope="module", ids=lambda param: f"{param[0]}-os{param[1]}{'-corners' if param[2] else ''}",
-                params=all_of([(head, *SETTINGS[0]) for head in models.HEADS] + [("encnet", *SETTINGS[1])],
-                              *[((head, *SETTINGS[1]),) for head in models.HEADS if head != "encnet"]))
+@pytest.fixture(
+    scope="module",
+    ids=lambda param: f"{param[0]}-os{param[1]}{'-corners' if param[2] else ''}",
+    params=all_of(
+        [(head, *SETTINGS[0]) for head in models.HEADS] + [("encnet", *SETTINGS[1])],
+        *[((head, *SETTINGS[1]),) for head in models.HEADS if head != "encnet"],
+    ),
+)
 def case(request):
     """Return (config, model with open sizes and random statistics)."""
     head, stride, align_corners = request.param
@@ -93,9 +98,13 @@ def test_fixed_and_open_sizes_agree(case):
     expected = model(images, training=False)
     assert_close(fixed(images, training=False), expected)
     assert {name: tuple(output.shape[1:]) for name, output in expected.items()} == {
-        name: output.shape[1:] for name, output in fixed.output.items()}
-    compiled = tf.function(lambda batch: model(batch, training=False),
-                           input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)], autograph=False)
+        name: output.shape[1:] for name, output in fixed.output.items()
+    }
+    compiled = tf.function(
+        lambda batch: model(batch, training=False),
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)],
+        autograph=False,
+    )
     assert_close(compiled(images), expected)
 
 
@@ -144,8 +153,9 @@ def gradients(model, config):
         terms = losses.loss_terms(model(images, training=True), labels, Loss(), config.align_corners)
         loss = sum(weight * total / count for weight, total, count in terms.values())
     variables = model.trainable_variables
-    return dict(zip((variable.path for variable in variables),
-                    tape.gradient(loss, [variable.value for variable in variables])))
+    return dict(
+        zip((variable.path for variable in variables), tape.gradient(loss, [variable.value for variable in variables]))
+    )
 
 
 def test_gradients_reach_every_variable(case, fresh):
@@ -222,13 +232,19 @@ def test_inference_needs_neither_auxiliary_head_nor_presence_layer(case, tmp_pat
     np.testing.assert_allclose(loaded.serve(images), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings, names", [
-    ({"auxiliary_channels": 0}, {"main", "se"}), ({"encnet": Encnet(se=False)}, {"main", "aux"}),
-    ({"encnet": Encnet(lateral=True)}, {"main", "aux", "se"}), ({"head": "fcn", "auxiliary_channels": 0}, {"main"}),
-    ({"head": "deeplabv3plus", "deeplab": Deeplab(shortcut_channels=0)}, {"main", "aux"}),
-    ({"head": "deeplabv3", "deeplab": Deeplab(dilations=(1, 3))}, {"main", "aux"}),
-    ({"head": "apcnet", "apcnet": Apcnet(pool_scales=(7,), fusion=False)}, {"main", "aux"}),
-    ({"head": "pspnet", "pspnet": Pspnet(pool_scales=(1, 4))}, {"main", "aux"})])
+@pytest.mark.parametrize(
+    "settings, names",
+    [
+        ({"auxiliary_channels": 0}, {"main", "se"}),
+        ({"encnet": Encnet(se=False)}, {"main", "aux"}),
+        ({"encnet": Encnet(lateral=True)}, {"main", "aux", "se"}),
+        ({"head": "fcn", "auxiliary_channels": 0}, {"main"}),
+        ({"head": "deeplabv3plus", "deeplab": Deeplab(shortcut_channels=0)}, {"main", "aux"}),
+        ({"head": "deeplabv3", "deeplab": Deeplab(dilations=(1, 3))}, {"main", "aux"}),
+        ({"head": "apcnet", "apcnet": Apcnet(pool_scales=(7,), fusion=False)}, {"main", "aux"}),
+        ({"head": "pspnet", "pspnet": Pspnet(pool_scales=(1, 4))}, {"main", "aux"}),
+    ],
+)
 def test_optional_outputs(settings, names):
     outputs = models.build(tiny(**settings), CLASSES)(random_images(1, 33, 33))
     assert outputs.keys() == names and outputs["main"].shape == (1, 5, 5, CLASSES)
@@ -238,14 +254,19 @@ def test_optional_outputs(settings, names):
 def test_every_pool_scale_has_a_branch(head):
     scales = (1, 2, 5)
     model = models.build(tiny(head=head, apcnet=Apcnet(pool_scales=scales), pspnet=Pspnet(pool_scales=scales)), CLASSES)
-    assert [layer.bins for layer in model.layers
-            if isinstance(layer, AdaptiveAveragePooling) and "global" not in layer.name] == list(scales)
+    assert [
+        layer.bins for layer in model.layers if isinstance(layer, AdaptiveAveragePooling) and "global" not in layer.name
+    ] == list(scales)
     assert any("fusion_conv" in layer.name for layer in model.layers) == (head == "apcnet")
 
 
-@pytest.mark.parametrize("field, value, choices", [
-    ("backbone", "resnet51", ["model.backbone", "'resnet51'", "Did you mean resnet50", "resnet101"]),
-    ("head", "fcnn", ["model.head", "'fcnn'", "Did you mean fcn", "encnet"])])
+@pytest.mark.parametrize(
+    "field, value, choices",
+    [
+        ("backbone", "resnet51", ["model.backbone", "'resnet51'", "Did you mean resnet50", "resnet101"]),
+        ("head", "fcnn", ["model.head", "'fcnn'", "Did you mean fcn", "encnet"]),
+    ],
+)
 def test_unknown_names_list_the_choices(field, value, choices):
     with pytest.raises(ConfigError) as caught:
         models.build(tiny(**{field: value}), CLASSES)

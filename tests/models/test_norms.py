@@ -57,8 +57,9 @@ def test_a_frozen_norm_has_the_same_gradients_on_a_gpu(dtype, tolerance, monkeyp
     results = []
     for cpu in (True, False):
         monkeypatch.setattr(norms, "on_cpu", lambda cpu=cpu: cpu)
-        layer = BatchNormalization(name="n", trainable=False, dtype="float32" if dtype == "float32" else
-                                   f"mixed_{dtype}")
+        layer = BatchNormalization(
+            name="n", trainable=False, dtype="float32" if dtype == "float32" else f"mixed_{dtype}"
+        )
         layer.build(inputs.shape)
         layer.set_weights([random(4, seed=2), random(4, seed=3), random(4, seed=4), np.abs(random(4, seed=5)) + 0.5])
         variables = [layer.gamma.value, layer.beta.value]
@@ -68,8 +69,9 @@ def test_a_frozen_norm_has_the_same_gradients_on_a_gpu(dtype, tolerance, monkeyp
         results.append([outputs, *tape.gradient(outputs, (inputs, *variables), upstream)])
     for on_cpu, on_gpu in zip(*results):
         assert on_cpu.dtype == on_gpu.dtype
-        np.testing.assert_allclose(*(tf.cast(values, tf.float32) for values in (on_cpu, on_gpu)), rtol=tolerance,
-                                   atol=tolerance)
+        np.testing.assert_allclose(
+            *(tf.cast(values, tf.float32) for values in (on_cpu, on_gpu)), rtol=tolerance, atol=tolerance
+        )
 
 
 def test_statistics_of_small_inputs_are_exact():
@@ -109,8 +111,9 @@ def test_statistics_match_numpy(shape):
     inputs = random(*shape)
     outputs = layer(inputs, training=True)
     flat = inputs.reshape(-1, 4).astype(np.float64)
-    np.testing.assert_allclose(outputs.numpy().reshape(-1, 4), (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5),
-                               rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        outputs.numpy().reshape(-1, 4), (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5), rtol=1e-4, atol=1e-4
+    )
     np.testing.assert_allclose(layer.moving_mean.numpy(), 0.1 * flat.mean(0), rtol=1e-4, atol=1e-6)
     unbiased = 0.9 + 0.1 * flat.var(0, ddof=1)
     np.testing.assert_allclose(layer.moving_variance.numpy(), unbiased, rtol=1e-4)
@@ -118,8 +121,9 @@ def test_statistics_match_numpy(shape):
     assert np.abs(unbiased - (0.9 + 0.1 * flat.var(0))).max() > 5e-3
     moving_mean = layer.moving_mean.numpy()
     inference = layer(inputs, training=False).numpy().reshape(-1, 4)
-    np.testing.assert_allclose(inference, (flat - moving_mean) / np.sqrt(layer.moving_variance.numpy() + 1e-5),
-                               rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        inference, (flat - moving_mean) / np.sqrt(layer.moving_variance.numpy() + 1e-5), rtol=1e-4, atol=1e-4
+    )
     assert (layer.moving_mean.numpy() == moving_mean).all()
 
 

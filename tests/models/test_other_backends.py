@@ -33,8 +33,13 @@ def on_jax(tmp_path_factory):
         model.save_weights(directory / f"{head}.weights.h5")
         expected[head] = model(images, training=False)
     fixtures = [FIXTURE, *([VERIFIED] if ALL else [])] if FIXTURES.is_dir() else []
-    result = subprocess.run([sys.executable, "-m", "tests.helpers.other_backend", directory, *fixtures], text=True,
-                            capture_output=True, env=os.environ | ON_JAX, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.other_backend", directory, *fixtures],
+        text=True,
+        capture_output=True,
+        env=os.environ | ON_JAX,
+        cwd=ROOT,
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-1] == "jax"
     return directory, expected
@@ -52,8 +57,10 @@ def test_jax_loads_the_same_weights_and_gives_the_same_logits(on_jax):
 @needs_fixtures
 def test_jax_matches_the_reference(on_jax):
     actual = json.loads((on_jax[0] / "fixture.json").read_text())
-    expected = {key: json.loads((FIXTURES / FIXTURE / f"{key}.json").read_text())
-                for key in ("losses", "grads", "bn_after_step")}
+    expected = {
+        key: json.loads((FIXTURES / FIXTURE / f"{key}.json").read_text())
+        for key in ("losses", "grads", "bn_after_step")
+    }
     assert actual["loss"] == pytest.approx(expected["losses"]["total"], rel=1e-5)
     # The relative error of a gradient that is zero up to rounding is meaningless.
     floor = 1e-6 * max(pair[0] for key, pair in expected["grads"].items() if key != "_note")

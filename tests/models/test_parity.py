@@ -12,11 +12,27 @@ from tests.helpers.fixture_cases import NAMES, Case
 from tests.helpers.shared_files import FIXTURES, needs_fixtures
 
 CASES = [
-    "mmseg/apcnet_r18_d16", "mmseg/apcnet_r50_d8", "mmseg/deeplabv3_r101_d16_mg124_ohem", "mmseg/deeplabv3_r50_d8",
-    "mmseg/deeplabv3plus_r18_d16", "mmseg/deeplabv3plus_r50_d8", "mmseg/deeplabv3plus_r50_d8_ac",
-    "mmseg/encnet_r18_d16_lateral", "mmseg/encnet_r50_d8", "mmseg/fcn_r18_d16", "mmseg/fcn_r18v1b_d8",
-    "mmseg/pspnet_r18_d16", "mmseg/pspnet_r50v1d_d8", "sss/apcnet_r50_d8", "sss/deeplabv3_r50_d8",
-    "sss/deeplabv3plus_r18_d16", "sss/deeplabv3plus_r50_d8", "sss/encnet_r50_d8", "sss/fcn_r50_d8", "sss/pspnet_r50_d8"]
+    "mmseg/apcnet_r18_d16",
+    "mmseg/apcnet_r50_d8",
+    "mmseg/deeplabv3_r101_d16_mg124_ohem",
+    "mmseg/deeplabv3_r50_d8",
+    "mmseg/deeplabv3plus_r18_d16",
+    "mmseg/deeplabv3plus_r50_d8",
+    "mmseg/deeplabv3plus_r50_d8_ac",
+    "mmseg/encnet_r18_d16_lateral",
+    "mmseg/encnet_r50_d8",
+    "mmseg/fcn_r18_d16",
+    "mmseg/fcn_r18v1b_d8",
+    "mmseg/pspnet_r18_d16",
+    "mmseg/pspnet_r50v1d_d8",
+    "sss/apcnet_r50_d8",
+    "sss/deeplabv3_r50_d8",
+    "sss/deeplabv3plus_r18_d16",
+    "sss/deeplabv3plus_r50_d8",
+    "sss/encnet_r50_d8",
+    "sss/fcn_r50_d8",
+    "sss/pspnet_r50_d8",
+]
 SSS_LOSSES = {"loss_cls": "main", "loss_aux": "aux", "loss_se": "se"}
 MMSEG_LOSSES = {"decode.loss_ce": "main", "aux.loss_ce": "aux", "decode.loss_se": "se"}
 
@@ -61,9 +77,19 @@ def test_logits(case):
 def test_stages(case):
     import keras
 
-    last = [max((layer.name for layer in case.model.layers if layer.name.startswith(f"backbone.layer{stage}.")
-                 and layer.name.endswith(".relu") and layer.name.count(".") == 3),
-                key=lambda name: int(name.split(".")[2])) for stage in (1, 2, 3, 4)]
+    last = [
+        max(
+            (
+                layer.name
+                for layer in case.model.layers
+                if layer.name.startswith(f"backbone.layer{stage}.")
+                and layer.name.endswith(".relu")
+                and layer.name.count(".") == 3
+            ),
+            key=lambda name: int(name.split(".")[2]),
+        )
+        for stage in (1, 2, 3, 4)
+    ]
     stages = keras.Model(case.model.input, [case.model.get_layer(name).output for name in last])
     for index, output in enumerate(stages(case.array("input"), training=False)):
         assert close(output.numpy(), case.array(f"backbone_{index}")), last[index]
@@ -95,8 +121,11 @@ def test_losses_gradients_and_statistics(case):
 
 def check_sums(case, file, values):
     """Compare the [norm, sum] of all arrays, by MMSegmentation's names, with the fixture."""
-    expected = {key: value for key, value in case.json(file).items()
-                if not key.startswith("_") and not key.endswith("num_batches_tracked")}
+    expected = {
+        key: value
+        for key, value in case.json(file).items()
+        if not key.startswith("_") and not key.endswith("num_batches_tracked")
+    }
     if case.system == "sss":
         expected = {sss_to_mmseg(key, case.config.head): value for key, value in expected.items()}
     assert set(expected) == set(values)

@@ -10,6 +10,7 @@ from kseg.models.shared_functions import call_shared
 
 def calls_of(*names):
     """Return the functions that layers with these names call, and what they compute for 3.0."""
+
     def layers(values):
         for name in names:
             with tf.name_scope(name):
@@ -17,8 +18,11 @@ def calls_of(*names):
         return values
 
     traced = tf.function(layers, [tf.TensorSpec(())]).get_concrete_function()
-    called = [operation.get_attr("f").name for operation in traced.graph.get_operations()
-              if operation.type == "PartitionedCall"]
+    called = [
+        operation.get_attr("f").name
+        for operation in traced.graph.get_operations()
+        if operation.type == "PartitionedCall"
+    ]
     return called, float(traced(tf.constant(3.0)))
 
 

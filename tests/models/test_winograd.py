@@ -29,12 +29,15 @@ def exact(inputs, kernel, upstream, dilation):
     padded = np.pad(inputs, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
     outputs, padded_gradient, kernel_gradient = np.zeros(upstream.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
     for row, column in np.ndindex(3, 3):
-        shifted = (slice(None), slice(row * dilation, row * dilation + height),
-                   slice(column * dilation, column * dilation + width))
+        shifted = (
+            slice(None),
+            slice(row * dilation, row * dilation + height),
+            slice(column * dilation, column * dilation + width),
+        )
         outputs += padded[shifted] @ kernel[row, column]
         padded_gradient[shifted] += upstream @ kernel[row, column].T
         kernel_gradient[row, column] = np.tensordot(padded[shifted], upstream, ((0, 1, 2), (0, 1, 2)))
-    return outputs, padded_gradient[:, dilation:dilation + height, dilation:dilation + width], kernel_gradient
+    return outputs, padded_gradient[:, dilation : dilation + height, dilation : dilation + width], kernel_gradient
 
 
 # The sizes cover whole tiles, parts of tiles, and maps smaller than one tile.
@@ -47,8 +50,9 @@ def test_outputs_and_gradients_match_the_definition(size, dilation, known):
     inputs, kernel, upstream = random(2, *size, 5), random(3, 3, 5, 4, seed=1), random(2, *size, 4, seed=2)
     shapes = [tf.TensorSpec(inputs.shape if known else (None, None, None, 5)), tf.TensorSpec(kernel.shape)]
     convolve = tf.function(lambda inputs, kernel: winograd.winograd_convolution(inputs, kernel, dilation), shapes)
-    for actual, expected in zip(differentiated(convolve, inputs, kernel, upstream),
-                                exact(inputs, kernel, upstream, dilation)):
+    for actual, expected in zip(
+        differentiated(convolve, inputs, kernel, upstream), exact(inputs, kernel, upstream, dilation)
+    ):
         assert actual.shape == expected.shape
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5)
 
@@ -63,12 +67,20 @@ def test_rounding_errors_are_close_to_those_of_the_direct_kernel():
         assert np.abs(actual - expected).max() < 3e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("inputs, kernel, dilation, faster", [
-    ((2, 32, 32, 2048), (3, 3, 2048, 512), 1, True), ((None, None, None, 512), (3, 3, 512, 512), 4, True),
-    ((2, 32, 32, 512), (3, 3, 512, 512), 4, True), ((2, 32, 32, 64), (3, 3, 64, 512), 1, False),
-    ((2, 32, 32, 512), (3, 3, 512, 64), 1, False), ((2, 4, 4, 512), (3, 3, 512, 512), 4, False),
-    # Pyramids on a map larger than a tile, and on one smaller than a tile.
-    ((1, 64, 128, 2048), (3, 3, 2048, 512), 12, True), ((2, 32, 32, 2048), (3, 3, 2048, 512), 24, False)])
+@pytest.mark.parametrize(
+    "inputs, kernel, dilation, faster",
+    [
+        ((2, 32, 32, 2048), (3, 3, 2048, 512), 1, True),
+        ((None, None, None, 512), (3, 3, 512, 512), 4, True),
+        ((2, 32, 32, 512), (3, 3, 512, 512), 4, True),
+        ((2, 32, 32, 64), (3, 3, 64, 512), 1, False),
+        ((2, 32, 32, 512), (3, 3, 512, 64), 1, False),
+        ((2, 4, 4, 512), (3, 3, 512, 512), 4, False),
+        # Pyramids on a map larger than a tile, and on one smaller than a tile.
+        ((1, 64, 128, 2048), (3, 3, 2048, 512), 12, True),
+        ((2, 32, 32, 2048), (3, 3, 2048, 512), 24, False),
+    ],
+)
 def test_it_is_chosen_where_it_saves_products(inputs, kernel, dilation, faster):
     assert winograd.is_faster(inputs, kernel, (dilation, dilation)) == faster
 
@@ -82,9 +94,18 @@ def operations(layer, channels=128):
 WIDE = {"filters": 128, "kernel_size": 3, "padding": "same"}
 
 
-@pytest.mark.parametrize("settings, fast", [
-    ({}, True), ({"dilation_rate": 2}, True), ({"filters": 64}, False), ({"kernel_size": 1}, False),
-    ({"strides": 2}, False), ({"padding": "valid"}, False), ({"dtype": "mixed_bfloat16"}, False)])
+@pytest.mark.parametrize(
+    "settings, fast",
+    [
+        ({}, True),
+        ({"dilation_rate": 2}, True),
+        ({"filters": 64}, False),
+        ({"kernel_size": 1}, False),
+        ({"strides": 2}, False),
+        ({"padding": "valid"}, False),
+        ({"dtype": "mixed_bfloat16"}, False),
+    ],
+)
 def test_the_layer_agrees_with_keras_layer(settings, fast):
     values = WIDE | {"use_bias": True, "bias_initializer": "random_normal", "activation": "relu"} | settings
     layer, plain = Convolution(**values), keras.layers.Conv2D(**values)
@@ -95,13 +116,15 @@ def test_the_layer_agrees_with_keras_layer(settings, fast):
     assert [weight.shape for weight in layer.weights] == [weight.shape for weight in plain.weights]
     layer.set_weights(plain.get_weights())
     tolerance = 1e-5 if layer.compute_dtype == "float32" else 0.05
-    np.testing.assert_allclose(tf.cast(layer(inputs), tf.float32), tf.cast(plain(inputs), tf.float32),
-                               rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        tf.cast(layer(inputs), tf.float32), tf.cast(plain(inputs), tf.float32), rtol=tolerance, atol=tolerance
+    )
     assert ("PartitionedCall" in operations(layer)) == fast
 
 
-@pytest.mark.parametrize("size, known, tiled", [
-    ((24, 24), True, True), ((6, 6), True, False), ((24, 24), False, False)])
+@pytest.mark.parametrize(
+    "size, known, tiled", [((24, 24), True, True), ((6, 6), True, False), ((24, 24), False, False)]
+)
 def test_a_layer_with_a_large_dilation_needs_a_large_map_of_known_size(size, known, tiled, monkeypatch):
     layer, plain = Convolution(**WIDE, dilation_rate=6), keras.layers.Conv2D(**WIDE, dilation_rate=6)
     inputs = random(1, *size, 128)

@@ -30,20 +30,42 @@ from tests.helpers.running_servers import QUICK
 from tests.helpers.splits import val_split
 
 NODES = ("Ingest", "Examiner", "Trainer", "Evaluator", "Validator", "Pusher")
-SMALL = ["model.head=fcn", "model.width=4", "model.channels=8", "model.auxiliary_channels=0", "augment.crop=48,64",
-         "augment.photometric=false", "train.global_batch=2", "train.steps=8", "train.log_every=1",
-         "train.checkpoint_every=2", "train.validate_every=8", "export.warmup_batches=1"]
+SMALL = [
+    "model.head=fcn",
+    "model.width=4",
+    "model.channels=8",
+    "model.auxiliary_channels=0",
+    "augment.crop=48,64",
+    "augment.photometric=false",
+    "train.global_batch=2",
+    "train.steps=8",
+    "train.log_every=1",
+    "train.checkpoint_every=2",
+    "train.validate_every=8",
+    "export.warmup_batches=1",
+]
 
 
 def states(output):
     """Return {component: state} from the table that a run prints."""
-    return {words[0]: words[1] for words in map(str.split, output.splitlines())
-            if len(words) > 1 and words[0] in NODES}
+    return {words[0]: words[1] for words in map(str.split, output.splitlines()) if len(words) > 1 and words[0] in NODES}
 
 
 def arguments(root, shapes_directory, *more):
-    return ["--config", "encnet_shapes", "--root", root, "--images-per-bundle", "5", "--images-per-shard", "20",
-            "--set", *SMALL, f"data.directory={shapes_directory}", *more]
+    return [
+        "--config",
+        "encnet_shapes",
+        "--root",
+        root,
+        "--images-per-bundle",
+        "5",
+        "--images-per-shard",
+        "20",
+        "--set",
+        *SMALL,
+        f"data.directory={shapes_directory}",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +91,11 @@ def server(root):
     """Return a gRPC channel to a server that watches the still empty directory of pushed versions."""
     (root / "serving").mkdir()
     address = root / "socket"
-    started = model_server.Server(dataclasses.replace(
-        QUICK, model_name="shapes", model_base_path=str(root / "serving"), port=0, grpc_socket_path=str(address)))
+    started = model_server.Server(
+        dataclasses.replace(
+            QUICK, model_name="shapes", model_base_path=str(root / "serving"), port=0, grpc_socket_path=str(address)
+        )
+    )
     # The start ends when there is a version.
     starting = threading.Thread(target=started.start, daemon=True)
     starting.start()

@@ -43,17 +43,36 @@ class Aftermath(NamedTuple):
 
 
 def arguments(root):
-    return ["--config", "encnet_shapes", "--root", root / "run", "--infra-validator", "tensorflow/serving:2.19.1",
-            "--set", *TINY, "data.name=folder", f"data.directory={root / 'data'}"]
+    return [
+        "--config",
+        "encnet_shapes",
+        "--root",
+        root / "run",
+        "--infra-validator",
+        "tensorflow/serving:2.19.1",
+        "--set",
+        *TINY,
+        "data.name=folder",
+        f"data.directory={root / 'data'}",
+    ]
 
 
 def run_pipeline(root, log, kill_at=None, after=False, replacements=None):
     """Run the pipeline with a private temporary directory, without Docker and without training."""
     (root / "t").mkdir(exist_ok=True)
-    return pipeline_processes.run(arguments(root), root / log, {
-        ("tempfile", "tempdir"): str(root / "t"), ("pipeline.run_local", "require_docker"): print,
-        ("kseg.training.trainer", "train"): untrained.train, local_server.SEAM: local_server.LocalServer,
-        **(replacements or {})}, kill_at, after)
+    return pipeline_processes.run(
+        arguments(root),
+        root / log,
+        {
+            ("tempfile", "tempdir"): str(root / "t"),
+            ("pipeline.run_local", "require_docker"): print,
+            ("kseg.training.trainer", "train"): untrained.train,
+            local_server.SEAM: local_server.LocalServer,
+            **(replacements or {}),
+        },
+        kill_at,
+        after,
+    )
 
 
 def draw(root, classes):
@@ -118,9 +137,10 @@ def finished(killed, root):
 def test_completed_components_are_cached(killed, root, number):
     aftermath, component = killed[number], KILLS[number][0]
     assert aftermath.status == -signal.SIGKILL, (root / f"log{number}").read_text()
-    known = NODES[:NODES.index(KILLS[number - 1][0])] if number else ()
-    assert aftermath.states == {node: "cached" if node in known else "complete"
-                                for node in NODES[:NODES.index(component)]} | {component: "running"}
+    known = NODES[: NODES.index(KILLS[number - 1][0])] if number else ()
+    assert aftermath.states == {
+        node: "cached" if node in known else "complete" for node in NODES[: NODES.index(component)]
+    } | {component: "running"}
     # The server that the Validator started exits with it.
     assert aftermath.servers == []
 
@@ -128,13 +148,13 @@ def test_completed_components_are_cached(killed, root, number):
 def test_incomplete_versions_are_never_pushed(killed, finished, root):
     assert [aftermath.pushed for aftermath in killed[:-1]] == [[]] * 4 + [[pusher.STAGING]]
     # The last kill happened after the version was complete.
-    version, = (name for name in killed[-1].pushed if name != pusher.STAGING)
+    (version,) = (name for name in killed[-1].pushed if name != pusher.STAGING)
     (model,) = (root / "run").glob("artifacts/Trainer/model/*/Format-Serving")
     assert pusher.same_files(model, root / "run" / "serving" / version)
 
 
 def test_the_last_run_keeps_the_pushed_version(killed, finished, root):
-    version, = (name for name in killed[-1].pushed if name != pusher.STAGING)
+    (version,) = (name for name in killed[-1].pushed if name != pusher.STAGING)
     assert states_of(last_run(root)) == dict.fromkeys(NODES, "cached") | {"Pusher": "complete"}
     assert versions(root) == [version]
     assert f"pushed: {root / 'run' / 'serving' / version}" in finished
@@ -149,9 +169,14 @@ def other_program(*names):
 
 
 def test_a_changed_program_runs_again(finished, root):
-    status = run_pipeline(root, "changed", replacements={
-        ("pipeline.metadata.code_digest", "unchanged"): code_digest.code_digest,
-        ("pipeline.metadata.code_digest", "code_digest"): other_program})
+    status = run_pipeline(
+        root,
+        "changed",
+        replacements={
+            ("pipeline.metadata.code_digest", "unchanged"): code_digest.code_digest,
+            ("pipeline.metadata.code_digest", "code_digest"): other_program,
+        },
+    )
     output = (root / "changed").read_text()
     assert status == 0, output
     assert states_of(last_run(root)) == dict.fromkeys(NODES, "cached") | {"Pusher": "complete"}
@@ -165,6 +190,6 @@ def test_the_message_of_a_failure_is_recorded(finished, root, capsys):
     assert re.search(r"^Examiner +failed .* \d anomalies", output, re.MULTILINE)
     assert re.search(r"^Ingest .*changed: fingerprint$", output, re.MULTILINE)
     output = run_here(history.main, ["--root", root / "run"], capsys)
-    last = output[output.rindex("\n20"):]
+    last = output[output.rindex("\n20") :]
     assert re.search(r"^    Examiner failed: .*anomalies", last, re.MULTILINE) and "    pushed: nothing" in last
     assert "class 'sky' has 100.00%" in last

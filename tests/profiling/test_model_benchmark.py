@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from kseg import config as configs
 from kseg import benchmark, models
+from kseg import config as configs
 from kseg.config import Config
 from kseg.config.sections import Evaluate
 from kseg.datasets import registry
@@ -28,8 +28,26 @@ FACTS = Facts(1_234_567, 1_200_000, 1_000_000, 4_500_000, 987_654_321, "processo
 @exhaustive
 def test_command_prints_and_writes_all_forms(tmp_path, capfd):
     path = tmp_path / "figures.json"
-    assert benchmark.main([*ARGUMENTS, "--size", "32,48", "--batch", "2", "--rounds", "2", "--seconds", "0.05",
-                           "--threads", "1", "--json", str(path)]) == 0
+    assert (
+        benchmark.main(
+            [
+                *ARGUMENTS,
+                "--size",
+                "32,48",
+                "--batch",
+                "2",
+                "--rounds",
+                "2",
+                "--seconds",
+                "0.05",
+                "--threads",
+                "1",
+                "--json",
+                str(path),
+            ]
+        )
+        == 0
+    )
     stored, (output, errors) = json.loads(path.read_text()), capfd.readouterr()
     assert stored["missing"] == {}
     # The processes of the forms start TensorFlow quietly.
@@ -73,11 +91,20 @@ def test_all_forms_return_the_same_class_ids(tmp_path, monkeypatch):
         assert (class_ids[0] == expected).mean() > 0.99
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--size", "512"], "--size is '512'; it must be HEIGHT,WIDTH"), (["--size", "1,2,3"], "'1,2,3'"),
-    (["--size", "a,b"], "'a,b'"), (["--size=-1,2"], "'-1,2'"), (["--size", "0,64"], "height is 0"),
-    (["--size", "64,0"], "width is 0"), (["--batch", "0"], "batch is 0"), (["--rounds", "0"], "rounds is 0"),
-    (["--threads", "0"], "threads is 0")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--size", "512"], "--size is '512'; it must be HEIGHT,WIDTH"),
+        (["--size", "1,2,3"], "'1,2,3'"),
+        (["--size", "a,b"], "'a,b'"),
+        (["--size=-1,2"], "'-1,2'"),
+        (["--size", "0,64"], "height is 0"),
+        (["--size", "64,0"], "width is 0"),
+        (["--batch", "0"], "batch is 0"),
+        (["--rounds", "0"], "rounds is 0"),
+        (["--threads", "0"], "threads is 0"),
+    ],
+)
 def test_invalid_arguments_are_errors(words, message):
     with pytest.raises(ConfigError, match=message):
         benchmark.main([*ARGUMENTS, *words])

@@ -14,27 +14,39 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import (
-    model_pb2,
-    prediction_service_pb2_grpc,
-)
+from tensorflow_serving.apis import model_pb2, prediction_service_pb2_grpc
 
 from tests.helpers import running_servers, small_servables
-from tests.helpers.grpc_requests import (FLOATS, SECONDS, assert_healthy, predict_request, random_image, refusal,
-                                         states, status_request, until)
+from tests.helpers.grpc_requests import (
+    FLOATS,
+    SECONDS,
+    assert_healthy,
+    predict_request,
+    random_image,
+    refusal,
+    states,
+    status_request,
+    until,
+)
 from tests.helpers.running_servers import QUICK
 
 
 def test_requests_that_do_not_match_the_signature(stubs):
     call = stubs.predictions.Predict
     assert refusal(call, predict_request("half", "other", x=FLOATS)) == (
-        "FAILED_PRECONDITION", 'Serving signature key "other" not found.')
+        "FAILED_PRECONDITION",
+        'Serving signature key "other" not found.',
+    )
     assert refusal(call, predict_request("half", a=FLOATS, b=FLOATS)) == (
-        "INVALID_ARGUMENT", "input size does not match signature: 2!=1 len({a,b}) != len({x}). "
-        "Sent extra: {a,b}. Missing but required: {x}.")
+        "INVALID_ARGUMENT",
+        "input size does not match signature: 2!=1 len({a,b}) != len({x}). "
+        "Sent extra: {a,b}. Missing but required: {x}.",
+    )
     assert refusal(call, predict_request("half", z=FLOATS)) == (
-        "INVALID_ARGUMENT", "Signature input alias: x(feed name: x:0) not found in request and no default value "
-        "provided. Inputs expected to be in the request {z}, or default input alias set: ")
+        "INVALID_ARGUMENT",
+        "Signature input alias: x(feed name: x:0) not found in request and no default value "
+        "provided. Inputs expected to be in the request {z}, or default input alias set: ",
+    )
     broken = predict_request("half", x=FLOATS)
     broken.inputs["x"].tensor_content = b"123"
     assert refusal(call, broken) == ("INVALID_ARGUMENT", "tensor parsing error: x")
@@ -47,7 +59,9 @@ def test_requests_that_do_not_match_the_signature(stubs):
     filtered = predict_request("half", x=FLOATS)
     filtered.output_filter.append("z")
     assert refusal(call, filtered) == (
-        "INVALID_ARGUMENT", "output tensor alias not found in signature: z Outputs expected to be in the set {y}.")
+        "INVALID_ARGUMENT",
+        "output tensor alias not found in signature: z Outputs expected to be in the set {y}.",
+    )
     filtered.output_filter[:] = ["y", "y"]
     assert refusal(call, filtered) == ("INVALID_ARGUMENT", "duplicate output tensor alias: y")
     code, message = refusal(call, predict_request("half", x=np.array([1], np.int32)))
@@ -62,37 +76,55 @@ def test_requests_that_do_not_match_the_signature(stubs):
 def png_header(width, height):
     """Return a PNG without pixels whose header has the given size."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-            + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + struct.pack(">I", 0)
+        + b"IEND"
+        + struct.pack(">I", zlib.crc32(b"IEND"))
+    )
 
 
 def test_data_that_is_not_an_image(stubs):
     pixels, _ = random_image(shape=(64, 64, 3))
     jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
-    for data, words in ((b"just some text", "neither a JPEG nor a PNG"), (b"", "neither a JPEG nor a PNG"),
-                        (jpeg[:len(jpeg) // 2], ""), (jpeg[:20], ""), (png_header(60000, 60000), "maximum"),
-                        (png_header(0, 10), ""), (b"\x89PNG\r\n\x1a\n", "shorter than its header")):
+    for data, words in (
+        (b"just some text", "neither a JPEG nor a PNG"),
+        (b"", "neither a JPEG nor a PNG"),
+        (jpeg[: len(jpeg) // 2], ""),
+        (jpeg[:20], ""),
+        (png_header(60000, 60000), "maximum"),
+        (png_header(0, 10), ""),
+        (b"\x89PNG\r\n\x1a\n", "shorter than its header"),
+    ):
         for signature in ("serving_default", "predict_map"):
-            code, message = refusal(stubs.predictions.Predict, predict_request(
-                "seg", signature, image_bytes=np.array([data], object)))
+            code, message = refusal(
+                stubs.predictions.Predict, predict_request("seg", signature, image_bytes=np.array([data], object))
+            )
             assert code == "INVALID_ARGUMENT" and words in message, (data[:30], message)
     assert_healthy(stubs)
 
 
 def test_an_empty_batch_and_wrong_ranks(stubs):
     call = stubs.predictions.Predict
-    for signature, value in (("serving_default", np.empty(0, object)), ("predict_map", np.empty(0, object)),
-                             ("predict_tensor", np.empty((0, 8, 8, 3), np.uint8)),
-                             ("predict_tensor", np.empty((1, 0, 0, 3), np.uint8)),
-                             ("predict_tensor", np.zeros((8, 8, 3), np.uint8)),
-                             ("predict_tensor", np.zeros((1, 8, 8, 4), np.uint8)),
-                             ("predict_tensor", np.zeros((1, 1, 8, 8, 3), np.uint8)),
-                             ("serving_default", np.array(random_image()[1], object)),
-                             ("serving_default", np.array([[random_image()[1]]], object))):
+    for signature, value in (
+        ("serving_default", np.empty(0, object)),
+        ("predict_map", np.empty(0, object)),
+        ("predict_tensor", np.empty((0, 8, 8, 3), np.uint8)),
+        ("predict_tensor", np.empty((1, 0, 0, 3), np.uint8)),
+        ("predict_tensor", np.zeros((8, 8, 3), np.uint8)),
+        ("predict_tensor", np.zeros((1, 8, 8, 4), np.uint8)),
+        ("predict_tensor", np.zeros((1, 1, 8, 8, 3), np.uint8)),
+        ("serving_default", np.array(random_image()[1], object)),
+        ("serving_default", np.array([[random_image()[1]]], object)),
+    ):
         request = predict_request("seg", signature)
         key = "image" if signature == "predict_tensor" else "image_bytes"
-        request.inputs[key].CopyFrom(tf.make_tensor_proto(
-            value, dtype=tf.string if value.dtype == object else None, shape=value.shape))
+        request.inputs[key].CopyFrom(
+            tf.make_tensor_proto(value, dtype=tf.string if value.dtype == object else None, shape=value.shape)
+        )
         try:
             response = call(request, timeout=SECONDS)
         except grpc.RpcError as error:
@@ -145,11 +177,17 @@ def test_clients_that_disconnect_in_the_middle_of_a_request(server, stubs):
 
 def test_200_connections_at_once(server):
     request = predict_request("half", version=2, x=FLOATS)
-    channels = [grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=[
-        ("grpc.use_local_subchannel_pool", 1)]) for _ in range(200)]
+    channels = [
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=[("grpc.use_local_subchannel_pool", 1)])
+        for _ in range(200)
+    ]
     try:
-        calls = [prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict.future(
-            request, timeout=60, wait_for_ready=True) for channel in channels]
+        calls = [
+            prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict.future(
+                request, timeout=60, wait_for_ready=True
+            )
+            for channel in channels
+        ]
         for call in calls:
             assert list(call.result().outputs["y"].float_val) == [2.5, 3, 4.5]
     finally:
@@ -160,8 +198,14 @@ def test_200_connections_at_once(server):
 def test_a_full_server_refuses_requests_and_still_reports_its_status(base):
     small_servables.half_plus_two(base / "full", 2)
     release, entered = threading.Event(), threading.Semaphore(0)
-    options = replace(QUICK, model_name="half", model_base_path=str(base / "full"), max_running_requests=2,
-                      max_waiting_requests=3, enable_grpc_healthcheck_service=True)
+    options = replace(
+        QUICK,
+        model_name="half",
+        model_base_path=str(base / "full"),
+        max_running_requests=2,
+        max_waiting_requests=3,
+        enable_grpc_healthcheck_service=True,
+    )
     with running_servers.running(options) as server, running_servers.connected(server) as stubs:
         with server.models.use(model_pb2.ModelSpec(name="half")) as handle:
             model, run = handle.model, handle.model.run

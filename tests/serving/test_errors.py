@@ -7,11 +7,15 @@ from kseg.errors import ConfigError
 from serving.errors import from_exception, not_found
 
 
-@pytest.mark.parametrize("error, code, http, message", [
-    (not_found("no model"), "NOT_FOUND", 404, "no model"),
-    (ConfigError("wrong file"), "INVALID_ARGUMENT", 400, "wrong file"),
-    (tf.errors.DataLossError(None, None, "damaged"), "DATA_LOSS", 500, "damaged"),
-    (MemoryError(), "RESOURCE_EXHAUSTED", 429, "Not enough memory")])
+@pytest.mark.parametrize(
+    "error, code, http, message",
+    [
+        (not_found("no model"), "NOT_FOUND", 404, "no model"),
+        (ConfigError("wrong file"), "INVALID_ARGUMENT", 400, "wrong file"),
+        (tf.errors.DataLossError(None, None, "damaged"), "DATA_LOSS", 500, "damaged"),
+        (MemoryError(), "RESOURCE_EXHAUSTED", 429, "Not enough memory"),
+    ],
+)
 def test_expected_exceptions_have_a_status(error, code, http, message):
     failure = from_exception(error)
     assert (failure.code.name, failure.http, failure.message, failure.bug) == (code, http, message, None)

@@ -48,8 +48,12 @@ def model_file(directory, step):
 def options(directory, **more):
     """As the manifests start the CPU's server, but for paths and ports."""
     document = yaml.safe_load((SERVING / "compose.yaml").read_text())
-    given = [each.replace("${CPUS:-2}", "2").replace("/config/models.config", str(directory / "models.config"))
-             .replace("/config", str(SERVING)) for each in document["services"]["serving"]["command"]]
+    given = [
+        each.replace("${CPUS:-2}", "2")
+        .replace("/config/models.config", str(directory / "models.config"))
+        .replace("/config", str(SERVING))
+        for each in document["services"]["serving"]["command"]
+    ]
     values = {"port": -1, "rest_api_port": 0, "grace_seconds": QUICK.grace_seconds, "max_num_load_retries": 0}
     return dataclasses.replace(flags.parse_flags(given), **values | more)
 
@@ -84,8 +88,11 @@ def reload(stubs, text):
     request = model_management_pb2.ReloadConfigRequest()
     text_format.Parse(text, request.config)
     stubs.models.HandleReloadConfigRequest(request, timeout=60)
-    wanted = {version for model in request.config.model_config_list.config
-              for version in model.model_version_policy.specific.versions}
+    wanted = {
+        version
+        for model in request.config.model_config_list.config
+        for version in model.model_version_policy.specific.versions
+    }
     until(lambda: available(stubs) == wanted)
 
 
@@ -121,8 +128,9 @@ def test_flags_and_files_that_the_guide_names_exist():
 
 def test_the_steps_are_the_guide_s():
     rows = re.findall(r"^\| [^|]+ \| ([\d, ]+) \| (\d) \| (\d) \|$", GUIDE, re.MULTILINE)
-    assert [({int(each) for each in versions.split(",")}, int(stable), int(canary))
-            for versions, stable, canary in rows] == STEPS
+    assert [
+        ({int(each) for each in versions.split(",")}, int(stable), int(canary)) for versions, stable, canary in rows
+    ] == STEPS
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
@@ -141,9 +149,14 @@ def test_the_quick_start_s_requests(tmp_path):
         commands = block.text.replace("8500", str(running_server.grpc_port))
         commands = commands.replace("8501", str(running_server.rest_port))
         result = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                              "PYTHONPATH": str(SERVING.parent)})
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ
+            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(SERVING.parent)},
+        )
     assert result.returncode == 0, result.stderr
     assert "serving_default" in result.stdout
     for name in ("ids.png", "predicted/ids/street.png"):
@@ -157,8 +170,9 @@ def test_the_table_of_bytes_is_that_of_the_messages():
     image = np.random.default_rng(0).integers(128, 256, (1, 512, 1024, 3)).astype(np.uint8)
     for name, tensor in (("image`, in a request", image), ("class_map`", ids), ("confidence`", noise)):
         (cells,) = re.findall(rf"^\| `{name} \|(.*)\|$", GUIDE, re.MULTILINE)
-        as_values, as_content, as_json = ([float(each) for each in re.findall(r"[\d.]+", cell)]
-                                          for cell in cells.split("|"))
+        as_values, as_content, as_json = (
+            [float(each) for each in re.findall(r"[\d.]+", cell)] for cell in cells.split("|")
+        )
         content = predict_pb2.PredictResponse(outputs={name: tf.make_tensor_proto(tensor)})
         values = predict_pb2.PredictResponse()
         values.outputs[name].int_val.extend(tensor.ravel().tolist())
@@ -193,8 +207,12 @@ def test_the_reload_of_the_guide_and_the_reading_of_the_file(models, monkeypatch
         place = models / "models.config"
         place.write_text(model_file(models, STEPS[1]))
         assert snippet.count("serving/models.config") == snippet.count("localhost:8500") == 1
-        exec(snippet.replace("serving/models.config", str(place))
-             .replace("localhost:8500", f"localhost:{running_server.grpc_port}"), {})
+        exec(
+            snippet.replace("serving/models.config", str(place)).replace(
+                "localhost:8500", f"localhost:{running_server.grpc_port}"
+            ),
+            {},
+        )
         until(lambda: answered(stubs) == 2)
         assert answered(stubs, "canary") == 1
         # Without a request: the server reads its file.
@@ -215,6 +233,7 @@ def test_the_health_check_of_compose_tells_whether_a_version_answers(models):
     test = [each.replace("$$", "$") for each in document["services"]["serving"]["healthcheck"]["test"]]
     assert test[0] == "CMD"
     with running(options(models, rest_api_port=-1)) as running_server, connected(running_server) as stubs:
+
         def healthy():
             command = [each.replace("/8501", f"/{running_server.rest_port}") for each in test[1:]]
             return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
@@ -231,8 +250,11 @@ def test_the_configuration_files_start_a_server(models, service):
     started = options(models, rest_api_port=-1, **(batching if service == "serving-gpu" else {}))
     with running(started) as running_server, connected(running_server) as stubs:
         assert answered(stubs) == 1
-        with contextlib.closing(urllib.request.urlopen(
-                f"http://127.0.0.1:{running_server.rest_port}/monitoring/prometheus/metrics", timeout=20)) as page:
+        with contextlib.closing(
+            urllib.request.urlopen(
+                f"http://127.0.0.1:{running_server.rest_port}/monitoring/prometheus/metrics", timeout=20
+            )
+        ) as page:
             text = page.read().decode()
         assert re.search(r'^:tensorflow:serving:request_count{.*status="OK".*} 1(\.0)?$', text, re.MULTILINE)
         batches = re.search(r"^:tensorflow:serving:batching_session:wrapped_run_count{.*} 1(\.0)?$", text, re.MULTILINE)

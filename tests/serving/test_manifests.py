@@ -22,15 +22,25 @@ from serving.core import batch_tensors
 SERVING = Path(serving.__file__).parent
 CONFIGS = ("batching.config", "models.config", "monitoring.config")
 # The client's class for each kind of resource.
-KINDS = {"ConfigMap": "V1ConfigMap", "Service": "V1Service", "PersistentVolumeClaim": "V1PersistentVolumeClaim",
-         "Deployment": "V1Deployment", "HorizontalPodAutoscaler": "V2HorizontalPodAutoscaler",
-         "PodDisruptionBudget": "V1PodDisruptionBudget", "NetworkPolicy": "V1NetworkPolicy"}
+KINDS = {
+    "ConfigMap": "V1ConfigMap",
+    "Service": "V1Service",
+    "PersistentVolumeClaim": "V1PersistentVolumeClaim",
+    "Deployment": "V1Deployment",
+    "HorizontalPodAutoscaler": "V2HorizontalPodAutoscaler",
+    "PodDisruptionBudget": "V1PodDisruptionBudget",
+    "NetworkPolicy": "V1NetworkPolicy",
+}
 # Fields of KServe's v1beta1 API. A predictor's other fields are a PodSpec's, its model's are a Container's.
-KSERVE = {"predictor": {"minReplicas", "maxReplicas", "containerConcurrency", "timeout", "model"},
-          "model": {"modelFormat", "runtime", "runtimeVersion", "protocolVersion", "storageUri"}}
+KSERVE = {
+    "predictor": {"minReplicas", "maxReplicas", "containerConcurrency", "timeout", "model"},
+    "model": {"modelFormat", "runtime", "runtimeVersion", "protocolVersion", "storageUri"},
+}
 # kubectl contains kustomize, which applies the patches of kubernetes/gpu.
-OVERLAYS = ["base", pytest.param("gpu", marks=pytest.mark.skipif(
-    not shutil.which("kubectl"), reason="kubectl is not installed"))]
+OVERLAYS = [
+    "base",
+    pytest.param("gpu", marks=pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")),
+]
 
 
 @functools.cache
@@ -39,8 +49,9 @@ def built_yaml(name):
     if name == "base":
         names = yaml.safe_load((directory / "kustomization.yaml").read_text())["resources"]
         return "\n---\n".join((directory / each).read_text() for each in names)
-    return subprocess.run(["kubectl", "kustomize", directory], capture_output=True, text=True, check=True,
-                          timeout=60).stdout
+    return subprocess.run(
+        ["kubectl", "kustomize", directory], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
 
 def manifests(name):
@@ -94,7 +105,8 @@ def model_config():
 
 def monitoring_config():
     return protos.parse_text_proto(
-        SERVING / "monitoring.config", protos.MonitoringConfig, "MonitoringConfig").prometheus_config
+        SERVING / "monitoring.config", protos.MonitoringConfig, "MonitoringConfig"
+    ).prometheus_config
 
 
 def round_trip(content, kind):
@@ -170,8 +182,10 @@ def test_flags_are_known_and_name_mounted_files(name):
 
 def test_cpu_servers_use_one_thread_per_request_and_one_request_per_cpu():
     options = all_options("base")
-    limits = {"compose.yaml serving": compose()["serving"]["cpus"],
-              "base": int(container("base")["resources"]["limits"]["cpu"])}
+    limits = {
+        "compose.yaml serving": compose()["serving"]["cpus"],
+        "base": int(container("base")["resources"]["limits"]["cpu"]),
+    }
     for source, cpus in limits.items():
         assert options[source].tensorflow_intra_op_parallelism == 1, source
         assert options[source].tensorflow_inter_op_parallelism == cpus, source
@@ -226,10 +240,13 @@ def test_selectors_and_ports_match(name):
     resources = manifests(name)
     deployment = resources["Deployment", "segmentation"]["spec"]
     labels = deployment["template"]["metadata"]["labels"]
-    selectors = [deployment["selector"]["matchLabels"], resources["Service", "segmentation"]["spec"]["selector"],
-                 resources["Service", "segmentation-grpc"]["spec"]["selector"],
-                 resources["PodDisruptionBudget", "segmentation"]["spec"]["selector"]["matchLabels"],
-                 resources["NetworkPolicy", "segmentation"]["spec"]["podSelector"]["matchLabels"]]
+    selectors = [
+        deployment["selector"]["matchLabels"],
+        resources["Service", "segmentation"]["spec"]["selector"],
+        resources["Service", "segmentation-grpc"]["spec"]["selector"],
+        resources["PodDisruptionBudget", "segmentation"]["spec"]["selector"]["matchLabels"],
+        resources["NetworkPolicy", "segmentation"]["spec"]["podSelector"]["matchLabels"],
+    ]
     assert all(selector and selector.items() <= labels.items() for selector in selectors)
     ports = {port["name"]: port["containerPort"] for port in container(name)["ports"]}
     for service in ("segmentation", "segmentation-grpc"):

@@ -37,8 +37,9 @@ def predict_request(name, x=X):
 def start(log, *arguments):
     """Start a server process with stdout in LOG.out and stderr in LOG.err."""
     with open(f"{log}.out", "w") as out, open(f"{log}.err", "w") as err:
-        return subprocess.Popen([sys.executable, "-m", "serving.server", *map(str, arguments)], cwd=running.ROOT,
-                                stdout=out, stderr=err)
+        return subprocess.Popen(
+            [sys.executable, "-m", "serving.server", *map(str, arguments)], cwd=running.ROOT, stdout=out, stderr=err
+        )
 
 
 def events(log):
@@ -57,8 +58,13 @@ def test_a_process_is_killed_restarted_and_drained(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = ["--model_name=half", f"--model_base_path={tmp_path / 'half'}", f"--port={port}", "--log_format=json",
-              "--enable_grpc_healthcheck_service"]
+    common = [
+        "--model_name=half",
+        f"--model_base_path={tmp_path / 'half'}",
+        f"--port={port}",
+        "--log_format=json",
+        "--enable_grpc_healthcheck_service",
+    ]
     # This warm-up keeps the load running until the test kills the process.
     killed = start(tmp_path / "killed", *common, "--num_request_iterations_for_warmup=1000000000")
     running_server = None
@@ -76,8 +82,10 @@ def test_a_process_is_killed_restarted_and_drained(tmp_path):
             second = start(tmp_path / "second", *common)
             assert second.wait(120) == 255
             output = (tmp_path / "second.out").read_text()
-            assert output == (f"Failed to start server. Error: UNAVAILABLE: cannot listen on port {port} of 127.0.0.1: "
-                              f"{os.strerror(98)}\n")
+            assert output == (
+                f"Failed to start server. Error: UNAVAILABLE: cannot listen on port {port} of 127.0.0.1: "
+                f"{os.strerror(98)}\n"
+            )
             # After the signal the server answers requests until it closes the port.
             running_server.send_signal(signal.SIGTERM)
             signaled = time.monotonic()
@@ -90,8 +98,9 @@ def test_a_process_is_killed_restarted_and_drained(tmp_path):
         assert [line["event"] for line in events(tmp_path / "log")][-1] == "stopped"
         assert events_named(tmp_path / "log", "draining") and events_named(tmp_path / "log", "loaded")
         line = events_named(tmp_path / "log", "request")[0]
-        assert {"time", "level", "event", "model", "version", "signature", "status", "milliseconds",
-                "peer"} <= set(line)
+        assert {"time", "level", "event", "model", "version", "signature", "status", "milliseconds", "peer"} <= set(
+            line
+        )
         assert (line["model"], line["version"], line["status"]) == ("half", 1, "OK")
     finally:
         for process in (killed, running_server):
@@ -148,8 +157,9 @@ def test_a_version_whose_warm_up_fails_is_not_served(tmp_path):
     with pytest.raises(ServingError, match="not compatible with expected shape"):
         with running_servers.running(tmp_path / "half", "half"):
             pass
-    with running_servers.running(replace(
-            QUICK, model_name="half", model_base_path=str(tmp_path / "half"), enable_model_warmup=False)) as server:
+    with running_servers.running(
+        replace(QUICK, model_name="half", model_base_path=str(tmp_path / "half"), enable_model_warmup=False)
+    ) as server:
         assert server.grpc_port
 
 
@@ -160,14 +170,16 @@ def test_the_model_config_file_is_reloaded_and_an_invalid_one_changes_nothing(tm
 
     def write(*names):
         temporary = tmp_path / "temporary"
-        entries = [f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" }}'
-                   for name in names] or ["nonsense"]
+        entries = [
+            f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" }}' for name in names
+        ] or ["nonsense"]
         temporary.write_text(f"model_config_list {{ {' '.join(entries)} }}")
         temporary.rename(config)
 
     write("one")
-    with running_servers.running(replace(QUICK, model_config_file=str(config),
-                                         model_config_file_poll_wait_seconds=1)) as server:
+    with running_servers.running(
+        replace(QUICK, model_config_file=str(config), model_config_file_poll_wait_seconds=1)
+    ) as server:
         assert server.models.names() == ["one"]
         write("one", "two")
         until(lambda: server.models.names() == ["one", "two"])
@@ -203,8 +215,14 @@ def test_the_batching_files_of_the_server_and_of_a_model_are_used(tmp_path):
     directory = small_servables.half_plus_two(tmp_path / "half", 1)
     parameters = tmp_path / "batching.config"
     parameters.write_text("max_batch_size { value: 4 } num_batch_threads { value: 1 }")
-    options = replace(QUICK, model_name="half", model_base_path=str(tmp_path / "half"), enable_batching=True,
-                      batching_parameters_file=str(parameters), enable_per_model_batching_parameters=True)
+    options = replace(
+        QUICK,
+        model_name="half",
+        model_base_path=str(tmp_path / "half"),
+        enable_batching=True,
+        batching_parameters_file=str(parameters),
+        enable_per_model_batching_parameters=True,
+    )
 
     def answered(count):
         with running_servers.running(options) as server, running_servers.connected(server) as stubs:

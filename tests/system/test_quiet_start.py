@@ -24,8 +24,9 @@ print("after the block", file=sys.stderr)
 def stderr_of(code, status=0, **environment):
     """Run Python code in a new process, check its exit status and return its stderr."""
     variables = {name: value for name, value in os.environ.items() if name not in ("KSEG_LOG", "TF_CPP_MIN_LOG_LEVEL")}
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables | environment, text=True,
-                            capture_output=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=variables | environment, text=True, capture_output=True
+    )
     assert result.returncode == status, result.stderr
     return result.stderr
 
@@ -52,12 +53,14 @@ def test_without_a_shell_nothing_is_held_back():
     assert output.splitlines() == [NOTE, "after the block"]
 
 
-START = ("import sys; from kseg.system import quiet_start; quiet_start.import_tensorflow(); "
-         "import os; assert os.environ['TF_FORCE_GPU_ALLOW_GROWTH'] == 'true'; "
-         "assert os.environ['TF_CUDNN_USE_AUTOTUNE'] == '0'; "
-         "import tensorflow as tf; tf.constant(1) + 1; "
-         "assert not sys.modules.keys() & set(quiet_start.OPTIONAL_PACKAGES); "
-         "import IPython, cv2, jax, matplotlib, pandas, scipy, sklearn")
+START = (
+    "import sys; from kseg.system import quiet_start; quiet_start.import_tensorflow(); "
+    "import os; assert os.environ['TF_FORCE_GPU_ALLOW_GROWTH'] == 'true'; "
+    "assert os.environ['TF_CUDNN_USE_AUTOTUNE'] == '0'; "
+    "import tensorflow as tf; tf.constant(1) + 1; "
+    "assert not sys.modules.keys() & set(quiet_start.OPTIONAL_PACKAGES); "
+    "import IPython, cv2, jax, matplotlib, pandas, scipy, sklearn"
+)
 
 
 def test_tensorflow_starts_quietly_unless_its_log_is_asked_for():
@@ -82,8 +85,17 @@ def test_an_unknown_level_is_refused():
 
 @pytest.mark.parametrize("log, quiet", all_of([("", True)], ("debug", False)))
 def test_a_dry_run_prints_nothing_on_stderr(shapes_directory, log, quiet):
-    command = [sys.executable, "-m", "kseg.train", "--config", "encnet_shapes", "--dry-run", "--set",
-               f"data.directory={shapes_directory}", *TINY]
+    command = [
+        sys.executable,
+        "-m",
+        "kseg.train",
+        "--config",
+        "encnet_shapes",
+        "--dry-run",
+        "--set",
+        f"data.directory={shapes_directory}",
+        *TINY,
+    ]
     # oneDNN, which the tests enable, reports what it lacks on a CPU for which TensorFlow would not have chosen it.
     environment = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
     result = subprocess.run(command, cwd=ROOT, env=environment | {"KSEG_LOG": log}, text=True, capture_output=True)

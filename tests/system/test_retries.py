@@ -19,7 +19,8 @@ REAL = {
     "TensorFlow: a full disk": (lambda: tf.io.write_file("/dev/full", "x" * 100_000), errno.ENOSPC),
     "TensorFlow: a directory": (lambda: tf.io.write_file("/dev", "x"), errno.EISDIR),
     "HDF5: a full disk": (lambda: h5py.File("/dev/full", "w"), errno.ENOSPC),
-    "HDF5: a missing file": (lambda: h5py.File("/none/there.h5"), errno.ENOENT)}
+    "HDF5: a missing file": (lambda: h5py.File("/none/there.h5"), errno.ENOENT),
+}
 
 
 @pytest.mark.parametrize("fails, expected", REAL.values(), ids=REAL)
@@ -40,19 +41,29 @@ def python_error_in_a_pipeline():
         return error
 
 
-@pytest.mark.parametrize("make, transient", [
-    (lambda: OSError(errno.ETIMEDOUT, "timed out"), True), (lambda: OSError(errno.ESTALE, "stale"), True),
-    (lambda: OSError(errno.EROFS, "read-only"), False), (lambda: OSError(errno.EACCES, "no"), False),
-    (lambda: OSError(errno.EDQUOT, "quota"), False),
-    # TensorFlow's file system reports the system's text without its number.
-    (lambda: tf.errors.UnknownError(None, None, "/a/step-1.index; Input/output error"), True),
-    (lambda: tf.errors.FailedPreconditionError(None, None, "/a; Device or resource busy"), True),
-    (lambda: tf.errors.PermissionDeniedError(None, None, "/a; Permission denied"), False),
-    (lambda: tf.errors.UnavailableError(None, None, "503 from the object store"), True),
-    (lambda: tf.errors.InternalError(None, None, "a bug"), False),
-    (lambda: tf.errors.DataLossError(None, None, "checksum does not match"), False),
-    (lambda: RuntimeError("Can't decrement id ref count (unable to close file, errno = 5, error message = 'x')"), True),
-    (python_error_in_a_pipeline, True), (lambda: ValueError("no number"), False)])
+@pytest.mark.parametrize(
+    "make, transient",
+    [
+        (lambda: OSError(errno.ETIMEDOUT, "timed out"), True),
+        (lambda: OSError(errno.ESTALE, "stale"), True),
+        (lambda: OSError(errno.EROFS, "read-only"), False),
+        (lambda: OSError(errno.EACCES, "no"), False),
+        (lambda: OSError(errno.EDQUOT, "quota"), False),
+        # TensorFlow's file system reports the system's text without its number.
+        (lambda: tf.errors.UnknownError(None, None, "/a/step-1.index; Input/output error"), True),
+        (lambda: tf.errors.FailedPreconditionError(None, None, "/a; Device or resource busy"), True),
+        (lambda: tf.errors.PermissionDeniedError(None, None, "/a; Permission denied"), False),
+        (lambda: tf.errors.UnavailableError(None, None, "503 from the object store"), True),
+        (lambda: tf.errors.InternalError(None, None, "a bug"), False),
+        (lambda: tf.errors.DataLossError(None, None, "checksum does not match"), False),
+        (
+            lambda: RuntimeError("Can't decrement id ref count (unable to close file, errno = 5, error message = 'x')"),
+            True,
+        ),
+        (python_error_in_a_pipeline, True),
+        (lambda: ValueError("no number"), False),
+    ],
+)
 def test_transient_errors_are_recognized(make, transient):
     assert retries.is_transient(make()) is transient
 

@@ -67,8 +67,7 @@ def test_exchange_is_exact_in_both_directions(failing, strategy):
         with ema.swapped():
             state = values_by_path(model)
             assert all(np.array_equal(state[path], value) for path, value in averaged.items())
-            assert not any(np.array_equal(variable.numpy(), averaged[path])
-                           for path, variable in ema.variables.items())
+            assert not any(np.array_equal(variable.numpy(), averaged[path]) for path, variable in ema.variables.items())
             if failing:
                 raise OSError("the disk is full")
 
@@ -90,5 +89,6 @@ def test_checkpoint_restores_the_averages(tmp_path):
     restored = ExponentialMovingAverage(small_model(), DECAY)
     tf.train.Checkpoint(**restored.variables).read(str(tmp_path / "state")).assert_consumed()
     assert set(restored.variables) == set(ema.variables)
-    assert all(np.array_equal(variable.numpy(), restored.variables[path].numpy())
-               for path, variable in ema.variables.items())
+    assert all(
+        np.array_equal(variable.numpy(), restored.variables[path].numpy()) for path, variable in ema.variables.items()
+    )

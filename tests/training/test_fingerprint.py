@@ -34,15 +34,20 @@ def test_copy_in_another_directory_has_the_same_digest(data, tmp_path):
     assert digest(data) != digest(data, "val")
 
 
-@pytest.mark.parametrize("change", [
-    lambda root: (root / "train/images/e00.png").write_bytes(b"of another size"),
-    lambda root: (root / "train/labels/e00.png").write_bytes(b"of another size"),
-    lambda root: [(root / f"train/{part}/e00.png").rename(root / f"train/{part}/f00.png")
-                  for part in ("images", "labels")],
-    lambda root: [(root / f"train/{part}/e00.png").unlink() for part in ("images", "labels")],
-    lambda root: (root / "classes.txt").write_text("sky\nhouse\nground\n"),
-    lambda root: (root / "classes.txt").write_text("sky\n2 ground\n1 house\n"),
-], ids=["image", "label", "name", "number", "classes", "label values"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "train/images/e00.png").write_bytes(b"of another size"),
+        lambda root: (root / "train/labels/e00.png").write_bytes(b"of another size"),
+        lambda root: [
+            (root / f"train/{part}/e00.png").rename(root / f"train/{part}/f00.png") for part in ("images", "labels")
+        ],
+        lambda root: [(root / f"train/{part}/e00.png").unlink() for part in ("images", "labels")],
+        lambda root: (root / "classes.txt").write_text("sky\nhouse\nground\n"),
+        lambda root: (root / "classes.txt").write_text("sky\n2 ground\n1 house\n"),
+    ],
+    ids=["image", "label", "name", "number", "classes", "label values"],
+)
 def test_changed_data_has_another_digest(data, change):
     before = digest(data)
     change(Path(data.directory))

@@ -25,6 +25,7 @@ def small_networks(monkeypatch):
 @pytest.fixture
 def spoil(monkeypatch):
     """Return a function that makes the losses of some steps, counted from 0, nan whenever they are taken."""
+
     def spoil(*bad):
         take = Steps.take
 
@@ -87,11 +88,26 @@ def test_too_many_nonfinite_losses_are_an_error(small_networks, shapes_directory
 
 def test_early_stopping_without_a_better_validation(small_networks, shapes_directory, tmp_path, capsys):
     """A tiny learning rate changes no validation. The run combines many other settings."""
-    command = [*tiny(shapes_directory, *SMALL, "train.steps=40", "train.validate_every=2", "train.patience=2",
-                     "train.learning_rate=1e-12", "train.end_learning_rate=0", "train.average_decay=0.9",
-                     "train.accumulate=2", "train.optimizer=adamw", "train.decay_all=false",
-                     "train.freeze=first,norm", "train.precision=mixed_float16", "train.loss_scale=512"),
-               "--workdir", tmp_path]
+    command = [
+        *tiny(
+            shapes_directory,
+            *SMALL,
+            "train.steps=40",
+            "train.validate_every=2",
+            "train.patience=2",
+            "train.learning_rate=1e-12",
+            "train.end_learning_rate=0",
+            "train.average_decay=0.9",
+            "train.accumulate=2",
+            "train.optimizer=adamw",
+            "train.decay_all=false",
+            "train.freeze=first,norm",
+            "train.precision=mixed_float16",
+            "train.loss_scale=512",
+        ),
+        "--workdir",
+        tmp_path,
+    ]
     output = run_here(train.main, command, capsys)
     assert "finished 6 steps" in output and "train.patience" in output
     # With float16 the log says whether a step was skipped.
@@ -102,11 +118,19 @@ def test_early_stopping_without_a_better_validation(small_networks, shapes_direc
     assert logged_steps(tmp_path) == list(range(1, 7))
 
 
-@pytest.mark.parametrize("error, fragments", [
-    (tf.errors.InternalError(None, None, "CUDA_ERROR_LAUNCH_FAILED: unspecified\nmore"),
-     ["after step 0: CUDA_ERROR_LAUNCH_FAILED: unspecified. "]),
-    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor of shape[8,512]"),
-     ["OOM when allocating a tensor of shape[8,512];", "train.global_batch"])])
+@pytest.mark.parametrize(
+    "error, fragments",
+    [
+        (
+            tf.errors.InternalError(None, None, "CUDA_ERROR_LAUNCH_FAILED: unspecified\nmore"),
+            ["after step 0: CUDA_ERROR_LAUNCH_FAILED: unspecified. "],
+        ),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor of shape[8,512]"),
+            ["OOM when allocating a tensor of shape[8,512];", "train.global_batch"],
+        ),
+    ],
+)
 def test_device_errors_are_explained(small_networks, shapes_directory, tmp_path, capsys, monkeypatch, error, fragments):
     def take(*arguments):
         raise error

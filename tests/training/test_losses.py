@@ -45,12 +45,15 @@ def test_ignored_pixels_have_no_gradient(average):
     assert gradient[0, 0, 0] == pytest.approx([-0.5 / float(count), 0.5 / float(count)])
 
 
-@pytest.mark.parametrize("settings", [{}, {"class_weights": (1.0, 2.0, 0.5, 0.0)}, {"ohem_kept": 3},
-                                      {"ohem_kept": 3, "ohem_threshold": 0.7}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"class_weights": (1.0, 2.0, 0.5, 0.0)}, {"ohem_kept": 3}, {"ohem_kept": 3, "ohem_threshold": 0.7}]
+)
 @pytest.mark.parametrize("average", ["all", "valid", "kept"])
 def test_loss_of_only_ignored_pixels_is_zero_with_finite_gradients(average, settings):
-    outputs = {name: tf.Variable(np.random.default_rng(0).normal(size=(2, 3, 3, 4)), dtype=tf.float32)
-               for name in ("main", "aux")} | {"se": tf.Variable(tf.ones((2, 4)))}
+    outputs = {
+        name: tf.Variable(np.random.default_rng(0).normal(size=(2, 3, 3, 4)), dtype=tf.float32)
+        for name in ("main", "aux")
+    } | {"se": tf.Variable(tf.ones((2, 4)))}
     labels = np.full((2, 6, 6), 255, np.uint8)
     with tf.GradientTape() as tape:
         terms = losses.loss_terms(outputs, labels, Loss(average=average, **settings))
@@ -109,15 +112,20 @@ def test_class_presence_against_a_loop(dtype):
 @pytest.mark.parametrize("average", ["all", "valid"])
 def test_sums_of_unequal_halves_add_up_to_the_whole_batch(average):
     generator = np.random.default_rng(2)
-    outputs = {"main": generator.normal(size=(4, 3, 3, 5)), "aux": generator.normal(size=(4, 2, 2, 5)),
-               "se": generator.normal(size=(4, 5))}
+    outputs = {
+        "main": generator.normal(size=(4, 3, 3, 5)),
+        "aux": generator.normal(size=(4, 2, 2, 5)),
+        "se": generator.normal(size=(4, 5)),
+    }
     outputs = {name: value.astype(np.float32) for name, value in outputs.items()}
     labels = generator.integers(0, 5, (4, 9, 9)).astype(np.uint8)
     labels[2:, 1:] = 255
     loss = Loss(average=average)
     whole = losses.loss_terms(outputs, labels, loss)
-    halves = [losses.loss_terms({name: value[part] for name, value in outputs.items()}, labels[part], loss)
-              for part in (slice(0, 2), slice(2, 4))]
+    halves = [
+        losses.loss_terms({name: value[part] for name, value in outputs.items()}, labels[part], loss)
+        for part in (slice(0, 2), slice(2, 4))
+    ]
     for name, (_, total, count) in whole.items():
         assert float(halves[0][name][1] + halves[1][name][1]) == pytest.approx(float(total), rel=1e-5)
         assert float(halves[0][name][2] + halves[1][name][2]) == float(count)
@@ -211,9 +219,11 @@ def test_mining_does_not_hide_a_diverged_model(threshold):
 def test_mining_compiles_for_any_batch_size(name, jit_compile):
     logits, labels, settings = example(name)
     loss = Loss(**settings)
-    compiled = tf.function(lambda logits, labels: losses.cross_entropy(logits, labels, loss), jit_compile=jit_compile,
-                           input_signature=[tf.TensorSpec((None, None, None, 4)),
-                                            tf.TensorSpec((None, None, None), tf.uint8)])
+    compiled = tf.function(
+        lambda logits, labels: losses.cross_entropy(logits, labels, loss),
+        jit_compile=jit_compile,
+        input_signature=[tf.TensorSpec((None, None, None, 4)), tf.TensorSpec((None, None, None), tf.uint8)],
+    )
     for size in (1, 2):
         expected = losses.cross_entropy(logits[:size], labels[:size], loss)
         np.testing.assert_allclose(compiled(logits[:size], labels[:size]), expected, rtol=1e-6)
@@ -221,8 +231,13 @@ def test_mining_compiles_for_any_batch_size(name, jit_compile):
 
 def test_jax_gives_the_same_losses_and_gradients():
     pytest.importorskip("jax", reason="JAX is not installed")
-    result = subprocess.run([sys.executable, "-m", "tests.helpers.slow_losses"], cwd=ROOT, text=True,
-                            capture_output=True, env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)})
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.slow_losses"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)},
+    )
     assert result.returncode == 0, result.stderr
     output = json.loads(result.stdout.splitlines()[-1])
     assert output["backend"] == "jax"

@@ -41,8 +41,9 @@ def test_fifty_steps_of_sgd_against_the_formula():
 
     @tf.function
     def update():
-        optimizer.apply([tf.sin(variable - target.astype(np.float32))
-                         for variable, target in zip(variables, targets)], variables)
+        optimizer.apply(
+            [tf.sin(variable - target.astype(np.float32)) for variable, target in zip(variables, targets)], variables
+        )
 
     for _ in range(50):
         update()
@@ -56,19 +57,23 @@ def test_sgd_follows_the_trajectory_of_pytorch():
     case = json.loads((FIXTURES / "mmseg" / "schedule.json").read_text())["sgd_trajectory"]
     weight, target, factor = (keras.Variable(case[name], dtype="float32") for name in ("w0", "target", "k"))
     steps = len(case["w_after_each_step"])
-    optimizer = MomentumSGD(schedule(Train(steps=steps, learning_rate=case["lr"])), case["momentum"],
-                            case["weight_decay"])
+    optimizer = MomentumSGD(
+        schedule(Train(steps=steps, learning_rate=case["lr"])), case["momentum"], case["weight_decay"]
+    )
     for expected in case["w_after_each_step"]:
         optimizer.apply([2 * factor * (weight - target)], [weight])
         np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make, expected", [
-    # The velocities are 1 and 1.9; the second step is 0.1 * 1.9.
-    (MomentumSGD, [-1, -1.19]),
-    # Keras' velocity contains the learning rate of the first step: 0.9 * 1 + 0.1 * 1.
-    (keras.optimizers.SGD, [-1, -2]),
-])
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        # The velocities are 1 and 1.9; the second step is 0.1 * 1.9.
+        (MomentumSGD, [-1, -1.19]),
+        # Keras' velocity contains the learning rate of the first step: 0.9 * 1 + 0.1 * 1.
+        (keras.optimizers.SGD, [-1, -2]),
+    ],
+)
 def test_lower_learning_rate_applies_to_old_gradients(make, expected):
     weight = keras.Variable(0.0)
     optimizer = make(keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.1]), momentum=0.9)
@@ -116,39 +121,70 @@ def test_serialization_keeps_the_settings_of_sgd():
 # group: lr=0.01 for the backbone and 0.1 for the head, halved after step 5; weight_decay=0 for biases and 0.05 for
 # kernels. The optimizers are torch.optim.SGD(momentum=0.9) and torch.optim.AdamW(betas=(0.9, 0.98), eps=1e-3), the loss
 # is the sum of sin(w - target)^2, and the targets are -0.3, -0.1, 0.1 ...
-START = {"backbone.k": [0.5, -1.0, 2.0], "backbone.bias": [0.1, -0.2], "head.k": [1.5, -0.25, 0.75],
-         "head.bias": [0.3, -0.6]}
+START = {
+    "backbone.k": [0.5, -1.0, 2.0],
+    "backbone.bias": [0.1, -0.2],
+    "head.k": [1.5, -0.25, 0.75],
+    "head.bias": [0.3, -0.6],
+}
 TRAJECTORY = {
     "sgd": [
-        {"backbone.k": [0.489754264, -0.989761524, 2.005118579], "backbone.bias": [0.092826439, -0.198013307],
-         "head.k": [1.536752044, -0.219197979, 0.649894181], "head.bias": [0.206796091, -0.515852902]},
-        {"backbone.k": [0.225267938, -0.718520751, 2.152735096], "backbone.bias": [-0.077528479, -0.152256713],
-         "head.k": [3.011944012, -0.054594987, -0.135185204], "head.bias": [-0.516973219, 0.073159165]}],
+        {
+            "backbone.k": [0.489754264, -0.989761524, 2.005118579],
+            "backbone.bias": [0.092826439, -0.198013307],
+            "head.k": [1.536752044, -0.219197979, 0.649894181],
+            "head.bias": [0.206796091, -0.515852902],
+        },
+        {
+            "backbone.k": [0.225267938, -0.718520751, 2.152735096],
+            "backbone.bias": [-0.077528479, -0.152256713],
+            "head.k": [3.011944012, -0.054594987, -0.135185204],
+            "head.bias": [-0.516973219, 0.073159165],
+        },
+    ],
     "adamw": [
-        {"backbone.k": [0.489759994, -0.989510258, 2.008983683], "backbone.bias": [0.090013921, -0.190050083],
-         "head.k": [1.592274531, -0.149087245, 0.646353674], "head.bias": [0.200107177, -0.500118698]},
-        {"backbone.k": [0.423335927, -0.921411293, 2.067513238], "backbone.bias": [0.025429133, -0.128527453],
-         "head.k": [2.182933158, -0.123615151, 0.053433601], "head.bias": [-0.367740319, 0.014934236]}]}
+        {
+            "backbone.k": [0.489759994, -0.989510258, 2.008983683],
+            "backbone.bias": [0.090013921, -0.190050083],
+            "head.k": [1.592274531, -0.149087245, 0.646353674],
+            "head.bias": [0.200107177, -0.500118698],
+        },
+        {
+            "backbone.k": [0.423335927, -0.921411293, 2.067513238],
+            "backbone.bias": [0.025429133, -0.128527453],
+            "head.k": [2.182933158, -0.123615151, 0.053433601],
+            "head.bias": [-0.367740319, 0.014934236],
+        },
+    ],
+}
 
 
 # Keras' operations compute the update with skip_nonfinite, TensorFlow's kernels without.
-@pytest.mark.parametrize("skip_nonfinite, jit_compile", [(True, False), (False, False), (False, True)],
-                         ids=["operations", "kernels", "kernels by XLA"])
+@pytest.mark.parametrize(
+    "skip_nonfinite, jit_compile",
+    [(True, False), (False, False), (False, True)],
+    ids=["operations", "kernels", "kernels by XLA"],
+)
 @pytest.mark.parametrize("name", TRAJECTORY)
 def test_multipliers_and_decay_exemptions_as_in_pytorch(name, skip_nonfinite, jit_compile):
     weights = {key: keras.Variable(value, dtype="float32", name=key) for key, value in START.items()}
-    settings = {"weight_decay": 0.05, "skip_nonfinite": skip_nonfinite,
-                "rate_multipliers": {weight.path: 0.1 for key, weight in weights.items() if key.startswith("backbone")},
-                "undecayed": [weight.path for key, weight in weights.items() if key.endswith("bias")]}
+    settings = {
+        "weight_decay": 0.05,
+        "skip_nonfinite": skip_nonfinite,
+        "rate_multipliers": {weight.path: 0.1 for key, weight in weights.items() if key.startswith("backbone")},
+        "undecayed": [weight.path for key, weight in weights.items() if key.endswith("bias")],
+    }
     learning_rate = keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.1, 0.05])
-    optimizer = (MomentumSGD(learning_rate, 0.9, **settings) if name == "sgd"
-                 else AdamW(learning_rate, (0.9, 0.98), 1e-3, **settings))
+    optimizer = (
+        MomentumSGD(learning_rate, 0.9, **settings)
+        if name == "sgd"
+        else AdamW(learning_rate, (0.9, 0.98), 1e-3, **settings)
+    )
     optimizer.build(list(weights.values()))
 
     @tf.function(jit_compile=jit_compile)
     def update():
-        distances = [weight - (0.2 * np.arange(weight.shape[0], dtype=np.float32) - 0.3)
-                     for weight in weights.values()]
+        distances = [weight - (0.2 * np.arange(weight.shape[0], dtype=np.float32) - 0.3) for weight in weights.values()]
         optimizer.apply([2 * tf.sin(distance) * tf.cos(distance) for distance in distances], list(weights.values()))
 
     states = []
@@ -195,8 +231,11 @@ def test_no_product_of_a_weights_size_is_computed_before_its_gradient(make, skip
         predecessors = [tensor.op for tensor in operation.inputs] + operation.control_inputs
         return operation is gradient or any(map(depends_on_gradient, predecessors))
 
-    products = [operation for operation in traced.graph.get_operations()
-                if operation.type == "Mul" and operation.outputs[0].shape == 7]
+    products = [
+        operation
+        for operation in traced.graph.get_operations()
+        if operation.type == "Mul" and operation.outputs[0].shape == 7
+    ]
     assert products and all(map(depends_on_gradient, products))
 
 
@@ -216,8 +255,15 @@ def test_elements_with_nonfinite_gradients_stay(make):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_backbone_rate_and_decay_exemptions_of_the_config(optimizer):
     network = models.build(tiny(head="encnet"), 3)
-    train = Train(optimizer=optimizer, decay_all=False, backbone_rate=0.25, weight_decay=0.5, learning_rate=0.125,
-                  power=0.0, steps=2)
+    train = Train(
+        optimizer=optimizer,
+        decay_all=False,
+        backbone_rate=0.25,
+        weight_decay=0.5,
+        learning_rate=0.125,
+        power=0.0,
+        steps=2,
+    )
     variables = network.trainable_variables
     for variable in variables:
         variable.assign(np.ones(variable.shape))
@@ -258,8 +304,11 @@ def test_frozen_layers_keep_weights_and_statistics():
     network = models.build(tiny(head="fcn", initial_weights="uniform"), 3, precision="mixed_bfloat16")
     optimizers.freeze_layers(network, ("backbone.stem.*", "backbone.layer1.0.bn1"))
     optimizer = optimizers.build_optimizer(Train(weight_decay=0.1), network)
-    frozen = [layer for layer in network.layers if layer.weights and (
-        layer.name.startswith("backbone.stem.") or layer.name == "backbone.layer1.0.bn1")]
+    frozen = [
+        layer
+        for layer in network.layers
+        if layer.weights and (layer.name.startswith("backbone.stem.") or layer.name == "backbone.layer1.0.bn1")
+    ]
     assert len(frozen) == 7
     before, images = values(network), np.random.default_rng(0).normal(3, 2, (2, 32, 32, 3)).astype(np.float32)
     kept = {variable.path for layer in frozen for variable in layer.weights}
@@ -297,8 +346,9 @@ def test_freezing_unknown_or_all_layers_is_an_error():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_final_rate_of_the_backbone_is_that_of_all_layers(optimizer):
     network = models.build(tiny(head="fcn"), 3)
-    train = Train(optimizer=optimizer, backbone_rate=0.1, weight_decay=0.5, learning_rate=0.1, end_learning_rate=0.025,
-                  steps=3)
+    train = Train(
+        optimizer=optimizer, backbone_rate=0.1, weight_decay=0.5, learning_rate=0.1, end_learning_rate=0.025, steps=3
+    )
     variables = network.trainable_variables
     for step, backbone, other in ((0, 0.01, 0.1), (2, 0.025, 0.025)):
         built = optimizers.build_optimizer(train, network)

@@ -17,8 +17,9 @@ from tests.helpers.splits import train_batches
 
 def small_run(shapes_directory, *more):
     """Return the config of a tiny run without weight decay, so that the first velocities are the gradients."""
-    _, name, _, *overrides = tiny(shapes_directory, "train.weight_decay=0", "train.deterministic=false",
-                                  "augment.photometric=false", *more)
+    _, name, _, *overrides = tiny(
+        shapes_directory, "train.weight_decay=0", "train.deterministic=false", "augment.photometric=false", *more
+    )
     return configs.load(name, overrides)
 
 
@@ -53,8 +54,9 @@ def test_half_precision_has_nearly_the_losses_of_float32(precision, float32_loss
     assert losses != float32_losses
     assert model.get_layer("backbone.layer1.0.conv1").compute_dtype == precision.removeprefix("mixed_")
     names = {"loss", "main", "aux", "se"} | ({"skipped"} if precision == "mixed_float16" else set())
-    assert all({name: value.dtype for name, value in result.items()} == dict.fromkeys(names, tf.float32)
-               for result in results)
+    assert all(
+        {name: value.dtype for name, value in result.items()} == dict.fromkeys(names, tf.float32) for result in results
+    )
     assert all(float(result.get("skipped", 0)) == 0 for result in results)
     # The seeds of dropout are int64.
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
@@ -69,8 +71,14 @@ def test_loss_scale_preserves_small_gradients(shapes_directory):
     """Gradients below 6e-8 are zero in float16; a loss scale prevents that and does not change them."""
     gradients = {}
     for precision in ("float32", "mixed_float16"):
-        config = small_run(shapes_directory, f"train.precision={precision}", "loss.main=1e-5",
-                           "model.initial_weights=uniform", "model.head=fcn", "model.auxiliary_channels=0")
+        config = small_run(
+            shapes_directory,
+            f"train.precision={precision}",
+            "loss.main=1e-5",
+            "model.initial_weights=uniform",
+            "model.head=fcn",
+            "model.auxiliary_channels=0",
+        )
         model, optimizer, steps = small_trainer(config)
         # A scale that may grow is a variable, so one graph serves both scales.
         steps.scale = LossScale(1.0, growth=1000)
@@ -84,10 +92,13 @@ def test_loss_scale_preserves_small_gradients(shapes_directory):
             steps.one(batch)
             assert float(steps.scale.value) == scale
             # Without decay the first velocities are the gradients.
-            gradients[precision, scale] = np.concatenate([
-                velocity.numpy().reshape(-1)
-                for variable, velocity in zip(model.trainable_variables, optimizer.velocities)
-                if variable.path.startswith("backbone.layer4") and "conv" in variable.path])
+            gradients[precision, scale] = np.concatenate(
+                [
+                    velocity.numpy().reshape(-1)
+                    for variable, velocity in zip(model.trainable_variables, optimizer.velocities)
+                    if variable.path.startswith("backbone.layer4") and "conv" in variable.path
+                ]
+            )
     exact = gradients["float32", 1]
     errors = {key: np.linalg.norm(gradient - exact) / np.linalg.norm(exact) for key, gradient in gradients.items()}
     assert errors["float32", 2**18] < 1e-5
@@ -96,9 +107,16 @@ def test_loss_scale_preserves_small_gradients(shapes_directory):
 
 def test_step_with_infinite_gradients_is_skipped(shapes_directory):
     # The scaled loss is finite in float32, but its gradients overflow in float16.
-    model, optimizer, steps = small_trainer(config := small_run(
-        shapes_directory, "train.precision=mixed_float16", "train.loss_scale=1e30", "train.weight_decay=1",
-        "model.head=fcn", "model.auxiliary_channels=0"))
+    model, optimizer, steps = small_trainer(
+        config := small_run(
+            shapes_directory,
+            "train.precision=mixed_float16",
+            "train.loss_scale=1e30",
+            "train.weight_decay=1",
+            "model.head=fcn",
+            "model.auxiliary_channels=0",
+        )
+    )
     for velocity in optimizer.velocities:
         velocity.assign(np.full(velocity.shape, 0.5, np.float32))
     variables = model.trainable_variables + optimizer.velocities

@@ -18,9 +18,12 @@ def recorded_steps(directory: Path) -> list[list[int]]:
         space = traces.xplane_pb2.XSpace.FromString(path.read_bytes())
         [host] = [plane for plane in space.planes if plane.name == traces.HOST]
         names = {key: value.name for key, value in host.stat_metadata.items()}
-        events = [{names[stat.metadata_id]: stat.str_value or stat.int64_value or stat.uint64_value
-                   for stat in event.stats} for line in host.lines for event in line.events
-                  if host.event_metadata[event.metadata_id].name == "train"]
+        events = [
+            {names[stat.metadata_id]: stat.str_value or stat.int64_value or stat.uint64_value for stat in event.stats}
+            for line in host.lines
+            for event in line.events
+            if host.event_metadata[event.metadata_id].name == "train"
+        ]
         steps.append(sorted(int(event["step_num"]) for event in events))
     return steps
 
@@ -102,10 +105,17 @@ def test_memory_of_gpus(tmp_path, monkeypatch):
     reset = []
     monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["first", "second"])
-    monkeypatch.setattr(tf.config.experimental, "get_memory_info", {
-        "GPU:0": {"current": 2**20, "peak": 3 * 2**20}, "GPU:1": {"current": 2**19, "peak": 2**20}}.get)
+    monkeypatch.setattr(
+        tf.config.experimental,
+        "get_memory_info",
+        {"GPU:0": {"current": 2**20, "peak": 3 * 2**20}, "GPU:1": {"current": 2**19, "peak": 2**20}}.get,
+    )
     monkeypatch.setattr(tf.config.experimental, "reset_memory_stats", reset.append)
-    assert memory.memory_in_use() == {"gpu0_memory_mib": 1, "gpu0_memory_peak_mib": 3,
-                                      "gpu1_memory_mib": 0.5, "gpu1_memory_peak_mib": 1}
+    assert memory.memory_in_use() == {
+        "gpu0_memory_mib": 1,
+        "gpu0_memory_peak_mib": 3,
+        "gpu1_memory_mib": 0.5,
+        "gpu1_memory_peak_mib": 1,
+    }
     memory.reset_peak_memory()
     assert reset == ["GPU:0", "GPU:1"]

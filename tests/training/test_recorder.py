@@ -15,10 +15,17 @@ def validate(best, matrix):
     """Validate with given counts, without files; return (best, lines)."""
     lines = []
     recorder = SimpleNamespace(
-        ema=None, is_chief=False, hosts=1, replicas=1, best=best, report=lines.append,
+        ema=None,
+        is_chief=False,
+        hosts=1,
+        replicas=1,
+        best=best,
+        report=lines.append,
         split=SimpleNamespace(names=("a", "b"), dataset=SimpleNamespace(classes=("sky", "ground"), palette=())),
         counter=SimpleNamespace(
-            count=lambda split, examine: SimpleNamespace(matrix=np.array(matrix), names=split.names)))
+            count=lambda split, examine: SimpleNamespace(matrix=np.array(matrix), names=split.names)
+        ),
+    )
     Recorder.validate(recorder, 7)
     return recorder.best, lines
 
@@ -36,9 +43,14 @@ def test_a_better_score_is_the_best():
     assert best == {"step": 3, "mIoU": 1.0} and "best so far" not in line
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    (None, {"step": 0, "mIoU": -1.0}), ('{"step": 4, "mIoU": NaN}', {"step": 0, "mIoU": -1.0}),
-    ('{"step": 4, "mIoU": 0.25}', {"step": 4, "mIoU": 0.25})])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, {"step": 0, "mIoU": -1.0}),
+        ('{"step": 4, "mIoU": NaN}', {"step": 0, "mIoU": -1.0}),
+        ('{"step": 4, "mIoU": 0.25}', {"step": 4, "mIoU": 0.25}),
+    ],
+)
 def test_a_stored_nan_is_no_best_validation(tmp_path, text, expected):
     if text:
         (tmp_path / "best.json").write_text(text)
@@ -53,8 +65,15 @@ def test_a_damaged_file_is_named(tmp_path, text):
 
 
 def test_the_log_has_no_nan(tmp_path):
-    recorder = SimpleNamespace(is_chief=True, workdir=tmp_path, report=print,
-                               board=SimpleNamespace(as_default=lambda step: pytest.MonkeyPatch.context()))
+    recorder = SimpleNamespace(
+        is_chief=True,
+        workdir=tmp_path,
+        report=print,
+        board=SimpleNamespace(as_default=lambda step: pytest.MonkeyPatch.context()),
+    )
     Recorder.write(recorder, 3, {"val/mIoU": math.nan, "loss": 0.5})
     assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
-        "step": 3, "val/mIoU": None, "loss": 0.5}
+        "step": 3,
+        "val/mIoU": None,
+        "loss": 0.5,
+    }

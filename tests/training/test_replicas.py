@@ -13,8 +13,9 @@ from tests.helpers.small_training import SMALL
 @pytest.fixture(scope="module")
 def results(shapes_directory, tmp_path_factory):
     """Return the output of tests.helpers.replica_runs, a process with two virtual devices."""
-    arguments = tiny(shapes_directory, *SMALL, "train.steps=2", "--workdir",
-                     str(tmp_path_factory.mktemp("two devices")))
+    arguments = tiny(
+        shapes_directory, *SMALL, "train.steps=2", "--workdir", str(tmp_path_factory.mktemp("two devices"))
+    )
     output = run("tests.helpers.replica_runs", *arguments)
     return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
 
@@ -60,12 +61,22 @@ def test_norms_use_the_whole_batch_with_one_message_in_each_direction(form, resu
 
 def test_nonfinite_gradient_of_one_replica_skips_the_step_on_all(results):
     steps = results["skips"]
-    start = {"first": [[1.0, 1.0]] * 2, "second": [2.0] * 2, "first velocity": [[0.0, 0.0]] * 2,
-             "second velocity": [0.0] * 2, "skipped": 1.0}
+    start = {
+        "first": [[1.0, 1.0]] * 2,
+        "second": [2.0] * 2,
+        "first velocity": [[0.0, 0.0]] * 2,
+        "second velocity": [0.0] * 2,
+        "skipped": 1.0,
+    }
     assert steps["infinite"] == steps["nan"] == start
     # The gradients of both replicas are 1, and the learning rate is 0.1.
-    assert steps["finite"] == {"first": [pytest.approx([0.8, 0.8])] * 2, "second": [pytest.approx(1.8)] * 2,
-                               "first velocity": [[2.0, 2.0]] * 2, "second velocity": [2.0] * 2, "skipped": 0.0}
+    assert steps["finite"] == {
+        "first": [pytest.approx([0.8, 0.8])] * 2,
+        "second": [pytest.approx(1.8)] * 2,
+        "first velocity": [[2.0, 2.0]] * 2,
+        "second velocity": [2.0] * 2,
+        "skipped": 0.0,
+    }
 
 
 def test_gradients_are_exchanged_in_packs(results):

@@ -19,9 +19,15 @@ def test_learning_rates_of_the_original_systems(system):
     assert cases
     for case in cases:
         steps = case["max_iters"]
-        learning_rate = schedule(Train(
-            steps=steps, learning_rate=case["base_lr"], end_learning_rate=case["eta_min"], power=case["power"],
-            end_step={"mmengine": 0, "sss": steps}[system]))
+        learning_rate = schedule(
+            Train(
+                steps=steps,
+                learning_rate=case["base_lr"],
+                end_learning_rate=case["eta_min"],
+                power=case["power"],
+                end_step={"mmengine": 0, "sss": steps}[system],
+            )
+        )
         assert [float(learning_rate(step)) for step in case["index"]] == pytest.approx(case[system], rel=1e-5, abs=1e-9)
 
 
@@ -76,7 +82,8 @@ def test_the_floor_of_scaled_rates_is_absolute_as_in_mmengine(factor, end):
     learning_rate = PolynomialWithWarmup(0.01, end, 0.9, end_step=30)
     expected = mmengine_rates(0.01 * factor, end, 0.9, 30, 35)
     assert [float(learning_rate.scaled(step, factor)) for step in range(35)] == pytest.approx(
-        expected, rel=1e-5, abs=1e-9)
+        expected, rel=1e-5, abs=1e-9
+    )
 
 
 def test_a_constant_rate_is_scaled_as_a_whole():

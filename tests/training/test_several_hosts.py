@@ -21,8 +21,16 @@ from tests.helpers.small_training import SMALL, build_small_networks
 STEPS, KILLED, STOPPED = 30, 8, 16
 # A small learning rate limits the growth of float32's rounding differences, and replicas drop other channels than a
 # single one does.
-SETTINGS = [*SMALL, "model.dropout=0", "augment.crop=32,32", "train.global_batch=6", f"train.steps={STEPS}",
-            "train.learning_rate=0.002", f"train.validate_every={STEPS}", "train.checkpoint_every=5"]
+SETTINGS = [
+    *SMALL,
+    "model.dropout=0",
+    "augment.crop=32,32",
+    "train.global_batch=6",
+    f"train.steps={STEPS}",
+    "train.learning_rate=0.002",
+    f"train.validate_every={STEPS}",
+    "train.checkpoint_every=5",
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +70,9 @@ def alone(directory, arguments):
 def killed(start, directory, arguments):
     """Kill the second of three hosts with separate working directories; return the outcome and the directories."""
     workdirs = [directory / "chief", directory / "second", directory / "third"]
-    hosts = start("tests.helpers.small_training", [[*arguments, workdir] for workdir in workdirs],
-                  directory / "output of killed")
+    hosts = start(
+        "tests.helpers.small_training", [[*arguments, workdir] for workdir in workdirs], directory / "output of killed"
+    )
     hosts.wait_for(lambda: last_step(workdirs[0]) >= KILLED, f"step {KILLED}")
     hosts.processes[1].kill()
     return *hosts.wait(), workdirs
@@ -111,8 +120,11 @@ def losses(workdir):
 def final_weights(workdir):
     arrays = {}
     with h5py.File(workdir / "final.weights.h5") as file:
-        file.visititems(lambda name, value: arrays.update(
-            {name: value[()]} if isinstance(value, h5py.Dataset) and value.size else {}))
+        file.visititems(
+            lambda name, value: arrays.update(
+                {name: value[()]} if isinstance(value, h5py.Dataset) and value.size else {}
+            )
+        )
     return arrays
 
 
@@ -155,22 +167,27 @@ def test_result_equals_that_of_one_uninterrupted_host(alone, finished):
     assert expected.keys() == weights.keys() and len(weights) == 7
     for name, values in expected.items():
         # A weight that starts at 0 is a sum of 30 rounded gradients, which partly cancel.
-        np.testing.assert_allclose(weights[name], values, rtol=1e-6, atol=1e-6 * max(np.abs(values).max(), 1e-2),
-                                   err_msg=name)
+        np.testing.assert_allclose(
+            weights[name], values, rtol=1e-6, atol=1e-6 * max(np.abs(values).max(), 1e-2), err_msg=name
+        )
 
 
 def test_hosts_divide_the_validation_with_the_same_result(alone, finished):
     _, outputs, _, workdir = finished
     assert ["validates 8 of val" in output for output in outputs] == [True, True]
     assert [line["val/mIoU"] for line in metrics(workdir) if "val/mIoU" in line] == pytest.approx(
-        [line["val/mIoU"] for line in metrics(alone) if "val/mIoU" in line], abs=1e-3)
+        [line["val/mIoU"] for line in metrics(alone) if "val/mIoU" in line], abs=1e-3
+    )
 
 
 def test_hosts_compare_facts_and_detect_a_silent_host(start, directory, shapes_directory):
     values = tiny(shapes_directory, *SETTINGS)
     (directory / "config.json").write_text(configs.to_json(configs.load(values[1], values[3:])))
-    hosts = start("tests.helpers.host_checks", [[directory / "config.json", directory / "refused"]] * 2,
-                  directory / "output of checks")
+    hosts = start(
+        "tests.helpers.host_checks",
+        [[directory / "config.json", directory / "refused"]] * 2,
+        directory / "output of checks",
+    )
     hosts.wait_for(lambda: "\nerror: " in hosts.outputs[0].read_text(), "exit of the remaining host")
     hosts.processes[1].kill()
     statuses, outputs, _ = hosts.wait()

@@ -17,19 +17,28 @@ from tests.helpers.small_models import tiny
 from tests.helpers.small_sets import config as config_of
 from tests.helpers.small_sets import folder
 
-POOLED = {"deeplabv3": ["decode_head.image_pool.1.bn"], "deeplabv3plus": ["decode_head.image_pool.1.bn"],
-          "pspnet": ["decode_head.psp_modules.0.1.bn"],
-          "apcnet": [f"decode_head.acm_modules.{index}.global_info.bn" for index in range(3)],
-          "encnet": [], "fcn": []}
+POOLED = {
+    "deeplabv3": ["decode_head.image_pool.1.bn"],
+    "deeplabv3plus": ["decode_head.image_pool.1.bn"],
+    "pspnet": ["decode_head.psp_modules.0.1.bn"],
+    "apcnet": [f"decode_head.acm_modules.{index}.global_info.bn" for index in range(3)],
+    "encnet": [],
+    "fcn": [],
+}
 
 
 def counted_values(model, shape, monkeypatch):
     """Return {layer name: values per channel} that the norms of a model really see in training mode."""
     seen = {}
     call = norms.BatchNormalization.call
-    monkeypatch.setattr(norms.BatchNormalization, "call", lambda layer, inputs, training=False: (
-        seen.update({layer.name: int(np.prod(inputs.shape[:-1]))}) if training and layer.trainable else None,
-        call(layer, inputs, training=training))[1])
+    monkeypatch.setattr(
+        norms.BatchNormalization,
+        "call",
+        lambda layer, inputs, training=False: (
+            seen.update({layer.name: int(np.prod(inputs.shape[:-1]))}) if training and layer.trainable else None,
+            call(layer, inputs, training=training),
+        )[1],
+    )
     model(tf.zeros(shape), training=True)
     return seen
 
@@ -67,9 +76,16 @@ def test_the_refused_layers_are_those_that_see_one_value(network, head, crop, mo
     require_several_values(network, 2, 1, crop)
 
 
-@pytest.mark.parametrize(("batch", "parts", "refused", "advice"), [
-    (1, 1, True, "train.global_batch=2"), (4, 4, True, "train.accumulate to at most 2"), (4, 2, False, ""),
-    (2, 2, True, "train.global_batch=4"), (2, 1, False, "")])
+@pytest.mark.parametrize(
+    ("batch", "parts", "refused", "advice"),
+    [
+        (1, 1, True, "train.global_batch=2"),
+        (4, 4, True, "train.accumulate to at most 2"),
+        (4, 2, False, ""),
+        (2, 2, True, "train.global_batch=4"),
+        (2, 1, False, ""),
+    ],
+)
 def test_parts_count_on_their_own(batch, parts, refused, advice):
     network = models.build(tiny(head="pspnet"), 3)
     if not refused:
@@ -89,8 +105,9 @@ def test_a_larger_crop_is_advised_only_where_it_helps():
 def test_training_is_refused_before_its_first_step(tmp_path):
     label = np.zeros((16, 16))
     config = config_of(folder(tmp_path / "data", {"train": [label] * 2, "val": [label]}), (16, 16), batch=1)
-    config = configs.from_dict(configs.to_dict(config) | {"model": configs.to_dict(configs.Config(
-        model=tiny(head="deeplabv3")))["model"]})
+    config = configs.from_dict(
+        configs.to_dict(config) | {"model": configs.to_dict(configs.Config(model=tiny(head="deeplabv3")))["model"]}
+    )
     with pytest.raises(ConfigError, match="decode_head.image_pool.1.bn"):
         trainer.train(config, tmp_path / "run", tf.distribute.get_strategy(), report=lambda line: None)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())

@@ -39,7 +39,7 @@ def batches(count, size=8):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, CLASSES, (count, size, 16, 16)).astype(np.uint8)
     for index in range(size):
-        labels[:, index, :2 * index] = 255
+        labels[:, index, : 2 * index] = 255
     images = generator.normal(size=(count, size, 16, 16, 3)).astype(np.float32)
     return tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
 
@@ -57,8 +57,10 @@ def trained(config, calls, frozen=True, strategy=None):
 
 
 def settings(**train):
-    return Config(loss=train.pop("loss", Loss(average="valid")), train=Train(
-        global_batch=8, steps=40, learning_rate=0.05, weight_decay=1e-3, **train))
+    return Config(
+        loss=train.pop("loss", Loss(average="valid")),
+        train=Train(global_batch=8, steps=40, learning_rate=0.05, weight_decay=1e-3, **train),
+    )
 
 
 def test_several_steps_in_a_call_equal_single_steps():
@@ -82,12 +84,16 @@ def test_one_device_strategy_takes_the_same_steps(parts):
         np.testing.assert_array_equal(one, other)
 
 
-VALID, ALL, WEIGHTED = Loss(average="valid"), Loss(average="all", class_weights=(0.2, 1.0, 3.0)), Loss(
-    average="valid", class_weights=(0.2, 1.0, 3.0))
+VALID, ALL, WEIGHTED = (
+    Loss(average="valid"),
+    Loss(average="all", class_weights=(0.2, 1.0, 3.0)),
+    Loss(average="valid", class_weights=(0.2, 1.0, 3.0)),
+)
 
 
-@pytest.mark.parametrize("parts, loss", all_of(
-    [(8, VALID), (2, ALL), (2, WEIGHTED)], (2, VALID), (8, ALL), (8, WEIGHTED)))
+@pytest.mark.parametrize(
+    "parts, loss", all_of([(8, VALID), (2, ALL), (2, WEIGHTED)], (2, VALID), (8, ALL), (8, WEIGHTED))
+)
 def test_accumulated_gradients_give_the_weights_of_the_whole_batch(parts, loss):
     rows, weights = trained(settings(loss=loss), [3, 2])
     in_parts, others = trained(settings(loss=loss, accumulate=parts), [3, 2])
@@ -116,8 +122,9 @@ def test_denominators_equal_the_counts_of_the_loss_terms():
         for weights in ((), (0.2, 1.0, 3.0)):
             loss = Loss(average=average, class_weights=weights)
             expected = [float(count) for _, _, count in losses.loss_terms(outputs, labels, loss).values()]
-            assert [float(count) for count in losses.denominators(
-                labels, outputs, CLASSES, loss)] == pytest.approx(expected)
+            assert [float(count) for count in losses.denominators(labels, outputs, CLASSES, loss)] == pytest.approx(
+                expected
+            )
 
 
 def test_unreadable_batch_keeps_the_steps_before_it():
@@ -184,7 +191,7 @@ def test_overflowing_loss_scale_falls_until_steps_are_taken():
     steps = Steps(model, optimizer, config, tf.distribute.get_strategy())
     skipped = steps.take(iter(batches(24)), 24).losses.numpy()[:, steps.names.index("skipped")]
     assert skipped[0] == 1 and skipped[-1] == 0
-    assert float(steps.variables["loss_scale"]) == 2.0**24 / 2**skipped.sum()
+    assert float(steps.variables["loss_scale"]) == 2.0**24 / 2 ** skipped.sum()
 
 
 def test_xla_is_refused_for_several_replicas():

@@ -47,12 +47,20 @@ def test_only_one_process_may_train(workdir):
     working_directory.open_workdir(workdir, Config(), CAMVID).close()
 
 
-@pytest.mark.parametrize("before, now, free", [
-    ("train.log_every=50", "train.log_every=7", True), ("train.seed=0", "train.seed=1", False),
-    ("init.backbone=a.npz", "init.backbone=elsewhere/a.npz", True),
-    ("train.steps=10", "train.steps=20", False), ("train.steps=20", "train.steps=10", False),
-    ("init.backbone=", "init.backbone=a.npz", False), ("init.backbone=a.npz", "init.backbone=", False),
-    ("init.weights=a.pth", "init.weights=b.pth", True), ("init.skip=", "init.skip=decode_head.*", False)])
+@pytest.mark.parametrize(
+    "before, now, free",
+    [
+        ("train.log_every=50", "train.log_every=7", True),
+        ("train.seed=0", "train.seed=1", False),
+        ("init.backbone=a.npz", "init.backbone=elsewhere/a.npz", True),
+        ("train.steps=10", "train.steps=20", False),
+        ("train.steps=20", "train.steps=10", False),
+        ("init.backbone=", "init.backbone=a.npz", False),
+        ("init.backbone=a.npz", "init.backbone=", False),
+        ("init.weights=a.pth", "init.weights=b.pth", True),
+        ("init.skip=", "init.skip=decode_head.*", False),
+    ],
+)
 def test_values_that_may_change_after_the_first_checkpoint(tmp_path, before, now, free):
     old, new = (values.set_value(Config(), value) for value in (before, now))
     working_directory.open_workdir(tmp_path, old, CAMVID).close()
@@ -69,10 +77,18 @@ def test_values_that_may_change_after_the_first_checkpoint(tmp_path, before, now
         assert trained_model.read_workdir(tmp_path)[0] == old
 
 
-@pytest.mark.parametrize(("settings", "steps", "allowed"), [
-    ({"end_step": 300}, 400, True), ({"end_step": 900, "end_learning_rate": 0.0}, 400, True),
-    ({"end_step": 300, "end_learning_rate": 0.0}, 400, False), ({"end_step": 300}, 200, False),
-    ({"power": 0.0}, 400, True), ({"learning_rate": 0.1, "end_learning_rate": 0.1}, 400, True), ({}, 400, False)])
+@pytest.mark.parametrize(
+    ("settings", "steps", "allowed"),
+    [
+        ({"end_step": 300}, 400, True),
+        ({"end_step": 900, "end_learning_rate": 0.0}, 400, True),
+        ({"end_step": 300, "end_learning_rate": 0.0}, 400, False),
+        ({"end_step": 300}, 200, False),
+        ({"power": 0.0}, 400, True),
+        ({"learning_rate": 0.1, "end_learning_rate": 0.1}, 400, True),
+        ({}, 400, False),
+    ],
+)
 def test_steps_may_be_raised_where_the_schedule_permits_it(workdir, settings, steps, allowed):
     before, now = (replace(Config(), train=Train(steps=number, **settings)) for number in (300, steps))
     (workdir / "config.json").write_text(configs.to_json(before))
@@ -109,9 +125,17 @@ def test_changed_label_table_is_an_error(workdir):
         working_directory.open_workdir(workdir, Config(), swapped)
 
 
-@pytest.mark.parametrize("name, content", [
-    ("config.json", ""), ("config.json", "[]"), ("dataset.json", ""), ("dataset.json", "{}"), ("dataset.json", "[]"),
-    ("dataset.json", '{"name": "none"}')])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("config.json", ""),
+        ("config.json", "[]"),
+        ("dataset.json", ""),
+        ("dataset.json", "{}"),
+        ("dataset.json", "[]"),
+        ("dataset.json", '{"name": "none"}'),
+    ],
+)
 def test_damaged_files_are_named(workdir, name, content):
     (workdir / name).write_text(content)
     with pytest.raises(WorkdirError, match=name):
@@ -137,9 +161,13 @@ def test_second_model_of_a_process_has_the_same_variable_names():
     assert names[0] == names[1] and len(names[0]) > 100
 
 
-@pytest.mark.parametrize("name, directory", [
-    ("encnet_shapes", "runs/encnet_shapes"),
-    ("encnet_cityscapes:r101-d8-769x769-80k", "runs/encnet_cityscapes-r101-d8-769x769-80k")])
+@pytest.mark.parametrize(
+    "name, directory",
+    [
+        ("encnet_shapes", "runs/encnet_shapes"),
+        ("encnet_cityscapes:r101-d8-769x769-80k", "runs/encnet_cityscapes-r101-d8-769x769-80k"),
+    ],
+)
 def test_default_workdir_has_no_colon(name, directory):
     assert configs.default_workdir(configs.load(name)) == Path(directory)
 
@@ -189,7 +217,7 @@ def test_every_flipped_byte_is_detected_or_harmless(saved, kind):
     content = path.read_bytes()
     detected = 0
     for index in range(len(content)):
-        path.write_bytes(content[:index] + bytes([content[index] ^ 0x10]) + content[index + 1:])
+        path.write_bytes(content[:index] + bytes([content[index] ^ 0x10]) + content[index + 1 :])
         checkpoint = state(1)
         try:
             checkpoints.read_checkpoint(checkpoint, path.with_name("step-00000006"))
@@ -254,6 +282,7 @@ def test_checkpoints_that_cannot_be_listed_are_an_error(saved, monkeypatch):
 
 def test_all_state_is_stored(tmp_path):
     """Weights, velocities, averages and the variables of the step are restored under their names."""
+
     def build():
         # Keras restarts the numbers in names.
         keras.backend.clear_session()
@@ -262,8 +291,11 @@ def test_all_state_is_stored(tmp_path):
         optimizer.build(model.trainable_variables)
         ema = ExponentialMovingAverage(model, 0.9)
         parts = model, optimizer, ema, {"scale": tf.Variable(5.0), "count": tf.Variable(2)}
-        values = [*(variable.value for variable in (*model.variables, *optimizer.variables)),
-                  *parts[2].variables.values(), *parts[3].values()]
+        values = [
+            *(variable.value for variable in (*model.variables, *optimizer.variables)),
+            *parts[2].variables.values(),
+            *parts[3].values(),
+        ]
         return checkpoints.tracked_checkpoint(*parts), values
 
     (checkpoint, values), (other, restored) = build(), build()
@@ -313,8 +345,10 @@ def test_previous_checkpoints_survive_permanent_storage_errors(saved, monkeypatc
         checkpoints.save_checkpoint(saved, state(-9), 9, keep=1, report=lambda line: None)
     assert len(failed) == attempts
     monkeypatch.undo()
-    assert {path.name.partition(".")[0] for path in (saved / "checkpoints").iterdir()} == {"step-00000003",
-                                                                                         "step-00000006"}
+    assert {path.name.partition(".")[0] for path in (saved / "checkpoints").iterdir()} == {
+        "step-00000003",
+        "step-00000006",
+    }
     assert_restored(saved, 6)
 
 
@@ -355,8 +389,11 @@ def test_old_checkpoint_that_cannot_be_removed_is_reported(saved, monkeypatch):
     lines = []
     with monkeypatch.context() as patch:
         remove = checkpoints.remove_checkpoint
-        patch.setattr(checkpoints, "remove_checkpoint", lambda prefix: refuse(prefix) if prefix.name == "step-00000003"
-                      else remove(prefix))
+        patch.setattr(
+            checkpoints,
+            "remove_checkpoint",
+            lambda prefix: refuse(prefix) if prefix.name == "step-00000003" else remove(prefix),
+        )
         checkpoints.save_checkpoint(saved, state(-9), 9, keep=1, report=lines.append)
     assert len(lines) == 1 and "step 3" in lines[0] and "Device or resource busy" in lines[0]
     assert checkpoints.checkpoint_steps(saved) == [3, 9]
@@ -370,8 +407,14 @@ def test_vanished_directory_is_an_error_and_not_created(saved):
 
 
 def test_killed_writer_leaves_the_old_or_the_new_checkpoint(tmp_path):
-    output = subprocess.run([sys.executable, "-m", "tests.helpers.killed_writes", tmp_path, "2"], check=True, cwd=ROOT,
-                            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout
+    output = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.killed_writes", tmp_path, "2"],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout
     outcomes = json.loads(output)
     for step, contents, files, lines in outcomes:
         assert contents == [float(step or -1)] and lines == []
@@ -388,14 +431,21 @@ def test_files_are_synced_before_they_are_renamed_and_others_removed(saved, monk
     sync, rename, remove = atomic_files.sync_file, os.replace, checkpoints.remove_checkpoint
     monkeypatch.setattr(checkpoints, "sync_file", lambda path: (events.append(("sync", path.name)), sync(path)))
     monkeypatch.setattr(os, "replace", lambda old, new: (events.append(("rename", new.name)), rename(old, new)))
-    monkeypatch.setattr(checkpoints, "remove_checkpoint", lambda prefix: (
-        events.append(("remove", prefix.name)), remove(prefix)))
+    monkeypatch.setattr(
+        checkpoints, "remove_checkpoint", lambda prefix: (events.append(("remove", prefix.name)), remove(prefix))
+    )
     checkpoints.save_checkpoint(saved, state(-9), 9, keep=1)
     data, index = "step-00000009.data-00000-of-00001", "step-00000009.index"
     begin = events.index(("sync", f".writing-{data}"))
     assert events[begin:] == [
-        ("sync", f".writing-{data}"), ("sync", f".writing-{index}"), ("rename", data), ("rename", index),
-        ("sync", "checkpoints"), ("remove", "step-00000003"), ("remove", "step-00000006")]
+        ("sync", f".writing-{data}"),
+        ("sync", f".writing-{index}"),
+        ("rename", data),
+        ("rename", index),
+        ("sync", "checkpoints"),
+        ("remove", "step-00000003"),
+        ("remove", "step-00000006"),
+    ]
 
 
 @pytest.fixture
@@ -418,10 +468,14 @@ def test_line_is_appended_completely_or_not_at_all(tmp_path, small_files):
     assert path.read_text(encoding="utf-8") == "one\n\u4e8c\n"
 
 
-@pytest.mark.parametrize("write", [
-    lambda path: atomic_files.write_text(path, "x" * 9000),
-    lambda path: keras_files.save_weights(keras.Sequential([keras.Input((9,)), keras.layers.Dense(999)]), path)],
-    ids=["text", "weights"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: atomic_files.write_text(path, "x" * 9000),
+        lambda path: keras_files.save_weights(keras.Sequential([keras.Input((9,)), keras.layers.Dense(999)]), path),
+    ],
+    ids=["text", "weights"],
+)
 def test_file_that_does_not_fit_leaves_the_old_one(tmp_path, small_files, write):
     path = tmp_path / "best.weights.h5"
     path.write_text("before")
@@ -461,8 +515,10 @@ def test_list_of_skipped_batches_is_stored(tmp_path):
     assert working_directory.read_skipped_steps(tmp_path) == SKIPPED
 
 
-@pytest.mark.parametrize("content", [
-    "", "{", "{}x", "3", '["a"]', '[{"step": 3}]', '[{"step": "3", "losses": {}, "files": []}]', '{"step": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "{}x", "3", '["a"]', '[{"step": 3}]', '[{"step": "3", "losses": {}, "files": []}]', '{"step": 3}'],
+)
 def test_damaged_list_of_skipped_batches_is_an_error(tmp_path, content):
     (tmp_path / "skipped.json").write_text(content)
     with pytest.raises(WorkdirError, match="skipped.json"):

@@ -29,12 +29,14 @@ def test_a_backbone_file_changes_only_the_backbone(tmp_path, prefix):
 @pytest.mark.parametrize("prefix, classifier", [("", "fc"), ("backbone.", "head.fc")])
 def test_the_imagenet_classifier_is_skipped_without_being_listed(tmp_path, prefix, classifier):
     model, path = small_model(), tmp_path / "a.npz"
-    state = {prefix + name.removeprefix("backbone."): array for name, array in small_state().items()
-             if "backbone" in name}
+    state = {
+        prefix + name.removeprefix("backbone."): array for name, array in small_state().items() if "backbone" in name
+    }
     ends = {f"{classifier}.weight": np.zeros((5, 4)), f"{classifier}.bias": np.zeros(5)}
     np.savez(path, **state, **ends)
     assert loading.load_backbone(model, path)[-1:] == [
-        f"the ImageNet classifier was skipped: {classifier}.weight, {classifier}.bias"]
+        f"the ImageNet classifier was skipped: {classifier}.weight, {classifier}.bias"
+    ]
     assert f"{classifier}.bias" in loading.load_backbone(model, path, skip=(f"{classifier}.*",))[-1]
     np.savez(path, **state, **ends, neck=np.zeros(2))
     with pytest.raises(WeightsError, match=r"in the file but not in the model:\n    neck \(2,\)\n.* init.skip=neck$"):
@@ -48,10 +50,11 @@ def test_skip_matches_exact_names(tmp_path):
     np.savez(path, **state)
     before = values(model)
     for skip, message in [
-            ((), r"1 weights in the model but not in the file:\n    conv1.weight \(4, 3, 3, 2\)"),
-            (("conv1.weight", "conv2.weight"), "init.skip lists 'conv2.weight'"),
-            # Patterns use names without the prefix, as in the file.
-            (("backbone.conv1.weight",), "init.skip lists 'backbone.conv1.weight'")]:
+        ((), r"1 weights in the model but not in the file:\n    conv1.weight \(4, 3, 3, 2\)"),
+        (("conv1.weight", "conv2.weight"), "init.skip lists 'conv2.weight'"),
+        # Patterns use names without the prefix, as in the file.
+        (("backbone.conv1.weight",), "init.skip lists 'backbone.conv1.weight'"),
+    ]:
         with pytest.raises(WeightsError, match=message):
             loading.load_backbone(model, path, skip)
         assert unchanged(model, before)

@@ -8,7 +8,6 @@ import pytest
 from kseg.weights.file_classes import order_note, stored_classes
 from tests.helpers.torch_writing import FakeTensor, Stored, write_zip
 
-
 LAYERS = ["decode_head.conv_seg"]
 
 
@@ -17,8 +16,9 @@ def checkpoint(path, meta):
     return write_zip(path, {"meta": meta, "state_dict": {"a": tensor}})
 
 
-@pytest.mark.parametrize("meta", [{"CLASSES": ("sky", "Road"), "PALETTE": [[1, 2, 3]]},
-                                  {"dataset_meta": {"classes": ["sky", "Road"]}}])
+@pytest.mark.parametrize(
+    "meta", [{"CLASSES": ("sky", "Road"), "PALETTE": [[1, 2, 3]]}, {"dataset_meta": {"classes": ["sky", "Road"]}}]
+)
 def test_classes_of_a_checkpoint(tmp_path, meta):
     path = checkpoint(tmp_path / "a.pth", meta)
     assert stored_classes(path) == ("sky", "Road")

@@ -27,23 +27,36 @@ def state_of(*names, value=1.0):
 
 def test_entries_are_unwrapped_and_counters_removed(tmp_path):
     bare = {**state_of("a.weight"), "a.num_batches_tracked": tensor(np.array(7), "LongStorage")}
-    for wrapped in (bare, {"model": bare, "cur_iter": 3}, {"meta": 1, "state_dict": bare, "optimizer": {"state": {}}},
-                    {"model": {"state_dict": bare}}):
+    for wrapped in (
+        bare,
+        {"model": bare, "cur_iter": 3},
+        {"meta": 1, "state_dict": bare, "optimizer": {"state": {}}},
+        {"model": {"state_dict": bare}},
+    ):
         checkpoint = read_foreign_checkpoint(write_zip(tmp_path / "a.pth", wrapped))
         assert list(checkpoint.state) == ["a.weight"] and checkpoint.state["a.weight"].shape == (2, 3)
         assert checkpoint.system == "plain" and checkpoint.notes == []
 
 
-@pytest.mark.parametrize("contents, message", [
-    ({}, "no weights: its dict of weights is empty"), ({"state_dict": {}}, "no weights: its dict of weights is empty"),
-    ({"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, "only an optimizer's state"),
-    ({"state": {0: {"momentum_buffer": 1}}, "param_groups": [{"lr": 0.01}]}, "only an optimizer's state"),
-    ({"state_dict": {"a": 3}}, "type int under 'a'"), ({"model": [1]}, "type list instead of named weights"),
-    ("text", "type str instead of named weights"), ({3: tensor(np.ones(2, "float32"))}, "array of shape .* under 3"),
-    ({"a": tensor(np.ones(2, "int8"), "CharStorage")}, "a as int8"),
-    ({"module.a": tensor(np.ones(2, "float32")), "a": tensor(np.ones(2, "float32"))}, "a both with and without 'mod"),
-    ({"a.num_batches_tracked": tensor(np.array(7), "LongStorage")}, "only counters"),
-])
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        ({}, "no weights: its dict of weights is empty"),
+        ({"state_dict": {}}, "no weights: its dict of weights is empty"),
+        ({"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, "only an optimizer's state"),
+        ({"state": {0: {"momentum_buffer": 1}}, "param_groups": [{"lr": 0.01}]}, "only an optimizer's state"),
+        ({"state_dict": {"a": 3}}, "type int under 'a'"),
+        ({"model": [1]}, "type list instead of named weights"),
+        ("text", "type str instead of named weights"),
+        ({3: tensor(np.ones(2, "float32"))}, "array of shape .* under 3"),
+        ({"a": tensor(np.ones(2, "int8"), "CharStorage")}, "a as int8"),
+        (
+            {"module.a": tensor(np.ones(2, "float32")), "a": tensor(np.ones(2, "float32"))},
+            "a both with and without 'mod",
+        ),
+        ({"a.num_batches_tracked": tensor(np.array(7), "LongStorage")}, "only counters"),
+    ],
+)
 def test_files_without_weights_are_described(tmp_path, contents, message):
     with pytest.raises(WeightsError, match=f"a.pth .*{message}") as caught:
         read_foreign_checkpoint(write_zip(tmp_path / "a.pth", contents))
@@ -55,9 +68,16 @@ def test_files_are_known_by_content(tmp_path, name):
     assert list(read_foreign_checkpoint(write_zip(tmp_path / name, state_of("a.weight"))).state) == ["a.weight"]
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"), (b"\n<!DOCTYPE HTML>", "web page"),
-    (b"", "empty"), (b"\x89PNG\r\n\x1a\n", "PNG picture"), (b"plain text", "starts with b'plain text'")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
+        (b"\n<!DOCTYPE HTML>", "web page"),
+        (b"", "empty"),
+        (b"\x89PNG\r\n\x1a\n", "PNG picture"),
+        (b"plain text", "starts with b'plain text'"),
+    ],
+)
 def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
     (tmp_path / "a.ckpt").write_bytes(content)
     with pytest.raises(WeightsError, match=f"a.ckpt .*{message}"):
@@ -85,8 +105,9 @@ def test_repeated_module_prefixes(tmp_path):
     assert read_foreign_checkpoint(path).state.keys() == {"a.weight", "b.weight", "c.bias"}
 
 
-@pytest.mark.parametrize("kind, dtype", [("HalfStorage", "float16"), ("BFloat16Storage", ml_dtypes.bfloat16),
-                                         ("DoubleStorage", "float64")])
+@pytest.mark.parametrize(
+    "kind, dtype", [("HalfStorage", "float16"), ("BFloat16Storage", ml_dtypes.bfloat16), ("DoubleStorage", "float64")]
+)
 def test_other_precisions_become_float32_and_are_noted(tmp_path, kind, dtype):
     numbers = np.array([1.5, -2, 0.1]).astype(dtype)
     contents = {"a": tensor(numbers, kind), "b": tensor(np.ones(2, "float32"))}
@@ -103,8 +124,12 @@ def read_both_sets(path, contents):
 
 def test_averages_with_mmcvs_prefix(tmp_path):
     """mmcv 0.x stores averages under `ema_` with underscores for dots; it does not average norm statistics."""
-    contents = {"state_dict": {**state_of("backbone.conv_1.weight", "backbone.bn1.running_mean", value=1),
-                               **state_of("ema_backbone_conv_1_weight", value=2)}}
+    contents = {
+        "state_dict": {
+            **state_of("backbone.conv_1.weight", "backbone.bn1.running_mean", value=1),
+            **state_of("ema_backbone_conv_1_weight", value=2),
+        }
+    }
     plain, average = read_both_sets(tmp_path / "a.pth", contents)
     assert plain.state.keys() == average.state.keys() == {"backbone.conv_1.weight", "backbone.bn1.running_mean"}
     assert plain.state["backbone.conv_1.weight"][0, 0] == 1 and average.state["backbone.conv_1.weight"][0, 0] == 2
@@ -113,13 +138,20 @@ def test_averages_with_mmcvs_prefix(tmp_path):
     assert "the one under ema names was read" in average.notes[0]
 
 
-@pytest.mark.parametrize("names, averaged", [
-    # PyTorch's reference scripts, and mmengine, which swaps the two sets when it saves.
-    (("model", "model_ema", "n_averaged"), 2), (("state_dict", "ema_state_dict", "steps"), 1)])
+@pytest.mark.parametrize(
+    "names, averaged",
+    [
+        # PyTorch's reference scripts, and mmengine, which swaps the two sets when it saves.
+        (("model", "model_ema", "n_averaged"), 2),
+        (("state_dict", "ema_state_dict", "steps"), 1),
+    ],
+)
 def test_averages_in_a_separate_entry(tmp_path, names, averaged):
     plain_entry, average_entry, counter = names
-    contents = {plain_entry: state_of("a.weight", value=1), average_entry: {
-        **state_of("module.a.weight", value=2), counter: tensor(np.array(9), "LongStorage")}}
+    contents = {
+        plain_entry: state_of("a.weight", value=1),
+        average_entry: {**state_of("module.a.weight", value=2), counter: tensor(np.array(9), "LongStorage")},
+    }
     plain, average = read_both_sets(tmp_path / "a.pth", contents)
     assert plain.state.keys() == average.state.keys() == {"a.weight"}
     assert plain.state["a.weight"][0, 0] == 1 and average.state["a.weight"][0, 0] == averaged
@@ -151,10 +183,16 @@ def test_bgr_reverses_only_the_first_kernel(tmp_path, name):
         read_foreign_checkpoint(write_zip(tmp_path / "b.pth", {"layer1.0.conv1.weight": tensor(kernel)}), "BGR")
 
 
-@pytest.mark.parametrize("names, system", [
-    (("backbone.conv1.weight", "decode_head.conv_seg.bias"), "mmseg"), (("conv1.weight", "fc.weight"), "torchvision"),
-    (("backbone.layer1.0.bn1.bias", "head.fc.weight"), "mmpretrain"), (("w",), "plain"),
-    (("backbone_net.conv1.weight", "decoder.0.weight", "decoder.4.bias"), "sss")])
+@pytest.mark.parametrize(
+    "names, system",
+    [
+        (("backbone.conv1.weight", "decode_head.conv_seg.bias"), "mmseg"),
+        (("conv1.weight", "fc.weight"), "torchvision"),
+        (("backbone.layer1.0.bn1.bias", "head.fc.weight"), "mmpretrain"),
+        (("w",), "plain"),
+        (("backbone_net.conv1.weight", "decoder.0.weight", "decoder.4.bias"), "sss"),
+    ],
+)
 def test_systems(tmp_path, names, system):
     assert read_foreign_checkpoint(write_zip(tmp_path / "a.pth", state_of(*names))).system == system
 
@@ -170,11 +208,15 @@ def test_the_pooled_branch_is_moved_to_the_front(tmp_path):
     branches, channels = 3, 4
     # The kernel contains the indices of its input channels: 0..11 for the branches, 12..15 for the pooled branch.
     kernel = np.broadcast_to(np.arange(16, dtype="float32")[None, :, None, None], (6, 16, 3, 3)).copy()
-    contents = {"backbone_net.conv1.weight": tensor(np.zeros((1, 3, 1, 1), "float32")),
-                "aspp_net.bottleneck.0.weight": tensor(kernel),
-                "aspp_net.global_branch.1.weight": tensor(np.zeros((channels, 5, 1, 1), "float32"))}
-    contents |= {f"aspp_net.parallel_branches.{index}.0.weight": tensor(np.zeros((channels, 5, 1, 1), "float32"))
-                 for index in range(branches)}
+    contents = {
+        "backbone_net.conv1.weight": tensor(np.zeros((1, 3, 1, 1), "float32")),
+        "aspp_net.bottleneck.0.weight": tensor(kernel),
+        "aspp_net.global_branch.1.weight": tensor(np.zeros((channels, 5, 1, 1), "float32")),
+    }
+    contents |= {
+        f"aspp_net.parallel_branches.{index}.0.weight": tensor(np.zeros((channels, 5, 1, 1), "float32"))
+        for index in range(branches)
+    }
     checkpoint = read_foreign_checkpoint(write_zip(tmp_path / "a.pth", {"model": contents}))
     rotated = checkpoint.state["decode_head.bottleneck.conv.weight"][0, :, 0, 0]
     assert rotated.tolist() == [12, 13, 14, 15, *range(12)]
@@ -182,8 +224,9 @@ def test_the_pooled_branch_is_moved_to_the_front(tmp_path):
 
 
 @needs_fixtures
-@pytest.mark.parametrize("path", sorted(FIXTURES.glob("**/model.pth")),
-                         ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}")
+@pytest.mark.parametrize(
+    "path", sorted(FIXTURES.glob("**/model.pth")), ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}"
+)
 def test_reference_checkpoints(path):
     checkpoint = read_foreign_checkpoint(path)
     assert checkpoint.system == path.parent.parent.name

@@ -28,7 +28,8 @@ def virtual(group, secret):
 
 
 FORMS = {
-    "external storage": external, "virtual": virtual,
+    "external storage": external,
+    "virtual": virtual,
     "external link": lambda group, secret: group.__setitem__("0", h5py.ExternalLink(secret, "/a")),
     "soft link": lambda group, secret: group.__setitem__("0", h5py.SoftLink("/layers/other")),
     "empty": lambda group, secret: group.__setitem__("0", h5py.Empty("f4")),
@@ -43,7 +44,8 @@ FORMS = {
     "compressed": lambda group, secret: group.create_dataset("0", data=np.zeros(2, "f4"), compression="gzip"),
     "checksums": lambda group, secret: group.create_dataset("0", data=np.zeros(2, "f4"), fletcher32=True),
     "missing chunk": lambda group, secret: group.create_dataset("0", (4,), "f4", chunks=(2,)).write_direct(
-        np.ones(2, "f4"), dest_sel=np.s_[:2]),
+        np.ones(2, "f4"), dest_sel=np.s_[:2]
+    ),
     "large chunk": lambda group, secret: group.create_dataset("0", (2,), "f4", chunks=(2**28,), maxshape=(None,)),
 }
 
@@ -151,7 +153,7 @@ def test_a_file_on_which_hdf5_never_ends_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     # HDF5 steps from one text to the next by the size of each. The first one gets index 0, free space, and no size.
     first = content.index(b"GCOL") + 16
-    content[first:first + 2], content[first + 8:first + 16] = bytes(2), bytes(8)
+    content[first : first + 2], content[first + 8 : first + 16] = bytes(2), bytes(8)
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="a.weights.h5 is damaged"):
         keras_files.read_layers(path)

@@ -53,15 +53,23 @@ def test_objects_inside_the_weights_are_refused(tmp_path, write, value):
 SHARED_TUPLES = b"".join(b"h%ch%c\x86q%c" % (index, index, index + 1) for index in range(60))
 
 
-@pytest.mark.parametrize("program", [
-    b"\x80\x02})" + b"\x85" * 150_000 + b"K\x01s.", b"\x80\x02)" + b"\x85" * 1000 + b".",
-    b"\x80\x02" + b"]" * 1000 + b"a" * 999 + b".", b"\x80\x02" + b"}" * (MAX_OPERATIONS + 10) + b".",
-    # Tuples that are shared 2^60-fold as a key, an identifier, a name, a byte order and a size.
-    b"\x80\x02})q\x00" + SHARED_TUPLES + b"K\x01s.", b"\x80\x02)q\x00" + SHARED_TUPLES + b"Q.",
-    b"\x80\x04)q\x00" + SHARED_TUPLES + b")\x93.",
-    b"\x80\x02)q\x00" + SHARED_TUPLES + b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R(K\x03h<tb.",
-    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n()q\x00" + SHARED_TUPLES + b"h<h<h<tR.",
-    b"\x80\x02\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", b"\x80\x02\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b"."])
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02})" + b"\x85" * 150_000 + b"K\x01s.",
+        b"\x80\x02)" + b"\x85" * 1000 + b".",
+        b"\x80\x02" + b"]" * 1000 + b"a" * 999 + b".",
+        b"\x80\x02" + b"}" * (MAX_OPERATIONS + 10) + b".",
+        # Tuples that are shared 2^60-fold as a key, an identifier, a name, a byte order and a size.
+        b"\x80\x02})q\x00" + SHARED_TUPLES + b"K\x01s.",
+        b"\x80\x02)q\x00" + SHARED_TUPLES + b"Q.",
+        b"\x80\x04)q\x00" + SHARED_TUPLES + b")\x93.",
+        b"\x80\x02)q\x00" + SHARED_TUPLES + b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R(K\x03h<tb.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n()q\x00" + SHARED_TUPLES + b"h<h<h<tR.",
+        b"\x80\x02\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        b"\x80\x02\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b".",
+    ],
+)
 def test_crafted_programs_are_refused(tmp_path, program):
     with pytest.raises(WeightsError, match="a.pth"):
         torch_files.read_torch_file(program_file(tmp_path / "a.pth", program))

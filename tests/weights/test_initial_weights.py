@@ -17,8 +17,9 @@ def tiny_config(*overrides):
 
 def backbone_arrays(model):
     """Return the backbone's weights by torchvision's names."""
-    return {name.removeprefix("backbone."): array for name, array in state_of(model).items()
-            if name.startswith("backbone.")}
+    return {
+        name.removeprefix("backbone."): array for name, array in state_of(model).items() if name.startswith("backbone.")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,11 @@ def test_init_loads_a_whole_model_or_a_backbone_except_skipped_weights(tmp_path,
     np.savez(tmp_path / "a.npz", **state_of(donor))
     donor.save_weights(tmp_path / "a.weights.h5")
     np.savez(tmp_path / "b.npz", **backbone_arrays(donor))
-    for init, skipped in [(f"init.weights={tmp_path / 'a.npz'}", "decode_head.conv_seg.bias"),
-                          (f"init.weights={tmp_path / 'a.weights.h5'}", "decode_head.conv_seg.bias"),
-                          (f"init.backbone={tmp_path / 'b.npz'}", "bn1.running_mean")]:
+    for init, skipped in [
+        (f"init.weights={tmp_path / 'a.npz'}", "decode_head.conv_seg.bias"),
+        (f"init.weights={tmp_path / 'a.weights.h5'}", "decode_head.conv_seg.bias"),
+        (f"init.backbone={tmp_path / 'b.npz'}", "bn1.running_mean"),
+    ]:
         config = tiny_config(init, f"init.skip={skipped}")
         model = models.build(config.model, 11)
         for variable in model.weights:
@@ -58,8 +61,9 @@ def test_a_whole_model_and_a_backbone_are_not_confused(tmp_path, donor):
     with pytest.raises(WeightsError, match="decode_head.conv_seg.weight"):
         loading.load_initial(donor, config)
     # Skipping its heads makes the file a backbone.
-    loading.load_initial(donor, tiny_config(f"init.backbone={tmp_path / 'a.npz'}",
-                                            "init.skip=decode_head.*,auxiliary_head.*"))
+    loading.load_initial(
+        donor, tiny_config(f"init.backbone={tmp_path / 'a.npz'}", "init.skip=decode_head.*,auxiliary_head.*")
+    )
     np.savez(tmp_path / "b.npz", **backbone_arrays(donor))
     with pytest.raises(WeightsError, match="b.npz contains only a backbone.*init.backbone"):
         loading.load_initial(donor, tiny_config(f"init.weights={tmp_path / 'b.npz'}"))

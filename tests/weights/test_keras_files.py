@@ -78,8 +78,9 @@ def test_stages_match_keras_applications(tmp_path, application):
 
 
 def test_names_shapes_and_folding(tmp_path, application):
-    checkpoint, numbered = (read_foreign_checkpoint(write(application, tmp_path / name))
-                            for name in ("a.h5", "a.weights.h5"))
+    checkpoint, numbered = (
+        read_foreign_checkpoint(write(application, tmp_path / name)) for name in ("a.h5", "a.weights.h5")
+    )
     assert checkpoint.state.keys() == numbered.state.keys()
     assert all(np.array_equal(array, numbered.state[name]) for name, array in checkpoint.state.items())
     # The network has 53 convolutions, followed by norms with four weights.
@@ -87,11 +88,17 @@ def test_names_shapes_and_folding(tmp_path, application):
     assert checkpoint.state["layer3.5.conv2.weight"].shape == (256, 256, 3, 3)
     assert checkpoint.state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
     norm, convolution = (application.get_layer(f"conv4_block6_2_{kind}") for kind in ("bn", "conv"))
-    np.testing.assert_allclose(checkpoint.state["layer3.5.bn2.running_mean"],
-                               np.array(norm.moving_mean) - np.array(convolution.bias), rtol=1e-6)
+    np.testing.assert_allclose(
+        checkpoint.state["layer3.5.bn2.running_mean"],
+        np.array(norm.moving_mean) - np.array(convolution.bias),
+        rtol=1e-6,
+    )
     # variance + epsilon is the same with the epsilons of kseg and keras.applications.
-    np.testing.assert_allclose(checkpoint.state["layer3.5.bn2.running_var"] + np.float64(1e-5),
-                               np.array(norm.moving_variance, "float64") + norm.epsilon, rtol=1e-6)
+    np.testing.assert_allclose(
+        checkpoint.state["layer3.5.bn2.running_var"] + np.float64(1e-5),
+        np.array(norm.moving_variance, "float64") + norm.epsilon,
+        rtol=1e-6,
+    )
 
 
 def test_the_first_kernel_is_unchanged_without_std(tmp_path, application):
@@ -99,8 +106,9 @@ def test_the_first_kernel_is_unchanged_without_std(tmp_path, application):
     images = keras.Input((64, 96, 3))
     backbone = keras.Model(images, resnet(images, Model(stem="7x7", stride_on="1x1")))
     loading.load_backbone(backbone, path)
-    np.testing.assert_array_equal(backbone.get_layer("backbone.conv1").kernel,
-                                  application.get_layer("conv1_conv").kernel)
+    np.testing.assert_array_equal(
+        backbone.get_layer("backbone.conv1").kernel, application.get_layer("conv1_conv").kernel
+    )
 
 
 def test_the_classifier_is_read_as_fc(tmp_path):
@@ -121,7 +129,7 @@ def test_other_keras_files_are_refused(tmp_path):
             read_foreign_checkpoint(write(network, tmp_path / name))
     path = tmp_path / "a.h5"
     data = path.read_bytes()
-    for content in (data[:len(data) // 2], b"", b"text"):
+    for content in (data[: len(data) // 2], b"", b"text"):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="a.h5 is damaged"):
             read_foreign_checkpoint(path)

@@ -65,8 +65,9 @@ def test_checkpoints_that_do_not_fit_leave_the_model_unchanged(tmp_path):
     # Shapes are compared in PyTorch's layout, so an array in Keras' layout is refused.
     keras_layout = {"backbone.conv1.weight": state["backbone.conv1.weight"].transpose(2, 3, 1, 0)}
     assert "backbone.conv1.weight file (3, 2, 3, 4), model (4, 3, 3, 2)" in message(state | keras_layout)
-    text = message(state | {"decode_head.se_layer.bias": np.array([np.inf, 1]),
-                            "backbone.bn1.weight": np.array([1, 1, np.nan, 1])})
+    text = message(
+        state | {"decode_head.se_layer.bias": np.array([np.inf, 1]), "backbone.bn1.weight": np.array([1, 1, np.nan, 1])}
+    )
     assert "non-finite values in 2 weights: backbone.bn1.weight, decode_head.se_layer.bias" in text
 
 
@@ -89,10 +90,11 @@ def test_skip_applies_to_both_sides_and_to_other_shapes(tmp_path, name):
     before = {name: np.array(variable) for name, variable in loading.mmseg_names(model).items()}
     write_state(state, path)
     for skip, message in [
-            ((), "has 5 classes"), (("decode_head.se_layer.weight",), "se_layer.bias"),
-            (("decode_head.se_layer.*", "backbone.conv2.weight"),
-             "init.skip lists 'backbone.conv2.weight'"),
-            (("decode_head.se_layer.*", "backbone.conv"), "init.skip lists 'backbone.conv'")]:
+        ((), "has 5 classes"),
+        (("decode_head.se_layer.weight",), "se_layer.bias"),
+        (("decode_head.se_layer.*", "backbone.conv2.weight"), "init.skip lists 'backbone.conv2.weight'"),
+        (("decode_head.se_layer.*", "backbone.conv"), "init.skip lists 'backbone.conv'"),
+    ]:
         with pytest.raises(WeightsError, match=message):
             loading.load_checkpoint(model, path, "encnet", skip)
         assert all(np.array_equal(before[name], variable) for name, variable in loading.mmseg_names(model).items())
@@ -102,8 +104,10 @@ def test_skip_applies_to_both_sides_and_to_other_shapes(tmp_path, name):
     for name in ("decode_head.se_layer.weight", "decode_head.se_layer.bias", "backbone.bn1.bias"):
         np.testing.assert_array_equal(after[name], before[name])
     np.testing.assert_array_equal(after["backbone.bn1.weight"], state["backbone.bn1.weight"])
-    assert notes == ["7 of the model's 10 weights were loaded", "init.skip skipped 3: backbone.bn1.bias, "
-                     "decode_head.se_layer.bias, decode_head.se_layer.weight"]
+    assert notes == [
+        "7 of the model's 10 weights were loaded",
+        "init.skip skipped 3: backbone.bn1.bias, decode_head.se_layer.bias, decode_head.se_layer.weight",
+    ]
 
 
 def test_skip_of_weights_on_one_side(tmp_path):
@@ -114,8 +118,9 @@ def test_skip_of_weights_on_one_side(tmp_path):
         with pytest.raises(WeightsError, match="backbone.bn1.bias|decode_head.new"):
             loading.load_checkpoint(model, tmp_path / "a.npz", "encnet", skip)
     loading.load_checkpoint(model, tmp_path / "a.npz", "encnet", ("decode_head.new", "backbone.bn1.b*"))
-    np.testing.assert_array_equal(loading.mmseg_names(model)["backbone.bn1.running_var"],
-                                  state["backbone.bn1.running_var"])
+    np.testing.assert_array_equal(
+        loading.mmseg_names(model)["backbone.bn1.running_var"], state["backbone.bn1.running_var"]
+    )
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.weights.h5"])
@@ -129,13 +134,20 @@ def test_bgr_checkpoints_give_the_same_result_for_rgb_images(tmp_path, name):
 
 
 def test_sss_checkpoint_loads(tmp_path):
-    names = {"backbone_net.conv1": "backbone.conv1", "decoder.0": "decode_head.convs.0.conv",
-             "decoder.7": "decode_head.conv_seg", "auxiliary_decoder.4": "auxiliary_head.conv_seg"}
+    names = {
+        "backbone_net.conv1": "backbone.conv1",
+        "decoder.0": "decode_head.convs.0.conv",
+        "decoder.7": "decode_head.conv_seg",
+        "auxiliary_decoder.4": "auxiliary_head.conv_seg",
+    }
     images = keras.Input((4, 4, 3))
     model = keras.Model(images, [keras.layers.Conv2D(2, 1, name=name)(images) for name in names.values()])
     random = np.random.default_rng(0)
-    state = {f"{name}.{weight}": random.normal(size=(2, 3, 1, 1) if weight == "weight" else 2).astype("float32")
-             for name in names for weight in ("weight", "bias")}
+    state = {
+        f"{name}.{weight}": random.normal(size=(2, 3, 1, 1) if weight == "weight" else 2).astype("float32")
+        for name in names
+        for weight in ("weight", "bias")
+    }
     np.savez(tmp_path / "a.npz", **state)
     loading.load_checkpoint(model, tmp_path / "a.npz", "fcn")
     for ours, theirs in zip(names.values(), names):
@@ -167,7 +179,7 @@ def test_keras_weights_that_do_not_fit(tmp_path):
     with pytest.raises(WeightsError, match=r"decode_head.se_layer.weight file \(3, 3\), model \(2, 3\)"):
         loading.load_keras(model, path)
     data = path.read_bytes()
-    for content in (data[:len(data) // 2], data[:10], b"", b"text"):
+    for content in (data[: len(data) // 2], data[:10], b"", b"text"):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="a.weights.h5 is damaged"):
             loading.load_keras(model, path)
@@ -189,8 +201,14 @@ def test_entries_of_skip_cover_what_does_not_fit():
     file = model | {"a.c.weight": (9,)}
     assert loading.skip_patterns(model, file, set()) == ["a.c.*"]
     # Whole modules that are missing on one side, a single weight beside one that fits, and what is skipped already.
-    assert loading.skip_patterns(model, {name: model[name] for name in ("a.b.bias", "a.c.weight", "d.weight", "g")} | {
-        "x.y.weight": (1,)}, {"g"}) == []
+    assert (
+        loading.skip_patterns(
+            model,
+            {name: model[name] for name in ("a.b.bias", "a.c.weight", "d.weight", "g")} | {"x.y.weight": (1,)},
+            {"g"},
+        )
+        == []
+    )
     del file["a.b.weight"], file["e.f.weight"]
     file["a.c.weight"] = (2,)
     assert loading.skip_patterns(model, file, set()) == ["a.b.weight", "e.*"]

@@ -14,8 +14,9 @@ COUNT = int(os.environ.get("KSEG_MUTATED_FILES", 48))
 
 
 def test_mutated_files_are_read_or_refused():
-    result = subprocess.run([sys.executable, "-m", "tests.helpers.mutated_files", str(COUNT)], cwd=ROOT, text=True,
-                            capture_output=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.mutated_files", str(COUNT)], cwd=ROOT, text=True, capture_output=True
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert not report["bad"] and sum(report["outcomes"].values()) == COUNT

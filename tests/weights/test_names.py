@@ -28,9 +28,15 @@ def test_translated_sss_names_have_the_shapes_of_mmseg(head):
 
 
 @needs_keys
-@pytest.mark.parametrize("keys, overrides", [(head, [f"model.head={head}"]) for head in HEADS] + [
-    ("encnet_lateral", ["model.encnet.lateral=true"]), ("backbone_v1b", ["model.stem=7x7"]),
-    ("backbone_v1d", ["model.downsample=average"])])
+@pytest.mark.parametrize(
+    "keys, overrides",
+    [(head, [f"model.head={head}"]) for head in HEADS]
+    + [
+        ("encnet_lateral", ["model.encnet.lateral=true"]),
+        ("backbone_v1b", ["model.stem=7x7"]),
+        ("backbone_v1d", ["model.downsample=average"]),
+    ],
+)
 def test_models_have_the_names_and_shapes_of_mmseg(keys, overrides):
     config = configs.load("encnet_cityscapes", overrides)
     actual = {name: target.shape() for name, target in loading.torch_targets(models.build(config.model, 19)).items()}
@@ -41,13 +47,20 @@ def test_models_have_the_names_and_shapes_of_mmseg(keys, overrides):
     assert actual == expected
 
 
-@pytest.mark.parametrize("name, head, expected", [
-    ("aspp_net.parallel_branches.11.0.weight", "deeplabv3", "decode_head.aspp_modules.11.conv.weight"),
-    ("aspp_net.parallel_branches.6.depthwise_bn.bias", "deeplabv3plus",
-     "decode_head.aspp_modules.6.depthwise_conv.bn.bias"),
-    ("acm_modules.10.gla.bias", "apcnet", "decode_head.acm_modules.10.gla.bias"),
-    ("ppm_net.branches.12.2.running_var", "pspnet", "decode_head.psp_modules.12.1.bn.running_var"),
-    ("backbone_net.layer3.10.bn1.weight", "fcn", "backbone.layer3.10.bn1.weight")])
+@pytest.mark.parametrize(
+    "name, head, expected",
+    [
+        ("aspp_net.parallel_branches.11.0.weight", "deeplabv3", "decode_head.aspp_modules.11.conv.weight"),
+        (
+            "aspp_net.parallel_branches.6.depthwise_bn.bias",
+            "deeplabv3plus",
+            "decode_head.aspp_modules.6.depthwise_conv.bn.bias",
+        ),
+        ("acm_modules.10.gla.bias", "apcnet", "decode_head.acm_modules.10.gla.bias"),
+        ("ppm_net.branches.12.2.running_var", "pspnet", "decode_head.psp_modules.12.1.bn.running_var"),
+        ("backbone_net.layer3.10.bn1.weight", "fcn", "backbone.layer3.10.bn1.weight"),
+    ],
+)
 def test_any_number_of_branches(name, head, expected):
     assert sss_to_mmseg(name, head) == expected
 

@@ -20,8 +20,10 @@ HUGE = 2**35
 def tensors(state, name):
     """Return a state's tensors to write, and one of HUGE elements whose storage is the last one."""
     stored = {key: Stored(array.ravel(), key=f"{index:02}") for index, (key, array) in enumerate(state.items())}
-    tensors = {key: FakeTensor(stored[key], 0, array.shape, tuple(step // 4 for step in array.strides))
-               for key, array in state.items()}
+    tensors = {
+        key: FakeTensor(stored[key], 0, array.shape, tuple(step // 4 for step in array.strides))
+        for key, array in state.items()
+    }
     return tensors | {name: FakeTensor(Stored(np.zeros(0, "f4"), key="99", declared=HUGE), 0, (HUGE,), (1,))}
 
 
@@ -156,8 +158,10 @@ def read(monkeypatch):
     names = []
 
     def recorded(path, opened=foreign_files.OPENERS["npz"]):
-        return {name: array.changed(lambda elements, name=name: names.append(name) or elements)
-                for name, array in opened(path).items()}
+        return {
+            name: array.changed(lambda elements, name=name: names.append(name) or elements)
+            for name, array in opened(path).items()
+        }
 
     monkeypatch.setitem(foreign_files.OPENERS, "npz", recorded)
     return names
@@ -179,8 +183,12 @@ def test_nothing_is_read_of_a_file_that_does_not_fit(tmp_path, read):
 def test_only_weights_that_the_model_takes_are_read(tmp_path, read):
     path, model, state = tmp_path / "a.npz", small_model(), small_state()
     more = {f"ema_{name.replace('.', '_')}": array for name, array in state.items()}
-    np.savez(path, **{f"module.{name}": array for name, array in state.items()}, **more,
-             **{"backbone.bn1.num_batches_tracked": np.array(7)})
+    np.savez(
+        path,
+        **{f"module.{name}": array for name, array in state.items()},
+        **more,
+        **{"backbone.bn1.num_batches_tracked": np.array(7)},
+    )
     loading.load_checkpoint(model, path, "encnet", ("decode_head.*",), "BGR")
     assert sorted(read) == sorted(f"module.{name}" for name in state if name.startswith("backbone."))
     read.clear()

@@ -41,11 +41,27 @@ def torch():
 def test_pytorch_itself_reads_the_same(tmp_path, torch, zipped):
     matrix = torch.arange(24.0).reshape(4, 6)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    value = {"meta": {"epoch": 3, "classes": ("road", "sky"), "size": matrix.shape, "lr": 0.1, "none": None},
-             "state_dict": module.state_dict(), "parameter": torch.nn.Parameter(torch.ones(2)),
-             "views": [matrix, matrix.T, matrix[1:3, ::2], matrix.expand(2, 4, 6), matrix[0, 0], torch.zeros(0, 3)],
-             "kinds": [torch.arange(3).to(getattr(torch, name)) for name in (
-                 "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")]}
+    value = {
+        "meta": {"epoch": 3, "classes": ("road", "sky"), "size": matrix.shape, "lr": 0.1, "none": None},
+        "state_dict": module.state_dict(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "views": [matrix, matrix.T, matrix[1:3, ::2], matrix.expand(2, 4, 6), matrix[0, 0], torch.zeros(0, 3)],
+        "kinds": [
+            torch.arange(3).to(getattr(torch, name))
+            for name in (
+                "float64",
+                "float32",
+                "float16",
+                "bfloat16",
+                "int64",
+                "int32",
+                "int16",
+                "int8",
+                "uint8",
+                "bool",
+            )
+        ],
+    }
     path = tmp_path / "a.pth"
     torch.save(value, path, _use_new_zipfile_serialization=zipped)
     assert_same(torch_files.read_torch_file(path), torch.load(path, weights_only=True))

@@ -35,9 +35,16 @@ def test_offset_size_and_stride_are_respected(tmp_path, write):
         "parameter": FakeParameter(FakeTensor(stored, 0, (2,), (1,))),
     }
     read = torch_files.read_torch_file(write(tmp_path / "a.pth", value))
-    expected = {"matrix": [[2, 3, 4], [5, 6, 7]], "transposed": [[2, 5], [3, 6], [4, 7]], "skipping": [1, 6, 11],
-                "repeated": [[7, 8], [7, 8]], "scalar": 23, "one": [[23]], "empty": np.zeros((0, 4)),
-                "parameter": [0, 1]}
+    expected = {
+        "matrix": [[2, 3, 4], [5, 6, 7]],
+        "transposed": [[2, 5], [3, 6], [4, 7]],
+        "skipping": [1, 6, 11],
+        "repeated": [[7, 8], [7, 8]],
+        "scalar": 23,
+        "one": [[23]],
+        "empty": np.zeros((0, 4)),
+        "parameter": [0, 1],
+    }
     assert read.keys() == expected.keys()
     for name, array in read.items():
         np.testing.assert_array_equal(array, np.array(expected[name], "float32"), strict=True)
@@ -47,20 +54,30 @@ def test_offset_size_and_stride_are_respected(tmp_path, write):
 
 
 @both_containers
-@pytest.mark.parametrize("kind, numbers", [
-    ("DoubleStorage", np.array([1.5, -2], "float64")), ("FloatStorage", np.array([1.5, -2], "float32")),
-    ("HalfStorage", np.array([1.5, -2], "float16")), ("BFloat16Storage", np.array([1.5, -2], ml_dtypes.bfloat16)),
-    ("LongStorage", np.array([2**40, -2], "int64")), ("IntStorage", np.array([2**20, -2], "int32")),
-    ("ShortStorage", np.array([300, -2], "int16")), ("CharStorage", np.array([3, -2], "int8")),
-    ("ByteStorage", np.array([3, 254], "uint8")), ("BoolStorage", np.array([True, False])),
-])
+@pytest.mark.parametrize(
+    "kind, numbers",
+    [
+        ("DoubleStorage", np.array([1.5, -2], "float64")),
+        ("FloatStorage", np.array([1.5, -2], "float32")),
+        ("HalfStorage", np.array([1.5, -2], "float16")),
+        ("BFloat16Storage", np.array([1.5, -2], ml_dtypes.bfloat16)),
+        ("LongStorage", np.array([2**40, -2], "int64")),
+        ("IntStorage", np.array([2**20, -2], "int32")),
+        ("ShortStorage", np.array([300, -2], "int16")),
+        ("CharStorage", np.array([3, -2], "int8")),
+        ("ByteStorage", np.array([3, 254], "uint8")),
+        ("BoolStorage", np.array([True, False])),
+    ],
+)
 def test_every_dtype(tmp_path, write, kind, numbers):
     path = write(tmp_path / "a.pth", [FakeTensor(Stored(numbers, kind), 0, (2,), (1,))])
     np.testing.assert_array_equal(torch_files.read_torch_file(path)[0], numbers, strict=True)
 
 
-@pytest.mark.parametrize("kind, numbers", [
-    ("FloatStorage", np.array([1.5, -2], "float32")), ("BFloat16Storage", np.array([1.5, -2], ml_dtypes.bfloat16))])
+@pytest.mark.parametrize(
+    "kind, numbers",
+    [("FloatStorage", np.array([1.5, -2], "float32")), ("BFloat16Storage", np.array([1.5, -2], ml_dtypes.bfloat16))],
+)
 def test_big_endian_zip(tmp_path, kind, numbers):
     stored = Stored(numbers, kind)
     if kind == "BFloat16Storage":  # NumPy cannot swap its bytes.
@@ -91,8 +108,18 @@ def test_legacy_view_of_a_storage(tmp_path):
 def test_plain_values_and_attributes_of_state_dicts(tmp_path, write):
     state = OrderedDict(weight=FakeTensor(Stored(np.ones(2, "float32")), 0, (2,), (1,)))
     state._metadata = OrderedDict({"": {"version": 1}})  # PyTorch adds this attribute to every state dict.
-    meta = {"classes": ("road", "sky"), "palette": [[1, 2, 3]], "epoch": 3, "lr": 0.1, "none": None, "set": {1, 2},
-            "raw": b"\xff\x00", "number": np.float32(0.5), "count": np.int64(7), "flag": np.bool_(True)}
+    meta = {
+        "classes": ("road", "sky"),
+        "palette": [[1, 2, 3]],
+        "epoch": 3,
+        "lr": 0.1,
+        "none": None,
+        "set": {1, 2},
+        "raw": b"\xff\x00",
+        "number": np.float32(0.5),
+        "count": np.int64(7),
+        "flag": np.bool_(True),
+    }
     meta["itself"] = meta["palette"]
     read = torch_files.read_torch_file(write(tmp_path / "a.pth", {"meta": meta, "state_dict": state}))
     assert read["meta"] == meta
@@ -111,9 +138,11 @@ class Calling:
 @both_containers
 def test_malicious_pickles_run_no_code(tmp_path, write):
     marker = tmp_path / "marker"
-    for call, name in ((Calling(os.system, f"touch {marker}"), "posix.system"),
-                       (Calling(eval, f"open({str(marker)!r}, 'w')"), "eval"),
-                       (Calling(getattr, OrderedDict, "fromkeys"), "getattr")):
+    for call, name in (
+        (Calling(os.system, f"touch {marker}"), "posix.system"),
+        (Calling(eval, f"open({str(marker)!r}, 'w')"), "eval"),
+        (Calling(getattr, OrderedDict, "fromkeys"), "getattr"),
+    ):
         with pytest.raises(WeightsError, match=rf"evil.pth is refused: .*{name}"):
             torch_files.read_torch_file(write(tmp_path / "evil.pth", {"state_dict": call}))
         assert not marker.exists()
@@ -130,16 +159,19 @@ def test_training_histories_are_refused_with_advice(tmp_path):
         assert ("torch.save" in str(caught.value)) == advice
 
 
-@pytest.mark.parametrize("program, message", [
-    (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.", "OrderedDict.fromkeys"),
-    (b"\x80\x02ccollections\nOrderedDict\n}b.", "change OrderedDict"),
-    (b"\x80\x02ctorch\nFloatStorage\n)R.", "storage type"),
-    (b"\x80\x02ccollections\nOrderedDict\n.", "OrderedDict as a value"),
-    (b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", "scalar of type 'O'"),
-    (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00OX\x03\x00\x00\x00hex\x86R.", "'hex'"),
-    (b"\x80\x02X\x06\x00\x00\x00moduleQ.", "other than a storage"),
-    (b"\x80\x02}r\xff\xff\xff\x7f.", "memo index 2147483647"),
-])
+@pytest.mark.parametrize(
+    "program, message",
+    [
+        (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.", "OrderedDict.fromkeys"),
+        (b"\x80\x02ccollections\nOrderedDict\n}b.", "change OrderedDict"),
+        (b"\x80\x02ctorch\nFloatStorage\n)R.", "storage type"),
+        (b"\x80\x02ccollections\nOrderedDict\n.", "OrderedDict as a value"),
+        (b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", "scalar of type 'O'"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00OX\x03\x00\x00\x00hex\x86R.", "'hex'"),
+        (b"\x80\x02X\x06\x00\x00\x00moduleQ.", "other than a storage"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "memo index 2147483647"),
+    ],
+)
 def test_hand_written_programs_are_refused(tmp_path, program, message):
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as archive:
@@ -149,11 +181,24 @@ def test_hand_written_programs_are_refused(tmp_path, program, message):
 
 
 @both_containers
-@pytest.mark.parametrize("offset, size, stride", [
-    (0, (7,), (1,)), (6, (1,), (1,)), (0, (2, 2), (5, 1)), (-1, (1,), (1,)), (0, (2,), (-1,)), (0, (-1,), (1,)),
-    (0, (2**62,), (2**62,)), (0, (10**12,), (0,)), (0, (2, 2), (1,)), (0.0, (1,), (1,)), (0, (2,), (2**70,)),
-    (True, (1,), (1,)), (0, 3, 1),
-])
+@pytest.mark.parametrize(
+    "offset, size, stride",
+    [
+        (0, (7,), (1,)),
+        (6, (1,), (1,)),
+        (0, (2, 2), (5, 1)),
+        (-1, (1,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (-1,), (1,)),
+        (0, (2**62,), (2**62,)),
+        (0, (10**12,), (0,)),
+        (0, (2, 2), (1,)),
+        (0.0, (1,), (1,)),
+        (0, (2,), (2**70,)),
+        (True, (1,), (1,)),
+        (0, 3, 1),
+    ],
+)
 def test_tensors_beyond_their_storage_are_refused(tmp_path, write, offset, size, stride):
     path = write(tmp_path / "a.pth", FakeTensor(Stored(np.zeros(6, "float32")), offset, size, stride))
     with pytest.raises(WeightsError, match="a.pth is damaged"):
@@ -179,11 +224,16 @@ def test_storages_of_wrong_length_or_type_are_refused(tmp_path, write):
             torch_files.read_torch_file(write(tmp_path / "a.pth", FakeTensor(stored, 0, (6,), (1,))))
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "is empty"), (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE"),
-    (pickle.dumps({"a": 1}, 2), "magic number"), (b"x" * 257 + b"ustar" + b"x" * 300, "tar file"),
-    (b"PK\x03\x04 and no more", "incomplete or damaged"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE"),
+        (pickle.dumps({"a": 1}, 2), "magic number"),
+        (b"x" * 257 + b"ustar" + b"x" * 300, "tar file"),
+        (b"PK\x03\x04 and no more", "incomplete or damaged"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "other.pth"
     path.write_bytes(content)
@@ -202,10 +252,11 @@ def test_other_zips_and_missing_files_are_refused(tmp_path):
 
 @both_containers
 def test_half_a_file_is_reported_as_incomplete(tmp_path, write):
-    value = {str(index): FakeTensor(Stored(np.ones(500, "float32"), key=str(index)), 0, (500,), (1,))
-             for index in range(20)}
+    value = {
+        str(index): FakeTensor(Stored(np.ones(500, "float32"), key=str(index)), 0, (500,), (1,)) for index in range(20)
+    }
     path = write(tmp_path / "half.pth", value)
-    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     with pytest.raises(WeightsError, match="half.pth is incomplete") as caught:
         torch_files.read_torch_file(path)
     assert "\n" not in str(caught.value)
@@ -251,8 +302,9 @@ def test_a_file_is_not_in_memory_twice(tmp_path, write):
     numbers = np.ones(2**20, "float32")
     value = {str(index): FakeTensor(Stored(numbers, key=f"{index:02}"), 0, (2**20,), (1,)) for index in range(32)}
     path = write(tmp_path / "a.pth", value)
-    result = subprocess.run([sys.executable, "-c", PEAK, str(path)], cwd=ROOT, check=True, text=True,
-                            stdout=subprocess.PIPE)
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE
+    )
     assert 0.9 < float(result.stdout) < 1.4
 
 
@@ -261,8 +313,11 @@ def test_a_file_is_not_in_memory_twice(tmp_path, write):
 def test_reference_checkpoints(path):
     """Names match the original's gradients and, for ResNet-50, names and shapes match the original's key list."""
     contents = torch_files.read_torch_file(path)
-    state = {name: array for name, array in contents.get("state_dict", contents.get("model")).items()
-             if not name.endswith("num_batches_tracked")}
+    state = {
+        name: array
+        for name, array in contents.get("state_dict", contents.get("model")).items()
+        if not name.endswith("num_batches_tracked")
+    }
     assert {array.dtype for array in state.values()} == {np.dtype("float32")}
     assert all(np.isfinite(array).all() and array.flags.owndata for array in state.values())
     statistics = (".running_mean", ".running_var")

@@ -28,8 +28,10 @@ def apcnet(features: list[keras.KerasTensor], classes: int, model: Model) -> dic
         (None, 8, 8, 2)
     """
     inputs, initial = features[3], model.initial_weights
-    contexts = [_adaptive_context(inputs, scale, model, f"decode_head.acm_modules.{index}")
-                for index, scale in enumerate(model.apcnet.pool_scales)]
+    contexts = [
+        _adaptive_context(inputs, scale, model, f"decode_head.acm_modules.{index}")
+        for index, scale in enumerate(model.apcnet.pool_scales)
+    ]
     outputs = keras.layers.Concatenate(name="decode_head.concat")([inputs, *contexts])
     outputs = conv_bn_relu(outputs, model.channels, 3, "decode_head.bottleneck", initial)
     return {"main": classifier(outputs, classes, model.dropout, "decode_head", initial)}

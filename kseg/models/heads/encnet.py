@@ -56,8 +56,9 @@ def _join_lateral(features: list[keras.KerasTensor], top: keras.KerasTensor, mod
     """Join `top` with stages 2 and 3, reduced by 1x1 convolutions and resized to it."""
     joined = [top]
     for index in (0, 1):
-        side = conv_bn_relu(features[index + 1], model.channels, 1, f"decode_head.lateral_convs.{index}",
-                            model.initial_weights)
+        side = conv_bn_relu(
+            features[index + 1], model.channels, 1, f"decode_head.lateral_convs.{index}", model.initial_weights
+        )
         joined.append(ResizeLike(model.align_corners, name=f"decode_head.lateral_resize.{index}")([side, top]))
     joined = keras.layers.Concatenate(name="decode_head.concat")(joined)
     return conv_bn_relu(joined, model.channels, 3, "decode_head.fusion", model.initial_weights)
@@ -83,17 +84,22 @@ class Encoding(keras.layers.Layer):
     def build(self, input_shape):
         limit = (self.number * input_shape[-1]) ** -0.5
         self.codewords = self.add_weight(
-            name="codewords", shape=(self.number, input_shape[-1]),
-            initializer=keras.initializers.RandomUniform(-limit, limit))
+            name="codewords",
+            shape=(self.number, input_shape[-1]),
+            initializer=keras.initializers.RandomUniform(-limit, limit),
+        )
         self.scale = self.add_weight(
-            name="scale", shape=(self.number,), initializer=keras.initializers.RandomUniform(-1, 0))
+            name="scale", shape=(self.number,), initializer=keras.initializers.RandomUniform(-1, 0)
+        )
 
     def call(self, inputs):
         shape = ops.shape(inputs)
         positions = ops.reshape(inputs, (shape[0], shape[1] * shape[2], inputs.shape[-1]))
-        distance = (ops.sum(ops.square(positions), axis=-1, keepdims=True)
-                    - 2 * ops.matmul(positions, ops.transpose(self.codewords))
-                    + ops.sum(ops.square(self.codewords), axis=-1))
+        distance = (
+            ops.sum(ops.square(positions), axis=-1, keepdims=True)
+            - 2 * ops.matmul(positions, ops.transpose(self.codewords))
+            + ops.sum(ops.square(self.codewords), axis=-1)
+        )
         assignment = ops.softmax(self.scale * distance, axis=-1)
         summed = ops.matmul(ops.transpose(positions, (0, 2, 1)), assignment)
         return summed - ops.sum(assignment, axis=1)[:, None, :] * ops.transpose(self.codewords)

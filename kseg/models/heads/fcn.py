@@ -45,6 +45,5 @@ def auxiliary(features: list[keras.KerasTensor], classes: int, model: Model) -> 
     Returns:
         Float32 logits (N, h, w, classes) at the stride of stage 3.
     """
-    outputs = conv_bn_relu(features[2], model.auxiliary_channels, 3, "auxiliary_head.convs.0",
-                           model.initial_weights)
+    outputs = conv_bn_relu(features[2], model.auxiliary_channels, 3, "auxiliary_head.convs.0", model.initial_weights)
     return classifier(outputs, classes, model.dropout, "auxiliary_head", model.initial_weights)

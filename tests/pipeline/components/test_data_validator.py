@@ -18,9 +18,14 @@ LABEL = np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 2]])
 
 
 def examine(examples, directory, baseline=None, drift=0.2, new_classes=False):
-    outputs = {key: [artifact(kind, directory / key)] for key, kind in (
-        ("statistics", standard_artifacts.ExampleStatistics), ("schema", standard_artifacts.Schema),
-        ("anomalies", standard_artifacts.ExampleAnomalies))}
+    outputs = {
+        key: [artifact(kind, directory / key)]
+        for key, kind in (
+            ("statistics", standard_artifacts.ExampleStatistics),
+            ("schema", standard_artifacts.Schema),
+            ("anomalies", standard_artifacts.ExampleAnomalies),
+        )
+    }
     inputs = {"examples": [examples]} | ({"baseline_model": [baseline]} if baseline else {})
     data_validator.Executor().Do(inputs, outputs, {"drift": drift, "new_classes": new_classes})
     return {key: output for key, (output,) in outputs.items()}
@@ -47,8 +52,9 @@ def test_statistics_describe_the_scalars(examples, tmp_path):
     statistics = stats_artifact_utils.load_statistics(outputs["statistics"], "train").proto().datasets[0]
     assert statistics.num_examples == 3
     means = {feature.path.step[0]: feature.num_stats.mean for feature in statistics.features}
-    assert means == pytest.approx({"height": 3, "width": 4, "void_share": 0, "share/sky": 9 / 12,
-                                   "share/ground": 2 / 12, "share/house": 1 / 12})
+    assert means == pytest.approx(
+        {"height": 3, "width": 4, "void_share": 0, "share/sky": 9 / 12, "share/ground": 2 / 12, "share/house": 1 / 12}
+    )
 
 
 def test_unchanged_data_is_accepted(examples, tmp_path):

@@ -21,8 +21,11 @@ from tests.helpers.stored_artifacts import artifact
 
 def part(names, seed):
     generator = np.random.default_rng(seed)
-    return Counts(generator.integers(0, 2 ** 40, (6, 3, 3)), tuple(names),
-                  *(generator.integers(0, 9, (len(names), 3)) for _ in range(3)))
+    return Counts(
+        generator.integers(0, 2**40, (6, 3, 3)),
+        tuple(names),
+        *(generator.integers(0, 9, (len(names), 3)) for _ in range(3)),
+    )
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
@@ -60,13 +63,21 @@ def test_the_error_of_a_part_is_raised(tmp_path):
 def test_last_blessed_model_before_a_candidate(tmp_path):
     models = [artifact(standard_artifacts.Model, tmp_path / f"model{number}", number) for number in (1, 2, 3)]
     # Chronologically, 1 and 2 are blessed, 3 is refused, and 1 is blessed again.
-    blessings = [artifact(standard_artifacts.ModelBlessing, tmp_path / f"blessing{number}", number, blessed=blessed,
-                          current_model_id=model)
-                 for number, model, blessed in ((11, 1, 1), (12, 2, 1), (13, 3, 0), (14, 1, 1))]
+    blessings = [
+        artifact(
+            standard_artifacts.ModelBlessing,
+            tmp_path / f"blessing{number}",
+            number,
+            blessed=blessed,
+            current_model_id=model,
+        )
+        for number, model, blessed in ((11, 1, 1), (12, 2, 1), (13, 3, 0), (14, 1, 1))
+    ]
 
     def resolve(candidate, blessings):
         resolved = resolvers.LastBlessedBefore().resolve_artifacts(
-            None, {"model": models, "model_blessing": blessings, "candidate": [models[candidate - 1]]})
+            None, {"model": models, "model_blessing": blessings, "candidate": [models[candidate - 1]]}
+        )
         return [item.id for item in (*resolved["model"], *resolved["model_blessing"])]
 
     assert resolve(3, blessings) == [1, 14]
@@ -83,23 +94,49 @@ def push(tmp_path, blessed=1, infra=1, container=1, weights=""):
         (tmp_path / "model" / path).write_text(path + weights)
     evaluation = artifact(standard_artifacts.ModelEvaluation, tmp_path / "evaluation", 3)
     provenance = dict.fromkeys(("kseg", "git", "tensorflow", "keras", "python", "weights_sha256", "date"), "x")
-    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps({
-        "config": {"name": "a", "model": {"head": "fcn", "backbone": "resnet18"},
-                   "train": {"steps": 1, "global_batch": 2}},
-        "provenance": provenance, "images": 4, "split": "val", "mIoU": 0.5, "aAcc": None, "mAcc": 0.25,
-        "classes": {"sky": {"iou": 0.5, "accuracy": None, "pixels": 12345}}}))
+    (tmp_path / "evaluation" / "metrics.json").write_text(
+        json.dumps(
+            {
+                "config": {
+                    "name": "a",
+                    "model": {"head": "fcn", "backbone": "resnet18"},
+                    "train": {"steps": 1, "global_batch": 2},
+                },
+                "provenance": provenance,
+                "images": 4,
+                "split": "val",
+                "mIoU": 0.5,
+                "aAcc": None,
+                "mAcc": 0.25,
+                "classes": {"sky": {"iou": 0.5, "accuracy": None, "pixels": 12345}},
+            }
+        )
+    )
     inputs = {
-        "model": [model], "evaluation": [evaluation],
-        "examples": [artifact(standard_artifacts.Examples, tmp_path / "examples", 2, images=5, unreadable=1,
-                              fingerprint="f00d", data=json.dumps({"name": "folder", "directory": "/data"}))],
+        "model": [model],
+        "evaluation": [evaluation],
+        "examples": [
+            artifact(
+                standard_artifacts.Examples,
+                tmp_path / "examples",
+                2,
+                images=5,
+                unreadable=1,
+                fingerprint="f00d",
+                data=json.dumps({"name": "folder", "directory": "/data"}),
+            )
+        ],
         "model_blessing": [artifact(standard_artifacts.ModelBlessing, tmp_path / "blessing", 4, blessed=blessed)],
         "infra_blessing": [artifact(standard_artifacts.InfraBlessing, tmp_path / "infra", 5, blessed=infra)],
-        "container_blessing": [artifact(standard_artifacts.InfraBlessing, tmp_path / "other", 6, blessed=container)]}
+        "container_blessing": [artifact(standard_artifacts.InfraBlessing, tmp_path / "other", 6, blessed=container)],
+    }
     pushed = artifact(standard_artifacts.PushedModel, tmp_path / "pushed", 7)
-    destination = pusher_pb2.PushDestination(filesystem=pusher_pb2.PushDestination.Filesystem(
-        base_directory=str(tmp_path / "serving")))
-    pusher.Executor().Do(inputs, {"pushed_model": [pushed]}, {
-        "push_destination": proto_utils.proto_to_json(destination)})
+    destination = pusher_pb2.PushDestination(
+        filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(tmp_path / "serving"))
+    )
+    pusher.Executor().Do(
+        inputs, {"pushed_model": [pushed]}, {"push_destination": proto_utils.proto_to_json(destination)}
+    )
     return pushed
 
 

@@ -28,8 +28,9 @@ class Model(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
     def answer(self, examples):
         parsed = tf.io.parse_example(examples, {"image/encoded": tf.io.FixedLenFeature((), tf.string)})
-        widths = tf.map_fn(lambda data: tf.shape(tf.io.decode_png(data))[1], parsed["image/encoded"],
-                           fn_output_signature=tf.int32)
+        widths = tf.map_fn(
+            lambda data: tf.shape(tf.io.decode_png(data))[1], parsed["image/encoded"], fn_output_signature=tf.int32
+        )
         check = tf.debugging.Assert(tf.reduce_all(widths <= self.max_width), ["too wide", widths])
         with tf.control_dependencies([check]):
             return {"widths": tf.identity(widths)}
@@ -51,29 +52,38 @@ def requests(tmp_path_factory):
 
 def test_requests_hold_the_first_images(requests):
     (path,) = tf.io.gfile.glob(f"{requests.uri}/Split-val/*")
-    examples = [tf.train.Example.FromString(record.numpy()).features.feature
-                for record in tf.data.TFRecordDataset(path)]
+    examples = [
+        tf.train.Example.FromString(record.numpy()).features.feature for record in tf.data.TFRecordDataset(path)
+    ]
     assert all(list(features) == ["image/encoded"] for features in examples)
     images = [tf.io.decode_png(features["image/encoded"].bytes_list.value[0]) for features in examples]
     assert [image.shape[1] for image in images] == [3, 4, 5]
 
 
-@pytest.mark.parametrize(("max_width", "blessed", "message"), [
-    (5, 1, "serve_tf_examples"),
-    # The third image is 5 pixels wide, so the message contains the reason of the failed request.
-    (4, 0, "INVALID_ARGUMENT: ")])
+@pytest.mark.parametrize(
+    ("max_width", "blessed", "message"),
+    [
+        (5, 1, "serve_tf_examples"),
+        # The third image is 5 pixels wide, so the message contains the reason of the failed request.
+        (4, 0, "INVALID_ARGUMENT: "),
+    ],
+)
 def test_model_is_blessed_if_it_answers(requests, tmp_path, monkeypatch, caplog, max_width, blessed, message):
     monkeypatch.setattr(tfx_executor, "_create_model_server_runner", local_server.LocalServer)
     monkeypatch.setattr(infra_validator, "TRIES", 1)
-    model, blessing = (artifact(kind, tmp_path / kind.__name__, number) for number, kind in enumerate(
-        (standard_artifacts.Model, standard_artifacts.InfraBlessing), 1))
+    model, blessing = (
+        artifact(kind, tmp_path / kind.__name__, number)
+        for number, kind in enumerate((standard_artifacts.Model, standard_artifacts.InfraBlessing), 1)
+    )
     module = Model(max_width)
     tf.saved_model.save(module, str(tmp_path / "Model" / "Format-Serving"), {"serve_tf_examples": module.answer})
     spec = infra_validator.serving_spec("tensorflow/serving:1", infra_validator_pb2.LocalDockerConfig())
     component = infra_validator.InfraValidator(
-        types.Channel(type=standard_artifacts.Model), types.Channel(type=standard_artifacts.Examples), spec)
+        types.Channel(type=standard_artifacts.Model), types.Channel(type=standard_artifacts.Examples), spec
+    )
     infra_validator.Executor(infra_validator.Executor.Context(tmp_dir=str(tmp_path / "tmp"), unique_id="1")).Do(
-        {"model": [model], "examples": [requests]}, {"blessing": [blessing]}, component.exec_properties)
+        {"model": [model], "examples": [requests]}, {"blessing": [blessing]}, component.exec_properties
+    )
     assert blessing.get_int_custom_property("blessed") == blessed
     reason = blessing.get_string_custom_property("blessing_message")
     assert message in reason and ("too wide" in reason) is not bool(blessed)
@@ -82,12 +92,18 @@ def test_model_is_blessed_if_it_answers(requests, tmp_path, monkeypatch, caplog,
     assert (tmp_path / "InfraBlessing" / ("INFRA_BLESSED" if blessed else "INFRA_NOT_BLESSED")).is_file()
 
 
-@pytest.mark.parametrize(("image", "expected"), [
-    ("tensorflow/serving:2.19.1", ("tensorflow/serving", ["2.19.1"], [])),
-    ("registry:5000/a/b:latest-gpu", ("registry:5000/a/b", ["latest-gpu"], [])),
-    ("a@sha256:0123", ("a", [], ["sha256:0123"]))])
-@pytest.mark.parametrize(("platform", "name"), [
-    (infra_validator_pb2.LocalDockerConfig(), "local_docker"), (infra_validator_pb2.KubernetesConfig(), "kubernetes")])
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("tensorflow/serving:2.19.1", ("tensorflow/serving", ["2.19.1"], [])),
+        ("registry:5000/a/b:latest-gpu", ("registry:5000/a/b", ["latest-gpu"], [])),
+        ("a@sha256:0123", ("a", [], ["sha256:0123"])),
+    ],
+)
+@pytest.mark.parametrize(
+    ("platform", "name"),
+    [(infra_validator_pb2.LocalDockerConfig(), "local_docker"), (infra_validator_pb2.KubernetesConfig(), "kubernetes")],
+)
 def test_serving_spec(image, expected, platform, name):
     spec = infra_validator.serving_spec(image, platform)
     assert spec.WhichOneof("serving_platform") == name

@@ -70,8 +70,7 @@ def test_records_are_tf_examples(source, tmp_path):
     artifact = ingested(source, tmp_path / "examples", per_shard=100)
     (path,) = (tmp_path / "examples" / "Split-train").iterdir()
     first = tf.train.Example.FromString(next(iter(tf.data.TFRecordDataset(str(path)))).numpy()).features.feature
-    assert first["image"].bytes_list.value[0] == (
-        tmp_path / "source" / "train" / "images" / "e00.png").read_bytes()
+    assert first["image"].bytes_list.value[0] == (tmp_path / "source" / "train" / "images" / "e00.png").read_bytes()
     assert list(first["class_pixels"].int64_list.value) == [1, 2, 1]
     assert (first["height"].int64_list.value[0], first["width"].int64_list.value[0]) == (2, 3)
     assert artifact.get_int_custom_property("images") == 6

@@ -16,6 +16,7 @@ class TrainCalled(Exception):
 @pytest.fixture
 def train_arguments(tmp_path, monkeypatch):
     """Return a function that runs `run_fn` and returns the training's arguments (config, workdir)."""
+
     def train(config, workdir, strategy):
         raise TrainCalled(config, workdir)
 
@@ -24,9 +25,13 @@ def train_arguments(tmp_path, monkeypatch):
     def run(*overrides, base=None, examples="1"):
         config = configs.load("encnet_shapes", ["init.backbone=resnet18", *overrides])
         with pytest.raises(TrainCalled) as raised:
-            trainer.run_fn(SimpleNamespace(
-                custom_config={"config": configs.to_json(config), "training": str(tmp_path / "training")},
-                train_files=[f"{tmp_path}/examples/{examples}/Split-train/*"], base_model=base))
+            trainer.run_fn(
+                SimpleNamespace(
+                    custom_config={"config": configs.to_json(config), "training": str(tmp_path / "training")},
+                    train_files=[f"{tmp_path}/examples/{examples}/Split-train/*"],
+                    base_model=base,
+                )
+            )
         return raised.value.args
 
     return run
@@ -52,16 +57,23 @@ def test_warm_start(train_arguments, tmp_path):
     assert workdir != train_arguments()[1]
     weights.unlink()
     with pytest.raises(WorkdirError, match="best.weights.h5"):
-        trainer.run_fn(SimpleNamespace(
-            custom_config={"config": configs.to_json(configs.load("encnet_shapes")), "training": str(tmp_path)},
-            train_files=[f"{tmp_path}/examples/1/Split-train/*"], base_model=base))
+        trainer.run_fn(
+            SimpleNamespace(
+                custom_config={"config": configs.to_json(configs.load("encnet_shapes")), "training": str(tmp_path)},
+                train_files=[f"{tmp_path}/examples/1/Split-train/*"],
+                base_model=base,
+            )
+        )
 
 
 def test_same_training_has_the_same_workdir(train_arguments):
     workdir = train_arguments()[1]
     assert train_arguments()[1] == workdir
-    other_workdirs = {train_arguments("train.steps=7")[1], train_arguments(examples="2")[1],
-                      train_arguments("train.seed=1")[1]}
+    other_workdirs = {
+        train_arguments("train.steps=7")[1],
+        train_arguments(examples="2")[1],
+        train_arguments("train.seed=1")[1],
+    }
     assert len(other_workdirs | {workdir}) == 4
 
 

@@ -30,19 +30,27 @@ from pipeline.jobs import counting
 from tests.helpers import forks
 from tests.helpers.exhaustive import exhaustive
 from tests.helpers.running import ROOT
-from tests.helpers.stored_artifacts import ingested
 from tests.helpers.splits import val_split
+from tests.helpers.stored_artifacts import ingested
 
 IMAGES = 16
 # Each process of the cluster would import these.
-PRELOADED = ("distributed.client", "distributed.scheduler", "distributed.worker", "kseg.inference.trained_model",
-             "pipeline.jobs.counting")
+PRELOADED = (
+    "distributed.client",
+    "distributed.scheduler",
+    "distributed.worker",
+    "kseg.inference.trained_model",
+    "pipeline.jobs.counting",
+)
 
 
 def test_beam_flags():
     assert options.beam_flags([]) == ("--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",)
     assert options.beam_flags(["runner=dataflow", "project=a", "region=b=c"]) == (
-        "--runner=DataflowRunner", "--project=a", "--region=b=c")
+        "--runner=DataflowRunner",
+        "--project=a",
+        "--region=b=c",
+    )
     assert options.beam_flags(["runner=dask", "dask_npartitions=3"])[1:] == ("--dask_npartitions=3",)
     for wrong, message in (("runner=dusk", "Did you mean dask?"), ("project", "KEY=VALUE, got project")):
         with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
@@ -97,11 +105,20 @@ class Stored(NamedTuple):
 def stored(tmp_path_factory, shapes_directory):
     """Return a model with random weights, and ingested examples."""
     directory = tmp_path_factory.mktemp("stored")
-    config = configs.load("encnet_shapes", ["model.head=fcn", "model.width=4", "model.channels=8",
-                                            "model.auxiliary_channels=0", f"data.directory={shapes_directory}"])
+    config = configs.load(
+        "encnet_shapes",
+        [
+            "model.head=fcn",
+            "model.width=4",
+            "model.channels=8",
+            "model.auxiliary_channels=0",
+            f"data.directory={shapes_directory}",
+        ],
+    )
     sys.argv[1:], process_arguments = [], sys.argv[1:]
-    ingested(Data(name="shapes", directory=str(shapes_directory)), directory / "examples", splits=("val",),
-             per_shard=100)
+    ingested(
+        Data(name="shapes", directory=str(shapes_directory)), directory / "examples", splits=("val",), per_shard=100
+    )
     sys.argv[1:] = process_arguments
     trained = directory / "model" / "Format-TFMA"
     stored_config = artifacts.artifact_config(config, directory / "examples")
@@ -148,8 +165,10 @@ def test_a_killed_worker_does_not_change_the_counts(cluster, stored, tmp_path):
     from dask.distributed import Client
 
     address, workers = cluster
-    killer = subprocess.Popen([sys.executable, "-c", KILLER, address, str(workers[0].pid)],
-                              env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    killer = subprocess.Popen(
+        [sys.executable, "-c", KILLER, address, str(workers[0].pid)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     counts = count_on_cluster(address, stored, tmp_path / "counts.npz")
     assert killer.wait(60) == 0 and workers[0].wait(60) == -signal.SIGKILL
     np.testing.assert_array_equal(counts["bands"], stored.counts.bands)

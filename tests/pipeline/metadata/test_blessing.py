@@ -16,28 +16,31 @@ def metrics(mean, **classes):
 OLD = metrics(0.5, sky=0.9, road=0.6, pole=0.0)
 
 
-@pytest.mark.parametrize(("rule", "new", "old", "blessed"), [
-    # The first model only has to reach the floor.
-    (Rule(floor=0.5), metrics(0.5, sky=0.5), None, True),
-    (Rule(floor=0.51), metrics(0.5, sky=0.5), None, False),
-    (Rule(), metrics(0.0, sky=0.0), None, True),
-    # A model without an mIoU is refused.
-    (Rule(), metrics(math.nan, sky=math.nan), None, False),
-    (Rule(), metrics(None, sky=None), None, False),
-    # A drop of exactly epsilon is allowed, although 0.48 + 0.02 is not 0.5 in floating point.
-    (Rule(epsilon=0.02), metrics(0.48, sky=0.9, road=0.54, pole=0.0), OLD, True),
-    (Rule(epsilon=0.02), metrics(0.4799, sky=0.9, road=0.5397, pole=0.0), OLD, False),
-    # A better mean does not compensate for a class that fell too far.
-    (Rule(delta=0.3), metrics(0.7, sky=0.9, road=0.3, pole=0.9), OLD, True),
-    (Rule(delta=0.3), metrics(0.7, sky=0.9, road=0.29, pole=0.91), OLD, False),
-    # The floor applies even if the previous model was worse.
-    (Rule(floor=0.6), metrics(0.55, sky=0.9, road=0.6, pole=0.15), OLD, False),
-    # A class without pixels in label and prediction cannot have fallen, and a new class has no old IoU.
-    (Rule(), metrics(0.75, sky=0.9, road=0.6, pole=math.nan), OLD, True),
-    (Rule(), metrics(0.5, sky=0.9, road=0.6, pole=0.0, car=0.5), OLD, True),
-    # A missing class is a reason to refuse.
-    (Rule(), metrics(0.75, sky=0.9, road=0.6), OLD, False),
-])
+@pytest.mark.parametrize(
+    ("rule", "new", "old", "blessed"),
+    [
+        # The first model only has to reach the floor.
+        (Rule(floor=0.5), metrics(0.5, sky=0.5), None, True),
+        (Rule(floor=0.51), metrics(0.5, sky=0.5), None, False),
+        (Rule(), metrics(0.0, sky=0.0), None, True),
+        # A model without an mIoU is refused.
+        (Rule(), metrics(math.nan, sky=math.nan), None, False),
+        (Rule(), metrics(None, sky=None), None, False),
+        # A drop of exactly epsilon is allowed, although 0.48 + 0.02 is not 0.5 in floating point.
+        (Rule(epsilon=0.02), metrics(0.48, sky=0.9, road=0.54, pole=0.0), OLD, True),
+        (Rule(epsilon=0.02), metrics(0.4799, sky=0.9, road=0.5397, pole=0.0), OLD, False),
+        # A better mean does not compensate for a class that fell too far.
+        (Rule(delta=0.3), metrics(0.7, sky=0.9, road=0.3, pole=0.9), OLD, True),
+        (Rule(delta=0.3), metrics(0.7, sky=0.9, road=0.29, pole=0.91), OLD, False),
+        # The floor applies even if the previous model was worse.
+        (Rule(floor=0.6), metrics(0.55, sky=0.9, road=0.6, pole=0.15), OLD, False),
+        # A class without pixels in label and prediction cannot have fallen, and a new class has no old IoU.
+        (Rule(), metrics(0.75, sky=0.9, road=0.6, pole=math.nan), OLD, True),
+        (Rule(), metrics(0.5, sky=0.9, road=0.6, pole=0.0, car=0.5), OLD, True),
+        # A missing class is a reason to refuse.
+        (Rule(), metrics(0.75, sky=0.9, road=0.6), OLD, False),
+    ],
+)
 def test_rule(rule, new, old, blessed):
     assert judge(rule, new, old).blessed is blessed
 
@@ -52,7 +55,10 @@ def test_reasons_name_each_class_old_and_new():
     text = blessing.verdict_text(verdict)
     assert text.startswith("not blessed:\n")
     assert [line.split() for line in text.splitlines()[-3:]] == [
-        ["sky", "90.00", "70.00", "-20.00"], ["road", "60.00", "50.00", "-10.00"], ["pole", "0.00", "0.00", "+0.00"]]
+        ["sky", "90.00", "70.00", "-20.00"],
+        ["road", "60.00", "50.00", "-10.00"],
+        ["pole", "0.00", "0.00", "+0.00"],
+    ]
 
 
 def test_a_blessing_has_reasons():

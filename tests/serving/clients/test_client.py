@@ -31,8 +31,11 @@ def server(tmp_path_factory):
     config = base / "models.config"
     config.write_text(f"""model_config_list {{ config {{ name: "small" base_path: "{base}" model_platform: "tensorflow"
                           version_labels {{ key: "stable" value: 1 }} }} }}""")
-    with running(replace(QUICK, rest_api_port=-1, model_config_file=str(config),
-                         allow_version_labels_for_unavailable_models=True)) as running_server:
+    with running(
+        replace(
+            QUICK, rest_api_port=-1, model_config_file=str(config), allow_version_labels_for_unavailable_models=True
+        )
+    ) as running_server:
         yield running_server
 
 
@@ -47,8 +50,11 @@ def arguments(server, rest, *others):
 
 
 def opened(server, rest, **values):
-    return contextlib.closing(client.Client(f"127.0.0.1:{server.rest_port if rest else server.grpc_port}", rest,
-                                            **{"model": "small"} | values))
+    return contextlib.closing(
+        client.Client(
+            f"127.0.0.1:{server.rest_port if rest else server.grpc_port}", rest, **{"model": "small"} | values
+        )
+    )
 
 
 def noise(size, seed=0):
@@ -158,8 +164,20 @@ def test_predict_map_returns_the_models_size_and_allows_no_overlay(server, tmp_p
     classes = tmp_path / "classes.json"
     classes.write_text(json.dumps({"classes": ["a"], "palette": [[1, 2, 3]]}))
     with pytest.raises(UserError, match="a.png has 40 x 30 .* 20 x 12"):
-        command.main(arguments(server, rest, path, "--signature", "predict_map", "--overlay", "--classes", classes,
-                               "--out", tmp_path / "out"))
+        command.main(
+            arguments(
+                server,
+                rest,
+                path,
+                "--signature",
+                "predict_map",
+                "--overlay",
+                "--classes",
+                classes,
+                "--out",
+                tmp_path / "out",
+            )
+        )
 
 
 def test_response_above_grpcs_default_limit(server):
@@ -171,12 +189,16 @@ def test_response_above_grpcs_default_limit(server):
 
 
 @TRANSPORTS
-@pytest.mark.parametrize("values, message", [
-    ({"model": "smal"}, "model 'smal'.*(Did you mean small|no model of that name)"),
-    ({"version": 9}, "model 'small', version 9.*: 1$"),
-    ({"label": "canary"}, "Unrecognized servable version label: canary"),
-    ({"signature": "predict"}, "signature 'predict'.*Choices: predict_map, .*serving_default$"),
-    ({"signature": "serve_tf_examples"}, r"examples \(DT_STRING\) .* png_bytes, size;")])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model": "smal"}, "model 'smal'.*(Did you mean small|no model of that name)"),
+        ({"version": 9}, "model 'small', version 9.*: 1$"),
+        ({"label": "canary"}, "Unrecognized servable version label: canary"),
+        ({"signature": "predict"}, "signature 'predict'.*Choices: predict_map, .*serving_default$"),
+        ({"signature": "serve_tf_examples"}, r"examples \(DT_STRING\) .* png_bytes, size;"),
+    ],
+)
 def test_missing_models_versions_and_signatures_are_reported_with_the_choices(server, rest, values, message):
     with pytest.raises(UserError, match=message):
         opened(server, rest, **values)
@@ -200,11 +222,21 @@ def test_files_that_are_no_images_are_skipped(server, tmp_path, capsys):
 
 def test_rest_needs_no_tensorflow(server, tmp_path):
     saved(tmp_path / "a.png", noise((5, 7)))
-    code = ("import sys; from serving import client; client.main(sys.argv[1:]); "
-            "assert not {'tensorflow', 'grpc', 'keras'} & set(sys.modules)")
-    subprocess.run([sys.executable, "-c", code, *arguments(server, True, tmp_path / "a.png", "--overlay", "--out",
-                                                           tmp_path / "out")],
-                   check=True, cwd=Path(client.__file__).parents[2], timeout=120)
+    code = (
+        "import sys; from serving import client; client.main(sys.argv[1:]); "
+        "assert not {'tensorflow', 'grpc', 'keras'} & set(sys.modules)"
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            *arguments(server, True, tmp_path / "a.png", "--overlay", "--out", tmp_path / "out"),
+        ],
+        check=True,
+        cwd=Path(client.__file__).parents[2],
+        timeout=120,
+    )
     assert np.array_equal(ids_in(tmp_path / "out/ids/a.png"), small_servables.ids_of(noise((5, 7))))
 
 
@@ -212,15 +244,42 @@ def test_tls_with_a_private_authority(tmp_path):
     if not shutil.which("openssl"):
         pytest.skip("openssl is not on the PATH; this test needs it to create a certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                    "-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=localhost", "-addext",
-                    "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     config = tmp_path / "ssl.config"
-    config.write_text("".join(f"{name}: {json.dumps(path.read_text())}\n" for name, path in (
-        ("server_key", key), ("server_cert", certificate))))
+    config.write_text(
+        "".join(
+            f"{name}: {json.dumps(path.read_text())}\n"
+            for name, path in (("server_key", key), ("server_cert", certificate))
+        )
+    )
     small_servables.segmentation(tmp_path, 1)
-    with running(replace(QUICK, model_name="small", model_base_path=str(tmp_path),
-                         ssl_config_file=str(config))) as secured:
+    with running(
+        replace(QUICK, model_name="small", model_base_path=str(tmp_path), ssl_config_file=str(config))
+    ) as secured:
         with opened(secured, False, tls_ca=certificate) as small:
             (ids,) = small.segment([png(noise((5, 7)))])
         with pytest.raises(RequestError, match="UNAVAILABLE"):
@@ -240,4 +299,5 @@ def test_cost_table_matches_hand_computed_statistics():
         ["20", "requests", "median", "95", "%", "largest", "sum"],
         ["latency,", "ms", "10.5", "19.1", "20.0", "210.0"],
         ["sent,", "kB", "10.5", "19.1", "20.0", "210.0"],
-        ["received,", "kB", "2.0", "2.0", "2.0", "40.0"]]
+        ["received,", "kB", "2.0", "2.0", "2.0", "40.0"],
+    ]

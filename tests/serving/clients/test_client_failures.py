@@ -91,8 +91,17 @@ def http_server(*answers):
         server.shutdown()
 
 
-METADATA = json.dumps({"metadata": {"signature_def": {"signature_def": {"serving_default": {
-    "inputs": {"image_bytes": {"dtype": "DT_STRING"}}, "outputs": {"png_bytes": {}}}}}}})
+METADATA = json.dumps(
+    {
+        "metadata": {
+            "signature_def": {
+                "signature_def": {
+                    "serving_default": {"inputs": {"image_bytes": {"dtype": "DT_STRING"}}, "outputs": {"png_bytes": {}}}
+                }
+            }
+        }
+    }
+)
 
 
 @pytest.mark.parametrize("status", (429, 503))
@@ -110,8 +119,16 @@ def test_busy_server_is_retried_after_delays(status, monkeypatch):
     assert len(paths) == 3
 
 
-@pytest.mark.parametrize("status, code", ((413, "RESOURCE_EXHAUSTED"), (400, "INVALID_ARGUMENT"), (500, "INTERNAL"),
-                                          (504, "DEADLINE_EXCEEDED"), (418, "UNKNOWN")))
+@pytest.mark.parametrize(
+    "status, code",
+    (
+        (413, "RESOURCE_EXHAUSTED"),
+        (400, "INVALID_ARGUMENT"),
+        (500, "INTERNAL"),
+        (504, "DEADLINE_EXCEEDED"),
+        (418, "UNKNOWN"),
+    ),
+)
 def test_other_failures_are_not_retried(status, code):
     with http_server((status, "no JSON")) as (address, paths), pytest.raises(RequestError, match="no JSON") as caught:
         client.Client(address, rest=True)

@@ -61,9 +61,17 @@ def grpc_server(log, input_name="image_bytes", dtype=7):
         return predict_pb2.PredictResponse().SerializeToString()
 
     server = grpc.server(ThreadPoolExecutor(32))
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {
-        "Predict": grpc.unary_unary_rpc_method_handler(predict),
-        "GetModelMetadata": grpc.unary_unary_rpc_method_handler(lambda *_: metadata.SerializeToString())})])
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(
+                SERVICE,
+                {
+                    "Predict": grpc.unary_unary_rpc_method_handler(predict),
+                    "GetModelMetadata": grpc.unary_unary_rpc_method_handler(lambda *_: metadata.SerializeToString()),
+                },
+            )
+        ]
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -75,12 +83,26 @@ def grpc_server(log, input_name="image_bytes", dtype=7):
 @contextlib.contextmanager
 def rest_server(log):
     """Serve :predict and the metadata over REST; yield HOST:PORT."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
-            self.answer(200, {"metadata": {"signature_def": {"signature_def": {"serving_default": {
-                "inputs": {"image_bytes": {"dtype": "DT_STRING"}}, "outputs": {"class_map": {}}}}}}})
+            self.answer(
+                200,
+                {
+                    "metadata": {
+                        "signature_def": {
+                            "signature_def": {
+                                "serving_default": {
+                                    "inputs": {"image_bytes": {"dtype": "DT_STRING"}},
+                                    "outputs": {"class_map": {}},
+                                }
+                            }
+                        }
+                    }
+                },
+            )
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -123,8 +145,22 @@ def run(*arguments):
 def test_answers_latencies_and_the_printed_table_agree(picture, tmp_path, capsys):
     log = RequestLog(refuse=3)
     with grpc_server(log) as server:
-        assert run(picture, "--server", server, "--model", "street", "--concurrency", "1,3", "--processes", 2,
-                   "--out", tmp_path / "load.json") == 0
+        assert (
+            run(
+                picture,
+                "--server",
+                server,
+                "--model",
+                "street",
+                "--concurrency",
+                "1,3",
+                "--processes",
+                2,
+                "--out",
+                tmp_path / "load.json",
+            )
+            == 0
+        )
     lines = json.loads((tmp_path / "load.json").read_text())
     assert [line["concurrency"] for line in lines] == [1, 3]
     # A client sends its next request only after the previous response.
@@ -135,12 +171,16 @@ def test_answers_latencies_and_the_printed_table_agree(picture, tmp_path, capsys
     for line in lines:
         assert line["requests_per_second"] == line["answers"] / 0.6 > 0
         assert set(line["failures"]) == {"RESOURCE_EXHAUSTED"} and line["messages"] == {
-            "RESOURCE_EXHAUSTED": "too many"}
+            "RESOURCE_EXHAUSTED": "too many"
+        }
         assert DELAY <= line["p50"] <= line["p95"] <= line["p99"] <= line["max"]
     printed = capsys.readouterr().out
     assert "1 images" in printed and "RESOURCE_EXHAUSTED: too many" in printed
-    rows = [words for words in map(str.split, printed.splitlines()) if words[:1] in (["1"], ["3"])
-            and words[-1] == "RESOURCE_EXHAUSTED"]
+    rows = [
+        words
+        for words in map(str.split, printed.splitlines())
+        if words[:1] in (["1"], ["3"]) and words[-1] == "RESOURCE_EXHAUSTED"
+    ]
     assert [words[1] for words in rows] == [f"{line['requests_per_second']:.1f}" for line in lines]
     request = predict_pb2.PredictRequest.FromString(log.bodies[0])
     assert request.model_spec.name == "street" and request.model_spec.signature_name == "serving_default"
@@ -159,8 +199,21 @@ def test_pixels_are_sent_if_the_signature_takes_them(picture):
 def test_rest_requests(picture, tmp_path):
     log = RequestLog(refuse=2)
     with rest_server(log) as server:
-        assert run(picture, "--server", server, "--rest", "--model", "a b", "--concurrency", "2",
-                   "--out", tmp_path / "load.json") == 0
+        assert (
+            run(
+                picture,
+                "--server",
+                server,
+                "--rest",
+                "--model",
+                "a b",
+                "--concurrency",
+                "2",
+                "--out",
+                tmp_path / "load.json",
+            )
+            == 0
+        )
     (line,) = json.loads((tmp_path / "load.json").read_text())
     assert line["answers"] and set(line["failures"]) == {"RESOURCE_EXHAUSTED"}
     path, body = log.bodies[0]
@@ -176,8 +229,20 @@ def test_exitedstatus_is_1_if_every_request_fails(picture, capsys):
 
 def test_deadline_applies_to_each_request(picture, tmp_path):
     with grpc_server(RequestLog()) as server:
-        assert run(picture, "--server", server, "--concurrency", "1", "--deadline", DELAY / 10, "--out",
-                   tmp_path / "load.json") == 1
+        assert (
+            run(
+                picture,
+                "--server",
+                server,
+                "--concurrency",
+                "1",
+                "--deadline",
+                DELAY / 10,
+                "--out",
+                tmp_path / "load.json",
+            )
+            == 1
+        )
     (line,) = json.loads((tmp_path / "load.json").read_text())
     assert set(line["failures"]) == {"DEADLINE_EXCEEDED"} and not line["answers"] and line["p50"] is None
 
@@ -191,17 +256,30 @@ def test_stopped_server_is_counted_as_unavailable(picture):
         assert not load.latencies and set(load.failures) == {"UNAVAILABLE"} and load.requests == load.failures.total()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--signature", "serving_defualt"], "Did you mean serving_default?"),
-    (["--server", "nowhere"], "--server 'nowhere'")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--signature", "serving_defualt"], "Did you mean serving_default?"),
+        (["--server", "nowhere"], "--server 'nowhere'"),
+    ],
+)
 def test_user_errors_exitedwith_status_2(picture, capsys, arguments, message):
     with grpc_server(RequestLog()) as server, pytest.raises(SystemExit) as exited:
         cli.run(lambda: run(picture, "--server", server, *arguments))
     assert exited.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--concurrency", "0"], ["--concurrency", "1,x"], ["--seconds", "0"],
-                                       ["--deadline", "nan"], ["--processes", "0"], ["--rest", "--tls-ca", "ca.pem"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--concurrency", "0"],
+        ["--concurrency", "1,x"],
+        ["--seconds", "0"],
+        ["--deadline", "nan"],
+        ["--processes", "0"],
+        ["--rest", "--tls-ca", "ca.pem"],
+    ],
+)
 def test_arguments_out_of_range_are_rejected(picture, arguments):
     with pytest.raises(SystemExit) as exited:
         load_test.main([str(picture), "--server", "localhost:1", *arguments])

@@ -46,8 +46,10 @@ print(json.dumps(results))
 def python(tmp_path_factory):
     """Return the Python of an environment with the client."""
     directory = tmp_path_factory.mktemp("client") / "environment"
-    for words in (["venv", "-q", "--python", sys.executable, directory],
-                  ["pip", "install", "-q", "--python", directory / "bin" / "python", CLIENT]):
+    for words in (
+        ["venv", "-q", "--python", sys.executable, directory],
+        ["pip", "install", "-q", "--python", directory / "bin" / "python", CLIENT],
+    ):
         process = subprocess.run([sys.executable, "-m", "uv", *map(str, words)], capture_output=True, text=True)
         if process.returncode:
             pytest.skip(f"cannot install {CLIENT}: {process.stderr.strip().splitlines()[-1:]}")
@@ -62,8 +64,12 @@ def test_ovmsclient_works_unchanged(python, tmp_path):
     server = Server(replace(QUICK, rest_api_port=-1, model_name="bands", model_base_path=str(tmp_path / "served")))
     server.start()
     try:
-        process = subprocess.run([python, "-c", SCRIPT, f"127.0.0.1:{server.grpc_port}",
-                                  f"127.0.0.1:{server.rest_port}", path], capture_output=True, text=True, timeout=300)
+        process = subprocess.run(
+            [python, "-c", SCRIPT, f"127.0.0.1:{server.grpc_port}", f"127.0.0.1:{server.rest_port}", path],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
     finally:
         server.stop()
     assert process.returncode == 0, process.stderr

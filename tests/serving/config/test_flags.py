@@ -11,25 +11,57 @@ from serving.errors import ServingError
 from serving.listeners import channel_arguments
 
 # The flags of `tensorflow_model_server --help` (main.cc, server.h) that this server supports, with their defaults.
-REAL = {"port": 8500, "grpc_socket_path": "", "rest_api_port": 0, "rest_api_timeout_in_ms": 30000,
-        "rest_api_enable_cors_support": False, "enable_batching": False,
-        "allow_version_labels_for_unavailable_models": False, "batching_parameters_file": "",
-        "enable_per_model_batching_parameters": False, "model_config_file": "",
-        "model_config_file_poll_wait_seconds": 0, "model_name": "default", "model_base_path": "",
-        "num_load_threads": 0, "num_unload_threads": 0, "max_num_load_retries": 5,
-        "load_retry_interval_micros": 60_000_000, "file_system_poll_wait_seconds": 1,
-        "tensorflow_session_parallelism": 0, "tensorflow_intra_op_parallelism": 0,
-        "tensorflow_inter_op_parallelism": 0, "ssl_config_file": "", "saved_model_tags": "serve",
-        "grpc_channel_arguments": "", "enable_model_warmup": True, "num_request_iterations_for_warmup": 0,
-        "version": False, "monitoring_config_file": "", "enable_grpc_healthcheck_service": False,
-        "enable_serialization_as_tensor_content": False}
+REAL = {
+    "port": 8500,
+    "grpc_socket_path": "",
+    "rest_api_port": 0,
+    "rest_api_timeout_in_ms": 30000,
+    "rest_api_enable_cors_support": False,
+    "enable_batching": False,
+    "allow_version_labels_for_unavailable_models": False,
+    "batching_parameters_file": "",
+    "enable_per_model_batching_parameters": False,
+    "model_config_file": "",
+    "model_config_file_poll_wait_seconds": 0,
+    "model_name": "default",
+    "model_base_path": "",
+    "num_load_threads": 0,
+    "num_unload_threads": 0,
+    "max_num_load_retries": 5,
+    "load_retry_interval_micros": 60_000_000,
+    "file_system_poll_wait_seconds": 1,
+    "tensorflow_session_parallelism": 0,
+    "tensorflow_intra_op_parallelism": 0,
+    "tensorflow_inter_op_parallelism": 0,
+    "ssl_config_file": "",
+    "saved_model_tags": "serve",
+    "grpc_channel_arguments": "",
+    "enable_model_warmup": True,
+    "num_request_iterations_for_warmup": 0,
+    "version": False,
+    "monitoring_config_file": "",
+    "enable_grpc_healthcheck_service": False,
+    "enable_serialization_as_tensor_content": False,
+}
 # Its other flags are either ignored here, or refused with another value than their default.
 UNSUPPORTED = (
-    "flush_filesystem_caches", "tensorflow_session_config_file", "use_alts_credentials", "platform_config_file",
-    "per_process_gpu_memory_fraction", "remove_unused_fields_from_bundle_metagraph", "prefer_tflite_model",
-    "num_tflite_pools", "num_tflite_interpreters_per_pool", "enable_signature_method_name_check",
-    "xla_cpu_compilation_enabled", "xla_gpu_compilation_enabled", "enable_profiler",
-    "thread_pool_factory_config_file", "mixed_precision", "skip_initialize_tpu")
+    "flush_filesystem_caches",
+    "tensorflow_session_config_file",
+    "use_alts_credentials",
+    "platform_config_file",
+    "per_process_gpu_memory_fraction",
+    "remove_unused_fields_from_bundle_metagraph",
+    "prefer_tflite_model",
+    "num_tflite_pools",
+    "num_tflite_interpreters_per_pool",
+    "enable_signature_method_name_check",
+    "xla_cpu_compilation_enabled",
+    "xla_gpu_compilation_enabled",
+    "enable_profiler",
+    "thread_pool_factory_config_file",
+    "mixed_precision",
+    "skip_initialize_tpu",
+)
 
 
 def test_names_and_defaults_match_tensorflow_model_server():
@@ -41,17 +73,43 @@ def test_names_and_defaults_match_tensorflow_model_server():
 
 
 def test_values_of_all_types_are_parsed():
-    parsed = flags.parse_flags(["--port=9000", "--model_name=a=b", "--enable_batching", "--enable_model_warmup=false",
-                                "--rest_api_enable_cors_support=1", "--drain_seconds=0.5", "--port=9001",
-                                "--model_base_path="])
-    assert parsed == Options(port=9001, model_name="a=b", enable_batching=True, enable_model_warmup=False,
-                             rest_api_enable_cors_support=True, drain_seconds=0.5)
+    parsed = flags.parse_flags(
+        [
+            "--port=9000",
+            "--model_name=a=b",
+            "--enable_batching",
+            "--enable_model_warmup=false",
+            "--rest_api_enable_cors_support=1",
+            "--drain_seconds=0.5",
+            "--port=9001",
+            "--model_base_path=",
+        ]
+    )
+    assert parsed == Options(
+        port=9001,
+        model_name="a=b",
+        enable_batching=True,
+        enable_model_warmup=False,
+        rest_api_enable_cors_support=True,
+        drain_seconds=0.5,
+    )
 
 
-@pytest.mark.parametrize("argument", [
-    "--port=http", "--port=70000", "--enable_batching=yes", "--drain_seconds=-1", "--log_format=xml",
-    "--grace_seconds=x", "--max_request_bytes=0", "--grace_seconds=inf", "--drain_seconds=nan",
-    "--num_load_threads=-1"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--port=http",
+        "--port=70000",
+        "--enable_batching=yes",
+        "--drain_seconds=-1",
+        "--log_format=xml",
+        "--grace_seconds=x",
+        "--max_request_bytes=0",
+        "--grace_seconds=inf",
+        "--drain_seconds=nan",
+        "--num_load_threads=-1",
+    ],
+)
 def test_wrong_values_are_refused_with_the_flag_and_the_value(argument):
     name, _, value = argument.partition("=")
     with pytest.raises(FlagError, match=name) as caught:
@@ -66,12 +124,22 @@ def test_contradictory_thread_settings_are_refused():
 
 
 def test_unsupported_flags_are_accepted_only_at_their_default(capsys):
-    accepted = ["--enable_profiler=false", "--flush_filesystem_caches=false", "--platform_config_file=",
-                "--xla_cpu_compilation_enabled=false", "--per_process_gpu_memory_fraction=0.0"]
+    accepted = [
+        "--enable_profiler=false",
+        "--flush_filesystem_caches=false",
+        "--platform_config_file=",
+        "--xla_cpu_compilation_enabled=false",
+        "--per_process_gpu_memory_fraction=0.0",
+    ]
     assert flags.parse_flags(accepted) == Options()
     assert not capsys.readouterr().out
-    for argument in ("--enable_profiler", "--platform_config_file=x", "--prefer_tflite_model=true",
-                     "--per_process_gpu_memory_fraction=0.5", "--use_alts_credentials=true"):
+    for argument in (
+        "--enable_profiler",
+        "--platform_config_file=x",
+        "--prefer_tflite_model=true",
+        "--per_process_gpu_memory_fraction=0.5",
+        "--use_alts_credentials=true",
+    ):
         with pytest.raises(FlagError, match=argument):
             flags.parse_flags([argument])
 
@@ -98,8 +166,11 @@ def test_version_prints_the_version_of_tensorflow(capsys):
 
 
 def test_channel_arguments_are_integers_where_possible():
-    arguments = channel_arguments(replace(
-        Options(), max_request_bytes=5, grpc_channel_arguments="grpc.max_connection_age_ms=2000,grpc.x=y,own.key=-1"))
+    arguments = channel_arguments(
+        replace(
+            Options(), max_request_bytes=5, grpc_channel_arguments="grpc.max_connection_age_ms=2000,grpc.x=y,own.key=-1"
+        )
+    )
     assert (arguments["grpc.max_connection_age_ms"], arguments["grpc.x"], arguments["own.key"]) == (2000, "y", -1)
     assert arguments["grpc.max_receive_message_length"] == 5 and arguments["grpc.so_reuseport"] == 0
     # A given argument overrides the default.
@@ -143,8 +214,10 @@ def restored_handlers():
 def test_a_failed_start_prints_its_reason(tmp_path, capsys):
     begin = "Failed to start server. Error: "
     out, _ = failed([], capsys)
-    assert out == (f"{begin}INVALID_ARGUMENT: Both server_options.model_base_path and "
-                   "server_options.model_config_file are empty!\n")
+    assert out == (
+        f"{begin}INVALID_ARGUMENT: Both server_options.model_base_path and "
+        "server_options.model_config_file are empty!\n"
+    )
     out, _ = failed(["--model_base_path=/x", "--batching_parameters_file=/x"], capsys)
     assert out.startswith(begin) and "without setting server_options.enable_batching to true" in out
     out, _ = failed(["--model_base_path=/x", "--drain_seconds=soon"], capsys)
@@ -156,8 +229,9 @@ def test_a_failed_start_prints_its_reason(tmp_path, capsys):
     assert "Error parsing text-format tensorflow.serving.ModelServerConfig" in err and "2:" in err
     config.write_text('model_config_list { config { name: "m" base_path: "relative" model_platform: "tensorflow" } }')
     out, _ = failed([f"--model_config_file={config}"], capsys)
-    assert out == (f"{begin}INVALID_ARGUMENT: Expected model m to have an absolute path or URI; "
-                   "got base_path()=relative\n")
+    assert out == (
+        f"{begin}INVALID_ARGUMENT: Expected model m to have an absolute path or URI; got base_path()=relative\n"
+    )
     out, err = failed([f"--model_config_file={tmp_path / 'none.config'}"], capsys)
     assert out.startswith(begin) and "none.config" in err
 

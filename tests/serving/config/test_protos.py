@@ -36,8 +36,12 @@ def test_batching_parameters_distinguish_set_from_unset_fields(tmp_path):
 def test_field_numbers_match_tensorflow_servings_wire_format():
     # A field consists of its key (number << 3 | 2), its length and the bytes of the wrapper.
     value = wrappers_pb2.Int64Value(value=7).SerializeToString()
-    for number, field in ((1, "max_batch_size"), (2, "batch_timeout_micros"), (3, "max_enqueued_batches"),
-                          (4, "num_batch_threads")):
+    for number, field in (
+        (1, "max_batch_size"),
+        (2, "batch_timeout_micros"),
+        (3, "max_enqueued_batches"),
+        (4, "num_batch_threads"),
+    ):
         found = BatchingParameters.FromString(bytes([number << 3 | 2, len(value)]) + value)
         assert getattr(found, field).value == 7
     ssl = SSLConfig(server_key="k", server_cert="c", custom_ca="a", client_verify=True)
@@ -51,22 +55,27 @@ def test_an_official_message_can_be_parsed_too(tmp_path):
     assert found.model_config_list.config[0].base_path == "/b"
 
 
-@pytest.mark.parametrize("content, position", [
-    ("max_batch_size { value: 1 }\nmax_size { value: 2 }\n", "2:1"),
-    ("\n\nmax_batch_size { value: 'many' }", "3:25"),
-    ("max_batch_size { value: 1", "1:25")])
+@pytest.mark.parametrize(
+    "content, position",
+    [
+        ("max_batch_size { value: 1 }\nmax_size { value: 2 }\n", "2:1"),
+        ("\n\nmax_batch_size { value: 'many' }", "3:25"),
+        ("max_batch_size { value: 1", "1:25"),
+    ],
+)
 def test_errors_name_file_and_line(tmp_path, content, position):
     path = write(tmp_path, content)
     with pytest.raises(UserError) as caught:
         parse_text_proto(path, BatchingParameters, "tensorflow.serving.BatchingParameters")
     assert str(caught.value).startswith(
-        f"{path}: Error parsing text-format tensorflow.serving.BatchingParameters: {position} : ")
+        f"{path}: Error parsing text-format tensorflow.serving.BatchingParameters: {position} : "
+    )
 
 
 def test_errors_name_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="cannot read .*missing: No such file"):
         parse_text_proto(tmp_path / "missing", SSLConfig, "tensorflow.serving.SSLConfig")
     path = tmp_path / "bytes"
-    path.write_bytes(b"server_key: \"\xff\"")
+    path.write_bytes(b'server_key: "\xff"')
     with pytest.raises(UserError, match="not UTF-8 at byte 13"):
         parse_text_proto(path, SSLConfig, "tensorflow.serving.SSLConfig")

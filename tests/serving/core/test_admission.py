@@ -60,7 +60,7 @@ def test_slots_are_assigned_in_order_and_excess_requests_refused():
 
 def test_the_bytes_of_waiting_requests_are_limited():
     clients = Clients(AdmissionControl(1, 10, 100))
-    first = clients.send("running", 10 ** 9)
+    first = clients.send("running", 10**9)
     until(lambda: clients.order == ["running"])
     second = clients.send("waiting", 60)
     until(lambda: clients.admission._queue)

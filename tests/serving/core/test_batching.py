@@ -13,16 +13,23 @@ from tests.helpers import small_servables
 from tests.helpers.batched_models import LONG, FakeModel, ask, failure, floats, occupy, strings, until, waiting_tasks
 
 INVALID, EXHAUSTED, UNAVAILABLE = (
-    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+)
 
 
 def test_random_concurrent_requests_get_the_results_of_single_runs(batching, pool):
-    scheduler, batched, model = batching(max_batch_size=16, batch_timeout_micros=500, num_batch_threads=3,
-                                         max_enqueued_batches=100, allowed=(2, 4, 7, 16))
+    scheduler, batched, model = batching(
+        max_batch_size=16,
+        batch_timeout_micros=500,
+        num_batch_threads=3,
+        max_enqueued_batches=100,
+        allowed=(2, 4, 7, 16),
+    )
     random = np.random.default_rng(0)
     inputs = [random.normal(size=(random.integers(1, 17), 3)).astype(np.float32) for _ in range(400)]
-    texts = [strings(*[random.bytes(random.integers(0, 9)) for _ in range(random.integers(1, 17))])
-             for _ in range(400)]
+    texts = [strings(*[random.bytes(random.integers(0, 9)) for _ in range(random.integers(1, 17))]) for _ in range(400)]
     numbers = [pool.submit(ask, batched, rows) for rows in inputs]
     words = [pool.submit(batched.run, "text", {"text": rows}, ("length", "turned"), None) for rows in texts]
     for rows, future in zip(inputs, numbers):
@@ -35,19 +42,26 @@ def test_random_concurrent_requests_get_the_results_of_single_runs(batching, poo
     assert model.max_running <= 3
     sizes = [len(rows) for rows in (*inputs, *texts)]
     assert [sum(numbers) for numbers in zip(*(batch[1:] for batch in scheduler.monitor.batches))] == [
-        800, sum(sizes), sum(model.runs)]
+        800,
+        sum(sizes),
+        sum(model.runs),
+    ]
 
 
 def test_requests_to_an_exported_model_get_the_results_of_single_runs(batching, pool, tmp_path):
-    scheduler, _, _ = batching(max_batch_size=8, batch_timeout_micros=1000, allowed=(1, 2, 4, 8),
-                               max_enqueued_batches=100)
-    session = session_model.load_session_model(small_servables.segmentation(
-        tmp_path, 1), ("serve",), session_model.Threads())
+    scheduler, _, _ = batching(
+        max_batch_size=8, batch_timeout_micros=1000, allowed=(1, 2, 4, 8), max_enqueued_batches=100
+    )
+    session = session_model.load_session_model(
+        small_servables.segmentation(tmp_path, 1), ("serve",), session_model.Threads()
+    )
     batched = scheduler.wrap("segmentation", session)
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (random.integers(1, 5), 5, 7, 3), np.uint8) for _ in range(60)]
-    futures = [pool.submit(batched.run, "predict_scores", {"image": image}, ("class_map", "confidence"), None)
-               for image in images]
+    futures = [
+        pool.submit(batched.run, "predict_scores", {"image": image}, ("class_map", "confidence"), None)
+        for image in images
+    ]
     for image, future in zip(images, futures):
         np.testing.assert_array_equal(future.result()["class_map"], small_servables.ids_of(image))
         for row, confidence in zip(image, future.result()["confidence"]):
@@ -85,9 +99,13 @@ def test_different_signatures_outputs_dtypes_and_models_do_not_share_a_run(batch
     scheduler, batched, model = batching(max_batch_size=2, batch_timeout_micros=LONG)
     other_model = FakeModel()
     other = scheduler.wrap("half", other_model)
-    futures = [pool.submit(ask, batched, floats(1)), pool.submit(ask, other, floats(1)),
-               pool.submit(ask, batched, np.array([1.0])), pool.submit(ask, batched, strings(b"ab"), "text"),
-               pool.submit(batched.run, "text", {"text": strings(b"ab")}, ("length",), None)]
+    futures = [
+        pool.submit(ask, batched, floats(1)),
+        pool.submit(ask, other, floats(1)),
+        pool.submit(ask, batched, np.array([1.0])),
+        pool.submit(ask, batched, strings(b"ab"), "text"),
+        pool.submit(batched.run, "text", {"text": strings(b"ab")}, ("length",), None),
+    ]
     until(lambda: waiting_tasks(batched) + waiting_tasks(other) == 5)
     assert not model.runs and not other_model.runs
     for wrapped in (batched, other):
@@ -107,9 +125,13 @@ def test_too_large_requests_and_full_queues_are_refused(batching, pool):
     for number in range(4):
         futures.append(pool.submit(ask, batched, floats(number)))
         until(lambda: waiting_tasks(batched) == len(futures))
-    with pytest.raises(ServingError, match=(
+    with pytest.raises(
+        ServingError,
+        match=(
             "^The batch scheduling queue to which this task was submitted is full; currently 2 batches enqueued and "
-            "max_enqueued_batches is 2$")) as caught:
+            "max_enqueued_batches is 2$"
+        ),
+    ) as caught:
         ask(batched, floats(1))
     assert caught.value.code is UNAVAILABLE
     # The limit applies to every queue separately.
@@ -120,8 +142,14 @@ def test_too_large_requests_and_full_queues_are_refused(batching, pool):
 
 
 def test_large_requests_are_split(batching, pool):
-    _, batched, model = batching(max_batch_size=100, max_execution_batch_size=4, enable_large_batch_splitting=True,
-                                 num_batch_threads=2, allowed=(1, 4), batch_timeout_micros=1000)
+    _, batched, model = batching(
+        max_batch_size=100,
+        max_execution_batch_size=4,
+        enable_large_batch_splitting=True,
+        num_batch_threads=2,
+        allowed=(1, 4),
+        batch_timeout_micros=1000,
+    )
     futures = [pool.submit(ask, batched, np.arange(size, dtype=np.float32)) for size in (1, 10, 2, 17, 4)]
     for size, future in zip((1, 10, 2, 17, 4), futures):
         assert future.result(60).tolist() == [2 * number + 1 for number in range(size)]
@@ -129,16 +157,25 @@ def test_large_requests_are_split(batching, pool):
 
 
 def test_splitting_fills_the_open_batch_first_and_respects_the_capacity(batching, pool):
-    _, batched, model = batching(max_batch_size=12, max_execution_batch_size=4, enable_large_batch_splitting=True,
-                                 num_batch_threads=1, max_enqueued_batches=3)
+    _, batched, model = batching(
+        max_batch_size=12,
+        max_execution_batch_size=4,
+        enable_large_batch_splitting=True,
+        num_batch_threads=1,
+        max_enqueued_batches=3,
+    )
     blocker = occupy(pool, batched, model)
     first = pool.submit(ask, batched, floats(0, 1, 2))
     until(lambda: waiting_tasks(batched) == 1)
     second = pool.submit(ask, batched, np.arange(7, dtype=np.float32))
     until(lambda: waiting_tasks(batched) == 4)
-    with pytest.raises(ServingError, match=re.escape(
+    with pytest.raises(
+        ServingError,
+        match=re.escape(
             "is full; task size is 3 but scheduling capacity is only 2 (num_enqueued_batches=3, "
-            "max_enqueued_batches=3, open_batch_size=2, max_execution_batch_size=4)")) as caught:
+            "max_enqueued_batches=3, open_batch_size=2, max_execution_batch_size=4)"
+        ),
+    ) as caught:
         ask(batched, floats(1, 2, 3))
     assert caught.value.code is UNAVAILABLE
     with pytest.raises(ServingError, match="Task size 13 is larger than maximum input batch size 12"):
@@ -162,8 +199,10 @@ def test_isolation_fails_only_the_bad_request(batching, pool):
     assert model.runs[:2] == [1, 8] and sorted(model.runs[2:]) == [1, 4, 4]
 
 
-@pytest.mark.parametrize("isolate, word, code, message", [
-    (False, b"bad", INVALID, "Unknown image file format."), (True, b"broken", grpc.StatusCode.INTERNAL, "broken")])
+@pytest.mark.parametrize(
+    "isolate, word, code, message",
+    [(False, b"bad", INVALID, "Unknown image file format."), (True, b"broken", grpc.StatusCode.INTERNAL, "broken")],
+)
 def test_a_failure_of_the_whole_batch_reaches_all_its_requests(batching, pool, isolate, word, code, message):
     _, batched, model = batching(isolate, max_batch_size=2, batch_timeout_micros=LONG)
     futures = [pool.submit(ask, batched, rows, "text") for rows in (strings(b"ab"), strings(word))]
@@ -211,7 +250,8 @@ def test_an_expired_full_batch_is_removed(batching, pool):
     expiring = [pool.submit(ask, batched, floats(1, 2), deadline=time.monotonic() + 0.2) for _ in range(3)]
     last = pool.submit(ask, batched, floats(3))
     assert {failure(future, EXHAUSTED) for future in expiring} == {
-        "Run() timeout exceeded while waiting in batching queue"}
+        "Run() timeout exceeded while waiting in batching queue"
+    }
     model.gate.set()
     assert blocker.result(60).tolist() == [-1] and last.result(60).tolist() == [7]
     assert model.runs == [1, 1]

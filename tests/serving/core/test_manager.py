@@ -14,16 +14,31 @@ from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, VersionSettings
 from serving.errors import ServingError
 from tests.helpers.small_servables import corrupt, half_plus_two
-from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, assert_refused, config, entry, eventually,
-                                            serving_version, spec, states)
+from tests.helpers.swapped_versions import (
+    PATIENCE,
+    QUICK,
+    Disk,
+    assert_refused,
+    config,
+    entry,
+    eventually,
+    serving_version,
+    spec,
+    states,
+)
 
 
 def test_versions_and_labels_choose_a_version(disk, serve):
     for version in (0, 5):
         disk.publish(version)
-    models = serve(VersionSettings(poll_seconds=0, allow_unavailable_labels=True), entry(
-        disk.base, more='model_version_policy { all {} } version_labels { key: "old" value: 0 }'
-                        'version_labels { key: "lost" value: 77 }'))
+    models = serve(
+        VersionSettings(poll_seconds=0, allow_unavailable_labels=True),
+        entry(
+            disk.base,
+            more='model_version_policy { all {} } version_labels { key: "old" value: 0 }'
+            'version_labels { key: "lost" value: 77 }',
+        ),
+    )
     eventually(lambda: states(models) == {0: AVAILABLE, 5: AVAILABLE})
     # Version 0 is a valid choice, different from an unset version.
     assert serving_version(models, spec(version=0)) == 0 and serving_version(models, spec(label="old")) == 0
@@ -31,8 +46,9 @@ def test_versions_and_labels_choose_a_version(disk, serve):
     assert_refused(models, model_pb2.ModelSpec(), grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
     assert_refused(models, spec("x"), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(x)")
     assert_refused(models, spec(version=4), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(m, 4)")
-    assert_refused(models, spec(label="lost"), grpc.StatusCode.NOT_FOUND,
-                   "Servable not found for request: Specific(m, 77)")
+    assert_refused(
+        models, spec(label="lost"), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(m, 77)"
+    )
     for wanted in (spec(label="new"), spec("x", label="new")):
         assert_refused(models, wanted, grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: new")
 
@@ -44,10 +60,12 @@ def test_statuses_are_listed_highest_first_and_unknown_versions_are_not_found(di
     eventually(lambda: list(states(models).items()) == [(10, AVAILABLE), (9, AVAILABLE), (2, AVAILABLE)])
     # A label is ignored here.
     assert len(models.statuses(spec(label="x"))) == 3
-    status, = models.statuses(spec(version=9))
+    (status,) = models.statuses(spec(version=9))
     assert (status.version, status.code, status.message) == (9, grpc.StatusCode.OK, "")
-    for wanted, message in ((spec(version=3), "Could not find version 3 of model m"),
-                            (spec("x"), "Could not find any versions of model x")):
+    for wanted, message in (
+        (spec(version=3), "Could not find version 3 of model m"),
+        (spec("x"), "Could not find any versions of model x"),
+    ):
         with pytest.raises(ServingError) as caught:
             models.statuses(wanted)
         assert (caught.value.code, caught.value.message) == (grpc.StatusCode.NOT_FOUND, message)
@@ -74,8 +92,9 @@ def test_a_request_keeps_its_version_until_it_ends(disk, serve):
         eventually(lambda: states(models) == {2: AVAILABLE, 1: UNLOADING})
         assert first.model.version == 1 and serving_version(models) == 2
         # A new request cannot use a version that is being unloaded.
-        assert_refused(models, spec(version=1), grpc.StatusCode.NOT_FOUND,
-                       "Servable not found for request: Specific(m, 1)")
+        assert_refused(
+            models, spec(version=1), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Specific(m, 1)"
+        )
         disk.publish(3)
         eventually(lambda: serving_version(models) == 3)
         assert ("closed", 1) not in disk.events
@@ -147,8 +166,9 @@ def test_the_start_fails_if_a_model_fails_to_load(disk, serve, tmp_path):
     with pytest.raises(ServingError) as caught:
         serve(text=entry(disk.base) + entry(other.base, "n"))
     assert (caught.value.code, caught.value.message) == (
-        grpc.StatusCode.UNKNOWN, "1 servable(s) did not become available: "
-                                 "{{{name: m version: 4} due to error: NOT_FOUND: no model in 4}, }")
+        grpc.StatusCode.UNKNOWN,
+        "1 servable(s) did not become available: {{{name: m version: 4} due to error: NOT_FOUND: no model in 4}, }",
+    )
 
 
 def test_the_start_waits_for_a_base_path_and_its_first_version(disk):
@@ -209,8 +229,11 @@ def test_stop_closes_everything_after_its_last_request(disk, serve):
 
 def test_saved_models_are_swapped_and_a_corrupt_one_is_skipped(disk, serve):
     half_plus_two(disk.base, 1)
-    models = serve(load=lambda name, version, directory: session_model.load_session_model(
-        directory, ("serve",), session_model.Threads()))
+    models = serve(
+        load=lambda name, version, directory: session_model.load_session_model(
+            directory, ("serve",), session_model.Threads()
+        )
+    )
 
     def predict():
         with models.use(spec()) as handle:

@@ -49,12 +49,14 @@ def test_a_prediction_and_its_response(half):
     outputs = prediction.predict_response(half, request, time.monotonic() + 10)
     np.testing.assert_array_equal(outputs["y"], [2.5, 3, 4.5])
     response = predict_pb2.PredictResponse.FromString(
-        prediction.response_bytes("half", "serving_default", 3, outputs, as_content=False))
+        prediction.response_bytes("half", "serving_default", 3, outputs, as_content=False)
+    )
     assert response.model_spec.name == "half" and response.model_spec.signature_name == "serving_default"
     assert response.model_spec.version.value == 3 and not response.model_spec.version_label
     assert list(response.outputs) == ["y"] and list(response.outputs["y"].float_val) == [2.5, 3, 4.5]
     content = predict_pb2.PredictResponse.FromString(
-        prediction.response_bytes("half", "serving_default", 0, outputs, as_content=True))
+        prediction.response_bytes("half", "serving_default", 0, outputs, as_content=True)
+    )
     assert content.outputs["y"].tensor_content == np.array([2.5, 3, 4.5], "<f4").tobytes()
     # Version 0 is set like any other version.
     assert content.model_spec.HasField("version")
@@ -63,16 +65,23 @@ def test_a_prediction_and_its_response(half):
 def test_wrong_predict_requests_get_tensorflow_servings_errors(half):
     x = np.array([1], np.float32)
     assert failure(prediction.predict_response, half, predict_request("other", x=x), None) == (
-        "FAILED_PRECONDITION", 'Serving signature key "other" not found.')
+        "FAILED_PRECONDITION",
+        'Serving signature key "other" not found.',
+    )
     assert failure(prediction.predict_response, half, predict_request(x=x, b=x, a=x), None) == (
-        "INVALID_ARGUMENT", "input size does not match signature: 3!=1 len({a,b,x}) != len({x}). "
-        "Sent extra: {a,b}. Missing but required: {}.")
+        "INVALID_ARGUMENT",
+        "input size does not match signature: 3!=1 len({a,b,x}) != len({x}). "
+        "Sent extra: {a,b}. Missing but required: {}.",
+    )
     assert failure(prediction.predict_response, half, predict_request(), None) == (
-        "INVALID_ARGUMENT", "input size does not match signature: 0!=1 len({}) != len({x}). "
-        "Sent extra: {}. Missing but required: {x}.")
+        "INVALID_ARGUMENT",
+        "input size does not match signature: 0!=1 len({}) != len({x}). Sent extra: {}. Missing but required: {x}.",
+    )
     assert failure(prediction.predict_response, half, predict_request(z=x), None) == (
-        "INVALID_ARGUMENT", "Signature input alias: x(feed name: x:0) not found in request and no default value "
-        "provided. Inputs expected to be in the request {z}, or default input alias set: ")
+        "INVALID_ARGUMENT",
+        "Signature input alias: x(feed name: x:0) not found in request and no default value "
+        "provided. Inputs expected to be in the request {z}, or default input alias set: ",
+    )
     broken = predict_request(x=x)
     broken.inputs["x"].tensor_content = b"123"
     assert failure(prediction.predict_response, half, broken, None) == ("INVALID_ARGUMENT", "tensor parsing error: x")
@@ -84,10 +93,14 @@ def test_the_output_filter_selects_outputs(half):
     assert list(prediction.predict_response(half, request, None)) == ["y"]
     request.output_filter.append("y")
     assert failure(prediction.predict_response, half, request, None) == (
-        "INVALID_ARGUMENT", "duplicate output tensor alias: y")
+        "INVALID_ARGUMENT",
+        "duplicate output tensor alias: y",
+    )
     request.output_filter[:] = ["z"]
     assert failure(prediction.predict_response, half, request, None) == (
-        "INVALID_ARGUMENT", "output tensor alias not found in signature: z Outputs expected to be in the set {y}.")
+        "INVALID_ARGUMENT",
+        "output tensor alias not found in signature: z Outputs expected to be in the set {y}.",
+    )
 
 
 def test_dtypes_and_shapes_are_checked(half):
@@ -100,7 +113,9 @@ def test_dtypes_and_shapes_are_checked(half):
 def test_a_passed_deadline_is_an_error(half):
     request = predict_request(x=np.array([1], np.float32))
     assert failure(prediction.predict_response, half, request, time.monotonic() - 1) == (
-        "DEADLINE_EXCEEDED", "Timed out waiting for notification")
+        "DEADLINE_EXCEEDED",
+        "Timed out waiting for notification",
+    )
 
 
 class Identity:
@@ -125,10 +140,14 @@ def test_defaults_of_a_signature_replace_missing_inputs():
     assert fed == {"x": 1, "scale": 3}
     assert prediction.predict_response(model, predict_request(x=np.float32(1), scale=np.float32(4)), None)["scale"] == 4
     assert failure(prediction.predict_response, model, predict_request(scale=np.float32(1)), None) == (
-        "INVALID_ARGUMENT", "Signature input alias: x(feed name: x:0) not found in request and no default value "
-        "provided. Inputs expected to be in the request {scale}, or default input alias set: scale")
+        "INVALID_ARGUMENT",
+        "Signature input alias: x(feed name: x:0) not found in request and no default value "
+        "provided. Inputs expected to be in the request {scale}, or default input alias set: scale",
+    )
     assert failure(prediction.predict_response, model, predict_request(x=np.float32(1), other=np.float32(1)), None) == (
-        "INVALID_ARGUMENT", "Inputs contains invalid name. Used request inputs: x, request input: other,x")
+        "INVALID_ARGUMENT",
+        "Inputs contains invalid name. Used request inputs: x, request input: other,x",
+    )
     # The metadata does not contain the defaults.
     assert not prediction.signature_map(model).signature_def["serving_default"].defaults
     assert signature.defaults
@@ -138,10 +157,14 @@ def test_the_metadata_contains_the_signatures(half):
     handle = type("Handle", (), {"name": "half", "version": 3, "model": half})
     request = get_model_metadata_pb2.GetModelMetadataRequest()
     assert failure(prediction.metadata_response, handle, request) == (
-        "INVALID_ARGUMENT", "GetModelMetadataRequest must specify at least one metadata_field")
+        "INVALID_ARGUMENT",
+        "GetModelMetadataRequest must specify at least one metadata_field",
+    )
     request.metadata_field[:] = ["signature_def", "other"]
     assert failure(prediction.metadata_response, handle, request) == (
-        "INVALID_ARGUMENT", "Metadata field other is not supported")
+        "INVALID_ARGUMENT",
+        "Metadata field other is not supported",
+    )
     request.metadata_field[:] = ["signature_def"]
     response = prediction.metadata_response(handle, request)
     assert response.model_spec.name == "half" and response.model_spec.version.value == 3
@@ -183,7 +206,9 @@ def test_wrong_classify_and_regress_requests_get_tensorflow_servings_errors(half
     request.input.example_list.examples.append(example(2))
     request.model_spec.signature_name = "other"
     assert failure(classification.classify_response, half, request, None) == (
-        "INVALID_ARGUMENT", "No signature was found with the name: other")
+        "INVALID_ARGUMENT",
+        "No signature was found with the name: other",
+    )
     request.model_spec.signature_name = ""
     code, message = failure(classification.classify_response, half, request, None)
     assert code == "INVALID_ARGUMENT" and message.startswith("No classification inputs found in SignatureDef: ")
@@ -210,15 +235,25 @@ def test_multi_inference_runs_several_signatures(half):
     assert results[1].classification_result.classifications[0].classes[0].score == 3
     ask = classification.multi_inference_response
     assert failure(ask, half, multi_request(regress, regress), None) == (
-        "INVALID_ARGUMENT", "Duplicate evaluation of signature: regress_x_to_y")
+        "INVALID_ARGUMENT",
+        "Duplicate evaluation of signature: regress_x_to_y",
+    )
     assert failure(ask, half, multi_request(regress, ("other", *classify[1:])), None) == (
-        "INVALID_ARGUMENT", "All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+        "INVALID_ARGUMENT",
+        "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+    )
     assert failure(ask, half, multi_request(("", *classify[1:])), None) == (
-        "INVALID_ARGUMENT", "Found ModelSpec with an empty model name.")
+        "INVALID_ARGUMENT",
+        "Found ModelSpec with an empty model name.",
+    )
     assert failure(ask, half, multi_request(("half", "none", regress[2])), None) == (
-        "INVALID_ARGUMENT", "Requested signature not found in model graph: none")
+        "INVALID_ARGUMENT",
+        "Requested signature not found in model graph: none",
+    )
     assert failure(ask, half, multi_request((*regress[:2], "tensorflow/serving/predict")), None) == (
-        "UNIMPLEMENTED", "Unsupported signature method_name: tensorflow/serving/predict")
+        "UNIMPLEMENTED",
+        "Unsupported signature method_name: tensorflow/serving/predict",
+    )
 
 
 def test_long_messages_are_truncated_to_1024_bytes(half):

@@ -29,8 +29,11 @@ def saved(directory, build, shape=(None,), dtype=tf.float32):
         with tf.compat.v1.Session() as session:
             session.run(tf.compat.v1.global_variables_initializer())
             builder = tf.compat.v1.saved_model.Builder(str(directory))
-            builder.add_meta_graph_and_variables(session, ["serve"], {
-                DEFAULT: tf.compat.v1.saved_model.build_signature_def({"x": x_info}, {"y": y_info})})
+            builder.add_meta_graph_and_variables(
+                session,
+                ["serve"],
+                {DEFAULT: tf.compat.v1.saved_model.build_signature_def({"x": x_info}, {"y": y_info})},
+            )
             builder.save()
     return directory
 
@@ -62,8 +65,17 @@ def error_of(model, values, key="x", signature=DEFAULT, output="y", deadline=Non
 def test_prediction_classification_and_regression_signatures(half):
     values = np.array([0, 1, -8], np.float32)
     assert half.run(DEFAULT, {"x": values}, ("y",), None)["y"].tolist() == [2.0, 2.5, -2.0]
-    examples = np.array([tf.train.Example(features=tf.train.Features(feature={"x": tf.train.Feature(
-        float_list=tf.train.FloatList(value=[value]))})).SerializeToString() for value in values], object)
+    examples = np.array(
+        [
+            tf.train.Example(
+                features=tf.train.Features(
+                    feature={"x": tf.train.Feature(float_list=tf.train.FloatList(value=[value]))}
+                )
+            ).SerializeToString()
+            for value in values
+        ],
+        object,
+    )
     for signature, output in (("regress_x_to_y", "outputs"), ("classify_x_to_y", "scores")):
         outputs = half.run(signature, {"inputs": examples}, (output,), None)
         assert outputs[output].tolist() == [[2.0], [2.5], [-2.0]]
@@ -73,7 +85,12 @@ def test_prediction_classification_and_regression_signatures(half):
 def test_all_signatures_of_an_exported_model(segmenter):
     image = random_image()
     assert sorted(name for name in segmenter.signatures if not name.startswith("__")) == [
-        "predict_map", "predict_scores", "predict_tensor", "serve_tf_examples", DEFAULT]
+        "predict_map",
+        "predict_scores",
+        "predict_tensor",
+        "serve_tf_examples",
+        DEFAULT,
+    ]
     outputs = segmenter.run("predict_scores", {"image": image[None]}, ("confidence", "class_map"), None)
     assert list(outputs) == ["confidence", "class_map"] and (outputs["class_map"][0] == ids_of(image, 1)).all()
     data = [cv2.imencode(".png", source[..., ::-1])[1].tobytes() for source in (image, random_image(20, 30, 1))]
@@ -90,7 +107,9 @@ def test_all_signatures_of_an_exported_model(segmenter):
 def test_values_of_a_wrong_dtype_are_refused_and_not_cast(half, segmenter):
     error = error_of(half, np.array([1, 2], np.uint8))
     assert (error.code, error.message) == (
-        grpc.StatusCode.INVALID_ARGUMENT, "Expects arg[0] to be float but uint8 is provided")
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Expects arg[0] to be float but uint8 is provided",
+    )
     error = error_of(segmenter, random_image()[None].astype(np.float32), "image", "predict_tensor", "class_map")
     assert error.message == "Expects arg[0] to be uint8 but float is provided"
     assert error_of(half, np.array([b"1"], object)).message == "Expects arg[0] to be float but string is provided"
@@ -117,19 +136,25 @@ def test_errors_of_the_graph_keep_their_code_and_text(segmenter):
 def test_unknown_tensors_are_unimplemented(half):
     error = error_of(half, np.ones(1, np.float32), "z")
     assert (error.code, error.message) == (
-        grpc.StatusCode.UNIMPLEMENTED, f"z is not a dense tensor of the signature {DEFAULT}")
+        grpc.StatusCode.UNIMPLEMENTED,
+        f"z is not a dense tensor of the signature {DEFAULT}",
+    )
 
 
 def test_a_run_ends_at_its_deadline(half, tmp_path):
     error = error_of(half, np.ones(1, np.float32), deadline=time.monotonic() - 1)
-    assert (error.code, error.message) == (
-        grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+    assert (error.code, error.message) == (grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
     # Without a deadline this loop would run for hours.
-    endless = load(saved(tmp_path / "1", lambda x: tf.while_loop(
-        lambda turn, _: turn < 2**31 - 1, lambda turn, total: (turn + 1, total * 0.5), (tf.constant(0), x))[1]))
+    endless = load(
+        saved(
+            tmp_path / "1",
+            lambda x: tf.while_loop(
+                lambda turn, _: turn < 2**31 - 1, lambda turn, total: (turn + 1, total * 0.5), (tf.constant(0), x)
+            )[1],
+        )
+    )
     error = error_of(endless, np.ones(1, np.float32), deadline=time.monotonic() + 0.05)
-    assert (error.code, error.message) == (
-        grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+    assert (error.code, error.message) == (grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out waiting for notification")
     endless.close()
     for far in (time.monotonic() + 60, float("inf")):
         assert half.run(DEFAULT, {"x": np.ones(1, np.float32)}, ("y",), far)["y"].tolist() == [2.5]
@@ -147,31 +172,51 @@ def test_concurrent_threads_get_correct_results(half, segmenter):
 
 
 def without(name):
-    return lambda directory: shutil.rmtree(directory / name) if (directory / name).is_dir() else (
-        directory / name).unlink()
+    return lambda directory: (
+        shutil.rmtree(directory / name) if (directory / name).is_dir() else (directory / name).unlink()
+    )
 
 
 def cut(name, length):
     def damage(directory):
         path = directory / name
         path.write_bytes(path.read_bytes()[:length])
+
     return damage
 
 
 DATA = "variables/variables.data-00000-of-00001"
 
 
-@pytest.mark.parametrize("damage, tags, code, message", [
-    (without("saved_model.pb"), "serve", "NOT_FOUND", "Could not find SavedModel .pb or .pbtxt at supplied export "),
-    (lambda directory: None, "serve,gpu", "NOT_FOUND",
-     "Could not find meta graph def matching supplied tags: { serve gpu }"),
-    (cut("saved_model.pb", 0), "serve", "NOT_FOUND", "Could not find meta graph def matching supplied tags: { serve }"),
-    (cut("saved_model.pb", 1000), "serve", "DATA_LOSS", "saved_model.pb"),
-    (without("variables"), "serve", "NOT_FOUND", "variables: The passed save_path is not a valid checkpoint"),
-    (without("variables/variables.index"), "serve", "NOT_FOUND", "not a valid checkpoint"),
-    (without(DATA), "serve", "NOT_FOUND", "variables.data-00000-of-00001"),
-    (cut(DATA, 3), "serve", "OUT_OF_RANGE", "1: Read less bytes than requested"),
-    (cut("variables/variables.index", 20), "serve", "DATA_LOSS", "1: file is too short to be an sstable")])
+@pytest.mark.parametrize(
+    "damage, tags, code, message",
+    [
+        (
+            without("saved_model.pb"),
+            "serve",
+            "NOT_FOUND",
+            "Could not find SavedModel .pb or .pbtxt at supplied export ",
+        ),
+        (
+            lambda directory: None,
+            "serve,gpu",
+            "NOT_FOUND",
+            "Could not find meta graph def matching supplied tags: { serve gpu }",
+        ),
+        (
+            cut("saved_model.pb", 0),
+            "serve",
+            "NOT_FOUND",
+            "Could not find meta graph def matching supplied tags: { serve }",
+        ),
+        (cut("saved_model.pb", 1000), "serve", "DATA_LOSS", "saved_model.pb"),
+        (without("variables"), "serve", "NOT_FOUND", "variables: The passed save_path is not a valid checkpoint"),
+        (without("variables/variables.index"), "serve", "NOT_FOUND", "not a valid checkpoint"),
+        (without(DATA), "serve", "NOT_FOUND", "variables.data-00000-of-00001"),
+        (cut(DATA, 3), "serve", "OUT_OF_RANGE", "1: Read less bytes than requested"),
+        (cut("variables/variables.index", 20), "serve", "DATA_LOSS", "1: file is too short to be an sstable"),
+    ],
+)
 def test_damaged_models_are_refused_with_a_code(tmp_path, damage, tags, code, message):
     directory = half_plus_two(tmp_path, 1)
     damage(directory)

@@ -8,8 +8,30 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from serving.core import tensors
 
-EDGES = [0, 1, 127, 128, 129, 255, 300, 16383, 16384, 2 ** 21 - 1, 2 ** 21, 2 ** 31 - 1, 2 ** 31, 2 ** 63 - 1, 2 ** 63,
-         2 ** 64 - 1, -1, -128, -129, -32768, -2 ** 31, -2 ** 63]
+EDGES = [
+    0,
+    1,
+    127,
+    128,
+    129,
+    255,
+    300,
+    16383,
+    16384,
+    2**21 - 1,
+    2**21,
+    2**31 - 1,
+    2**31,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    -1,
+    -128,
+    -129,
+    -32768,
+    -(2**31),
+    -(2**63),
+]
 
 
 def edges(dtype):
@@ -21,13 +43,23 @@ def edges(dtype):
 def samples():
     generator = np.random.default_rng(0)
     floats = np.array([[0.0, -0.0, 1.5, -2.75], [np.inf, -np.inf, 6e4, 1e-40]], np.float32)
-    return [np.array(7, np.uint8), np.zeros((0, 3), np.float32), np.zeros((2, 0), np.int64), floats,
-            floats.astype(np.float64), floats[:, :3].astype(np.float16), floats[:, :3].astype(ml_dtypes.bfloat16),
-            np.array([True, False]), np.array([1 + 2j, -3j], np.complex64), np.array([1 - 2j], np.complex128),
-            generator.integers(0, 256, (3, 40, 50), np.uint8), generator.integers(0, 19, (1, 40, 50), np.uint8),
-            np.arange(12, dtype=np.int32).reshape(3, 4).T, np.array([[b"", b"a\x00b"], [b"\xff" * 300, b"x"]], object),
-            *[edges(dtype) for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64,
-                                         np.int64)]]
+    return [
+        np.array(7, np.uint8),
+        np.zeros((0, 3), np.float32),
+        np.zeros((2, 0), np.int64),
+        floats,
+        floats.astype(np.float64),
+        floats[:, :3].astype(np.float16),
+        floats[:, :3].astype(ml_dtypes.bfloat16),
+        np.array([True, False]),
+        np.array([1 + 2j, -3j], np.complex64),
+        np.array([1 - 2j], np.complex128),
+        generator.integers(0, 256, (3, 40, 50), np.uint8),
+        generator.integers(0, 19, (1, 40, 50), np.uint8),
+        np.arange(12, dtype=np.int32).reshape(3, 4).T,
+        np.array([[b"", b"a\x00b"], [b"\xff" * 300, b"x"]], object),
+        *[edges(dtype) for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64)],
+    ]
 
 
 @pytest.mark.parametrize("as_content", [False, True])
@@ -42,8 +74,9 @@ def test_protobuf_and_tensorflow_parse_the_assembled_bytes(values, as_content):
 
 @pytest.mark.parametrize("values", samples(), ids=lambda values: f"{values.dtype}{values.shape}")
 def test_lists_of_values_are_encoded_like_in_protobuf(values):
-    expected = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING if values.dtype == object
-                                      else tf.as_dtype(values.dtype).as_datatype_enum)
+    expected = tensor_pb2.TensorProto(
+        dtype=types_pb2.DT_STRING if values.dtype == object else tf.as_dtype(values.dtype).as_datatype_enum
+    )
     expected.tensor_shape.SetInParent()
     for size in values.shape:
         expected.tensor_shape.dim.add(size=size)
@@ -56,8 +89,14 @@ def test_lists_of_values_are_encoded_like_in_protobuf(values):
         half = flat.view(np.float32 if values.dtype == np.complex64 else np.float64).tolist()
         (expected.scomplex_val if values.dtype == np.complex64 else expected.dcomplex_val).extend(half)
     else:
-        field = {"float32": "float_val", "float64": "double_val", "int64": "int64_val", "uint32": "uint32_val",
-                 "uint64": "uint64_val", "bool": "bool_val"}.get(values.dtype.name, "int_val")
+        field = {
+            "float32": "float_val",
+            "float64": "double_val",
+            "int64": "int64_val",
+            "uint32": "uint32_val",
+            "uint64": "uint64_val",
+            "bool": "bool_val",
+        }.get(values.dtype.name, "int_val")
         getattr(expected, field).extend(flat.tolist())
     assert b"".join(tensors.wire_parts(values, False)) == expected.SerializeToString(deterministic=True)
 
@@ -80,8 +119,10 @@ def tensor(dtype, shape, **values):
 
 
 def test_a_short_list_repeats_its_last_value_and_an_empty_list_means_zeros():
-    np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_FLOAT, (2, 3), float_val=[1, 2])),
-                                  np.array([[1, 2, 2], [2, 2, 2]], np.float32))
+    np.testing.assert_array_equal(
+        tensors.to_array(tensor(types_pb2.DT_FLOAT, (2, 3), float_val=[1, 2])),
+        np.array([[1, 2, 2], [2, 2, 2]], np.float32),
+    )
     np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_UINT8, (3,), int_val=[200])), [200] * 3)
     np.testing.assert_array_equal(tensors.to_array(tensor(types_pb2.DT_INT32, (2,))), [0, 0])
     assert tensors.to_array(tensor(types_pb2.DT_STRING, (3,), string_val=[b"a", b"b"])).tolist() == [b"a", b"b", b"b"]
@@ -96,14 +137,23 @@ def test_strings_are_read_from_tensor_content():
     assert tensors.to_array(tensor(types_pb2.DT_STRING, (3,), tensor_content=content)).tolist() == [b"abc", b"", b"xy"]
 
 
-@pytest.mark.parametrize("broken", [
-    tensor(types_pb2.DT_FLOAT, (3,), tensor_content=b"\0" * 11), tensor(types_pb2.DT_FLOAT, (-1,), float_val=[1]),
-    tensor(types_pb2.DT_INVALID, (1,), float_val=[1]), tensor(999, (1,), float_val=[1]),
-    tensor(types_pb2.DT_RESOURCE, (1,)), tensor(types_pb2.DT_VARIANT, (1,)),
-    tensor(types_pb2.DT_STRING, (1 << 40,), string_val=[b"x"]), tensor(types_pb2.DT_UINT8, (1 << 40,), int_val=[1]),
-    tensor(types_pb2.DT_UINT8, (1 << 40, 1 << 40), int_val=[1]), tensor(types_pb2.DT_STRING, (9,), tensor_content=b"a"),
-    tensor(types_pb2.DT_STRING, (2,), tensor_content=b"\x05\x01a"),
-    tensor(types_pb2.DT_UINT8, (1,), tensor_content=b"aa")])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        tensor(types_pb2.DT_FLOAT, (3,), tensor_content=b"\0" * 11),
+        tensor(types_pb2.DT_FLOAT, (-1,), float_val=[1]),
+        tensor(types_pb2.DT_INVALID, (1,), float_val=[1]),
+        tensor(999, (1,), float_val=[1]),
+        tensor(types_pb2.DT_RESOURCE, (1,)),
+        tensor(types_pb2.DT_VARIANT, (1,)),
+        tensor(types_pb2.DT_STRING, (1 << 40,), string_val=[b"x"]),
+        tensor(types_pb2.DT_UINT8, (1 << 40,), int_val=[1]),
+        tensor(types_pb2.DT_UINT8, (1 << 40, 1 << 40), int_val=[1]),
+        tensor(types_pb2.DT_STRING, (9,), tensor_content=b"a"),
+        tensor(types_pb2.DT_STRING, (2,), tensor_content=b"\x05\x01a"),
+        tensor(types_pb2.DT_UINT8, (1,), tensor_content=b"aa"),
+    ],
+)
 def test_invalid_tensors_are_refused(broken):
     with pytest.raises(ValueError):
         tensors.to_array(broken)

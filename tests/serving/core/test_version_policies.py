@@ -11,8 +11,18 @@ from serving.core import manager
 from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END
 from serving.errors import ServingError
-from tests.helpers.swapped_versions import (PATIENCE, QUICK, Disk, assert_refused, config, entry, eventually,
-                                            serving_version, spec, states)
+from tests.helpers.swapped_versions import (
+    PATIENCE,
+    QUICK,
+    Disk,
+    assert_refused,
+    config,
+    entry,
+    eventually,
+    serving_version,
+    spec,
+    states,
+)
 
 
 def test_the_latest_version_that_is_an_int64_is_served(disk, serve):
@@ -23,14 +33,21 @@ def test_the_latest_version_that_is_an_int64_is_served(disk, serve):
     assert states(models) == {7: AVAILABLE} and models.names() == ["m"]
     with models.use(spec()) as handle:
         assert handle.name == "m" and handle.version == 7 and handle.model.directory == disk.base / "00000007"
-    (name, version, error, seconds), = disk.hooks
+    ((name, version, error, seconds),) = disk.hooks
     assert (name, version, error) == ("m", 7, None) and seconds >= 0
 
 
-@pytest.mark.parametrize("policy, served", [
-    ("latest { num_versions: 2 }", {3, 4}), ("latest { num_versions: 9 }", {1, 2, 3, 4}), ("latest {}", {4}),
-    ("all {}", {1, 2, 3, 4}), ("specific { versions: 1 versions: 3 }", {1, 3}),
-    ("specific { versions: 2 versions: 99 }", {2})])
+@pytest.mark.parametrize(
+    "policy, served",
+    [
+        ("latest { num_versions: 2 }", {3, 4}),
+        ("latest { num_versions: 9 }", {1, 2, 3, 4}),
+        ("latest {}", {4}),
+        ("all {}", {1, 2, 3, 4}),
+        ("specific { versions: 1 versions: 3 }", {1, 3}),
+        ("specific { versions: 2 versions: 99 }", {2}),
+    ],
+)
 def test_a_policy_selects_versions(disk, serve, policy, served):
     for version in (1, 2, 3, 4):
         disk.publish(version)
@@ -39,16 +56,28 @@ def test_a_policy_selects_versions(disk, serve, policy, served):
     assert serving_version(models) == max(served)
 
 
-@pytest.mark.parametrize("text, message", [
-    (entry("/a") + entry("/b"), "Illegal to list model m multiple times in config list"),
-    (entry("models/m"), "Expected model m to have an absolute path or URI; got base_path()=models/m"),
-    (entry("gs://bucket/m"), "Expected model m to have an absolute path, because this server does not read URIs; "
-                             "got base_path()=gs://bucket/m"),
-    (entry("/a\\0b"), "Expected model m to have an absolute path or URI; got one with a null character"),
-    ('config { name: "m" base_path: "/a" }', "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
-                                             "ModelServerConfig::model_platform, model name is m"),
-    ('config { name: "m" base_path: "/a" model_platform: "caffe" }',
-     "Model m requests unsupported platform caffe; the only platform is tensorflow")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (entry("/a") + entry("/b"), "Illegal to list model m multiple times in config list"),
+        (entry("models/m"), "Expected model m to have an absolute path or URI; got base_path()=models/m"),
+        (
+            entry("gs://bucket/m"),
+            "Expected model m to have an absolute path, because this server does not read URIs; "
+            "got base_path()=gs://bucket/m",
+        ),
+        (entry("/a\\0b"), "Expected model m to have an absolute path or URI; got one with a null character"),
+        (
+            'config { name: "m" base_path: "/a" }',
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+            "ModelServerConfig::model_platform, model name is m",
+        ),
+        (
+            'config { name: "m" base_path: "/a" model_platform: "caffe" }',
+            "Model m requests unsupported platform caffe; the only platform is tensorflow",
+        ),
+    ],
+)
 def test_an_invalid_config_is_refused_and_changes_nothing(disk, serve, text, message):
     disk.publish(1)
     models = serve()
@@ -78,8 +107,9 @@ def test_a_reload_replaces_the_list_and_waits_for_new_models(disk, serve, tmp_pa
     assert_refused(models, spec(), grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(m)")
     with pytest.raises(ServingError) as caught:
         models.reload(model_server_config_pb2.ModelServerConfig())
-    assert caught.value.message == ("ServerModelConfig type not supported by HandleReloadConfigRequest. "
-                                    "Only ModelConfigList is currently supported")
+    assert caught.value.message == (
+        "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported"
+    )
 
 
 def test_a_listing_that_began_before_a_reload_does_not_restore_removed_models(disk, serve, tmp_path, monkeypatch):
@@ -138,7 +168,8 @@ def test_labels_may_name_only_available_versions(disk, serve):
         serve(text=entry(disk.base, more=label("stable", 1)))
     assert (caught.value.code, caught.value.message) == (
         grpc.StatusCode.FAILED_PRECONDITION,
-        "Request to assign label to version 1 of model m, which is not currently available for inference")
+        "Request to assign label to version 1 of model m, which is not currently available for inference",
+    )
     models = serve(text=entry(disk.base, more="model_version_policy { all {} }"))
     eventually(lambda: states(models) == {1: AVAILABLE, 2: AVAILABLE})
     models.reload(config(entry(disk.base, more=label("stable", 1))))

@@ -8,8 +8,17 @@ import grpc
 from serving.core import manager
 from serving.core.manager import ModelManager
 from serving.core.versions import AVAILABLE, END, LOADING, UNLOADING, VersionSettings
-from tests.helpers.swapped_versions import (PATIENCE, QUICK, Model, config, entry, eventually, serving_version, spec,
-                                            states)
+from tests.helpers.swapped_versions import (
+    PATIENCE,
+    QUICK,
+    Model,
+    config,
+    entry,
+    eventually,
+    serving_version,
+    spec,
+    states,
+)
 
 
 def test_a_broken_version_is_retried_and_then_listed_with_its_error(disk, serve):
@@ -61,8 +70,7 @@ def test_a_second_directory_of_a_version_is_logged_once(disk, serve, caplog):
     disk.publish("1")
     for _ in range(3):
         models.reload(config(entry(disk.base)))
-    assert [record.getMessage() for record in caplog.records].count(
-        "ignoring a second directory of a version") == 1
+    assert [record.getMessage() for record in caplog.records].count("ignoring a second directory of a version") == 1
     assert states(models) == {1: AVAILABLE}
 
 

@@ -39,9 +39,15 @@ def port(tmp_path_factory):
                   model_version_policy {{ all {{}} }}
                   version_labels {{ key: "stable one" value: 1 }} }} }}""")
     (base / "monitoring.config").write_text(f'prometheus_config {{ enable: true path: "{METRICS}" }}')
-    options = replace(running_servers.QUICK, rest_api_port=-1, model_config_file=str(base / "models.config"),
-                      monitoring_config_file=str(base / "monitoring.config"), max_request_bytes=8 << 20,
-                      allow_version_labels_for_unavailable_models=True, page=False)
+    options = replace(
+        running_servers.QUICK,
+        rest_api_port=-1,
+        model_config_file=str(base / "models.config"),
+        monitoring_config_file=str(base / "monitoring.config"),
+        max_request_bytes=8 << 20,
+        allow_version_labels_for_unavailable_models=True,
+        page=False,
+    )
     with running_servers.running(options) as server:
         yield server.rest_port
 
@@ -77,11 +83,16 @@ def test_status_of_all_versions_and_of_one_version(client):
     versions = [{"version": version, "state": "AVAILABLE", "status": ok} for version in ("2", "1")]
     assert json.loads(response) == {"model_version_status": versions}
     assert json.loads(client.request("GET", "/V1/Models/half%20%26%20half/Versions/1")[1]) == {
-        "model_version_status": versions[1:]}
+        "model_version_status": versions[1:]
+    }
     assert client.request("GET", "/v1/models/seg/versions/9") == (
-        404, b'{"error": "Could not find version 9 of model seg"}')
+        404,
+        b'{"error": "Could not find version 9 of model seg"}',
+    )
     assert client.request("GET", "/v1/models/nobody") == (
-        404, b'{"error": "Could not find any versions of model nobody"}')
+        404,
+        b'{"error": "Could not find any versions of model nobody"}',
+    )
     assert client.request("GET", "/v1/models") == (400, b'{"error": "Missing model name in request."}')
 
 
@@ -93,11 +104,14 @@ def test_metadata_lists_all_signatures(client):
     assert set(signatures) >= {"serving_default", "predict_map", "predict_tensor", "serve_tf_examples"}
     assert signatures["predict_tensor"]["inputs"]["image"]["dtype"] == "DT_UINT8"
     assert signatures["predict_tensor"]["inputs"]["image"]["tensor_shape"]["dim"] == [
-        {"name": "", "size": size} for size in ("-1", "-1", "-1", "3")]
+        {"name": "", "size": size} for size in ("-1", "-1", "-1", "3")
+    ]
     for path in ("half%20%26%20half/versions/1", "half%20%26%20half/labels/stable%20one"):
         assert json.loads(client.request("GET", f"/v1/models/{path}/metadata")[1])["model_spec"]["version"] == "1"
     assert client.request("GET", "/v1/models/nobody/metadata") == (
-        404, b'{"error": "Servable not found for request: Latest(nobody)"}')
+        404,
+        b'{"error": "Servable not found for request: Latest(nobody)"}',
+    )
 
 
 def test_predict_maps_images_to_class_ids_in_every_form(client, image):
@@ -116,8 +130,12 @@ def test_predict_maps_images_to_class_ids_in_every_form(client, image):
 
 def test_predict_floats_by_version_and_label(client):
     body = {"instances": [1.0, 2.0, 5.0]}
-    for path, expected in (("", [3.5, 4.0, 5.5]), ("/versions/1", [2.5, 3.0, 4.5]), ("/versions/2", [3.5, 4.0, 5.5]),
-                           ("/labels/stable%20one", [2.5, 3.0, 4.5])):
+    for path, expected in (
+        ("", [3.5, 4.0, 5.5]),
+        ("/versions/1", [2.5, 3.0, 4.5]),
+        ("/versions/2", [3.5, 4.0, 5.5]),
+        ("/labels/stable%20one", [2.5, 3.0, 4.5]),
+    ):
         assert client.post(f"/v1/models/half%20%26%20half{path}:predict", body) == (200, {"predictions": expected})
     # The raw text shows that floats keep their decimal point.
     assert client.request("POST", "/v1/models/half%20%26%20half:PREDICT", {"inputs": [1]})[1] == b'{"outputs":[3.5]}'
@@ -126,17 +144,33 @@ def test_predict_floats_by_version_and_label(client):
 def test_classify_and_regress(client):
     path, examples = "/v1/models/half%20%26%20half/versions/1", [{"x": 1.0}, {"x": 2.0}]
     assert client.post(f"{path}:classify", {"signature_name": "classify_x_to_y", "examples": examples}) == (
-        200, {"results": [[["", 2.5]], [["", 3.0]]]})
+        200,
+        {"results": [[["", 2.5]], [["", 3.0]]]},
+    )
     assert client.post(f"{path}:regress", {"signature_name": "regress_x_to_y", "examples": examples}) == (
-        200, {"results": [2.5, 3.0]})
+        200,
+        {"results": [2.5, 3.0]},
+    )
     status, response = client.post("/v1/models/seg:classify", {"examples": examples})
     assert status == 400 and "classification" in response["error"]
 
 
-@pytest.mark.parametrize(("method", "path"), [
-    ("GET", PREDICT), ("POST", "/v1/models/seg"), ("POST", "/v1/models/seg:guess"), ("GET", "/v1/models/seg/"),
-    ("DELETE", "/v1/models/seg"), ("PUT", PREDICT), ("OPTIONS", PREDICT), ("GET", "/v1/models/seg/versions/x"),
-    ("GET", "/v1/models/a/b"), ("POST", "/v1/models/seg/versions/1/labels/a:predict"), ("GET", "/v1/")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", PREDICT),
+        ("POST", "/v1/models/seg"),
+        ("POST", "/v1/models/seg:guess"),
+        ("GET", "/v1/models/seg/"),
+        ("DELETE", "/v1/models/seg"),
+        ("PUT", PREDICT),
+        ("OPTIONS", PREDICT),
+        ("GET", "/v1/models/seg/versions/x"),
+        ("GET", "/v1/models/a/b"),
+        ("POST", "/v1/models/seg/versions/1/labels/a:predict"),
+        ("GET", "/v1/"),
+    ],
+)
 def test_malformed_paths_are_invalid_arguments(client, method, path):
     assert client.request(method, path) == (400, json.dumps({"error": f"Malformed request: {method} {path}"}).encode())
 
@@ -148,11 +182,16 @@ def test_other_paths_are_404_with_an_empty_body(client):
 
 def decompression_bomb():
     """Return a PNG of 40000 x 40000 pixels in a few bytes."""
+
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bad_inputs(image):
@@ -160,7 +199,7 @@ def bad_inputs(image):
     jpeg = encode(image, "jpeg")
     return [
         (PREDICT, instances(b"text instead of an image"), 400, "neither a JPEG nor a PNG"),
-        (PREDICT, instances(jpeg[:len(jpeg) // 2]), 400, ""),
+        (PREDICT, instances(jpeg[: len(jpeg) // 2]), 400, ""),
         (PREDICT, instances(decompression_bomb()), 400, "pixels (height, width); maximum"),
         (PREDICT, {"instances": []}, 400, "No values in 'instances' array"),
         (PREDICT, tensor | {"instances": np.zeros((1, 0, 5, 3)).tolist()}, 400, ""),
@@ -169,17 +208,32 @@ def bad_inputs(image):
         (PREDICT, b"[" * 1_000_000, 400, "nested too deeply"),
         (PREDICT, b'{"signature_name": "\\ud800", "instances": [1]}', 400, "surrogate pair"),
         ("/v1/models/nobody:predict", {"instances": [1]}, 404, "Servable not found for request: Latest(nobody)"),
-        ("/v1/models/seg/versions/9:predict", {"instances": [1]}, 404,
-         "Servable not found for request: Specific(seg, 9)"),
-        ("/v1/models/seg/versions/0:predict", {"instances": [1]}, 404,
-         "Servable not found for request: Specific(seg, 0)"),
-        ("/v1/models/seg/versions/9223372036854775808:predict", {"instances": [1]}, 400,
-         "Failed to convert version: 9223372036854775808 to numeric."),
+        (
+            "/v1/models/seg/versions/9:predict",
+            {"instances": [1]},
+            404,
+            "Servable not found for request: Specific(seg, 9)",
+        ),
+        (
+            "/v1/models/seg/versions/0:predict",
+            {"instances": [1]},
+            404,
+            "Servable not found for request: Specific(seg, 0)",
+        ),
+        (
+            "/v1/models/seg/versions/9223372036854775808:predict",
+            {"instances": [1]},
+            400,
+            "Failed to convert version: 9223372036854775808 to numeric.",
+        ),
         (f"/v1/models/seg/versions/{'9' * 5000}:predict", {"instances": [1]}, 400, "Failed to convert version: 9999"),
-        ("/v1/models/seg/labels/none:predict", {"instances": [1]}, 400,
-         "Unrecognized servable version label: none"),
-        (PREDICT, {"signature_name": "none", "instances": [1]}, 400,
-         'Serving signature name: "none" not found in signature def'),
+        ("/v1/models/seg/labels/none:predict", {"instances": [1]}, 400, "Unrecognized servable version label: none"),
+        (
+            PREDICT,
+            {"signature_name": "none", "instances": [1]},
+            400,
+            'Serving signature name: "none" not found in signature def',
+        ),
         (PREDICT, {"inputs": {"none": [1]}}, 400, "Missing named input: image_bytes in 'inputs' object."),
         (PREDICT, {"instances": [1]}, 400, "JSON Value: 1 Type: Number is not of expected type: string"),
         (PREDICT, tensor | {"instances": [image[..., 0].tolist()]}, 400, "not compatible with expected shape"),
@@ -196,8 +250,12 @@ def test_bad_inputs_are_rejected_and_the_server_continues(client, image):
     for path, body, expected_status, message in bad_inputs(image):
         # All requests share one connection, which errors must not close.
         status, response = client.post(path, body)
-        assert (status, message in response["error"]) == (expected_status, True), (path, str(body)[:60], status,
-                                                                                   response)
+        assert (status, message in response["error"]) == (expected_status, True), (
+            path,
+            str(body)[:60],
+            status,
+            response,
+        )
     assert expected[0] == 200 and client.post(PREDICT, good) == expected
 
 
@@ -214,8 +272,11 @@ def test_gzip_bodies_are_inflated_up_to_the_size_limit(client, image):
     for packed in (gzip.compress(body), gzip.compress(body[:99]) + gzip.compress(body[99:])):
         assert client.request("POST", PREDICT, packed, {"Content-Encoding": "gzip"}) == plain
     assert plain[0] == 200
-    for packed, expected_status, message in ((gzip.compress(bytes(9 << 20)), 413, b"larger than"),
-                                             (gzip.compress(body)[:50], 400, b"too early"), (body, 400, b"not gzip")):
+    for packed, expected_status, message in (
+        (gzip.compress(bytes(9 << 20)), 413, b"larger than"),
+        (gzip.compress(body)[:50], 400, b"too early"),
+        (body, 400, b"not gzip"),
+    ):
         status, response = client.request("POST", PREDICT, packed, {"Content-Encoding": "gzip"})
         assert status == expected_status and message in response
 
@@ -249,8 +310,11 @@ def test_responses_are_sent_without_nagles_delay(port):
 def metrics(client):
     status, page = client.request("GET", METRICS)
     assert status == 200 and client.headers["Content-Type"].startswith("text/plain")
-    return {(sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(page.decode()) for sample in family.samples}
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page.decode())
+        for sample in family.samples
+    }
 
 
 def test_requests_are_counted_and_timed(client, image):
@@ -285,9 +349,12 @@ def test_requests_are_logged(client, caplog):
 def test_metrics_are_served_only_if_configured(tmp_path):
     assert app.metrics_path(Options()) == ""
     config = tmp_path / "monitoring.config"
-    for text, path in (("", ""), ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
-                       ('prometheus_config { path: "/x" }', ""),
-                       ('prometheus_config { enable: true path: "/x" }', "/x")):
+    for text, path in (
+        ("", ""),
+        ("prometheus_config { enable: true }", "/monitoring/prometheus/metrics"),
+        ('prometheus_config { path: "/x" }', ""),
+        ('prometheus_config { enable: true path: "/x" }', "/x"),
+    ):
         config.write_text(text)
         assert app.metrics_path(Options(monitoring_config_file=str(config))) == path
     config.write_text("prometheus { }")

@@ -16,8 +16,9 @@ from serving.rest_api.json_reading import Dense
 
 def parse(body, **dtypes):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return json_tensors.parse_predict(body, lambda name: {
-        alias: SimpleNamespace(dtype=dtype) for alias, dtype in dtypes.items()})
+    return json_tensors.parse_predict(
+        body, lambda name: {alias: SimpleNamespace(dtype=dtype) for alias, dtype in dtypes.items()}
+    )
 
 
 def message(body, **dtypes):
@@ -28,10 +29,20 @@ def message(body, **dtypes):
 
 
 @pytest.mark.parametrize("separators", [(", ", ": "), (",", ":"), (" ,\n\t", " :\r\n")])
-@pytest.mark.parametrize(("dtype", "name"), [
-    (types.DT_UINT8, "uint8"), (types.DT_INT8, "int8"), (types.DT_INT16, "int16"), (types.DT_INT32, "int32"),
-    (types.DT_INT64, "int64"), (types.DT_UINT32, "uint32"), (types.DT_UINT64, "uint64"),
-    (types.DT_FLOAT, "float32"), (types.DT_DOUBLE, "float64")])
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (types.DT_UINT8, "uint8"),
+        (types.DT_INT8, "int8"),
+        (types.DT_INT16, "int16"),
+        (types.DT_INT32, "int32"),
+        (types.DT_INT64, "int64"),
+        (types.DT_UINT32, "uint32"),
+        (types.DT_UINT64, "uint64"),
+        (types.DT_FLOAT, "float32"),
+        (types.DT_DOUBLE, "float64"),
+    ],
+)
 def test_numbers_of_every_dtype_with_any_white_space(dtype, name, separators):
     random = np.random.default_rng(0)
     values = random.normal(size=(2, 7, 5, 3)) * 100
@@ -70,8 +81,10 @@ def test_scalars_empty_lists_and_booleans():
     assert parse({"inputs": 2.5}, x=types.DT_FLOAT).inputs["x"] == np.float32(2.5)
     assert parse({"inputs": []}, x=types.DT_FLOAT).inputs["x"].shape == (0,)
     assert parse({"inputs": [[], []]}, x=types.DT_FLOAT).inputs["x"].shape == (2, 0)
-    np.testing.assert_array_equal(parse({"instances": [[True, False], [False, False]]}, x=types.DT_BOOL).inputs["x"],
-                                  [[True, False], [False, False]])
+    np.testing.assert_array_equal(
+        parse({"instances": [[True, False], [False, False]]}, x=types.DT_BOOL).inputs["x"],
+        [[True, False], [False, False]],
+    )
 
 
 def test_not_a_number_and_infinity():
@@ -82,7 +95,7 @@ def test_not_a_number_and_infinity():
 def test_strings_as_text_and_as_base64():
     content = bytes(range(256)) * 3
     encoded = base64.b64encode(content).decode()
-    lines = [encoded[start:start + 76] for start in range(0, len(encoded), 76)]
+    lines = [encoded[start : start + 76] for start in range(0, len(encoded), 76)]
     for text in (encoded, encoded.rstrip("="), "\n".join(lines)):
         strings = parse({"instances": ["née", {"b64": text}, {"b64": ""}]}, x=types.DT_STRING).inputs["x"]
         assert strings.dtype == object and strings.tolist() == ["née".encode(), content, b""]
@@ -93,11 +106,50 @@ def test_strings_as_text_and_as_base64():
 
 
 # The parser compares only brackets and commas of arrays of numbers, but must reject all that the json module rejects.
-@pytest.mark.parametrize("text", [
-    "[1,2", "[1,2]]", "[[1,]2,[3,4]]", "[[1,2]3,[4]]", "[1 2]", "[1,,2]", "[,1]", "[1,]", "[[1],[2],]", "[[1][2]]",
-    "[01]", "[1.]", "[.5]", "[+1]", "[1e]", "[--1]", "[1-2]", "[Nan]", "[Infinit]", "[1[2]]", "[[1,2],3[4,5]]",
-    "[[1 ,2] 3]", "[[]1,[]2]", "[\u0661]", "[1" + "0" * 5000 + "]", "[" * 100_000, "[1] x", "{", '{"a"}', '{"a":}',
-    '{"a":1,}', '"a', "", " ", "nul", '"\\x"', '"\\ud80"', '"\n"', "\ufeff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1,2",
+        "[1,2]]",
+        "[[1,]2,[3,4]]",
+        "[[1,2]3,[4]]",
+        "[1 2]",
+        "[1,,2]",
+        "[,1]",
+        "[1,]",
+        "[[1],[2],]",
+        "[[1][2]]",
+        "[01]",
+        "[1.]",
+        "[.5]",
+        "[+1]",
+        "[1e]",
+        "[--1]",
+        "[1-2]",
+        "[Nan]",
+        "[Infinit]",
+        "[1[2]]",
+        "[[1,2],3[4,5]]",
+        "[[1 ,2] 3]",
+        "[[]1,[]2]",
+        "[\u0661]",
+        "[1" + "0" * 5000 + "]",
+        "[" * 100_000,
+        "[1] x",
+        "{",
+        '{"a"}',
+        '{"a":}',
+        '{"a":1,}',
+        '"a',
+        "",
+        " ",
+        "nul",
+        '"\\x"',
+        '"\\ud80"',
+        '"\n"',
+        "\ufeff",
+    ],
+)
 def test_malformed_json_is_rejected(text):
     if "0" * 5000 not in text and text != "\ufeff":
         with pytest.raises((ValueError, RecursionError)):
@@ -109,41 +161,53 @@ def test_malformed_json_is_rejected(text):
 def test_error_messages_contain_the_offset():
     assert message(b'{"inputs": [1, 2, 03]}', x=types.DT_FLOAT).endswith("at offset: 19")
     assert message(b'{"inputs" [1]}', x=types.DT_FLOAT) == (
-        "JSON Parse error: Missing a colon after a name of object member. at offset: 10")
+        "JSON Parse error: Missing a colon after a name of object member. at offset: 10"
+    )
     assert message(b'{"inputs": "\xff"}', x=types.DT_FLOAT).endswith("at offset: 12")
     far = b'{"inputs": [' + b"1, " * 50_000 + b"1 1]}"
     assert message(far, x=types.DT_FLOAT).endswith(f"at offset: {len(far) - 3}")
 
 
-@pytest.mark.parametrize(("body", "expected"), [
-    (b"[1]", "JSON Value: [\n    1\n] Is not object"),
-    ({}, "Missing 'inputs' or 'instances' key"),
-    ({"inputs": [1], "instances": [1]}, "expecting only one of 'inputs' or 'instances' keys to exist"),
-    ({"instances": []}, "No values in 'instances' array"),
-    ({"instances": {"a": 1}}, "Excepting 'instances' to be an list/array"),
-    ({"signature_name": 1, "inputs": [1]}, "'signature_name' key must be a string value."),
-    ({"inputs": ["a"]}, 'JSON Value: "a" Type: String is not of expected type: uint8'),
-    ({"inputs": [1, 2.5]}, "JSON Value: 2.5 Type: Number is not of expected type: uint8"),
-    ({"inputs": [256]}, "JSON Value: 256 Type: Number is not of expected type: uint8"),
-    ({"inputs": [-1]}, "JSON Value: -1 Type: Number is not of expected type: uint8"),
-    ({"inputs": [1, None]}, "JSON Value: null Type: Null is not of expected type: uint8"),
-    ({"inputs": [True]}, "JSON Value: true Type: True is not of expected type: uint8"),
-    ({"inputs": [{"b64": "YQ=="}]}, "Type: Object is not of expected type: uint8"),
-    ({"inputs": [[1, 2], [3]]}, "Encountered list at unexpected size: 1 at level: 1 expected size: 2"),
-    ({"inputs": [[1, 2], 3]}, "JSON Value: 3 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
-    ({"inputs": [1, [2, 3]]}, "Encountered list at unexpected level: 1 expected < 1"),
-    ({"inputs": {"y": [1]}}, "Missing named input: x in 'inputs' object."),
-    ({"instances": [[1, 2], [3]]}, "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
-                                   "Expecting tensor size: 2 but got: 1"),
-    ({"instances": [[[1, 2]], [[1], [2]]]}, "Expecting shape [1,2] but got: [2,1]"),
-    ({"instances": [[[1, 2]], [[3, 400]]]}, "Failed to process element: 1 of 'instances' list. Error: "
-                                            "INVALID_ARGUMENT: JSON Value: 400 Type: Number"),
-    ({"instances": [{"x": 1}, 2]}, "Expecting object but got list at item 1 of input list"),
-    ({"instances": [1, {"x": 1}]}, "Expecting value/list but got object at item 1 of input list"),
-    ({"instances": [{"y": 1}]}, "Failed to process element: 0 key: y of 'instances' list. Error: INVALID_ARGUMENT: "
-                                "JSON object: does not have named input: y"),
-    ({"instances": [{}]}, "keys must be equal to: x"),
-])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"[1]", "JSON Value: [\n    1\n] Is not object"),
+        ({}, "Missing 'inputs' or 'instances' key"),
+        ({"inputs": [1], "instances": [1]}, "expecting only one of 'inputs' or 'instances' keys to exist"),
+        ({"instances": []}, "No values in 'instances' array"),
+        ({"instances": {"a": 1}}, "Excepting 'instances' to be an list/array"),
+        ({"signature_name": 1, "inputs": [1]}, "'signature_name' key must be a string value."),
+        ({"inputs": ["a"]}, 'JSON Value: "a" Type: String is not of expected type: uint8'),
+        ({"inputs": [1, 2.5]}, "JSON Value: 2.5 Type: Number is not of expected type: uint8"),
+        ({"inputs": [256]}, "JSON Value: 256 Type: Number is not of expected type: uint8"),
+        ({"inputs": [-1]}, "JSON Value: -1 Type: Number is not of expected type: uint8"),
+        ({"inputs": [1, None]}, "JSON Value: null Type: Null is not of expected type: uint8"),
+        ({"inputs": [True]}, "JSON Value: true Type: True is not of expected type: uint8"),
+        ({"inputs": [{"b64": "YQ=="}]}, "Type: Object is not of expected type: uint8"),
+        ({"inputs": [[1, 2], [3]]}, "Encountered list at unexpected size: 1 at level: 1 expected size: 2"),
+        ({"inputs": [[1, 2], 3]}, "JSON Value: 3 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
+        ({"inputs": [1, [2, 3]]}, "Encountered list at unexpected level: 1 expected < 1"),
+        ({"inputs": {"y": [1]}}, "Missing named input: x in 'inputs' object."),
+        (
+            {"instances": [[1, 2], [3]]},
+            "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
+            "Expecting tensor size: 2 but got: 1",
+        ),
+        ({"instances": [[[1, 2]], [[1], [2]]]}, "Expecting shape [1,2] but got: [2,1]"),
+        (
+            {"instances": [[[1, 2]], [[3, 400]]]},
+            "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: JSON Value: 400 Type: Number",
+        ),
+        ({"instances": [{"x": 1}, 2]}, "Expecting object but got list at item 1 of input list"),
+        ({"instances": [1, {"x": 1}]}, "Expecting value/list but got object at item 1 of input list"),
+        (
+            {"instances": [{"y": 1}]},
+            "Failed to process element: 0 key: y of 'instances' list. Error: INVALID_ARGUMENT: "
+            "JSON object: does not have named input: y",
+        ),
+        ({"instances": [{}]}, "keys must be equal to: x"),
+    ],
+)
 def test_error_messages_match_tensorflow_serving(body, expected):
     assert expected in message(body, x=types.DT_UINT8)
 
@@ -156,7 +220,7 @@ def test_multiple_inputs_need_names():
 
 
 def test_numbers_out_of_a_dtypes_range_are_rejected():
-    for value in (16777217, -16777217, 1e39, 10 ** 400):
+    for value in (16777217, -16777217, 1e39, 10**400):
         assert message({"inputs": [1.5, value]}, x=types.DT_FLOAT).endswith("to float without loss of precision.")
     for value in (16777215, 1e38, 0.1):
         assert parse({"inputs": [value]}, x=types.DT_FLOAT).inputs["x"] == np.float32(value)
@@ -190,10 +254,18 @@ def test_too_many_values_outside_of_arrays_are_rejected(monkeypatch):
 
 
 def test_examples_with_a_context():
-    name, request = json_examples.parse_examples(json.dumps({
-        "signature_name": "s", "context": {"c": 3}, "examples": [
-            {"f": [1.5, 2.0], "i": [1, -2], "t": True, "s": "née", "b": {"b64": "/w=="}, "e": []},
-            {"f": 0.5}]}).encode())
+    name, request = json_examples.parse_examples(
+        json.dumps(
+            {
+                "signature_name": "s",
+                "context": {"c": 3},
+                "examples": [
+                    {"f": [1.5, 2.0], "i": [1, -2], "t": True, "s": "née", "b": {"b64": "/w=="}, "e": []},
+                    {"f": 0.5},
+                ],
+            }
+        ).encode()
+    )
     assert name == "s"
     context = request.example_list_with_context.context.features.feature
     assert list(context["c"].int64_list.value) == [3]
@@ -206,18 +278,21 @@ def test_examples_with_a_context():
     assert len(request.example_list.examples) == 1
 
 
-@pytest.mark.parametrize(("body", "expected"), [
-    ({}, "key 'examples' is expected and was not found"),
-    ({"examples": 1}, "Expecting 'examples' value to be an list/array"),
-    ({"examples": []}, "'examples' value is an empty array"),
-    ({"examples": [1]}, "Example must be JSON object but got JSON Number"),
-    ({"examples": [{"x": None}]}, "Feature: x has element with unexpected JSON type: Null"),
-    ({"examples": [{"x": [[1]]}]}, "Feature: x has element with unexpected JSON type: Array"),
-    ({"examples": [{"x": {"y": 1}}]}, "Feature: x has element with unexpected JSON type: Object"),
-    ({"examples": [{"x": [1, "a"]}]}, "Unexpected element type in feature: x expecting type: int64"),
-    ({"examples": [{"x": [1 << 63]}]}, "Feature: x has uint64 element. Only int64 is supported."),
-    ({"examples": [{"x": 1e39}]}, "without loss of precision"),
-])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, "key 'examples' is expected and was not found"),
+        ({"examples": 1}, "Expecting 'examples' value to be an list/array"),
+        ({"examples": []}, "'examples' value is an empty array"),
+        ({"examples": [1]}, "Example must be JSON object but got JSON Number"),
+        ({"examples": [{"x": None}]}, "Feature: x has element with unexpected JSON type: Null"),
+        ({"examples": [{"x": [[1]]}]}, "Feature: x has element with unexpected JSON type: Array"),
+        ({"examples": [{"x": {"y": 1}}]}, "Feature: x has element with unexpected JSON type: Object"),
+        ({"examples": [{"x": [1, "a"]}]}, "Unexpected element type in feature: x expecting type: int64"),
+        ({"examples": [{"x": [1 << 63]}]}, "Feature: x has uint64 element. Only int64 is supported."),
+        ({"examples": [{"x": 1e39}]}, "without loss of precision"),
+    ],
+)
 def test_example_error_messages_match_tensorflow_serving(body, expected):
     with pytest.raises(ServingError, match=expected.replace("(", r"\(")):
         json_examples.parse_examples(json.dumps(body).encode())

@@ -16,8 +16,9 @@ def round_trip(outputs, rows=True):
     return json.loads(json_writing.predict_json(outputs, rows))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (0,), (2, 0), (0, 3), (2, 3), (3, 4, 2), (2, 1, 3, 1),
-                                   (2, 3, 50, 61)])
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (5,), (0,), (2, 0), (0, 3), (2, 3), (3, 4, 2), (2, 1, 3, 1), (2, 3, 50, 61)]
+)
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "uint32", "int64", "uint64", "bool", "float32", "float64"])
 def test_every_dtype_and_shape(shape, dtype):
     random = np.random.default_rng(2)
@@ -25,7 +26,7 @@ def test_every_dtype_and_shape(shape, dtype):
     assert json.loads(json_writing.array_json(values)) == values.tolist()
 
 
-@pytest.mark.parametrize("limits", [(0, 10), (0, 256), (0, 1000), (0, 1001), (-1, 5), (-2 ** 31, 2 ** 31)])
+@pytest.mark.parametrize("limits", [(0, 10), (0, 256), (0, 1000), (0, 1001), (-1, 5), (-(2**31), 2**31)])
 def test_integers_in_and_beyond_the_table(limits):
     values = np.random.default_rng(3).integers(*limits, (4, 500), np.int64)
     values[0, :2] = limits[0], limits[1] - 1
@@ -48,20 +49,26 @@ def test_strings_are_base64_only_if_the_name_ends_in_bytes():
 
 def test_rows_and_columns_of_multiple_outputs():
     outputs = {"size": np.array([[2, 3], [4, 5]], np.int32), "png_bytes": np.array([b"a", b"b"], object)}
-    assert round_trip(outputs) == {"predictions": [{"png_bytes": {"b64": "YQ=="}, "size": [2, 3]},
-                                             {"png_bytes": {"b64": "Yg=="}, "size": [4, 5]}]}
-    assert round_trip(outputs, rows=False) == {"outputs": {"png_bytes": [{"b64": "YQ=="}, {"b64": "Yg=="}],
-                                                     "size": [[2, 3], [4, 5]]}}
+    assert round_trip(outputs) == {
+        "predictions": [{"png_bytes": {"b64": "YQ=="}, "size": [2, 3]}, {"png_bytes": {"b64": "Yg=="}, "size": [4, 5]}]
+    }
+    assert round_trip(outputs, rows=False) == {
+        "outputs": {"png_bytes": [{"b64": "YQ=="}, {"b64": "Yg=="}], "size": [[2, 3], [4, 5]]}
+    }
     assert round_trip({"y": np.float32(2.5).reshape(())}, rows=False) == {"outputs": 2.5}
 
 
-@pytest.mark.parametrize(("outputs", "message"), [
-    ({"a": np.zeros(2), "b": np.zeros(3)}, "Tensor name: b has inconsistent batch size: 3 expecting: 2"),
-    ({"a": np.zeros(())}, "Tensor name: a has no shape information "),
-    ({"a": np.zeros(2, np.float16)}, "Failed to write JSON value for tensor type: half"),
-    ({"a": np.zeros(2, ml_dtypes.bfloat16)}, "Failed to write JSON value for tensor type: bfloat16"),
-    ({"a": np.zeros(2, np.complex64)}, "Failed to write JSON value for tensor type: complex64"),
-    ({}, "Cannot convert empty tensor map to JSON")])
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"a": np.zeros(2), "b": np.zeros(3)}, "Tensor name: b has inconsistent batch size: 3 expecting: 2"),
+        ({"a": np.zeros(())}, "Tensor name: a has no shape information "),
+        ({"a": np.zeros(2, np.float16)}, "Failed to write JSON value for tensor type: half"),
+        ({"a": np.zeros(2, ml_dtypes.bfloat16)}, "Failed to write JSON value for tensor type: bfloat16"),
+        ({"a": np.zeros(2, np.complex64)}, "Failed to write JSON value for tensor type: complex64"),
+        ({}, "Cannot convert empty tensor map to JSON"),
+    ],
+)
 def test_outputs_without_a_json_form_are_rejected(outputs, message):
     with pytest.raises(ServingError, match=message):
         json_writing.predict_json(outputs, True)
@@ -78,8 +85,19 @@ def test_floats_survive_a_round_trip(dtype):
 def test_floats_are_short_and_do_not_look_like_integers():
     values = np.array([0.2, 1 / 3, 9e6, 3e-5, 1e10, 2.5, 100000, 0, -1, math.nan, math.inf, -math.inf], np.float32)
     assert json_writing.decimal_texts(values) == [
-        "0.2", "0.333333343", "9e+06", "3e-05", "1e+10", "2.5", "100000.0", "0.0", "-1.0", "NaN", "Infinity",
-        "-Infinity"]
+        "0.2",
+        "0.333333343",
+        "9e+06",
+        "3e-05",
+        "1e+10",
+        "2.5",
+        "100000.0",
+        "0.0",
+        "-1.0",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+    ]
     assert json_writing.decimal_texts(np.array([0.1, 1 / 3])) == ["0.1", "0.33333333333333331"]
 
 
@@ -89,8 +107,7 @@ def test_classifications_and_regressions():
         row = result.classifications.add()
         row.classes.add(label='a"', score=score)
         row.classes.add(score=0.1)
-    assert json_examples.classifications(result) == (
-        rb'{"results":[[["a\"",0.25],["",0.1]],[["a\"",1.0],["",0.1]]]}')
+    assert json_examples.classifications(result) == (rb'{"results":[[["a\"",0.25],["",0.1]],[["a\"",1.0],["",0.1]]]}')
     regressions = regression_pb2.RegressionResult(regressions=[regression_pb2.Regression(value=2.5)])
     assert json_examples.regressions(regressions) == b'{"results":[2.5]}'
     with pytest.raises(ServingError):

@@ -76,8 +76,10 @@ def test_timeout_is_the_models_deadline_and_limits_the_wait():
 
 
 def test_incomplete_body_times_out():
-    with blocking_server(1, rest_api_timeout_in_ms=200) as server, socket.create_connection(
-            ("127.0.0.1", server.port), timeout=30) as connection:
+    with (
+        blocking_server(1, rest_api_timeout_in_ms=200) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection,
+    ):
         connection.sendall(b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
@@ -110,12 +112,17 @@ def test_cors_headers_are_sent_only_if_enabled():
         assert client.request("OPTIONS", "/v1/models/slow:predict")[0] == 400
     with blocking_server(1, rest_api_enable_cors_support=True) as server:
         client = Client(server.port)
-        for method, path, expected in (("OPTIONS", "/v1/models/slow:predict", 200), ("GET", "/v1/models/slow", 200),
-                                       ("POST", "/v1/models/slow:nothing", 400)):
+        for method, path, expected in (
+            ("OPTIONS", "/v1/models/slow:predict", 200),
+            ("GET", "/v1/models/slow", 200),
+            ("POST", "/v1/models/slow:nothing", 400),
+        ):
             status, _ = client.request(method, path)
             assert status == expected and {name: client.headers[name] for name in app.CORS} == {
-                "Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "POST, GET",
-                "Access-Control-Allow-Headers": "Content-Type"}
+                "Access-Control-Allow-Origin": "*",
+                "Access-Control-Allow-Methods": "POST, GET",
+                "Access-Control-Allow-Headers": "Content-Type",
+            }
 
 
 def test_unexpected_exception_fails_only_its_request(caplog):

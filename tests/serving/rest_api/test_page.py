@@ -35,12 +35,20 @@ def served(tmp_path_factory):
     (base / "samples/inner.jpg").symlink_to(base / "samples/shapes-1.jpg")
     broken = write_classes(base / "seg/2", NAMES, COLORS[:1])
     models = FakeModels(
-        {"seg": {1: write_classes(base / "seg/1", NAMES, COLORS), 2: broken}, "bare": {7: base / "bare/7"},
-         "half": {1: base / "half/1"}, "floats": {3: base / "floats/3"}, "none yet": {}},
-        {"half": {"other": signature(), "more": signature()},
-         "floats": {"serving_default": signature(("x",), ("y",), types_pb2.DT_FLOAT)}}, {"stable": 1, "gone": 9})
-    with serving(models, Answers(None), page_samples=str(base / "samples"),
-                 max_request_bytes=12345) as port:
+        {
+            "seg": {1: write_classes(base / "seg/1", NAMES, COLORS), 2: broken},
+            "bare": {7: base / "bare/7"},
+            "half": {1: base / "half/1"},
+            "floats": {3: base / "floats/3"},
+            "none yet": {},
+        },
+        {
+            "half": {"other": signature(), "more": signature()},
+            "floats": {"serving_default": signature(("x",), ("y",), types_pb2.DT_FLOAT)},
+        },
+        {"stable": 1, "gone": 9},
+    )
+    with serving(models, Answers(None), page_samples=str(base / "samples"), max_request_bytes=12345) as port:
         yield port
 
 
@@ -56,8 +64,13 @@ def test_models_are_listed_with_classes_newest_version_first(served):
     assert [version["version"] for version in models["seg"]["versions"]] == ["2", "1"]
     # A label of an unavailable version is not listed.
     assert models["seg"]["labels"] == {"stable": "1"} and models["bare"]["labels"] == {}
-    assert models["seg"]["versions"][1] == {"version": "1", "classes": NAMES, "palette": COLORS, "note": None,
-                                            "problem": None}
+    assert models["seg"]["versions"][1] == {
+        "version": "1",
+        "classes": NAMES,
+        "palette": COLORS,
+        "note": None,
+        "problem": None,
+    }
     assert models["none yet"]["versions"] == []
 
 
@@ -80,9 +93,14 @@ def test_models_that_take_no_pictures_have_a_problem(served):
 
 
 def test_security_headers_allow_only_the_pages_server(served):
-    for path, kind in {"/": "text/html", "/page/page.js": "text/javascript", "/page/page.css": "text/css",
-                       "/page/icon.svg": "image/svg+xml", "/page/samples/shapes-1.jpg": "image/jpeg",
-                       "/page/models": "application/json"}.items():
+    for path, kind in {
+        "/": "text/html",
+        "/page/page.js": "text/javascript",
+        "/page/page.css": "text/css",
+        "/page/icon.svg": "image/svg+xml",
+        "/page/samples/shapes-1.jpg": "image/jpeg",
+        "/page/models": "application/json",
+    }.items():
         status, headers, body = get(served, path)
         assert (status, headers["Content-Type"].partition(";")[0]) == (200, kind) and body
         policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
@@ -96,10 +114,22 @@ def test_only_pictures_within_the_directory_are_samples(served):
     assert get(served, "/page/samples/inner.jpg")[2] == (page.FILES / "samples/shapes-1.jpg").read_bytes()
 
 
-@pytest.mark.parametrize("path", [
-    "/page/samples/linked.jpg", "/page/samples/notes.txt", "/page/samples/../outside.jpg",
-    "/page/samples/..%2foutside.jpg", "/page/samples/%2e%2e/outside.jpg", "/page/samples/%2fetc%2fpasswd",
-    "/page/../page.py", "/page/..%2fpage.py", "/page/samples", "/page/page.html/..", "/page/%00"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/samples/linked.jpg",
+        "/page/samples/notes.txt",
+        "/page/samples/../outside.jpg",
+        "/page/samples/..%2foutside.jpg",
+        "/page/samples/%2e%2e/outside.jpg",
+        "/page/samples/%2fetc%2fpasswd",
+        "/page/../page.py",
+        "/page/..%2fpage.py",
+        "/page/samples",
+        "/page/page.html/..",
+        "/page/%00",
+    ],
+)
 def test_other_paths_are_404(served, path):
     status, _, body = get(served, path)
     assert status == 404 and len(body) < 100

@@ -22,23 +22,44 @@ def test_bad_files_are_rejected_and_the_page_continues(shown, tmp_path, answers)
     assert browser.errors(shown) == []
 
 
-LARGE = ("assertion failed: [picture of] [3000 4000] [pixels (height, width); at most this many are taken:] [1000000]"
-         "\n\t [[{{node map/while/Assert}}]]")
+LARGE = (
+    "assertion failed: [picture of] [3000 4000] [pixels (height, width); at most this many are taken:] [1000000]"
+    "\n\t [[{{node map/while/Assert}}]]"
+)
 
 
-@pytest.mark.parametrize("status, message, title, explanation, retryable", [
-    (400, LARGE, "The picture is too large", "4000 × 3000 pixels. This model accepts at most 1,000,000", False),
-    (400, LARGE.replace("picture of", "image of").replace("at most this many are taken:", "maximum:"),
-     "The picture is too large", "4000 × 3000 pixels. This model accepts at most 1,000,000", False),
-    (400, "Unknown image file format.\n\t [[{{node Decode}}]]", "The server could not use this picture",
-     "Unknown image file format.", False),
-    (404, "Servable not found for request: Specific(street, 2)", "This model is no longer available",
-     "It may have been replaced", True),
-    (413, "too much", "The picture is too large", "The server refused a request of this size.", False),
-    (429, "queue is full", "The server is busy", "Try again in a moment", True),
-    (503, "draining", "The server is not ready", "It is starting, stopping or overloaded", True),
-    (504, "Timed out waiting for notification", "The server took too long", "A smaller picture may work", True),
-    (500, "Out of <b>memory</b>", "The server failed on this picture", "Out of <b>memory</b>", True)])
+@pytest.mark.parametrize(
+    "status, message, title, explanation, retryable",
+    [
+        (400, LARGE, "The picture is too large", "4000 × 3000 pixels. This model accepts at most 1,000,000", False),
+        (
+            400,
+            LARGE.replace("picture of", "image of").replace("at most this many are taken:", "maximum:"),
+            "The picture is too large",
+            "4000 × 3000 pixels. This model accepts at most 1,000,000",
+            False,
+        ),
+        (
+            400,
+            "Unknown image file format.\n\t [[{{node Decode}}]]",
+            "The server could not use this picture",
+            "Unknown image file format.",
+            False,
+        ),
+        (
+            404,
+            "Servable not found for request: Specific(street, 2)",
+            "This model is no longer available",
+            "It may have been replaced",
+            True,
+        ),
+        (413, "too much", "The picture is too large", "The server refused a request of this size.", False),
+        (429, "queue is full", "The server is busy", "Try again in a moment", True),
+        (503, "draining", "The server is not ready", "It is starting, stopping or overloaded", True),
+        (504, "Timed out waiting for notification", "The server took too long", "A smaller picture may work", True),
+        (500, "Out of <b>memory</b>", "The server failed on this picture", "Out of <b>memory</b>", True),
+    ],
+)
 def test_server_errors_are_explained(shown, tmp_path, answers, status, message, title, explanation, retryable):
     answers.choose = lambda *request: (status, message)
     upload(shown, draw(tmp_path / "a.png"), error=True)
@@ -92,8 +113,10 @@ def test_another_model_never_replaces_the_chosen_one_silently(open_page, tmp_pat
         upload(driver, draw(tmp_path / "a.png"))
         models.versions["one"] = {}
         upload(driver, tmp_path / "a.png", error=True)
-        assert error_text(driver) == ("The model is no longer available",
-                                      "This server has stopped serving one. Try again to use two.")
+        assert error_text(driver) == (
+            "The model is no longer available",
+            "This server has stopped serving one. Try again to use two.",
+        )
         driver.find_element("id", "retry").click()
         until(driver, "document.getElementById('status').textContent.includes('found by two')")
     assert [request[0] for request in answers.requests] == ["one", "two"]

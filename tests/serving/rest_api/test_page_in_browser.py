@@ -22,15 +22,15 @@ def test_a_picture_gets_its_overlay_legend_and_figures(shown, tmp_path, answers)
     path = draw(tmp_path / "street.png", (6, 10))
     upload(shown, path)
     assert answers.requests == [("street", "2", path.read_bytes())]
-    assert np.array_equal(overlay(shown), np.dstack(
-        [drawing.colorize(IDS, COLORS), np.full(IDS.shape, 255, np.uint8)]))
+    assert np.array_equal(overlay(shown), np.dstack([drawing.colorize(IDS, COLORS), np.full(IDS.shape, 255, np.uint8)]))
     assert text(shown, "#legend").split("\n") == ["sky", "50.0 %", "road", "41.7 %", NAMES[2], "8.3 %"]
     assert text(shown, "#absent-title") == "1 not in this picture"
     assert re.fullmatch(r"\d+(\.\d)? ms", text(shown, "#latency"))
     assert re.fullmatch(r"\d+(\.\d kB| B)", text(shown, "#sent")) and "B" in text(shown, "#received")
     assert text(shown, ".under") == "street.png · 6 × 10 3 classes found by street, version 2."
-    colors = shown.execute_script("return [...document.querySelectorAll('#legend input')]"
-                                  ".map(input => getComputedStyle(input).backgroundColor)")
+    colors = shown.execute_script(
+        "return [...document.querySelectorAll('#legend input')].map(input => getComputedStyle(input).backgroundColor)"
+    )
     assert colors == ["rgb(70, 130, 180)", "rgb(128, 64, 128)", "rgb(250, 240, 20)"]
     assert browser.console(shown) == []
 
@@ -71,11 +71,17 @@ def test_all_ids_reach_the_screen_unchanged(shown, tmp_path, answers):
 
 def test_models_and_versions_can_be_chosen(shown, tmp_path, answers):
     def choices(name):
-        return shown.execute_script("return [...document.getElementById(arguments[0]).options]"
-                                    ".map(option => [option.value, option.text, option.disabled])", name)
+        return shown.execute_script(
+            "return [...document.getElementById(arguments[0]).options]"
+            ".map(option => [option.value, option.text, option.disabled])",
+            name,
+        )
 
-    assert choices("model") == [["street", "street", False], ["unnamed", "unnamed", False],
-                                ["words", "words (not for pictures)", True]]
+    assert choices("model") == [
+        ["street", "street", False],
+        ["unnamed", "unnamed", False],
+        ["words", "words (not for pictures)", True],
+    ]
     assert choices("version") == [["", "newest (2)", False], ["2", "2", False], ["1", "1", False]]
     upload(shown, draw(tmp_path / "a.png"))
     shown.execute_script("""const version = document.getElementById("version");
@@ -118,11 +124,15 @@ def test_pointer_names_the_class_by_mouse_and_by_key(shown, tmp_path):
     upload(shown, draw(tmp_path / "a.png"))
 
     def point_at(column, row):
-        shown.execute_script("""
+        shown.execute_script(
+            """
             const frame = document.getElementById("frame"), box = frame.getBoundingClientRect();
             frame.dispatchEvent(new PointerEvent("pointermove", {
                 clientX: box.left + box.width * (arguments[0] + .5) / 6,
-                clientY: box.top + box.height * (arguments[1] + .5) / 10}));""", column, row)
+                clientY: box.top + box.height * (arguments[1] + .5) / 10}));""",
+            column,
+            row,
+        )
         return text(shown, "#tip-text"), text(shown, "#legend li.pointed .name")
 
     for row, column in np.ndindex(IDS.shape):
@@ -217,8 +227,11 @@ def test_controls_have_names_and_are_reachable_by_keyboard(shown, tmp_path):
     upload(shown, draw(tmp_path / "a.png"))
     shown.execute_cdp_cmd("Accessibility.enable", {})
     nodes = [node for node in shown.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"] if not node["ignored"]]
-    controls = [(node["role"]["value"], node["name"]["value"]) for node in nodes
-                if node["role"]["value"] in ("button", "checkbox", "combobox", "slider", "image")]
+    controls = [
+        (node["role"]["value"], node["name"]["value"])
+        for node in nodes
+        if node["role"]["value"] in ("button", "checkbox", "combobox", "slider", "image")
+    ]
     assert all(name for _, name in controls)
     assert {role for role, _ in controls} >= {"button", "checkbox", "combobox", "slider"}
     shown.execute_script("document.activeElement.blur()")

@@ -23,15 +23,18 @@ def test_pictures_new_versions_and_errors_on_the_page(open_page, tmp_path):
         assert set(text(driver, "#legend").split("\n")[::2]) == set(small_servables.CLASSES)
 
         small_servables.segmentation(base, 2, shift=1)
-        until(driver, "(fetch('page/models').then(r => r.text()).then(t => { window.models = t; }),"
-                      "(window.models ?? '').includes('\"version\":\"2\"'))")
+        until(
+            driver,
+            "(fetch('page/models').then(r => r.text()).then(t => { window.models = t; }),"
+            "(window.models ?? '').includes('\"version\":\"2\"'))",
+        )
         upload(driver, path)
         assert text(driver, "#status").endswith("by small, version 2.")
         ids = small_servables.ids_of(image_files.read_image(path), shift=1)
         assert np.array_equal(overlay(driver)[..., :3], drawing.colorize(ids, small_servables.PALETTE))
 
         # The browser can draw this picture, but the model refuses it.
-        side = int(small_servables.MAX_PIXELS ** 0.5) + 1
+        side = int(small_servables.MAX_PIXELS**0.5) + 1
         upload(driver, draw(tmp_path / "large.jpg", (side, side)), error=True)
         title, text_shown = error_text(driver)
         assert title == "The picture is too large"

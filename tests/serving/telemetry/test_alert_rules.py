@@ -13,7 +13,8 @@ from serving.telemetry.monitoring import Monitor
 
 RULES = Path(serving.__file__).parent / "prometheus_rules.yaml"
 needs_promtool = pytest.mark.skipif(
-    not shutil.which("promtool"), reason="promtool, which comes with Prometheus, is not installed")
+    not shutil.which("promtool"), reason="promtool, which comes with Prometheus, is not installed"
+)
 
 
 def promtool(*arguments, directory):
@@ -44,13 +45,18 @@ def requests(status, values):
 
 
 def latency(bound, values):
-    return {"series": ":tensorflow:serving:request_latency_bucket"
-                      f'{{model_name="m", API="Predict", entrypoint="GRPC", le="{bound}"}}', "values": values}
+    return {
+        "series": ":tensorflow:serving:request_latency_bucket"
+        f'{{model_name="m", API="Predict", entrypoint="GRPC", le="{bound}"}}',
+        "values": values,
+    }
 
 
 def queuing(bound, values):
-    return {"series": f':tensorflow:serving:batching_session:queuing_latency_bucket{{model_name="m", le="{bound}"}}',
-            "values": values}
+    return {
+        "series": f':tensorflow:serving:batching_session:queuing_latency_bucket{{model_name="m", le="{bound}"}}',
+        "values": values,
+    }
 
 
 def loads(values):
@@ -69,17 +75,24 @@ CASES = {
     "one of two servers down": (HEALTHY + [{"series": 'up{job="segmentation", instance="b"}', "values": "0x40"}], []),
     "internal errors": (HEALTHY + [requests("INTERNAL", "0+6x40")], ["SegmentationServerErrors"]),
     "wrong requests": (HEALTHY + [requests("INVALID_ARGUMENT", "0+60x40")], ["SegmentationClientErrors"]),
-    "slow": ([UP, latency("2e+06", "0+58x40"), latency("4e+06", "0+60x40"), latency("+Inf", "0+60x40")],
-             ["SegmentationSlow"]),
+    "slow": (
+        [UP, latency("2e+06", "0+58x40"), latency("4e+06", "0+60x40"), latency("+Inf", "0+60x40")],
+        ["SegmentationSlow"],
+    ),
     "queue full": (HEALTHY + [requests("UNAVAILABLE", "0+1x40")], ["SegmentationQueueFull"]),
-    "long waiting": (HEALTHY + [queuing("100000", "0+50x40"), queuing("400000", "0+60x40"), queuing("+Inf", "0+60x40")],
-                     ["SegmentationLongWaiting"]),
-    "no version": ([UP, requests("OK", "0+60x10 600x30"), requests("NOT_FOUND", "0x10 0+60x30")],
-                   ["SegmentationNoVersion"]),
+    "long waiting": (
+        HEALTHY + [queuing("100000", "0+50x40"), queuing("400000", "0+60x40"), queuing("+Inf", "0+60x40")],
+        ["SegmentationLongWaiting"],
+    ),
+    "no version": (
+        [UP, requests("OK", "0+60x10 600x30"), requests("NOT_FOUND", "0x10 0+60x30")],
+        ["SegmentationNoVersion"],
+    ),
     "an unknown label": (HEALTHY + [requests("NOT_FOUND", "0+6x40")], []),
     "the first failed load": (HEALTHY + [loads("_x20 1x20")], ["SegmentationLoadFailed"]),
     "another failed load": (HEALTHY + [loads("1x20 2x20")], ["SegmentationLoadFailed"]),
-    "an old failed load": (HEALTHY + [loads("_x5 1x35")], [])}
+    "an old failed load": (HEALTHY + [loads("_x5 1x35")], []),
+}
 
 
 @needs_promtool
@@ -89,10 +102,24 @@ def test_alerts_fire_when_they_should(tmp_path):
     tests = []
     for name, (series, firing) in CASES.items():
         # Counting the alerts leaves out their labels and values.
-        tests.append({"name": name, "interval": "1m", "input_series": series, "promql_expr_test": [
-            {"expr": f'count by (alertname) (ALERTS{{alertname="{rule["alert"]}", alertstate="firing"}})',
-             "eval_time": "30m", "exp_samples": [{"labels": f'{{alertname="{rule["alert"]}"}}', "value": 1}]
-             if rule["alert"] in firing else []} for rule in group["rules"]]})
-    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(
-        {"rule_files": [RULES.name], "evaluation_interval": "1m", "tests": tests}))
+        tests.append(
+            {
+                "name": name,
+                "interval": "1m",
+                "input_series": series,
+                "promql_expr_test": [
+                    {
+                        "expr": f'count by (alertname) (ALERTS{{alertname="{rule["alert"]}", alertstate="firing"}})',
+                        "eval_time": "30m",
+                        "exp_samples": [{"labels": f'{{alertname="{rule["alert"]}"}}', "value": 1}]
+                        if rule["alert"] in firing
+                        else [],
+                    }
+                    for rule in group["rules"]
+                ],
+            }
+        )
+    (tmp_path / "cases.yaml").write_text(
+        yaml.safe_dump({"rule_files": [RULES.name], "evaluation_interval": "1m", "tests": tests})
+    )
     promtool("test", "rules", "cases.yaml", directory=tmp_path)

@@ -8,15 +8,23 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.telemetry import monitoring
 from serving.telemetry.monitoring import Monitor
 
-COUNTERS = {":tensorflow:serving:request_count", ":tensorflow:serving:model_warmup_records_read",
-            ":tensorflow:serving:batching_session:wrapped_run_count",
-            ":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:cc:saved_model:load_latency",
-            "kseg_model_unload_count"}
-HISTOGRAMS = {":tensorflow:serving:request_latency", ":tensorflow:serving:runtime_latency",
-              ":tensorflow:serving:model_warmup_latency", ":tensorflow:serving:batching_session:queuing_latency",
-              ":tensorflow:serving:batching_session:input_batch_size",
-              ":tensorflow:serving:batching_session:processed_batch_size",
-              ":tensorflow:serving:batching_session:padding_size"}
+COUNTERS = {
+    ":tensorflow:serving:request_count",
+    ":tensorflow:serving:model_warmup_records_read",
+    ":tensorflow:serving:batching_session:wrapped_run_count",
+    ":tensorflow:cc:saved_model:load_attempt_count",
+    ":tensorflow:cc:saved_model:load_latency",
+    "kseg_model_unload_count",
+}
+HISTOGRAMS = {
+    ":tensorflow:serving:request_latency",
+    ":tensorflow:serving:runtime_latency",
+    ":tensorflow:serving:model_warmup_latency",
+    ":tensorflow:serving:batching_session:queuing_latency",
+    ":tensorflow:serving:batching_session:input_batch_size",
+    ":tensorflow:serving:batching_session:processed_batch_size",
+    ":tensorflow:serving:batching_session:padding_size",
+}
 GAUGES = {"kseg_running_requests", "kseg_waiting_requests", "kseg_waiting_bytes", "kseg_model_version_available"}
 
 
@@ -27,8 +35,12 @@ def families(monitor):
 def value(monitor, name, **labels):
     """Return the value of the sample with that name and those labels, None if there is none."""
     # The parser appends _total to the names of counters; the page does not.
-    values = [sample.value for family in families(monitor).values() for sample in family.samples
-             if sample.name in (name, name + "_total") and sample.labels == labels]
+    values = [
+        sample.value
+        for family in families(monitor).values()
+        for sample in family.samples
+        if sample.name in (name, name + "_total") and sample.labels == labels
+    ]
     assert len(values) <= 1
     return values[0] if values else None
 
@@ -36,7 +48,8 @@ def value(monitor, name, **labels):
 def test_names_and_types_match_tensorflow_serving_and_have_help_texts():
     by_name = families(Monitor())
     assert {name: family.type for name, family in by_name.items()} == (
-        dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(HISTOGRAMS, "histogram") | dict.fromkeys(GAUGES, "gauge"))
+        dict.fromkeys(COUNTERS, "counter") | dict.fromkeys(HISTOGRAMS, "histogram") | dict.fromkeys(GAUGES, "gauge")
+    )
     assert all(family.documentation.endswith(".") for family in by_name.values())
 
 
@@ -63,18 +76,23 @@ def test_latencies_are_microseconds_in_33_buckets_that_grow_by_1_8():
     for seconds in (5e-6, 0.0123, 3000.0):
         monitor.time_request("seg", "predict", "REST", seconds)
     name, labels = ":tensorflow:serving:request_latency", {"model_name": "seg", "API": "predict", "entrypoint": "REST"}
-    buckets = {float(sample.labels["le"]): sample.value for sample in families(monitor)[name].samples
-               if sample.name == name + "_bucket"}
+    buckets = {
+        float(sample.labels["le"]): sample.value
+        for sample in families(monitor)[name].samples
+        if sample.name == name + "_bucket"
+    }
     bounds = sorted(buckets)
     assert len(bounds) == 34 and bounds[-1] == math.inf
-    assert bounds[:-1] == pytest.approx([10 * 1.8 ** power for power in range(33)], rel=1e-5)
+    assert bounds[:-1] == pytest.approx([10 * 1.8**power for power in range(33)], rel=1e-5)
     assert [buckets[bound] for bound in bounds] == [
-        sum(micros <= bound for micros in (5, 12300, 3e9)) for bound in bounds]
+        sum(micros <= bound for micros in (5, 12300, 3e9)) for bound in bounds
+    ]
     assert value(monitor, name + "_count", **labels) == 3
     assert value(monitor, name + "_sum", **labels) == pytest.approx(5 + 12300 + 3e9)
     monitor.time_run("seg", "Predict", "TF1", 0.5)
-    assert value(monitor, ":tensorflow:serving:runtime_latency_sum", model_name="seg", API="Predict",
-                 runtime="TF1") == 5e5
+    assert (
+        value(monitor, ":tensorflow:serving:runtime_latency_sum", model_name="seg", API="Predict", runtime="TF1") == 5e5
+    )
 
 
 def test_batches_report_rows_padding_and_waiting_times():
@@ -113,7 +131,10 @@ def test_the_gauges_show_the_queue():
     monitor = Monitor()
     monitor.queue(waiting=3, running=2, waiting_bytes=4096)
     assert [value(monitor, f"kseg_{name}") for name in ("waiting_requests", "running_requests", "waiting_bytes")] == [
-        3, 2, 4096]
+        3,
+        2,
+        4096,
+    ]
 
 
 def test_the_number_of_series_for_unknown_model_names_is_limited():
@@ -125,8 +146,10 @@ def test_the_number_of_series_for_unknown_model_names_is_limited():
     samples = families(monitor)[":tensorflow:serving:request_count"].samples
     assert len(samples) == monitoring.MAX_UNKNOWN_NAMES + 2
     assert value(monitor, ":tensorflow:serving:request_count", model_name="seg", status="OK") == 1
-    assert value(monitor, ":tensorflow:serving:request_count", model_name=monitoring.OTHER_NAMES,
-                 status="NOT_FOUND") == 2 * monitoring.MAX_UNKNOWN_NAMES
+    assert (
+        value(monitor, ":tensorflow:serving:request_count", model_name=monitoring.OTHER_NAMES, status="NOT_FOUND")
+        == 2 * monitoring.MAX_UNKNOWN_NAMES
+    )
 
 
 def test_count_metric_sums_over_labels_under_both_names():
