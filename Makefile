@@ -10,7 +10,7 @@ DEMO_SET ?=
 # Where the pipeline's demo is written.
 PIPELINE ?= pipeline-demo
 
-.PHONY: demo pipeline-demo lint format test test-all lock clean
+.PHONY: demo pipeline-demo docs lint format test test-all lock clean
 
 # Trains EncNet on the built-in synthetic set, evaluates it and draws what it predicts.
 demo: .venv/installed
@@ -22,6 +22,11 @@ demo: .venv/installed
 pipeline-demo: .venv/installed
 	@$(RUN) -m pipeline.run_local --config encnet_shapes --root "$(PIPELINE)/run" --floor 0.5 --set data.directory="$(PIPELINE)/shapes" $(DEMO_SET)
 	@$(RUN) -m pipeline.history --root "$(PIPELINE)/run"
+
+# The documentation as a site, site/index.html. Its tools have an environment of their own, without TensorFlow.
+docs: .venv-docs/installed
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
+	@echo "open site/index.html; with search: python3 -m http.server --directory site"
 
 # The order of the packages, and ruff's rules and format.
 lint: .venv/installed
@@ -51,10 +56,18 @@ test-all: .venv/installed
 	@.venv/bin/python -m uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python -e .
 	@touch .venv/installed
 
-# Resolves requirements.in again.
+.venv-docs/installed: docs/requirements.lock
+	@if [ -z "$(PYTHON)" ]; then echo "the locks are for Python 3.11: neither python3.11 nor python3 is that version" >&2; exit 1; fi
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r docs/requirements.lock
+	@touch .venv-docs/installed
+
+# Resolves requirements.in and docs/requirements.in again.
 lock: .venv/installed
 	.venv/bin/python -m uv pip compile --quiet --override overrides.txt requirements.in -o requirements.lock \
 	    --python-version 3.11 --no-header --no-annotate --no-emit-index-url --generate-hashes
+	.venv/bin/python -m uv pip compile --quiet docs/requirements.in -o docs/requirements.lock \
+	    --python-version 3.11 --no-header --no-annotate --no-emit-index-url --generate-hashes
 
 clean:
-	rm -rf .venv demo pipeline-demo build kseg.egg-info
+	rm -rf .venv .venv-docs site demo pipeline-demo build kseg.egg-info

@@ -1,11 +1,13 @@
 """The documentation: every shell block is run or says why not, and links, modules, options and keys exist."""
 
+import configparser
 import contextlib
 import importlib
 import io
 import re
 
 import pytest
+import yaml
 
 from kseg import config as configs
 from kseg.config import renames
@@ -77,7 +79,7 @@ def test_every_shell_block_is_run_or_says_why_not():
 def test_commands_stand_in_shell_blocks(page):
     text = page.read_text(encoding="utf-8")
     languages = re.findall(r"^```(.*)$", text, re.MULTILINE)
-    assert set(languages[::2]) <= {"sh", "python", "mermaid", ""} and set(languages[1::2]) <= {""}
+    assert set(languages[::2]) <= {"sh", "python", ""} and set(languages[1::2]) <= {""}
     others = re.sub(r"^```(sh|python)$.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     assert not re.findall(r"^(?: {4}|\$ ).*\bpython\b.*", others, re.MULTILINE)
     plain = "".join(re.findall(r"^```\n(.*?)^```$", others, re.MULTILINE | re.DOTALL))
@@ -108,6 +110,33 @@ def test_the_index_lists_every_page():
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| \[(\w+\.md)\]\(\1\) \|", text, re.MULTILINE)
     assert sorted([*listed, "index.md"]) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def navigation(entries):
+    """Yield the pages of a navigation, which is a list of titles with a page or a list each."""
+    for entry in entries:
+        for target in entry.values():
+            yield from [target] if isinstance(target, str) else navigation(target)
+
+
+def test_the_navigation_of_the_site_lists_every_page_once():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    # The file has tags of Python objects, which only MkDocs resolves.
+    listed = sorted(navigation(yaml.safe_load(text[text.index("nav:") : text.index("theme:")])["nav"]))
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    # CHANGELOG.md lies outside docs/; a hook adds it.
+    assert listed == sorted([*pages, "changelog.md"])
+
+
+def test_the_extra_docs_names_what_the_lock_of_the_site_is_made_of():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    named = (ROOT / "docs" / "requirements.in").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in named if not line.startswith("#")]
+    assert config["options.extras_require"]["docs"].split() == wanted
+    lock = (ROOT / "docs" / "requirements.lock").read_text(encoding="utf-8")
+    pinned = set(re.findall(r"^([\w.-]+)==", lock, re.MULTILINE))
+    assert wanted and {re.split(r"[\[><=]", line)[0] for line in wanted} <= pinned
 
 
 def test_the_readme_is_one_screen():
