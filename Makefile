@@ -25,7 +25,8 @@ pipeline-demo: .venv/installed
 
 # The documentation as a site, site/index.html. Its tools have an environment of their own, without TensorFlow.
 docs: .venv-docs/installed
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
+# With --quiet, --strict would not see warnings.
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 	@echo "open site/index.html; with search: python3 -m http.server --directory site"
 
 # The order of the packages, and ruff's rules and format.

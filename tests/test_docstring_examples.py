@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import io
+import pkgutil
+import re
 
 import pytest
 from PIL import Image
@@ -136,3 +138,11 @@ def test_what_users_import_is_described_with_an_example(name):
     described = getattr(importlib.import_module(module), attribute)
     for part in ("Args:", "Returns:", "Example:", ">>> "):
         assert part in described.__doc__ or part == "Returns:" and isinstance(described, type), (name, part)
+
+
+def test_the_page_of_the_api_lists_what_users_import():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
+    assert len(listed) == len(set(listed)) and set(SHOWN) <= set(listed)
+    for name in listed:
+        pkgutil.resolve_name(name)
