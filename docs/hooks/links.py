@@ -1,10 +1,11 @@
-"""Give the site a page for every file outside docs/ that a page links to, so that such links work there, too.
+"""Adapt links that are made for GitHub to the site.
 
 On GitHub `../serving/compose.yaml` leads to the file. The site holds only docs/, so this hook of MkDocs adds pages
-that show those files, and points the links to them.
+that show those files, and points the links to them. The name of a page as the text of its link becomes its title.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -17,6 +18,7 @@ PAGES = {"CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"\]\(\.\./(?P<path>[^)#\s]+)")
 # The marker above a shell block says which test runs it; it is for contributors.
 MARKER = re.compile(r"^<!-- (?:not run: |run by )[^\n]* -->\n", re.MULTILINE)
+NAMED = re.compile(r"\[(?P<name>[\w-]+\.md)\]\((?P=name)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cfg": "ini", ".toml": "toml", ".md": "markdown"}
 
 
@@ -31,6 +33,13 @@ def listing(path: Path) -> str:
         return f"```{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text(encoding='utf-8').rstrip()}\n```\n"
     files = [file for file in sorted(path.rglob("*")) if file.is_file()]
     return "\n".join(f"## {file.relative_to(path)}\n\n{listing(file)}" for file in files)
+
+
+def titles(navigation: list) -> Iterator[tuple[str, str]]:
+    """Yield (page, title) of a navigation, which is a list of titles with a page or a list each."""
+    for entry in navigation:
+        for title, target in entry.items():
+            yield from [(target, title)] if isinstance(target, str) else titles(target)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -48,10 +57,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to files outside docs/ to their pages, and drop the markers of shell blocks."""
+    """Point links to files outside docs/ to their pages, name links by title, and drop the markers of shell blocks."""
+    title_of = dict(titles(config.nav))
 
     def inside(match: re.Match) -> str:
         target = address(match["path"])
         return f"]({target}" if files.get_file_from_path(target) else match[0]
 
-    return LINK.sub(inside, MARKER.sub("", markdown))
+    named = NAMED.sub(lambda match: f"[{title_of[match['name']]}]({match['name']}", MARKER.sub("", markdown))
+    return LINK.sub(inside, named)
