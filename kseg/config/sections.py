@@ -262,8 +262,8 @@ class Train:
     jit_compile: bool = False
     # Precision of the layers; variables, logits and losses stay float32.
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
-    # Whether GPUs may compute float32 convolutions and products with 10-bit fractions: faster, but no longer equal to
-    # the original systems to 1e-4.
+    # Whether GPUs may compute float32 convolutions and products with 10-bit fractions: faster, but logits then
+    # differ from the original systems' by more than 1e-4.
     tensor_float_32: bool = False
     # Factor on the loss, by which gradients are divided, so that small gradients survive float16. With mixed_float16 a
     # step with non-finite gradients is skipped.
