@@ -68,7 +68,7 @@ def own_images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory):
     """Backbone weights of the config, in torchvision's names and with its classifier."""
-    config = configs.load("encnet_camvid", SMALL)
+    config = configs.load("encnet", SMALL)
     keras.utils.set_random_seed(9)
     names = loading.mmseg_names(models.build(config.model, 11))
     state = {"fc.weight": np.zeros((10, 32), np.float32), "fc.bias": np.zeros(10, np.float32)}
@@ -133,7 +133,7 @@ def test_documented_commands_in_order(own_images, resnet18, tmp_path, monkeypatc
             # Most of a command's time would be the start of its process.
             output = run_here(importlib.import_module(module).main, arguments, capsys)
             if module == "kseg.evaluate":
-                assert "3 of 3 images of folder val" in output and "mIoU" in output
+                assert "3 of 3 images of own images val" in output and "mIoU" in output
     assert (tmp_path / "samples.png").is_file()
     results = json.loads((tmp_path / "runs" / "mine" / "val" / "metrics.json").read_text())
     assert results["images"] == 3 and list(results["classes"]) == list(registry.DATASETS["camvid"].classes)

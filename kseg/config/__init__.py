@@ -6,6 +6,8 @@ named variants. `--dry-run` prints the config, and working directories and expor
 
 import dataclasses
 import json
+import posixpath
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,12 +49,17 @@ __all__ = [
     "Model",
     "Pspnet",
     "Train",
+    "dataset_title",
+    "default_workdir",
     "from_dict",
     "from_json",
     "load",
     "to_dict",
     "to_json",
 ]
+
+# The value of data.name for images of one's own.
+OWN_DATA = "folder"
 
 
 @dataclass(frozen=True)
@@ -110,11 +117,34 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> Config:
 
 
 def default_workdir(config: Config) -> Path:
-    """Return runs/NAME or runs/NAME-VARIANT, where a run of a config is written.
+    """Return runs/NAME or runs/NAME-VARIANT, where a run of a config is written; the name of own data is appended.
 
     The colon of a variant's name is replaced because it separates directories in search paths.
     """
-    return Path("runs") / config.name.replace(":", "-")
+    name = config.name.replace(":", "-")
+    if config.data.name == OWN_DATA and config.data.directory:
+        # Two datasets of one's own must not share a directory. TensorFlow takes some characters for patterns.
+        name += "-" + re.sub(r"[^\w.-]+", "-", dataset_title(config.data.name, config.data.directory))
+    return Path("runs") / name
+
+
+def dataset_title(name: str, directory: str) -> str:
+    """Return the name under which results show a dataset: of own data, that of its directory.
+
+    Args:
+        name: data.name.
+        directory: data.directory, a path or an address.
+
+    Example:
+        >>> from kseg import config
+        >>> config.dataset_title("folder", "~/images/flowers/"), config.dataset_title("camvid", "/data/set-1")
+        ('flowers', 'camvid')
+    """
+    if name != OWN_DATA or not directory:
+        return name
+    last = posixpath.basename(directory.rstrip("/"))
+    # A directory such as "." or ".." is named by its place.
+    return last if last.strip(".") else Path(directory).resolve().name or name
 
 
 def to_dict(config: Config) -> dict:

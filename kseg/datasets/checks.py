@@ -154,10 +154,8 @@ def _inspect(
 def _next_steps(data: Data, images: int) -> str:
     """Return what to do after a check without faults."""
     directory = registry.location_of(data)
-    # Data of one's own is closest to CamVid: few images of moderate size.
-    config = f"encnet_{data.name}" if f"encnet_{data.name}" in config_names() else "encnet_camvid"
-    name = "" if config.endswith(f"_{data.name}") else f"data.name={data.name} "
-    settings = f"{name}data.directory={shlex.quote(directory)}"
+    config = f"encnet_{data.name}" if f"encnet_{data.name}" in config_names() else "encnet"
+    settings = f"data.directory={shlex.quote(directory)}"
     available = registry.split_names(data)
     absent = ""
     for key, wanted, likely in SPLIT_SETTINGS:

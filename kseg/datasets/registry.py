@@ -187,7 +187,9 @@ def _locate(data: Data) -> tuple[str, str]:
     if not is_address(location):
         file_lists.require_utf8(Path(location))
     if not tf.io.gfile.isdir(location) and data.name != "shapes":
-        raise DataError(f"{data.name}: no directory {location}. {_how_to_get(data)}")
+        unset = data.name == "folder" and not data.directory
+        hint = "data.directory is not set: set data.directory=DIR to the directory of your images. " if unset else ""
+        raise DataError(f"{data.name}: no directory {location}. {hint}{_how_to_get(data)}")
     prepared_path = prepared.find_prepared(location, data.name)
     if is_address(location) and not prepared_path:
         raise DataError(

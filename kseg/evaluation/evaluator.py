@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kseg.config import Config
+from kseg.config import Config, dataset_title
 from kseg.datasets import diagnosis, labeled_pixels, plausibility
 from kseg.datasets.registry import Dataset, Split
 from kseg.distributed import devices, hosts
@@ -121,8 +121,9 @@ def evaluate(
         # A full disk must not lose the scores either.
         report(metrics.class_table(summary))
         report(_headline(summary))
+        title = dataset_title(dataset.name, config.data.directory)
         report(
-            f"{len(counts.names)} of {len(names)} images of {dataset.name} {split.name} in {seconds:.0f} s "
+            f"{len(counts.names)} of {len(names)} images of {title} {split.name} in {seconds:.0f} s "
             f"on {devices.devices_line(strategy)}"
         )
     if writes:

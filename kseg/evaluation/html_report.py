@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
+from kseg.config import dataset_title
 from kseg.config.sections import IGNORED
 from kseg.errors import UserError
 from kseg.evaluation import report_graphics
@@ -80,6 +81,7 @@ def write_report(
         .get_template("report.html.jinja")
         .render(
             results=results,
+            dataset=dataset_title(results["provenance"]["dataset"], results["provenance"]["directory"] or ""),
             metrics=METRICS,
             comparison=_comparison(results),
             rows=_class_rows(results, classes, palette),
