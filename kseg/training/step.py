@@ -1,5 +1,6 @@
 """Run the compiled training step: batches in, updated weights and the losses of the global batch out."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import tensorflow as tf
 
 from kseg.config import Config
 from kseg.input_pipeline.normalization import normalize_batch
-from kseg.training import losses
+from kseg.training import graph_passes, losses
 from kseg.training.ema import ExponentialMovingAverage
 
 
@@ -75,6 +76,7 @@ class Steps:
             self._step, jit_compile=settings.jit_compile, autograph=False, experimental_attributes={"_noinline": True}
         )
         self.loop = tf.function(self._loop, autograph=False)
+        self.prepared = graph_passes.skip_passes if graph_passes.unneeded(strategy) else contextlib.nullcontext
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
@@ -95,11 +97,13 @@ class Steps:
             tf.errors.OpError: A batch could not be read. All steps before it have been taken; optimizer.iterations is
                 their number.
         """
-        return StepResults(*self.loop(iterator, tf.constant(count), tf.constant(int(stop_requested))))
+        with self.prepared():
+            return StepResults(*self.loop(iterator, tf.constant(count), tf.constant(int(stop_requested))))
 
     def one(self, batch: dict) -> dict[str, tf.Tensor]:
         """Take one step on a distributed batch and return its losses by name, float32 scalars."""
-        return dict(zip(self.names, tf.unstack(self.step(batch)), strict=True))
+        with self.prepared():
+            return dict(zip(self.names, tf.unstack(self.step(batch)), strict=True))
 
     def _loop(self, iterator: Iterator, count: tf.Tensor, stop_requested: tf.Tensor) -> tuple:
         # Deterministic op mode forbids tf.timestamp.
