@@ -30,9 +30,9 @@ def load(directory: Path | str, weights: Path | str | None = None, tta: bool = F
     process (no TensorFloat-32).
 
     Args:
-        directory: a working directory written by kseg.train.
-        weights: a .weights.h5, .pth or .npz file to load instead of the directory's best weights.
-        tta: whether to use test-time augmentation, the average over scales 0.5 to 1.75 and over mirrored images.
+        directory: A working directory written by kseg.train.
+        weights: A .weights.h5, .pth or .npz file to load instead of the directory's best weights.
+        tta: Whether to use test-time augmentation, the average over scales 0.5 to 1.75 and over mirrored images.
 
     Returns:
         A `Segmenter`. Called with an image (a path, a PIL image, or uint8 RGB of shape (H, W, 3)), it returns the
@@ -41,7 +41,7 @@ def load(directory: Path | str, weights: Path | str | None = None, tta: bool = F
 
     Raises:
         WorkdirError: `directory` is not a working directory, or contains no validated weights yet.
-        WeightsError: the weights cannot be read, or do not fit the model.
+        WeightsError: The weights cannot be read, or do not fit the model.
         ConfigError: KSEG_LOG has an unknown value.
 
     Example:
