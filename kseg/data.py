@@ -1,23 +1,32 @@
-"""Check, summarize, draw and prepare a dataset, or read it for training runs on other machines.
+"""Check, summarize, draw, convert and prepare a dataset, or read it for training runs on other machines.
 
 python -m kseg.data check NAME [--directory DIR] [--split SPLIT ...]
 python -m kseg.data stats NAME [--directory DIR] [--split SPLIT ...] [--json FILE]
 python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
 python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
+python -m kseg.data convert KIND PATH --out DIR [--images DIR] [--split NAME=PATH ...] [--background NAME]
 python -m kseg.data serve [--dispatcher grpc://HOST:PORT] [--port PORT] [--host HOST]
 """
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from kseg import cli
+from kseg.annotations.annotated_images import Options
+from kseg.annotations.conversion import Conversion, convert
+from kseg.annotations.kinds import KINDS
+from kseg.annotations.name_files import read_names
 from kseg.config import Config, Data
 from kseg.config.checks import check_config
 from kseg.config.values import set_value
 from kseg.datasets import names
 from kseg.errors import ConfigError, DataError, unknown
 from kseg.system import quiet_start
+
+# The name of a split is the name of its directory.
+SPLIT_NAME = re.compile(r"[\w][\w.-]*")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
             help="the values of images with more than 8 bits that become black and white, as "
             "data.value_range in a config (default: 0 65535)",
         )
+    _add_convert(parsers)
     serve = parsers.add_parser(
         "serve",
         help="read for training runs on other machines: a tf.data service",
@@ -98,6 +108,87 @@ def build_parser() -> argparse.ArgumentParser:
         help="the name of this machine for the others (default localhost: this machine only)",
     )
     return parser
+
+
+def _add_convert(parsers: argparse._SubParsersAction) -> None:
+    convert = parsers.add_parser(
+        "convert",
+        help="write the annotations of another tool as a folder dataset",
+        epilog="an annotated object covers those before it in the file; docs/data.md describes each kind",
+    )
+    convert.add_argument("kind", metavar="KIND", help=f"the format: {', '.join(KINDS)}")
+    convert.add_argument("path", nargs="?", type=Path, metavar="PATH", help="the annotations: a file or a directory")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset to write; must not exist")
+    convert.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="the annotations of one split, for each split; PATH without a name is then the split train",
+    )
+    convert.add_argument(
+        "--images", type=Path, metavar="DIR", help="where the images are (default: where the annotations expect them)"
+    )
+    convert.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="one class name per line, in the order of the ids; other classes are refused "
+        "(default: the classes of the annotations)",
+    )
+    convert.add_argument(
+        "--colors", type=Path, metavar="FILE", help="colors and names, such as `#804080 road`, for color masks"
+    )
+    convert.add_argument(
+        "--background",
+        default="background",
+        metavar="NAME|ignore",
+        help="the class of pixels without an object, added as id 0 if the annotations lack it; `ignore` gives them "
+        "255, which no loss or metric counts (default: background)",
+    )
+    convert.add_argument(
+        "--crowd",
+        choices=("ignore", "draw"),
+        default="ignore",
+        help="what COCO's crowd regions become: 255, below the objects, or objects like others (default: ignore)",
+    )
+    convert.add_argument(
+        "--missing", choices=("stop", "skip"), default="stop", help="what to do without an image (default: stop)"
+    )
+    convert.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="fraction of the images for the split val, if neither the format nor --split names splits (default 0.1)",
+    )
+    convert.add_argument("--seed", type=int, default=0, help="another seed chooses other images for val (default 0)")
+
+
+def conversion(values: argparse.Namespace) -> Conversion:
+    """Return what `convert` converts; raises ConfigError for arguments that fit no conversion."""
+    if values.kind not in KINDS:
+        raise ConfigError(unknown("kind of annotations", values.kind, KINDS))
+    if not 0 <= values.val_fraction < 1:
+        raise ConfigError(f"--val-fraction must be at least 0 and less than 1, got {values.val_fraction}")
+    sources = {}
+    for text in values.split:
+        name, separator, path = text.partition("=")
+        if not separator or not path or not SPLIT_NAME.fullmatch(name):
+            raise ConfigError(f"--split takes NAME=PATH, such as val=instances_val.json; got {text!r}")
+        if name in sources:
+            raise ConfigError(f"--split names {name} twice")
+        sources[name] = Path(path)
+    if values.path:
+        if sources and "train" in sources:
+            raise ConfigError(f"{values.path} and --split train={sources['train']} are both the split train")
+        sources = {"train" if sources else "": values.path} | sources
+    if not sources:
+        raise ConfigError("convert needs the PATH of the annotations, or --split NAME=PATH for each split")
+    names = read_names(values.classes) if values.classes else ()
+    options = Options(values.images, names, values.colors, draw_crowds=values.crowd == "draw")
+    skip = values.missing == "skip"
+    return Conversion(values.kind, sources, options, values.background, skip, values.val_fraction, values.seed)
 
 
 def show_config(values: argparse.Namespace) -> Config | None:
@@ -132,6 +223,9 @@ def _data(values: argparse.Namespace) -> Data:
 
 def main(arguments: list[str] | None = None) -> int:
     values = build_parser().parse_args(arguments)
+    if values.command == "convert":
+        convert(conversion(values), values.out)
+        return 0
     if values.command != "serve":
         known = names.PREPARABLE if values.command == "prepare" else names.DATASETS
         if values.name not in known:

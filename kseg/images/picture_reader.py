@@ -77,16 +77,16 @@ def read_indices(source: bytes, name: Path | str) -> np.ndarray:
         return np.ascontiguousarray(upright(np.asarray(image), _orientation(image)))
 
 
-def read_size(source: bytes, name: Path | str) -> tuple[int, int]:
+def read_size(source: Path | bytes, name: Path | str) -> tuple[int, int]:
     """Return the (height, width) of the upright image, without decoding it; raises DataError as `read_picture`."""
     with _data_errors(name), _opened(source, name) as image:
         return image.size if _orientation(image) >= 5 else image.size[::-1]
 
 
-def read_orientation(source: bytes) -> int:
-    """Return the EXIF orientation of an encoded image, 1 if there is none or its EXIF data is damaged."""
+def read_orientation(source: Path | bytes) -> int:
+    """Return the EXIF orientation of an image, 1 if there is none or its EXIF data is damaged."""
     try:
-        with Image.open(io.BytesIO(source)) as image:
+        with _stream(source) as file, Image.open(file) as image:
             return _orientation(image)
     # A damaged image is reported by its decoder.
     except Exception:

@@ -1,0 +1,1 @@
+"""Read the annotations of other tools and write them as a folder dataset."""
