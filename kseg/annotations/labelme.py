@@ -20,11 +20,10 @@ from kseg.annotations.annotated_images import (
     Polygons,
 )
 from kseg.annotations.json_files import member, read_json
+from kseg.annotations.outlines import ellipse, rectangle
 from kseg.errors import DataError
 from kseg.images.image_files import SUFFIXES
 
-# A circle becomes a polygon of this many corners, less than a pixel from it up to a radius of 800 pixels.
-CIRCLE_CORNERS = 90
 NO_AREA = ("point", "points", "line", "linestrip")
 
 
@@ -124,17 +123,6 @@ def _read_shape(place: str, shape: dict) -> Polygons | Mask | None:
     raise DataError(
         f"{place}: unknown shape_type {kind!r}; known: polygon, rectangle, circle, mask, {', '.join(NO_AREA)}"
     )
-
-
-def rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Return the corners of a rectangle, float64 (4, 2)."""
-    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float64)
-
-
-def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
-    """Return a polygon near an ellipse, float64 (CIRCLE_CORNERS, 2)."""
-    angles = np.linspace(0, 2 * math.pi, CIRCLE_CORNERS, endpoint=False)
-    return np.stack([x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=1)
 
 
 def _read_mask(place: str, shape: dict, points: np.ndarray) -> Mask:

@@ -27,10 +27,13 @@ def images(tmp_path):
 
 # Supervision's polygons have their corners at the centers of the outermost pixels, so the last row and column of each
 # object are outside.
-INCLUSIVE = {"supervision_coco"}
+INCLUSIVE = {"supervision_coco", "supervision_yolo"}
 CASES = {
     "datumaro_coco": ("coco", "annotations/instances_train.json", ["--crowd", "draw"]),
     "supervision_coco": ("coco", "annotations.json", []),
+    "supervision_yolo": ("yolo", "data.yaml", []),
+    "datumaro_cvat": ("cvat", "train.xml", []),
+    "label_studio": ("label-studio", "project.json", ["--classes", "CLASSES"]),
     "labelme": ("labelme", "", ["--classes", "CLASSES"]),
 }
 
@@ -52,3 +55,33 @@ def test_pixels_of_an_export(tmp_path, images, name):
     for key, label in labels.items():
         assert label.dtype == np.uint8
         np.testing.assert_array_equal(label, expected[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["hf_disk", "hf_parquet"])
+def test_pixels_of_hugging_face(tmp_path, name):
+    (tmp_path / "CLASSES").write_text("background\nroad\ncar\n")
+    out, _ = convert(tmp_path, "hugging-face", EXPORTS / name, "--classes", str(tmp_path / "CLASSES"))
+    expected = expected_labels()
+    expected["b"][:3, :3] = 255
+    for split, key in (("train", "a"), ("val", "b")):
+        (label,) = (out / split / "labels").iterdir()
+        np.testing.assert_array_equal(np.asarray(Image.open(label)), expected[key])
+        (image,) = (out / split / "images").iterdir()
+        assert image.name == "000000.png" and Image.open(image).size == (32, 24)
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+def test_pixels_of_color_masks(tmp_path, images, with_table):
+    colors = np.array([(0, 0, 0), (128, 64, 128), (0, 0, 142)], np.uint8)
+    (tmp_path / "masks").mkdir()
+    for name, label in expected_labels().items():
+        Image.fromarray(colors[label]).save(tmp_path / "masks" / f"{name}.png")
+    (tmp_path / "colors.txt").write_text("#000000 background\n#804080 road\n#00008e car\n")
+    table = ["--colors", str(tmp_path / "colors.txt")] if with_table else []
+    out, labels = convert(tmp_path, "rgb", tmp_path / "masks", *table)
+    # Without a table the order is that of the colors: black, #00008e, #804080.
+    order = np.array([0, 1, 2] if with_table else [0, 2, 1])
+    for name, label in expected_labels().items():
+        np.testing.assert_array_equal(labels[name], order[label])
+    names = ["background", "road", "car"] if with_table else ["color-000000", "color-00008e", "color-804080"]
+    assert class_names(out) == names
