@@ -20,6 +20,7 @@ PLACES = (
     "tests/training/",
     "tests/test_docstring_examples.py",
     "tests/test_extreme_sizes.py",
+    "tests/test_first_model.py",
 )
 
 

@@ -31,6 +31,7 @@ SHALLOW = (
     "tests/test_docstring_examples.py",
     "tests/test_end_to_end.py",
     "tests/test_extreme_sizes.py",
+    "tests/test_first_model.py",
     "tests/test_gpu_kernels.py",
     "tests/test_run.py",
 )
