@@ -32,9 +32,7 @@ class Command(NamedTuple):
 
 GROUPS = {
     "Data": {
-        "data": Command(
-            "kseg.data", "check, count, show, convert or prepare a dataset", "check folder --directory DATA"
-        ),
+        "data": Command("kseg.data", "check, convert, show or prepare a dataset", "check folder --directory DATA"),
         "benchmark": Command(
             "kseg.benchmark", "measure reading and training, or a model", "data --config encnet_shapes"
         ),

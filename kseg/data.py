@@ -5,6 +5,7 @@ python -m kseg.data stats NAME [--directory DIR] [--split SPLIT ...] [--json FIL
 python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
 python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
 python -m kseg.data convert KIND PATH --out DIR [--images DIR] [--split NAME=PATH ...] [--background NAME]
+python -m kseg.data suggest NAME [--directory DIR] [--head HEAD] [--memory GB]
 python -m kseg.data serve [--dispatcher grpc://HOST:PORT] [--port PORT] [--host HOST]
 """
 
@@ -37,7 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     check = parsers.add_parser("check", help="read every file and count the label values", epilog=every)
     stats = parsers.add_parser("stats", help="image sizes, class frequencies and void fraction", epilog=every)
     show = parsers.add_parser("show", help="draw augmented training samples", epilog=every)
-    for command in (check, stats, show):
+    suggest = parsers.add_parser("suggest", help="training settings for the data, with reasons", epilog=every)
+    suggest.add_argument("--split", default="train", metavar="SPLIT", help="the split to train on (default: train)")
+    suggest.add_argument("--head", default="encnet", metavar="HEAD", help="the main head (default: encnet)")
+    suggest.add_argument("--memory", type=float, metavar="GB", help="memory of a GPU, if one has to hold the batch")
+    for command in (check, stats, show, suggest):
         command.add_argument("name", metavar="NAME", help="a dataset's name")
         command.add_argument(
             "--directory",
@@ -230,9 +235,11 @@ def main(arguments: list[str] | None = None) -> int:
         known = names.PREPARABLE if values.command == "prepare" else names.DATASETS
         if values.name not in known:
             raise DataError(unknown("dataset", values.name, known))
+    if values.command == "suggest" and values.memory is not None and not values.memory > 0:
+        raise ConfigError(f"--memory must be above 0, got {values.memory:g}")
     config = show_config(values) if values.command == "show" else None
     quiet_start.import_tensorflow()
-    from kseg.datasets import checks, prepare
+    from kseg.datasets import checks, prepare, suggestions
     from kseg.input_pipeline import data_service, preview
 
     match values.command:
@@ -240,6 +247,9 @@ def main(arguments: list[str] | None = None) -> int:
             checks.check_dataset(_data(values), values.split)
         case "stats":
             checks.dataset_stats(Data(name=values.name, directory=values.directory), values.split, values.json)
+        case "suggest":
+            data = Data(name=values.name, directory=values.directory, train_split=values.split)
+            suggestions.suggest(data, values.head, values.memory)
         case "show":
             config = config or preview.plain_config(Data(name=values.name, **_data_arguments(values)), values.overrides)
             preview.show(config, values.count, values.step, values.out)
