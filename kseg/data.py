@@ -21,11 +21,13 @@ from kseg.annotations.kinds import KINDS
 from kseg.annotations.name_files import read_names
 from kseg.config import Config, Data
 from kseg.config.checks import check_config
+from kseg.config.files import config_names
 from kseg.config.values import set_value
 from kseg.datasets import names
 from kseg.errors import ConfigError, DataError, unknown
 from kseg.system import quiet_start
 
+DEFAULT_BACKGROUND = "background"
 # The name of a split is the name of its directory.
 SPLIT_NAME = re.compile(r"[\w][\w.-]*")
 
@@ -146,7 +148,7 @@ def _add_convert(parsers: argparse._SubParsersAction) -> None:
     )
     convert.add_argument(
         "--background",
-        default="background",
+        default=DEFAULT_BACKGROUND,
         metavar="NAME|ignore",
         help="the class of pixels without an object, added as id 0 if the annotations lack it; `ignore` gives them "
         "255, which no loss or metric counts (default: background)",
@@ -176,6 +178,15 @@ def conversion(values: argparse.Namespace) -> Conversion:
         raise ConfigError(unknown("kind of annotations", values.kind, KINDS))
     if not 0 <= values.val_fraction < 1:
         raise ConfigError(f"--val-fraction must be at least 0 and less than 1, got {values.val_fraction}")
+    for option, given, kinds in (
+        ("--classes", values.classes, set(KINDS) - {"rgb"}),
+        ("--colors", values.colors, {"rgb", "hugging-face"}),
+        ("--crowd draw", values.crowd == "draw", {"coco"}),
+        # Masks have a class for every pixel.
+        ("--background", values.background != DEFAULT_BACKGROUND, set(KINDS) - {"rgb", "hugging-face"}),
+    ):
+        if given and values.kind not in kinds:
+            raise ConfigError(f"{option} has no effect on {values.kind}, only on {', '.join(sorted(kinds))}; omit it")
     sources = {}
     for text in values.split:
         name, separator, path = text.partition("=")
@@ -226,6 +237,15 @@ def _data(values: argparse.Namespace) -> Data:
     return data
 
 
+def _check_suggest(values: argparse.Namespace) -> None:
+    """Raise ConfigError for a head without a published recipe, and for a memory that is not above 0."""
+    heads = [name.removesuffix("_ade20k") for name in config_names() if name.endswith("_ade20k")]
+    if values.head not in heads:
+        raise ConfigError(unknown("head", values.head, heads))
+    if values.memory is not None and not values.memory > 0:
+        raise ConfigError(f"--memory must be above 0, got {values.memory:g}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     values = build_parser().parse_args(arguments)
     if values.command == "convert":
@@ -235,8 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
         known = names.PREPARABLE if values.command == "prepare" else names.DATASETS
         if values.name not in known:
             raise DataError(unknown("dataset", values.name, known))
-    if values.command == "suggest" and values.memory is not None and not values.memory > 0:
-        raise ConfigError(f"--memory must be above 0, got {values.memory:g}")
+    if values.command == "suggest":
+        _check_suggest(values)
     config = show_config(values) if values.command == "show" else None
     quiet_start.import_tensorflow()
     from kseg.datasets import checks, prepare, suggestions

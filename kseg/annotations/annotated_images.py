@@ -9,20 +9,20 @@ import numpy as np
 
 # What a conversion counts, and what it says of each kind.
 FINDINGS = {
-    "clipped": "objects reach outside their image and were clipped",
-    "outside": "objects lie outside their image",
-    "too small": "objects cover no pixel",
-    "degenerate": "polygons have fewer than 3 points and were skipped",
-    "no area": "objects have no area (keypoints, lines, boxes without a mask) and were skipped",
-    "crowd": "crowd regions were ignored (255); Datumaro calls every mask a crowd, which `--crowd draw` draws",
-    "ignored": "objects of a class whose name means ignore became 255",
-    "overlap": "images have objects of different classes that overlap; the later object covers the earlier one",
-    "empty": "images have no object",
-    "missing": "images are missing and were skipped",
-    "turned": "images have an EXIF orientation",
-    "not annotated": "images have no annotation file and were skipped",
-    "further annotations": "tasks have several annotations, of which the first one was taken",
-    "skipped": "tasks have no finished annotation and were skipped",
+    "clipped": "objects clipped at the edge of their image",
+    "outside": "objects outside of their image, skipped",
+    "too small": "objects without a pixel, skipped",
+    "degenerate": "objects with a polygon of fewer than 3 points, which was skipped",
+    "no area": "objects without an area (keypoints, lines, boxes without a mask), skipped",
+    "crowd": "crowd regions, ignored (255); Datumaro calls every mask a crowd, which `--crowd draw` draws",
+    "ignored": "objects of a class whose name means ignore, drawn as 255",
+    "overlap": "images in which a later object covers an earlier one of another class",
+    "empty": "images without an object",
+    "missing": "missing images, skipped",
+    "turned": "images with an EXIF orientation",
+    "not annotated": "images without an annotation file, skipped",
+    "further annotations": "tasks with several annotations, of which the first was taken",
+    "skipped": "tasks without a finished annotation, skipped",
 }
 
 

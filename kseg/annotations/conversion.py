@@ -143,8 +143,8 @@ def summary(names: Sequence[str], counts: dict[str, int], findings: Findings) ->
         places = findings.entries.get(kind, [])
         if places:
             more = [f"and {len(places) - PLACES_LISTED} more"] * (len(places) > PLACES_LISTED)
-            pixels = f" ({findings.overlapped_pixels} pixels)" if kind == "overlap" else ""
-            lines.append(f"{len(places)} {text}{pixels}: {'; '.join([*places[:PLACES_LISTED], *more])}")
+            pixels = f", {findings.overlapped_pixels} pixels" if kind == "overlap" else ""
+            lines.append(f"{text}: {len(places)}{pixels}: {'; '.join([*places[:PLACES_LISTED], *more])}")
     return lines
 
 

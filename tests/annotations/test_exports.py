@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from kseg import data
+from kseg.errors import UserError
 from tests.helpers.annotation_files import EXPORTS, expected_labels, write_images
 
 
@@ -85,3 +86,39 @@ def test_pixels_of_color_masks(tmp_path, images, with_table):
         np.testing.assert_array_equal(labels[name], order[label])
     names = ["background", "road", "car"] if with_table else ["color-000000", "color-00008e", "color-804080"]
     assert class_names(out) == names
+
+
+def test_check_accepts_the_dataset(tmp_path, images, capsys):
+    out, _ = convert(tmp_path, "labelme", EXPORTS / "labelme")
+    printed = capsys.readouterr().out.strip().splitlines()[-1].split()
+    assert printed[:3] == ["kseg", "data", "check"]
+    assert data.main(printed[2:]) == 0
+    output = capsys.readouterr().out
+    # The car of a.png covers 60 pixels, the one of b.png 70.
+    assert "no faults in 2 images" in output and {"60", "70"} <= set(output.split())
+
+
+def test_splits_by_files(tmp_path, images):
+    file = EXPORTS / "supervision_coco" / "annotations.json"
+    out, _ = convert(tmp_path, "coco", file, "--split", f"val={file}")
+    assert [len(list((out / split / "images").iterdir())) for split in ("train", "val")] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments, fragment",
+    [
+        (["coc", "x"], "Did you mean coco"),
+        (["coco"], "needs the PATH"),
+        (["coco", "x", "--split", "val"], "--split takes NAME=PATH"),
+        (["coco", "x", "--split", "../val=y"], "--split takes NAME=PATH"),
+        (["coco", "x", "--split", "train=y"], "are both the split train"),
+        (["coco", "x", "--val-fraction", "1"], "less than 1"),
+        (["coco", "x", "--colors", "y"], "--colors has no effect on coco"),
+        (["rgb", "x", "--background", "sky"], "--background has no effect on rgb"),
+        (["coco", "no/such/file"], "no/such/file does not exist"),
+    ],
+)
+def test_refused_arguments(tmp_path, arguments, fragment):
+    with pytest.raises(UserError, match=fragment):
+        data.main(["convert", *arguments, "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())

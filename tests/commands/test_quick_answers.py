@@ -41,6 +41,9 @@ COMMANDS = {
     "kseg.data": [
         (["check", "shape"], "Did you mean shapes"),
         (["prepare", "shapes", "--source", "x"], "unknown dataset"),
+        (["convert", "coc", "x", "--out", "y"], "Did you mean coco"),
+        (["suggest", "folder", "--head", "encnt"], "Did you mean encnet"),
+        (["suggest", "folder", "--memory", "0"], "--memory must be above 0"),
         (["show", "shapes", "--out", "x.png", *TYPO], KEY),
         (["show", "shapes", "--out", "x.png", "--set", "train.stepz=1"], KEY),
         (["show", "camvid", "--out", "x.png", "--config", "encnet_shapes"], "is for shapes, not for camvid"),
