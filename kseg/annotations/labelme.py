@@ -72,7 +72,7 @@ def read_labelme(path: Path, options: Options, findings: Findings) -> Annotation
                     objects.append(AnnotatedObject(place, shape["label"], geometry))
             size = content.get("imageHeight"), content.get("imageWidth")
             image = _image_file(file, content, options)
-            name = image.relative_to(path).as_posix() if image.is_relative_to(path) else image.name
+            name = file.relative_to(path).with_suffix(image.suffix).as_posix()
             yield AnnotatedImage(str(file), name, image, None if None in size else size, tuple(objects))
 
     return Annotations(tuple(options.classes) or tuple(sorted(names)), read_images(), len(readable))
