@@ -9,6 +9,7 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
@@ -33,6 +34,7 @@ DEVICE_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.DataLossError,
 )
+COMPILING = "compiling the training step: usually 20 to 60 s on a CPU"
 # On a single host, signals are handled after at most this many seconds of a call of several steps.
 LONGEST_CALL = 4.0
 
@@ -159,8 +161,7 @@ class Loop:
         try:
             # The first call compiles for up to minutes. A signal may abort it, because its initial state is saved.
             with contextlib.nullcontext() if self.compiled else self.signals.at_once(self._report_signal):
-                results = self.steps.take(iterator, count, self.signals.received is not None)
-            self.compiled = True
+                results = (self._take if self.compiled else self._compile)(iterator, count)
         except tf.errors.OpError as error:
             self._handle_failed_call(error)
             return False
@@ -168,6 +169,25 @@ class Loop:
         self.step += count
         self._check_losses(previous)
         return True
+
+    def _take(self, iterator: Iterator, count: int) -> StepResults:
+        return self.steps.take(iterator, count, self.signals.received is not None)
+
+    def _compile(self, iterator: Iterator, count: int) -> StepResults:
+        """Take the steps of the first call, which compiles, and leave it out of the speed and the time left."""
+        self.recorder.report(COMPILING)
+        started = time.monotonic()
+        results = self._take(iterator, count)
+        # A GPU computes on after the call has returned.
+        results.losses.numpy()
+        seconds = time.monotonic() - started
+        self.log.exclude(count, seconds)
+        self.log.waited -= float(results.waited)
+        self.compiled = True
+        self.recorder.report(
+            f"compiled in {seconds:.0f} s, with the first {'step' if count == 1 else f'{count} steps'}"
+        )
+        return results
 
     def _steps_per_call(self) -> int:
         """Return the number of steps until the next event, at most train.steps_per_call."""

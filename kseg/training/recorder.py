@@ -22,11 +22,13 @@ from kseg.evaluation.sample_images import SampleImages
 from kseg.inference.prediction import protocol_of
 from kseg.system.atomic_files import append_text, write_text
 from kseg.system.progress import duration
-from kseg.training import working_directory
+from kseg.training import validation_images, working_directory
 from kseg.training.ema import ExponentialMovingAverage
 from kseg.weights import keras_files
 
 FIXED_IMAGES = 4
+# Values that describe the machine rather than what is learned, beside those of memory, which end in _mib.
+SPEED = ("images_per_second", "input_share")
 
 
 class StepLog:
@@ -38,13 +40,18 @@ class StepLog:
         self.restart()
 
     def restart(self) -> None:
-        self.sums, self.count, self.waited = {}, 0, 0.0
+        self.sums, self.count, self.untimed, self.waited = {}, 0, 0, 0.0
         self.started = time.monotonic()
 
     def add(self, values: dict) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
+
+    def exclude(self, steps: int, seconds: float) -> None:
+        """Leave steps out of the speed, but not out of the means: those of the call that compiled."""
+        self.untimed += steps
+        self.started += seconds
 
     def flush(self, step: int) -> dict:
         """Return the means and the speed since the last call, and start over.
@@ -54,17 +61,17 @@ class StepLog:
 
         Returns:
             The mean of each loss, "images_per_second", "input_share", the fraction of time without a batch, and
-            "eta_seconds".
+            "eta_seconds". The last three are nan as long as only the steps of the first call were taken.
         """
-        seconds = time.monotonic() - self.started
-        # The first interval includes the compilation, so the estimate gives recent intervals a large weight.
-        latest = seconds / self.count
-        self.seconds_per_step = latest if not self.seconds_per_step else 0.5 * (self.seconds_per_step + latest)
+        seconds, timed = time.monotonic() - self.started, self.count - self.untimed
         values = {name: total / self.count for name, total in self.sums.items()}
+        if timed:
+            latest = seconds / timed
+            self.seconds_per_step = latest if not self.seconds_per_step else 0.5 * (self.seconds_per_step + latest)
         values |= {
-            "images_per_second": self.settings.global_batch * self.count / seconds,
-            "input_share": self.waited / seconds,
-            "eta_seconds": (self.settings.steps - step) * self.seconds_per_step,
+            "images_per_second": self.settings.global_batch * timed / seconds if timed else math.nan,
+            "input_share": self.waited / seconds if timed else math.nan,
+            "eta_seconds": (self.settings.steps - step) * self.seconds_per_step if self.seconds_per_step else math.nan,
         }
         self.restart()
         return values
@@ -112,14 +119,18 @@ class Recorder:
             working_directory.trim_metrics(self.workdir, step)
 
     def write(self, step: int, values: dict) -> None:
-        """Append a line to metrics.jsonl and write the same values to TensorBoard."""
+        """Append a line to metrics.jsonl and write the same values to TensorBoard, in groups."""
         if not self.is_chief:
             return
         # JSON has no nan. An absent class can leave a mean undefined.
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         append_text(self.workdir / "metrics.jsonl", json.dumps({"step": step, **plain}) + "\n", self.report)
+        self.draw({grouped_name(name): value for name, value in values.items()}, step)
+
+    def draw(self, scalars: dict, step: int) -> None:
+        """Write scalars to TensorBoard."""
         with self.board.as_default(step=step):
-            for name, value in values.items():
+            for name, value in scalars.items():
                 tf.summary.scalar(name, value)
 
     def log(self, step: int, values: dict) -> None:
@@ -129,10 +140,11 @@ class Recorder:
         parts = " ".join(f"{name} {values[name]:.4f}" for name in ("main", "aux", "se") if name in values)
         self.report(
             f"step {step}/{self.config.train.steps}  loss {values['loss']:.4f} ({parts})  "
-            f"lr {values['learning_rate']:.5f}  {values['images_per_second']:.1f} images/s  "
+            f"lr {values['learning_rate']:.5f}  "
+            + ("" if math.isnan(values["images_per_second"]) else f"{values['images_per_second']:.1f} images/s  ")
             + ("" if math.isnan(values["input_share"]) else f"input {100 * values['input_share']:.0f}%  ")
             + (f"memory {values['memory_mib'] / 1024:.1f} GiB  " if "memory_mib" in values else "")
-            + f"eta {duration(eta)}"
+            + f"eta {'unknown' if math.isnan(eta) else duration(eta)}"
         )
 
     def has_validation(self, step: int) -> bool:
@@ -152,21 +164,32 @@ class Recorder:
             if better:
                 self.best = {"step": step, "mIoU": results["mIoU"]}
             if self.is_chief:
-                self._write_validation(step, results, better, side_by_side(samples.rows))
+                self._write_validation(step, results, better, samples.rows)
         miou, accuracy = (metrics.percent_points(results[name]) for name in ("mIoU", "aAcc"))
         self.report(
             f"step {step}: validation mIoU {miou}  aAcc {accuracy} on {len(counts.names)} images"
             + ("  (best so far)" if better else "")
         )
 
-    def _write_validation(self, step: int, results: dict, better: bool, images: tf.Tensor) -> None:
+    def _write_validation(self, step: int, results: dict, better: bool, rows: list[list[np.ndarray]]) -> None:
         if better:
             keras_files.save_weights(self.model, self.workdir / "best.weights.h5", self.report)
             write_text(self.workdir / "best.json", json.dumps(self.best, allow_nan=False) + "\n", self.report)
         self.write(step, {f"val/{name}": results[name] for name in ("mIoU", "mAcc", "aAcc")})
+        self.draw({f"iou/{name}": scores["iou"] for name, scores in results["classes"].items()}, step)
         with self.board.as_default(step=step):
-            tf.summary.image("validation", images, max_outputs=FIXED_IMAGES)
+            tf.summary.image("validation", side_by_side(rows), max_outputs=FIXED_IMAGES)
         self.board.flush()
+        dataset = self.split.dataset
+        validation_images.write_images(self.workdir, step, rows, dataset.classes, dataset.palette, self.report)
+
+
+def grouped_name(name: str) -> str:
+    """Return the name of a value of metrics.jsonl under its group: train/, validation/ or system/."""
+    group, _, rest = name.rpartition("/")
+    if group == "val":
+        return f"validation/{rest}"
+    return f"system/{name}" if name in SPEED or name.endswith("_mib") else f"train/{name}"
 
 
 def side_by_side(rows: list[list[np.ndarray]]) -> tf.Tensor:

@@ -5,6 +5,7 @@ checkpoints/step-*               the whole state; a run resumes from the newest 
 best.weights.h5 best.json        weights of the best validation mIoU
 final.weights.h5                 weights after the last step
 metrics.jsonl tensorboard/       the log
+images/step-*.png                images, labels and predictions of the newest validations
 unreadable.json                  examples that training skips (kseg.input_pipeline.batch_reader)
 data.json                        names and sizes of the data, compared at the next start
 skipped.json                     steps whose batch is skipped because its loss was not finite
@@ -31,7 +32,7 @@ from kseg.errors import WorkdirError
 from kseg.inference import trained_model
 from kseg.system.atomic_files import WRITING, write_text
 from kseg.system.paths import path_fault
-from kseg.training import checkpoints
+from kseg.training import checkpoints, validation_images
 
 # Values that may differ when a run is resumed: file locations, ways of reading, and intervals of writing.
 CHANGEABLE = (
@@ -101,8 +102,9 @@ def open_workdir(workdir: Path, config: Config, dataset: Dataset) -> IO[str]:
 
 def _remove_leftovers(workdir: Path) -> None:
     """Remove the partial files of killed processes."""
-    for path in workdir.glob(f"{WRITING}*"):
-        path.unlink(missing_ok=True)
+    for directory in (workdir, workdir / validation_images.DIRECTORY):
+        for path in directory.glob(f"{WRITING}*"):
+            path.unlink(missing_ok=True)
     complete = checkpoints.checkpoint_steps(workdir)
     for name in os.listdir(workdir / "checkpoints"):
         match = re.match(rf"({re.escape(WRITING)})?step-(\d+)", name)

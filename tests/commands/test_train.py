@@ -122,8 +122,10 @@ def test_tensorboard_contains_scalars_and_fixed_images(finished):
 
     board = EventAccumulator(str(finished[0] / "tensorboard"), size_guidance={"tensors": 0})
     board.Reload()
-    assert {"loss", "learning_rate", "val/mIoU", "validation"} <= set(board.Tags()["tensors"])
-    assert len(board.Tensors("loss")) == 12
+    tags = set(board.Tags()["tensors"])
+    assert {"train/loss", "train/learning_rate", "validation/mIoU", "validation", "iou/star"} <= tags
+    assert {tag.partition("/")[0] for tag in tags} == {"train", "validation", "iou", "system"}
+    assert len(board.Tensors("train/loss")) == 12
     image = board.Tensors("validation")[0].tensor_proto.string_val
     # Width and height are followed by one PNG for each image: image, ground truth and prediction side by side.
     assert image[:2] == [b"768", b"128"] and len(image) == 2 + 4

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from kseg.config import Train
 from kseg.errors import WorkdirError
-from kseg.training.recorder import Recorder, read_best
+from kseg.training.recorder import Recorder, StepLog, read_best
 
 
 def validate(best, matrix):
@@ -65,15 +66,28 @@ def test_a_damaged_file_is_named(tmp_path, text):
 
 
 def test_the_log_has_no_nan(tmp_path):
-    recorder = SimpleNamespace(
-        is_chief=True,
-        workdir=tmp_path,
-        report=print,
-        board=SimpleNamespace(as_default=lambda step: pytest.MonkeyPatch.context()),
-    )
+    recorder = SimpleNamespace(is_chief=True, workdir=tmp_path, report=print, draw=lambda scalars, step: None)
     Recorder.write(recorder, 3, {"val/mIoU": math.nan, "loss": 0.5})
     assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
         "step": 3,
         "val/mIoU": None,
         "loss": 0.5,
     }
+
+
+def test_the_speed_leaves_out_the_call_that_compiled(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("kseg.training.recorder.time.monotonic", lambda: now[0])
+    log = StepLog(Train(global_batch=4, steps=20))
+    now[0] += 31.0
+    log.exclude(1, 31.0)
+    log.add({"loss": 3.0})
+    first = log.flush(1)
+    assert first["loss"] == 3.0 and math.isnan(first["eta_seconds"]) and math.isnan(first["images_per_second"])
+    now[0] += 31.0
+    log.exclude(1, 31.0)
+    log.add({"loss": 3.0})
+    for _ in range(2):
+        now[0] += 0.5
+        log.add({"loss": 0.0})
+    assert log.flush(4) == {"loss": 1.0, "images_per_second": 8.0, "input_share": 0.0, "eta_seconds": 8.0}
