@@ -1,8 +1,9 @@
 """Evaluate a model on a split: count its pixels, compute the scores, and write results and report."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import keras
 import numpy as np
@@ -13,9 +14,10 @@ from kseg.datasets import diagnosis, labeled_pixels, plausibility
 from kseg.datasets.registry import Dataset, Split
 from kseg.distributed import devices, hosts
 from kseg.errors import WorkdirError
-from kseg.evaluation import html_report, metrics, results
+from kseg.evaluation import html_report, metrics, results, training_log
 from kseg.evaluation.counter import Counter, Counts
 from kseg.evaluation.sample_images import SampleImages
+from kseg.evaluation.training_log import Curve, read_curves
 from kseg.images import drawing, image_files
 from kseg.inference import trained_model
 from kseg.inference.prediction import predictor, protocol_of
@@ -116,7 +118,8 @@ def evaluate(
     try:
         # A character that stdout cannot print, or a closed pipe, must not lose hours of counting.
         if writes:
-            _write(predictor(model, protocol_of(config)), dataset, split, counts, samples, summary, out, report)
+            curves = read_curves(weights.parent / training_log.FILE) if weights else {}
+            _write(predictor(model, protocol_of(config)), dataset, split, counts, samples, summary, out, report, curves)
     finally:
         # A full disk must not lose the scores either.
         report(metrics.class_table(summary))
@@ -161,6 +164,7 @@ def _write(
     summary: dict,
     out: Path,
     report: Callable[[str], None],
+    curves: Mapping[str, Curve],
 ) -> None:
     """Write the results, predictions.png and report.html to `out`; raises WorkdirError if that fails."""
     try:
@@ -169,7 +173,7 @@ def _write(
         raise WorkdirError(f"cannot write to {out}: {error.strerror}") from None
     report("drawing the report")
     image_files.save_image(drawing.grid(samples.rows, ("image", "ground truth", "prediction")), out / "predictions.png")
-    write_evaluation_report(predict, dataset, split, counts, summary, out)
+    write_evaluation_report(predict, dataset, split, counts, summary, out, curves)
 
 
 def write_evaluation_report(
@@ -179,11 +183,14 @@ def write_evaluation_report(
     counts: Counts,
     summary: dict,
     out: Path,
+    curves: Mapping[str, Curve] = MappingProxyType({}),
 ) -> None:
-    """Write report.html to `out`."""
+    """Write report.html to `out`, with the curves of the training if there are any."""
     names, mious = results.image_names(counts), results.image_mious(counts)
     samples = [
         html_report.Sample(names[index], *predict_example(predict, split, index), float(mious[index]), group)
         for group, index in choose_samples(counts)
     ]
-    html_report.write_report(out / "report.html", summary, counts.matrix, samples, dataset.classes, dataset.palette)
+    html_report.write_report(
+        out / "report.html", summary, counts.matrix, samples, dataset.classes, dataset.palette, curves
+    )

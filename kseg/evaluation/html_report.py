@@ -1,7 +1,8 @@
 """Write the evaluation report: one HTML page that needs no other file and no network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -11,6 +12,7 @@ from kseg.config import dataset_title
 from kseg.config.sections import IGNORED
 from kseg.errors import UserError
 from kseg.evaluation import report_graphics
+from kseg.evaluation.training_log import Curve
 from kseg.system import atomic_files
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,6 +54,7 @@ def write_report(
     samples: Sequence[Sample],
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
+    curves: Mapping[str, Curve] = MappingProxyType({}),
 ) -> None:
     """Write the report atomically.
 
@@ -62,6 +65,7 @@ def write_report(
         samples: The images to show.
         classes: Names of the C classes.
         palette: RGB colors of the C classes.
+        curves: The result of `training_log.read_curves`; the page shows nothing of an empty one.
 
     Raises:
         UserError: The file cannot be written.
@@ -96,6 +100,7 @@ def write_report(
             error_color=_hex(report_graphics.ERROR_COLOR),
             ignored_gray=_hex((report_graphics.IGNORED_GRAY,) * 3),
             boundary=_boundary(results, samples),
+            training=_training(curves),
             settings=list(_settings(results["config"])),
         )
     )
@@ -279,6 +284,22 @@ def _boundary(results: dict, samples: Sequence[Sample]) -> dict:
             boundary["widths"], boundary["mIoU"], labels, boundary["width"], _number(results["mIoU"])
         ),
     }
+
+
+def _training(curves: Mapping[str, Curve]) -> list[str]:
+    """Return a chart for each curve of the training."""
+    shown = (
+        ("loss", "loss", 1),
+        ("val/mIoU", "validation mIoU in percent", 100),
+        ("learning_rate", "learning rate", 1),
+    )
+    return [
+        report_graphics.step_curve(
+            curves[name].steps, [factor * value for value in curves[name].values], title, f"steps{number}"
+        )
+        for number, (name, title, factor) in enumerate(shown)
+        if name in curves
+    ]
 
 
 def _settings(config: dict, prefix: str = "") -> Iterator[tuple[str, str]]:

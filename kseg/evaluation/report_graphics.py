@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from kseg.config.sections import IGNORED
@@ -33,6 +34,9 @@ LONGEST_NAME = 21
 LETTER = 6.9
 BAR_WIDTH, BAR_ROW, BAR_RIGHT, BAR_TOP = 360, 19, 44, 22
 CURVE_SIZE = 420, 270
+STEPS_SIZE = 360, 220
+# Curves of up to this many points have marks.
+MARKED = 40
 
 # Maximum (width, height) of an embedded image, in pixels.
 BOX = 480, 480
@@ -187,6 +191,29 @@ def boundary_curve(
     axes.set_xlabel("width of the band", color=MUTED, fontsize=FONT_SIZE)
     axes.set_title("mIoU in percent", loc="left", color=MUTED, fontsize=FONT_SIZE)
     return _svg(figure, "curve", "mIoU near the label edges against the width of the band; the table lists all values")
+
+
+def step_curve(steps: Sequence[int], values: Sequence[float], title: str, name: str) -> str:
+    """Draw a value against the steps of a training as SVG.
+
+    Args:
+        steps: Numbers of steps taken, in increasing order.
+        values: The value after each of them.
+        title: Text above the chart.
+        name: Identifier of the chart, unique on the page.
+    """
+    width, height = STEPS_SIZE
+    figure, axes = _axes(STEPS_SIZE, (52, 42, width - 66, height - 74))
+    # A single value, or a few, would be invisible or misread without marks.
+    axes.plot(steps, values, color=ACCENT, linewidth=1.6, marker="o" if len(steps) <= MARKED else "", markersize=4)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.03, y=0.1)
+    axes.spines["bottom"].set(visible=True, color=GRID)
+    axes.set_xlabel("step", color=MUTED, fontsize=FONT_SIZE)
+    axes.set_title(title, loc="left", color=MUTED, fontsize=FONT_SIZE)
+    return _svg(figure, name, f"{title} from step {steps[0]} to step {steps[-1]}, where it is {values[-1]:.4g}")
 
 
 def _axes(size: tuple[float, float], box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
