@@ -28,6 +28,10 @@ class WorkdirError(UserError):
     """A working directory cannot be written, or belongs to another run."""
 
 
+class TrackingError(UserError):
+    """A server that tracks experiments cannot be used."""
+
+
 def unknown(kind: str, value: str, choices: Iterable[str], prefix: str = "", meant: Iterable[str] = ()) -> str:
     """Return the message for an unknown name, with the nearest choices and then all of them, each after `prefix`.
 

@@ -62,7 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         weights = values.weights or trained_model.best_weights(values.workdir)
         report = print if hosts.is_chief(strategy) else lambda line: None
         split = registry.open_split(config.data, name)
-        evaluator.evaluate(model, config, dataset, split, out, report, strategy, weights)
+        scores = evaluator.evaluate(model, config, dataset, split, out, report, strategy, weights)
+        if values.workdir and hosts.is_chief(strategy):
+            evaluator.track_evaluation(config, values.workdir, out, scores, report)
     return 0
 
 

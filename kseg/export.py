@@ -112,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     from kseg.datasets import registry
     from kseg.exporting import exporter
     from kseg.exporting.calibration import Calibration
+    from kseg.tracking import trackers
 
     calibration = None
     if calibrated:
@@ -123,6 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
     path = exporter.export(
         model, config, dataset, values.out, weights, values.version, calibration=calibration, formats=values.formats
     )
+    if values.workdir:
+        trackers.log_results(config, values.workdir, [path], f"export/{path.name}", {})
     if values.split and not calibration:
         split = registry.open_split(config.data, values.split)
         exporter.compare_exported(model, path, config, dataset, split, formats=values.formats)

@@ -189,11 +189,11 @@ class Run:
         model, dataset, weights = self._load()
         name = split or self.config.data.val_split
         out = self.workdir / name if out is None else Path(out)
-        return Scores(
-            evaluator.evaluate(
-                model, self.config, dataset, registry.open_split(self.config.data, name), out, report, weights=weights
-            )
+        scores = evaluator.evaluate(
+            model, self.config, dataset, registry.open_split(self.config.data, name), out, report, weights=weights
         )
+        evaluator.track_evaluation(self.config, self.workdir, out, scores, report)
+        return Scores(scores)
 
     def predict(self, images: "ImageLike | Iterable[ImageLike]") -> Segmentation | list[Segmentation]:
         """Segment an image, or each of several.
@@ -241,6 +241,7 @@ class Run:
         from kseg.exporting import exporter
         from kseg.exporting import formats as known_formats
         from kseg.exporting.calibration import Calibration
+        from kseg.tracking import trackers
 
         known_formats.require_formats(formats, self.config)
         model, dataset, weights = self._load()
@@ -250,9 +251,11 @@ class Run:
                 registry.open_split(self.config.data, name) for name in (calibrate[0], self.config.data.val_split)
             )
             calibration = Calibration(measured, calibrate[1], tested)
-        return exporter.export(
+        path = exporter.export(
             model, self.config, dataset, Path(out), weights, calibration=calibration, formats=list(formats)
         )
+        trackers.log_results(self.config, self.workdir, [path], f"export/{path.name}", {})
+        return path
 
     def _load(self) -> tuple:
         """Return (model with the best weights, dataset record of the training, file of the weights)."""

@@ -14,7 +14,7 @@ from tfx.proto import infra_validator_pb2, trainer_pb2
 from tfx.types import standard_artifacts
 
 from kseg import config as configs
-from kseg.config import Config
+from kseg.config import Config, Tracking
 from pipeline.components.data_validator import Examiner
 from pipeline.components.evaluator import Evaluator
 from pipeline.components.infra_validator import InfraValidator, Requests
@@ -120,7 +120,8 @@ def components(
         max_unreadable_fraction=settings.max_unreadable_fraction,
     )
     # The location of the source must not affect the cache of the training; fingerprint and records represent the data.
-    config = dataclasses.replace(settings.config, data=dataclasses.replace(data, directory=""))
+    # A tracker must not affect it either, and ML Metadata already tracks the pipeline.
+    config = dataclasses.replace(settings.config, data=dataclasses.replace(data, directory=""), tracking=Tracking())
     base = make_base_model_resolver(ingest)
     examiner = Examiner(
         examples=ingest.outputs["examples"],

@@ -148,6 +148,7 @@ def evaluation_facts(directory):
     rows = [line.split(",") for line in (directory / "per_image.csv").read_text().splitlines()]
     images = {row[0]: [float(cell) if cell else None for cell in row[1:]] for row in rows[1:]}
     confusion = np.load(directory / "confusion.npy")
+    assert figures["config"].pop("tracking") == {"mlflow": "", "experiment": "kseg"}
     return {
         "figures": figures,
         "columns": rows[0],

@@ -28,6 +28,7 @@ from kseg.config.sections import (
     Loss,
     Model,
     Pspnet,
+    Tracking,
     Train,
 )
 from kseg.config.values import read_dict, replace_value, set_value
@@ -48,6 +49,7 @@ __all__ = [
     "Loss",
     "Model",
     "Pspnet",
+    "Tracking",
     "Train",
     "dataset_title",
     "default_workdir",
@@ -76,6 +78,7 @@ class Config:
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
     export: Export = field(default_factory=Export)
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 def load(name: str, overrides: typing.Sequence[str] = ()) -> Config:

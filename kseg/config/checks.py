@@ -47,6 +47,11 @@ def _check_together(config: Any) -> None:
     model, init, loss, train, evaluate = config.model, config.init, config.loss, config.train, config.evaluate
     if config.data.service:
         host_and_port(config.data.service)
+    if re.match(r"\w+://[^/@]*:[^/@]*@", config.tracking.mlflow):
+        raise ConfigError(
+            "tracking.mlflow must not contain a password, because the config is written into reports and exports; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+        )
     if config.data.value_range:
         lowest, highest = config.data.value_range
         _require(lowest < highest, "data.value_range", "must increase", (lowest, highest))

@@ -335,3 +335,14 @@ class Export:
     all_scores: bool = False
     # Numbers of images in the requests that a server replays before it answers the first one.
     warmup_batches: Annotated[tuple[int, ...], Above(0)] = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Servers that track experiments; they change nothing of a run."""
+
+    # Address of an MLflow server such as http://host:5000, or a directory; empty: none. The extra [tracking] installs
+    # its client.
+    mlflow: str = ""
+    # Name of the experiment that the run belongs to.
+    experiment: str = "kseg"

@@ -22,6 +22,7 @@ from kseg.images import drawing, image_files
 from kseg.inference import trained_model
 from kseg.inference.prediction import predictor, protocol_of
 from kseg.system.progress import Progress
+from kseg.tracking import trackers
 
 # Number of images in predictions.png.
 PREVIEW_IMAGES = 6
@@ -132,6 +133,22 @@ def evaluate(
     if writes:
         report(f"wrote report.html, metrics.json, per_image.csv, confusion.npy and predictions.png to {out}")
     return summary
+
+
+def track_evaluation(config: Config, workdir: Path, out: Path, scores: dict, report: Callable[[str], None]) -> None:
+    """Add the scores and files of an evaluation to the tracked run of a working directory, if it has one.
+
+    Args:
+        config: The config of the run.
+        workdir: Its working directory.
+        out: The directory of the evaluation's files.
+        scores: The result of `evaluate`.
+        report: Receives failures, which raise nothing.
+    """
+    folder = f"evaluation/{scores['split']}"
+    values = {f"{folder}/{name}": scores[name] for name in ("mIoU", "mAcc", "aAcc", "boundary_mIoU")}
+    files = [out / name for name in ("report.html", "metrics.json", "predictions.png")]
+    trackers.log_results(config, workdir, files, folder, values, report)
 
 
 def _headline(summary: dict) -> str:

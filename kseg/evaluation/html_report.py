@@ -85,7 +85,7 @@ def write_report(
         .get_template("report.html.jinja")
         .render(
             results=results,
-            dataset=dataset_title(results["provenance"]["dataset"], results["provenance"]["directory"] or ""),
+            dataset=dataset_title(results["provenance"]["dataset"], results["provenance"].get("directory") or ""),
             metrics=METRICS,
             comparison=_comparison(results),
             rows=_class_rows(results, classes, palette),

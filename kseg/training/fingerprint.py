@@ -16,8 +16,8 @@ from kseg.config import Config
 from kseg.config.values import leaves
 from kseg.datasets.registry import Split
 
-# Values that may differ between hosts: the location of the data and the size of the read-ahead.
-HOST_SPECIFIC = ("data.directory", "data.memory")
+# Values that may differ between hosts: the location of the data, the size of the read-ahead, and the chief's trackers.
+HOST_SPECIFIC = ("data.directory", "data.memory", "tracking.mlflow", "tracking.experiment")
 # This many hexadecimal digits of a SHA-256 make collisions unlikely and stay readable.
 DIGITS = 16
 

@@ -22,6 +22,7 @@ from kseg.evaluation.sample_images import SampleImages
 from kseg.inference.prediction import protocol_of
 from kseg.system.atomic_files import append_text, write_text
 from kseg.system.progress import duration
+from kseg.tracking.trackers import Trackers
 from kseg.training import validation_images, working_directory
 from kseg.training.ema import ExponentialMovingAverage
 from kseg.weights import keras_files
@@ -29,6 +30,9 @@ from kseg.weights import keras_files
 FIXED_IMAGES = 4
 # Values that describe the machine rather than what is learned, beside those of memory, which end in _mib.
 SPEED = ("images_per_second", "input_share")
+
+
+NO_TRACKERS = Trackers()
 
 
 class StepLog:
@@ -93,8 +97,10 @@ class Recorder:
         ema: ExponentialMovingAverage | None,
         strategy: tf.distribute.Strategy,
         report: Callable[[str], None],
+        trackers: Trackers = NO_TRACKERS,
     ):
         """Read the best validation so far; `split` is the validation split."""
+        self.trackers = trackers
         self.config, self.workdir, self.split, self.model, self.report = config, workdir, split, model, report
         self.ema, self.is_chief = ema, hosts.is_chief(strategy)
         self.hosts, self.replicas = hosts.num_hosts(strategy), strategy.num_replicas_in_sync
@@ -128,7 +134,8 @@ class Recorder:
         self.draw({grouped_name(name): value for name, value in values.items()}, step)
 
     def draw(self, scalars: dict, step: int) -> None:
-        """Write scalars to TensorBoard."""
+        """Write scalars to TensorBoard and to the trackers."""
+        self.trackers.log_scalars(step, scalars)
         with self.board.as_default(step=step):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)

@@ -17,6 +17,7 @@ from kseg.distributed import devices, hosts
 from kseg.errors import ConfigError, DataError
 from kseg.input_pipeline import batch_reader
 from kseg.system import signals
+from kseg.tracking import trackers
 from kseg.training import (
     checkpoints,
     data_changes,
@@ -148,6 +149,9 @@ def train(
     with contextlib.ExitStack() as stack:
         # The lock is released on exit because the process may continue after this function.
         hosts.on_chief(strategy, lambda: stack.enter_context(working_directory.open_workdir(workdir, config, dataset)))
+        tracked = hosts.on_chief(strategy, lambda: stack.enter_context(trackers.start(config, workdir, report)))
+        if tracked:
+            tracked.log_artifacts([workdir / "config.json"])
         report(devices.device_line())
         report(batch_line(config.train, strategy.num_replicas_in_sync))
         with strategy.scope():
@@ -169,7 +173,9 @@ def train(
                 workdir, (train_split, val_split), read_best(workdir), step > 0, report
             ),
         )
-        recorder = stack.enter_context(Recorder(config, workdir, val_split, model, ema, strategy, report))
+        recorder = stack.enter_context(
+            Recorder(config, workdir, val_split, model, ema, strategy, report, tracked or trackers.Trackers())
+        )
         profile = stack.enter_context(profiler.Profile(profiled, workdir if chief else None, report))
         reader = batch_reader.BatchReader(config, train_split, workdir, strategy, report)
         # Before this point a signal terminates the process, because there is nothing to save.

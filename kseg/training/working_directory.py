@@ -7,6 +7,7 @@ final.weights.h5                 weights after the last step
 metrics.jsonl tensorboard/       the log
 images/step-*.png                images, labels and predictions of the newest validations
 unreadable.json                  examples that training skips (kseg.input_pipeline.batch_reader)
+tracking.json                    runs on servers that track experiments (kseg.tracking)
 data.json                        names and sizes of the data, compared at the next start
 skipped.json                     steps whose batch is skipped because its loss was not finite
 .lock                            locked while a process trains
@@ -49,6 +50,8 @@ CHANGEABLE = (
     "train.recompute",
     "train.nonfinite_batches",
     "train.patience",
+    "tracking.mlflow",
+    "tracking.experiment",
 )
 
 
