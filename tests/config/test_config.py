@@ -97,7 +97,7 @@ def test_overrides_apply_in_order_and_change_nothing_else():
     "override, words",
     [
         ("train.step=5", ["'train.step'", "Did you mean train.steps"]),
-        ("trian.steps=5", ["'trian'", "Did you mean train?", "Choices: augment, data"]),
+        ("trian.steps=5", ["'trian'", "Did you mean train or tracking?", "Choices: augment, data"]),
         ("model.encnet.codeword=5", ["Did you mean model.encnet.codewords?"]),
         ("train..steps=5", ["'train.'", "train.steps"]),
         ("=5", ["unknown config key"]),
