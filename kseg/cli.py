@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kseg import config as configs
-from kseg.config import Config
+from kseg.config import Config, renames
 from kseg.config.files import config_names
 from kseg.errors import ConfigError, UserError
 from kseg.system import quiet_start
@@ -16,6 +16,14 @@ from kseg.system import quiet_start
 def program(module: str) -> str:
     """Return how a command was called, for its help: `kseg train`, or `python -m kseg.train`."""
     return sys.argv[0] if sys.argv[0].startswith("kseg ") else f"python -m {module}"
+
+
+class RenamedOption(argparse.Action):
+    """Take the value of an option under the name of the previous release, with a note; `const` is its new name."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        renames.note(option_string, self.const)
+        setattr(namespace, self.dest, values)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

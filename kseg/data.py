@@ -3,7 +3,7 @@
 python -m kseg.data check NAME [--directory DIR] [--split SPLIT ...]
 python -m kseg.data stats NAME [--directory DIR] [--split SPLIT ...] [--json FILE]
 python -m kseg.data show NAME --out grid.png [--directory DIR] [--config NAME]
-python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
+python -m kseg.data prepare NAME --source DIR [--out DIR] [--split SPLIT ...] [--subset] [--fast]
 python -m kseg.data convert KIND PATH --out DIR [--images DIR] [--split NAME=PATH ...] [--background NAME]
 python -m kseg.data suggest NAME [--directory DIR] [--head HEAD] [--memory GB]
 python -m kseg.data serve [--dispatcher grpc://HOST:PORT] [--port PORT] [--host HOST]
@@ -74,11 +74,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="the directory of the published archives, or of the files extracted from them",
     )
     prepare.add_argument(
-        "--directory",
+        "--out",
+        dest="directory",
         default="",
-        metavar="OUT",
+        metavar="DIR",
         help="where to write the prepared dataset (default: $KSEG_DATA/NAME, or data/NAME without KSEG_DATA)",
     )
+    # The other subcommands read from --directory.
+    prepare.add_argument("--directory", action=cli.RenamedOption, const="--out", help=argparse.SUPPRESS)
     prepare.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="only these splits (default: all)")
     prepare.add_argument("--subset", action="store_true", help="accept splits that are smaller than published")
     prepare.add_argument(

@@ -1,6 +1,6 @@
 """Convert the archives or tree of a dataset to checked record files.
 
-    python -m kseg.data prepare NAME --source DIR [--directory OUT] [--split SPLIT ...] [--subset] [--fast]
+    python -m kseg.data prepare NAME --source DIR [--out DIR] [--split SPLIT ...] [--subset] [--fast]
 
 Every image and label is read once and checked. The set is written to a hidden directory, split by split, and renamed
 when it is complete. A restarted command keeps finished splits.
