@@ -122,8 +122,6 @@ class Run:
         >>> result = run.predict(image)
         >>> result.ids.shape == result.image.shape[:2]
         True
-        >>> run.evaluate(report=lambda line: None)["images"]
-        16
     """
 
     def __init__(self, config: str | Config | None = None, workdir: Path | str | None = None, **changes: Any):

@@ -8,6 +8,7 @@ from kseg.errors import WeightsError
 from kseg.weights import loading
 from kseg.weights.names import keras_to_torchvision, mmseg_head, sss_head, sss_to_mmseg
 from tests.helpers.shared_files import KEYS, read_keys
+from tests.helpers.small_models import without_values
 
 needs_keys = pytest.mark.skipif(not KEYS.is_dir(), reason=f"the reference key lists in {KEYS} are missing")
 HEADS = ["encnet", "deeplabv3", "deeplabv3plus", "apcnet", "pspnet", "fcn"]
@@ -39,7 +40,9 @@ def test_translated_sss_names_have_the_shapes_of_mmseg(head):
 )
 def test_models_have_the_names_and_shapes_of_mmseg(keys, overrides):
     config = configs.load("encnet_cityscapes", overrides)
-    actual = {name: target.shape() for name, target in loading.torch_targets(models.build(config.model, 19)).items()}
+    with without_values():
+        model = models.build(config.model, 19)
+    actual = {name: target.shape() for name, target in loading.torch_targets(model).items()}
     expected = read_keys(KEYS / f"keys_mmseg_{keys}.txt")
     if keys.startswith("backbone"):
         actual = {name: shape for name, shape in actual.items() if name.startswith("backbone.")}
