@@ -71,7 +71,7 @@ def test_the_first_model_shows_scores_and_a_picture(tmp_path):
 
 def test_labelme_polygons_become_a_model(tmp_path):
     outputs = run(ROOT / "notebooks/own_images.md", tmp_path)
-    names = [line.split()[-1] for line in (tmp_path / "own-images/data/classes.txt").read_text().splitlines()]
+    names = [line.split()[1] for line in (tmp_path / "own-images/data/classes.txt").read_text().splitlines()]
     assert names == ["background", "door"]
     assert any("data:image/png;base64," in shown(found) for found in outputs.values())
 
