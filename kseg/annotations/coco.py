@@ -43,7 +43,7 @@ def read_coco(path: Path, options: Options, findings: Findings) -> Annotations:
         raise DataError(f"{path}: two categories have the name {repeated[0]!r}")
     images = member(str(path), content, "images", list)
     by_image = collections.defaultdict(list)
-    known = {image.get("id") for image in images if isinstance(image, dict)}
+    known = {member(f"{path}: images[{index}]", image, "id", (int, str)) for index, image in enumerate(images)}
     for index, annotation in enumerate(member(str(path), content, "annotations", list)):
         place = f"{path}: annotations[{index}]"
         image_id = member(place, annotation, "image_id", (int, str))
@@ -112,6 +112,8 @@ def _decode_runs(place: str, segmentation: dict, size: tuple[int, int]) -> np.nd
     counts = member(place, segmentation, "counts", (list, str))
     if stated != size:
         raise DataError(f"{place}: its mask has the size {list(stated)}, its image {list(size)} (height, width)")
+    if isinstance(counts, list) and not all(isinstance(count, int) for count in counts):
+        raise DataError(f"{place}: run lengths are whole numbers")
     if isinstance(counts, str):
         # pycocotools reads past the image if the counts are damaged, so their sum is checked first.
         counts = _unpack_counts(place, counts)

@@ -50,7 +50,7 @@ def read_label_studio(path: Path, options: Options, findings: Findings) -> Annot
             finished = [
                 annotation
                 for annotation in member(place, task, "annotations", list)
-                if not annotation.get("was_cancelled")
+                if isinstance(annotation, dict) and not annotation.get("was_cancelled")
             ]
         except DataError:
             raise DataError(f"{place}: no list `annotations`; export `JSON`, not `JSON-MIN`") from None
@@ -59,9 +59,16 @@ def read_label_studio(path: Path, options: Options, findings: Findings) -> Annot
             continue
         if len(finished) > 1:
             findings.add("further annotations", place)
-        tasks.append((place, task, member(place, finished[0], "result", list)))
+        results = member(place, finished[0], "result", list)
+        for number, result in enumerate(results):
+            member(f"{place}: result {number}", result, "type", str)
+        tasks.append((place, task, results))
     names = {
-        name for _, _, results in tasks for result in results if result.get("type") in AREAS for name in _names(result)
+        name
+        for place, _, results in tasks
+        for result in results
+        if result.get("type") in AREAS
+        for name in _names(place, result)
     }
     directory = options.images or path.parent
 
@@ -89,8 +96,12 @@ def read_label_studio(path: Path, options: Options, findings: Findings) -> Annot
     return Annotations(tuple(options.classes) or tuple(sorted(names)), read_images(), len(tasks))
 
 
-def _names(result: dict) -> list[str]:
-    return result.get("value", {}).get(result["type"], [])
+def _names(place: str, result: dict) -> list[str]:
+    """Return the labels of a result; raises DataError if they are no list of texts."""
+    names = member(place, member(place, result, "value", dict), result["type"], list)
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"{place}: the labels of a result are texts, found {names}")
+    return names
 
 
 def _image_of(place: str, task: dict) -> str:
@@ -124,7 +135,7 @@ def _read_result(place: str, result: dict, findings: Findings) -> tuple[tuple[in
     size = tuple(member(place, result, f"original_{side}", int) for side in ("height", "width"))
     if result.get("image_rotation"):
         raise DataError(f"{place}: the image was turned by {result['image_rotation']} degrees in Label Studio")
-    value, names = member(place, result, "value", dict), _names(result)
+    value, names = member(place, result, "value", dict), _names(place, result)
     if len(names) != 1:
         raise DataError(f"{place}: an object has one label, found {names}")
     if kind == "brushlabels":
@@ -145,7 +156,7 @@ def _outline(place: str, kind: str, value: dict[str, Any], size: tuple[int, int]
     if kind == "polygonlabels":
         try:
             return np.array(member(place, value, "points", list), np.float64).reshape(-1, 2) * scale
-        except ValueError:
+        except (TypeError, ValueError):
             raise DataError(f"{place}: points are pairs of numbers") from None
     if kind == "rectanglelabels":
         left, top, width, height = pixels("x", "y", "width", "height")

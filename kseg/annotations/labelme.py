@@ -109,6 +109,8 @@ def _read_shape(place: str, shape: dict) -> Polygons | Mask | None:
         points = np.asarray(member(place, shape, "points", list), np.float64).reshape(-1, 2)
     except (TypeError, ValueError):
         raise DataError(f"{place}: points are pairs of numbers") from None
+    if not np.isfinite(points).all():
+        raise DataError(f"{place}: a coordinate is not a finite number")
     if kind == "polygon":
         return Polygons((points,))
     if kind in ("rectangle", "circle", "mask") and len(points) != 2:

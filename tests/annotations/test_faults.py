@@ -62,6 +62,7 @@ def images(tmp_path):
         ((1, {"size": [24, 32], "counts": [5, 5]}, {}), "the run lengths count 10 pixels, its image has 768"),
         ((1, {"size": [32, 24], "counts": [768]}, {}), "its mask has the size [32, 24], its image [24, 32]"),
         ((1, {"size": [24, 32], "counts": "~~"}, {}), "'~' cannot occur"),
+        ((1, {"size": [24, 32], "counts": [None, 5]}, {}), "run lengths are whole numbers"),
         ((1, SQUARE, {"image_id": 9}), "annotations[0]: no image has the id 9"),
     ],
 )
@@ -198,6 +199,8 @@ def test_turned_image(tmp_path, stated, turned):
         ("coco", "x.json", "{}", "'categories' is missing"),
         ("cvat", "x.xml", "<annotations>\n<image></annotations>", "x.xml, line 2, column 9: not XML"),
         ("cvat", "x.xml", "<annotations><track/></annotations>", "not for video"),
+        ("coco", "x.json", '{"categories": [], "images": [{}], "annotations": []}', "images[0]: 'id' is missing"),
+        ("label-studio", "x.json", '[{"annotations": [{"result": [0]}]}]', "task 0: result 0: 'type' is missing"),
         ("label-studio", "x.json", '[{"id": 7, "image": "a.png"}]', "task 7: no list `annotations`"),
         ("yolo", "x.yaml", "names: [a\nb: 1", "x.yaml, line 2: not YAML"),
         ("yolo", "x.yaml", "train: images", "`names` lists no class"),
