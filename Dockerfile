@@ -13,7 +13,7 @@ RUN apt-get update \
 RUN python3.11 -m venv /opt/kseg
 ENV VIRTUAL_ENV=/opt/kseg PATH=/opt/kseg/bin:${PATH}
 WORKDIR /kseg
-COPY bootstrap.lock requirements.lock pyproject.toml setup.cfg README.md LICENSE ./
+COPY bootstrap.lock requirements.lock pyproject.toml setup.cfg setup.py README.md LICENSE ./
 # The lock is complete, so nothing is resolved.
 RUN pip install --no-cache-dir --no-deps --require-hashes -r bootstrap.lock \
     && uv pip install --no-cache --no-deps --require-hashes -r requirements.lock

@@ -48,7 +48,7 @@ test-all: .venv/installed
 	@KSEG_ALL_TESTS=1 $(MAKE) test
 
 # The locks are installed as they stand: nothing is resolved again, and every file must have a hash listed there.
-.venv/installed: bootstrap.lock requirements.lock setup.cfg pyproject.toml
+.venv/installed: bootstrap.lock requirements.lock setup.cfg setup.py pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "kseg needs Python 3.11: neither python3.11 nor python3 is that version" >&2; exit 1; fi
 	@echo "installing into .venv (about 3 GB)"
 	@$(PYTHON) -m venv .venv

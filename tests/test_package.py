@@ -87,3 +87,19 @@ def test_no_file_names_a_machine():
             continue
         found += [f"{path.relative_to(ROOT)}: {word}" for word in FORBIDDEN if word in text]
     assert found == []
+
+
+def test_what_is_installed_has_every_module_and_config(tmp_path):
+    built = tmp_path / "built"
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", built],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    expected = {
+        path.relative_to(ROOT) for package in ("kseg", "pipeline", "serving") for path in (ROOT / package).rglob("*.py")
+    } | {Path("kseg") / path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.py")}
+    assert {path.relative_to(built) for path in built.rglob("*.py")} == expected
+    for data in ("kseg/py.typed", "kseg/evaluation/templates/report.html.jinja", "serving/page"):
+        assert (built / data).exists()
