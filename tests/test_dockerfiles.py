@@ -44,10 +44,10 @@ def test_files_are_copied_before_they_are_used(name):
     assert any("--require-hashes" in run for run in runs)
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    packages = {part.split(".")[0] for part in config["options.packages.find"]["include"].split()}
+    packages = config["importlinter"]["root_packages"].split()
     licenses = config["metadata"]["license_files"].split()
     readme = config["metadata"]["long_description"].removeprefix("file: ")
-    needed = {"setup.cfg", "pyproject.toml", "configs", readme, *packages, *licenses}
+    needed = {"setup.cfg", "setup.py", "pyproject.toml", "configs", readme, *packages, *licenses}
     assert needed <= set(copied(name, "--no-build-isolation ."))
 
 
