@@ -5,18 +5,9 @@
 The values that the heads share, and their reasons, are in kseg.config.own_images.
 """
 
-from kseg.config import Config, Model
-from kseg.config.own_images import AUXILIARY_CHANNELS, BACKBONE, CHANNELS, own_images
+from kseg.config import Config
+from kseg.config.own_images import own_images
 
 
 def config() -> Config:
-    return own_images(
-        Model(
-            backbone=BACKBONE,
-            stem="7x7",
-            output_stride=16,
-            head="apcnet",
-            channels=CHANNELS,
-            auxiliary_channels=AUXILIARY_CHANNELS,
-        )
-    )
+    return own_images("apcnet")

@@ -5,20 +5,10 @@
 The values that the heads share, and their reasons, are in kseg.config.own_images.
 """
 
-from kseg.config import Config, Deeplab, Model
-from kseg.config.own_images import AUXILIARY_CHANNELS, BACKBONE, CHANNELS, own_images
+from kseg.config import Config, Deeplab
+from kseg.config.own_images import own_images
 
 
 def config() -> Config:
-    return own_images(
-        Model(
-            backbone=BACKBONE,
-            stem="7x7",
-            output_stride=16,
-            head="deeplabv3plus",
-            channels=CHANNELS,
-            auxiliary_channels=AUXILIARY_CHANNELS,
-            # A quarter of the published number, as in the other layers of the head.
-            deeplab=Deeplab(shortcut_channels=12),
-        )
-    )
+    # A quarter of the published number, as in the other layers of the head.
+    return own_images("deeplabv3plus", Deeplab(shortcut_channels=12))

@@ -1,13 +1,15 @@
-"""What a reader of a format returns: images with the shapes that are drawn on them, and what it found on the way."""
+"""Hold annotated images, the shapes that are drawn on them, and what a reader found on the way."""
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-# What a conversion counts, and what it says of each kind.
+from kseg.errors import DataError
+
+# A conversion counts these, and describes each kind so.
 FINDINGS = {
     "clipped": "objects clipped at the edge of their image",
     "outside": "objects outside of their image, skipped",
@@ -49,13 +51,16 @@ class LabelMap:
     ids: np.ndarray
 
 
+Shape = Polygons | Mask | LabelMap
+
+
 @dataclass(frozen=True)
 class AnnotatedObject:
     """An object: where its annotation is, its class ("" for a LabelMap), its shape, and whether it is a crowd."""
 
     place: str
     name: str
-    shape: Polygons | Mask | LabelMap
+    shape: Shape
     crowd: bool = False
 
 
@@ -98,10 +103,21 @@ class Findings:
         """Add a fault, after which no dataset is written."""
         self.faults.append(text)
 
+    def read_shape(self, place: str, read: Callable[[], Shape | None]) -> Shape | None:
+        """Read an object's shape; a fault or an object without an area is recorded and gives None."""
+        try:
+            shape = read()
+        except DataError as error:
+            self.fault(str(error))
+            return None
+        if shape is None:
+            self.add("no area", place)
+        return shape
+
 
 @dataclass(frozen=True)
 class Options:
-    """What a reader needs besides the annotations.
+    """Hold what a reader needs besides the annotations.
 
     Attributes:
         images: Directory of the images; None: where the format puts them.

@@ -34,7 +34,7 @@ IGNORE = "ignore"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert and how.
+    """Name what to convert, and how.
 
     Attributes:
         kind: A key of KINDS.

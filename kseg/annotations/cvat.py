@@ -1,6 +1,7 @@
 """Read CVAT for images 1.1: one XML file with polygons, boxes, ellipses and masks."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -64,14 +65,8 @@ def read_cvat(path: Path, options: Options, findings: Findings) -> Annotations:
                 if element.tag in OTHER:
                     continue
                 object_place = f"{place}: {element.tag} {index}"
-                try:
-                    shape = _read_shape(object_place, element)
-                except DataError as error:
-                    findings.fault(str(error))
-                    continue
-                if shape is None:
-                    findings.add("no area", object_place)
-                else:
+                shape = findings.read_shape(object_place, partial(_read_shape, object_place, element))
+                if shape is not None:
                     objects.append(AnnotatedObject(object_place, element.get("label", ""), shape))
             yield AnnotatedImage(str(path), name, directory / name, size, tuple(objects), image.get("subset", ""))
 

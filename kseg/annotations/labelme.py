@@ -5,6 +5,7 @@ import binascii
 import io
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -61,14 +62,8 @@ def read_labelme(path: Path, options: Options, findings: Findings) -> Annotation
             objects = []
             for index, shape in enumerate(_shapes(file, content)):
                 place = f"{file}: shapes[{index}]"
-                try:
-                    geometry = _read_shape(place, shape)
-                except DataError as error:
-                    findings.fault(str(error))
-                    continue
-                if geometry is None:
-                    findings.add("no area", place)
-                else:
+                geometry = findings.read_shape(place, partial(_read_shape, place, shape))
+                if geometry is not None:
                     objects.append(AnnotatedObject(place, shape["label"], geometry))
             size = content.get("imageHeight"), content.get("imageWidth")
             image = _image_file(file, content, options)

@@ -33,7 +33,7 @@ def settings(*arguments, head="encnet", memory=None):
 @pytest.mark.parametrize(
     "images, size, crop, batch, rate, window",
     [
-        # As in the published recipes of Cityscapes and of ADE20K.
+        # These are the published recipes of Cityscapes and of ADE20K.
         (2975, (1024, 2048), "512,1024", "8", "0.01", ""),
         (20210, (512, 683), "512,512", "16", "0.01", ""),
         (367, (360, 480), "352,480", "16", "0.01", ""),
@@ -75,7 +75,9 @@ def test_memory():
 @pytest.mark.parametrize("head", suggestions.REPORTED_MEMORY)
 def test_config_takes_the_suggestions_of_each_head(head):
     found = settings(900, (4000, 6000), (9000, 1), head=head, memory=8)
-    configs.load(f"{head}_ade20k", [f"{key}={value}" for key, value in found.items()])
+    config = configs.load(f"{head}_ade20k", [f"{key}={value}" for key, value in found.items()])
+    assert config.augment.crop == config.evaluate.window == (512, 1024)
+    assert config.train.accumulate == int(found["train.accumulate"]) > 1
 
 
 def test_training_takes_the_command(tmp_path, capsys):
